@@ -1,0 +1,1 @@
+//! Subcommands: one file each, arguments to calls, no logic.

@@ -1,0 +1,4 @@
+//! From raw rows to encoded pairs. No tensors except in the batcher.
+
+pub mod encode;
+pub mod pair;

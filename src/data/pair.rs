@@ -1,0 +1,24 @@
+//! A preference pair: a prompt and two completions, one of which people preferred.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `pairs.jsonl`.
+///
+/// When read, `question` is accepted for `prompt`; `id` may be missing and is then the line number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreferencePair {
+    /// Names the pair in every report: the question's id, or the line number.
+    pub id: String,
+    /// The question, as text.
+    pub prompt: String,
+    /// The preferred completion.
+    pub chosen: String,
+    /// The other completion.
+    pub rejected: String,
+    /// Vote score of the chosen answer, where the source has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_score: Option<i64>,
+    /// Vote score of the rejected answer, where the source has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected_score: Option<i64>,
+}

@@ -1,0 +1,13 @@
+//! `arithmo`: from voted answers to an aligned, measured model. Preference pairs, LoRA, DPO, on any Burn backend.
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod interrupt;
+pub mod model;
+pub mod output;
+pub mod progress;
+pub mod report;
+pub mod train;
+
+pub use error::{Error, Result};

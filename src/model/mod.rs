@@ -1,0 +1,1 @@
+//! The Mistral model: Hugging Face field names, generic over the backend.
