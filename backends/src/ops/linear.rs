@@ -1,0 +1,42 @@
+//! `y = x W^T`, for a weight that never gets a gradient.
+//!
+//! The weight stays `[D_out, D_in]`, as Hugging Face stores it. Forward keeps only a handle of the weight; backward is
+//! `dx = dy W`. No weight-shaped temporary exists in either direction.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::TrainBackend;
+
+/// Projects tokens by a frozen weight.
+///
+/// # Shapes
+/// - x: `[T, D_in]`
+/// - weight: `[D_out, D_in]`, of the same dtype as `x`
+/// - returns `[T, D_out]`
+///
+/// # Panics
+/// If widths or dtypes differ (Burn 0.21 promotes nothing: mixed dtypes would be silently wrong on GPUs), or, under
+/// autodiff, if the weight requires a gradient, which this operation would drop.
+pub fn linear<B: TrainBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ([tokens, d_in], [d_out, w_in]) = (x.dims(), weight.dims());
+    assert_eq!(
+        d_in, w_in,
+        "linear: x is [{tokens}, {d_in}], weight is [{d_out}, {w_in}]"
+    );
+    assert_eq!(
+        x.dtype(),
+        weight.dtype(),
+        "linear: x and weight must have one dtype"
+    );
+    B::frozen_linear(x, weight)
+}
+
+/// The reference body of [`TrainBackend::frozen_linear`].
+pub fn reference<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    x.matmul(weight.transpose())
+}
+
+/// The reference body of [`TrainBackend::frozen_linear_backward`]: `grad [T, D_out]` to `[T, D_in]`.
+pub fn reference_backward<B: Backend>(grad: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    grad.matmul(weight)
+}

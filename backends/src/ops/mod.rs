@@ -1,0 +1,15 @@
+//! The operations of [`TrainBackend`](crate::TrainBackend): one file each, with its reference and its tests.
+
+pub mod attention;
+pub mod linear;
+pub mod log_probs;
+
+use burn::tensor::DType;
+
+/// The type sums are kept in: f64 stays f64 (gradient checks), everything else accumulates in f32.
+pub fn accumulator(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
