@@ -1,1 +1,10 @@
 //! The Mistral model: Hugging Face field names, generic over the backend.
+
+pub mod attention;
+pub mod input;
+pub mod kv_cache;
+pub mod linear;
+pub mod mistral;
+pub mod mlp;
+pub mod rms_norm;
+pub mod rope;

@@ -1,0 +1,166 @@
+//! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, or from random numbers.
+
+use std::path::Path;
+
+use arithmo_backends::TrainBackend;
+use burn::module::Param;
+use burn::tensor::{DType, Element, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::attention::Attention;
+use super::config::MistralConfig;
+use super::linear::{Linear, frozen_param};
+use super::mistral::{DecoderLayer, Mistral};
+use super::mlp::Mlp;
+use super::rms_norm::RmsNorm;
+use super::weights::WeightFiles;
+use crate::error::{Error, Result};
+
+/// Loads the model in `folder` onto `device`, its weights in `dtype`.
+///
+/// Files are memory-mapped; beside the model itself, at most one tensor is held at a time.
+///
+/// # Errors
+/// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).
+pub fn load<B: TrainBackend>(folder: &Path, dtype: DType, device: &B::Device) -> Result<Mistral<B>> {
+    let config = MistralConfig::load(folder)?;
+    let files = WeightFiles::open(folder)?;
+    files.check(&config.tensors())?;
+    build(config, dtype, device, &mut |name, _| files.tensor_data(name, dtype))
+}
+
+/// A model with random weights: normal with standard deviation `initializer_range`, norms at one. Same seed, same
+/// weights, on every backend.
+pub fn random<B: TrainBackend>(
+    config: MistralConfig,
+    seed: u64,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let deviation = config.initializer_range;
+    build(config, dtype, device, &mut |_, shape| {
+        let count = shape.iter().product();
+        let values: Vec<f32> = match shape {
+            [_] => vec![1.0; count],
+            _ => (0..count).map(|_| (normal(&mut rng) * deviation) as f32).collect(),
+        };
+        Ok(TensorData::new(values, shape.to_vec()).convert_dtype(dtype))
+    })
+}
+
+/// The dtype to load weights in: `wanted`, or for `None` the files' own if `device` can compute in it, else the
+/// backend's default.
+///
+/// # Errors
+/// The device cannot compute in the wanted dtype.
+pub fn resolve_dtype<B: TrainBackend>(
+    folder: &Path,
+    wanted: Option<DType>,
+    device: &B::Device,
+) -> Result<DType> {
+    let default = <B::FloatElem as Element>::dtype();
+    match wanted {
+        Some(dtype) if B::supports_dtype(device, dtype) => Ok(dtype),
+        Some(dtype) => Err(Error::invalid(
+            "model.dtype",
+            format!("{} does not compute in {}", B::name(device), dtype.name()),
+            "use dtype = \"auto\" or \"f32\", or another --backend",
+        )),
+        None => {
+            let config = MistralConfig::load(folder)?;
+            let stored = match config.torch_dtype.as_deref() {
+                Some("bfloat16") => DType::BF16,
+                Some("float16") => DType::F16,
+                _ => default,
+            };
+            Ok(if B::supports_dtype(device, stored) { stored } else { default })
+        }
+    }
+}
+
+type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<TensorData> + 'a;
+
+fn build<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    device: &B::Device,
+    source: &mut Source<'_>,
+) -> Result<Mistral<B>> {
+    let mut builder = Builder::<B> { config: &config, dtype, device, source };
+    let embed_tokens = builder.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)?;
+    let layers = (0..config.num_hidden_layers)
+        .map(|index| builder.layer(&format!("model.layers.{index}")))
+        .collect::<Result<_>>()?;
+    let norm = builder.norm("model.norm")?;
+    let lm_head = match config.tie_word_embeddings {
+        true => None,
+        false => Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?),
+    };
+    Ok(Mistral { embed_tokens, layers, norm, lm_head, config })
+}
+
+struct Builder<'a, 'b, B: TrainBackend> {
+    config: &'a MistralConfig,
+    dtype: DType,
+    device: &'a B::Device,
+    source: &'a mut Source<'b>,
+}
+
+impl<B: TrainBackend> Builder<'_, '_, B> {
+    fn layer(&mut self, path: &str) -> Result<DecoderLayer<B>> {
+        let config = self.config;
+        let (width, inner, head_dim) =
+            (config.hidden_size, config.intermediate_size, config.head_dim());
+        let queries = config.num_attention_heads * head_dim;
+        let keys = config.num_key_value_heads * head_dim;
+        let name = |part: &str| format!("{path}.{part}");
+        Ok(DecoderLayer {
+            self_attn: Attention {
+                q_proj: self.linear(&name("self_attn.q_proj"), queries, width)?,
+                k_proj: self.linear(&name("self_attn.k_proj"), keys, width)?,
+                v_proj: self.linear(&name("self_attn.v_proj"), keys, width)?,
+                o_proj: self.linear(&name("self_attn.o_proj"), width, queries)?,
+                head_dim,
+                sliding_window: config.sliding_window,
+            },
+            mlp: Mlp {
+                gate_proj: self.linear(&name("mlp.gate_proj"), inner, width)?,
+                up_proj: self.linear(&name("mlp.up_proj"), inner, width)?,
+                down_proj: self.linear(&name("mlp.down_proj"), width, inner)?,
+            },
+            input_layernorm: self.norm(&name("input_layernorm"))?,
+            post_attention_layernorm: self.norm(&name("post_attention_layernorm"))?,
+        })
+    }
+
+    fn linear(&mut self, path: &str, d_out: usize, d_in: usize) -> Result<Linear<B>> {
+        Ok(Linear { weight: self.matrix(path, d_out, d_in)?, lora: None })
+    }
+
+    fn norm(&mut self, path: &str) -> Result<RmsNorm<B>> {
+        let weight = self.tensor(path, [self.config.hidden_size])?;
+        Ok(RmsNorm::frozen(weight, self.config.rms_norm_eps))
+    }
+
+    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Param<Tensor<B, 2>>> {
+        Ok(frozen_param(self.tensor(path, [rows, columns])?))
+    }
+
+    fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
+        let data = (self.source)(&format!("{path}.weight"), &shape)?;
+        let (device, dtype) = (self.device, self.dtype);
+        // Weights live as long as the program: pools keep them out of the way of activations.
+        Ok(B::memory_persistent_allocations(device, data, |data| {
+            Tensor::from_data(data, (device, dtype))
+        }))
+    }
+}
+
+/// A standard normal number (Box-Muller).
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let mut uniform = || (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
+    let (u, v) = (uniform(), uniform());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
