@@ -1,1 +1,4 @@
 //! The Mistral model: Hugging Face field names, generic over the backend.
+
+pub mod config;
+pub mod weights;
