@@ -1,10 +1,13 @@
 //! The Mistral model: Hugging Face field names, generic over the backend.
 
 pub mod attention;
+pub mod config;
 pub mod input;
 pub mod kv_cache;
 pub mod linear;
+pub mod load;
 pub mod mistral;
 pub mod mlp;
 pub mod rms_norm;
 pub mod rope;
+pub mod weights;

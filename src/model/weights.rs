@@ -1,0 +1,566 @@
+//! Reading safetensors: one file or shards with an index, memory-mapped a tensor at a time.
+//!
+//! The format: 8 bytes little-endian header length N, N bytes of JSON (`name -> dtype, shape, data_offsets`), then the
+//! tensors' bytes without gaps. The header is checked whole when a folder is opened, so that a file cut short is found
+//! before any weight is used. Only the pages of the tensor being read are mapped: the peak extra memory is one tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use memmap2::{Mmap, MmapOptions};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
+/// Longest header the format allows, bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The tensors of a model folder or of one safetensors file.
+#[derive(Debug)]
+pub struct WeightFiles {
+    /// The folder or file opened, for messages.
+    place: PathBuf,
+    files: Vec<(PathBuf, File)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// Where one tensor lies.
+#[derive(Debug)]
+struct Entry {
+    /// Index in `files`.
+    file: usize,
+    dtype: DType,
+    shape: Vec<usize>,
+    /// First byte in the file.
+    start: u64,
+    /// Bytes.
+    len: usize,
+}
+
+/// The stored bytes of one tensor, mapped while this lives.
+#[derive(Debug)]
+pub struct TensorBytes(Option<Mmap>);
+
+impl Deref for TensorBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}
+
+impl WeightFiles {
+    /// Opens the weights of a Hugging Face folder: `model.safetensors`, or the shards that
+    /// `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// No safetensors there (a folder with only `pytorch_model.bin` says so), a shard is missing, a header is cut off
+    /// or inconsistent (file and byte are named), index and shards disagree, or the weights are quantised.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let weights = if single.is_file() {
+            Self::from_files(folder, &[single])?
+        } else if index.is_file() {
+            Self::open_sharded(folder, &index)?
+        } else {
+            return Err(no_safetensors(folder));
+        };
+        weights.refuse_quantized()?;
+        Ok(weights)
+    }
+
+    /// Opens one safetensors file of any content.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_file(path: &Path) -> Result<Self> {
+        Self::from_files(path, &[path.to_path_buf()])
+    }
+
+    fn open_sharded(folder: &Path, index_path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = fs::read(index_path).map_err(|e| Error::io(index_path, "read", e))?;
+        let index: Index = serde_json::from_slice(&text).map_err(|e| {
+            Error::file(
+                index_path,
+                format!("is not an index of shards: {e}"),
+                FETCH_AGAIN,
+            )
+        })?;
+        let shards: BTreeSet<&String> = index.weight_map.values().collect();
+        let mut paths = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let path = folder.join(shard);
+            if Path::new(shard).components().count() != 1 || !path.is_file() {
+                return Err(Error::file(
+                    index_path,
+                    format!("names the shard {shard:?}, which is not in the folder"),
+                    "fetch the missing file",
+                ));
+            }
+            paths.push(path);
+        }
+        let weights = Self::from_files(folder, &paths)?;
+        for (name, shard) in &index.weight_map {
+            let stored = weights.tensors.get(name).map(|entry| entry.file);
+            if stored.is_none_or(|file| weights.files[file].0 != folder.join(shard)) {
+                return Err(Error::file(
+                    index_path,
+                    format!("says that {name} is in {shard}, but it is not"),
+                    "fetch index and shards of one and the same revision",
+                ));
+            }
+        }
+        Ok(weights)
+    }
+
+    fn from_files(place: &Path, paths: &[PathBuf]) -> Result<Self> {
+        let mut weights = Self {
+            place: place.to_path_buf(),
+            files: Vec::with_capacity(paths.len()),
+            tensors: BTreeMap::new(),
+        };
+        for (file, path) in paths.iter().enumerate() {
+            let mut handle = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+            for (name, mut entry) in read_header(&mut handle, path)? {
+                entry.file = file;
+                if let Some(other) = weights.tensors.insert(name.clone(), entry) {
+                    let first = &paths[other.file];
+                    return Err(Error::file(
+                        path,
+                        format!("holds {name}, which {} holds too", first.display()),
+                        "keep the shards of one revision only",
+                    ));
+                }
+            }
+            weights.files.push((path.clone(), handle));
+        }
+        Ok(weights)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor of this name is stored.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Shape of a tensor as stored.
+    ///
+    /// # Errors
+    /// There is no tensor of this name.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.entry(name)?.shape)
+    }
+
+    /// Element type of a tensor as stored.
+    ///
+    /// # Errors
+    /// There is no tensor of this name.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        Ok(self.entry(name)?.dtype)
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.len as u64).sum()
+    }
+
+    /// The bytes of one tensor, little-endian, mapped until the result is dropped.
+    ///
+    /// # Errors
+    /// There is no tensor of this name, or the file cannot be mapped.
+    pub fn bytes(&self, name: &str) -> Result<TensorBytes> {
+        let entry = self.entry(name)?;
+        if entry.len == 0 {
+            return Ok(TensorBytes(None));
+        }
+        let (path, file) = &self.files[entry.file];
+        // A file that shrank since its header was read would end the program when touched (SIGBUS).
+        let size = file
+            .metadata()
+            .map_err(|e| Error::io(path, "read", e))?
+            .len();
+        if size < entry.start + entry.len as u64 {
+            return Err(Error::file(
+                path,
+                "became shorter while being read",
+                FETCH_AGAIN,
+            ));
+        }
+        let map = map_range(file, entry.start, entry.len);
+        Ok(TensorBytes(Some(
+            map.map_err(|e| Error::io(path, "map", e))?,
+        )))
+    }
+
+    /// One tensor as f32, converted from F64, F32, F16 or BF16.
+    ///
+    /// # Errors
+    /// There is no tensor of this name, it is not a float, or the file cannot be read.
+    pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let dtype = self.dtype(name)?;
+        let bytes = self.bytes(name)?;
+        Ok(match dtype {
+            DType::F32 => decode(&bytes, f32::from_le_bytes),
+            DType::F64 => decode(&bytes, |b| f64::from_le_bytes(b) as f32),
+            DType::BF16 => decode(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            DType::F16 => f16_to_f32(&bytes),
+            other => return Err(self.not_a_float(name, other)),
+        })
+    }
+
+    /// One tensor ready for a device, in the element type `target` (F64, F32, F16 or BF16), rounded to nearest even.
+    ///
+    /// # Errors
+    /// As [`tensor_f32`](Self::tensor_f32), or `target` is none of the four.
+    pub fn tensor_data(&self, name: &str, target: DType) -> Result<TensorData> {
+        let stored = self.dtype(name)?;
+        let shape = self.shape(name)?.to_vec();
+        let bytes = || self.bytes(name);
+        Ok(match (stored, target) {
+            (_, DType::F32) => TensorData::new(self.tensor_f32(name)?, shape),
+            (DType::BF16, DType::BF16) => {
+                TensorData::new(decode(&bytes()?, bf16::from_le_bytes), shape)
+            }
+            (DType::F16, DType::F16) => {
+                TensorData::new(decode(&bytes()?, f16::from_le_bytes), shape)
+            }
+            (DType::F64, DType::F64) => {
+                TensorData::new(decode(&bytes()?, f64::from_le_bytes), shape)
+            }
+            (DType::F64, DType::BF16) => {
+                let round = |b| bf16::from_f64(f64::from_le_bytes(b));
+                TensorData::new(decode(&bytes()?, round), shape)
+            }
+            (DType::F64, DType::F16) => {
+                let round = |b| f16::from_f64(f64::from_le_bytes(b));
+                TensorData::new(decode(&bytes()?, round), shape)
+            }
+            (_, DType::F64) => {
+                let wide = self.tensor_f32(name)?.into_iter().map(f64::from);
+                TensorData::new(wide.collect::<Vec<_>>(), shape)
+            }
+            (_, DType::BF16) => {
+                let narrow = self.tensor_f32(name)?.into_iter().map(bf16::from_f32);
+                TensorData::new(narrow.collect::<Vec<_>>(), shape)
+            }
+            (_, DType::F16) => {
+                let narrow = self.tensor_f32(name)?.into_iter().map(f16::from_f32);
+                TensorData::new(narrow.collect::<Vec<_>>(), shape)
+            }
+            (_, other) => return Err(self.not_a_float(name, other)),
+        })
+    }
+
+    /// Compares the stored tensors with the `expected` names and shapes; one error names everything that differs.
+    ///
+    /// `rotary_emb.inv_freq` buffers (old checkpoints) and an `lm_head.weight` that is not expected (tied embeddings)
+    /// are ignored.
+    ///
+    /// # Errors
+    /// Tensors are missing, left over, of another shape, or not floats.
+    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let mut problems = Vec::new();
+        for (name, shape) in expected {
+            match self.tensors.get(name) {
+                None => problems.push(format!("missing: {name} {shape:?}")),
+                Some(entry) if entry.shape != *shape => problems.push(format!(
+                    "wrong shape: {name} is {:?}, the config asks for {shape:?}",
+                    entry.shape
+                )),
+                Some(entry) if !entry.dtype.is_float() => {
+                    problems.push(format!("wrong type: {name} is {:?}", entry.dtype));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let ignored =
+            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        let extra = self
+            .names()
+            .filter(|name| !known.contains(name) && !ignored(name));
+        problems.extend(extra.map(|name| format!("not part of the model: {name}")));
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::file(
+            &self.place,
+            format!(
+                "{} tensors do not fit:\n    {}",
+                problems.len(),
+                problems.join("\n    ")
+            ),
+            "take the config.json that belongs to these weights",
+        ))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| {
+            Error::file(
+                &self.place,
+                format!("holds no tensor {name}"),
+                "check the model folder",
+            )
+        })
+    }
+
+    fn not_a_float(&self, name: &str, dtype: DType) -> Error {
+        Error::file(
+            &self.place,
+            format!("{name}: {dtype:?} is not one of F64, F32, F16, BF16"),
+            "give weights saved in one of these types",
+        )
+    }
+
+    /// bitsandbytes stores `weight` as packed U8 with `weight.absmax`, `weight.quant_state.*` or int8 `SCB` beside it.
+    fn refuse_quantized(&self) -> Result<()> {
+        let sign = |name: &&str| {
+            name.contains(".quant_state.") || name.ends_with(".absmax") || name.ends_with(".SCB")
+        };
+        match self.names().find(sign) {
+            None => Ok(()),
+            Some(name) => Err(Error::file(
+                &self.place,
+                format!("the weights are quantised by bitsandbytes ({name})"),
+                "give the full-precision model; quantise it here with model.quantization",
+            )),
+        }
+    }
+}
+
+fn no_safetensors(folder: &Path) -> Error {
+    let pickled = [
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "consolidated.00.pth",
+    ];
+    match pickled.iter().find(|name| folder.join(name).is_file()) {
+        Some(name) => Error::file(
+            folder,
+            format!("holds pickled weights ({name}) and no model.safetensors"),
+            "convert it: save_pretrained(folder, safe_serialization=True) in transformers",
+        ),
+        None => Error::file(
+            folder,
+            "holds neither model.safetensors nor model.safetensors.index.json",
+            "give a model folder in Hugging Face layout or a hub id (owner/name)",
+        ),
+    }
+}
+
+/// Maps `len` bytes from `start`; any offset is fine, memmap2 aligns to pages.
+#[allow(
+    unsafe_code,
+    reason = "a mapping is only unsafe if another process writes to the file; its length is checked just before, \
+              and the map lives for one tensor"
+)]
+fn map_range(file: &File, start: u64, len: usize) -> std::io::Result<Mmap> {
+    unsafe { MmapOptions::new().offset(start).len(len).map(file) }
+}
+
+/// Converts little-endian elements of N bytes; written so that it vectorises.
+fn decode<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
+    let (elements, _) = bytes.as_chunks::<N>();
+    elements.iter().map(|element| convert(*element)).collect()
+}
+
+/// f16 in blocks, so that `half` can use the processor's conversion instruction.
+fn f16_to_f32(bytes: &[u8]) -> Vec<f32> {
+    const BLOCK: usize = 4096;
+    let mut out = vec![0.0f32; bytes.len() / 2];
+    let mut block = [f16::ZERO; BLOCK];
+    for (source, target) in bytes.chunks(2 * BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let (elements, _) = source.as_chunks::<2>();
+        for (slot, element) in block.iter_mut().zip(elements) {
+            *slot = f16::from_le_bytes(*element);
+        }
+        block[..target.len()].convert_to_f32_slice(target);
+    }
+    out
+}
+
+/// One tensor as the header describes it.
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+/// The header's tensors in written order, duplicates included (a map would hide them).
+struct Header(Vec<(String, Info)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Header, A::Error> {
+                let mut tensors = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        tensors.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Header(tensors))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// Reads and checks the header; entries come with `file` 0.
+fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, Entry)>> {
+    let bad = |problem: String| Error::file(path, problem, FETCH_AGAIN);
+    let io = |e| Error::io(path, "read", e);
+    let size = file.metadata().map_err(io)?.len();
+    if size < 8 {
+        return Err(bad(format!(
+            "is {size} bytes long, not even a safetensors header"
+        )));
+    }
+    let mut length = [0u8; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Err(bad(format!(
+            "is not a safetensors file: byte 0 asks for a header of {length} bytes"
+        )));
+    }
+    let data_start = 8 + length;
+    if data_start > size {
+        return Err(bad(format!(
+            "ends at byte {size}, inside its header (bytes 8 to {data_start})"
+        )));
+    }
+    let mut text = vec![0u8; length as usize];
+    file.read_exact(&mut text).map_err(io)?;
+    let header: Header = serde_json::from_slice(&text).map_err(|e| {
+        bad(format!(
+            "the header (bytes 8 to {data_start}) is not valid: {e}"
+        ))
+    })?;
+    check_header(header, data_start, size).map_err(bad)
+}
+
+/// The format's rules: known types, sizes that fit the shapes, no gap, no overlap, nothing cut off or left over.
+fn check_header(
+    header: Header,
+    data_start: u64,
+    size: u64,
+) -> std::result::Result<Vec<(String, Entry)>, String> {
+    let mut seen = BTreeSet::new();
+    let mut entries = Vec::with_capacity(header.0.len());
+    for (name, info) in header.0 {
+        let Some(dtype) = dtype_named(&info.dtype) else {
+            return Err(format!("{name}: unknown element type {:?}", info.dtype));
+        };
+        if !seen.insert(name.clone()) {
+            return Err(format!("the header names {name} twice"));
+        }
+        let (from, to) = info.data_offsets;
+        let (shape, bytes) = (info.shape, to.checked_sub(from));
+        let wanted = shape
+            .iter()
+            .try_fold(dtype.size(), |n, dim| n.checked_mul(*dim));
+        let fits = bytes
+            .zip(wanted)
+            .filter(|(bytes, wanted)| *bytes == *wanted as u64);
+        let Some((_, len)) = fits else {
+            return Err(format!(
+                "{name}: bytes {from} to {to} of the data do not hold {:?} of {}",
+                shape, info.dtype
+            ));
+        };
+        let Some(start) = data_start.checked_add(from) else {
+            return Err(format!("{name}: starts at the impossible byte {from}"));
+        };
+        entries.push((
+            name,
+            Entry {
+                file: 0,
+                dtype,
+                shape,
+                start,
+                len,
+            },
+        ));
+    }
+    let mut order: Vec<&(String, Entry)> = entries.iter().collect();
+    order.sort_by_key(|(_, entry)| (entry.start, entry.len));
+    let mut end = data_start;
+    for (name, entry) in order {
+        if entry.start != end {
+            let what = if entry.start < end {
+                "overlaps the tensor before it"
+            } else {
+                "leaves a gap"
+            };
+            return Err(format!(
+                "{name}: at byte {} {what}, which ends at {end}",
+                entry.start
+            ));
+        }
+        end = entry.start + entry.len as u64;
+        if end > size {
+            return Err(format!(
+                "ends at byte {size}, but {name} reaches to byte {end}"
+            ));
+        }
+    }
+    if end != size {
+        return Err(format!(
+            "has {} bytes after its last tensor (byte {end})",
+            size - end
+        ));
+    }
+    Ok(entries)
+}
+
+/// The element types of the format that have a counterpart here.
+fn dtype_named(name: &str) -> Option<DType> {
+    Some(match name {
+        "F64" => DType::F64,
+        "F32" => DType::F32,
+        "F16" => DType::F16,
+        "BF16" => DType::BF16,
+        "I64" => DType::I64,
+        "I32" => DType::I32,
+        "I16" => DType::I16,
+        "I8" => DType::I8,
+        "U64" => DType::U64,
+        "U32" => DType::U32,
+        "U16" => DType::U16,
+        // BOOL and the 8-bit floats are bytes to us: readable through `bytes`, refused as weights.
+        "U8" | "BOOL" | "F8_E4M3" | "F8_E5M2" => DType::U8,
+        _ => return None,
+    })
+}
