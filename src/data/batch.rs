@@ -36,7 +36,9 @@ impl TokenRows {
                 let token = sequence.get(index);
                 batch.ids.push(i64::from(*token.unwrap_or(&pad_id)));
                 batch.positions.push(index as i64);
-                batch.key_segments.push(if token.is_some() { 0 } else { NO_SEGMENT });
+                batch
+                    .key_segments
+                    .push(if token.is_some() { 0 } else { NO_SEGMENT });
             }
             for &index in hidden(row).iter().filter(|&&index| index < sequence.len()) {
                 batch.key_segments[start + index] = NO_SEGMENT;
@@ -51,7 +53,10 @@ impl TokenRows {
         for sequence in sequences {
             let padding = batch.length - sequence.len();
             let pads = std::iter::repeat_n((pad_id, 0, NO_SEGMENT), padding);
-            let tokens = sequence.iter().enumerate().map(|(at, id)| (*id, at as i64, 0));
+            let tokens = sequence
+                .iter()
+                .enumerate()
+                .map(|(at, id)| (*id, at as i64, 0));
             for (id, position, segment) in pads.chain(tokens) {
                 batch.ids.push(i64::from(id));
                 batch.positions.push(position);
@@ -63,7 +68,11 @@ impl TokenRows {
 
     fn empty(sequences: &[&[u32]]) -> Self {
         let length = sequences.iter().map(|s| s.len()).max().unwrap_or(0);
-        Self { rows: sequences.len(), length, ..Self::default() }
+        Self {
+            rows: sequences.len(),
+            length,
+            ..Self::default()
+        }
     }
 }
 
@@ -91,7 +100,9 @@ impl PreferenceBatch {
     /// prompt without BOS) is scored from its second token on, as TRL does.
     pub fn new(pairs: &[&EncodedPair], pad_id: u32) -> Self {
         let chosen = pairs.iter().map(|pair| &pair.chosen);
-        let sides: Vec<_> = chosen.chain(pairs.iter().map(|pair| &pair.rejected)).collect();
+        let sides: Vec<_> = chosen
+            .chain(pairs.iter().map(|pair| &pair.rejected))
+            .collect();
         let sequences: Vec<&[u32]> = sides.iter().map(|side| side.ids.as_slice()).collect();
         let tokens = TokenRows::right_padded(&sequences, pad_id, |row| &sides[row].hidden);
         let mut batch = Self {
@@ -99,13 +110,18 @@ impl PreferenceBatch {
             targets: Vec::new(),
             counts: Vec::new(),
             ids: pairs.iter().map(|pair| pair.id.clone()).collect(),
-            attended: sides.iter().map(|side| side.ids.len() - side.hidden.len()).sum(),
+            attended: sides
+                .iter()
+                .map(|side| side.ids.len() - side.hidden.len())
+                .sum(),
             tokens,
         };
         for (row, side) in sides.iter().enumerate() {
             let first = side.completion_start.max(1);
             for (index, target) in side.ids.iter().enumerate().skip(first) {
-                batch.predicting.push((row * batch.tokens.length + index - 1) as i64);
+                batch
+                    .predicting
+                    .push((row * batch.tokens.length + index - 1) as i64);
                 batch.targets.push(i64::from(*target));
             }
             batch.counts.push(side.ids.len().saturating_sub(first));
@@ -159,9 +175,16 @@ mod tests {
 
     #[test]
     fn without_a_prompt_the_first_token_is_not_scored() {
-        let side =
-            EncodedSequence { ids: vec![4, 5, 6], completion_start: 0, hidden: Vec::new() };
-        let pair = EncodedPair { id: "p".into(), chosen: side.clone(), rejected: side };
+        let side = EncodedSequence {
+            ids: vec![4, 5, 6],
+            completion_start: 0,
+            hidden: Vec::new(),
+        };
+        let pair = EncodedPair {
+            id: "p".into(),
+            chosen: side.clone(),
+            rejected: side,
+        };
         let batch = PreferenceBatch::new(&[&pair], 0);
         assert_eq!(batch.targets, [5, 6, 5, 6]);
         assert_eq!(batch.counts, [2, 2]);

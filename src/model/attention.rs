@@ -36,8 +36,12 @@ impl<B: TrainBackend> Attention<B> {
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let seed = context.dropout_seed;
-        let query = context.rotary.apply(self.heads(self.q_proj.forward(x.clone(), seed)));
-        let key = context.rotary.apply(self.heads(self.k_proj.forward(x.clone(), seed)));
+        let query = context
+            .rotary
+            .apply(self.heads(self.q_proj.forward(x.clone(), seed)));
+        let key = context
+            .rotary
+            .apply(self.heads(self.k_proj.forward(x.clone(), seed)));
         let value = self.heads(self.v_proj.forward(x, seed));
         let (key, value) = match cache {
             Some(cache) => cache.append(key, value),
@@ -49,7 +53,8 @@ impl<B: TrainBackend> Attention<B> {
         };
         let out = attention(query, key, value, &context.mask, &config);
         let [batch, length, heads, width] = out.dims();
-        self.o_proj.forward(out.reshape([batch, length, heads * width]), seed)
+        self.o_proj
+            .forward(out.reshape([batch, length, heads * width]), seed)
     }
 
     /// `[B, S, H * Dh]` to `[B, S, H, Dh]`.

@@ -46,7 +46,11 @@ impl<B: TrainBackend> ModelInput<B> {
         device: &B::Device,
     ) -> Self {
         let last = rows.positions.iter().max().copied().unwrap_or(0);
-        assert!((last as usize) < table.positions(), "position {last} of {}", table.positions());
+        assert!(
+            (last as usize) < table.positions(),
+            "position {last} of {}",
+            table.positions()
+        );
         let int = |values: &[i64]| {
             let shape = [rows.rows, values.len() / rows.rows.max(1)];
             Tensor::from_data(TensorData::new(values.to_vec(), shape), device)

@@ -12,11 +12,16 @@ pub struct LayerCache<B: TrainBackend> {
 
 impl<B: TrainBackend> LayerCache<B> {
     /// Appends the new tokens' keys and values `[B, S, H_kv, Dh]` and returns all of them, `[B, K + S, H_kv, Dh]`.
-    pub fn append(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    pub fn append(
+        &mut self,
+        key: Tensor<B, 4>,
+        value: Tensor<B, 4>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let all = match self.seen.take() {
-            Some((keys, values)) => {
-                (Tensor::cat(vec![keys, key], 1), Tensor::cat(vec![values, value], 1))
-            }
+            Some((keys, values)) => (
+                Tensor::cat(vec![keys, key], 1),
+                Tensor::cat(vec![values, value], 1),
+            ),
             None => (key, value),
         };
         self.seen = Some(all.clone());
@@ -34,6 +39,8 @@ pub struct KvCache<B: TrainBackend> {
 impl<B: TrainBackend> KvCache<B> {
     /// An empty cache for a model of `layers` layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerCache { seen: None }; layers] }
+        Self {
+            layers: vec![LayerCache { seen: None }; layers],
+        }
     }
 }

@@ -39,7 +39,10 @@ pub struct Linear<B: TrainBackend> {
 impl<B: TrainBackend> Linear<B> {
     /// A projection by `weight` `[D_out, D_in]`, without a branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
-        Self { weight: frozen_param(weight), lora: None }
+        Self {
+            weight: frozen_param(weight),
+            lora: None,
+        }
     }
 
     /// Projects each token.
@@ -69,7 +72,12 @@ impl<B: TrainBackend> Linear<B> {
 
 impl<B: TrainBackend> LowRank<B> {
     /// `base + scaling * (dropout(x) A^T) B^T`, the branch computed in the adapter's own dtype and cast to base's.
-    fn add_to(&self, base: Tensor<B, 2>, x: Tensor<B, 2>, dropout_seed: Option<u64>) -> Tensor<B, 2> {
+    fn add_to(
+        &self,
+        base: Tensor<B, 2>,
+        x: Tensor<B, 2>,
+        dropout_seed: Option<u64>,
+    ) -> Tensor<B, 2> {
         let (a, b) = (self.lora_a.val(), self.lora_b.val());
         let dtype = base.dtype();
         let x = x.cast(a.dtype());
@@ -105,6 +113,8 @@ pub fn frozen_param<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Pa
 }
 
 /// The type LoRA weights, norms' statistics and sums are kept in beside `tensor`'s own.
-pub(crate) fn accumulator<B: TrainBackend, const D: usize>(tensor: &Tensor<B, D>) -> burn::tensor::DType {
+pub(crate) fn accumulator<B: TrainBackend, const D: usize>(
+    tensor: &Tensor<B, D>,
+) -> burn::tensor::DType {
     ops::accumulator(tensor.dtype())
 }

@@ -23,11 +23,17 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).
-pub fn load<B: TrainBackend>(folder: &Path, dtype: DType, device: &B::Device) -> Result<Mistral<B>> {
+pub fn load<B: TrainBackend>(
+    folder: &Path,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
-    build(config, dtype, device, &mut |name, _| files.tensor_data(name, dtype))
+    build(config, dtype, device, &mut |name, _| {
+        files.tensor_data(name, dtype)
+    })
 }
 
 /// A model with random weights: normal with standard deviation `initializer_range`, norms at one. Same seed, same
@@ -44,7 +50,9 @@ pub fn random<B: TrainBackend>(
         let count = shape.iter().product();
         let values: Vec<f32> = match shape {
             [_] => vec![1.0; count],
-            _ => (0..count).map(|_| (normal(&mut rng) * deviation) as f32).collect(),
+            _ => (0..count)
+                .map(|_| (normal(&mut rng) * deviation) as f32)
+                .collect(),
         };
         Ok(TensorData::new(values, shape.to_vec()).convert_dtype(dtype))
     })
@@ -75,7 +83,11 @@ pub fn resolve_dtype<B: TrainBackend>(
                 Some("float16") => DType::F16,
                 _ => default,
             };
-            Ok(if B::supports_dtype(device, stored) { stored } else { default })
+            Ok(if B::supports_dtype(device, stored) {
+                stored
+            } else {
+                default
+            })
         }
     }
 }
@@ -88,8 +100,14 @@ fn build<B: TrainBackend>(
     device: &B::Device,
     source: &mut Source<'_>,
 ) -> Result<Mistral<B>> {
-    let mut builder = Builder::<B> { config: &config, dtype, device, source };
-    let embed_tokens = builder.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)?;
+    let mut builder = Builder::<B> {
+        config: &config,
+        dtype,
+        device,
+        source,
+    };
+    let embed_tokens =
+        builder.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)?;
     let layers = (0..config.num_hidden_layers)
         .map(|index| builder.layer(&format!("model.layers.{index}")))
         .collect::<Result<_>>()?;
@@ -98,7 +116,13 @@ fn build<B: TrainBackend>(
         true => None,
         false => Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?),
     };
-    Ok(Mistral { embed_tokens, layers, norm, lm_head, config })
+    Ok(Mistral {
+        embed_tokens,
+        layers,
+        norm,
+        lm_head,
+        config,
+    })
 }
 
 struct Builder<'a, 'b, B: TrainBackend> {
@@ -111,8 +135,11 @@ struct Builder<'a, 'b, B: TrainBackend> {
 impl<B: TrainBackend> Builder<'_, '_, B> {
     fn layer(&mut self, path: &str) -> Result<DecoderLayer<B>> {
         let config = self.config;
-        let (width, inner, head_dim) =
-            (config.hidden_size, config.intermediate_size, config.head_dim());
+        let (width, inner, head_dim) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.head_dim(),
+        );
         let queries = config.num_attention_heads * head_dim;
         let keys = config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("{path}.{part}");
@@ -136,7 +163,10 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn linear(&mut self, path: &str, d_out: usize, d_in: usize) -> Result<Linear<B>> {
-        Ok(Linear { weight: self.matrix(path, d_out, d_in)?, lora: None })
+        Ok(Linear {
+            weight: self.matrix(path, d_out, d_in)?,
+            lora: None,
+        })
     }
 
     fn norm(&mut self, path: &str) -> Result<RmsNorm<B>> {

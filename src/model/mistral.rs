@@ -34,7 +34,9 @@ impl<B: TrainBackend> DecoderLayer<B> {
         context: &SequenceContext<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), context, cache);
+        let attended =
+            self.self_attn
+                .forward(self.input_layernorm.forward(x.clone()), context, cache);
         let x = x + attended;
         let normed = self.post_attention_layernorm.forward(x.clone());
         x + self.mlp.forward(normed, context.dropout_seed)
@@ -107,7 +109,11 @@ impl<B: TrainBackend> Mistral<B> {
     }
 
     /// As [`Self::hidden_states`], for new tokens after those in `cache`, which grows by them.
-    pub fn hidden_states_cached(&self, input: &ModelInput<B>, cache: &mut KvCache<B>) -> Tensor<B, 3> {
+    pub fn hidden_states_cached(
+        &self,
+        input: &ModelInput<B>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 3> {
         let mut x = self.embed(input.token_ids.clone());
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(x, &input.context, Some(cache));
@@ -128,7 +134,10 @@ impl<B: TrainBackend> Mistral<B> {
     pub fn embed(&self, token_ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [batch, length] = token_ids.dims();
         let [_, width] = self.embed_tokens.dims();
-        let rows = self.embed_tokens.val().select(0, token_ids.reshape([batch * length]));
+        let rows = self
+            .embed_tokens
+            .val()
+            .select(0, token_ids.reshape([batch * length]));
         rows.reshape([batch, length, width])
     }
 
@@ -159,12 +168,15 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// As [`Self::projections`], to change them.
     pub fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
-        self.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
-            PROJECTIONS
-                .iter()
-                .zip(layer.projections_mut())
-                .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
-        })
+        self.layers
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(index, layer)| {
+                PROJECTIONS
+                    .iter()
+                    .zip(layer.projections_mut())
+                    .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
+            })
     }
 
     /// The same weights (shared, not copied) without any low-rank branch: DPO's reference model.

@@ -30,7 +30,10 @@ impl<B: TrainBackend> RotaryTable<B> {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
         let tensor = |values| Tensor::from_data(TensorData::new(values, [positions, half]), device);
-        Self { cos: tensor(cos), sin: tensor(sin) }
+        Self {
+            cos: tensor(cos),
+            sin: tensor(sin),
+        }
     }
 
     /// Rows of the table for `positions` `[B, S]`, each below [`Self::positions`].
@@ -39,9 +42,14 @@ impl<B: TrainBackend> RotaryTable<B> {
         let [_, half] = self.cos.dims();
         let flat = positions.reshape([batch * length]);
         let rows = |t: &Tensor<B, 2>| {
-            t.clone().select(0, flat.clone()).reshape([batch, length, 1, half])
+            t.clone()
+                .select(0, flat.clone())
+                .reshape([batch, length, 1, half])
         };
-        Rotary { cos: rows(&self.cos), sin: rows(&self.sin) }
+        Rotary {
+            cos: rows(&self.cos),
+            sin: rows(&self.sin),
+        }
     }
 
     /// Number of positions in the table.

@@ -1,0 +1,131 @@
+//! PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use arithmo_backends::TrainBackend;
+use burn::tensor::TensorData;
+
+use super::config::{LoraConfig, TargetModules};
+use super::linear::{attach_one, parameters};
+use crate::error::{Error, Result};
+use crate::model::mistral::Mistral;
+use crate::model::save::{load_safetensors_f32, save_safetensors};
+use crate::output::write_whole;
+
+/// What PEFT puts before a module's own name.
+const PREFIX: &str = "base_model.model.";
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Reads a PEFT adapter folder onto `model`, replacing any adapter it has.
+///
+/// # Errors
+/// A file is missing or damaged, the adapter uses something not built here, or its tensors do not fit the model: each
+/// missing, extra or misshapen one is named.
+pub fn load<B: TrainBackend>(
+    model: &mut Mistral<B>,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<LoraConfig> {
+    let config = read_config(folder)?;
+    let path = folder.join(WEIGHTS);
+    let mut tensors = load_safetensors_f32(&path)?;
+    check(model, &config, &tensors, &path)?;
+    for (site, (name, linear)) in model.projections_mut().enumerate() {
+        linear.lora = None;
+        let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
+        if let (Some(a), Some(b)) = (take("A"), take("B")) {
+            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
+            attach_one(linear, &config, site, data, device);
+        }
+    }
+    Ok(config)
+}
+
+/// Reads and checks `adapter_config.json` of an adapter folder.
+///
+/// # Errors
+/// As [`load`].
+pub fn read_config(folder: &Path) -> Result<LoraConfig> {
+    let path = folder.join(CONFIG);
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+    LoraConfig::from_json(&text, &path.display().to_string())
+}
+
+/// Writes `model`'s adapter as a PEFT folder; each file is whole or absent.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn save<B: TrainBackend>(
+    model: &Mistral<B>,
+    config: &LoraConfig,
+    base_model: &str,
+    revision: Option<&str>,
+    folder: &Path,
+) -> Result<()> {
+    let tensors: Vec<_> = parameters(model)
+        .into_iter()
+        .map(|(name, tensor)| {
+            let shape = tensor.dims().to_vec();
+            let values = tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+            (format!("{PREFIX}{name}"), shape, values)
+        })
+        .collect();
+    save_safetensors(&folder.join(WEIGHTS), &tensors)?;
+    let json = config.to_json(&written_targets(model, config), base_model, revision);
+    write_whole(&folder.join(CONFIG), json.as_bytes())
+}
+
+/// `all-linear` and patterns are written as the names they stand for, sorted, as PEFT does.
+fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Vec<String> {
+    let names: BTreeSet<String> = match &config.target_modules {
+        TargetModules::Names(names) => names.iter().cloned().collect(),
+        TargetModules::AllLinear => {
+            let last = |name: String| name.rsplit('.').next().map(String::from);
+            model.projections().filter_map(|(name, _)| last(name)).collect()
+        }
+        TargetModules::Pattern(_) => (model.projections())
+            .filter(|(_, linear)| linear.lora.is_some())
+            .map(|(name, _)| name)
+            .collect(),
+    };
+    names.into_iter().collect()
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn check<B: TrainBackend>(
+    model: &Mistral<B>,
+    config: &LoraConfig,
+    tensors: &Tensors,
+    path: &Path,
+) -> Result<()> {
+    let mut expected = BTreeMap::new();
+    for (name, linear) in model.projections() {
+        if config.target_modules.matches(&name)? {
+            let (d_out, d_in) = linear.dims();
+            expected.insert(format!("{PREFIX}{name}.lora_A.weight"), vec![config.r, d_in]);
+            expected.insert(format!("{PREFIX}{name}.lora_B.weight"), vec![d_out, config.r]);
+        }
+    }
+    let missing = expected.keys().filter(|name| !tensors.contains_key(*name));
+    let extra = tensors.keys().filter(|name| !expected.contains_key(*name));
+    let misshapen = tensors.iter().filter_map(|(name, (shape, _))| {
+        let wanted = expected.get(name).filter(|wanted| *wanted != shape)?;
+        Some(format!("{name} is {shape:?}, must be {wanted:?}"))
+    });
+    let problems: Vec<String> = (missing.map(|name| format!("{name} is missing")))
+        .chain(extra.map(|name| format!("{name} has no place in this model")))
+        .chain(misshapen)
+        .collect();
+    if problems.is_empty() && !expected.is_empty() {
+        return Ok(());
+    }
+    let listed = match problems.is_empty() {
+        true => "its target_modules name no projection of this model".to_string(),
+        false => problems.join("; "),
+    };
+    Err(Error::file(path, listed, "use the adapter with the base model it was trained on"))
+}

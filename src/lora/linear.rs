@@ -1,0 +1,148 @@
+//! Attaching branches to a model's projections, and reaching their weights by name.
+
+use arithmo_backends::TrainBackend;
+use burn::module::Param;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::config::{LoraConfig, LoraInit};
+use crate::error::{Error, Result};
+use crate::model::linear::{Linear, LowRank};
+use crate::model::mistral::Mistral;
+
+/// Puts a fresh branch on every targeted projection: `lora_a` random from `seed`, `lora_b` zero, so that the model's
+/// output does not change.
+///
+/// # Errors
+/// No projection is targeted, or a listed name targets none (a misspelt module must not be ignored).
+pub fn attach<B: TrainBackend>(
+    model: &mut Mistral<B>,
+    config: &LoraConfig,
+    seed: u64,
+    device: &B::Device,
+) -> Result<()> {
+    check_targets(model, config)?;
+    for (site, (name, linear)) in model.projections_mut().enumerate() {
+        if config.target_modules.matches(&name)? {
+            let (d_out, d_in) = linear.dims();
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(site as u64);
+            let a = initial_a(config, d_in, &mut rng);
+            let b = TensorData::new(vec![0f32; d_out * config.r], [d_out, config.r]);
+            attach_one(linear, config, site, [a, b], device);
+        }
+    }
+    Ok(())
+}
+
+/// Puts a branch with the given `lora_a` `[r, D_in]` and `lora_b` `[D_out, r]` on one projection.
+pub(super) fn attach_one<B: TrainBackend>(
+    linear: &mut Linear<B>,
+    config: &LoraConfig,
+    site: usize,
+    weights: [TensorData; 2],
+    device: &B::Device,
+) {
+    let [lora_a, lora_b] = weights
+        .map(|data| Param::from_tensor(Tensor::from_data(data.convert::<B::FloatElem>(), device)));
+    linear.lora = Some(LowRank {
+        lora_a,
+        lora_b,
+        scaling: config.scaling(),
+        dropout: config.lora_dropout,
+        site: site as u64,
+    });
+}
+
+/// The trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
+/// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`.
+pub fn parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
+    let with_branch = model.projections().filter_map(|(name, linear)| {
+        linear.lora.as_ref().map(|lora| (name, lora))
+    });
+    with_branch
+        .flat_map(|(name, lora)| {
+            [
+                (format!("{name}.lora_A.weight"), lora.lora_a.val()),
+                (format!("{name}.lora_B.weight"), lora.lora_b.val()),
+            ]
+        })
+        .collect()
+}
+
+/// Replaces the trainable tensors by `values`, in the order of [`parameters`]; each stays trainable.
+///
+/// # Panics
+/// If there are fewer values than tensors, or shapes differ.
+pub fn set_parameters<B>(model: &mut Mistral<B>, values: Vec<Tensor<B::InnerBackend, 2>>)
+where
+    B: TrainBackend + AutodiffBackend,
+{
+    let mut values = values.into_iter();
+    let mut replace = |param: &mut Param<Tensor<B, 2>>| {
+        let value = values.next();
+        assert!(value.is_some(), "set_parameters: too few values");
+        if let Some(value) = value {
+            assert_eq!(value.dims(), param.dims(), "set_parameters: shape of {}", param.id);
+            *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
+        }
+    };
+    for (_, linear) in model.projections_mut() {
+        if let Some(lora) = &mut linear.lora {
+            replace(&mut lora.lora_a);
+            replace(&mut lora.lora_b);
+        }
+    }
+}
+
+/// Number of trainable weights.
+pub fn trainable<B: TrainBackend>(model: &Mistral<B>) -> usize {
+    parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
+}
+
+fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorData {
+    let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
+    let bound = 1.0 / (d_in as f64).sqrt();
+    let deviation = 1.0 / config.r as f64;
+    let values = (0..config.r * d_in).map(|_| match config.init {
+        LoraInit::KaimingUniform => ((unit() * 2.0 - 1.0) * bound) as f32,
+        LoraInit::Gaussian => {
+            let radius = (-2.0 * unit().ln()).sqrt();
+            (radius * (std::f64::consts::TAU * unit()).cos() * deviation) as f32
+        }
+    });
+    TensorData::new(values.collect::<Vec<_>>(), [config.r, d_in])
+}
+
+fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Result<()> {
+    use super::config::TargetModules::{AllLinear, Names, Pattern};
+    let single = |name: &String| Names(vec![name.clone()]);
+    let wanted = match &config.target_modules {
+        Names(names) => names.iter().map(single).collect(),
+        other => vec![other.clone()],
+    };
+    for target in &wanted {
+        let mut hits = 0;
+        for (name, _) in model.projections() {
+            hits += usize::from(target.matches(&name)?);
+        }
+        let shown = match target {
+            AllLinear => "all-linear".to_string(),
+            Names(names) => names.join(", "),
+            Pattern(pattern) => pattern.clone(),
+        };
+        if hits == 0 {
+            return Err(Error::invalid(
+                "lora.target_modules",
+                format!("`{shown}` names no projection of this model"),
+                "use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or \"all-linear\"",
+            ));
+        }
+    }
+    match wanted.is_empty() {
+        true => Err(Error::invalid("lora.target_modules", "is empty", "name at least one module")),
+        false => Ok(()),
+    }
+}
