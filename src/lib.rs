@@ -1,6 +1,7 @@
 //! `arithmo`: from voted answers to an aligned, measured model. Preference pairs, LoRA, DPO, on any Burn backend.
 
 pub mod cli;
+pub mod config;
 pub mod data;
 pub mod error;
 pub mod interrupt;

@@ -1,1 +1,3 @@
 //! Training: one step, one loop; schedule, optimizer, checkpoints, logs.
+
+pub mod schedule;
