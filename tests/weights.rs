@@ -1,0 +1,353 @@
+//! Reading and writing model folders: every stored type, shards, and every way a file can be broken.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use arithmo::model::config::MistralConfig;
+use arithmo::model::weights::WeightFiles;
+use burn::tensor::DType;
+use half::{bf16, f16};
+use serde_json::{Value, json};
+
+/// The golden data beside the checkout, or `None` with a plain note.
+fn reference() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("SKIPPED: the golden data (../shared/reference) is not beside this checkout");
+    None
+}
+
+/// A safetensors file from a header and raw data, so that tests can lie in either.
+fn raw_file(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+fn open_raw(header: &str, data: &[u8]) -> arithmo::Result<WeightFiles> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(&path, raw_file(header, data)).unwrap();
+    WeightFiles::open(folder.path())
+}
+
+/// A header entry.
+fn entry(dtype: &str, shape: &[u64], from: u64, to: u64) -> Value {
+    json!({"dtype": dtype, "shape": shape, "data_offsets": [from, to]})
+}
+
+/// Values that show rounding: ties of bf16, subnormals of f16, its largest number.
+fn values() -> Vec<f64> {
+    let mut values = vec![
+        0.0, -1.5, 1.00390625, 1.01171875, 6.0e-8, 65504.0, 1e-3, -3.25,
+    ];
+    values.extend((0..9001).map(|i| (f64::from(i) * 0.7391).sin() * 3.0));
+    values
+}
+
+#[test]
+fn every_float_type_is_read_as_every_other_at_an_odd_offset() {
+    let values = values();
+    let n = values.len() as u64;
+    let mut data = vec![7u8]; // One byte first, so that nothing behind it is aligned.
+    let mut header = json!({"flag": entry("U8", &[1], 0, 1)});
+    let mut add = |name: &str, bytes: Vec<u8>| {
+        let from = data.len() as u64;
+        data.extend(bytes);
+        header[name] = entry(name, &[1, n], from, data.len() as u64);
+    };
+    add("F64", values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    add(
+        "F32",
+        values
+            .iter()
+            .flat_map(|v| (*v as f32).to_le_bytes())
+            .collect(),
+    );
+    add(
+        "BF16",
+        values
+            .iter()
+            .flat_map(|v| bf16::from_f64(*v).to_le_bytes())
+            .collect(),
+    );
+    add(
+        "F16",
+        values
+            .iter()
+            .flat_map(|v| f16::from_f64(*v).to_le_bytes())
+            .collect(),
+    );
+    let weights = open_raw(&header.to_string(), &data).unwrap();
+    assert_eq!(weights.total_bytes(), data.len() as u64);
+    let types: [(&str, DType, fn(f64) -> f64); 4] = [
+        ("F64", DType::F64, |v| v),
+        ("F32", DType::F32, |v| f64::from(v as f32)),
+        ("BF16", DType::BF16, |v| bf16::from_f64(v).to_f64()),
+        ("F16", DType::F16, |v| f16::from_f64(v).to_f64()),
+    ];
+    for (name, dtype, round) in types {
+        assert_eq!(weights.dtype(name).unwrap(), dtype);
+        assert_eq!(weights.shape(name).unwrap(), [1, n as usize]);
+        let exact: Vec<f64> = values.iter().map(|v| round(*v)).collect();
+        let single: Vec<f32> = exact.iter().map(|v| *v as f32).collect();
+        assert_eq!(weights.tensor_f32(name).unwrap(), single);
+        for (_, target, round) in types {
+            let data = weights.tensor_data(name, target).unwrap();
+            let wanted: Vec<f64> = exact.iter().map(|v| round(*v)).collect();
+            assert_eq!(data.dtype, target);
+            assert_eq!(
+                data.iter::<f64>().collect::<Vec<_>>(),
+                wanted,
+                "{name} as {target:?}"
+            );
+        }
+        assert!(weights.tensor_data(name, DType::I32).is_err());
+    }
+    let error = weights.tensor_f32("flag").unwrap_err().to_string();
+    assert!(error.contains("flag: U8"), "{error}");
+    assert!(
+        weights
+            .tensor_f32("none")
+            .unwrap_err()
+            .to_string()
+            .contains("none")
+    );
+}
+
+#[test]
+fn a_broken_file_is_named_with_the_byte() {
+    let one = entry("F32", &[2], 0, 8);
+    let two = |b: Value| json!({"a": one, "b": b}).to_string();
+    let good = two(entry("F32", &[1], 8, 12));
+    assert!(open_raw(&good, &[0; 12]).is_ok());
+    let end = 8 + good.len();
+    let cases = [
+        (
+            good.clone(),
+            11,
+            format!(
+                "ends at byte {}, but b reaches to byte {}",
+                end + 11,
+                end + 12
+            ),
+        ),
+        (
+            good.clone(),
+            13,
+            format!("has 1 bytes after its last tensor (byte {})", end + 12),
+        ),
+        (
+            two(entry("F32", &[1], 4, 8)),
+            8,
+            format!("b: at byte {} overlaps", end + 4 - 1),
+        ),
+        (
+            two(entry("F32", &[1], 9, 13)),
+            13,
+            "leaves a gap".to_string(),
+        ),
+        (
+            two(entry("F32", &[3], 8, 12)),
+            12,
+            "do not hold [3] of F32".to_string(),
+        ),
+        (
+            two(entry("F32", &[1], 12, 8)),
+            12,
+            "bytes 12 to 8".to_string(),
+        ),
+        (
+            two(entry("F32", &[u64::MAX, 2], 8, 12)),
+            12,
+            "do not hold".to_string(),
+        ),
+        (
+            two(entry("F32", &[1], u64::MAX - 4, u64::MAX)),
+            12,
+            "impossible byte".to_string(),
+        ),
+        (two(entry("Q4", &[1], 8, 12)), 12, "Q4".to_string()),
+        (
+            format!("{{\"a\":{one},\"a\":{one}}}"),
+            8,
+            "names a twice".to_string(),
+        ),
+        ("{\"a\": 3}".to_string(), 0, "not valid".to_string()),
+        ("nonsense".to_string(), 0, "not valid".to_string()),
+    ];
+    for (header, data, wanted) in cases {
+        let error = open_raw(&header, &vec![0; data]).unwrap_err().to_string();
+        assert!(
+            error.contains("model.safetensors") && error.contains(&wanted),
+            "{wanted}: {error}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (bytes, wanted) in [
+        (vec![], "is 0 bytes long"),
+        (b"<!DOCTYPE html>".to_vec(), "not a safetensors file"),
+        (
+            raw_file(&good, &[])[..20].to_vec(),
+            "ends at byte 20, inside its header",
+        ),
+    ] {
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let error = WeightFiles::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn every_cut_of_a_good_file_is_an_error_and_never_a_panic() {
+    let whole = raw_file(
+        &json!({"w": entry("F32", &[3], 0, 12)}).to_string(),
+        &[1; 12],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for cut in 0..whole.len() {
+        fs::write(&path, &whole[..cut]).unwrap();
+        assert!(WeightFiles::open(folder.path()).is_err(), "cut at {cut}");
+    }
+    fs::write(&path, &whole).unwrap();
+    let weights = WeightFiles::open(folder.path()).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert!(
+        weights
+            .tensor_f32("w")
+            .unwrap_err()
+            .to_string()
+            .contains("became shorter")
+    );
+}
+
+#[test]
+fn folders_that_are_not_safetensors_say_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = || WeightFiles::open(folder.path()).unwrap_err().to_string();
+    assert!(message().contains("neither model.safetensors"));
+    fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
+    assert!(message().contains("pytorch_model.bin"));
+    let header = json!({"w": entry("U8", &[1], 0, 1),
+        "w.quant_state.bitsandbytes__nf4": entry("U8", &[1], 1, 2)});
+    let error = open_raw(&header.to_string(), &[0, 0])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("bitsandbytes"), "{error}");
+}
+
+#[test]
+fn shards_and_index_must_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |shard: &str, name: &str| {
+        let header = json!({ name: entry("F32", &[1], 0, 4) }).to_string();
+        fs::write(
+            folder.path().join(shard),
+            raw_file(&header, &2.5f32.to_le_bytes()),
+        )
+        .unwrap();
+    };
+    let index = |map: Value| {
+        let text = json!({"weight_map": map}).to_string();
+        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+        WeightFiles::open(folder.path())
+    };
+    write("1.safetensors", "a");
+    write("2.safetensors", "b");
+    let good = index(json!({"a": "1.safetensors", "b": "2.safetensors"})).unwrap();
+    assert_eq!(good.names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(good.tensor_f32("b").unwrap(), [2.5]);
+    let wrong = [
+        (
+            json!({"a": "2.safetensors", "b": "1.safetensors"}),
+            "says that a is in 2.safetensors",
+        ),
+        (
+            json!({"a": "1.safetensors", "c": "2.safetensors"}),
+            "says that c is in 2.safetensors",
+        ),
+        (
+            json!({"a": "3.safetensors"}),
+            "\"3.safetensors\", which is not in the folder",
+        ),
+        (
+            json!({"a": "../1.safetensors"}),
+            "which is not in the folder",
+        ),
+        (json!(["a"]), "is not an index of shards"),
+    ];
+    for (map, wanted) in wrong {
+        let error = index(map).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    write("2.safetensors", "a");
+    let twice = index(json!({"a": "1.safetensors", "b": "2.safetensors"})).unwrap_err();
+    assert!(twice.to_string().contains("holds a, which"));
+}
+
+#[test]
+fn one_error_names_everything_that_does_not_fit() {
+    let header = json!({"a": entry("F32", &[1], 0, 4), "extra": entry("F32", &[1], 4, 8),
+        "lm_head.weight": entry("F32", &[1], 8, 12),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": entry("F32", &[1], 12, 16)});
+    let weights = open_raw(&header.to_string(), &[0; 16]).unwrap();
+    let expect = |list: &[(&str, &[usize])]| {
+        let list: Vec<_> = list
+            .iter()
+            .map(|(n, s)| (n.to_string(), s.to_vec()))
+            .collect();
+        weights.check(&list)
+    };
+    expect(&[("a", &[1]), ("extra", &[1])]).unwrap();
+    let error = expect(&[("a", &[1, 1]), ("b", &[3]), ("c", &[])])
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "4 tensors",
+        "a is [1], the config asks for [1, 1]",
+        "missing: b [3]",
+        "missing: c",
+        "not part of the model: extra",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn the_reference_models_fit_their_configs() {
+    let Some(reference) = reference() else { return };
+    let model = |name: &str| {
+        let folder = reference.join("models").join(name);
+        let config = MistralConfig::load(&folder).unwrap();
+        let weights = WeightFiles::open(&folder).unwrap();
+        weights.check(&config.tensors()).unwrap();
+        (config, weights)
+    };
+    let (a, a_weights) = model("tiny-a");
+    let (b, _) = model("tiny-b");
+    let (c, c_weights) = model("tiny-c");
+    assert_eq!((a.sliding_window, b.sliding_window), (None, Some(8)));
+    assert_eq!(
+        (a.rms_norm_eps, b.rms_norm_eps, b.rope_theta),
+        (1e-6, 1e-5, 10_000.0)
+    );
+    assert_eq!(c.torch_dtype.as_deref(), Some("bfloat16"));
+    // tiny-c is tiny-a rounded to bf16, in five shards.
+    for name in a_weights.names() {
+        let rounded = a_weights.tensor_data(name, DType::BF16).unwrap();
+        assert_eq!(
+            rounded,
+            c_weights.tensor_data(name, DType::BF16).unwrap(),
+            "{name}"
+        );
+    }
+    let quantized = WeightFiles::open(&reference.join("nf4/tiny-a-bnb4")).unwrap_err();
+    assert!(
+        quantized.to_string().contains("bitsandbytes"),
+        "{quantized}"
+    );
+}
