@@ -3,8 +3,10 @@
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod dpo;
 pub mod error;
 pub mod interrupt;
+pub mod lora;
 pub mod model;
 pub mod output;
 pub mod progress;

@@ -84,7 +84,10 @@ fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> 
         TargetModules::Names(names) => names.iter().cloned().collect(),
         TargetModules::AllLinear => {
             let last = |name: String| name.rsplit('.').next().map(String::from);
-            model.projections().filter_map(|(name, _)| last(name)).collect()
+            model
+                .projections()
+                .filter_map(|(name, _)| last(name))
+                .collect()
         }
         TargetModules::Pattern(_) => (model.projections())
             .filter(|(_, linear)| linear.lora.is_some())
@@ -106,8 +109,14 @@ fn check<B: TrainBackend>(
     for (name, linear) in model.projections() {
         if config.target_modules.matches(&name)? {
             let (d_out, d_in) = linear.dims();
-            expected.insert(format!("{PREFIX}{name}.lora_A.weight"), vec![config.r, d_in]);
-            expected.insert(format!("{PREFIX}{name}.lora_B.weight"), vec![d_out, config.r]);
+            expected.insert(
+                format!("{PREFIX}{name}.lora_A.weight"),
+                vec![config.r, d_in],
+            );
+            expected.insert(
+                format!("{PREFIX}{name}.lora_B.weight"),
+                vec![d_out, config.r],
+            );
         }
     }
     let missing = expected.keys().filter(|name| !tensors.contains_key(*name));
@@ -127,5 +136,9 @@ fn check<B: TrainBackend>(
         true => "its target_modules name no projection of this model".to_string(),
         false => problems.join("; "),
     };
-    Err(Error::file(path, listed, "use the adapter with the base model it was trained on"))
+    Err(Error::file(
+        path,
+        listed,
+        "use the adapter with the base model it was trained on",
+    ))
 }

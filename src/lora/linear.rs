@@ -59,9 +59,9 @@ pub(super) fn attach_one<B: TrainBackend>(
 /// The trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
 /// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`.
 pub fn parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
-    let with_branch = model.projections().filter_map(|(name, linear)| {
-        linear.lora.as_ref().map(|lora| (name, lora))
-    });
+    let with_branch = model
+        .projections()
+        .filter_map(|(name, linear)| linear.lora.as_ref().map(|lora| (name, lora)));
     with_branch
         .flat_map(|(name, lora)| {
             [
@@ -85,7 +85,12 @@ where
         let value = values.next();
         assert!(value.is_some(), "set_parameters: too few values");
         if let Some(value) = value {
-            assert_eq!(value.dims(), param.dims(), "set_parameters: shape of {}", param.id);
+            assert_eq!(
+                value.dims(),
+                param.dims(),
+                "set_parameters: shape of {}",
+                param.id
+            );
             *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
         }
     };
@@ -99,7 +104,10 @@ where
 
 /// Number of trainable weights.
 pub fn trainable<B: TrainBackend>(model: &Mistral<B>) -> usize {
-    parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
+    parameters(model)
+        .iter()
+        .map(|(_, tensor)| tensor.shape().num_elements())
+        .sum()
 }
 
 fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorData {
@@ -142,7 +150,11 @@ fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Re
         }
     }
     match wanted.is_empty() {
-        true => Err(Error::invalid("lora.target_modules", "is empty", "name at least one module")),
+        true => Err(Error::invalid(
+            "lora.target_modules",
+            "is empty",
+            "name at least one module",
+        )),
         false => Ok(()),
     }
 }

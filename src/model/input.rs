@@ -72,6 +72,19 @@ impl<B: TrainBackend> ModelInput<B> {
     }
 }
 
+impl<B: TrainBackend> ModelInput<B> {
+    /// The same input for an autodiff backend over `B` (handles only).
+    pub fn to_autodiff<A>(&self) -> ModelInput<A>
+    where
+        A: TrainBackend + AutodiffBackend<InnerBackend = B>,
+    {
+        ModelInput {
+            token_ids: Tensor::from_inner(self.token_ids.clone()),
+            context: self.context.to_autodiff(),
+        }
+    }
+}
+
 impl<B: TrainBackend> SequenceContext<B> {
     /// The same context for an autodiff backend over `B` (handles only).
     pub fn to_autodiff<A>(&self) -> SequenceContext<A>

@@ -10,4 +10,5 @@ pub mod mistral;
 pub mod mlp;
 pub mod rms_norm;
 pub mod rope;
+pub mod save;
 pub mod weights;

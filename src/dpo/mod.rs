@@ -1,0 +1,7 @@
+//! Direct Preference Optimization (arXiv 2305.18290): log-probabilities of completions, the reference, the loss, the
+//! metrics.
+
+pub mod log_probs;
+pub mod loss;
+pub mod metrics;
+pub mod reference;

@@ -1,0 +1,138 @@
+//! Forward passes against transformers: logits, hidden states, log-probs, both paddings.
+
+use arithmo::data::batch::{NO_SEGMENT, TokenRows};
+use arithmo::model::input::ModelInput;
+use arithmo::model::load::load;
+use arithmo::model::mistral::Mistral;
+use arithmo_backends::ops::log_probs::completion_log_probs;
+use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::tensor::{DType, Tensor, TensorData};
+
+use super::golden::{Tensors, assert_close, reference};
+
+pub fn model<B: TrainBackend>(name: &str, device: &B::Device) -> Option<Mistral<B>> {
+    let folder = reference(&format!("models/{name}"))?;
+    Some(load(&folder, DType::F32, device).unwrap())
+}
+
+/// Logits and log-probs of right- and left-padded batches, within 1e-4 and 5e-5.
+pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
+    let Some(model) = model::<B>(name, device) else {
+        return;
+    };
+    let golden = Tensors::open(&reference(&format!("forward/{name}.safetensors")).unwrap());
+    for side in ["right", "left"] {
+        let (shape, ids) = golden.i64(&format!("{side}.input_ids"));
+        let (_, attended) = golden.i64(&format!("{side}.attention_mask"));
+        let rows = rows_of(&shape, ids, &attended);
+        let input = ModelInput::new(&rows, &model.rotary_table(device), device);
+        let hidden = model.hidden_states(&input);
+        let logits = model.forward(&input).into_data();
+        let (logits, theirs) = (
+            logits.to_vec::<f32>().unwrap(),
+            golden.f32(&format!("{side}.logits")),
+        );
+        let vocabulary = theirs.0[2];
+        let real = |values: &[f32]| -> Vec<f32> {
+            let rows = values.chunks(vocabulary).zip(&attended);
+            rows.filter(|(_, on)| **on == 1)
+                .flat_map(|(row, _)| row.to_vec())
+                .collect()
+        };
+        assert_close(
+            &format!("{name} {side} logits"),
+            &real(&logits),
+            &real(&theirs.1),
+            1e-4,
+        );
+        log_probs(
+            &format!("{name} {side}"),
+            &model,
+            hidden,
+            &rows,
+            &attended,
+            &golden.f32(&format!("{side}.logprobs")).1,
+        );
+    }
+}
+
+/// Log p(token t+1 | ..t), compared where both are real tokens.
+fn log_probs<B: TrainBackend>(
+    what: &str,
+    model: &Mistral<B>,
+    hidden: Tensor<B, 3>,
+    rows: &TokenRows,
+    attended: &[i64],
+    theirs: &[f32],
+) {
+    let [batch, length, width] = hidden.dims();
+    let shifted = hidden
+        .clone()
+        .narrow(1, 0, length - 1)
+        .reshape([batch * (length - 1), width]);
+    let targets: Vec<i64> = rows
+        .ids
+        .chunks(length)
+        .flat_map(|row| row[1..].to_vec())
+        .collect();
+    let count = targets.len();
+    let targets = Tensor::from_data(TensorData::new(targets, [count]), &hidden.device());
+    let logps = completion_log_probs(shifted, model.head(), targets, LogProbStats::None);
+    let ours = logps.into_data().to_vec::<f32>().unwrap();
+    let both = attended
+        .chunks(length)
+        .flat_map(|row| row.windows(2).map(|w| w[0] * w[1] == 1));
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for (index, _) in both.enumerate().filter(|(_, both)| *both) {
+        a.push(ours[index]);
+        b.push(theirs[index]);
+    }
+    assert_close(&format!("{what} logprobs"), &a, &b, 5e-5);
+}
+
+/// The residual stream after the embedding, every layer and the final norm, for one unpadded text.
+pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
+    let Some(model) = model::<B>(name, device) else {
+        return;
+    };
+    let golden = Tensors::open(&reference(&format!("forward/{name}.safetensors")).unwrap());
+    let (shape, ids) = golden.i64("right.input_ids");
+    let (_, attended) = golden.i64("right.attention_mask");
+    let length = attended[..shape[1]].iter().sum::<i64>() as usize;
+    let row: Vec<u32> = ids[..length].iter().map(|id| *id as u32).collect();
+    let rows = TokenRows::right_padded(&[&row], 0, |_| &[]);
+    let input = ModelInput::new(&rows, &model.rotary_table(device), device);
+    let mut x = model.embed(input.token_ids.clone());
+    for index in 0..=model.layers.len() {
+        let ours = match index == model.layers.len() {
+            true => model.norm.forward(x.clone()),
+            false => x.clone(),
+        };
+        let ours = ours.into_data().to_vec::<f32>().unwrap();
+        let theirs = golden.f32(&format!("row0.hidden.{index}")).1;
+        assert_close(&format!("{name} hidden {index}"), &ours, &theirs, 1e-4);
+        if let Some(layer) = model.layers.get(index) {
+            x = layer.forward(x, &input.context, None);
+        }
+    }
+}
+
+/// Token rows from an attention mask: positions count attended tokens.
+fn rows_of(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
+    let positions = attended.chunks(shape[1]).flat_map(|row| {
+        row.iter().scan(0, |next, on| {
+            *next += on;
+            Some((*next - on).max(0))
+        })
+    });
+    TokenRows {
+        rows: shape[0],
+        length: shape[1],
+        ids,
+        positions: positions.collect(),
+        key_segments: attended
+            .iter()
+            .map(|on| if *on == 1 { 0 } else { NO_SEGMENT })
+            .collect(),
+    }
+}
