@@ -2,3 +2,5 @@
 
 pub mod encode;
 pub mod pair;
+pub mod prompt;
+pub mod tokenizer;
