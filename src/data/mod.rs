@@ -3,3 +3,5 @@
 pub mod batch;
 pub mod encode;
 pub mod pair;
+pub mod prompt;
+pub mod tokenizer;
