@@ -20,31 +20,6 @@ use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-use serde::{Deserialize, Serialize};
-
-/// The TRL version whose tokenisation, truncation and metric definitions a run follows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Compat {
-    /// TRL 1.x: prompt and completion tokenised together, metrics over completion tokens.
-    #[default]
-    #[serde(rename = "trl-1")]
-    Trl1,
-    /// TRL 0.7.4 (2023-11): each part tokenised alone without BOS, its own truncation rule.
-    #[serde(rename = "trl-0.7.4")]
-    Trl074,
-}
-
-/// Which end of a sequence longer than `max_length` is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TruncationMode {
-    /// Cut the end of the completion.
-    #[default]
-    KeepStart,
-    /// Cut the start of the prompt.
-    KeepEnd,
-}
-
 /// One side of a pair as the model sees it, already truncated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedSequence {

@@ -1,6 +1,10 @@
 //! Tests written once and run on every backend: each `suite_*.rs` names its backend and calls these.
 
-#![allow(unreachable_pub, dead_code, reason = "every test program uses a part of it")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "every test program uses a part of it"
+)]
 
 pub mod forward;
 pub mod golden;
