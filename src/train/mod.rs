@@ -1,4 +1,7 @@
 //! Training: one step, one loop; schedule, optimizer, checkpoints, logs.
 
 pub mod gradient;
+pub mod learner;
+pub mod optimizer;
+pub mod sampler;
 pub mod schedule;
