@@ -1,1 +1,4 @@
 //! Training: one step, one loop; schedule, optimizer, checkpoints, logs.
+
+pub mod logger;
+pub mod tensorboard;
