@@ -22,3 +22,19 @@ pub struct PreferencePair {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected_score: Option<i64>,
 }
+
+/// Stub until the real one arrives.
+pub fn read_pairs(path: &std::path::Path) -> crate::Result<Vec<PreferencePair>> {
+    let text = std::fs::read_to_string(path).map_err(|e| crate::Error::io(path, "read", e))?;
+    Ok(text
+        .lines()
+        .enumerate()
+        .filter_map(|(i, l)| {
+            let mut v: serde_json::Value = serde_json::from_str(l).ok()?;
+            v.as_object_mut()?
+                .entry("id")
+                .or_insert(serde_json::Value::String((i + 1).to_string()));
+            serde_json::from_value(v).ok()
+        })
+        .collect())
+}

@@ -4,7 +4,7 @@ pub mod gradient;
 pub mod learner;
 pub mod logger;
 pub mod optimizer;
-pub mod run;
+
 pub mod sampler;
 pub mod schedule;
 pub mod setup;

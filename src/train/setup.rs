@@ -60,7 +60,13 @@ pub fn load_data(config: &RunConfig, model_folder: &Path) -> Result<RunData> {
         }
         None => (Vec::new(), None),
     };
-    Ok(RunData { train, eval, train_report, eval_report, pad_id: tokenizer.pad_id() })
+    Ok(RunData {
+        train,
+        eval,
+        train_report,
+        eval_report,
+        pad_id: tokenizer.pad_id(),
+    })
 }
 
 /// How the configuration encodes pairs.
@@ -93,7 +99,10 @@ fn encode_file(
         if let Some(id) = ids.find(outside) {
             return Err(Error::file(
                 file,
-                format!("pair {}: token id {id}, the model has {} tokens", pair.id, model.vocab_size),
+                format!(
+                    "pair {}: token id {id}, the model has {} tokens",
+                    pair.id, model.vocab_size
+                ),
                 "the tokenizer does not belong to this model: fetch both again",
             ));
         }
@@ -107,7 +116,9 @@ fn check_length(config: &RunConfig, model: &MistralConfig) -> Result<()> {
         true => Ok(()),
         false => Err(Error::invalid(
             "data.max_length",
-            format!("is {wanted}, the model takes at most {allowed} tokens (max_position_embeddings)"),
+            format!(
+                "is {wanted}, the model takes at most {allowed} tokens (max_position_embeddings)"
+            ),
             format!("set data.max_length = {allowed}"),
         )),
     }
@@ -146,7 +157,10 @@ pub fn learner<B: TrainBackend>(
     };
     let learner_config = learner_config(config, &policy)?;
     let optimizer = AdamW::new(optimizer_config(config));
-    Ok((Learner::new(policy, reference, optimizer, learner_config, device), lora))
+    Ok((
+        Learner::new(policy, reference, optimizer, learner_config, device),
+        lora,
+    ))
 }
 
 /// The adapter the configuration asks for, where it starts none from a folder.
@@ -163,7 +177,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         use_rslora: lora.use_rslora,
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
-            InitLoraWeights::Default => LoraInit::KaimingUniform,
+            InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
         },
     }
 }
@@ -183,7 +197,10 @@ fn learner_config<B: TrainBackend>(
     };
     let dropout = train.dropout_is_active() && config.lora.lora_dropout > 0.0;
     Ok(LearnerConfig {
-        loss: DpoLoss { loss_type, beta: config.dpo.beta },
+        loss: DpoLoss {
+            loss_type,
+            beta: config.dpo.beta,
+        },
         max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
         gradient_checkpointing: match train.gradient_checkpointing {
             GradientCheckpointing::On => true,
@@ -195,7 +212,11 @@ fn learner_config<B: TrainBackend>(
 }
 
 fn weights(config: &MistralConfig) -> usize {
-    config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    config
+        .tensors()
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum()
 }
 
 fn optimizer_config(config: &RunConfig) -> AdamWConfig {

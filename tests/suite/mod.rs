@@ -8,3 +8,4 @@
 
 pub mod forward;
 pub mod golden;
+pub mod traces;
