@@ -1,4 +1,5 @@
 //! The Mistral model: Hugging Face field names, generic over the backend.
 
 pub mod config;
+pub mod save;
 pub mod weights;
