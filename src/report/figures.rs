@@ -132,8 +132,8 @@ fn sides(chosen: &'static str, rejected: &'static str) -> [Metric; 2] {
     };
     let rejected = Metric {
         key: rejected,
-        training: ("rejected", Color::Vermillion),
-        held_out: ("rejected, held out", Color::Orange),
+        training: ("rejected", Color::Orange),
+        held_out: ("rejected, held out", Color::Amber),
     };
     [chosen, rejected]
 }
@@ -212,7 +212,7 @@ fn histogram(lengths: &Lengths) -> Figure {
     let sides = [
         ("prompt", Color::Green, &lengths.prompt),
         ("chosen", Color::Blue, &lengths.chosen),
-        ("rejected", Color::Vermillion, &lengths.rejected),
+        ("rejected", Color::Orange, &lengths.rejected),
     ];
     let used = |counts: &[u64]| counts.iter().rposition(|c| *c > 0).map_or(0, |i| i + 1);
     let buckets = sides.iter().map(|(_, _, counts)| used(counts)).max();
@@ -227,14 +227,15 @@ fn histogram(lengths: &Lengths) -> Figure {
             points: outline(counts, joined, width),
         }
     };
+    let curves: Vec<Curve> = sides.into_iter().map(curve).collect();
+    let heights = curves.iter().flat_map(|c| finite(&c.points));
     let plot = Plot {
         title: "Lengths of the training pairs",
         x_label: "tokens",
-        y_range: None,
+        y_range: Some((0.0, 1.04 * heights.fold(0.0, f64::max))),
         level: None,
-        curves: sides
+        curves: curves
             .into_iter()
-            .map(curve)
             .filter(|c| !c.points.is_empty())
             .collect(),
     };
