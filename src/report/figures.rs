@@ -138,7 +138,7 @@ fn sides(chosen: &'static str, rejected: &'static str) -> [Metric; 2] {
     [chosen, rejected]
 }
 
-/// The curves: single steps faint behind their mean, evaluations dotted.
+/// The curves, back to front: single steps faint, their means, evaluations dotted.
 fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
     let mut curves = Vec::new();
     let mut add = |(label, color), style, points: Vec<Point>| {
@@ -151,21 +151,34 @@ fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
             });
         }
     };
+    for metric in of.iter().filter(|m| window(metrics, m) > 1) {
+        add(
+            metric.training,
+            Style::Faint,
+            metrics.get(metric.key).to_vec(),
+        );
+    }
     for metric in of {
         let points = metrics.get(metric.key);
-        // A schedule is exact: a mean would only blur it.
-        let noisy = metric.key != "learning_rate";
-        let window = if noisy { smoothing_window(points) } else { 1 };
-        if window > 1 {
-            add(metric.training, Style::Faint, points.to_vec());
-        }
-        add(metric.training, Style::Strong, smooth(points, window));
+        add(
+            metric.training,
+            Style::Strong,
+            smooth(points, window(metrics, metric)),
+        );
     }
     for metric in of {
         let points = metrics.get(&format!("eval_{}", metric.key));
         add(metric.held_out, Style::Dots, points.to_vec());
     }
     curves
+}
+
+/// How many points the mean of a metric is taken over.
+fn window(metrics: &Metrics, metric: &Metric) -> usize {
+    match metric.key {
+        "learning_rate" => 1, // a schedule is exact: a mean would only blur it
+        key => smoothing_window(metrics.get(key)),
+    }
 }
 
 /// The last tenth of a curve, at least one point.
