@@ -81,13 +81,15 @@ fn error_of(dir: &Path) -> String {
 }
 
 const MANIFEST: &str = r#"{
-    "version": "9.9.9", "command": "arithmo train --config <run>.toml",
+    "version": "9.9.9", "command": ["arithmo", "train", "--config", "<run>.toml"],
     "config": {
         "method": "dpo", "dpo": {"loss_type": "sigmoid"}, "train": {"max_grad_norm": 2.0},
         "model": {"model_name_or_path": "some/<b>model</b>"}, "lora": {"target_modules": ["q_proj", "v_proj"]}
     },
     "data": {
-        "pairs": 17950, "dropped": ["a", "b"], "refused": [], "truncated_chosen": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+        "train": {
+            "pairs": 17950, "dropped": ["a", "b"], "refused": [], "truncated_chosen": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        },
         "lengths": {"bucket_size": 64, "prompt": [5, 9], "chosen": [1, 2, 3], "rejected": [4]}
     }
 }"#;
@@ -143,11 +145,12 @@ fn a_whole_run_gets_a_page_and_its_plots() {
         "DPO of some/&lt;b&gt;model&lt;/b&gt;",
         "became less likely than under the reference",
         "Above max_grad_norm = 2, and so clipped, at",
-        "<td>pairs</td><td>17950</td>",
-        "<td>dropped</td><td>a, b</td>",
-        "<td>refused</td><td>none</td>",
-        "<td>truncated_chosen</td><td>12: 1, 2, 3,",
+        "<td>train.pairs</td><td>17950</td>",
+        "<td>train.dropped</td><td>2: a, b</td>",
+        "<td>train.refused</td><td>0</td>",
+        "<td>train.truncated_chosen</td><td>12: 1, 2, 3,",
         "<td>lora.target_modules</td><td>q_proj, v_proj</td>",
+        "<td>command</td><td>arithmo train --config &lt;run&gt;.toml</td>",
         "grew in 3 of them (100 %)",
         "held out",
     ] {

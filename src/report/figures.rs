@@ -132,13 +132,13 @@ fn sides(chosen: &'static str, rejected: &'static str) -> [Metric; 2] {
     };
     let rejected = Metric {
         key: rejected,
-        training: ("rejected", Color::Vermillion),
-        held_out: ("rejected, held out", Color::Orange),
+        training: ("rejected", Color::Orange),
+        held_out: ("rejected, held out", Color::Amber),
     };
     [chosen, rejected]
 }
 
-/// The curves: single steps faint behind their mean, evaluations dotted.
+/// The curves, back to front: single steps faint, their means, evaluations dotted.
 fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
     let mut curves = Vec::new();
     let mut add = |(label, color), style, points: Vec<Point>| {
@@ -151,21 +151,34 @@ fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
             });
         }
     };
+    for metric in of.iter().filter(|m| window(metrics, m) > 1) {
+        add(
+            metric.training,
+            Style::Faint,
+            metrics.get(metric.key).to_vec(),
+        );
+    }
     for metric in of {
         let points = metrics.get(metric.key);
-        // A schedule is exact: a mean would only blur it.
-        let noisy = metric.key != "learning_rate";
-        let window = if noisy { smoothing_window(points) } else { 1 };
-        if window > 1 {
-            add(metric.training, Style::Faint, points.to_vec());
-        }
-        add(metric.training, Style::Strong, smooth(points, window));
+        add(
+            metric.training,
+            Style::Strong,
+            smooth(points, window(metrics, metric)),
+        );
     }
     for metric in of {
         let points = metrics.get(&format!("eval_{}", metric.key));
         add(metric.held_out, Style::Dots, points.to_vec());
     }
     curves
+}
+
+/// How many points the mean of a metric is taken over.
+fn window(metrics: &Metrics, metric: &Metric) -> usize {
+    match metric.key {
+        "learning_rate" => 1, // a schedule is exact: a mean would only blur it
+        key => smoothing_window(metrics.get(key)),
+    }
 }
 
 /// The last tenth of a curve, at least one point.
@@ -212,7 +225,7 @@ fn histogram(lengths: &Lengths) -> Figure {
     let sides = [
         ("prompt", Color::Green, &lengths.prompt),
         ("chosen", Color::Blue, &lengths.chosen),
-        ("rejected", Color::Vermillion, &lengths.rejected),
+        ("rejected", Color::Orange, &lengths.rejected),
     ];
     let used = |counts: &[u64]| counts.iter().rposition(|c| *c > 0).map_or(0, |i| i + 1);
     let buckets = sides.iter().map(|(_, _, counts)| used(counts)).max();
@@ -227,14 +240,15 @@ fn histogram(lengths: &Lengths) -> Figure {
             points: outline(counts, joined, width),
         }
     };
+    let curves: Vec<Curve> = sides.into_iter().map(curve).collect();
+    let heights = curves.iter().flat_map(|c| finite(&c.points));
     let plot = Plot {
         title: "Lengths of the training pairs",
         x_label: "tokens",
-        y_range: None,
+        y_range: Some((0.0, 1.04 * heights.fold(0.0, f64::max))),
         level: None,
-        curves: sides
+        curves: curves
             .into_iter()
-            .map(curve)
             .filter(|c| !c.points.is_empty())
             .collect(),
     };

@@ -29,6 +29,7 @@ pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
     if let Some(comparison) = &run.comparison {
         html.push_str(&before_and_after(comparison));
     }
+    html.push_str(&data_table(&run.manifest));
     html.push_str(&metrics_table(&run.metrics));
     html.push_str(&manifest_tables(&run.manifest));
     let version = env!("CARGO_PKG_VERSION");
@@ -167,28 +168,27 @@ fn metrics_table(metrics: &Metrics) -> String {
     )
 }
 
-/// The manifest: what became of the data, the configuration, the rest.
-fn manifest_tables(manifest: &Value) -> String {
-    let Some(manifest) = manifest.as_object() else {
-        return String::new();
-    };
-    let mut html = String::new();
-    let parts = [("Data", "data"), ("Configuration", "config")];
-    for (title, key) in parts {
-        let mut rows = Vec::new();
-        if let Some(value) = manifest.get(key) {
-            flatten("", value, &mut rows);
-        }
-        html.push_str(&settings(title, &rows));
-    }
+/// What became of the data: every count and list of the manifest's `data`.
+fn data_table(manifest: &Value) -> String {
     let mut rows = Vec::new();
-    for (key, value) in manifest
-        .iter()
-        .filter(|(k, _)| parts.iter().all(|p| p.1 != *k))
-    {
-        flatten(key, value, &mut rows);
+    if let Some(data) = manifest.get("data").filter(|data| !data.is_null()) {
+        flatten("", data, counted, &mut rows);
     }
-    html + &settings("Run", &rows)
+    settings("Data", &rows)
+}
+
+/// The manifest's `config`, then everything else in it.
+fn manifest_tables(manifest: &Value) -> String {
+    let (mut config, mut rest) = (Vec::new(), Vec::new());
+    for (key, value) in manifest.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "data" => {}
+            "config" => flatten("", value, listed, &mut config),
+            "command" => flatten(key, value, |words| join(words, " "), &mut rest),
+            _ => flatten(key, value, listed, &mut rest),
+        }
+    }
+    settings("Configuration", &config) + &settings("Run", &rest)
 }
 
 fn settings(title: &str, rows: &[[String; 2]]) -> String {
@@ -199,39 +199,50 @@ fn settings(title: &str, rows: &[[String; 2]]) -> String {
     format!("<h2>{title}</h2>\n{}", table("settings", None, rows))
 }
 
-/// Rows `dotted.key`, value for everything in `value`. Histograms are left out: they are drawn.
-fn flatten(key: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
-    match value {
+/// Rows `dotted.key`, value for everything in `value`, lists as `list` writes them. Histograms are left out: they are
+/// drawn.
+fn flatten(key: &str, value: &Value, list: fn(&[Value]) -> String, rows: &mut Vec<[String; 2]>) {
+    let text = match value {
         Value::Object(object) => {
             for (name, value) in object.iter().filter(|(name, _)| *name != "lengths") {
-                let dotted = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
-                flatten(&dotted, value, rows);
+                let dotted = [key, name].join(if key.is_empty() { "" } else { "." });
+                flatten(&dotted, value, list, rows);
             }
+            return;
         }
-        value => rows.push([key.to_string(), one_line(value)]),
+        Value::Array(values) => list(values),
+        value => scalar(value),
+    };
+    rows.push([key.to_string(), text]);
+}
+
+/// A list of settings.
+fn listed(values: &[Value]) -> String {
+    join(values, ", ")
+}
+
+/// Names shown of a list of ids; the manifest has all of them.
+const MOST_NAMES: usize = 10;
+
+/// A list of ids: how many, and the first of them.
+fn counted(values: &[Value]) -> String {
+    let first = join(values.get(..MOST_NAMES).unwrap_or(values), ", ");
+    match values.len() {
+        0 => "0".to_string(),
+        count if count > MOST_NAMES => format!("{count}: {first}, \u{2026}"),
+        count => format!("{count}: {first}"),
     }
 }
 
-/// Names shown of a list; the manifest has all of them.
-const MOST_NAMES: usize = 10;
+fn join(values: &[Value], separator: &str) -> String {
+    let texts: Vec<_> = values.iter().map(scalar).collect();
+    texts.join(separator)
+}
 
-fn one_line(value: &Value) -> String {
+fn scalar(value: &Value) -> String {
     match value {
         Value::Null => "\u{2013}".to_string(),
         Value::String(text) => text.clone(),
-        Value::Array(values) if values.is_empty() => "none".to_string(),
-        Value::Array(values) => {
-            let names: Vec<_> = values.iter().take(MOST_NAMES).map(one_line).collect();
-            let names = names.join(", ");
-            match values.len() {
-                count if count > MOST_NAMES => format!("{count}: {names}, \u{2026}"),
-                _ => names,
-            }
-        }
         value => value.to_string(),
     }
 }

@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::scores::Comparison;
 use super::series::{Point, finite};
 use crate::error::{Error, Result};
-use crate::train::logger::METRICS_FILE;
+
+/// The log that training writes; only its format ties the two modules together.
+const METRICS_FILE: &str = "metrics.jsonl";
 
 /// Everything a report is made of.
 #[derive(Debug)]

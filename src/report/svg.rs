@@ -23,20 +23,20 @@ const CHARACTER: f64 = 0.62;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Color {
     Blue,
-    Vermillion,
+    Orange,
     Green,
     Sky,
-    Orange,
+    Amber,
 }
 
 impl Color {
     fn hex(self) -> &'static str {
         match self {
             Self::Blue => "#0072b2",
-            Self::Vermillion => "#d55e00",
+            Self::Orange => "#d55e00",
             Self::Green => "#009e73",
             Self::Sky => "#56b4e9",
-            Self::Orange => "#e69f00",
+            Self::Amber => "#e69f00",
         }
     }
 
@@ -44,10 +44,10 @@ impl Color {
     fn class(self) -> &'static str {
         match self {
             Self::Blue => "blue",
-            Self::Vermillion => "vermillion",
+            Self::Orange => "orange",
             Self::Green => "green",
             Self::Sky => "sky",
-            Self::Orange => "orange",
+            Self::Amber => "amber",
         }
     }
 }
