@@ -1,4 +1,5 @@
 //! From raw rows to encoded pairs. No tensors except in the batcher.
 
 pub mod encode;
+pub mod html;
 pub mod pair;
