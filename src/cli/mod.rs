@@ -1,1 +1,3 @@
 //! Subcommands: one file each, arguments to calls, no logic.
+
+pub mod prepare;

@@ -3,3 +3,6 @@
 pub mod encode;
 pub mod html;
 pub mod pair;
+pub mod preference;
+pub mod prepare;
+pub mod stack_exchange;
