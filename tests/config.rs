@@ -132,11 +132,14 @@ fn wrong_types_name_file_line_and_key() {
         [lora] ; init_lora_weights = false | run.toml:2: lora.init_lora_weights: | gaussian
         [lora] ; r = { a = 1 } | run.toml:2: lora.r.a: | expected a whole number
         [dpo] ; loss_type = 'sigmoyd' | run.toml:2: dpo.loss_type: | name of a loss
-        lora = 3 | run.toml:1: lora: | integer `3`
+        [train] ; lr_scheduler_kwargs = [0.5] | run.toml:2: train.lr_scheduler_kwargs: | found array
+        lora = [8, 16.0] | run.toml:1: lora: | expected a table, found array
+        [[lora]] | run.toml:1: lora: | expected a table
+        lora = 3 | run.toml:1: lora: | expected a table, found integer
         [train] ; optim = 'sgd' | run.toml:2: train.optim: | adamw_torch
         [train] ; gradient_checkpointing = 'yes' | run.toml:2: train.gradient_checkpointing: | auto
         [train] ; max_steps = 99999999999999999999 | run.toml:2: | integer
-        [train] ; lr_scheduler_kwargs = 3 | run.toml:2: train.lr_scheduler_kwargs: | integer `3`
+        [train] ; lr_scheduler_kwargs = 3 | run.toml:2: train.lr_scheduler_kwargs: | expected a table, found integer
         "#,
     ) {
         let error = refused(&text);

@@ -4,6 +4,7 @@ mod check;
 mod options;
 mod sections;
 mod source;
+mod warnings;
 
 use std::path::{Path, PathBuf};
 

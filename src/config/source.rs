@@ -137,7 +137,7 @@ impl Source {
         collect_leaves("", &self.table, &mut leaves);
         leaves.sort_by_key(|(key, _)| self.lines.get(key).copied().unwrap_or(usize::MAX));
         for (key, value) in leaves {
-            self.check_name(&key, &known)?;
+            self.check_name(&key, &value, &known)?;
             self.check_type(&key, value)?;
         }
         Ok(())
@@ -149,7 +149,8 @@ impl Source {
         config.map_err(|e| Error::invalid(&self.file, e.message(), "correct the value"))
     }
 
-    fn check_name(&self, key: &str, known: &Known) -> Result<()> {
+    /// Refuses unknown names, and anything but a table where one belongs: serde would fill a struct from a list too.
+    fn check_name(&self, key: &str, value: &Value, known: &Known) -> Result<()> {
         let mut node = known;
         let mut path = String::new();
         for part in key.split('.') {
@@ -160,6 +161,11 @@ impl Source {
                 None if inside_a_value => return Ok(()),
                 None => return Err(self.unknown(&path, known)),
             }
+        }
+        if node.is_object() && !value.is_table() {
+            let problem = format!("expected a table, found {}", value.type_str());
+            let remedy = format!("write [{key}] and its keys below");
+            return Err(Error::invalid(self.place(key), problem, remedy));
         }
         Ok(())
     }
