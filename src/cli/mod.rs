@@ -1,4 +1,4 @@
 //! Subcommands: one file each, arguments to calls, no logic.
 
-pub mod report;
 pub mod prepare;
+pub mod report;

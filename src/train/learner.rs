@@ -17,7 +17,7 @@ use crate::lora::linear::{parameters, set_parameters};
 use crate::model::mistral::Mistral;
 use crate::model::rope::RotaryTable;
 use crate::train::gradient::{Loss, gradients};
-use crate::train::optimizer::{AdamW, clip_coefficient, global_norm};
+use crate::train::optimizer::{AdamW, NamedUpdate, clip_coefficient, global_norm};
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,7 @@ pub struct Learner<B: TrainBackend> {
     /// Rotary angles.
     table: RotaryTable<B>,
     config: LearnerConfig,
+    starts_as_reference: bool,
     device: B::Device,
 }
 
@@ -68,12 +69,14 @@ impl<B: TrainBackend> Learner<B> {
         device: &B::Device,
     ) -> Self {
         let table = policy.valid().rotary_table(device);
+        let starts_as_reference = reference.is_copy() || adapter_is_silent(&policy);
         Self {
             policy,
             reference,
             optimizer,
             table,
             config,
+            starts_as_reference,
             device: device.clone(),
         }
     }
@@ -82,6 +85,12 @@ impl<B: TrainBackend> Learner<B> {
     pub fn precompute_reference(&mut self, batch: &PreferenceBatch) {
         let on_device = DeviceBatch::new(batch, &self.table, &self.device);
         self.reference.precompute(batch, &on_device);
+    }
+
+    /// Whether policy and reference were the same function when the learner was made: every `lora_b` zero, or the
+    /// reference a copy of the policy.
+    pub fn starts_as_reference(&self) -> bool {
+        self.starts_as_reference
     }
 
     /// One optimizer step, number `step` from 0, at `learning_rate`, over `batches`, whose gradients are averaged.
@@ -189,14 +198,12 @@ impl<B: TrainBackend> Learner<B> {
             }
             None => grads,
         };
-        let parameters = parameters(&self.policy)
-            .into_iter()
-            .map(|(name, p)| (name, p.inner()));
-        let updates = parameters
-            .zip(grads)
-            .map(|((name, p), grad)| (name, p, grad))
-            .collect();
-        let values = self.optimizer.step(learning_rate, updates);
+        let updates = parameters(&self.policy).into_iter().zip(grads);
+        let updates = updates.map(|((name, param), grad)| {
+            let param = param.inner();
+            NamedUpdate { name, param, grad }
+        });
+        let values = self.optimizer.step(learning_rate, updates.collect());
         set_parameters(&mut self.policy, values);
     }
 
@@ -218,6 +225,14 @@ impl<B: TrainBackend> Learner<B> {
         };
         batches.iter().map(unpack_one).collect()
     }
+}
+
+/// Whether every `lora_b` is zero, so that the adapter adds nothing.
+fn adapter_is_silent<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
+    let silent =
+        |tensor: Tensor<Autodiff<B>, 2>| tensor.into_data().iter::<f64>().all(|b| b == 0.0);
+    let of_b = parameters(policy).into_iter().skip(1).step_by(2);
+    of_b.map(|(_, tensor)| tensor).all(silent)
 }
 
 /// Everything a micro-batch reports, in one vector: loss, policy sums, reference sums, token columns.

@@ -1,6 +1,7 @@
 //! Training: one step, one loop; schedule, optimizer, checkpoints, logs.
 
 pub mod checkpoint;
+pub mod folder;
 pub mod gradient;
 pub mod learner;
 pub mod logger;
@@ -10,4 +11,4 @@ pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod setup;
-pub mod tensorboard;
+mod tensorboard;

@@ -1,11 +1,13 @@
 //! From a run's configuration to what the loop needs: encoded pairs, then model, adapter, reference, optimizer.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::DType;
+use serde_json::{Value, json};
 
 use crate::config::{
     GradientCheckpointing, InitLoraWeights, LossType, ModelDtype, Reference as ReferenceChoice,
@@ -24,10 +26,15 @@ use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
 use crate::train::learner::{Learner, LearnerConfig};
+use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
 use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::sampler::Sampler;
 
 /// Models above this many weights recompute activations under `gradient_checkpointing = "auto"`.
 const RECOMPUTE_ABOVE: usize = 1_000_000_000;
+
+/// Tokens in a bucket of the length histograms.
+const LENGTH_BUCKET: usize = 64;
 
 /// The encoded data of a run.
 #[derive(Clone, Debug)]
@@ -156,7 +163,7 @@ pub fn learner<B: TrainBackend>(
         _ => Reference::base(policy.valid()),
     };
     let learner_config = learner_config(config, &policy)?;
-    let optimizer = AdamW::new(optimizer_config(config));
+    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     Ok((
         Learner::new(policy, reference, optimizer, learner_config, device),
         lora,
@@ -219,20 +226,92 @@ fn weights(config: &MistralConfig) -> usize {
         .sum()
 }
 
-fn optimizer_config(config: &RunConfig) -> AdamWConfig {
-    let train = &config.train;
-    AdamWConfig {
-        beta1: train.adam_beta1,
-        beta2: train.adam_beta2,
-        epsilon: train.adam_epsilon,
-        weight_decay: train.weight_decay,
+/// The order of the training data.
+pub fn sampler(config: &RunConfig, data: &RunData) -> Sampler {
+    Sampler {
+        samples: data.train.len(),
+        batch_size: config.train.per_device_train_batch_size,
+        accumulation: config.train.gradient_accumulation_steps,
+        shuffle_seed: config.data.shuffle.then_some(config.seed),
     }
 }
 
-/// The folder of the base model.
+/// What identifies the run: configuration, model, data, counts.
 ///
 /// # Errors
-/// It is neither a folder nor on the hub.
-pub fn model_folder(config: &RunConfig) -> Result<PathBuf> {
-    Ok(PathBuf::from(&config.model.model_name_or_path))
+/// A file that was read a moment ago cannot be read again.
+pub fn manifest<B: TrainBackend>(
+    config: &RunConfig,
+    data: &RunData,
+    model_folder: &Path,
+    device: &B::Device,
+) -> Result<RunManifest> {
+    let identity = ModelIdentity::of(model_folder)?;
+    let device = format!("{} {device:?}", B::name(device));
+    let mut manifest = RunManifest::new(config.clone(), identity, &device);
+    let eval_hash = config
+        .data
+        .eval_file
+        .as_deref()
+        .map(hash_file)
+        .transpose()?;
+    manifest.data = json!({
+        "train_file": hash_file(&config.data.train_file)?,
+        "eval_file": eval_hash,
+        "train": data.train_report,
+        "eval": data.eval_report,
+        "lengths": lengths(&data.train),
+    });
+    let steps = config.train.total_steps(data.train.len()) as u64;
+    manifest.counts = BTreeMap::from([
+        ("train_pairs".to_string(), data.train.len() as u64),
+        ("eval_pairs".to_string(), data.eval.len() as u64),
+        ("optimizer_steps".to_string(), steps),
+    ]);
+    Ok(manifest)
+}
+
+/// Histograms of token counts: prompts, and completions without their prompt.
+fn lengths(pairs: &[EncodedPair]) -> Value {
+    let histogram = |length: &dyn Fn(&EncodedPair) -> usize| {
+        let mut buckets = Vec::new();
+        for pair in pairs {
+            let bucket = length(pair) / LENGTH_BUCKET;
+            if buckets.len() <= bucket {
+                buckets.resize(bucket + 1, 0u64);
+            }
+            buckets[bucket] += 1;
+        }
+        buckets
+    };
+    json!({
+        "bucket_size": LENGTH_BUCKET,
+        "prompt": histogram(&|pair| pair.chosen.completion_start),
+        "chosen": histogram(&|pair| pair.chosen.ids.len() - pair.chosen.completion_start),
+        "rejected": histogram(&|pair| pair.rejected.ids.len() - pair.rejected.completion_start),
+    })
+}
+
+impl RunData {
+    /// Says on stderr what was read, kept, cut and left out; with `every_id`, each id.
+    pub fn print_report(&self, config: &RunConfig, every_id: bool) {
+        let reports = [(&config.data.train_file, Some(&self.train_report))];
+        let eval = config
+            .data
+            .eval_file
+            .as_ref()
+            .map(|file| (file, self.eval_report.as_ref()));
+        for (file, report) in reports.into_iter().chain(eval) {
+            let Some(report) = report else { continue };
+            for line in report.summary() {
+                eprintln!("{}: {line}", file.display());
+            }
+            if every_id && let Ok(json) = serde_json::to_string_pretty(report) {
+                eprintln!("{json}");
+            }
+        }
+        for warning in config.warnings() {
+            eprintln!("warning: {warning}");
+        }
+    }
 }
