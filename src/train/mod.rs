@@ -11,4 +11,4 @@ pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod setup;
-mod tensorboard;
+pub mod tensorboard;
