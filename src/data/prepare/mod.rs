@@ -243,11 +243,18 @@ fn read_judge_write(
     let (sender, receiver) = sync_channel(AHEAD);
     let outcome = std::thread::scope(|scope| {
         let reader = meter.clone();
-        scope.spawn(move || read(&options.sources, paths.folder(), &reader, &sender));
+        let thread = scope.spawn(move || read(&options.sources, paths.folder(), &reader, &sender));
         let outcome = judge_and_write(&receiver, judge, writer, &meter, &progress);
         meter.stop();
         drop(receiver);
-        outcome
+        // A reader that ended early looks like one that is done: never take half the input for all of it.
+        let panicked = |_| {
+            Error::run(
+                "the reader of the input broke down",
+                "please report this as a bug",
+            )
+        };
+        thread.join().map_err(panicked).and(outcome)
     });
     outcome?;
     progress.finish();

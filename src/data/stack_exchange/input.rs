@@ -137,7 +137,7 @@ mod tests {
         let pattern = format!("{here}/*.jsonl");
         assert_eq!(
             find(&[pattern, here.to_string()]).unwrap(),
-            [&all[1], &all[0], &all[2]]
+            [1, 0, 2].map(|i: usize| all[i].clone())
         );
         let fetch = |_: &str| Ok(vec![folder.path().to_path_buf()]);
         assert_eq!(
@@ -152,7 +152,7 @@ mod tests {
     fn first_bytes_tell_the_format() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let mut sniffed = |bytes: &[u8]| {
+        let sniffed = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             sniff(&path).ok()
         };
