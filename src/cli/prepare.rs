@@ -13,7 +13,7 @@ use crate::progress::ProgressMode;
 /// Turn Stack Exchange rows into preference pairs.
 #[derive(Args, Clone, Debug)]
 pub struct PrepareArgs {
-    /// A file, a folder, a glob pattern in quotes, or hf://datasets/OWNER/NAME[@REVISION]/PATH; may be repeated.
+    /// A file, a folder, a glob pattern in quotes, or an hf://datasets/… address; may be repeated.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH|hf://…")]
     pub input: Vec<String>,
     /// What the inputs are; auto looks at their first bytes.

@@ -1,7 +1,9 @@
 //! HTML to text, in two ways: byte for byte as the original project's Python did, or readable.
 
 mod entities;
+mod names;
 mod readable;
+mod roles;
 mod soup;
 mod tokenizer;
 

@@ -4,7 +4,11 @@
 //! fenced or in backticks, `x<sup>2</sup>` is `x^2`, links are their text, images are dropped. TeX
 //! (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`, `\begin…\end`) keeps its whitespace; elsewhere runs of it become one space.
 
+use memchr::memchr2;
+
 use super::entities::unescape;
+use super::names::packed;
+use super::roles::{Math, Role, role};
 use super::tokenizer::{Dialect, Sink, Tokenizer};
 
 /// The readable text of an HTML fragment, without space at either end.
@@ -31,64 +35,11 @@ pub fn readable_text(html: &str) -> String {
     page.out
 }
 
-/// What an element does to the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// Begins and ends with this many line breaks.
-    Block(u8),
-    /// `ul`, or `ol` with the number of its next item.
-    List(Option<u32>),
-    Item,
-    Quote,
-    Preformatted,
-    Code,
-    /// `sup` (`^`) or `sub` (`_`).
-    Script(char),
-    Cell,
-    /// Its content is not text.
-    Hidden,
-    Inline,
-    LineBreak,
-    Rule,
-    /// No content, no text.
-    Nothing,
-}
-
-/// The role of an HTML element; `None` if there is no element of that name.
-fn role(name: &str) -> Option<Role> {
-    Some(match name {
-        "p" | "div" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6" | "table" | "dl" | "section"
-        | "article" | "aside" | "header" | "footer" | "main" | "nav" | "figure" | "address"
-        | "fieldset" | "form" | "details" | "center" | "body" | "html" => Role::Block(2),
-        "tr" | "dt" | "dd" | "caption" | "figcaption" | "summary" | "legend" | "option" => {
-            Role::Block(1)
-        }
-        "ul" => Role::List(None),
-        "ol" => Role::List(Some(1)),
-        "li" => Role::Item,
-        "blockquote" => Role::Quote,
-        "pre" | "textarea" => Role::Preformatted,
-        "code" | "tt" | "samp" => Role::Code,
-        "sup" => Role::Script('^'),
-        "sub" => Role::Script('_'),
-        "td" | "th" => Role::Cell,
-        "script" | "style" | "template" | "head" | "title" | "noscript" | "iframe" | "object"
-        | "svg" | "math" | "select" | "audio" | "video" | "canvas" | "rp" => Role::Hidden,
-        "br" => Role::LineBreak,
-        "hr" => Role::Rule,
-        "img" | "wbr" | "input" | "col" | "link" | "meta" | "area" | "base" | "embed" | "param"
-        | "source" | "track" => Role::Nothing,
-        "a" | "abbr" | "b" | "bdi" | "bdo" | "big" | "button" | "cite" | "colgroup" | "data"
-        | "del" | "dfn" | "em" | "font" | "i" | "ins" | "kbd" | "label" | "mark" | "o" | "q"
-        | "ruby" | "rt" | "rb" | "s" | "small" | "span" | "strike" | "strong" | "tbody"
-        | "tfoot" | "thead" | "time" | "u" | "var" => Role::Inline,
-        _ => return None,
-    })
-}
+const P: u128 = packed(b"p");
 
 #[derive(Debug)]
 struct Open {
-    name: String,
+    name: u128,
     role: Role,
     /// Length of the output when the element was opened, for what is decided when it closes.
     start: usize,
@@ -117,47 +68,6 @@ struct Page {
     math: Math,
     /// Cells so far in the table row.
     cells: usize,
-}
-
-/// Whether text is inside TeX.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Math {
-    #[default]
-    None,
-    /// Ends at this delimiter.
-    Until(&'static str),
-    /// This many environments deep.
-    Environment(u32),
-}
-
-impl Math {
-    /// The state after the delimiter that `rest` begins with, and that delimiter's length (0: none).
-    fn step(self, rest: &str) -> (Self, usize) {
-        match self {
-            Self::Until(end) if rest.starts_with(end) => (Self::None, end.len()),
-            Self::None => {
-                let opens = [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")].into_iter();
-                match opens.into_iter().find(|(start, _)| rest.starts_with(start)) {
-                    Some((start, end)) => (Self::Until(end), start.len()),
-                    None if rest.starts_with("\\begin{") => (Self::Environment(1), 7),
-                    None => (self, Self::escape(rest)),
-                }
-            }
-            Self::Environment(n) if rest.starts_with("\\begin{") => (Self::Environment(n + 1), 7),
-            Self::Environment(1) if rest.starts_with("\\end{") => (Self::None, 5),
-            Self::Environment(n) if rest.starts_with("\\end{") => (Self::Environment(n - 1), 5),
-            _ => (self, Self::escape(rest)),
-        }
-    }
-
-    /// `\$` and `\\` delimit nothing.
-    fn escape(rest: &str) -> usize {
-        if rest.starts_with("\\$") || rest.starts_with("\\\\") {
-            2
-        } else {
-            0
-        }
-    }
 }
 
 impl Page {
@@ -215,14 +125,16 @@ impl Page {
         let mut rest = text;
         while !rest.is_empty() {
             let in_math = self.math != Math::None;
-            let blank = |c: char| c.is_ascii_whitespace() || c == '\u{a0}';
             if !in_math && rest.starts_with(blank) {
                 rest = rest.trim_start_matches(blank);
                 self.space = true;
                 continue;
             }
-            let stop = |c: char| matches!(c, '$' | '\\') || (!in_math && blank(c));
-            let plain = rest.find(stop).unwrap_or(rest.len());
+            let plain = if in_math {
+                tex_run(rest)
+            } else {
+                plain_run(rest)
+            };
             let (next, delimiter) = match plain {
                 0 => self.math.step(rest),
                 _ => (self.math, 0),
@@ -244,7 +156,7 @@ impl Page {
         }
     }
 
-    fn open(&mut self, name: String, role: Role) {
+    fn open(&mut self, name: u128, role: Role) {
         match role {
             Role::Block(breaks) => {
                 self.break_line(breaks);
@@ -414,6 +326,38 @@ impl Page {
     }
 }
 
+fn blank(c: char) -> bool {
+    c.is_ascii_whitespace() || matches!(c, '\u{b}' | '\u{a0}')
+}
+
+/// Bytes up to the next character that may end TeX.
+fn tex_run(text: &str) -> usize {
+    memchr2(b'$', b'\\', text.as_bytes()).unwrap_or(text.len())
+}
+
+/// Bytes that can be copied as they are: up to the next `$`, backslash, or space that is not a single `' '`
+/// between words.
+fn plain_run(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let special = |&b: &u8| b <= b' ' || matches!(b, b'$' | b'\\' | 0xc2);
+    let mut from = 0;
+    while let Some(n) = bytes
+        .get(from..)
+        .and_then(|rest| rest.iter().position(special))
+    {
+        let at = from + n;
+        let single = |next: &u8| !special(next);
+        match bytes.get(at) {
+            Some(b' ') if bytes.get(at + 1).is_some_and(single) => from = at + 1,
+            // 0xc2 begins a no-break space, among others.
+            Some(0xc2) if bytes.get(at + 1) != Some(&0xa0) => from = at + 2,
+            Some(b) if *b < b' ' && !blank(char::from(*b)) => from = at + 1,
+            _ => return at,
+        }
+    }
+    bytes.len()
+}
+
 fn longest_run(text: &str, wanted: char) -> usize {
     text.split(|c| c != wanted).map(str::len).max().unwrap_or(0)
 }
@@ -432,8 +376,8 @@ impl Sink for Page {
     }
 
     fn start_tag(&mut self, name: &str, self_closing: bool) {
-        let name = name.to_ascii_lowercase();
-        let Some(role) = role(&name) else { return };
+        let Some(role) = role(name) else { return };
+        let name = packed(name.as_bytes());
         match role {
             Role::LineBreak if self.preformatted > 0 => self.out.push('\n'),
             Role::LineBreak => {
@@ -446,8 +390,8 @@ impl Sink for Page {
                 let list = |open: &Open| matches!(open.role, Role::List(_));
                 match role {
                     Role::Item => self.close_to(|open| open.role == Role::Item, list),
-                    Role::Block(_) if name == "p" => self.close_to(
-                        |open| open.name == "p",
+                    Role::Block(_) if name == P => self.close_to(
+                        |open| open.name == P,
                         |open| matches!(open.role, Role::Item | Role::Quote | Role::Cell),
                     ),
                     _ => {}
@@ -461,8 +405,10 @@ impl Sink for Page {
     }
 
     fn end_tag(&mut self, name: &str) {
-        let name = name.to_ascii_lowercase();
-        self.close_to(|open| open.name == name, |_| false);
+        if role(name).is_some() {
+            let name = packed(name.as_bytes());
+            self.close_to(|open| open.name == name, |_| false);
+        }
     }
 
     fn cdata(&mut self, text: &str) {
@@ -472,7 +418,7 @@ impl Sink for Page {
     fn hidden(&mut self) {}
 
     fn is_element(&self, name: &str) -> bool {
-        role(&name.to_ascii_lowercase()).is_some()
+        role(name).is_some()
     }
 }
 

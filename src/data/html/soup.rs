@@ -3,40 +3,19 @@
 //! No tree is built. The text depends on the open elements only (which strings are hidden, where whitespace is
 //! kept) and on where one string ends and the next begins.
 
+use super::names::{LONGEST, packed, packed_all};
 use super::tokenizer::{Dialect, RejectedMarkup, Sink, Tokenizer};
 
 /// Elements that never have content.
-const VOID: [u128; 24] = names([
+const VOID: [u128; 24] = packed_all([
     "area", "base", "br", "col", "embed", "hr", "img", "input", "keygen", "link", "menuitem",
     "meta", "param", "source", "track", "wbr", "basefont", "bgsound", "command", "frame", "image",
     "isindex", "nextid", "spacer",
 ]);
 /// Elements whose strings `get_text` leaves out when asked for the whole document's.
-const HIDDEN: [u128; 5] = names(["rt", "rp", "style", "script", "template"]);
+const HIDDEN: [u128; 5] = packed_all(["rt", "rp", "style", "script", "template"]);
 /// Elements in which a string of spaces stays as it is.
-const PRESERVE: [u128; 2] = names(["pre", "textarea"]);
-
-/// A tag name of up to 15 ASCII bytes, lower-cased, as one number (its last byte is the length).
-const fn packed(name: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < name.len() && i < 15 {
-        bytes[i] = name[i].to_ascii_lowercase();
-        i += 1;
-    }
-    bytes[15] = name.len() as u8;
-    u128::from_le_bytes(bytes)
-}
-
-const fn names<const N: usize>(names: [&str; N]) -> [u128; N] {
-    let mut packed_names = [0; N];
-    let mut i = 0;
-    while i < N {
-        packed_names[i] = packed(names[i].as_bytes());
-        i += 1;
-    }
-    packed_names
-}
+const PRESERVE: [u128; 2] = packed_all(["pre", "textarea"]);
 
 /// The strings of `html`, separated by single spaces, as BeautifulSoup's `get_text(separator=" ")` gives them.
 ///
@@ -78,7 +57,7 @@ struct Soup {
 
 impl Soup {
     fn name(&mut self, raw: &str) -> u128 {
-        if raw.len() <= 15 && raw.is_ascii() {
+        if raw.len() <= LONGEST && raw.is_ascii() {
             return packed(raw.as_bytes());
         }
         let lower = raw.to_lowercase();

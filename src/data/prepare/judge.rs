@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     pub(super) encoded: Vec<u8>,
     /// Characters of prompt, chosen and rejected.
     pub(super) lengths: [usize; 3],
+    /// Whether a side has no text, or both have the same.
+    pub(super) blank: bool,
     pub(super) identical: bool,
     /// Needed for the split and for duplicates only.
     pub(super) fingerprint: Option<Fingerprint>,
@@ -82,10 +84,14 @@ impl Judge {
         // stand on both sides.
         let near = rules.drop_near_duplicates || rules.held_out_fraction > 0.0;
         let fingerprint = all.then(|| Fingerprint::new(&pair.prompt, near));
+        let blank = [&pair.prompt, &pair.chosen, &pair.rejected]
+            .iter()
+            .any(|t| t.trim().is_empty());
         let identical = pair.chosen == pair.rejected;
         Ok(Candidate {
             encoded: self.form.encode(&pair),
             lengths,
+            blank,
             identical,
             fingerprint,
         })

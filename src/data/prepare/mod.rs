@@ -1,8 +1,8 @@
 //! `prepare`: from rows of voted answers to a file of preference pairs.
 //!
-//! A thread reads rows in blocks of a few megabytes; each block is judged row by row in parallel ([`judge`]); then,
+//! A thread reads rows in blocks of a few megabytes; each block is judged row by row in parallel (`judge`); then,
 //! in the rows' order, duplicates are refused, and what is left is written. Memory holds a handful of blocks, what is
-//! remembered of each pair kept ([`duplicates`]), and the ids listed in the stats; never a file.
+//! remembered of each pair kept (`duplicates`), and the ids listed in the stats; never a file.
 
 mod duplicates;
 mod exclude;
@@ -167,7 +167,16 @@ impl Paths {
             .held_out
             .clone()
             .unwrap_or_else(|| beside(&format!("held-out.{extension}")));
-        let held_out = (options.rules.held_out_fraction > 0.0).then_some(held_out);
+        let holds_out = options.rules.held_out_fraction > 0.0;
+        if options.held_out.is_some() && !holds_out {
+            let problem = "held_out_fraction is 0: nothing would be held out";
+            return Err(Error::invalid(
+                "--held-out",
+                problem,
+                "set held_out_fraction = 0.05 in the config",
+            ));
+        }
+        let held_out = holds_out.then_some(held_out);
         let paths = Self {
             stats: beside("stats.json"),
             held_out,
@@ -237,17 +246,24 @@ fn read_judge_write(
     writer: &mut Writer,
     mode: ProgressMode,
 ) -> Result<()> {
-    let total = options.sources.iter().map(Source::bytes).sum();
-    let progress = Progress::new("preparing", Some(total), "bytes", mode);
+    let total: u64 = options.sources.iter().map(Source::bytes).sum();
+    let progress = Progress::new("preparing", Some(total / 1000), "kB", mode);
     let meter = Meter::default();
     let (sender, receiver) = sync_channel(AHEAD);
     let outcome = std::thread::scope(|scope| {
         let reader = meter.clone();
-        scope.spawn(move || read(&options.sources, paths.folder(), &reader, &sender));
+        let thread = scope.spawn(move || read(&options.sources, paths.folder(), &reader, &sender));
         let outcome = judge_and_write(&receiver, judge, writer, &meter, &progress);
         meter.stop();
         drop(receiver);
-        outcome
+        // A reader that ended early looks like one that is done: never take half the input for all of it.
+        let panicked = |_| {
+            Error::run(
+                "the reader of the input broke down",
+                "please report this as a bug",
+            )
+        };
+        thread.join().map_err(panicked).and(outcome)
     });
     outcome?;
     progress.finish();
@@ -325,7 +341,7 @@ fn judge_and_write(
                 writer.write(source, verdict?)?;
             }
         }
-        let now = meter.bytes();
+        let now = meter.bytes() / 1000;
         progress.inc(now - shown);
         shown = now;
         progress.set_message(format!(
@@ -432,7 +448,7 @@ impl Writer {
         }
         let stats = &mut self.stats;
         stats.lengths_in_characters.add(candidate.lengths);
-        stats.kept_with_an_empty_side += u64::from(candidate.lengths.contains(&0));
+        stats.kept_with_an_empty_side += u64::from(candidate.blank);
         stats.kept_with_identical_answers += u64::from(candidate.identical);
         match &mut self.held_out {
             Some(file) if held_out => {

@@ -286,7 +286,7 @@ mod tests {
         );
         assert!(message("min_answers = \"two\"").starts_with("prepare.toml:1: invalid type"));
         assert!(message("a = \n").starts_with("prepare.toml:1: "));
-        assert!(message("preset = \"orignal\"").contains("unknown variant `orignal`"));
+        assert!(message("preset = \"other\"").contains("unknown variant `other`"));
         assert!(
             message("\nheld_out_fraction = 1.0")
                 .starts_with("prepare.toml:2: held_out_fraction: must")

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// Fetches what an `hf://…` address names to the disk; the paths it ends up at.
 pub type Fetch<'a> = &'a dyn Fn(&str) -> Result<Vec<PathBuf>>;
 
-/// The files that `inputs` name, in the order given: each a file, a folder (all `.parquet`, `.jsonl` and `.xml`
-/// files in it, at any depth, by name), a glob pattern, or an `hf://datasets/owner/name[@revision]/path` address,
+/// The files that `inputs` name, in the order given: each a file, a folder (in it, at any depth and by name, all
+/// `.parquet` and `.jsonl` files and every `Posts.xml`; a dump's other XML files are passed over), a glob pattern, or an `hf://datasets/owner/name[@revision]/path` address,
 /// which `fetch` brings to the disk. A file named twice is read once.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
             files_matching(input)?
         };
         if found.is_empty() {
-            let problem = "holds no .parquet, .jsonl or .xml file";
+            let problem = "holds no .parquet file, no .jsonl file and no Posts.xml";
             return Err(Error::invalid(
                 format!("--input {input}"),
                 problem,
@@ -45,7 +45,13 @@ pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
 fn files_matching(pattern: &str) -> Result<Vec<PathBuf>> {
     let place = format!("--input {pattern}");
     let remedy = "name a file, a folder, a glob pattern in quotes, or an hf://datasets/… address";
-    let paths = glob::glob(pattern).map_err(|e| Error::invalid(&place, e, remedy))?;
+    // As a shell does: `*` stops at folders, and matches no hidden file.
+    let options = glob::MatchOptions {
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+        ..glob::MatchOptions::default()
+    };
+    let paths = glob::glob_with(pattern, options).map_err(|e| Error::invalid(&place, e, remedy))?;
     let mut files = Vec::new();
     for path in paths {
         let path = path.map_err(|e| Error::invalid(&place, e, remedy))?;
@@ -72,13 +78,16 @@ fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     entries.sort();
     let mut files = Vec::new();
     for entry in entries {
-        let extension = entry
-            .extension()
-            .and_then(|e| e.to_str())
-            .unwrap_or_default();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+            continue;
+        }
         if entry.is_dir() {
             files.append(&mut files_at(&entry)?);
-        } else if ["parquet", "jsonl", "xml"].contains(&extension) {
+        } else if [".parquet", ".jsonl", "Posts.xml"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
             files.push(entry);
         }
     }
@@ -127,7 +136,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("deep")).unwrap();
-        for name in ["b.jsonl", "a.parquet", "deep/Posts.xml", "note.txt"] {
+        for name in [
+            "b.jsonl",
+            "a.parquet",
+            "deep/Posts.xml",
+            "deep/Users.xml",
+            ".x.jsonl",
+        ] {
             fs::write(at(name), "").unwrap();
         }
         let all = vec![at("a.parquet"), at("b.jsonl"), at("deep/Posts.xml")];
@@ -137,7 +152,7 @@ mod tests {
         let pattern = format!("{here}/*.jsonl");
         assert_eq!(
             find(&[pattern, here.to_string()]).unwrap(),
-            [&all[1], &all[0], &all[2]]
+            [1, 0, 2].map(|i: usize| all[i].clone())
         );
         let fetch = |_: &str| Ok(vec![folder.path().to_path_buf()]);
         assert_eq!(
@@ -152,7 +167,7 @@ mod tests {
     fn first_bytes_tell_the_format() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let mut sniffed = |bytes: &[u8]| {
+        let sniffed = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             sniff(&path).ok()
         };

@@ -1,7 +1,7 @@
 //! Rows from the official data dump's `Posts.xml`: one `<row …/>` a post, questions and answers mixed.
 //!
 //! An answer may come long before or after its question, so posts are first spread over temporary files by
-//! question ([`super::spill`]), which are then joined one by one: memory holds one part (about 64 MiB of posts in
+//! question (`spill`), which are then joined one by one: memory holds one part (about 64 MiB of posts in
 //! files up to 32 GiB, a 512th of the file beyond that), never the file. Questions come out in the file's order.
 //!
 //! The dump has no upvotes, only `Score` (upvotes minus downvotes), which stands in for them: the vote score is
