@@ -157,6 +157,9 @@ fn respond(
             listing.clone().into(),
         );
     }
+    if let Some(rest) = path.strip_prefix("/old/") {
+        return empty(&format!("307 Moved\r\nlocation: /own/{rest}"));
+    }
     // Large files live in a storage on another host name, as on the real hub.
     let stored = path.strip_prefix("/storage");
     let Some(content) = b.files.get(stored.unwrap_or(path)).cloned() else {
@@ -547,6 +550,10 @@ fn refusals_say_what_to_do() {
             error.contains(without_token) && error.contains("own/tiny"),
             "{error}"
         );
+        assert!(
+            error.contains("nor is there a folder \"own/tiny\""),
+            "{error}"
+        );
         let error = server
             .hub(cache.path())
             .resolve("own/tiny", "main")
@@ -564,6 +571,24 @@ fn refusals_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     assert_eq!(anonymous.resolve(path, "main").unwrap(), folder.path());
+}
+
+#[test]
+fn a_renamed_repository_is_followed_with_the_token() {
+    let mut behaviour = repository();
+    let listing = behaviour.listings["/api/models/own/tiny/revision/main"].clone();
+    behaviour
+        .listings
+        .insert("/api/models/old/tiny/revision/main".to_string(), listing);
+    let server = Server::start(behaviour);
+    let cache = tempfile::tempdir().unwrap();
+    let folder = server
+        .hub(cache.path())
+        .resolve("old/tiny", "main")
+        .unwrap();
+    assert_eq!(read_weights(&folder), noise(300_001));
+    let heads = server.log("HEAD /own/tiny/resolve/main/model.safetensors");
+    assert!(heads.len() == 1 && heads[0].ends_with(TOKEN), "{heads:?}");
 }
 
 #[test]

@@ -134,6 +134,7 @@ impl Hub {
             (cached, false) => {
                 let downloaded = Fetch::start(&self.client, &repo, &local).and_then(Fetch::model);
                 self.or_cached(downloaded, cached, model)
+                    .map_err(|e| no_folder_either(e, model))
             }
         }
     }
@@ -317,6 +318,25 @@ fn is_complete(folder: &Path) -> bool {
     };
     folder.join("config.json").is_file()
         && (folder.join("model.safetensors").is_file() || sharded())
+}
+
+/// A model may have been meant as a folder: errors about the hub say that there is none.
+fn no_folder_either(error: Error, model: &str) -> Error {
+    match error {
+        Error::Invalid {
+            place,
+            problem,
+            remedy,
+        } => {
+            let problem = format!("{problem}; nor is there a folder {model:?}");
+            Error::Invalid {
+                place,
+                problem,
+                remedy,
+            }
+        }
+        other => other,
+    }
 }
 
 fn offline(what: &str, revision: &str) -> Error {
