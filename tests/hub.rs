@@ -26,6 +26,8 @@ struct Behaviour {
     listings: HashMap<String, String>,
     /// A status and `x-error-code` for every request.
     refuse: Option<(u16, &'static str)>,
+    /// How many connections are closed without an answer.
+    silent: usize,
     /// How many downloads of the large file break off half-way.
     cuts: usize,
     /// Answer 200 with everything, whatever range is asked for.
@@ -131,6 +133,10 @@ fn answer(mut stream: TcpStream, shared: &Mutex<Behaviour>, port: u16) -> std::i
     behaviour
         .log
         .push(format!("{method} {path} {range} {token}"));
+    if behaviour.silent > 0 {
+        behaviour.silent -= 1;
+        return Ok(());
+    }
     let (head, body) = respond(&mut behaviour, method, path, &range, port);
     drop(behaviour);
     stream.write_all(format!("HTTP/1.1 {head}connection: close\r\n\r\n").as_bytes())?;
@@ -380,6 +386,7 @@ fn what_is_in_the_cache_needs_no_hub() {
 #[test]
 fn one_call_takes_a_broken_connection_up_again_by_itself() {
     let server = Server::start(Behaviour {
+        silent: 1,
         cuts: 3,
         no_head: true,
         ..repository()

@@ -42,7 +42,7 @@ impl EncodedSequence {
 /// A pair ready for the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedPair {
-    /// The id of the [`PreferencePair`](super::pair::PreferencePair).
+    /// The id of the [`PreferencePair`].
     pub id: String,
     /// Prompt and preferred completion.
     pub chosen: EncodedSequence,

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response};
-use ureq::{Agent, Body};
+use ureq::typestate::WithoutBody;
+use ureq::{Agent, Body, RequestBuilder};
 
 use super::HubConfig;
 use super::local::LocalRepo;
@@ -199,9 +200,7 @@ impl Client {
     fn head(&self, url: &str, repo: &Repo, name: &str) -> Attempt<Meta> {
         let mut url = url.to_string();
         for _ in 0..5 {
-            let request = self.direct.head(&url).header("Accept-Encoding", "identity");
-            let request = self.authorize(request);
-            let mut response = request.call().map_err(|e| self.unreachable(&url, &e))?;
+            let mut response = self.send(&url, || self.direct.head(&url), None)?;
             if matches!(response.status().as_u16(), 400 | 405 | 501) {
                 // Not every mirror knows HEAD.
                 response = self.get(&self.direct, &url, Some("bytes=0-0"))?;
@@ -353,20 +352,35 @@ impl Client {
     }
 
     fn get(&self, agent: &Agent, url: &str, range: Option<&str>) -> Attempt<Response<Body>> {
-        let mut request = self
-            .authorize(agent.get(url))
-            .header("Accept-Encoding", "identity");
-        if let Some(range) = range {
-            request = request.header("Range", range);
-        }
-        request.call().map_err(|e| self.unreachable(url, &e))
+        self.send(url, || agent.get(url), range)
     }
 
-    fn authorize<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
-            None => request,
-        }
+    /// Sends a request, and once more if there is no answer at all.
+    fn send(
+        &self,
+        url: &str,
+        request: impl Fn() -> RequestBuilder<WithoutBody>,
+        range: Option<&str>,
+    ) -> Attempt<Response<Body>> {
+        let send = || {
+            // A compressed answer would have neither the size nor the ranges of the file.
+            let mut request = request().header("Accept-Encoding", "identity");
+            if let Some(range) = range {
+                request = request.header("Range", range);
+            }
+            if let Some(token) = &self.token {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            request.call()
+        };
+        let answer = send().or_else(|error| {
+            if self.retries == 0 || interrupt::requested() {
+                return Err(error);
+            }
+            thread::sleep(Duration::from_millis(200));
+            send()
+        });
+        answer.map_err(|e| self.unreachable(url, &e))
     }
 
     /// Scheme and host of the endpoint.
