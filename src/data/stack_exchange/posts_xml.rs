@@ -2,7 +2,8 @@
 //!
 //! An answer may come long before or after its question, so posts are first spread over temporary files by
 //! question (`spill`), which are then joined one by one: memory holds one part for each
-//! thread (16 MiB of posts in files up to 8 GiB, a 512th of the file beyond that), never the file. Questions come out in the file's order.
+//! thread (16 MiB of posts in files up to 8 GiB, a 512th of the file beyond that), never the file. Questions come out in the file's order,
+//! those with fewer than two answers without their texts.
 //!
 //! The dump has no upvotes, only `Score` (upvotes minus downvotes), which stands in for them: the vote score is
 //! `round(log2(1 + Score))`, one more for the accepted answer, and -1 where `Score` is negative.

@@ -157,6 +157,13 @@ fn join(part: BufWriter<File>, meter: &Meter) -> io::Result<Vec<(u64, Row)>> {
                     }
                 },
             ));
+        if row.answers.len() < 2 {
+            // No pair can come of it: its texts need not go to disk and back.
+            row.question.clear();
+            row.answers
+                .iter_mut()
+                .for_each(|answer| answer.text.clear());
+        }
         (order, row)
     });
     let rows = rows.collect();
