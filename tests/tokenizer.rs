@@ -1,5 +1,7 @@
 //! Text to ids and back: against Hugging Face's ids, and against a plain BPE on our own tiny tokenizers.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

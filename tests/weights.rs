@@ -1,5 +1,7 @@
 //! Reading and writing model folders: every stored type, shards, and every way a file can be broken.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,54 +50,51 @@ fn values() -> Vec<f64> {
     values
 }
 
+/// A float type of the format, and what a number becomes in it.
+type FloatType = (&'static str, DType, fn(f64) -> f64);
+
+const FLOAT_TYPES: [FloatType; 4] = [
+    ("F64", DType::F64, |v| v),
+    ("F32", DType::F32, |v| f64::from(v as f32)),
+    ("BF16", DType::BF16, |v| bf16::from_f64(v).to_f64()),
+    ("F16", DType::F16, |v| f16::from_f64(v).to_f64()),
+];
+
+/// `values` in each float type, behind a single byte, so that nothing is aligned.
+fn open_float_types(values: &[f64]) -> WeightFiles {
+    let n = values.len() as u64;
+    let mut data = vec![7u8];
+    let mut header = json!({"flag": entry("U8", &[1], 0, 1)});
+    for (name, dtype, _) in FLOAT_TYPES {
+        let from = data.len() as u64;
+        for v in values {
+            match dtype {
+                DType::F64 => data.extend(v.to_le_bytes()),
+                DType::F32 => data.extend((*v as f32).to_le_bytes()),
+                DType::BF16 => data.extend(bf16::from_f64(*v).to_le_bytes()),
+                _ => data.extend(f16::from_f64(*v).to_le_bytes()),
+            }
+        }
+        header[name] = entry(name, &[1, n], from, data.len() as u64);
+    }
+    open_raw(&header.to_string(), &data).unwrap()
+}
+
 #[test]
 fn every_float_type_is_read_as_every_other_at_an_odd_offset() {
     let values = values();
-    let n = values.len() as u64;
-    let mut data = vec![7u8]; // One byte first, so that nothing behind it is aligned.
-    let mut header = json!({"flag": entry("U8", &[1], 0, 1)});
-    let mut add = |name: &str, bytes: Vec<u8>| {
-        let from = data.len() as u64;
-        data.extend(bytes);
-        header[name] = entry(name, &[1, n], from, data.len() as u64);
-    };
-    add("F64", values.iter().flat_map(|v| v.to_le_bytes()).collect());
-    add(
-        "F32",
-        values
-            .iter()
-            .flat_map(|v| (*v as f32).to_le_bytes())
-            .collect(),
+    let weights = open_float_types(&values);
+    assert_eq!(
+        weights.total_bytes(),
+        1 + (8 + 4 + 2 + 2) * values.len() as u64
     );
-    add(
-        "BF16",
-        values
-            .iter()
-            .flat_map(|v| bf16::from_f64(*v).to_le_bytes())
-            .collect(),
-    );
-    add(
-        "F16",
-        values
-            .iter()
-            .flat_map(|v| f16::from_f64(*v).to_le_bytes())
-            .collect(),
-    );
-    let weights = open_raw(&header.to_string(), &data).unwrap();
-    assert_eq!(weights.total_bytes(), data.len() as u64);
-    let types: [(&str, DType, fn(f64) -> f64); 4] = [
-        ("F64", DType::F64, |v| v),
-        ("F32", DType::F32, |v| f64::from(v as f32)),
-        ("BF16", DType::BF16, |v| bf16::from_f64(v).to_f64()),
-        ("F16", DType::F16, |v| f16::from_f64(v).to_f64()),
-    ];
-    for (name, dtype, round) in types {
+    for (name, dtype, round) in FLOAT_TYPES {
         assert_eq!(weights.dtype(name).unwrap(), dtype);
-        assert_eq!(weights.shape(name).unwrap(), [1, n as usize]);
+        assert_eq!(weights.shape(name).unwrap(), [1, values.len()]);
         let exact: Vec<f64> = values.iter().map(|v| round(*v)).collect();
         let single: Vec<f32> = exact.iter().map(|v| *v as f32).collect();
         assert_eq!(weights.tensor_f32(name).unwrap(), single);
-        for (_, target, round) in types {
+        for (_, target, round) in FLOAT_TYPES {
             let data = weights.tensor_data(name, target).unwrap();
             let wanted: Vec<f64> = exact.iter().map(|v| round(*v)).collect();
             assert_eq!(data.dtype, target);
@@ -118,72 +117,23 @@ fn every_float_type_is_read_as_every_other_at_an_odd_offset() {
     );
 }
 
+/// Two tensors, `a` of 8 bytes and `b` as given.
+fn header_with(b: Value) -> String {
+    json!({"a": entry("F32", &[2], 0, 8), "b": b}).to_string()
+}
+
 #[test]
-fn a_broken_file_is_named_with_the_byte() {
-    let one = entry("F32", &[2], 0, 8);
-    let two = |b: Value| json!({"a": one, "b": b}).to_string();
-    let good = two(entry("F32", &[1], 8, 12));
+fn a_file_of_the_wrong_length_is_named_with_the_byte() {
+    let good = header_with(entry("F32", &[1], 8, 12));
     assert!(open_raw(&good, &[0; 12]).is_ok());
-    let end = 8 + good.len();
-    let cases = [
-        (
-            good.clone(),
-            11,
-            format!(
-                "ends at byte {}, but b reaches to byte {}",
-                end + 11,
-                end + 12
-            ),
-        ),
-        (
-            good.clone(),
-            13,
-            format!("has 1 bytes after its last tensor (byte {})", end + 12),
-        ),
-        (
-            two(entry("F32", &[1], 4, 8)),
-            8,
-            format!("b: at byte {} overlaps", end + 4 - 1),
-        ),
-        (
-            two(entry("F32", &[1], 9, 13)),
-            13,
-            "leaves a gap".to_string(),
-        ),
-        (
-            two(entry("F32", &[3], 8, 12)),
-            12,
-            "do not hold [3] of F32".to_string(),
-        ),
-        (
-            two(entry("F32", &[1], 12, 8)),
-            12,
-            "bytes 12 to 8".to_string(),
-        ),
-        (
-            two(entry("F32", &[u64::MAX, 2], 8, 12)),
-            12,
-            "do not hold".to_string(),
-        ),
-        (
-            two(entry("F32", &[1], u64::MAX - 4, u64::MAX)),
-            12,
-            "impossible byte".to_string(),
-        ),
-        (two(entry("Q4", &[1], 8, 12)), 12, "Q4".to_string()),
-        (
-            format!("{{\"a\":{one},\"a\":{one}}}"),
-            8,
-            "names a twice".to_string(),
-        ),
-        ("{\"a\": 3}".to_string(), 0, "not valid".to_string()),
-        ("nonsense".to_string(), 0, "not valid".to_string()),
-    ];
-    for (header, data, wanted) in cases {
-        let error = open_raw(&header, &vec![0; data]).unwrap_err().to_string();
+    let end = 8 + good.len() + 12;
+    let short = format!("ends at byte {}, but b reaches to byte {end}", end - 1);
+    let long = format!("has 1 bytes after its last tensor (byte {end})");
+    for (data, wanted) in [(11, short), (13, long)] {
+        let error = open_raw(&good, &vec![0; data]).unwrap_err().to_string();
         assert!(
             error.contains("model.safetensors") && error.contains(&wanted),
-            "{wanted}: {error}"
+            "{error}"
         );
     }
     let folder = tempfile::tempdir().unwrap();
@@ -198,6 +148,33 @@ fn a_broken_file_is_named_with_the_byte() {
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         let error = WeightFiles::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn a_header_that_contradicts_itself_is_named_with_the_tensor() {
+    let b = |shape: &[u64], from, to| header_with(entry("F32", shape, from, to));
+    let overlapping = b(&[1], 4, 8);
+    let overlap = format!("b: at byte {} overlaps", 8 + overlapping.len() + 4);
+    let a = entry("F32", &[2], 0, 8);
+    let cases = [
+        (overlapping, 8, overlap.as_str()),
+        (b(&[1], 9, 13), 13, "leaves a gap"),
+        (b(&[3], 8, 12), 12, "do not hold [3] of F32"),
+        (b(&[1], 12, 8), 12, "bytes 12 to 8"),
+        (b(&[u64::MAX, 2], 8, 12), 12, "do not hold"),
+        (b(&[1], u64::MAX - 4, u64::MAX), 12, "impossible byte"),
+        (header_with(entry("Q4", &[1], 8, 12)), 12, "Q4"),
+        (format!("{{\"a\":{a},\"a\":{a}}}"), 8, "names a twice"),
+        ("{\"a\": 3}".to_string(), 0, "not valid"),
+        ("nonsense".to_string(), 0, "not valid"),
+    ];
+    for (header, data, wanted) in cases {
+        let error = open_raw(&header, &vec![0; data]).unwrap_err().to_string();
+        assert!(
+            error.contains("model.safetensors") && error.contains(wanted),
+            "{wanted}: {error}"
+        );
     }
 }
 

@@ -4,10 +4,10 @@
 //! tensors' bytes without gaps. The header is checked whole when a folder is opened, so that a file cut short is found
 //! before any weight is used. Only the pages of the tensor being read are mapped: the peak extra memory is one tensor.
 
+mod header;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::{self, File};
-use std::io::Read;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
@@ -16,13 +16,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use self::header::read_header;
 use crate::error::{Error, Result};
 
 const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
-/// Longest header the format allows, bytes.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// The tensors of a model folder or of one safetensors file.
 #[derive(Debug)]
@@ -395,172 +393,4 @@ fn f16_to_f32(bytes: &[u8]) -> Vec<f32> {
         block[..target.len()].convert_to_f32_slice(target);
     }
     out
-}
-
-/// One tensor as the header describes it.
-#[derive(Deserialize)]
-struct Info {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: (u64, u64),
-}
-
-/// The header's tensors in written order, duplicates included (a map would hide them).
-struct Header(Vec<(String, Info)>);
-
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Header;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Header, A::Error> {
-                let mut tensors = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
-                    } else {
-                        tensors.push((name, map.next_value()?));
-                    }
-                }
-                Ok(Header(tensors))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
-/// Reads and checks the header; entries come with `file` 0.
-fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, Entry)>> {
-    let bad = |problem: String| Error::file(path, problem, FETCH_AGAIN);
-    let io = |e| Error::io(path, "read", e);
-    let size = file.metadata().map_err(io)?.len();
-    if size < 8 {
-        return Err(bad(format!(
-            "is {size} bytes long, not even a safetensors header"
-        )));
-    }
-    let mut length = [0u8; 8];
-    file.read_exact(&mut length).map_err(io)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(bad(format!(
-            "is not a safetensors file: byte 0 asks for a header of {length} bytes"
-        )));
-    }
-    let data_start = 8 + length;
-    if data_start > size {
-        return Err(bad(format!(
-            "ends at byte {size}, inside its header (bytes 8 to {data_start})"
-        )));
-    }
-    let mut text = vec![0u8; length as usize];
-    file.read_exact(&mut text).map_err(io)?;
-    let header: Header = serde_json::from_slice(&text).map_err(|e| {
-        bad(format!(
-            "the header (bytes 8 to {data_start}) is not valid: {e}"
-        ))
-    })?;
-    check_header(header, data_start, size).map_err(bad)
-}
-
-/// The format's rules: known types, sizes that fit the shapes, no gap, no overlap, nothing cut off or left over.
-fn check_header(
-    header: Header,
-    data_start: u64,
-    size: u64,
-) -> std::result::Result<Vec<(String, Entry)>, String> {
-    let mut seen = BTreeSet::new();
-    let mut entries = Vec::with_capacity(header.0.len());
-    for (name, info) in header.0 {
-        let Some(dtype) = dtype_named(&info.dtype) else {
-            return Err(format!("{name}: unknown element type {:?}", info.dtype));
-        };
-        if !seen.insert(name.clone()) {
-            return Err(format!("the header names {name} twice"));
-        }
-        let (from, to) = info.data_offsets;
-        let (shape, bytes) = (info.shape, to.checked_sub(from));
-        let wanted = shape
-            .iter()
-            .try_fold(dtype.size(), |n, dim| n.checked_mul(*dim));
-        let fits = bytes
-            .zip(wanted)
-            .filter(|(bytes, wanted)| *bytes == *wanted as u64);
-        let Some((_, len)) = fits else {
-            return Err(format!(
-                "{name}: bytes {from} to {to} of the data do not hold {:?} of {}",
-                shape, info.dtype
-            ));
-        };
-        let Some(start) = data_start.checked_add(from) else {
-            return Err(format!("{name}: starts at the impossible byte {from}"));
-        };
-        entries.push((
-            name,
-            Entry {
-                file: 0,
-                dtype,
-                shape,
-                start,
-                len,
-            },
-        ));
-    }
-    let mut order: Vec<&(String, Entry)> = entries.iter().collect();
-    order.sort_by_key(|(_, entry)| (entry.start, entry.len));
-    let mut end = data_start;
-    for (name, entry) in order {
-        if entry.start != end {
-            let what = if entry.start < end {
-                "overlaps the tensor before it"
-            } else {
-                "leaves a gap"
-            };
-            return Err(format!(
-                "{name}: at byte {} {what}, which ends at {end}",
-                entry.start
-            ));
-        }
-        end = entry.start + entry.len as u64;
-        if end > size {
-            return Err(format!(
-                "ends at byte {size}, but {name} reaches to byte {end}"
-            ));
-        }
-    }
-    if end != size {
-        return Err(format!(
-            "has {} bytes after its last tensor (byte {end})",
-            size - end
-        ));
-    }
-    Ok(entries)
-}
-
-/// The element types of the format that have a counterpart here.
-fn dtype_named(name: &str) -> Option<DType> {
-    Some(match name {
-        "F64" => DType::F64,
-        "F32" => DType::F32,
-        "F16" => DType::F16,
-        "BF16" => DType::BF16,
-        "I64" => DType::I64,
-        "I32" => DType::I32,
-        "I16" => DType::I16,
-        "I8" => DType::I8,
-        "U64" => DType::U64,
-        "U32" => DType::U32,
-        "U16" => DType::U16,
-        // BOOL and the 8-bit floats are bytes to us: readable through `bytes`, refused as weights.
-        "U8" | "BOOL" | "F8_E4M3" | "F8_E5M2" => DType::U8,
-        _ => return None,
-    })
 }
