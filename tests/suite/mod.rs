@@ -7,4 +7,5 @@
 )]
 
 pub mod forward;
+pub mod generate;
 pub mod golden;
