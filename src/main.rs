@@ -1,2 +1,76 @@
-//! The program.
-fn main() {}
+//! The program: parse, choose the backend, run. The only place that names a backend.
+
+use std::process::ExitCode;
+
+use arithmo::cli::Cli;
+use arithmo::{Error, Result, interrupt};
+use arithmo_backends::BackendKind;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    interrupt::install();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if let Some(result) = cli.run_without_backend() {
+        return result;
+    }
+    match choose(&cli.backend)? {
+        #[cfg(feature = "ndarray")]
+        BackendKind::NdArray => cli.run::<arithmo_backends::ndarray::Cpu>(&Default::default()),
+        #[cfg(feature = "wgpu")]
+        BackendKind::Wgpu => cli.run::<arithmo_backends::wgpu::Gpu>(&Default::default()),
+        #[cfg(feature = "cuda")]
+        BackendKind::Cuda => cli.run::<arithmo_backends::cuda::Gpu>(&Default::default()),
+        #[allow(
+            unreachable_patterns,
+            reason = "reached where a backend is left out of the build"
+        )]
+        kind => Err(not_built(kind)),
+    }
+}
+
+/// The backend asked for, or for `auto` the best of those in this program that starts.
+fn choose(name: &str) -> Result<BackendKind> {
+    if name != "auto" {
+        let kind = name.parse::<BackendKind>().map_err(|problem| {
+            Error::invalid(
+                "--backend",
+                problem,
+                "leave --backend out to take the best that starts",
+            )
+        })?;
+        return match (kind.compiled(), kind.starts()) {
+            (false, _) => Err(not_built(kind)),
+            (true, false) => Err(Error::invalid(
+                "--backend",
+                format!("{kind} finds no device it can start"),
+                "check the driver, or use --backend ndarray",
+            )),
+            (true, true) => Ok(kind),
+        };
+    }
+    BackendKind::available()
+        .find(|kind| kind.starts())
+        .ok_or_else(|| {
+            let problem = "no backend of this program starts";
+            Error::invalid("--backend", problem, "build it with the feature ndarray")
+        })
+}
+
+fn not_built(kind: BackendKind) -> Error {
+    let problem = format!("{kind} is not in this program");
+    Error::invalid(
+        "--backend",
+        problem,
+        format!("build it with `cargo build --release --features {kind}`"),
+    )
+}

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::model::config::MistralConfig;
+use arithmo::model::save::{OutTensor, load_safetensors_f32, save_folder, save_safetensors};
 use arithmo::model::weights::WeightFiles;
 use burn::tensor::DType;
 use half::{bf16, f16};
@@ -327,4 +328,143 @@ fn the_reference_models_fit_their_configs() {
         quantized.to_string().contains("bitsandbytes"),
         "{quantized}"
     );
+}
+
+/// A model of one layer with odd sizes, tied embeddings and a head width that does not follow from the hidden size.
+fn tiny_config() -> MistralConfig {
+    let text = json!({"model_type": "mistral", "vocab_size": 11, "hidden_size": 6, "intermediate_size": 7,
+        "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 4,
+        "tie_word_embeddings": true, "sliding_window": null, "eos_token_id": 2});
+    MistralConfig::parse(&text.to_string(), Path::new("config.json")).unwrap()
+}
+
+/// Values no two tensors share, which bf16 and f16 must round.
+fn values_of(name: &str, shape: &[usize]) -> Vec<f32> {
+    let seed = name.bytes().map(f64::from).sum::<f64>();
+    let n: usize = shape.iter().product();
+    (0..n)
+        .map(|i| (seed + i as f64 * 1.37).sin() as f32)
+        .collect()
+}
+
+/// Norms in f32, everything else in `dtype`.
+fn out_tensors(config: &MistralConfig, dtype: DType) -> Vec<OutTensor<'static>> {
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let dtype = if name.contains("norm") {
+            DType::F32
+        } else {
+            dtype
+        };
+        let make = (name.clone(), shape.clone());
+        OutTensor::new(name, shape, dtype, move || Ok(values_of(&make.0, &make.1)))
+    };
+    config.tensors().into_iter().map(tensor).collect()
+}
+
+#[test]
+fn a_saved_folder_is_read_back_whole_or_in_shards() {
+    let config = tiny_config();
+    for (name, dtype, round) in &FLOAT_TYPES[1..] {
+        for (max_bytes, wanted_shards) in [(u64::MAX, 1..=1), (500, 2..=10), (1, 11..=11)] {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("deep/model");
+            let tensors = out_tensors(&config, *dtype);
+            save_folder(&dir, &config, tensors, max_bytes, Some(&tokenizer_folder())).unwrap();
+            let weights = WeightFiles::open(&dir).unwrap();
+            weights.check(&config.tensors()).unwrap();
+            for (name, shape) in config.tensors() {
+                let norm = name.contains("norm");
+                let as_saved = |v: f32| if norm { v } else { round(f64::from(v)) as f32 };
+                let wanted: Vec<f32> = values_of(&name, &shape).into_iter().map(as_saved).collect();
+                assert_eq!(weights.tensor_f32(&name).unwrap(), wanted, "{name}");
+            }
+            let mut read = MistralConfig::load(&dir).unwrap();
+            let saved_as = read.torch_dtype.take().unwrap();
+            assert_eq!(saved_as.replace("float", "F").replace("bF", "BF"), *name);
+            assert_eq!(read, config);
+            assert!(dir.join("tokenizer.json").is_file());
+            let names = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name());
+            let shards = names
+                .filter(|n| n.to_string_lossy().ends_with(".safetensors"))
+                .count();
+            assert!(wanted_shards.contains(&shards), "{shards}");
+            assert_eq!(
+                dir.join("model.safetensors.index.json").is_file(),
+                shards > 1
+            );
+        }
+    }
+}
+
+fn tokenizer_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/byte-level")
+}
+
+#[test]
+fn a_failed_save_leaves_nothing_and_an_existing_folder_is_kept() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    let config = tiny_config();
+    let with = |make: fn() -> arithmo::Result<Vec<f32>>| {
+        let mut tensors = out_tensors(&config, DType::F32);
+        tensors[5] = OutTensor::new(
+            tensors[5].name.clone(),
+            tensors[5].shape.clone(),
+            DType::F32,
+            make,
+        );
+        save_folder(&dir, &config, tensors, 500, None)
+    };
+    let failed = with(|| Err(arithmo::Error::run("no values", "none")));
+    assert!(failed.unwrap_err().to_string().contains("no values"));
+    assert!(
+        with(|| Ok(vec![1.0]))
+            .unwrap_err()
+            .to_string()
+            .contains("made with 1 values")
+    );
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    fs::create_dir(&dir).unwrap();
+    save_folder(&dir, &config, out_tensors(&config, DType::F32), 500, None).unwrap();
+    let before = fs::read(dir.join("config.json")).unwrap();
+    let again = save_folder(&dir, &config, out_tensors(&config, DType::BF16), 500, None);
+    assert!(again.unwrap_err().to_string().contains("exists already"));
+    assert_eq!(fs::read(dir.join("config.json")).unwrap(), before);
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    let twice = out_tensors(&config, DType::F32)
+        .into_iter()
+        .chain(out_tensors(&config, DType::F32));
+    let error = save_folder(&parent.path().join("b"), &config, twice, u64::MAX, None).unwrap_err();
+    assert!(error.to_string().contains("written twice"), "{error}");
+}
+
+#[test]
+fn small_files_keep_every_bit_and_open_in_the_safetensors_crate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let tensors = vec![
+        (
+            "b.weight".to_string(),
+            vec![2, 3],
+            vec![0.1, -0.0, f32::MIN_POSITIVE / 4.0, 3e38, 1.0, -7.5],
+        ),
+        ("a".to_string(), vec![], vec![0.3]),
+        ("empty".to_string(), vec![0, 5], vec![]),
+    ];
+    save_safetensors(&path, &tensors).unwrap();
+    let read = load_safetensors_f32(&path).unwrap();
+    assert_eq!(read.len(), 3);
+    for (name, shape, values) in &tensors {
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!((&read[name].0, bits(&read[name].1)), (shape, bits(values)));
+    }
+    let bytes = fs::read(&path).unwrap();
+    let (start, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(start % 8, 0);
+    assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+    let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(theirs.tensor("b.weight").unwrap().shape(), [2, 3]);
+    let wrong = [("a".to_string(), vec![2], vec![0.3])];
+    assert!(save_safetensors(&path, &wrong).is_err());
+    assert_eq!(fs::read(&path).unwrap(), bytes);
 }

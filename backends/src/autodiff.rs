@@ -11,6 +11,10 @@ use crate::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
 type Ad<B, C> = Autodiff<B, C>;
 
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
+    fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
+        B::peak_memory_bytes(device)
+    }
+
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let (x, weight) = (
             x.into_primitive().tensor(),

@@ -32,6 +32,23 @@ impl BackendKind {
         Self::ALL.into_iter().filter(|kind| kind.compiled())
     }
 
+    /// Whether the backend computes one addition on its default device. Starting a GPU takes a second or so.
+    pub fn starts(self) -> bool {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => computes::<crate::cuda::Gpu>(),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => computes::<crate::wgpu::Gpu>(),
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => true,
+            #[allow(
+                unreachable_patterns,
+                reason = "reached where a backend is left out of the build"
+            )]
+            _ => false,
+        }
+    }
+
     /// The name used on the command line and the Cargo feature that builds it.
     pub fn name(self) -> &'static str {
         match self {
@@ -40,6 +57,23 @@ impl BackendKind {
             Self::NdArray => "ndarray",
         }
     }
+}
+
+/// Drivers that are absent make the runtimes panic; here that only means no.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn computes<B: burn::tensor::backend::Backend>() -> bool {
+    use burn::tensor::Tensor;
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let sum = std::panic::catch_unwind(|| {
+        let one = Tensor::<B, 1>::ones([1], &B::Device::default());
+        (one.clone() + one)
+            .try_into_data()
+            .ok()
+            .and_then(|data| data.iter::<f32>().next())
+    });
+    std::panic::set_hook(hook);
+    matches!(sum, Ok(Some(2.0)))
 }
 
 impl fmt::Display for BackendKind {

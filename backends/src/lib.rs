@@ -9,6 +9,8 @@
 //! model width `D`, vocabulary `V`.
 
 mod autodiff;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod cubecl;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -29,6 +31,12 @@ pub use ops::log_probs::LogProbStats;
 /// Every default body is the reference; overriding one must not change its result beyond rounding. The `*_backward`
 /// operations are what the autodiff rules of `Autodiff<B>` call on the inner backend.
 pub trait TrainBackend: Backend {
+    /// Most bytes used so far: of the device's memory on a GPU, of the whole process on the CPU. `None` where the
+    /// system does not tell.
+    fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// A projection by a frozen weight: see [`ops::linear`].
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::linear::reference(x, weight)

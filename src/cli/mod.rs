@@ -1,1 +1,94 @@
-//! Subcommands: one file each, arguments to calls, no logic.
+//! The command line: one file a subcommand, arguments to calls, no logic.
+
+pub mod model;
+pub mod prepare;
+pub mod report;
+pub mod score;
+pub mod train;
+
+use std::io::Write;
+
+use arithmo_backends::TrainBackend;
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::model::hub;
+use crate::progress::ProgressMode;
+
+/// From voted answers to an aligned, measured model: preference pairs, DPO, LoRA.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "arithmo", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What computes: auto takes the best of those in this program that starts.
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
+    pub backend: String,
+    /// No progress and no messages; errors are still printed.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "parsed once, never stored in numbers"
+)]
+pub enum Command {
+    /// Turn Stack Exchange rows into preference pairs.
+    Prepare(prepare::PrepareArgs),
+    /// Align a model with DPO and LoRA, as a run.toml says.
+    Train(train::TrainArgs),
+    /// Write the log-probabilities of both completions of every pair.
+    Score(score::ScoreArgs),
+    /// Draw a run's plots and write its page.
+    Report(report::ReportArgs),
+}
+
+impl Cli {
+    /// Runs a subcommand that computes nothing on a device; `None`: it needs one, see [`Self::run`].
+    pub fn run_without_backend(&self) -> Option<Result<()>> {
+        let mode = ProgressMode::detect(self.quiet);
+        match &self.command {
+            Command::Prepare(args) => {
+                Some(prepare::run(args, mode, &hub::fetch_files).map(|summary| {
+                    if !self.quiet {
+                        eprintln!("{summary}");
+                    }
+                }))
+            }
+            Command::Report(args) => Some(report::run(args)),
+            _ => None,
+        }
+    }
+
+    /// Runs a subcommand on `device` of backend `B`.
+    ///
+    /// # Errors
+    /// Whatever the subcommand meets.
+    pub fn run<B: TrainBackend>(&self, device: &B::Device) -> Result<()> {
+        let mode = ProgressMode::detect(self.quiet);
+        match &self.command {
+            Command::Train(args) => train::run::<B>(args, mode, device),
+            Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::Prepare(_) | Command::Report(_) => {
+                self.run_without_backend().unwrap_or(Ok(()))
+            }
+        }
+    }
+}
+
+/// Prints a result on stdout. A reader that has gone away (`| head`) is no error.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print_line(line: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("standard output", "write", error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,12 +1,17 @@
 //! `run.toml`: everything a training run is told, typed, with defaults, checked before any weight is loaded.
 
+mod check;
 mod options;
 mod sections;
+mod source;
+mod warnings;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+pub use check::PROJECTIONS;
 pub use options::{
     FDivergence, GradientCheckpointing, InitLoraWeights, LoraBias, LossType, Method, ModelDtype,
     Optim, Quantization, Reference, TargetModules,
@@ -14,6 +19,7 @@ pub use options::{
 pub use sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 
 use crate::error::{Error, Result};
+use source::Source;
 
 /// A training run, as resolved from `run.toml`, `--set` and the defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,36 +58,118 @@ impl Default for RunConfig {
     }
 }
 
+/// Keys that may change between a run and its resumption, because the weights that come out are the same:
+/// where and how often things are written, and whether activations are kept or recomputed.
+const FREE_TO_CHANGE: [&str; 5] = [
+    "output_dir",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.gradient_checkpointing",
+];
+
 impl RunConfig {
-    /// Reads and checks a configuration file; each of `overrides` is a `table.key=value` of `--set`.
+    /// Reads and checks a configuration file; each of `overrides` is a `table.key=value` of `--set` and wins over it.
+    ///
+    /// Defaults that depend on other keys are resolved here: `data.compat = "trl-0.7.4"` brings that version's
+    /// `max_length` 512, `max_prompt_length` 128 and `keep_end`; `train.num_train_epochs` without `max_steps` means
+    /// `max_steps = -1`; `train.warmup_ratio` without `warmup_steps` means `warmup_steps = 0`. Relative paths stay
+    /// relative to the current folder.
     ///
     /// # Errors
-    /// The file, line and key that is wrong.
-    pub fn load(path: &Path, _overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-        toml::from_str(&text).map_err(|e| Error::file(path, e.message(), "see INTERFACES"))
+    /// The file cannot be read or is not TOML; a key is unknown, of the wrong type or refused by
+    /// [`RunConfig::validate`]. The error names file, line and dotted key.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        Self::from_source(Source::read(path)?, overrides)
     }
 
-    /// The configuration as TOML, every key written.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_default()
+    fn from_source(mut source: Source, overrides: &[String]) -> Result<Self> {
+        for setting in overrides {
+            source.set(setting)?;
+        }
+        source.check()?;
+        resolve_defaults(&mut source);
+        let config = source.typed()?;
+        config.validate().map_err(|error| match error {
+            Error::Invalid {
+                place,
+                problem,
+                remedy,
+            } => Error::invalid(source.place(&place), problem, remedy),
+            other => other,
+        })?;
+        Ok(config)
     }
 
-    /// Refuses what contradicts itself or cannot be honoured.
+    /// The configuration as TOML, every key that has a value written; [`RunConfig::load`] reads it back unchanged.
     ///
     /// # Errors
-    /// The first key that is wrong.
-    pub fn validate(&self) -> Result<()> {
-        Ok(())
+    /// A number that TOML cannot hold: a seed above `i64::MAX`.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|e| Error::invalid("configuration", e, "choose a seed below 2^63"))
     }
 
-    /// What is allowed but probably not meant, one sentence each.
-    pub fn warnings(&self) -> Vec<String> {
-        Vec::new()
+    /// What stands in the way of continuing a run of this configuration with `other`: each key that differs, as
+    /// `train.learning_rate: 5e-5 -> 0.0001`.
+    ///
+    /// Keys that do not change the weights that come out are left out: `output_dir`, `train.logging_steps`,
+    /// `train.save_steps`, `train.save_total_limit`, `train.gradient_checkpointing`.
+    pub fn diff(&self, other: &Self) -> Vec<String> {
+        let (before, after) = (leaves(self), leaves(other));
+        before
+            .iter()
+            .zip(&after)
+            .filter(|((key, old), (_, new))| old != new && !FREE_TO_CHANGE.contains(&key.as_str()))
+            .map(|((key, old), (_, new))| format!("{key}: {} -> {}", show(old), show(new)))
+            .collect()
     }
+}
 
-    /// The keys that differ and change results, each as `train.learning_rate: 5e-5 -> 1e-4`.
-    pub fn diff(&self, _other: &Self) -> Vec<String> {
-        Vec::new()
+/// Defaults that depend on other keys, as the libraries whose names they bear resolve them.
+fn resolve_defaults(source: &mut Source) {
+    let compat = source.get("data.compat").and_then(toml::Value::as_str);
+    if compat == Some("trl-0.7.4") {
+        source.default_to("data.truncation_mode", "keep_end");
+        source.default_to("data.max_length", 512);
+        source.default_to("data.max_prompt_length", 128);
+    }
+    if source.get("train.num_train_epochs").is_some() {
+        source.default_to("train.max_steps", -1);
+    }
+    if source.get("train.warmup_ratio").is_some() {
+        source.default_to("train.warmup_steps", 0.0);
+    }
+}
+
+/// Every dotted key with its value, in the order of the structs; the same keys for every configuration.
+fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
+    fn collect(prefix: &str, value: Value, out: &mut Vec<(String, Value)>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    let dot = if prefix.is_empty() { "" } else { "." };
+                    collect(&format!("{prefix}{dot}{name}"), field, out);
+                }
+            }
+            leaf => out.push((prefix.to_string(), leaf)),
+        }
+    }
+    let mut out = Vec::new();
+    collect(
+        "",
+        serde_json::to_value(config).unwrap_or_default(),
+        &mut out,
+    );
+    out
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".to_string(),
+        Value::Number(number) if number.is_f64() => {
+            format!("{:?}", number.as_f64().unwrap_or_default())
+        }
+        value => value.to_string(),
     }
 }

@@ -2,6 +2,10 @@
 
 pub mod batch;
 pub mod encode;
+pub mod html;
 pub mod pair;
+pub mod preference;
+pub mod prepare;
 pub mod prompt;
+pub mod stack_exchange;
 pub mod tokenizer;

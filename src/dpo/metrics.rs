@@ -1,5 +1,7 @@
 //! TRL's metrics, from per-sequence and per-token numbers on the host.
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::batch::PreferenceBatch;
 
 /// What one micro-batch leaves behind, read from the device once.
@@ -16,7 +18,7 @@ pub struct MicroBatchOutput {
 }
 
 /// The values TRL logs for one micro-batch, in [`KEYS`]' order, with the number of pairs they stand for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MicroBatchMetrics {
     /// Pairs in the micro-batch.
     pub pairs: usize,

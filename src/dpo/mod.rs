@@ -5,3 +5,4 @@ pub mod log_probs;
 pub mod loss;
 pub mod metrics;
 pub mod reference;
+pub mod score;

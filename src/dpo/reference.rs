@@ -14,6 +14,8 @@ use crate::model::mistral::Mistral;
 pub struct Reference<B: TrainBackend> {
     /// Shares every base weight with the policy.
     model: Mistral<B>,
+    /// Whether the model keeps a copy of the starting adapter.
+    copy: bool,
     /// Summed log-probabilities (chosen, rejected) by pair id, if computed beforehand.
     precomputed: HashMap<String, (f32, f32)>,
 }
@@ -23,6 +25,7 @@ impl<B: TrainBackend> Reference<B> {
     pub fn base(policy: Mistral<B>) -> Self {
         Self {
             model: policy.without_adapter(),
+            copy: false,
             precomputed: HashMap::new(),
         }
     }
@@ -31,8 +34,14 @@ impl<B: TrainBackend> Reference<B> {
     pub fn initial(policy: Mistral<B>) -> Self {
         Self {
             model: policy,
+            copy: true,
             precomputed: HashMap::new(),
         }
+    }
+
+    /// Whether this is a copy of the policy, made by [`Self::initial`].
+    pub fn is_copy(&self) -> bool {
+        self.copy
     }
 
     /// Computes and keeps the log-probabilities of a training batch (`precompute_ref_log_probs`).

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
-use burn::tensor::TensorData;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, TensorData};
 
 use super::config::{LoraConfig, TargetModules};
-use super::linear::{attach_one, parameters};
+use super::linear::{attach_one, parameters, set_parameters};
 use crate::error::{Error, Result};
 use crate::model::mistral::Mistral;
 use crate::model::save::{load_safetensors_f32, save_safetensors};
@@ -16,7 +17,10 @@ use crate::output::write_whole;
 
 /// What PEFT puts before a module's own name.
 const PREFIX: &str = "base_model.model.";
-const CONFIG: &str = "adapter_config.json";
+/// The settings of an adapter folder.
+pub const CONFIG: &str = "adapter_config.json";
+/// Name of the adapter's group of tensors in a checkpoint, whose folder so opens in PEFT too.
+pub const CHECKPOINT_GROUP: &str = "adapter_model";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Reads a PEFT adapter folder onto `model`, replacing any adapter it has.
@@ -54,28 +58,63 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
     LoraConfig::from_json(&text, &path.display().to_string())
 }
 
-/// Writes `model`'s adapter as a PEFT folder; each file is whole or absent.
+/// Writes `model`'s adapter as a PEFT folder with `config` (see [`config_json`]); each file is whole or absent.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn save<B: TrainBackend>(
+pub fn save<B: TrainBackend>(model: &Mistral<B>, config: &str, folder: &Path) -> Result<()> {
+    let tensors: Vec<_> = (tensors(model).into_iter())
+        .map(|(name, data)| (name, data.shape.to_vec(), data.iter::<f32>().collect()))
+        .collect();
+    save_safetensors(&folder.join(WEIGHTS), &tensors)?;
+    write_whole(&folder.join(CONFIG), config.as_bytes())
+}
+
+/// The adapter's tensors under PEFT's names, bit for bit.
+pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
+    let named =
+        |(name, tensor): (String, Tensor<B, 2>)| (format!("{PREFIX}{name}"), tensor.into_data());
+    parameters(model).into_iter().map(named).collect()
+}
+
+/// Puts `saved` tensors, as [`tensors`] gives them, back on a model that has the same adapter; `place` is named in
+/// errors.
+///
+/// # Errors
+/// A tensor is missing or has another shape.
+pub fn restore<B>(
+    model: &mut Mistral<B>,
+    saved: Vec<(String, TensorData)>,
+    place: &Path,
+    device: &B::Device,
+) -> Result<()>
+where
+    B: TrainBackend + AutodiffBackend,
+{
+    let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
+    let mut values = Vec::new();
+    for (name, tensor) in parameters(model) {
+        let data = saved.remove(&format!("{PREFIX}{name}"));
+        match data.filter(|data| data.shape == tensor.shape()) {
+            Some(data) => values.push(Tensor::from_data(data, device)),
+            None => {
+                let problem = format!("{name} is missing or not {:?}", tensor.dims());
+                return Err(Error::file(place, problem, "remove this checkpoint folder"));
+            }
+        }
+    }
+    set_parameters(model, values);
+    Ok(())
+}
+
+/// The text of `adapter_config.json` for `model`'s adapter.
+pub fn config_json<B: TrainBackend>(
     model: &Mistral<B>,
     config: &LoraConfig,
     base_model: &str,
     revision: Option<&str>,
-    folder: &Path,
-) -> Result<()> {
-    let tensors: Vec<_> = parameters(model)
-        .into_iter()
-        .map(|(name, tensor)| {
-            let shape = tensor.dims().to_vec();
-            let values = tensor.into_data().iter::<f32>().collect::<Vec<_>>();
-            (format!("{PREFIX}{name}"), shape, values)
-        })
-        .collect();
-    save_safetensors(&folder.join(WEIGHTS), &tensors)?;
-    let json = config.to_json(&written_targets(model, config), base_model, revision);
-    write_whole(&folder.join(CONFIG), json.as_bytes())
+) -> String {
+    config.to_json(&written_targets(model, config), base_model, revision)
 }
 
 /// `all-linear` and patterns are written as the names they stand for, sorted, as PEFT does.

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod config;
+pub mod hub;
 pub mod input;
 pub mod kv_cache;
 pub mod linear;

@@ -9,3 +9,4 @@
 pub mod forward;
 pub mod generate;
 pub mod golden;
+pub mod traces;

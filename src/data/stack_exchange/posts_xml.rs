@@ -1,0 +1,430 @@
+//! Rows from the official data dump's `Posts.xml`: one `<row …/>` a post, questions and answers mixed.
+//!
+//! An answer may come long before or after its question, so posts are first spread over temporary files by
+//! question (`spill`), which are then joined one by one: memory holds one part (about 64 MiB of posts in
+//! files up to 32 GiB, a 512th of the file beyond that), never the file. Questions come out in the file's order.
+//!
+//! The dump has no upvotes, only `Score` (upvotes minus downvotes), which stands in for them: the vote score is
+//! `round(log2(1 + Score))`, one more for the accepted answer, and -1 where `Score` is negative.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use memchr::memchr2;
+use quick_xml::XmlVersion;
+use quick_xml::events::BytesStart;
+
+use super::spill::{Post, Spill};
+use super::{BadInput, Meter, PostKind, Record, Records};
+use crate::error::{Error, Result};
+
+const WHOLE_FILE: &str = "get the file again, or pass --skip-bad-rows to use what can be read";
+
+/// Opens the `Posts.xml` at `path`; scratch files go to the folder `temporary` and vanish with the reader.
+///
+/// # Errors
+/// The file cannot be opened, or the scratch files not made.
+pub fn open(path: &Path, temporary: &Path, meter: Meter) -> Result<Records> {
+    let open = |e| Error::io(path, "open", e);
+    let file = File::open(path).map_err(open)?;
+    let length = file.metadata().map_err(open)?.len();
+    let spill = Spill::new(length, temporary)?;
+    let tags = Tags::new(BufReader::with_capacity(1 << 18, file));
+    let name = path.display().to_string();
+    let mut scan = Some(Scan {
+        tags,
+        spill,
+        name,
+        meter: meter.clone(),
+        depth: Depth::Before,
+    });
+    let mut rows: Option<Records> = None;
+    Ok(Box::new(std::iter::from_fn(move || {
+        if let Some(reading) = &mut scan {
+            match reading.next_bad() {
+                Ok(Some(bad)) => return Some(Record::Bad(bad)),
+                Ok(None) => {}
+                Err(error) => {
+                    scan = None;
+                    return Some(Record::Failed(error));
+                }
+            }
+        }
+        if let Some(done) = scan.take() {
+            match done.spill.into_rows(meter.clone()) {
+                Ok(records) => rows = Some(records),
+                Err(error) => return Some(Record::Failed(error)),
+            }
+        }
+        rows.as_mut()?.next()
+    })))
+}
+
+/// Where in the document the scan is.
+#[derive(PartialEq, Eq)]
+enum Depth {
+    Before,
+    Inside,
+    After,
+}
+
+struct Scan<R> {
+    tags: Tags<R>,
+    spill: Spill,
+    name: String,
+    meter: Meter,
+    depth: Depth,
+}
+
+impl<R: BufRead> Scan<R> {
+    /// Spills posts up to the next thing that cannot be read; `None` at the end of the document.
+    fn next_bad(&mut self) -> Result<Option<BadInput>> {
+        loop {
+            if self.meter.must_stop() {
+                return Err(Error::Interrupted {
+                    note: "nothing was written".into(),
+                });
+            }
+            if self.depth == Depth::After {
+                return Ok(None);
+            }
+            let before = self.tags.offset;
+            let tag = self.tags.next_tag();
+            self.meter.consumed(self.tags.offset - before);
+            match tag {
+                Ok(Tag::Whole) => {}
+                Ok(Tag::Cut) => {
+                    let problem = "a tag is not closed before the next one begins";
+                    return Ok(Some(BadInput::row(self.place(), problem)));
+                }
+                Ok(Tag::End) => {
+                    self.depth = Depth::After;
+                    let problem = "the file ends before </posts>: it was cut short";
+                    return Ok(Some(BadInput::file(self.place(), problem, WHOLE_FILE)));
+                }
+                Err(e) => {
+                    self.depth = Depth::After;
+                    return Ok(Some(BadInput::file(self.place(), e, WHOLE_FILE)));
+                }
+            }
+            if let Err(bad) = self.whole_tag()? {
+                return Ok(Some(bad));
+            }
+        }
+    }
+
+    /// Handles the tag just read.
+    fn whole_tag(&mut self) -> Result<std::result::Result<(), BadInput>> {
+        let text = match std::str::from_utf8(&self.tags.tag) {
+            Ok(text) => text,
+            Err(e) => {
+                let byte = self.tags.start + 1 + e.valid_up_to() as u64;
+                let place = format!("{}:{} (byte {byte})", self.name, self.tags.line);
+                return Ok(Err(BadInput::row(place, "not UTF-8")));
+            }
+        };
+        let name = text
+            .split([' ', '\t', '\r', '\n', '/'])
+            .next()
+            .unwrap_or_default();
+        match (name, &self.depth) {
+            _ if text.starts_with(['?', '!']) => {}
+            ("posts", Depth::Before) => self.depth = Depth::Inside,
+            ("row", Depth::Inside) => match parse_post(text) {
+                Ok(post) => {
+                    self.meter
+                        .count_post(post.as_ref().map_or(PostKind::Other, Post::kind));
+                    post.map_or(Ok(()), |post| self.spill.push(post))?;
+                }
+                Err(problem) => return Ok(Err(BadInput::row(self.place(), problem))),
+            },
+            ("", Depth::Inside) if text.trim_end() == "/posts" => self.depth = Depth::After,
+            ("", Depth::Inside) if text.trim_end() == "/row" => {}
+            (_, Depth::Inside) => {
+                let problem = format!("unexpected tag <{name}>");
+                return Ok(Err(BadInput::row(self.place(), problem)));
+            }
+            _ => {
+                self.depth = Depth::After;
+                let problem = format!("begins with <{name}>, not <posts>");
+                let remedy = "give the dump's Posts.xml";
+                return Ok(Err(BadInput::file(self.place(), problem, remedy)));
+            }
+        }
+        if self.depth == Depth::Inside && name == "posts" && text.ends_with('/') {
+            self.depth = Depth::After;
+        }
+        Ok(Ok(()))
+    }
+
+    fn place(&self) -> String {
+        format!(
+            "{}:{} (byte {})",
+            self.name, self.tags.line, self.tags.start
+        )
+    }
+}
+
+/// The question or answer in a `<row …>` tag's text; `None` for other kinds of posts.
+fn parse_post(text: &str) -> std::result::Result<Option<Post>, String> {
+    let mut fields: [Option<std::borrow::Cow<'_, str>>; 6] = Default::default();
+    const NAMES: [&str; 6] = [
+        "PostTypeId",
+        "Id",
+        "ParentId",
+        "Score",
+        "AcceptedAnswerId",
+        "Body",
+    ];
+    let start = BytesStart::from_content(text.strip_suffix('/').unwrap_or(text), "row".len());
+    for attribute in start.attributes() {
+        let attribute = attribute.map_err(|e| e.to_string())?;
+        if let Some(field) = NAMES
+            .iter()
+            .position(|name| *name == attribute.key.as_ref())
+        {
+            let value = attribute.normalized_value(XmlVersion::Implicit1_0);
+            fields[field] = Some(
+                value
+                    .map_err(|e| format!("attribute {}: {e}", NAMES[field]))?
+                    .into_owned()
+                    .into(),
+            );
+        }
+    }
+    let number = |field: usize| match &fields[field] {
+        None => Err(format!("the attribute {} is missing", NAMES[field])),
+        Some(text) => text
+            .parse::<i64>()
+            .map_err(|_| format!("the attribute {} is {text:?}, not an integer", NAMES[field])),
+    };
+    let kind = number(0)?;
+    if kind != 1 && kind != 2 {
+        return Ok(None);
+    }
+    let (id, score) = (number(1)?, number(3)?);
+    let (question, accepted) = match (kind, &fields[4]) {
+        (1, Some(_)) => (id, Some(number(4)?)),
+        (1, None) => (id, None),
+        _ => (number(2)?, None),
+    };
+    let body = fields[5]
+        .take()
+        .ok_or("the attribute Body is missing")?
+        .into_owned();
+    Ok(Some(match kind {
+        1 => Post::Question {
+            id: question,
+            accepted,
+            body,
+        },
+        _ => Post::Answer {
+            id,
+            question,
+            score,
+            body,
+        },
+    }))
+}
+
+/// What ended a tag.
+#[derive(Debug, PartialEq, Eq)]
+enum Tag {
+    /// Its `>`.
+    Whole,
+    /// The `<` of the next one.
+    Cut,
+    /// There is none: the end of the file.
+    End,
+}
+
+/// Splits XML into tags, keeping count of bytes and lines. After a broken tag it goes on with the next.
+struct Tags<R> {
+    reader: R,
+    /// Bytes read so far.
+    offset: u64,
+    /// Where the tag in `tag` starts: its byte offset, and its line counted from 1.
+    start: u64,
+    line: u64,
+    next_line: u64,
+    /// What stands between `<` and `>`.
+    tag: Vec<u8>,
+}
+
+impl<R: BufRead> Tags<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            reader,
+            offset: 0,
+            start: 0,
+            line: 1,
+            next_line: 1,
+            tag: Vec::new(),
+        }
+    }
+
+    fn next_tag(&mut self) -> io::Result<Tag> {
+        self.tag.clear();
+        self.offset += self.reader.read_until(b'<', &mut self.tag)? as u64;
+        self.count_lines();
+        let found = self.tag.last() == Some(&b'<');
+        (self.start, self.line) = (self.offset - u64::from(found), self.next_line);
+        self.tag.clear();
+        if !found {
+            return Ok(Tag::End);
+        }
+        let (mut quote, mut scanned) = (None, 0);
+        let ended = loop {
+            let buffer = self.reader.fill_buf()?;
+            if buffer.is_empty() {
+                break Tag::End;
+            }
+            let Some(n) = memchr2(b'<', b'>', buffer) else {
+                let n = buffer.len();
+                self.tag.extend_from_slice(buffer);
+                self.reader.consume(n);
+                self.offset += n as u64;
+                continue;
+            };
+            let (stop, comment) = (
+                buffer[n],
+                self.tag.first().or(buffer.first()) == Some(&b'!'),
+            );
+            self.tag.extend_from_slice(&buffer[..n]);
+            let cut = stop == b'<' && !comment;
+            let taken = if cut { n } else { n + 1 };
+            self.reader.consume(taken);
+            self.offset += taken as u64;
+            if cut {
+                break Tag::Cut;
+            }
+            if stop == b'>' && self.is_closed(&mut quote, &mut scanned) {
+                break Tag::Whole;
+            }
+            self.tag.push(stop);
+        };
+        self.count_lines();
+        Ok(ended)
+    }
+
+    fn count_lines(&mut self) {
+        self.next_line += memchr::memchr_iter(b'\n', &self.tag).count() as u64;
+    }
+
+    /// Whether a `>` behind what was read so far ends the tag: not inside quotes or a comment.
+    fn is_closed(&self, quote: &mut Option<u8>, scanned: &mut usize) -> bool {
+        if self.tag.starts_with(b"!--") {
+            return self.tag.len() >= 5 && self.tag.ends_with(b"--");
+        }
+        if self.tag.starts_with(b"!") || self.tag.starts_with(b"?") {
+            return true;
+        }
+        while *scanned < self.tag.len() {
+            let rest = &self.tag[*scanned..];
+            let next = match *quote {
+                Some(open) => memchr::memchr(open, rest),
+                None => memchr2(b'"', b'\'', rest),
+            };
+            let Some(n) = next else {
+                *scanned = self.tag.len();
+                break;
+            };
+            *quote = if quote.is_some() { None } else { Some(rest[n]) };
+            *scanned += n + 1;
+        }
+        quote.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Row;
+    use super::*;
+
+    fn read(xml: &[u8]) -> (Vec<Row>, Vec<BadInput>, Meter) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("Posts.xml");
+        std::fs::write(&path, xml).unwrap();
+        let meter = Meter::default();
+        let (mut rows, mut bad) = (Vec::new(), Vec::new());
+        for record in open(&path, folder.path(), meter.clone()).unwrap() {
+            match record {
+                Record::Row(row) => rows.push(row),
+                Record::Bad(mut input) => {
+                    input.place = input.place.rsplit_once('/').unwrap().1.to_string();
+                    bad.push(input);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (rows, bad, meter)
+    }
+
+    const HEAD: &str = "\u{feff}<?xml version=\"1.0\"?>\n<!-- a > b < c -->\n<posts>\n";
+
+    #[test]
+    fn joins_answers_before_and_after_their_question() {
+        let (rows, bad, meter) = read(
+            format!(
+                "{HEAD}<row Id='3' PostTypeId='2' ParentId='2' Score='3' Body='&lt;p&gt;early > one&#xA;' />\n\
+                 <row Id=\"2\" PostTypeId=\"1\" AcceptedAnswerId=\"9\" Score=\"1\" Body=\"Q\"></row>\n\
+                 <row Id=\"4\" PostTypeId=\"5\" />\n\
+                 <row Id=\"9\" PostTypeId=\"2\" ParentId=\"2\" Score=\"0\" Body=\"late\" />\n\
+                 <row Id=\"8\" PostTypeId=\"2\" ParentId=\"77\" Score=\"0\" Body=\"lost\" />\n</posts>\n"
+            )
+            .as_bytes(),
+        );
+        assert_eq!(bad, []);
+        let answers: Vec<_> = rows[0]
+            .answers
+            .iter()
+            .map(|a| (&*a.text, a.pm_score, a.selected))
+            .collect();
+        assert_eq!(
+            (rows.len(), &*rows[0].qid, &*rows[0].question),
+            (1, "2", "Q")
+        );
+        assert_eq!(answers, [("<p>early > one\n", 2, false), ("late", 1, true)]);
+        assert_eq!(
+            (
+                meter.posts(PostKind::OrphanAnswer),
+                meter.posts(PostKind::Other)
+            ),
+            (1, 1)
+        );
+    }
+
+    #[test]
+    fn a_bad_row_does_not_take_the_next_with_it() {
+        let good = "<row Id=\"2\" PostTypeId=\"1\" Score=\"1\" Body=\"Q\" />\n";
+        let mut xml = HEAD.to_string();
+        xml += "<row Id=\"1\" PostTypeId=1 Score=\"1\" Body=\"Q\" />\n";
+        xml += "<row Id=\"5 PostTypeId=\"1\" Score=\"1\" Body=\"Q\" />\n";
+        xml += "<row Id=\"6\" PostTypeId=\"1\" Score=\"x\" Body=\"Q\" />\n";
+        xml += "<row Id=\"7\" PostTypeId=\"1\" Score=\"1\" Body=\"&no;\" />\n";
+        xml += good;
+        let mut bytes = xml.into_bytes();
+        bytes.extend(b"<row Id=\"8\" PostTypeId=\"1\" Score=\"1\" Body=\"\xff\" />");
+        let (rows, bad, _) = read(&bytes);
+        assert_eq!(rows.len(), 1);
+        let places: Vec<_> = bad
+            .iter()
+            .map(|b| b.place.split(' ').next().unwrap())
+            .collect();
+        let lines = [4, 5, 6, 7, 9, 9].map(|n| format!("Posts.xml:{n}"));
+        assert_eq!(places, lines);
+        assert!(
+            bad[2].problem.contains("\"x\", not an integer"),
+            "{}",
+            bad[2].problem
+        );
+        assert!(bad[5].rest_of_file && bad[5].problem.contains("cut short"));
+    }
+
+    #[test]
+    fn another_document_is_refused() {
+        let (_, bad, _) = read(b"<?xml version=\"1.0\"?><comments></comments>");
+        assert_eq!(bad[0].problem, "begins with <comments>, not <posts>");
+    }
+}

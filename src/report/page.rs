@@ -1,0 +1,277 @@
+//! The HTML page: one file, styles and plots inside, no scripts.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::axis::number;
+use super::figures::Figure;
+use super::run::{Metrics, Run};
+use super::scores::Comparison;
+use super::series::{finite, mean, range, tail};
+
+const STYLE: &str = include_str!("page.css");
+
+/// The page of `run`; `figures` with their SVG text.
+pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
+    let name = escape(&run.name);
+    let mut html = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{name} \u{b7} arithmo</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <header>\n<h1>{name}</h1>\n<p class=\"dim\">{}</p>\n</header>\n",
+        escape(&subtitle(run))
+    );
+    html.push_str(&cards(&run.metrics));
+    html.push_str(&warnings(&run.warnings));
+    html.push_str(&plots(figures));
+    if let Some(comparison) = &run.comparison {
+        html.push_str(&before_and_after(comparison));
+    }
+    html.push_str(&data_table(&run.manifest));
+    html.push_str(&metrics_table(&run.metrics));
+    html.push_str(&manifest_tables(&run.manifest));
+    let version = env!("CARGO_PKG_VERSION");
+    let _ = write!(
+        html,
+        "<footer>Made by arithmo {version} from metrics.jsonl.</footer>\n</body>\n</html>\n"
+    );
+    html
+}
+
+fn subtitle(run: &Run) -> String {
+    let text = |keys: &[&str]| run.config(keys).and_then(Value::as_str);
+    let method = text(&["method"]).unwrap_or("training").to_uppercase();
+    let method = if method == "TRAINING" {
+        "Training run".to_string()
+    } else {
+        method
+    };
+    match text(&["model", "model_name_or_path"]) {
+        Some(model) => format!("{method} of {model}"),
+        None => method,
+    }
+}
+
+/// The few numbers to look at first.
+fn cards(metrics: &Metrics) -> String {
+    let recent = |key: &str| {
+        let points = metrics.get(key);
+        mean(tail(points, points.len().div_ceil(10)))
+    };
+    let last = |key: &str| finite(metrics.get(key)).last().unwrap_or(f64::NAN);
+    let memory = range(metrics.get("peak_memory_bytes")).map_or(f64::NAN, |r| r.1);
+    let cards = [
+        ("Steps", number(metrics.last_step(), 4)),
+        ("Final loss", number(recent("loss"), 4)),
+        ("Final accuracy", number(recent("rewards/accuracies"), 3)),
+        ("Final margin", number(recent("rewards/margins"), 3)),
+        ("Held-out loss", number(last("eval_loss"), 4)),
+        (
+            "Held-out accuracy",
+            number(last("eval_rewards/accuracies"), 3),
+        ),
+        ("Tokens seen", number(last("num_tokens"), 4)),
+        (
+            "Tokens per second",
+            number(median(metrics, "tokens_per_second"), 3),
+        ),
+        ("Peak memory", bytes(memory)),
+    ];
+    let mut html = "<dl class=\"cards\">\n".to_string();
+    for (name, value) in cards
+        .iter()
+        .filter(|(_, value)| !value.starts_with('\u{2013}'))
+    {
+        let _ = writeln!(html, "<div><dt>{name}</dt><dd>{value}</dd></div>");
+    }
+    html + "</dl>\n"
+}
+
+/// Bytes in the unit of which there are at least one.
+fn bytes(count: f64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let scaled = units.map(|(power, unit)| (count / f64::from(1 << power), unit));
+    let fits = scaled.into_iter().find(|(value, _)| *value >= 1.0);
+    let (value, unit) = fits.unwrap_or((count, "bytes"));
+    format!("{} {unit}", number(value, 3))
+}
+
+fn median(metrics: &Metrics, key: &str) -> f64 {
+    let mut values: Vec<f64> = finite(metrics.get(key)).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn warnings(warnings: &[String]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let items = warnings.iter().map(|w| format!("<li>{}</li>\n", escape(w)));
+    format!(
+        "<ul class=\"warnings\">\n{}</ul>\n",
+        items.collect::<String>()
+    )
+}
+
+fn plots(figures: &[(Figure, String)]) -> String {
+    let mut html = "<h2>Curves</h2>\n<p class=\"dim\">Thick lines are means over the last few logged steps (a twentieth of \
+                    the run, 50 at most), thin ones single steps. The final values above are means over the last tenth.</p>\n<div class=\"figures\">\n"
+        .to_string();
+    for (figure, svg) in figures {
+        let name = figure.name;
+        let note = figure.note.as_deref().map(|n| escape(n) + " ");
+        let note = note.unwrap_or_default();
+        let _ = write!(
+            html,
+            "<figure id=\"{name}\">\n{svg}<figcaption>{note}<a href=\"{name}.svg\">SVG</a> \
+             <a href=\"{name}.png\">PNG</a></figcaption>\n</figure>\n"
+        );
+    }
+    html + "</div>\n"
+}
+
+fn before_and_after(comparison: &Comparison) -> String {
+    let (grew, pairs) = (comparison.margin_grew, comparison.pairs);
+    let share = number(100.0 * grew as f64 / pairs as f64, 3);
+    let rows = comparison.rows();
+    let head = ["", "before", "after", "change"].map(str::to_string);
+    format!(
+        "<h2>Before and after</h2>\n<p>{pairs} pairs scored by both models. The margin between chosen and rejected grew in \
+         {grew} of them ({share} %).</p>\n{}",
+        table(
+            "numbers",
+            Some(&head),
+            rows.iter().map(<[String; 4]>::as_slice)
+        )
+    )
+}
+
+fn metrics_table(metrics: &Metrics) -> String {
+    let row = |name: &String| {
+        let points = metrics.get(name);
+        let first = finite(points).next().unwrap_or(f64::NAN);
+        let last = finite(points).last().unwrap_or(f64::NAN);
+        let (low, high) = range(points).unwrap_or((f64::NAN, f64::NAN));
+        let numbers = [first, last, low, high].map(|v| number(v, 5));
+        let count = number(points.len() as f64, 5);
+        let [first, last, low, high] = numbers;
+        [name.clone(), count, first, last, low, high]
+    };
+    let rows: Vec<_> = metrics.names().iter().map(row).collect();
+    let head = ["metric", "values", "first", "last", "smallest", "largest"].map(str::to_string);
+    let rows = rows.iter().map(<[String; 6]>::as_slice);
+    format!(
+        "<h2>All metrics</h2>\n{}",
+        table("numbers", Some(&head), rows)
+    )
+}
+
+/// What became of the data: every count and list of the manifest's `data`.
+fn data_table(manifest: &Value) -> String {
+    let mut rows = Vec::new();
+    if let Some(data) = manifest.get("data").filter(|data| !data.is_null()) {
+        flatten("", data, counted, &mut rows);
+    }
+    settings("Data", &rows)
+}
+
+/// The manifest's `config`, then everything else in it.
+fn manifest_tables(manifest: &Value) -> String {
+    let (mut config, mut rest) = (Vec::new(), Vec::new());
+    for (key, value) in manifest.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "data" => {}
+            "config" => flatten("", value, listed, &mut config),
+            "command" => flatten(key, value, |words| join(words, " "), &mut rest),
+            _ => flatten(key, value, listed, &mut rest),
+        }
+    }
+    settings("Configuration", &config) + &settings("Run", &rest)
+}
+
+fn settings(title: &str, rows: &[[String; 2]]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let rows = rows.iter().map(<[String; 2]>::as_slice);
+    format!("<h2>{title}</h2>\n{}", table("settings", None, rows))
+}
+
+/// Rows `dotted.key`, value for everything in `value`, lists as `list` writes them. Histograms are left out: they are
+/// drawn.
+fn flatten(key: &str, value: &Value, list: fn(&[Value]) -> String, rows: &mut Vec<[String; 2]>) {
+    let text = match value {
+        Value::Object(object) => {
+            for (name, value) in object.iter().filter(|(name, _)| *name != "lengths") {
+                let dotted = [key, name].join(if key.is_empty() { "" } else { "." });
+                flatten(&dotted, value, list, rows);
+            }
+            return;
+        }
+        Value::Array(values) => list(values),
+        value => scalar(value),
+    };
+    rows.push([key.to_string(), text]);
+}
+
+/// A list of settings.
+fn listed(values: &[Value]) -> String {
+    join(values, ", ")
+}
+
+/// Names shown of a list of ids; the manifest has all of them.
+const MOST_NAMES: usize = 10;
+
+/// A list of ids: how many, and the first of them.
+fn counted(values: &[Value]) -> String {
+    let first = join(values.get(..MOST_NAMES).unwrap_or(values), ", ");
+    match values.len() {
+        0 => "0".to_string(),
+        count if count > MOST_NAMES => format!("{count}: {first}, \u{2026}"),
+        count => format!("{count}: {first}"),
+    }
+}
+
+fn join(values: &[Value], separator: &str) -> String {
+    let texts: Vec<_> = values.iter().map(scalar).collect();
+    texts.join(separator)
+}
+
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::Null => "\u{2013}".to_string(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+fn table<'a>(
+    class: &str,
+    head: Option<&[String]>,
+    rows: impl Iterator<Item = &'a [String]>,
+) -> String {
+    let line = |tag: &str, cells: &[String]| {
+        let cell = |c: &String| format!("<{tag}>{}</{tag}>", escape(c));
+        format!("<tr>{}</tr>\n", cells.iter().map(cell).collect::<String>())
+    };
+    let head = head.map(|cells| line("th", cells)).unwrap_or_default();
+    let rows: String = rows.map(|cells| line("td", cells)).collect();
+    format!("<div class=\"scroll\"><table class=\"{class}\">\n{head}{rows}</table></div>\n")
+}
+
+/// Text as HTML content.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,129 @@
+//! The folder of a run: `manifest.json`, `metrics.jsonl`, `checkpoints/step-N/`, `adapter/`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::train::checkpoint::{Checkpoint, clear_unfinished};
+use crate::train::logger::{EVENTS_FOLDER, METRICS_FILE};
+use crate::train::manifest::RunManifest;
+
+/// What to do about a run that is already there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse to start.
+    Refuse,
+    /// Continue it from its newest whole checkpoint, or from the start if it has none.
+    Resume,
+    /// Remove it and start again.
+    Overwrite,
+}
+
+/// A run's `output_dir`.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// Everything a run writes; nothing else in the folder is ever touched.
+const OWN: [&str; 6] = [
+    "manifest.json",
+    METRICS_FILE,
+    EVENTS_FOLDER,
+    "checkpoints",
+    "adapter",
+    "report",
+];
+
+impl RunFolder {
+    /// The folder at `path`, which need not exist.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+        }
+    }
+
+    /// `checkpoints/`
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// `adapter/`
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Refuses early a folder that holds a run.
+    ///
+    /// # Errors
+    /// There is a run, and it is neither to be continued nor removed.
+    pub fn check(&self, existing: Existing) -> Result<()> {
+        if self.path.is_file() {
+            return Err(Error::file(
+                &self.path,
+                "is a file",
+                "name a folder as output_dir",
+            ));
+        }
+        let found = OWN.iter().find(|name| self.path.join(name).exists());
+        match (existing, found) {
+            (Existing::Refuse, Some(name)) => Err(Error::file(
+                &self.path,
+                format!("already holds a run (it has {name})"),
+                "continue it with --resume, replace it with --overwrite, or choose another output_dir",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The checkpoint to go on from, if the run is to be resumed and has one.
+    ///
+    /// # Errors
+    /// The run there was started with another configuration, model or data: every difference is named.
+    pub fn resume_point(
+        &self,
+        existing: Existing,
+        now: &RunManifest,
+    ) -> Result<Option<Checkpoint>> {
+        if existing != Existing::Resume {
+            return Ok(None);
+        }
+        if let Some(before) = RunManifest::read(&self.path)? {
+            before.check_resume(&self.path, now)?;
+        }
+        Checkpoint::newest_whole(&self.checkpoints(), &mut |warning| {
+            eprintln!("warning: {warning}")
+        })
+    }
+
+    /// Clears what is in the way and writes the manifest.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn prepare(&self, existing: Existing, manifest: &RunManifest, resumed: bool) -> Result<()> {
+        if existing == Existing::Overwrite {
+            for name in OWN {
+                remove(&self.path.join(name))?;
+            }
+        }
+        if self.checkpoints().is_dir() {
+            clear_unfinished(&self.checkpoints())?;
+        }
+        match resumed {
+            true => Ok(()),
+            false => manifest.write(&self.path),
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove", error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,334 @@
+//! Learning-rate schedules of transformers (`get_scheduler` in `optimization.py`), as pure functions of the step.
+
+mod kwargs;
+
+use std::f64::consts::PI;
+
+pub use kwargs::{PhaseShape, SchedulerKwargs, SchedulerType};
+
+use crate::error::Result;
+
+/// Steps of warmup as transformers resolves them: `warmup_steps` in (0, 1) is a share of `total_steps`, rounded up;
+/// `warmup_ratio` counts only where `warmup_steps` is 0.
+pub fn resolve_warmup(warmup_steps: f64, warmup_ratio: Option<f64>, total_steps: usize) -> usize {
+    let share = |ratio: f64| (ratio * total_steps as f64).ceil() as usize;
+    if warmup_steps >= 1.0 {
+        warmup_steps as usize
+    } else if warmup_steps > 0.0 {
+        share(warmup_steps)
+    } else {
+        share(warmup_ratio.unwrap_or(0.0))
+    }
+}
+
+/// The learning rate of every optimizer step of a run.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    kind: SchedulerType,
+    base_lr: f64,
+    warmup_steps: usize,
+    total_steps: usize,
+    kwargs: SchedulerKwargs,
+}
+
+impl Schedule {
+    /// The schedule `kind` with its peak at `base_lr`, over `total_steps` optimizer steps of which the first
+    /// `warmup_steps` (see [`resolve_warmup`]) climb.
+    ///
+    /// # Errors
+    /// `kwargs` and `kind` do not fit ([`SchedulerKwargs::check`]).
+    pub fn new(
+        kind: SchedulerType,
+        base_lr: f64,
+        warmup_steps: usize,
+        total_steps: usize,
+        kwargs: &SchedulerKwargs,
+    ) -> Result<Self> {
+        kwargs.check(kind, base_lr)?;
+        Ok(Self {
+            kind,
+            base_lr,
+            warmup_steps,
+            total_steps,
+            kwargs: kwargs.clone(),
+        })
+    }
+
+    /// The rate optimizer step `step` (0-based) uses. With warmup, step 0 uses 0, as transformers does.
+    pub fn rate(&self, step: usize) -> f64 {
+        self.base_lr * self.factor(step)
+    }
+
+    /// The rate of `step` as a share of the peak.
+    fn factor(&self, step: usize) -> f64 {
+        let kwargs = &self.kwargs;
+        let climbing = step < self.warmup_steps;
+        let climb = step as f64 / self.warmup_steps.max(1) as f64;
+        match self.kind {
+            SchedulerType::Constant | SchedulerType::ReduceLrOnPlateau => 1.0,
+            SchedulerType::WarmupStableDecay => self.three_phases(step),
+            SchedulerType::CosineWarmupWithMinLr => self.cosine_shifted(step),
+            _ if climbing => climb,
+            SchedulerType::ConstantWithWarmup => 1.0,
+            SchedulerType::Linear => {
+                let left = self.total_steps as f64 - step as f64;
+                (left / self.steps_after_warmup()).max(0.0)
+            }
+            SchedulerType::Cosine => wave(kwargs.num_cycles.unwrap_or(0.5), self.progress(step)),
+            SchedulerType::CosineWithMinLr => {
+                let factor = wave(kwargs.num_cycles.unwrap_or(0.5), self.progress(step));
+                above(factor, kwargs.min_share(self.base_lr))
+            }
+            SchedulerType::CosineWithRestarts => {
+                let progress = self.progress(step);
+                if progress >= 1.0 {
+                    return 0.0;
+                }
+                let within = (kwargs.num_cycles.unwrap_or(1.0) * progress).fract();
+                (0.5 * (1.0 + (PI * within).cos())).max(0.0)
+            }
+            SchedulerType::Polynomial => self.polynomial(step),
+            SchedulerType::InverseSqrt => {
+                let scale = match self.warmup_steps {
+                    0 => 10_000.0,
+                    warmup => warmup as f64,
+                };
+                let shift = scale - self.warmup_steps as f64;
+                1.0 / ((step as f64 + shift) / scale).sqrt()
+            }
+        }
+    }
+
+    fn steps_after_warmup(&self) -> f64 {
+        self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64
+    }
+
+    /// 0 at the end of warmup, 1 after the last step.
+    fn progress(&self, step: usize) -> f64 {
+        (step as f64 - self.warmup_steps as f64) / self.steps_after_warmup()
+    }
+
+    fn polynomial(&self, step: usize) -> f64 {
+        let end = self.kwargs.lr_end() / self.base_lr;
+        if step > self.total_steps || self.total_steps <= self.warmup_steps {
+            return end;
+        }
+        let left = 1.0 - self.progress(step);
+        (1.0 - end) * left.powf(self.kwargs.power.unwrap_or(1.0)) + end
+    }
+
+    /// `cosine_warmup_with_min_lr` counts every step one further than the other cosines: step 0 is not at 0, and the
+    /// last step is at the minimum.
+    fn cosine_shifted(&self, step: usize) -> f64 {
+        let kwargs = &self.kwargs;
+        if step < self.warmup_steps {
+            return match kwargs.warmup_lr_rate {
+                None => (step as f64 + 1.0) / self.warmup_steps as f64,
+                Some(first) => {
+                    let climb = step as f64 / self.warmup_steps.saturating_sub(1).max(1) as f64;
+                    first + (1.0 - first) * climb
+                }
+            };
+        }
+        let cycles = kwargs.num_cycles.unwrap_or(0.5);
+        above(
+            wave(cycles, self.progress(step + 1)),
+            kwargs.min_share(self.base_lr),
+        )
+    }
+
+    /// `warmup_stable_decay`: climb, plateau, decay.
+    fn three_phases(&self, step: usize) -> f64 {
+        let kwargs = &self.kwargs;
+        let lowest = kwargs.min_lr_ratio.unwrap_or(0.0);
+        let (step, warmup) = (step as f64, self.warmup_steps as f64);
+        let decay = kwargs.num_decay_steps.unwrap_or(0) as f64;
+        let stable = match kwargs.num_stable_steps {
+            Some(steps) => steps as f64,
+            None => self.total_steps as f64 - warmup - decay,
+        };
+        if step < warmup {
+            let progress = step / warmup.max(1.0);
+            let factor = match kwargs.warmup_type.unwrap_or(PhaseShape::Linear) {
+                PhaseShape::Linear => progress,
+                PhaseShape::Cosine => 0.5 * (1.0 - (PI * progress).cos()),
+                PhaseShape::OneMinusSqrt => 1.0 - (1.0 - progress).sqrt(),
+            };
+            above(factor, lowest)
+        } else if step < warmup + stable {
+            1.0
+        } else if step < warmup + stable + decay {
+            let progress = (step - warmup - stable) / decay.max(1.0);
+            let factor = match kwargs.decay_type.unwrap_or(PhaseShape::Cosine) {
+                PhaseShape::Linear => 1.0 - progress,
+                PhaseShape::Cosine => wave(kwargs.num_cycles.unwrap_or(0.5), progress),
+                PhaseShape::OneMinusSqrt => 1.0 - progress.sqrt(),
+            };
+            above(factor, lowest)
+        } else {
+            lowest
+        }
+    }
+}
+
+/// `cycles` waves between 1 and 0 over a progress of 0 to 1, starting at 1.
+fn wave(cycles: f64, progress: f64) -> f64 {
+    (0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos())).max(0.0)
+}
+
+/// Squeezes a factor from `[0, 1]` into `[lowest, 1]`.
+fn above(factor: f64, lowest: f64) -> f64 {
+    (factor * (1.0 - lowest) + lowest).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use SchedulerType::*;
+
+    fn schedule(kind: SchedulerType, warmup: usize, total: usize, kwargs: &str) -> Schedule {
+        let kwargs = toml::from_str(kwargs).unwrap();
+        Schedule::new(kind, 2e-4, warmup, total, &kwargs).unwrap()
+    }
+
+    fn assert_rates<const N: usize>(schedule: &Schedule, steps: [usize; N], shares: [f64; N]) {
+        for (step, share) in steps.into_iter().zip(shares) {
+            let (rate, expected) = (schedule.rate(step), 2e-4 * share);
+            let error = (rate - expected).abs();
+            assert!(
+                error <= 1e-16,
+                "{:?} step {step}: {rate}, expected {expected}",
+                schedule.kind
+            );
+        }
+    }
+
+    #[test]
+    fn warmup_climbs_from_zero_then_each_shape_falls() {
+        // 4 + 8 steps: two of eight down is a progress of 1/4, cos(pi/4) = 1/sqrt(2).
+        let quarter = 0.5 * (1.0 + 0.5_f64.sqrt());
+        assert_rates(
+            &schedule(Cosine, 4, 12, ""),
+            [0, 1, 4, 6, 8, 12],
+            [0.0, 0.25, 1.0, quarter, 0.5, 0.0],
+        );
+        assert_rates(
+            &schedule(Linear, 4, 12, ""),
+            [3, 4, 6, 12, 13],
+            [0.75, 1.0, 0.75, 0.0, 0.0],
+        );
+        assert_rates(&schedule(Constant, 4, 12, ""), [0, 20], [1.0, 1.0]);
+        assert_rates(
+            &schedule(ConstantWithWarmup, 4, 12, ""),
+            [0, 2, 4, 20],
+            [0.0, 0.5, 1.0, 1.0],
+        );
+        assert_rates(
+            &schedule(InverseSqrt, 4, 12, ""),
+            [0, 2, 4, 16],
+            [0.0, 0.5, 1.0, 0.5],
+        );
+        assert_rates(&schedule(InverseSqrt, 0, 12, ""), [0, 30_000], [1.0, 0.5]);
+    }
+
+    #[test]
+    fn cycles_and_restarts() {
+        // Three half waves over 12 steps: 4 steps each, halfway down at the second.
+        let restarts = schedule(CosineWithRestarts, 0, 12, "num_cycles = 3");
+        assert_rates(
+            &restarts,
+            [0, 2, 4, 6, 8, 12],
+            [1.0, 0.5, 1.0, 0.5, 1.0, 0.0],
+        );
+        // A whole wave comes back up.
+        assert_rates(
+            &schedule(Cosine, 0, 8, "num_cycles = 1.0"),
+            [0, 2, 4, 8],
+            [1.0, 0.5, 0.0, 1.0],
+        );
+    }
+
+    #[test]
+    fn polynomial_ends_at_lr_end() {
+        // Peak 2e-4, end 1e-4: half of the range is left; halfway its square is a quarter.
+        let squared = schedule(Polynomial, 2, 10, "lr_end = 1e-4\npower = 2.0");
+        assert_rates(
+            &squared,
+            [1, 2, 6, 10, 11],
+            [0.5, 1.0, 0.5 + 0.5 * 0.25, 0.5, 0.5],
+        );
+        // Warmup as long as the run: the end value, not a division by zero.
+        assert_rates(
+            &schedule(Polynomial, 10, 10, "lr_end = 1e-4"),
+            [9, 10],
+            [0.9, 0.5],
+        );
+    }
+
+    #[test]
+    fn cosines_with_a_minimum() {
+        for kwargs in ["min_lr = 5e-5", "min_lr_rate = 0.25"] {
+            let plain = schedule(CosineWithMinLr, 2, 10, kwargs);
+            assert_rates(&plain, [0, 1, 2, 6, 10], [0.0, 0.5, 1.0, 0.625, 0.25]);
+            // One step ahead of it, so that the last step (9) uses the minimum.
+            let shifted = schedule(CosineWarmupWithMinLr, 2, 10, kwargs);
+            assert_rates(&shifted, [0, 1, 5, 9], [0.5, 1.0, 0.625, 0.25]);
+        }
+        let first = schedule(
+            CosineWarmupWithMinLr,
+            5,
+            10,
+            "min_lr = 0.0\nwarmup_lr_rate = 0.2",
+        );
+        assert_rates(&first, [0, 1, 4], [0.2, 0.4, 1.0]);
+    }
+
+    #[test]
+    fn warmup_stable_decay_has_three_phases() {
+        let linear = schedule(
+            WarmupStableDecay,
+            4,
+            20,
+            "num_decay_steps = 8\ndecay_type = \"linear\"\nmin_lr_ratio = 0.5",
+        );
+        assert_rates(
+            &linear,
+            [0, 2, 4, 11, 12, 14, 20, 99],
+            [0.5, 0.75, 1.0, 1.0, 1.0, 0.875, 0.5, 0.5],
+        );
+        let roots = "num_decay_steps = 4\nnum_stable_steps = 3\nwarmup_type = \"1-sqrt\"\ndecay_type = \"1-sqrt\"";
+        let roots = schedule(WarmupStableDecay, 4, 99, roots);
+        assert_rates(
+            &roots,
+            [3, 4, 6, 7, 8, 11, 50],
+            [0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0],
+        );
+        let cosine = schedule(
+            WarmupStableDecay,
+            4,
+            12,
+            "num_decay_steps = 4\nwarmup_type = \"cosine\"",
+        );
+        assert_rates(&cosine, [2, 8, 10, 12], [0.5, 1.0, 0.5, 0.0]);
+        // Warmup and decay overlap: the negative plateau of transformers, no panic.
+        assert_rates(
+            &schedule(
+                WarmupStableDecay,
+                4,
+                6,
+                "num_decay_steps = 4\ndecay_type = \"linear\"",
+            ),
+            [4, 5],
+            [0.5, 0.25],
+        );
+    }
+
+    #[test]
+    fn warmup_given_as_a_share_is_rounded_up() {
+        assert_eq!(resolve_warmup(0.1, None, 61), 7);
+        assert_eq!(resolve_warmup(1.0, None, 61), 1);
+        assert_eq!(resolve_warmup(0.0, Some(0.1), 61), 7);
+        assert_eq!(resolve_warmup(3.0, Some(0.1), 61), 3);
+        assert_eq!(resolve_warmup(0.0, None, 61), 0);
+    }
+}

@@ -1,0 +1,317 @@
+//! From a run's configuration to what the loop needs: encoded pairs, then model, adapter, reference, optimizer.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::DType;
+use serde_json::{Value, json};
+
+use crate::config::{
+    GradientCheckpointing, InitLoraWeights, LossType, ModelDtype, Reference as ReferenceChoice,
+    RunConfig, TargetModules,
+};
+use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair, encode_pairs};
+use crate::data::pair::read_pairs;
+use crate::data::prompt::PromptTemplate;
+use crate::data::tokenizer::Tokenizer;
+use crate::dpo::loss::{DpoLoss, DpoLossType};
+use crate::dpo::reference::Reference;
+use crate::error::{Error, Result};
+use crate::lora::config::LoraInit;
+use crate::lora::{self, LoraConfig, adapter};
+use crate::model::config::MistralConfig;
+use crate::model::load;
+use crate::model::mistral::Mistral;
+use crate::train::learner::{Learner, LearnerConfig};
+use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
+use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::sampler::Sampler;
+
+/// Models above this many weights recompute activations under `gradient_checkpointing = "auto"`.
+const RECOMPUTE_ABOVE: usize = 1_000_000_000;
+
+/// Tokens in a bucket of the length histograms.
+const LENGTH_BUCKET: usize = 64;
+
+/// The encoded data of a run.
+#[derive(Clone, Debug)]
+pub struct RunData {
+    /// Training pairs, in file order.
+    pub train: Vec<EncodedPair>,
+    /// Held-out pairs; empty without `data.eval_file`.
+    pub eval: Vec<EncodedPair>,
+    /// What encoding did to the training pairs.
+    pub train_report: EncodeReport,
+    /// What encoding did to the held-out pairs.
+    pub eval_report: Option<EncodeReport>,
+    /// The id padding is filled with.
+    pub pad_id: u32,
+}
+
+/// Reads and encodes the pairs, and refuses those that would train on nothing (see [`EncodeReport::check`]).
+///
+/// # Errors
+/// A file cannot be read, pairs are refused, or ids or lengths do not fit the model.
+pub fn load_data(config: &RunConfig, model_folder: &Path) -> Result<RunData> {
+    let model = MistralConfig::load(model_folder)?;
+    check_length(config, &model)?;
+    let tokenizer = Tokenizer::from_folder(model_folder)?;
+    let (train, train_report) = encode_file(config, &config.data.train_file, &tokenizer, &model)?;
+    let (eval, eval_report) = match &config.data.eval_file {
+        Some(file) => {
+            let (pairs, report) = encode_file(config, file, &tokenizer, &model)?;
+            (pairs, Some(report))
+        }
+        None => (Vec::new(), None),
+    };
+    Ok(RunData {
+        train,
+        eval,
+        train_report,
+        eval_report,
+        pad_id: tokenizer.pad_id(),
+    })
+}
+
+/// How the configuration encodes pairs.
+///
+/// # Errors
+/// `data.prompt_template` is not a template.
+pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
+    let data = &config.data;
+    Ok(EncodeConfig {
+        compat: data.compat,
+        max_length: Some(data.max_length),
+        max_prompt_length: data.max_prompt_length,
+        truncation_mode: data.truncation_mode,
+        prompt_template: PromptTemplate::new(&data.prompt_template)?,
+    })
+}
+
+fn encode_file(
+    config: &RunConfig,
+    file: &Path,
+    tokenizer: &Tokenizer,
+    model: &MistralConfig,
+) -> Result<(Vec<EncodedPair>, EncodeReport)> {
+    let encoded = encode_pairs(tokenizer, &read_pairs(file)?, &encode_config(config)?)?;
+    let data = &config.data;
+    let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
+    let outside = |id: &&u32| **id as usize >= model.vocab_size;
+    for pair in &encoded.pairs {
+        let mut ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
+        if let Some(id) = ids.find(outside) {
+            return Err(Error::file(
+                file,
+                format!(
+                    "pair {}: token id {id}, the model has {} tokens",
+                    pair.id, model.vocab_size
+                ),
+                "the tokenizer does not belong to this model: fetch both again",
+            ));
+        }
+    }
+    Ok((encoded.pairs, encoded.report))
+}
+
+fn check_length(config: &RunConfig, model: &MistralConfig) -> Result<()> {
+    let (wanted, allowed) = (config.data.max_length, model.max_position_embeddings);
+    match wanted <= allowed {
+        true => Ok(()),
+        false => Err(Error::invalid(
+            "data.max_length",
+            format!(
+                "is {wanted}, the model takes at most {allowed} tokens (max_position_embeddings)"
+            ),
+            format!("set data.max_length = {allowed}"),
+        )),
+    }
+}
+
+/// Loads the model, attaches the adapter, and sets up reference and optimizer.
+///
+/// # Errors
+/// The model or the starting adapter cannot be loaded or do not fit together.
+pub fn learner<B: TrainBackend>(
+    config: &RunConfig,
+    model_folder: &Path,
+    device: &B::Device,
+) -> Result<(Learner<B>, LoraConfig)> {
+    let wanted = match config.model.dtype {
+        ModelDtype::Auto => None,
+        ModelDtype::F32 => Some(DType::F32),
+        ModelDtype::Bf16 => Some(DType::BF16),
+        ModelDtype::F16 => Some(DType::F16),
+    };
+    let dtype = load::resolve_dtype::<B>(model_folder, wanted, device)?;
+    let mut policy = load::load::<Autodiff<B>>(model_folder, dtype, device)?;
+    let lora = match &config.lora.adapter {
+        Some(folder) => adapter::load(&mut policy, folder, device)?,
+        None => {
+            let lora = lora_config(config);
+            lora::linear::attach(&mut policy, &lora, config.seed, device)?;
+            lora
+        }
+    };
+    let reference = match (config.dpo.reference, &config.lora.adapter) {
+        (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
+            Reference::initial(policy.valid())
+        }
+        _ => Reference::base(policy.valid()),
+    };
+    let learner_config = learner_config(config, &policy)?;
+    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
+    Ok((
+        Learner::new(policy, reference, optimizer, learner_config, device),
+        lora,
+    ))
+}
+
+/// The adapter the configuration asks for, where it starts none from a folder.
+pub fn lora_config(config: &RunConfig) -> LoraConfig {
+    let lora = &config.lora;
+    LoraConfig {
+        r: lora.r,
+        lora_alpha: lora.lora_alpha,
+        lora_dropout: lora.lora_dropout,
+        target_modules: match &lora.target_modules {
+            TargetModules::Names(names) => lora::TargetModules::Names(names.clone()),
+            TargetModules::AllLinear => lora::TargetModules::AllLinear,
+        },
+        use_rslora: lora.use_rslora,
+        init: match lora.init_lora_weights {
+            InitLoraWeights::Gaussian => LoraInit::Gaussian,
+            InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
+        },
+    }
+}
+
+fn learner_config<B: TrainBackend>(
+    config: &RunConfig,
+    policy: &Mistral<Autodiff<B>>,
+) -> Result<LearnerConfig> {
+    let train = &config.train;
+    let loss_type = match config.dpo.loss_type.as_slice() {
+        [LossType::Sigmoid] => DpoLossType::Sigmoid,
+        [LossType::SigmoidNorm] => DpoLossType::SigmoidNorm,
+        other => {
+            let problem = format!("{other:?} is not built yet");
+            return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
+        }
+    };
+    let dropout = train.dropout_is_active() && config.lora.lora_dropout > 0.0;
+    Ok(LearnerConfig {
+        loss: DpoLoss {
+            loss_type,
+            beta: config.dpo.beta,
+        },
+        max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
+        gradient_checkpointing: match train.gradient_checkpointing {
+            GradientCheckpointing::On => true,
+            GradientCheckpointing::Off => false,
+            GradientCheckpointing::Auto => weights(&policy.config) > RECOMPUTE_ABOVE,
+        },
+        dropout_seed: dropout.then_some(config.seed),
+    })
+}
+
+fn weights(config: &MistralConfig) -> usize {
+    config
+        .tensors()
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum()
+}
+
+/// The order of the training data.
+pub fn sampler(config: &RunConfig, data: &RunData) -> Sampler {
+    Sampler {
+        samples: data.train.len(),
+        batch_size: config.train.per_device_train_batch_size,
+        accumulation: config.train.gradient_accumulation_steps,
+        shuffle_seed: config.data.shuffle.then_some(config.seed),
+    }
+}
+
+/// What identifies the run: configuration, model, data, counts.
+///
+/// # Errors
+/// A file that was read a moment ago cannot be read again.
+pub fn manifest<B: TrainBackend>(
+    config: &RunConfig,
+    data: &RunData,
+    model_folder: &Path,
+    device: &B::Device,
+) -> Result<RunManifest> {
+    let identity = ModelIdentity::of(model_folder)?;
+    let device = format!("{} {device:?}", B::name(device));
+    let mut manifest = RunManifest::new(config.clone(), identity, &device);
+    let eval_hash = config
+        .data
+        .eval_file
+        .as_deref()
+        .map(hash_file)
+        .transpose()?;
+    manifest.data = json!({
+        "train_file": hash_file(&config.data.train_file)?,
+        "eval_file": eval_hash,
+        "train": data.train_report,
+        "eval": data.eval_report,
+        "lengths": lengths(&data.train),
+    });
+    let steps = config.train.total_steps(data.train.len()) as u64;
+    manifest.counts = BTreeMap::from([
+        ("train_pairs".to_string(), data.train.len() as u64),
+        ("eval_pairs".to_string(), data.eval.len() as u64),
+        ("optimizer_steps".to_string(), steps),
+    ]);
+    Ok(manifest)
+}
+
+/// Histograms of token counts: prompts, and completions without their prompt.
+fn lengths(pairs: &[EncodedPair]) -> Value {
+    let histogram = |length: &dyn Fn(&EncodedPair) -> usize| {
+        let mut buckets = Vec::new();
+        for pair in pairs {
+            let bucket = length(pair) / LENGTH_BUCKET;
+            if buckets.len() <= bucket {
+                buckets.resize(bucket + 1, 0u64);
+            }
+            buckets[bucket] += 1;
+        }
+        buckets
+    };
+    json!({
+        "bucket_size": LENGTH_BUCKET,
+        "prompt": histogram(&|pair| pair.chosen.completion_start),
+        "chosen": histogram(&|pair| pair.chosen.ids.len() - pair.chosen.completion_start),
+        "rejected": histogram(&|pair| pair.rejected.ids.len() - pair.rejected.completion_start),
+    })
+}
+
+impl RunData {
+    /// Says on stderr what was read, kept, cut and left out; with `every_id`, each id.
+    pub fn print_report(&self, config: &RunConfig, every_id: bool) {
+        let reports = [(&config.data.train_file, Some(&self.train_report))];
+        let eval = config
+            .data
+            .eval_file
+            .as_ref()
+            .map(|file| (file, self.eval_report.as_ref()));
+        for (file, report) in reports.into_iter().chain(eval) {
+            let Some(report) = report else { continue };
+            for line in report.summary() {
+                eprintln!("{}: {line}", file.display());
+            }
+            if every_id && let Ok(json) = serde_json::to_string_pretty(report) {
+                eprintln!("{json}");
+            }
+        }
+        for warning in config.warnings() {
+            eprintln!("warning: {warning}");
+        }
+    }
+}

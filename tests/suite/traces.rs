@@ -1,0 +1,302 @@
+//! Training runs replayed against TRL + PEFT, step by step: token ids, every metric, gradients, the final adapter.
+
+use std::path::{Path, PathBuf};
+
+use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::encode::{
+    Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
+};
+use arithmo::data::pair::PreferencePair;
+use arithmo::data::tokenizer::Tokenizer;
+use arithmo::dpo::loss::{DpoLoss, DpoLossType};
+use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
+use arithmo::dpo::reference::Reference;
+use arithmo::lora::{adapter, linear::parameters};
+use arithmo::model::load::load;
+use arithmo::train::learner::{Learner, LearnerConfig, StepOutput};
+use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::sampler::Sampler;
+use arithmo::train::schedule::{Schedule, SchedulerKwargs};
+use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::DType;
+use serde_json::Value;
+
+use super::golden::{Tensors, assert_close, ids, json, json_lines, reference};
+
+/// A golden run.
+struct Run {
+    folder: PathBuf,
+    config: Value,
+    trace: Vec<Value>,
+}
+
+impl Run {
+    fn open(name: &str) -> Option<Self> {
+        let folder = reference(&format!("trl/{name}"))?;
+        let config = json(&folder.join("config.json"));
+        let trace = json_lines(&folder.join("trace.jsonl"));
+        Some(Self {
+            folder,
+            config,
+            trace,
+        })
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.config["dpo"][key].as_f64().unwrap()
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.config["dpo"][key].as_str().unwrap()
+    }
+
+    fn model_folder(&self) -> PathBuf {
+        self.folder
+            .join("../../models")
+            .join(self.config["model"].as_str().unwrap())
+    }
+
+    /// The dataset's pairs, encoded by us and checked id by id against TRL's.
+    fn pairs(&self, dataset: &str, samples: &str) -> Vec<EncodedPair> {
+        let file = self.folder.join(format!("../_data/{dataset}.jsonl"));
+        let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
+        let pairs: Vec<PreferencePair> = json_lines(&file)
+            .iter()
+            .enumerate()
+            .map(|(index, row)| PreferencePair {
+                id: index.to_string(),
+                prompt: text(row, "prompt"),
+                chosen: text(row, "chosen"),
+                rejected: text(row, "rejected"),
+                chosen_score: None,
+                rejected_score: None,
+            })
+            .collect();
+        let mut config = EncodeConfig::new(Compat::Trl1);
+        config.max_length = Some(self.number("max_length") as usize);
+        if self.text("truncation_mode") == "keep_end" {
+            config.truncation_mode = TruncationMode::KeepEnd;
+        }
+        let tokenizer = Tokenizer::from_folder(&self.model_folder()).unwrap();
+        let encoded = encode_pairs(&tokenizer, &pairs, &config).unwrap();
+        let encoded = encoded.settle(false, false).unwrap().pairs;
+        let theirs = self.config[samples].as_array().unwrap();
+        assert_eq!(encoded.len(), theirs.len());
+        for (ours, theirs) in encoded.iter().zip(theirs) {
+            self.check_ids(&ours.chosen, theirs, "chosen_ids");
+            self.check_ids(&ours.rejected, theirs, "rejected_ids");
+        }
+        encoded
+    }
+
+    fn check_ids(&self, ours: &EncodedSequence, theirs: &Value, side: &str) {
+        let prompt = ids(&theirs["prompt_ids"]);
+        let whole = [prompt.clone(), ids(&theirs[side])].concat();
+        let max = self.number("max_length") as usize;
+        let cut = whole.len().saturating_sub(max);
+        let (expected, start) = match self.text("truncation_mode") {
+            "keep_end" => (&whole[cut..], prompt.len().saturating_sub(cut)),
+            _ => (&whole[..whole.len() - cut], prompt.len()),
+        };
+        assert_eq!(ours.ids, expected);
+        assert_eq!(ours.completion_start, start);
+    }
+
+    fn sampler(&self, samples: usize) -> Sampler {
+        Sampler {
+            samples,
+            batch_size: self.number("per_device_train_batch_size") as usize,
+            accumulation: self.number("gradient_accumulation_steps") as usize,
+            shuffle_seed: None,
+        }
+    }
+
+    fn schedule(&self) -> Schedule {
+        let kind = serde_json::from_value(self.config["dpo"]["lr_scheduler_type"].clone()).unwrap();
+        let warmup = self.config["warmup_steps_resolved"].as_u64().unwrap() as usize;
+        let steps = self.config["optimizer_steps"].as_u64().unwrap() as usize;
+        Schedule::new(
+            kind,
+            self.number("learning_rate"),
+            warmup,
+            steps,
+            &SchedulerKwargs::default(),
+        )
+        .unwrap()
+    }
+
+    fn learner<B: TrainBackend>(&self, recompute: bool, device: &B::Device) -> Learner<B> {
+        let mut policy = load::<Autodiff<B>>(&self.model_folder(), DType::F32, device).unwrap();
+        let start = tempfile::tempdir().unwrap();
+        let copy = |from: &str, to: &str| {
+            std::fs::copy(self.folder.join(from), start.path().join(to)).unwrap();
+        };
+        copy("init_adapter.safetensors", "adapter_model.safetensors");
+        copy("adapter_config.json", "adapter_config.json");
+        adapter::load(&mut policy, start.path(), device).unwrap();
+        let reference = match self.config["reference"]
+            .as_str()
+            .unwrap()
+            .starts_with("base")
+        {
+            true => Reference::base(policy.valid()),
+            false => Reference::initial(policy.valid()),
+        };
+        let loss_type = match self.config["dpo"]["loss_type"][0].as_str().unwrap() {
+            "sigmoid" => DpoLossType::Sigmoid,
+            "sigmoid_norm" => DpoLossType::SigmoidNorm,
+            other => panic!("{other}"),
+        };
+        let max_grad_norm = Some(self.number("max_grad_norm")).filter(|norm| *norm > 0.0);
+        let config = LearnerConfig {
+            loss: DpoLoss {
+                loss_type,
+                beta: self.number("beta"),
+            },
+            max_grad_norm,
+            gradient_checkpointing: recompute,
+            dropout_seed: None,
+        };
+        let optimizer = AdamW::new(AdamWConfig {
+            beta1: self.number("adam_beta1"),
+            beta2: self.number("adam_beta2"),
+            epsilon: self.number("adam_epsilon"),
+            weight_decay: self.number("weight_decay"),
+        });
+        Learner::new(policy, reference, optimizer, config, device)
+    }
+}
+
+/// Replays the run `name`, at most `steps` steps, within the tolerances of reference/README.md.
+pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device: &B::Device) {
+    let Some(run) = Run::open(name) else { return };
+    let pairs = run.pairs(run.config["dataset"].as_str().unwrap(), "samples");
+    let pad_id = run.config["pad_token_id"].as_u64().unwrap() as u32;
+    let batch = |indices: &Vec<usize>| {
+        PreferenceBatch::new(
+            &indices.iter().map(|i| &pairs[*i]).collect::<Vec<_>>(),
+            pad_id,
+        )
+    };
+    let (sampler, schedule) = (run.sampler(pairs.len()), run.schedule());
+    let mut learner = run.learner::<B>(recompute, device);
+    let steps = steps.min(run.trace.len());
+    if run.config["dpo"]["precompute_ref_log_probs"] == true {
+        for step in 0..sampler.steps_per_epoch() {
+            for indices in &sampler.plan(step).micro_batches {
+                learner.precompute_reference(&batch(indices));
+            }
+        }
+    }
+    let mut attended = 0;
+    for (step, expected) in run.trace.iter().take(steps).enumerate() {
+        let plan = sampler.plan(step);
+        let batches: Vec<_> = plan.micro_batches.iter().map(batch).collect();
+        attended += batches.iter().map(|batch| batch.attended).sum::<usize>();
+        let rate = schedule.rate(step);
+        let output = learner.step(step, rate, &batches);
+        let what = format!("{name} step {}", step + 1);
+        check_step(&what, &output, expected);
+        check("learning_rate", &what, rate, expected, 1e-12);
+        check("epoch", &what, plan.epoch, expected, 1e-9);
+        check("num_tokens", &what, attended as f64, expected, 0.0);
+        evaluate(&run, &learner, step + 1, pad_id);
+    }
+    if steps == run.trace.len() {
+        check_adapter(&run.folder, &learner);
+    }
+}
+
+fn check(key: &str, what: &str, ours: f64, expected: &Value, tolerance: f64) {
+    let theirs = expected[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{what}: no {key}"));
+    let difference = (ours - theirs).abs();
+    assert!(
+        difference <= tolerance,
+        "{what} {key}: {ours} for {theirs} (off by {difference:e})"
+    );
+}
+
+fn check_step(what: &str, output: &StepOutput, expected: &Value) {
+    assert!(output.applied);
+    let (loss, values) = MicroBatchMetrics::mean(&output.micro_batches);
+    check_metrics(what, "", loss, &values, expected);
+    let norm = expected["grad_norm"].as_f64().unwrap();
+    check(
+        "grad_norm",
+        what,
+        output.grad_norm,
+        expected,
+        2e-4 * norm.abs(),
+    );
+    for (index, micro) in output.micro_batches.iter().enumerate() {
+        let at = |key: &str| {
+            let mut one = serde_json::Map::new();
+            one.insert(key.to_string(), expected["micro"][key][index].clone());
+            Value::Object(one)
+        };
+        check(
+            "loss",
+            what,
+            micro.loss,
+            &at("loss"),
+            5e-5 * micro.loss.abs().max(1.0),
+        );
+        check(KEYS[3], what, micro.values[3], &at(KEYS[3]), 2e-4);
+    }
+}
+
+fn check_metrics(what: &str, prefix: &str, loss: f64, values: &[f64], expected: &Value) {
+    check(
+        &format!("{prefix}loss"),
+        what,
+        loss,
+        expected,
+        5e-5 * loss.abs().max(1.0),
+    );
+    for (key, value) in KEYS.iter().zip(values) {
+        let tolerance = match *key {
+            key if key.starts_with("rewards/") => 2e-4,
+            key if key.starts_with("logps/") => 2e-3,
+            key if key.starts_with("logits/") => 1e-5,
+            "entropy" => 1e-4,
+            _ => 1e-6,
+        };
+        check(&format!("{prefix}{key}"), what, *value, expected, tolerance);
+    }
+}
+
+fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize, pad_id: u32) {
+    if run.config["dpo"]["eval_steps"]
+        .as_u64()
+        .is_none_or(|every| step as u64 % every != 0)
+    {
+        return;
+    }
+    let expected = json_lines(&run.folder.join("eval.jsonl"));
+    let expected = expected.iter().find(|line| line["step"] == step).unwrap();
+    let pairs = run.pairs(run.config["eval_dataset"].as_str().unwrap(), "eval_samples");
+    let size = run.number("per_device_eval_batch_size") as usize;
+    let metrics: Vec<_> = pairs
+        .chunks(size)
+        .map(|pairs| PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), pad_id))
+        .map(|batch| learner.evaluate(&batch))
+        .collect();
+    let (_, values) = MicroBatchMetrics::mean(&metrics);
+    let loss = MicroBatchMetrics::loss_by_pairs(&metrics);
+    check_metrics(&format!("eval at {step}"), "eval_", loss, &values, expected);
+}
+
+fn check_adapter<B: TrainBackend>(folder: &Path, learner: &Learner<B>) {
+    let golden = Tensors::open(&folder.join("adapter_model.safetensors"));
+    let ours = parameters(&learner.policy);
+    assert_eq!(golden.names().len(), ours.len());
+    for (name, tensor) in ours {
+        let values = tensor.into_data().to_vec::<f32>().unwrap();
+        let theirs = golden.f32(&format!("base_model.model.{name}")).1;
+        assert_close(&name, &values, &theirs, 2e-4);
+    }
+}
