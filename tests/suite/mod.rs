@@ -7,5 +7,6 @@
 )]
 
 pub mod forward;
+pub mod generate;
 pub mod golden;
 pub mod traces;
