@@ -49,7 +49,7 @@ pub fn run<B: TrainBackend>(
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<()> {
-    let folder = args.model.folder()?;
+    let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
     let config = EncodeConfig {
         compat: Compat::Trl1,
@@ -67,6 +67,7 @@ pub fn run<B: TrainBackend>(
         }
     }
     let model = args.model.load::<B>(&folder, device)?;
+    encoded.check_vocabulary(model.config.vocab_size)?;
     let longest = model.config.max_position_embeddings;
     if args.max_length > longest {
         return Err(Error::invalid(

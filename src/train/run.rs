@@ -12,7 +12,7 @@ use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::lora::{LoraConfig, adapter};
-use crate::model::hub;
+use crate::model::hub::Hub;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, Snapshot, TrainState};
 use crate::train::folder::{Existing, RunFolder};
@@ -57,7 +57,9 @@ pub fn run<B: TrainBackend>(
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     folder.check(options.existing)?;
-    let model_folder = hub::resolve(&config.model.model_name_or_path, &config.model.revision)?;
+    let model = &config.model;
+    let model_folder =
+        Hub::open(options.progress).resolve(&model.model_name_or_path, &model.revision)?;
     let data = setup::load_data(config, &model_folder)?;
     if options.progress != ProgressMode::Quiet || options.dry_run {
         data.print_report(config, options.dry_run);

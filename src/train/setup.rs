@@ -100,20 +100,7 @@ fn encode_file(
     let encoded = encode_pairs(tokenizer, &read_pairs(file)?, &encode_config(config)?)?;
     let data = &config.data;
     let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
-    let outside = |id: &&u32| **id as usize >= model.vocab_size;
-    for pair in &encoded.pairs {
-        let mut ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
-        if let Some(id) = ids.find(outside) {
-            return Err(Error::file(
-                file,
-                format!(
-                    "pair {}: token id {id}, the model has {} tokens",
-                    pair.id, model.vocab_size
-                ),
-                "the tokenizer does not belong to this model: fetch both again",
-            ));
-        }
-    }
+    encoded.check_vocabulary(model.vocab_size)?;
     Ok((encoded.pairs, encoded.report))
 }
 
