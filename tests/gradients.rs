@@ -2,7 +2,6 @@
 //! against finite differences, recomputation, padding, dropout, and what training must not touch.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-
 #[path = "fixtures/plain/mod.rs"]
 mod plain;
 #[path = "fixtures/tiny/mod.rs"]
