@@ -42,7 +42,7 @@ impl EncodedSequence {
 /// A pair ready for the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedPair {
-    /// The id of the [`PreferencePair`](super::pair::PreferencePair).
+    /// The id of the [`PreferencePair`].
     pub id: String,
     /// Prompt and preferred completion.
     pub chosen: EncodedSequence,
@@ -184,6 +184,24 @@ impl EncodedDataset {
         }
         self.report.pairs_kept = self.pairs.len();
         Ok(self)
+    }
+
+    /// Checks that the model has an embedding for every id; `vocab_size` is that of its config.
+    ///
+    /// # Errors
+    /// An id is not below `vocab_size`: the tokenizer belongs to another model, or tokens were added to it.
+    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
+        for pair in &self.pairs {
+            let ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
+            if let Some(id) = ids.copied().find(|id| *id as usize >= vocab_size) {
+                return Err(Error::invalid(
+                    format!("pair {}", pair.id),
+                    format!("has the token id {id}, but the model only has {vocab_size} tokens"),
+                    "take tokenizer and weights from one and the same model",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
