@@ -9,4 +9,5 @@
 pub mod forward;
 pub mod generate;
 pub mod golden;
+pub mod tiny;
 pub mod traces;
