@@ -1,13 +1,13 @@
 //! A training run from its configuration to its adapter: the loop, its logs, checkpoints, interruption, resumption.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arithmo_backends::TrainBackend;
 
 use crate::config::RunConfig;
 use crate::data::batch::PreferenceBatch;
-use crate::data::encode::EncodedPair;
+use crate::data::encode::{EncodeReport, EncodedPair};
 use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -60,9 +60,14 @@ pub fn run<B: TrainBackend>(
     let model = &config.model;
     let model_folder =
         Hub::open(options.progress).resolve(&model.model_name_or_path, &model.revision)?;
-    let data = setup::load_data(config, &model_folder)?;
-    if options.progress != ProgressMode::Quiet || options.dry_run {
-        data.print_report(config, options.dry_run);
+    let data = setup::load_data(config, &model_folder, &mut |file, report| {
+        print_report(file, report, options);
+    })?;
+    if options.progress != ProgressMode::Quiet {
+        config
+            .warnings()
+            .iter()
+            .for_each(|warning| eprintln!("warning: {warning}"));
     }
     if options.dry_run {
         return Ok(RunSummary {
@@ -94,6 +99,20 @@ pub fn run<B: TrainBackend>(
         adapter: Some(adapter),
         last,
     })
+}
+
+/// Says on stderr what was read, kept, cut and left out; in a dry run with every id.
+fn print_report(file: &Path, report: &EncodeReport, options: &RunOptions) {
+    if options.progress != ProgressMode::Quiet || options.dry_run {
+        for line in report.summary() {
+            eprintln!("{}: {line}", file.display());
+        }
+    }
+    if options.dry_run
+        && let Ok(json) = serde_json::to_string_pretty(report)
+    {
+        eprintln!("{json}");
+    }
 }
 
 /// A run under way.
@@ -404,7 +423,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         Ok(())
     }
 
-    fn save_adapter(&self, folder: &std::path::Path) -> Result<()> {
+    fn save_adapter(&self, folder: &Path) -> Result<()> {
         adapter::save(&self.learner.policy, &self.adapter_config(), folder)
     }
 
