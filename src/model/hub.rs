@@ -76,22 +76,6 @@ impl HubConfig {
     }
 }
 
-/// [`Hub::resolve`] with the environment's settings.
-///
-/// # Errors
-/// As [`Hub::resolve`].
-pub fn resolve(model: &str, revision: &str) -> Result<PathBuf> {
-    Hub::new(HubConfig::from_env()).resolve(model, revision)
-}
-
-/// [`Hub::fetch_files`] with the environment's settings.
-///
-/// # Errors
-/// As [`Hub::fetch_files`].
-pub fn fetch_files(hf_url: &str) -> Result<Vec<PathBuf>> {
-    Hub::new(HubConfig::from_env()).fetch_files(hf_url)
-}
-
 /// The hub, seen through its cache.
 #[derive(Debug)]
 pub struct Hub {
@@ -100,6 +84,14 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// The hub as the environment describes it (see [`HubConfig::from_env`]), with progress shown as `progress` says.
+    pub fn open(progress: ProgressMode) -> Self {
+        Self::new(HubConfig {
+            progress,
+            ..HubConfig::from_env()
+        })
+    }
+
     /// A hub with these settings; nothing is contacted yet.
     pub fn new(config: HubConfig) -> Self {
         Self {
