@@ -90,7 +90,7 @@ pub fn run<B: TrainBackend>(
     let output = args.output.as_deref();
     let file = output.map(WholeFile::create).transpose()?;
 
-    let folder = args.model.folder()?;
+    let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
     let model = args.model.load::<B>(&folder, device)?;
     config.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;

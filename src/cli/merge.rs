@@ -7,7 +7,7 @@ use arithmo_backends::TrainBackend;
 use crate::error::Result;
 use crate::lora::merge::{MergeConfig, merge};
 use crate::model::config::MistralConfig;
-use crate::model::hub;
+use crate::model::hub::Hub;
 use crate::progress::{Progress, ProgressMode};
 
 use super::model::WeightType;
@@ -46,7 +46,7 @@ pub fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let config = MergeConfig {
-        model: hub::resolve(&args.model, &args.revision)?,
+        model: Hub::open(mode).resolve(&args.model, &args.revision)?,
         adapter: args.adapter.clone(),
         output: args.output.clone(),
         dtype: args.dtype.dtype(),
