@@ -23,7 +23,7 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(result) = cli.run_without_backend() {
         return result;
     }
-    match choose(&cli.backend)? {
+    match choose(cli)? {
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => cli.run::<arithmo_backends::ndarray::Cpu>(&Default::default()),
         #[cfg(feature = "wgpu")]
@@ -39,31 +39,38 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 /// The backend asked for, or for `auto` the best of those in this program that starts.
-fn choose(name: &str) -> Result<BackendKind> {
-    if name != "auto" {
-        let kind = name.parse::<BackendKind>().map_err(|problem| {
+fn choose(cli: &Cli) -> Result<BackendKind> {
+    if cli.backend != "auto" {
+        let kind = cli.backend.parse::<BackendKind>().map_err(|problem| {
             Error::invalid(
                 "--backend",
                 problem,
                 "leave --backend out to take the best that starts",
             )
         })?;
-        return match (kind.compiled(), kind.starts()) {
-            (false, _) => Err(not_built(kind)),
-            (true, false) => Err(Error::invalid(
+        if !kind.compiled() {
+            return Err(not_built(kind));
+        }
+        return match kind.start() {
+            Ok(()) => {
+                if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
+                    eprintln!(
+                        "note: {kind} has a software driver only, which is for tests: --backend ndarray is faster"
+                    );
+                }
+                Ok(kind)
+            }
+            Err(reason) => Err(Error::invalid(
                 "--backend",
-                format!("{kind} finds no device it can start"),
-                "check the driver, or use --backend ndarray",
+                format!("{kind} {reason}"),
+                "check the driver, or leave --backend out to take the best that starts",
             )),
-            (true, true) => Ok(kind),
         };
     }
-    BackendKind::available()
-        .find(|kind| kind.starts())
-        .ok_or_else(|| {
-            let problem = "no backend of this program starts";
-            Error::invalid("--backend", problem, "build it with the feature ndarray")
-        })
+    BackendKind::best().ok_or_else(|| {
+        let problem = "no backend of this program starts";
+        Error::invalid("--backend", problem, "build it with the feature ndarray")
+    })
 }
 
 fn not_built(kind: BackendKind) -> Error {

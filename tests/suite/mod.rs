@@ -8,4 +8,6 @@
 
 pub mod forward;
 pub mod golden;
+pub mod ops;
+pub mod step;
 pub mod traces;
