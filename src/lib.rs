@@ -5,6 +5,7 @@ pub mod config;
 pub mod data;
 pub mod dpo;
 pub mod error;
+pub mod generate;
 pub mod interrupt;
 pub mod lora;
 pub mod model;

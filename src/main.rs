@@ -40,37 +40,27 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// The backend asked for, or for `auto` the best of those in this program that starts.
 fn choose(cli: &Cli) -> Result<BackendKind> {
-    if cli.backend != "auto" {
-        let kind = cli.backend.parse::<BackendKind>().map_err(|problem| {
-            Error::invalid(
-                "--backend",
-                problem,
-                "leave --backend out to take the best that starts",
-            )
-        })?;
-        if !kind.compiled() {
-            return Err(not_built(kind));
-        }
-        return match kind.start() {
-            Ok(()) => {
-                if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
-                    eprintln!(
-                        "note: {kind} has a software driver only, which is for tests: --backend ndarray is faster"
-                    );
-                }
-                Ok(kind)
-            }
-            Err(reason) => Err(Error::invalid(
-                "--backend",
-                format!("{kind} {reason}"),
-                "check the driver, or leave --backend out to take the best that starts",
-            )),
-        };
+    let place = "--backend";
+    if cli.backend == "auto" {
+        return BackendKind::best().ok_or_else(|| {
+            let problem = "no backend of this program starts";
+            Error::invalid(place, problem, "build it with the feature ndarray")
+        });
     }
-    BackendKind::best().ok_or_else(|| {
-        let problem = "no backend of this program starts";
-        Error::invalid("--backend", problem, "build it with the feature ndarray")
-    })
+    let best = "leave --backend out to take the best that starts";
+    let kind = cli.backend.parse::<BackendKind>();
+    let kind = kind.map_err(|problem| Error::invalid(place, problem, best))?;
+    if !kind.compiled() {
+        return Err(not_built(kind));
+    }
+    kind.start().map_err(|reason| {
+        let remedy = format!("check the driver, or {best}");
+        Error::invalid(place, format!("{kind} {reason}"), remedy)
+    })?;
+    if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
+        eprintln!("note: {kind} finds only a software driver here; --backend ndarray is faster");
+    }
+    Ok(kind)
 }
 
 fn not_built(kind: BackendKind) -> Error {

@@ -32,6 +32,34 @@ fn peak_memory_is_plausible() {
     suite::step::peak_memory_covers_tensors::<B>(&Default::default());
 }
 
+#[test]
+fn generation_matches_transformers() {
+    for name in ["tiny-a", "tiny-b", "tiny-c"] {
+        suite::generate::equals_transformers::<B>(name, &Default::default());
+    }
+}
+
+#[test]
+fn generation_with_a_cache_equals_generation_without() {
+    suite::generate::equals_no_cache::<B>(&Default::default());
+}
+
+#[test]
+fn generation_stops_row_by_row() {
+    suite::generate::stops_row_by_row::<B>(&Default::default());
+}
+
+#[test]
+fn sampling_is_reproducible() {
+    suite::generate::samples_reproducibly::<B>(&Default::default());
+}
+
+#[test]
+fn generation_respects_the_models_limits() {
+    suite::generate::respects_the_models_limits::<B>(&Default::default());
+    suite::generate::refuses_bad_settings::<B>(&Default::default());
+}
+
 /// Every golden run this version supports, step by step.
 #[test]
 fn training_matches_trl() {

@@ -62,6 +62,14 @@ fn training_matches_trl() {
     }
 }
 
+/// Greedy ids, and the key-value cache; the rest of generation runs on the host.
+#[test]
+fn generation_matches_transformers() {
+    let Some(device) = device() else { return };
+    suite::generate::equals_transformers::<Gpu>("tiny-b", &device);
+    suite::generate::equals_no_cache::<Gpu>(&device);
+}
+
 #[test]
 fn base_weights_may_be_f16() {
     let Some(device) = device() else { return };

@@ -12,7 +12,7 @@ use arithmo_backends::TrainBackend;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
-use crate::model::hub;
+use crate::model::hub::Hub;
 use crate::progress::ProgressMode;
 
 /// From voted answers to an aligned, measured model: preference pairs, DPO, LoRA.
@@ -52,13 +52,15 @@ impl Cli {
     pub fn run_without_backend(&self) -> Option<Result<()>> {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
-            Command::Prepare(args) => {
-                Some(prepare::run(args, mode, &hub::fetch_files).map(|summary| {
-                    if !self.quiet {
-                        eprintln!("{summary}");
-                    }
-                }))
-            }
+            Command::Prepare(args) => Some(
+                prepare::run(args, mode, &|url: &str| Hub::open(mode).fetch_files(url)).map(
+                    |summary| {
+                        if !self.quiet {
+                            eprintln!("{summary}");
+                        }
+                    },
+                ),
+            ),
             Command::Report(args) => Some(report::run(args)),
             _ => None,
         }

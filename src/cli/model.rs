@@ -8,9 +8,10 @@ use clap::{Args, ValueEnum};
 
 use crate::error::Result;
 use crate::lora::adapter;
-use crate::model::hub;
+use crate::model::hub::Hub;
 use crate::model::load::{load, resolve_dtype};
 use crate::model::mistral::Mistral;
+use crate::progress::ProgressMode;
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
@@ -59,8 +60,8 @@ impl ModelArgs {
     ///
     /// # Errors
     /// It is neither a folder nor on the hub.
-    pub fn folder(&self) -> Result<PathBuf> {
-        hub::resolve(&self.model, &self.revision)
+    pub fn folder(&self, progress: ProgressMode) -> Result<PathBuf> {
+        Hub::open(progress).resolve(&self.model, &self.revision)
     }
 
     /// Loads the model in `folder`, with the adapter if one is named.

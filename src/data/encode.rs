@@ -42,7 +42,7 @@ impl EncodedSequence {
 /// A pair ready for the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedPair {
-    /// The id of the [`PreferencePair`](super::pair::PreferencePair).
+    /// The id of the [`PreferencePair`].
     pub id: String,
     /// Prompt and preferred completion.
     pub chosen: EncodedSequence,
@@ -184,6 +184,36 @@ impl EncodedDataset {
         }
         self.report.pairs_kept = self.pairs.len();
         Ok(self)
+    }
+
+    /// Checks that a model of `vocab_size` tokens and `max_positions` positions can read every sequence.
+    ///
+    /// # Errors
+    /// An id is not below `vocab_size` (the tokenizer belongs to another model, or tokens were added to it), or a
+    /// sequence is longer than `max_positions`.
+    pub fn check_fits(&self, vocab_size: usize, max_positions: usize) -> Result<()> {
+        for pair in &self.pairs {
+            let place = format!("pair {}", pair.id);
+            let ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
+            if let Some(id) = ids.copied().find(|id| *id as usize >= vocab_size) {
+                return Err(Error::invalid(
+                    place,
+                    format!("has the token id {id}, but the model only has {vocab_size} tokens"),
+                    "take tokenizer and weights from one and the same model",
+                ));
+            }
+            let longest = pair.chosen.ids.len().max(pair.rejected.ids.len());
+            if longest > max_positions {
+                return Err(Error::invalid(
+                    place,
+                    format!(
+                        "has {longest} tokens, the model takes {max_positions} (max_position_embeddings)"
+                    ),
+                    format!("set the maximum length to {max_positions}"),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

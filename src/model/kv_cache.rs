@@ -1,31 +1,57 @@
 //! Keys and values of the tokens seen so far, so that each new token is computed once.
+//!
+//! Room is made in blocks of slots: a step then writes its tokens in place, and shapes change only once a block, which
+//! keeps a GPU's tuned and fused kernels. Slots not yet written are given to attention too; whoever builds the mask
+//! gives them a segment nobody has (see [`KvCache::slots`]).
 
 use arithmo_backends::TrainBackend;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
+
+/// Slots are made this many at a time.
+const BLOCK: usize = 64;
 
 /// The cache of one layer; empty at first.
 #[derive(Clone, Debug, Default)]
 pub struct LayerCache<B: TrainBackend> {
-    /// Keys (already turned by their positions) and values, `[B, K, H_kv, Dh]`.
+    /// Keys (already turned by their positions) and values, `[B, slots, H_kv, Dh]`.
     seen: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    /// Slots written.
+    used: usize,
 }
 
 impl<B: TrainBackend> LayerCache<B> {
-    /// Appends the new tokens' keys and values `[B, S, H_kv, Dh]` and returns all of them, `[B, K + S, H_kv, Dh]`.
+    /// Writes the new tokens' keys and values `[B, S, H_kv, Dh]` behind the others and returns all slots,
+    /// `[B, KvCache::slots(tokens so far), H_kv, Dh]`; unwritten ones are zero.
     pub fn append(
         &mut self,
         key: Tensor<B, 4>,
         value: Tensor<B, 4>,
     ) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let all = match self.seen.take() {
-            Some((keys, values)) => (
-                Tensor::cat(vec![keys, key], 1),
-                Tensor::cat(vec![values, value], 1),
-            ),
-            None => (key, value),
-        };
+        let (keys, values) = self.seen.take().unzip();
+        let all = (self.write(keys, key), self.write(values, value.clone()));
+        self.used += value.dims()[1];
         self.seen = Some(all.clone());
         all
+    }
+
+    /// `new` behind the used slots of `buffer`, which grows if it must.
+    fn write(&self, buffer: Option<Tensor<B, 4>>, new: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, length, heads, width] = new.dims();
+        let (start, end) = (self.used, self.used + length);
+        let zeros = |slots| {
+            let options = (&new.device(), new.dtype());
+            Tensor::zeros([batch, slots, heads, width], options)
+        };
+        let slots = KvCache::<B>::slots(end);
+        let buffer = match buffer {
+            None => zeros(slots),
+            Some(buffer) if buffer.dims()[1] == slots => buffer,
+            Some(buffer) => {
+                let more = slots - buffer.dims()[1];
+                Tensor::cat(vec![buffer, zeros(more)], 1)
+            }
+        };
+        buffer.slice_assign([0..batch, start..end, 0..heads, 0..width], new)
     }
 }
 
@@ -39,8 +65,26 @@ pub struct KvCache<B: TrainBackend> {
 impl<B: TrainBackend> KvCache<B> {
     /// An empty cache for a model of `layers` layers.
     pub fn new(layers: usize) -> Self {
+        let empty = LayerCache {
+            seen: None,
+            used: 0,
+        };
         Self {
-            layers: vec![LayerCache { seen: None }; layers],
+            layers: vec![empty; layers],
+        }
+    }
+
+    /// Slots, written or not, of a row that holds `tokens` tokens: the number of keys its mask must describe.
+    pub fn slots(tokens: usize) -> usize {
+        tokens.next_multiple_of(BLOCK)
+    }
+
+    /// Keeps only the given rows of the batch, in that order.
+    pub fn keep_rows(&mut self, rows: &Tensor<B, 1, Int>) {
+        for layer in &mut self.layers {
+            layer.seen = layer.seen.take().map(|(keys, values)| {
+                (keys.select(0, rows.clone()), values.select(0, rows.clone()))
+            });
         }
     }
 }

@@ -213,15 +213,10 @@ impl WeightFiles {
     /// # Errors
     /// There is no tensor of this name, it is not a float, or the file cannot be read.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let dtype = self.dtype(name)?;
-        let bytes = self.bytes(name)?;
-        Ok(match dtype {
-            DType::F32 => decode(&bytes, f32::from_le_bytes),
-            DType::F64 => decode(&bytes, |b| f64::from_le_bytes(b) as f32),
-            DType::BF16 => decode(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            DType::F16 => f16_to_f32(&bytes),
-            other => return Err(self.not_a_float(name, other)),
-        })
+        match self.dtype(name)? {
+            DType::F16 => Ok(f16_to_f32(&self.bytes(name)?)),
+            _ => self.read(name, |v| v, |v| v as f32),
+        }
     }
 
     /// One tensor ready for a device, in the element type `target` (F64, F32, F16 or BF16), rounded to nearest even.
@@ -231,39 +226,40 @@ impl WeightFiles {
     pub fn tensor_data(&self, name: &str, target: DType) -> Result<TensorData> {
         let stored = self.dtype(name)?;
         let shape = self.shape(name)?.to_vec();
-        let bytes = || self.bytes(name);
         Ok(match (stored, target) {
             (_, DType::F32) => TensorData::new(self.tensor_f32(name)?, shape),
             (DType::BF16, DType::BF16) => {
-                TensorData::new(decode(&bytes()?, bf16::from_le_bytes), shape)
+                TensorData::new(decode(&self.bytes(name)?, bf16::from_le_bytes), shape)
             }
             (DType::F16, DType::F16) => {
-                TensorData::new(decode(&bytes()?, f16::from_le_bytes), shape)
+                TensorData::new(decode(&self.bytes(name)?, f16::from_le_bytes), shape)
             }
-            (DType::F64, DType::F64) => {
-                TensorData::new(decode(&bytes()?, f64::from_le_bytes), shape)
-            }
-            (DType::F64, DType::BF16) => {
-                let round = |b| bf16::from_f64(f64::from_le_bytes(b));
-                TensorData::new(decode(&bytes()?, round), shape)
-            }
-            (DType::F64, DType::F16) => {
-                let round = |b| f16::from_f64(f64::from_le_bytes(b));
-                TensorData::new(decode(&bytes()?, round), shape)
-            }
-            (_, DType::F64) => {
-                let wide = self.tensor_f32(name)?.into_iter().map(f64::from);
-                TensorData::new(wide.collect::<Vec<_>>(), shape)
-            }
+            (_, DType::F64) => TensorData::new(self.read(name, f64::from, |v| v)?, shape),
             (_, DType::BF16) => {
-                let narrow = self.tensor_f32(name)?.into_iter().map(bf16::from_f32);
-                TensorData::new(narrow.collect::<Vec<_>>(), shape)
+                TensorData::new(self.read(name, bf16::from_f32, bf16::from_f64)?, shape)
             }
             (_, DType::F16) => {
-                let narrow = self.tensor_f32(name)?.into_iter().map(f16::from_f32);
-                TensorData::new(narrow.collect::<Vec<_>>(), shape)
+                TensorData::new(self.read(name, f16::from_f32, f16::from_f64)?, shape)
             }
             (_, other) => return Err(self.not_a_float(name, other)),
+        })
+    }
+
+    /// Any float type as any other, in one pass over the mapped bytes.
+    fn read<T>(
+        &self,
+        name: &str,
+        from_f32: impl Fn(f32) -> T,
+        from_f64: impl Fn(f64) -> T,
+    ) -> Result<Vec<T>> {
+        let dtype = self.dtype(name)?;
+        let bytes = self.bytes(name)?;
+        Ok(match dtype {
+            DType::F32 => decode(&bytes, |b| from_f32(f32::from_le_bytes(b))),
+            DType::F64 => decode(&bytes, |b| from_f64(f64::from_le_bytes(b))),
+            DType::BF16 => decode(&bytes, |b| from_f32(bf16::from_le_bytes(b).to_f32())),
+            DType::F16 => decode(&bytes, |b| from_f32(f16::from_le_bytes(b).to_f32())),
+            other => return Err(self.not_a_float(name, other)),
         })
     }
 

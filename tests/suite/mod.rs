@@ -7,6 +7,7 @@
 )]
 
 pub mod forward;
+pub mod generate;
 pub mod golden;
 pub mod ops;
 pub mod step;

@@ -497,7 +497,7 @@ mod tests {
         );
         check("<script>x</script>a<!-- b -->c &nbsp; d &hellip;", "ac d …");
         check("<![x a", "<![x a");
-        check("a < b </ x> c", "a < b c");
+        check("a < b </ x> c <x-y>d</x-y>", "a < b </ x> c <x-y>d</x-y>");
         check("", "");
     }
 }

@@ -1,6 +1,7 @@
 //! Pairs from a parquet table: the few flat columns a pair needs, a row group at a time.
 
 use std::fs::File;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use parquet::basic::Compression;
@@ -40,25 +41,10 @@ pub(super) fn read_parquet(path: &Path) -> Result<Vec<PreferencePair>> {
     let mut pairs = Vec::new();
     for group in 0..reader.num_row_groups() {
         let first = pairs.len() + 1;
-        let read = || -> std::result::Result<Vec<Vec<Value>>, ParquetError> {
-            let group = reader.get_row_group(group)?;
-            columns
-                .iter()
-                .map(|(_, index)| read_column(group.as_ref(), *index))
-                .collect()
-        };
         let rows = reader.metadata().row_group(group).num_rows();
-        let what = || {
-            format!(
-                "row group {group} (rows {first} to {})",
-                first as i64 + rows - 1
-            )
-        };
-        let mut values: Vec<_> = read()
-            .map_err(|e| damaged(what(), e))?
-            .into_iter()
-            .map(Vec::into_iter)
-            .collect();
+        let what = || format!("row group {group} ({rows} rows from row {first})");
+        let values = read_group(&reader, group, &columns).map_err(|e| damaged(what(), e))?;
+        let mut values: Vec<_> = values.into_iter().map(Vec::into_iter).collect();
         for _ in 0..rows {
             let cells = columns.iter().zip(&mut values);
             let row: Map<String, Value> = cells
@@ -118,6 +104,28 @@ fn find_columns(
         return Err(Error::file(path, problem, COLUMNS));
     }
     Ok(found)
+}
+
+/// The wanted columns of one row group.
+fn read_group(
+    reader: &SerializedFileReader<File>,
+    group: usize,
+    columns: &[(&str, usize)],
+) -> std::result::Result<Vec<Vec<Value>>, ParquetError> {
+    let read = || {
+        let group = reader.get_row_group(group)?;
+        columns
+            .iter()
+            .map(|(_, index)| read_column(group.as_ref(), *index))
+            .collect()
+    };
+    // The parquet crate asserts on some damaged pages instead of returning an error; nothing of the reader is used
+    // after that.
+    panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(ParquetError::General(
+            "pages and footer disagree".to_string(),
+        ))
+    })
 }
 
 /// All values of one column of a row group, one a row; absent ones are null.

@@ -249,3 +249,18 @@ fn a_table_of_messages_is_refused_by_its_schema() {
     let error = read_pairs(&path).unwrap_err().to_string();
     assert!(error.contains("chosen: is a list of messages"), "{error}");
 }
+
+#[test]
+fn no_damaged_byte_of_a_table_makes_it_panic() {
+    let (_folder, path) = parquet_file(TABLE, false);
+    let whole = fs::read(&path).unwrap();
+    let mut errors = 0;
+    for at in (0..whole.len()).step_by(3) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        fs::write(&path, &damaged).unwrap();
+        // A byte of the text or of a statistic may well change unnoticed.
+        errors += usize::from(read_pairs(&path).is_err());
+    }
+    assert!(errors > whole.len() / 9, "{errors} of {}", whole.len());
+}

@@ -28,7 +28,7 @@ pub use stats::{
 };
 
 use self::judge::{Candidate, Judge};
-use self::output::PairsFile;
+use self::output::{PairsFile, Paths};
 use self::stats::StatsFile;
 use super::stack_exchange::{
     self as source, BadInput, Format, Meter, PostKind, Record, Records, jsonl,
@@ -144,90 +144,6 @@ pub fn prepare(options: &PrepareOptions, mode: ProgressMode) -> Result<PrepareSu
         stats,
         elapsed: start.elapsed(),
     })
-}
-
-/// The output files.
-struct Paths {
-    output: PathBuf,
-    held_out: Option<PathBuf>,
-    stats: PathBuf,
-}
-
-impl Paths {
-    fn new(options: &PrepareOptions) -> Result<Self> {
-        let output = options.output.clone();
-        let beside = |suffix: &str| {
-            let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-            output.with_file_name(format!("{stem}.{suffix}"))
-        };
-        let extension = output
-            .extension()
-            .map_or("jsonl".into(), |e| e.to_string_lossy());
-        let held_out = options
-            .held_out
-            .clone()
-            .unwrap_or_else(|| beside(&format!("held-out.{extension}")));
-        let holds_out = options.rules.held_out_fraction > 0.0;
-        if options.held_out.is_some() && !holds_out {
-            let problem = "held_out_fraction is 0: nothing would be held out";
-            return Err(Error::invalid(
-                "--held-out",
-                problem,
-                "set held_out_fraction = 0.05 in the config",
-            ));
-        }
-        let held_out = holds_out.then_some(held_out);
-        let paths = Self {
-            stats: beside("stats.json"),
-            held_out,
-            output: output.clone(),
-        };
-        if output.file_name().is_none() || output.is_dir() {
-            return Err(Error::file(
-                &output,
-                "is a folder",
-                "give --output a file name: pairs.jsonl",
-            ));
-        }
-        let all = [
-            Some(&paths.output),
-            paths.held_out.as_ref(),
-            Some(&paths.stats),
-        ];
-        for path in all.into_iter().flatten() {
-            let same = |source: &Source| match source {
-                Source::File(input, _) => input.canonicalize().ok() == path.canonicalize().ok(),
-                Source::Memory(..) => false,
-            };
-            if path.exists() && options.sources.iter().any(same) {
-                return Err(Error::file(
-                    path,
-                    "is an input too",
-                    "give another --output",
-                ));
-            }
-            if path.exists() && !options.overwrite {
-                let remedy = "pass --overwrite to replace it, or give another --output";
-                return Err(Error::file(path, "exists already", remedy));
-            }
-        }
-        if paths.held_out.as_ref() == Some(&paths.output) {
-            return Err(Error::file(
-                &paths.output,
-                "is both --output and --held-out",
-                "give two files",
-            ));
-        }
-        Ok(paths)
-    }
-
-    /// The folder of the output, where there must be room.
-    fn folder(&self) -> &Path {
-        match self.output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        }
-    }
 }
 
 /// Records of one source.

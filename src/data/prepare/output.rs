@@ -3,9 +3,101 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::{PrepareOptions, Source};
 use crate::data::pair::PreferencePair;
 use crate::error::{Error, Result};
 use crate::output::WholeFile;
+
+/// The output files.
+pub(super) struct Paths {
+    pub(super) output: PathBuf,
+    pub(super) held_out: Option<PathBuf>,
+    pub(super) stats: PathBuf,
+}
+
+impl Paths {
+    /// The paths `options` ask for, if they may be written.
+    pub(super) fn new(options: &PrepareOptions) -> Result<Self> {
+        let output = options.output.clone();
+        if output.file_name().is_none() || output.is_dir() {
+            return Err(Error::file(
+                &output,
+                "is a folder",
+                "give --output a file name: pairs.jsonl",
+            ));
+        }
+        let beside = |suffix: &str| {
+            let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+            output.with_file_name(format!("{stem}.{suffix}"))
+        };
+        let extension = output
+            .extension()
+            .map_or("jsonl".into(), |e| e.to_string_lossy());
+        let held_out = match &options.held_out {
+            Some(path) => path.clone(),
+            None => beside(&format!("held-out.{extension}")),
+        };
+        let holds_out = options.rules.held_out_fraction > 0.0;
+        if options.held_out.is_some() && !holds_out {
+            let problem = "held_out_fraction is 0: nothing would be held out";
+            let remedy = "set held_out_fraction = 0.05 in the config";
+            return Err(Error::invalid("--held-out", problem, remedy));
+        }
+        let held_out = holds_out.then_some(held_out);
+        let paths = Self {
+            stats: beside("stats.json"),
+            held_out,
+            output: output.clone(),
+        };
+        paths.check(options)?;
+        Ok(paths)
+    }
+
+    /// Refuses to write over an input, over another output, or over anything unless asked to.
+    fn check(&self, options: &PrepareOptions) -> Result<()> {
+        let all: Vec<&PathBuf> = [
+            Some(&self.stats),
+            Some(&self.output),
+            self.held_out.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        for (i, path) in all.iter().enumerate() {
+            let is_input = |source: &Source| match source {
+                Source::File(input, _) => input.canonicalize().ok() == path.canonicalize().ok(),
+                Source::Memory(..) => false,
+            };
+            if path.exists() && options.sources.iter().any(is_input) {
+                return Err(Error::file(
+                    path,
+                    "is an input too",
+                    "give another --output",
+                ));
+            }
+            if all.iter().take(i).any(|other| other == path) {
+                return Err(Error::file(
+                    path,
+                    "is two outputs at once",
+                    "give --held-out another name",
+                ));
+            }
+            if path.exists() && !options.overwrite {
+                let remedy = "pass --overwrite to replace it, or give another --output";
+                return Err(Error::file(path, "exists already", remedy));
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder of the output, where there must be room.
+    pub(super) fn folder(&self) -> &Path {
+        match self.output.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
+}
 
 /// The form of an output file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

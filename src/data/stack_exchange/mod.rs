@@ -9,9 +9,11 @@
 
 pub mod input;
 pub mod jsonl;
+mod parquet_leaf;
 pub mod parquet_rows;
 pub mod posts_xml;
 mod spill;
+mod xml_tags;
 
 use std::path::Path;
 use std::sync::Arc;

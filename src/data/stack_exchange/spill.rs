@@ -7,12 +7,14 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::{Answer, Meter, PostKind, Record, Records, Row};
 use crate::data::preference::pm_score;
 use crate::error::{Error, Result};
 
-/// Bytes of input per part: what a join may hold in memory.
-const PART: u64 = 64 << 20;
+/// Bytes of input per part: what a join may hold in memory, once for each thread.
+const PART: u64 = 16 << 20;
 /// Most parts, which are open files.
 const MOST_PARTS: u64 = 512;
 
@@ -93,25 +95,23 @@ impl Spill {
             }
             return Ok(Box::new(rows.into_iter().map(|(_, row)| Record::Row(row))));
         }
-        let mut merge = Merge {
-            parts: Vec::new(),
-            heads: BinaryHeap::new(),
-        };
-        for part in self.parts {
+        let joined = self.parts.into_par_iter().map(|part| {
             if meter.must_stop() {
-                return Err(Error::Interrupted {
-                    note: "nothing was written".into(),
-                });
+                return Err(io::ErrorKind::Interrupted.into());
             }
-            let rows = join(part, &meter).map_err(fail)?;
-            let joined = tempfile::tempfile_in(&self.folder).and_then(|file| {
-                let mut file = BufWriter::new(file);
-                rows.iter()
-                    .try_for_each(|(order, row)| write_row(&mut file, *order, row))?;
-                reread(file)
+            let rows = join(part, &meter)?;
+            let mut file = BufWriter::new(tempfile::tempfile_in(&self.folder)?);
+            rows.iter()
+                .try_for_each(|(order, row)| write_row(&mut file, *order, row))?;
+            reread(file)
+        });
+        let joined: io::Result<Vec<_>> = joined.collect();
+        if meter.must_stop() {
+            return Err(Error::Interrupted {
+                note: "nothing was written".into(),
             });
-            merge.push(joined.map_err(fail)?).map_err(fail)?;
         }
+        let merge = joined.and_then(Merge::new).map_err(fail)?;
         let folder = self.folder.clone();
         Ok(Box::new(merge.map(move |row| match row {
             Ok(row) => Record::Row(row),
@@ -157,6 +157,13 @@ fn join(part: BufWriter<File>, meter: &Meter) -> io::Result<Vec<(u64, Row)>> {
                     }
                 },
             ));
+        if row.answers.len() < 2 {
+            // No pair can come of it: its texts need not go to disk and back.
+            row.question.clear();
+            row.answers
+                .iter_mut()
+                .for_each(|answer| answer.text.clear());
+        }
         (order, row)
     });
     let rows = rows.collect();
@@ -174,12 +181,14 @@ struct Merge {
 }
 
 impl Merge {
-    fn push(&mut self, mut part: BufReader<File>) -> io::Result<()> {
-        if let Some(order) = read_number(&mut part)? {
-            self.heads.push(Reverse((order, self.parts.len())));
+    fn new(mut parts: Vec<BufReader<File>>) -> io::Result<Self> {
+        let mut heads = BinaryHeap::new();
+        for (index, part) in parts.iter_mut().enumerate() {
+            if let Some(order) = read_number(part)? {
+                heads.push(Reverse((order, index)));
+            }
         }
-        self.parts.push(part);
-        Ok(())
+        Ok(Self { parts, heads })
     }
 
     fn next_row(&mut self) -> io::Result<Option<Row>> {

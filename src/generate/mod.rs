@@ -1,0 +1,8 @@
+//! Text generation: the decode loop, and how a token is chosen.
+
+pub mod config;
+pub mod decode;
+pub mod sampling;
+
+pub use config::{FinishReason, GenerateConfig, Generated, stop_ids};
+pub use decode::{GenerateProgress, generate};

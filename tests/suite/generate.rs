@@ -1,0 +1,250 @@
+//! Generation: transformers' greedy ids, and properties that hold for any weights.
+
+use arithmo::data::batch::TokenRows;
+use arithmo::generate::{FinishReason, GenerateConfig, generate};
+use arithmo::model::config::MistralConfig;
+use arithmo::model::input::ModelInput;
+use arithmo::model::load::random;
+use arithmo::model::mistral::Mistral;
+use arithmo_backends::TrainBackend;
+use burn::tensor::DType;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::forward::model;
+use super::golden::{ids, json, reference};
+
+fn complete<B: TrainBackend>(
+    model: &Mistral<B>,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+) -> Vec<Vec<u32>> {
+    let all = generate(model, prompts, config, |_| ()).unwrap();
+    all.into_iter().map(|one| one.token_ids).collect()
+}
+
+/// The ids transformers generates greedily: each prompt alone, all in one batch, and in every order and batch size.
+pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
+    let Some(model) = model::<B>(name, device) else {
+        return;
+    };
+    let golden = json(&reference(&format!("forward/{name}.json")).unwrap());
+    let texts = golden["generate"].as_array().unwrap();
+    let prompts: Vec<_> = texts.iter().map(|text| ids(&text["prompt_ids"])).collect();
+    let expected: Vec<_> = texts.iter().map(|text| ids(&text["new_ids"])).collect();
+    let lengths: std::collections::BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
+    assert!(lengths.len() > 1, "{name}: prompts of different lengths");
+    let mut config = GenerateConfig {
+        max_new_tokens: expected[0].len(),
+        ..GenerateConfig::default()
+    };
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]] {
+        for batch_size in 1..=3 {
+            config.batch_size = batch_size;
+            let prompts: Vec<_> = order.iter().map(|i| prompts[*i].clone()).collect();
+            let ours = complete(&model, &prompts, &config);
+            for (row, index) in order.iter().enumerate() {
+                let what =
+                    format!("{name}, text {index}, order {order:?}, batches of {batch_size}");
+                assert_eq!(ours[row], expected[*index], "{what}");
+            }
+        }
+    }
+}
+
+/// A random model with grouped queries, a window shorter than the texts and `head_dim * heads != hidden_size`.
+fn random_model<B: TrainBackend>(positions: usize, device: &B::Device) -> Mistral<B> {
+    let text = format!(
+        r#"{{"model_type": "mistral", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40,
+            "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+            "max_position_embeddings": {positions}, "sliding_window": 5, "initializer_range": 0.5,
+            "tie_word_embeddings": true}}"#
+    );
+    let config = MistralConfig::parse(&text, "config.json".as_ref()).unwrap();
+    random(config, 11, DType::F32, device).unwrap()
+}
+
+fn random_prompts(lengths: &[usize]) -> Vec<Vec<u32>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut prompt = |length: &usize| (0..*length).map(|_| rng.next_u32() % 61).collect();
+    lengths.iter().map(&mut prompt).collect()
+}
+
+/// Cached decoding equals computing the whole text anew for each token, across the cache's growth (blocks of 64).
+pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
+    let model = random_model::<B>(200, device);
+    let prompts = random_prompts(&[61, 3, 17]);
+    let config = GenerateConfig {
+        max_new_tokens: 9,
+        ..GenerateConfig::default()
+    };
+    let cached = complete(&model, &prompts, &config);
+    for (prompt, completion) in prompts.iter().zip(&cached) {
+        let mut text = prompt.clone();
+        for id in completion {
+            let rows = TokenRows::right_padded(&[&text], 0, |_| &[]);
+            let logits =
+                model.forward(&ModelInput::new(&rows, &model.rotary_table(device), device));
+            let best = logits.narrow(1, text.len() - 1, 1).argmax(2).into_data();
+            assert_eq!(
+                best.iter::<u32>().next(),
+                Some(*id),
+                "after {} tokens",
+                text.len()
+            );
+            text.push(*id);
+        }
+    }
+}
+
+/// A completion ends at its own end token, not at its neighbours'; the others go on unchanged when the batch shrinks.
+pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
+    let model = random_model::<B>(200, device);
+    let prompts = random_prompts(&[8, 2, 5, 9, 1]);
+    let mut config = GenerateConfig {
+        max_new_tokens: 24,
+        temperature: 1.0,
+        ..GenerateConfig::default()
+    };
+    let free = complete(&model, &prompts, &config);
+    config.eos_ids = vec![free[0][4], free[1][0], free[2][11]];
+    let mut reasons = Vec::new();
+    let mut counted = (0, 0);
+    let stopped = generate(&model, &prompts, &config, |step| {
+        counted.0 += step.new_tokens;
+        counted.1 += step.finished;
+    });
+    for (stopped, free) in stopped.unwrap().into_iter().zip(&free) {
+        let end = free.iter().position(|id| config.eos_ids.contains(id));
+        let expected = &free[..end.map_or(free.len(), |end| end + 1)];
+        assert_eq!(stopped.token_ids, expected);
+        let reason = end.map_or(FinishReason::Length, |_| FinishReason::Eos);
+        assert_eq!(stopped.finish_reason, reason);
+        counted.0 -= stopped.token_ids.len();
+        reasons.push(stopped.token_ids.len());
+    }
+    assert_eq!(
+        counted,
+        (0, prompts.len()),
+        "progress counts every token and prompt"
+    );
+    reasons.sort_unstable();
+    reasons.dedup();
+    assert!(reasons.len() > 2, "rows of different lengths: {reasons:?}");
+}
+
+/// Sampled completions repeat with the seed, differ without it, and depend on no other prompt of the batch.
+pub fn samples_reproducibly<B: TrainBackend>(device: &B::Device) {
+    let model = random_model::<B>(200, device);
+    let prompts = random_prompts(&[4, 12, 4, 7]);
+    let sampled = |batch_size, seed| GenerateConfig {
+        max_new_tokens: 12,
+        temperature: 0.7,
+        top_k: 20,
+        top_p: 0.95,
+        repetition_penalty: 1.1,
+        seed,
+        batch_size,
+        ..GenerateConfig::default()
+    };
+    let first = complete(&model, &prompts, &sampled(4, 1));
+    assert_eq!(first, complete(&model, &prompts, &sampled(1, 1)));
+    assert_eq!(first, complete(&model, &prompts, &sampled(3, 1)));
+    assert_ne!(first, complete(&model, &prompts, &sampled(4, 2)));
+    let same = vec![prompts[0].clone(); 2];
+    let twice = complete(&model, &same, &sampled(2, 1));
+    assert_ne!(twice[0], twice[1], "equal prompts draw their own numbers");
+    assert_eq!(twice[0], first[0]);
+}
+
+/// The last position of the model ends a completion; prompts that cannot be completed are refused by number.
+pub fn respects_the_models_limits<B: TrainBackend>(device: &B::Device) {
+    let model = random_model::<B>(16, device);
+    let config = GenerateConfig::default();
+    let all = generate(&model, &random_prompts(&[15, 10]), &config, |_| ()).unwrap();
+    let lengths: Vec<usize> = all.iter().map(|one| one.token_ids.len()).collect();
+    assert_eq!(lengths, [1, 6]);
+    assert!(
+        all.iter()
+            .all(|one| one.finish_reason == FinishReason::Length)
+    );
+
+    let refused = |prompt: Vec<u32>| {
+        let error = generate(&model, &[vec![1], prompt], &config, |_| ()).unwrap_err();
+        error.to_string()
+    };
+    for (prompt, said) in [
+        (vec![], "prompt 2: has no tokens"),
+        (vec![1; 16], "16 positions"),
+        (vec![1; 17], "17 tokens long"),
+        (vec![1, 61], "the id 61"),
+    ] {
+        let error = refused(prompt);
+        assert!(error.contains(said), "{error}");
+    }
+    assert_eq!(generate(&model, &[], &config, |_| ()).unwrap(), []);
+}
+
+/// Settings that are impossible or contradict themselves are refused by name.
+pub fn refuses_bad_settings<B: TrainBackend>(device: &B::Device) {
+    let model = random_model::<B>(16, device);
+    let base = GenerateConfig::default;
+    let cases = [
+        (
+            "--max-new-tokens",
+            GenerateConfig {
+                max_new_tokens: 0,
+                ..base()
+            },
+        ),
+        (
+            "--batch-size",
+            GenerateConfig {
+                batch_size: 0,
+                ..base()
+            },
+        ),
+        (
+            "--temperature",
+            GenerateConfig {
+                temperature: -0.5,
+                ..base()
+            },
+        ),
+        (
+            "--temperature",
+            GenerateConfig {
+                temperature: f64::NAN,
+                ..base()
+            },
+        ),
+        ("--temperature", GenerateConfig { top_k: 5, ..base() }),
+        (
+            "--top-p",
+            GenerateConfig {
+                top_p: 0.0,
+                temperature: 1.0,
+                ..base()
+            },
+        ),
+        (
+            "--top-p",
+            GenerateConfig {
+                top_p: 1.5,
+                temperature: 1.0,
+                ..base()
+            },
+        ),
+        (
+            "--repetition-penalty",
+            GenerateConfig {
+                repetition_penalty: 0.0,
+                ..base()
+            },
+        ),
+    ];
+    for (place, config) in cases {
+        let error = generate(&model, &[vec![1]], &config, |_| ()).unwrap_err();
+        assert!(error.to_string().starts_with(place), "{place}: {error}");
+    }
+}
