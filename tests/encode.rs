@@ -369,8 +369,8 @@ fn a_sequence_without_any_token_is_never_handed_on() {
 #[test]
 fn ids_the_model_has_no_embedding_for_are_named() {
     let data = one(&EncodeConfig::new(Compat::Trl1), "0", "7", "8"); // ids 51, 58, 59 and EOS
-    data.check_vocabulary(60).unwrap();
-    let error = data.check_vocabulary(59).unwrap_err().to_string();
+    data.check_fits(60, 1000).unwrap();
+    let error = data.check_fits(59, 1000).unwrap_err().to_string();
     assert!(
         error.contains("pair x") && error.contains("id 59") && error.contains("59 tokens"),
         "{error}"

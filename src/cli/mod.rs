@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand, arguments to calls, no logic.
 
+pub mod generate;
+pub mod merge;
 pub mod model;
 pub mod prepare;
 pub mod report;
@@ -43,6 +45,10 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),
+    /// Complete prompts.
+    Generate(generate::GenerateArgs),
+    /// Write a base model and an adapter as one model.
+    Merge(merge::MergeArgs),
     /// Draw a run's plots and write its page.
     Report(report::ReportArgs),
 }
@@ -75,6 +81,8 @@ impl Cli {
         match &self.command {
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::Generate(args) => generate::run::<B>(args, mode, device),
+            Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Prepare(_) | Command::Report(_) => {
                 self.run_without_backend().unwrap_or(Ok(()))
             }

@@ -10,7 +10,7 @@ use crate::data::pair::read_pairs;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::dpo::score::{ScoreOptions, write_scores};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::progress::ProgressMode;
 
 use super::model::ModelArgs;
@@ -67,18 +67,10 @@ pub fn run<B: TrainBackend>(
         }
     }
     let model = args.model.load::<B>(&folder, device)?;
-    encoded.check_vocabulary(model.config.vocab_size)?;
-    let longest = model.config.max_position_embeddings;
-    if args.max_length > longest {
-        return Err(Error::invalid(
-            "--max-length",
-            format!(
-                "is {}, the model takes at most {longest} tokens",
-                args.max_length
-            ),
-            format!("use --max-length {longest}"),
-        ));
-    }
+    encoded.check_fits(
+        model.config.vocab_size,
+        model.config.max_position_embeddings,
+    )?;
     let options = ScoreOptions {
         batch_size: args.batch_size,
         per_token: args.per_token,

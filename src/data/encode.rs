@@ -186,18 +186,30 @@ impl EncodedDataset {
         Ok(self)
     }
 
-    /// Checks that the model has an embedding for every id; `vocab_size` is that of its config.
+    /// Checks that a model of `vocab_size` tokens and `max_positions` positions can read every sequence.
     ///
     /// # Errors
-    /// An id is not below `vocab_size`: the tokenizer belongs to another model, or tokens were added to it.
-    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<()> {
+    /// An id is not below `vocab_size` (the tokenizer belongs to another model, or tokens were added to it), or a
+    /// sequence is longer than `max_positions`.
+    pub fn check_fits(&self, vocab_size: usize, max_positions: usize) -> Result<()> {
         for pair in &self.pairs {
+            let place = format!("pair {}", pair.id);
             let ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
             if let Some(id) = ids.copied().find(|id| *id as usize >= vocab_size) {
                 return Err(Error::invalid(
-                    format!("pair {}", pair.id),
+                    place,
                     format!("has the token id {id}, but the model only has {vocab_size} tokens"),
                     "take tokenizer and weights from one and the same model",
+                ));
+            }
+            let longest = pair.chosen.ids.len().max(pair.rejected.ids.len());
+            if longest > max_positions {
+                return Err(Error::invalid(
+                    place,
+                    format!(
+                        "has {longest} tokens, the model takes {max_positions} (max_position_embeddings)"
+                    ),
+                    format!("set the maximum length to {max_positions}"),
                 ));
             }
         }

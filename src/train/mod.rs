@@ -12,3 +12,4 @@ pub mod sampler;
 pub mod schedule;
 pub mod setup;
 pub mod tensorboard;
+pub mod trainer;

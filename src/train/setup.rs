@@ -51,28 +51,39 @@ pub struct RunData {
     pub pad_id: u32,
 }
 
-/// Reads and encodes the pairs, and refuses those that would train on nothing (see [`EncodeReport::check`]).
+/// Reads and encodes the pairs, and refuses those that would train on nothing (see [`EncodeReport::check`]); `reported`
+/// hears what became of each file's pairs before that.
 ///
 /// # Errors
 /// A file cannot be read, pairs are refused, or ids or lengths do not fit the model.
-pub fn load_data(config: &RunConfig, model_folder: &Path) -> Result<RunData> {
+pub fn load_data(
+    config: &RunConfig,
+    model_folder: &Path,
+    reported: &mut dyn FnMut(&Path, &EncodeReport),
+) -> Result<RunData> {
     let model = MistralConfig::load(model_folder)?;
-    check_length(config, &model)?;
     let tokenizer = Tokenizer::from_folder(model_folder)?;
-    let (train, train_report) = encode_file(config, &config.data.train_file, &tokenizer, &model)?;
-    let (eval, eval_report) = match &config.data.eval_file {
-        Some(file) => {
-            let (pairs, report) = encode_file(config, file, &tokenizer, &model)?;
-            (pairs, Some(report))
-        }
+    let settings = encode_config(config)?;
+    let mut encode = |file: &Path| {
+        let encoded = encode_pairs(&tokenizer, &read_pairs(file)?, &settings)?;
+        reported(file, &encoded.report);
+        let data = &config.data;
+        let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
+        encoded.check_fits(model.vocab_size, model.max_position_embeddings)?;
+        Ok::<_, Error>((encoded.pairs, encoded.report))
+    };
+    let (train, train_report) = encode(&config.data.train_file)?;
+    let (eval, eval_report) = match config.data.eval_file.as_deref().map(encode).transpose()? {
+        Some((pairs, report)) => (pairs, Some(report)),
         None => (Vec::new(), None),
     };
+    let pad_id = tokenizer.pad_id();
     Ok(RunData {
         train,
         eval,
         train_report,
         eval_report,
-        pad_id: tokenizer.pad_id(),
+        pad_id,
     })
 }
 
@@ -89,33 +100,6 @@ pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
         truncation_mode: data.truncation_mode,
         prompt_template: PromptTemplate::new(&data.prompt_template)?,
     })
-}
-
-fn encode_file(
-    config: &RunConfig,
-    file: &Path,
-    tokenizer: &Tokenizer,
-    model: &MistralConfig,
-) -> Result<(Vec<EncodedPair>, EncodeReport)> {
-    let encoded = encode_pairs(tokenizer, &read_pairs(file)?, &encode_config(config)?)?;
-    let data = &config.data;
-    let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
-    encoded.check_vocabulary(model.vocab_size)?;
-    Ok((encoded.pairs, encoded.report))
-}
-
-fn check_length(config: &RunConfig, model: &MistralConfig) -> Result<()> {
-    let (wanted, allowed) = (config.data.max_length, model.max_position_embeddings);
-    match wanted <= allowed {
-        true => Ok(()),
-        false => Err(Error::invalid(
-            "data.max_length",
-            format!(
-                "is {wanted}, the model takes at most {allowed} tokens (max_position_embeddings)"
-            ),
-            format!("set data.max_length = {allowed}"),
-        )),
-    }
 }
 
 /// Loads the model, attaches the adapter, and sets up reference and optimizer.
@@ -278,28 +262,4 @@ fn lengths(pairs: &[EncodedPair]) -> Value {
         "chosen": histogram(&|pair| pair.chosen.ids.len() - pair.chosen.completion_start),
         "rejected": histogram(&|pair| pair.rejected.ids.len() - pair.rejected.completion_start),
     })
-}
-
-impl RunData {
-    /// Says on stderr what was read, kept, cut and left out; with `every_id`, each id.
-    pub fn print_report(&self, config: &RunConfig, every_id: bool) {
-        let reports = [(&config.data.train_file, Some(&self.train_report))];
-        let eval = config
-            .data
-            .eval_file
-            .as_ref()
-            .map(|file| (file, self.eval_report.as_ref()));
-        for (file, report) in reports.into_iter().chain(eval) {
-            let Some(report) = report else { continue };
-            for line in report.summary() {
-                eprintln!("{}: {line}", file.display());
-            }
-            if every_id && let Ok(json) = serde_json::to_string_pretty(report) {
-                eprintln!("{json}");
-            }
-        }
-        for warning in config.warnings() {
-            eprintln!("warning: {warning}");
-        }
-    }
 }

@@ -1,0 +1,426 @@
+//! The loop of a run: steps, logs, evaluation, checkpoints, interruption.
+
+use std::path::Path;
+use std::time::Instant;
+
+use arithmo_backends::TrainBackend;
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::data::batch::PreferenceBatch;
+use crate::data::encode::EncodedPair;
+use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::lora::{LoraConfig, adapter};
+use crate::progress::{Progress, ProgressMode};
+use crate::train::checkpoint::{Checkpoint, Snapshot, TrainState};
+use crate::train::folder::RunFolder;
+use crate::train::learner::{Learner, StepOutput};
+use crate::train::logger::{MetricsLog, Record};
+use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::sampler::Sampler;
+use crate::train::schedule::Schedule;
+use crate::train::setup::{self, RunData};
+
+/// A run under way: the learner and everything around it.
+#[derive(Debug)]
+pub struct Trainer<'a, B: TrainBackend> {
+    config: &'a RunConfig,
+    data: &'a RunData,
+    learner: Learner<B>,
+    lora: LoraConfig,
+    log: MetricsLog,
+    sampler: Sampler,
+    schedule: Schedule,
+    total_steps: usize,
+    state: TrainState,
+    /// Since the last logged line: every micro-batch, the loss of every step, tokens.
+    window: Window,
+    device: B::Device,
+}
+
+/// What is averaged or summed between two logged lines. Saved in checkpoints.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Window {
+    micro_batches: Vec<MicroBatchMetrics>,
+    losses: Vec<f64>,
+    tokens: u64,
+    /// Training seconds when the window began.
+    since: f64,
+}
+
+impl<'a, B: TrainBackend> Trainer<'a, B> {
+    /// A run at its first step.
+    ///
+    /// # Errors
+    /// The schedule's numbers do not fit together.
+    pub fn new(
+        config: &'a RunConfig,
+        data: &'a RunData,
+        learner: Learner<B>,
+        lora: LoraConfig,
+        log: MetricsLog,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let sampler = setup::sampler(config, data);
+        let train = &config.train;
+        let total_steps = train.total_steps(data.train.len());
+        let warmup = train.resolved_warmup_steps(total_steps);
+        let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
+        let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
+        let state = TrainState {
+            seed: config.seed,
+            ..TrainState::default()
+        };
+        let window = Window::default();
+        let device = device.clone();
+        Ok(Self {
+            config,
+            data,
+            learner,
+            lora,
+            log,
+            sampler,
+            schedule,
+            total_steps,
+            state,
+            window,
+            device,
+        })
+    }
+
+    /// Takes up the run where `checkpoint` left it.
+    ///
+    /// # Errors
+    /// The checkpoint does not fit the adapter.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let weights = checkpoint.tensors(adapter::CHECKPOINT_GROUP)?;
+        adapter::restore(
+            &mut self.learner.policy,
+            weights,
+            checkpoint.path(),
+            &self.device,
+        )?;
+        let moments = checkpoint.tensors("optimizer")?;
+        let optimizer_config = AdamWConfig::from(&self.config.train);
+        self.learner.optimizer = AdamW::import(optimizer_config, moments, &self.device)?;
+        self.state = checkpoint.state().clone();
+        self.window = match self.state.metrics.take() {
+            serde_json::Value::Null => Window::default(),
+            window => serde_json::from_value(window).map_err(|error| {
+                let problem =
+                    format!("its sums since the last logged line cannot be read: {error}");
+                let remedy = "remove this checkpoint folder: the one before it is used then";
+                Error::file(checkpoint.path(), problem, remedy)
+            })?,
+        };
+        Ok(())
+    }
+
+    /// `precompute_ref_log_probs`: one pass of the reference over the training pairs.
+    ///
+    /// # Errors
+    /// The user interrupts.
+    pub fn precompute_reference(&mut self, mode: ProgressMode) -> Result<()> {
+        if !self.config.dpo.precompute_ref_log_probs || self.state.step >= self.total_steps {
+            return Ok(());
+        }
+        let (train, pad_id) = (&self.data.train, self.data.pad_id);
+        let progress = Progress::new("reference", Some(train.len() as u64), "pairs", mode);
+        let size = self.config.dpo.precompute_ref_batch_size;
+        let size = size
+            .unwrap_or(self.config.train.per_device_train_batch_size)
+            .max(1);
+        for pairs in train.chunks(size) {
+            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
+            self.learner
+                .precompute_reference(&PreferenceBatch::new(&pairs, pad_id));
+            progress.inc(pairs.len() as u64);
+            if interrupt::requested() {
+                let note = format!(
+                    "stopped before step {}; go on with --resume",
+                    self.state.step + 1
+                );
+                return Err(Error::Interrupted { note });
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// Trains to the last step; gives the last line of metrics.
+    ///
+    /// # Errors
+    /// A step fails its checks, something cannot be written, or the user interrupts: a checkpoint is saved first.
+    pub fn run(&mut self, mode: ProgressMode) -> Result<Option<Record>> {
+        let progress = Progress::new("train", Some(self.total_steps as u64), "steps", mode);
+        progress.set_position(self.state.step as u64);
+        let mut last = None;
+        while self.state.step < self.total_steps {
+            let record = self.one_step(&progress)?;
+            last = record.or(last);
+            self.evaluate_if_due(&progress)?;
+            progress.inc(1);
+            let interrupted = interrupt::requested() && self.state.step < self.total_steps;
+            let every = self.config.train.save_steps;
+            let due = every > 0 && self.state.step.is_multiple_of(every);
+            if due || interrupted || self.state.step == self.total_steps {
+                self.save_checkpoint(self.config.train.save_total_limit)?;
+            }
+            if interrupted {
+                let note = format!(
+                    "stopped after step {} of {}, saved; go on with --resume",
+                    self.state.step, self.total_steps
+                );
+                return Err(Error::Interrupted { note });
+            }
+        }
+        progress.finish();
+        Ok(last)
+    }
+
+    /// Optimizer steps done.
+    pub fn steps(&self) -> usize {
+        self.state.step
+    }
+
+    fn one_step(&mut self, progress: &Progress) -> Result<Option<Record>> {
+        let started = Instant::now();
+        let step = self.state.step;
+        let plan = self.sampler.plan(step);
+        let batches: Vec<PreferenceBatch> = plan
+            .micro_batches
+            .iter()
+            .map(|indices| self.batch(indices))
+            .collect();
+        let rate = self.schedule.rate(step);
+        let output = self.learner.step(step, rate, &batches);
+        if !output.applied {
+            return Err(self.not_finite(&output, &batches));
+        }
+        if step == 0 {
+            self.check_first_step(&output)?;
+        }
+        let tokens: usize = batches.iter().map(|batch| batch.attended).sum();
+        self.state.step += 1;
+        self.state.num_tokens += tokens as u64;
+        self.state.seconds += started.elapsed().as_secs_f64();
+        self.window.tokens += tokens as u64;
+        self.window
+            .losses
+            .push(MicroBatchMetrics::mean(&output.micro_batches).0);
+        self.window.micro_batches.extend(output.micro_batches);
+        let due = self
+            .state
+            .step
+            .is_multiple_of(self.config.train.logging_steps.max(1));
+        if !due && self.state.step != self.total_steps {
+            return Ok(None);
+        }
+        let record = self.record(plan.epoch, rate, output.grad_norm);
+        self.log.log(&record)?;
+        progress.set_message(status(&record));
+        Ok(Some(record))
+    }
+
+    /// The line of metrics of the window that ends here, and the start of the next.
+    fn record(&mut self, epoch: f64, learning_rate: f64, grad_norm: f64) -> Record {
+        let window = std::mem::take(&mut self.window);
+        self.window.since = self.state.seconds;
+        let (_, values) = MicroBatchMetrics::mean(&window.micro_batches);
+        let loss = window.losses.iter().sum::<f64>() / window.losses.len().max(1) as f64;
+        let seconds = self.state.seconds - window.since;
+        let mut record = Record::new(self.state.step as u64)
+            .with("epoch", epoch)
+            .with("loss", loss)
+            .with("grad_norm", grad_norm)
+            .with("learning_rate", learning_rate)
+            .with("num_tokens", self.state.num_tokens as f64)
+            .with(
+                "tokens_per_second",
+                window.tokens as f64 / seconds.max(1e-9),
+            )
+            .with("seconds", self.state.seconds);
+        for (key, value) in KEYS.iter().zip(values) {
+            record = record.with(*key, value);
+        }
+        match B::peak_memory_bytes(&self.device) {
+            Some(bytes) => record.with("peak_memory_bytes", bytes as f64),
+            None => record,
+        }
+    }
+
+    fn evaluate_if_due(&mut self, progress: &Progress) -> Result<()> {
+        let every = self.config.train.eval_steps;
+        let due = match every {
+            0 => self.state.step == self.total_steps,
+            every => self.state.step.is_multiple_of(every),
+        };
+        if self.data.eval.is_empty() || !due {
+            return Ok(());
+        }
+        let pad_id = self.data.pad_id;
+        let mut metrics = Vec::new();
+        let size = self.config.train.per_device_eval_batch_size.max(1);
+        for pairs in self.data.eval.chunks(size) {
+            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
+            metrics.push(self.learner.evaluate(&PreferenceBatch::new(&pairs, pad_id)));
+        }
+        let (_, values) = MicroBatchMetrics::mean(&metrics);
+        let mut record = Record::new(self.state.step as u64)
+            .with("eval_loss", MicroBatchMetrics::loss_by_pairs(&metrics))
+            .with("eval_num_tokens", self.state.num_tokens as f64);
+        for (key, value) in KEYS.iter().zip(values) {
+            record = record.with(format!("eval_{key}"), value);
+        }
+        progress.println(&format!(
+            "step {} eval: {}",
+            self.state.step,
+            status(&record)
+        ));
+        self.log.log(&record)
+    }
+
+    /// The cheapest self-check there is: where policy and reference are the same function, the loss is ln 2 and every
+    /// reward 0. Exactly, unless the reference was computed beforehand: in batches of other widths sums round otherwise.
+    fn check_first_step(&self, output: &StepOutput) -> Result<()> {
+        if !self.learner.starts_as_reference() {
+            return Ok(());
+        }
+        for micro in &output.micro_batches {
+            let rewards = &micro.values[..2];
+            let logps = micro.values[4].abs().max(micro.values[5].abs());
+            let rounding = match self.config.dpo.precompute_ref_log_probs {
+                true => 1e-2 * self.config.dpo.beta * logps,
+                false => 0.0,
+            };
+            let ln_2 = (micro.loss - std::f64::consts::LN_2).abs() < 1e-6 + rounding;
+            if !ln_2 || rewards.iter().any(|reward| reward.abs() > rounding) {
+                return Err(Error::run(
+                    format!(
+                        "self-check failed: before the first update policy and reference are the same \
+                         function, but the loss is {} (not ln 2) and the rewards {rewards:?} (not 0)",
+                        micro.loss
+                    ),
+                    "this backend computes wrongly here: try --backend with another, and report it",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the last good state and says which pairs broke the step.
+    fn not_finite(&mut self, output: &StepOutput, batches: &[PreferenceBatch]) -> Error {
+        let saved = match self.state.step {
+            0 => "nothing was trained yet".to_string(),
+            // Nothing is pruned: the weights that broke this step may be no good, and an earlier checkpoint be wanted.
+            step => match self.save_checkpoint(0) {
+                Ok(()) => format!("the state before it is saved as checkpoint step-{step}"),
+                Err(error) => format!("and the state before it could not be saved: {error}"),
+            },
+        };
+        let ids: Vec<&str> = batches
+            .iter()
+            .flat_map(|b| b.ids.iter().map(String::as_str))
+            .collect();
+        let losses: Vec<f64> = output
+            .micro_batches
+            .iter()
+            .map(|micro| micro.loss)
+            .collect();
+        Error::run(
+            format!(
+                "step {} is not finite: losses {losses:?}, gradient norm {}, pairs {}; {saved}",
+                self.state.step + 1,
+                output.grad_norm,
+                ids.join(", ")
+            ),
+            match self.state.step {
+                0 => {
+                    "the model itself gives no finite number here: check its weights, or use model.dtype = \"f32\""
+                }
+                _ => "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
+            },
+        )
+    }
+
+    /// Saves the state; of the checkpoints, the newest `keep` stay (0: all).
+    fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
+        self.log.sync()?;
+        let done = self.state.step % self.sampler.steps_per_epoch();
+        self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
+        self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
+        let metrics = serde_json::to_value(&self.window)
+            .map_err(|error| Error::run(error, "this is a defect of the program: report it"))?;
+        let config = self.adapter_config();
+        let snapshot = Snapshot {
+            state: TrainState {
+                metrics,
+                ..self.state.clone()
+            },
+            groups: vec![
+                (
+                    adapter::CHECKPOINT_GROUP.to_string(),
+                    adapter::tensors(&self.learner.policy),
+                ),
+                ("optimizer".to_string(), self.learner.optimizer.export()),
+            ],
+            files: vec![(adapter::CONFIG.to_string(), config.into_bytes())],
+        };
+        let folder = RunFolder::new(&self.config.output_dir).checkpoints();
+        Checkpoint::save(&folder, &snapshot, keep)?;
+        Ok(())
+    }
+
+    /// Writes the adapter as a PEFT folder.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        adapter::save(&self.learner.policy, &self.adapter_config(), folder)
+    }
+
+    fn adapter_config(&self) -> String {
+        let model = &self.config.model;
+        let name = &model.model_name_or_path;
+        adapter::config_json(
+            &self.learner.policy,
+            &self.lora,
+            name,
+            Some(&model.revision),
+        )
+    }
+
+    fn batch(&self, indices: &[usize]) -> PreferenceBatch {
+        let pairs: Vec<&EncodedPair> = indices.iter().map(|i| &self.data.train[*i]).collect();
+        PreferenceBatch::new(&pairs, self.data.pad_id)
+    }
+}
+
+/// The figures people watch.
+fn status(record: &Record) -> String {
+    let shown = [
+        ("loss", "loss"),
+        ("rewards/margins", "margin"),
+        ("rewards/accuracies", "acc"),
+    ];
+    let mut parts = Vec::new();
+    for (key, name) in shown {
+        let value = record
+            .values
+            .iter()
+            .find(|(k, _)| k.trim_start_matches("eval_") == key);
+        if let Some((_, value)) = value {
+            parts.push(format!("{name} {value:.4}"));
+        }
+    }
+    if let Some((_, rate)) = record
+        .values
+        .iter()
+        .find(|(key, _)| key == "tokens_per_second")
+    {
+        parts.push(format!("{rate:.0} tok/s"));
+    }
+    parts.join("  ")
+}
