@@ -3,7 +3,7 @@
 use arithmo_backends::ops::{attention, linear, log_probs, swiglu};
 use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats};
 use burn::backend::Autodiff;
-use burn::tensor::{Distribution, Int, Tensor};
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 
 type Inner = burn_ndarray::NdArray<f64>;
 type Train = Autodiff<Inner>;
@@ -81,7 +81,11 @@ fn swiglu_matches_and_saturates() {
 
     // In f32, exp(100) is not finite; the results are.
     type Narrow = burn_ndarray::NdArray<f32>;
-    let row = |values: [f32; 3]| Tensor::<Narrow, 3>::from_floats([[values]], &Default::default());
+    let row = |values: [f32; 3]| {
+        // Named, because the default of a device is that of the backend that used it first.
+        let options = (&Default::default(), DType::F32);
+        Tensor::<Narrow, 3>::from_data(TensorData::from([[values]]), options)
+    };
     let (gate, one) = (row([-100.0, 0.0, 100.0]), row([1.0; 3]));
     let numbers = |t: Tensor<Narrow, 3>| t.into_data().to_vec::<f32>().unwrap();
     assert_eq!(
