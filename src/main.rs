@@ -23,7 +23,7 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(result) = cli.run_without_backend() {
         return result;
     }
-    match choose(&cli.backend)? {
+    match choose(cli)? {
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => cli.run::<arithmo_backends::ndarray::Cpu>(&Default::default()),
         #[cfg(feature = "wgpu")]
@@ -39,31 +39,28 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 /// The backend asked for, or for `auto` the best of those in this program that starts.
-fn choose(name: &str) -> Result<BackendKind> {
-    if name != "auto" {
-        let kind = name.parse::<BackendKind>().map_err(|problem| {
-            Error::invalid(
-                "--backend",
-                problem,
-                "leave --backend out to take the best that starts",
-            )
-        })?;
-        return match (kind.compiled(), kind.starts()) {
-            (false, _) => Err(not_built(kind)),
-            (true, false) => Err(Error::invalid(
-                "--backend",
-                format!("{kind} finds no device it can start"),
-                "check the driver, or use --backend ndarray",
-            )),
-            (true, true) => Ok(kind),
-        };
-    }
-    BackendKind::available()
-        .find(|kind| kind.starts())
-        .ok_or_else(|| {
+fn choose(cli: &Cli) -> Result<BackendKind> {
+    let place = "--backend";
+    if cli.backend == "auto" {
+        return BackendKind::best().ok_or_else(|| {
             let problem = "no backend of this program starts";
-            Error::invalid("--backend", problem, "build it with the feature ndarray")
-        })
+            Error::invalid(place, problem, "build it with the feature ndarray")
+        });
+    }
+    let best = "leave --backend out to take the best that starts";
+    let kind = cli.backend.parse::<BackendKind>();
+    let kind = kind.map_err(|problem| Error::invalid(place, problem, best))?;
+    if !kind.compiled() {
+        return Err(not_built(kind));
+    }
+    kind.start().map_err(|reason| {
+        let remedy = format!("check the driver, or {best}");
+        Error::invalid(place, format!("{kind} {reason}"), remedy)
+    })?;
+    if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
+        eprintln!("note: {kind} finds only a software driver here; --backend ndarray is faster");
+    }
+    Ok(kind)
 }
 
 fn not_built(kind: BackendKind) -> Error {

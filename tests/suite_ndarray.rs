@@ -13,6 +13,26 @@ fn forward_matches_transformers() {
 }
 
 #[test]
+fn operations_and_their_gradients_match_f64() {
+    suite::ops::linear::<B>(&Default::default());
+    suite::ops::attention::<B>(&Default::default());
+    suite::ops::log_probs::<B>(&Default::default());
+    suite::ops::most_likely::<B>(&Default::default());
+}
+
+/// With and without gradient checkpointing; the other half of what the other backends are compared with.
+#[test]
+fn recomputing_changes_nothing() {
+    suite::step::training_equals_the_cpu::<B>(true, &Default::default());
+    suite::step::gradients_equal_the_cpu::<B>(true, &Default::default());
+}
+
+#[test]
+fn peak_memory_is_plausible() {
+    suite::step::peak_memory_covers_tensors::<B>(&Default::default());
+}
+
+#[test]
 fn generation_matches_transformers() {
     for name in ["tiny-a", "tiny-b", "tiny-c"] {
         suite::generate::equals_transformers::<B>(name, &Default::default());

@@ -1,15 +1,27 @@
 //! NVIDIA GPUs.
 
 use burn_cuda::Cuda;
+use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 
 use crate::TrainBackend;
+use crate::cubecl::{compute_once, reserved_bytes, without_panic};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
 
 impl TrainBackend for Gpu {
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
-        crate::cubecl::reserved_bytes::<CudaRuntime>(device)
+        reserved_bytes::<CudaRuntime>(device)
+    }
+}
+
+/// Starts the default device: see [`BackendKind::start`](crate::BackendKind::start).
+pub(crate) fn start() -> Result<(), String> {
+    // The driver is asked first, in this thread: starting the runtime without one would end a thread of its own.
+    match without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
+        Err(reason) => Err(format!("finds no NVIDIA driver ({reason})")),
+        Ok(0) => Err("finds no NVIDIA GPU".to_string()),
+        Ok(_) => compute_once::<Gpu>(),
     }
 }

@@ -1,4 +1,4 @@
-//! Which backends there are, and what each may compute in.
+//! Which backends there are, which of them start here, and which one `auto` takes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub enum BackendKind {
     /// NVIDIA GPUs.
     Cuda,
-    /// Any GPU with Vulkan, Metal or DirectX 12.
+    /// Any GPU with Vulkan, or with Metal on macOS.
     Wgpu,
     /// The CPU.
     NdArray,
@@ -32,20 +32,42 @@ impl BackendKind {
         Self::ALL.into_iter().filter(|kind| kind.compiled())
     }
 
-    /// Whether the backend computes one addition on its default device. Starting a GPU takes a second or so.
-    pub fn starts(self) -> bool {
+    /// What `--backend auto` takes: the first that starts of the backends that have a GPU here, else ndarray. A
+    /// software driver comes last: it computes on the CPU, slower than ndarray does.
+    pub fn best() -> Option<Self> {
+        best_of(Self::available(), Self::on_cpu, |kind| kind.start().is_ok())
+    }
+
+    /// Whether the backend would compute on the CPU here: ndarray, and wgpu where the only driver is a software one
+    /// (such as Mesa's lavapipe). Nothing is started.
+    pub fn on_cpu(self) -> bool {
+        match self {
+            Self::Cuda => false,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => crate::wgpu::adapters() == crate::wgpu::Adapters::Software,
+            #[cfg(not(feature = "wgpu"))]
+            Self::Wgpu => false,
+            Self::NdArray => true,
+        }
+    }
+
+    /// Starts the backend's default device and computes one addition on it. A GPU takes a second or so.
+    ///
+    /// # Errors
+    /// Why it does not start, in words for the user. Never a panic, though the runtimes panic where a driver is absent.
+    pub fn start(self) -> Result<(), String> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda => computes::<crate::cuda::Gpu>(),
+            Self::Cuda => crate::cuda::start(),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => computes::<crate::wgpu::Gpu>(),
+            Self::Wgpu => crate::wgpu::start(),
             #[cfg(feature = "ndarray")]
-            Self::NdArray => true,
+            Self::NdArray => Ok(()),
             #[allow(
                 unreachable_patterns,
                 reason = "reached where a backend is left out of the build"
             )]
-            _ => false,
+            _ => Err("is not in this program".to_string()),
         }
     }
 
@@ -59,21 +81,15 @@ impl BackendKind {
     }
 }
 
-/// Drivers that are absent make the runtimes panic; here that only means no.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn computes<B: burn::tensor::backend::Backend>() -> bool {
-    use burn::tensor::Tensor;
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let sum = std::panic::catch_unwind(|| {
-        let one = Tensor::<B, 1>::ones([1], &B::Device::default());
-        (one.clone() + one)
-            .try_into_data()
-            .ok()
-            .and_then(|data| data.iter::<f32>().next())
-    });
-    std::panic::set_hook(hook);
-    matches!(sum, Ok(Some(2.0)))
+/// The first that starts: GPUs in the order given, then CPUs, of which the last given is the fastest.
+fn best_of(
+    kinds: impl Iterator<Item = BackendKind>,
+    on_cpu: impl Fn(BackendKind) -> bool,
+    starts: impl Fn(BackendKind) -> bool,
+) -> Option<BackendKind> {
+    let (cpus, gpus): (Vec<_>, Vec<_>) = kinds.partition(|kind| on_cpu(*kind));
+    let order = gpus.into_iter().chain(cpus.into_iter().rev());
+    order.into_iter().find(|kind| starts(*kind))
 }
 
 impl fmt::Display for BackendKind {
@@ -96,6 +112,7 @@ impl FromStr for BackendKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use BackendKind::{Cuda, NdArray, Wgpu};
 
     #[test]
     fn names_round_trip() {
@@ -103,5 +120,27 @@ mod tests {
             assert_eq!(kind.to_string().parse::<BackendKind>(), Ok(kind));
         }
         assert!("tpu".parse::<BackendKind>().is_err());
+    }
+
+    /// The choice among everything, given which compute on the CPU and which start.
+    fn best(on_cpu: &[BackendKind], starting: &[BackendKind]) -> Option<BackendKind> {
+        let all = BackendKind::ALL.into_iter();
+        best_of(all, |k| on_cpu.contains(&k), |k| starting.contains(&k))
+    }
+
+    #[test]
+    fn auto_prefers_gpus_then_ndarray_then_software_vulkan() {
+        assert_eq!(best(&[NdArray], &[Cuda, Wgpu, NdArray]), Some(Cuda));
+        assert_eq!(best(&[NdArray], &[Wgpu, NdArray]), Some(Wgpu));
+        assert_eq!(best(&[NdArray], &[NdArray]), Some(NdArray));
+        assert_eq!(best(&[Wgpu, NdArray], &[Wgpu, NdArray]), Some(NdArray));
+        assert_eq!(best(&[Wgpu, NdArray], &[Wgpu]), Some(Wgpu));
+        assert_eq!(best(&[NdArray], &[]), None);
+    }
+
+    #[test]
+    fn the_cpu_always_starts() {
+        assert_eq!(NdArray.start().is_ok(), NdArray.compiled());
+        assert!(BackendKind::best().is_some() || !NdArray.compiled());
     }
 }

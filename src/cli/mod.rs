@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand, arguments to calls, no logic.
 
 pub mod demo;
+pub mod generate;
+pub mod merge;
 pub mod model;
 pub mod prepare;
 pub mod report;
@@ -46,6 +48,10 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),
+    /// Complete prompts.
+    Generate(generate::GenerateArgs),
+    /// Write a base model and an adapter as one model.
+    Merge(merge::MergeArgs),
     /// Draw a run's plots and write its page.
     Report(report::ReportArgs),
 }
@@ -79,6 +85,8 @@ impl Cli {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::Generate(args) => generate::run::<B>(args, mode, device),
+            Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Prepare(_) | Command::Report(_) => {
                 self.run_without_backend().unwrap_or(Ok(()))
             }

@@ -25,15 +25,15 @@ pub struct ModelArgs {
     /// A PEFT adapter folder to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Type of the weights in memory; auto: as stored, if the backend computes in it.
+    /// Type of the weights in memory; auto: as stored, or f32 if the backend does not compute in it.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
 }
 
-/// Types a model's weights can be held in.
+/// Types a model's weights can be held in, or written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WeightType {
-    /// As stored, if the backend computes in it, else f32.
+    /// As stored.
     Auto,
     /// 32-bit.
     F32,

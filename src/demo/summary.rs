@@ -140,7 +140,11 @@ impl fmt::Display for DemoSummary {
             writeln!(f, "  {name:<24}{what}")?;
         }
         let page = self.folder.join("run/report/index.html");
-        write!(f, "\nOpen {} in a browser.", page.display())
+        write!(
+            f,
+            "\nOpen {} in a browser. Every command above can be run again;\nprepare and train then need --overwrite.",
+            page.display()
+        )
     }
 }
 

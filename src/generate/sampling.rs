@@ -95,13 +95,13 @@ fn penalise<'a>(scores: &mut [f32], seen: impl Iterator<Item = &'a u32>, penalty
     }
     let mut done = vec![false; scores.len()];
     for id in seen.map(|id| *id as usize) {
-        if let (Some(score), Some(done)) = (scores.get_mut(id), done.get_mut(id)) {
-            if !std::mem::replace(done, true) {
-                *score = match *score < 0.0 {
-                    true => *score * penalty,
-                    false => *score / penalty,
-                };
-            }
+        if let (Some(score), Some(done)) = (scores.get_mut(id), done.get_mut(id))
+            && !std::mem::replace(done, true)
+        {
+            *score = match *score < 0.0 {
+                true => *score * penalty,
+                false => *score / penalty,
+            };
         }
     }
 }

@@ -11,8 +11,9 @@ use burn::tensor::{Tensor, TensorData};
 use super::config::{LoraConfig, TargetModules};
 use super::linear::{attach_one, parameters, set_parameters};
 use crate::error::{Error, Result};
-use crate::model::mistral::Mistral;
-use crate::model::save::{load_safetensors_f32, save_safetensors};
+use crate::model::config::MistralConfig;
+use crate::model::mistral::{Mistral, PROJECTIONS};
+use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
 
 /// What PEFT puts before a module's own name.
@@ -23,29 +24,49 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const CHECKPOINT_GROUP: &str = "adapter_model";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// The two matrices of each branch, by the module's name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
+/// then `lora_b` `[D_out, r]`, in f32.
+pub type Branches = BTreeMap<String, [TensorData; 2]>;
+
 /// Reads a PEFT adapter folder onto `model`, replacing any adapter it has.
 ///
 /// # Errors
-/// A file is missing or damaged, the adapter uses something not built here, or its tensors do not fit the model: each
-/// missing, extra or misshapen one is named.
+/// As [`read`].
 pub fn load<B: TrainBackend>(
     model: &mut Mistral<B>,
     folder: &Path,
     device: &B::Device,
 ) -> Result<LoraConfig> {
-    let config = read_config(folder)?;
-    let path = folder.join(WEIGHTS);
-    let mut tensors = load_safetensors_f32(&path)?;
-    check(model, &config, &tensors, &path)?;
+    let (config, mut branches) = read(&model.config, folder)?;
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         linear.lora = None;
-        let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
-        if let (Some(a), Some(b)) = (take("A"), take("B")) {
-            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
-            attach_one(linear, &config, site, data, device);
+        if let Some(weights) = branches.remove(&name) {
+            attach_one(linear, &config, site, weights, device);
         }
     }
     Ok(config)
+}
+
+/// Reads a PEFT adapter folder made for a model of shape `model`, without needing the model.
+///
+/// # Errors
+/// A file is missing or damaged, the adapter uses something not built here, or its tensors do not fit the model: each
+/// missing, extra or misshapen one is named.
+pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branches)> {
+    let config = read_config(folder)?;
+    let path = folder.join(WEIGHTS);
+    let mut tensors = load_safetensors_f32(&path)?;
+    let targets = targets(model, &config)?;
+    check(&config, &targets, &tensors, &path)?;
+    let mut branches = Branches::new();
+    for (name, _) in targets {
+        let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
+        if let (Some(a), Some(b)) = (take("A"), take("B")) {
+            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
+            branches.insert(name, data);
+        }
+    }
+    Ok((config, branches))
 }
 
 /// Reads and checks `adapter_config.json` of an adapter folder.
@@ -136,27 +157,32 @@ fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> 
     names.into_iter().collect()
 }
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+/// The targeted projections of a model, each with the shape `[D_out, D_in]` of its weight.
+fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<(String, [usize; 2])>> {
+    let mut targets = Vec::new();
+    for (name, shape) in model.tensors() {
+        let name = name.trim_end_matches(".weight");
+        let projection = PROJECTIONS.iter().any(|path| name.ends_with(path));
+        if let ([d_out, d_in], true) = (shape.as_slice(), projection)
+            && config.target_modules.matches(name)?
+        {
+            targets.push((name.to_string(), [*d_out, *d_in]));
+        }
+    }
+    Ok(targets)
+}
 
-fn check<B: TrainBackend>(
-    model: &Mistral<B>,
+fn check(
     config: &LoraConfig,
-    tensors: &Tensors,
+    targets: &[(String, [usize; 2])],
+    tensors: &NamedTensors,
     path: &Path,
 ) -> Result<()> {
     let mut expected = BTreeMap::new();
-    for (name, linear) in model.projections() {
-        if config.target_modules.matches(&name)? {
-            let (d_out, d_in) = linear.dims();
-            expected.insert(
-                format!("{PREFIX}{name}.lora_A.weight"),
-                vec![config.r, d_in],
-            );
-            expected.insert(
-                format!("{PREFIX}{name}.lora_B.weight"),
-                vec![d_out, config.r],
-            );
-        }
+    for (name, [d_out, d_in]) in targets {
+        let of = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
+        expected.insert(of("A"), vec![config.r, *d_in]);
+        expected.insert(of("B"), vec![*d_out, config.r]);
     }
     let missing = expected.keys().filter(|name| !tensors.contains_key(*name));
     let extra = tensors.keys().filter(|name| !expected.contains_key(*name));

@@ -89,8 +89,16 @@ impl RunFolder {
         if existing != Existing::Resume {
             return Ok(None);
         }
-        if let Some(before) = RunManifest::read(&self.path)? {
-            before.check_resume(&self.path, now)?;
+        match RunManifest::read(&self.path)? {
+            Some(before) => before.check_resume(&self.path, now)?,
+            None if self.checkpoints().exists() => {
+                return Err(Error::file(
+                    &self.path,
+                    "has checkpoints but no manifest.json, so that it is not known what run they belong to",
+                    "start again with --overwrite",
+                ));
+            }
+            None => {}
         }
         Checkpoint::newest_whole(&self.checkpoints(), &mut |warning| {
             eprintln!("warning: {warning}")
@@ -103,7 +111,8 @@ impl RunFolder {
     /// The folder cannot be written.
     pub fn prepare(&self, existing: Existing, manifest: &RunManifest, resumed: bool) -> Result<()> {
         if existing == Existing::Overwrite {
-            for name in OWN {
+            // The manifest last: while anything is left, it says whose it is.
+            for name in OWN.iter().rev() {
                 remove(&self.path.join(name))?;
             }
         }

@@ -14,7 +14,7 @@ use burn::tensor::backend::AutodiffBackend;
 use crate::lora::linear::parameters;
 use crate::model::input::ModelInput;
 use crate::model::linear::Linear;
-use crate::model::mistral::Mistral;
+use crate::model::mistral::{DecoderLayer, Mistral};
 
 /// A loss and whatever else is wanted of the forward pass.
 pub struct Loss<B: AutodiffBackend, Out> {
@@ -63,31 +63,33 @@ fn block_by_block<B: TrainBackend, Out>(
     loss: impl FnOnce(Tensor<Autodiff<B>, 3>) -> Loss<Autodiff<B>, Out>,
 ) -> (Out, Grads<B>) {
     let inner = policy.valid();
-    let mut block_inputs = vec![inner.embed(input.token_ids.clone())];
-    for (index, layer) in inner.layers.iter().enumerate() {
-        block_inputs.push(layer.forward(block_inputs[index].clone(), &input.context, None));
+    let mut x = inner.embed(input.token_ids.clone());
+    let mut block_inputs = Vec::with_capacity(inner.layers.len());
+    for layer in &inner.layers {
+        block_inputs.push(x.clone());
+        x = layer.forward(x, &input.context, None);
     }
 
-    let top = tracked(block_inputs.pop());
+    let top = Tensor::from_inner(x).require_grad();
     let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
     let mut grad = top.grad(&loss.backward());
 
     let context = input.context.to_autodiff();
-    let first_adapted = policy.layers.iter().position(|layer| {
-        layer
-            .projections()
-            .iter()
-            .any(|linear| linear.lora.is_some())
-    });
-    let mut by_layer = Vec::new();
-    for layer in policy
+    let adapted = |layer: &DecoderLayer<_>| layer.projections().iter().any(|l| l.lora.is_some());
+    let first_adapted = policy
         .layers
         .iter()
-        .skip(first_adapted.unwrap_or(usize::MAX))
+        .position(adapted)
+        .unwrap_or(policy.layers.len());
+    let mut by_layer = Vec::new();
+    for (layer, x) in policy
+        .layers
+        .iter()
+        .zip(block_inputs)
+        .skip(first_adapted)
         .rev()
     {
-        block_inputs.truncate(policy.layers.len() - by_layer.len());
-        let x = tracked(block_inputs.pop());
+        let x = Tensor::from_inner(x).require_grad();
         let y = layer.forward(x.clone(), &context, None);
         let above = grad.unwrap_or_else(|| y.clone().inner().zeros_like());
         let grads = (y * Tensor::from_inner(above)).sum().backward();
@@ -98,15 +100,6 @@ fn block_by_block<B: TrainBackend, Out>(
         ));
     }
     (output, by_layer.into_iter().rev().flatten().collect())
-}
-
-/// A block's input as the start of a graph of its own.
-fn tracked<B: AutodiffBackend>(x: Option<Tensor<B::InnerBackend, 3>>) -> Tensor<B, 3> {
-    // One input a block was pushed above, and each is popped once.
-    let Some(x) = x else {
-        unreachable!("a block without input")
-    };
-    Tensor::from_inner(x).require_grad()
 }
 
 fn branch<B: TrainBackend>(linear: &Linear<B>) -> Vec<Tensor<B, 2>> {

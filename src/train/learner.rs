@@ -69,7 +69,9 @@ impl<B: TrainBackend> Learner<B> {
         device: &B::Device,
     ) -> Self {
         let table = policy.valid().rotary_table(device);
-        let starts_as_reference = reference.is_copy() || adapter_is_silent(&policy);
+        // A copy has no dropout; a silent adapter is silent under dropout too.
+        let same = reference.is_copy() && config.dropout_seed.is_none();
+        let starts_as_reference = same || adapter_is_silent(&policy);
         Self {
             policy,
             reference,
@@ -88,7 +90,7 @@ impl<B: TrainBackend> Learner<B> {
     }
 
     /// Whether policy and reference were the same function when the learner was made: every `lora_b` zero, or the
-    /// reference a copy of the policy.
+    /// reference a copy of the policy, which no dropout disturbs.
     pub fn starts_as_reference(&self) -> bool {
         self.starts_as_reference
     }
@@ -248,8 +250,9 @@ fn pack<B: TrainBackend>(
     }
 }
 
-/// A dropout seed of its own for every micro-batch of every step.
+/// A dropout seed of its own for every micro-batch of every step; never `seed` itself, from which the adapter's start
+/// and the data's order are drawn.
 fn mix(seed: u64, step: usize, micro_batch: usize) -> u64 {
-    let salt = (step as u64) << 20 | micro_batch as u64;
+    let salt = ((step as u64) << 20 | micro_batch as u64) + 1;
     seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

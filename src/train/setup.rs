@@ -133,7 +133,7 @@ pub fn learner<B: TrainBackend>(
         }
         _ => Reference::base(policy.valid()),
     };
-    let learner_config = learner_config(config, &policy)?;
+    let learner_config = learner_config(config, &lora, &policy)?;
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     Ok((
         Learner::new(policy, reference, optimizer, learner_config, device),
@@ -162,6 +162,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
 
 fn learner_config<B: TrainBackend>(
     config: &RunConfig,
+    lora: &LoraConfig,
     policy: &Mistral<Autodiff<B>>,
 ) -> Result<LearnerConfig> {
     let train = &config.train;
@@ -173,7 +174,7 @@ fn learner_config<B: TrainBackend>(
             return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
         }
     };
-    let dropout = train.dropout_is_active() && config.lora.lora_dropout > 0.0;
+    let dropout = train.dropout_is_active() && lora.lora_dropout > 0.0;
     Ok(LearnerConfig {
         loss: DpoLoss {
             loss_type,

@@ -106,7 +106,15 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let optimizer_config = AdamWConfig::from(&self.config.train);
         self.learner.optimizer = AdamW::import(optimizer_config, moments, &self.device)?;
         self.state = checkpoint.state().clone();
-        self.window = serde_json::from_value(self.state.metrics.take()).unwrap_or_default();
+        self.window = match self.state.metrics.take() {
+            serde_json::Value::Null => Window::default(),
+            window => serde_json::from_value(window).map_err(|error| {
+                let problem =
+                    format!("its sums since the last logged line cannot be read: {error}");
+                let remedy = "remove this checkpoint folder: the one before it is used then";
+                Error::file(checkpoint.path(), problem, remedy)
+            })?,
+        };
         Ok(())
     }
 
@@ -130,7 +138,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 .precompute_reference(&PreferenceBatch::new(&pairs, pad_id));
             progress.inc(pairs.len() as u64);
             if interrupt::requested() {
-                let note = "no step was done yet; start again with --resume".to_string();
+                let note = format!(
+                    "stopped before step {}; go on with --resume",
+                    self.state.step + 1
+                );
                 return Err(Error::Interrupted { note });
             }
         }
@@ -155,7 +166,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             let every = self.config.train.save_steps;
             let due = every > 0 && self.state.step.is_multiple_of(every);
             if due || interrupted || self.state.step == self.total_steps {
-                self.save_checkpoint()?;
+                self.save_checkpoint(self.config.train.save_total_limit)?;
             }
             if interrupted {
                 let note = format!(
@@ -185,11 +196,11 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             .collect();
         let rate = self.schedule.rate(step);
         let output = self.learner.step(step, rate, &batches);
-        if step == 0 {
-            self.check_first_step(&output)?;
-        }
         if !output.applied {
             return Err(self.not_finite(&output, &batches));
+        }
+        if step == 0 {
+            self.check_first_step(&output)?;
         }
         let tokens: usize = batches.iter().map(|batch| batch.attended).sum();
         self.state.step += 1;
@@ -272,15 +283,20 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     }
 
     /// The cheapest self-check there is: where policy and reference are the same function, the loss is ln 2 and every
-    /// reward 0.
+    /// reward 0. Exactly, unless the reference was computed beforehand: in batches of other widths sums round otherwise.
     fn check_first_step(&self, output: &StepOutput) -> Result<()> {
         if !self.learner.starts_as_reference() {
             return Ok(());
         }
         for micro in &output.micro_batches {
             let rewards = &micro.values[..2];
-            let ln_2 = (micro.loss - std::f64::consts::LN_2).abs() < 1e-6;
-            if !ln_2 || rewards.iter().any(|reward| *reward != 0.0) {
+            let logps = micro.values[4].abs().max(micro.values[5].abs());
+            let rounding = match self.config.dpo.precompute_ref_log_probs {
+                true => 1e-2 * self.config.dpo.beta * logps,
+                false => 0.0,
+            };
+            let ln_2 = (micro.loss - std::f64::consts::LN_2).abs() < 1e-6 + rounding;
+            if !ln_2 || rewards.iter().any(|reward| reward.abs() > rounding) {
                 return Err(Error::run(
                     format!(
                         "self-check failed: before the first update policy and reference are the same \
@@ -298,7 +314,8 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     fn not_finite(&mut self, output: &StepOutput, batches: &[PreferenceBatch]) -> Error {
         let saved = match self.state.step {
             0 => "nothing was trained yet".to_string(),
-            step => match self.save_checkpoint() {
+            // Nothing is pruned: the weights that broke this step may be no good, and an earlier checkpoint be wanted.
+            step => match self.save_checkpoint(0) {
                 Ok(()) => format!("the state before it is saved as checkpoint step-{step}"),
                 Err(error) => format!("and the state before it could not be saved: {error}"),
             },
@@ -319,11 +336,17 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 output.grad_norm,
                 ids.join(", ")
             ),
-            "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
+            match self.state.step {
+                0 => {
+                    "the model itself gives no finite number here: check its weights, or use model.dtype = \"f32\""
+                }
+                _ => "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
+            },
         )
     }
 
-    fn save_checkpoint(&mut self) -> Result<()> {
+    /// Saves the state; of the checkpoints, the newest `keep` stay (0: all).
+    fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
         self.log.sync()?;
         let done = self.state.step % self.sampler.steps_per_epoch();
         self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
@@ -346,7 +369,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             files: vec![(adapter::CONFIG.to_string(), config.into_bytes())],
         };
         let folder = RunFolder::new(&self.config.output_dir).checkpoints();
-        Checkpoint::save(&folder, &snapshot, self.config.train.save_total_limit)?;
+        Checkpoint::save(&folder, &snapshot, keep)?;
         Ok(())
     }
 

@@ -1,0 +1,274 @@
+//! `arithmo generate` as a user calls it: flags, files, text, and what is refused.
+
+mod suite;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use arithmo::cli::generate::{GenerateArgs, run};
+use arithmo::data::tokenizer::Tokenizer;
+use arithmo::generate::{read_prompts, stop_ids};
+use arithmo::model::config::MistralConfig;
+use arithmo::progress::ProgressMode;
+use burn::tensor::DType;
+use clap::Parser;
+use serde_json::{Value, json};
+use suite::golden::{self, json_lines, reference};
+use suite::tiny::write_model;
+
+type B = burn_ndarray::NdArray<f32>;
+
+#[derive(Parser)]
+struct Program {
+    #[command(flatten)]
+    args: GenerateArgs,
+}
+
+/// Runs `generate` with `flags` on a model folder.
+fn generate(model: &Path, flags: &[&str]) -> Result<(), String> {
+    let model = model.to_str().unwrap();
+    let all = ["generate", "--model", model]
+        .into_iter()
+        .chain(flags.iter().copied());
+    let program = Program::try_parse_from(all).map_err(|error| error.to_string())?;
+    run::<B>(&program.args, ProgressMode::Quiet, &Default::default()).map_err(|e| e.to_string())
+}
+
+/// A model folder with random weights and the tokenizer of our own fixtures.
+fn model_with_tokenizer(folder: &Path, tokenizer: &str) -> PathBuf {
+    let model = folder.join("model");
+    let text = r#"{"model_type": "mistral", "vocab_size": 430, "hidden_size": 20, "intermediate_size": 28,
+        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
+        "max_position_embeddings": 64, "sliding_window": 5, "eos_token_id": 2}"#;
+    let shape = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
+    write_model(&model, &shape, DType::BF16);
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/tokenizer")
+        .join(tokenizer);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture.join(name), model.join(name)).unwrap();
+    }
+    model
+}
+
+fn write_prompts(folder: &Path, prompts: &[&str]) -> PathBuf {
+    let path = folder.join("prompts.jsonl");
+    let lines: Vec<String> = prompts
+        .iter()
+        .map(|prompt| json!({"prompt": prompt}).to_string())
+        .collect();
+    fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+/// transformers' own text, ids and stop, through the whole command.
+#[test]
+fn reference_prompts_are_completed_as_transformers_does() {
+    for name in ["tiny-a", "tiny-b"] {
+        let Some(model) = reference(&format!("models/{name}")) else {
+            return;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let expected = golden::json(&reference(&format!("forward/{name}.json")).unwrap());
+        let expected = expected["generate"].as_array().unwrap();
+        let prompts: Vec<&str> = expected
+            .iter()
+            .map(|e| e["prompt"].as_str().unwrap())
+            .collect();
+        let (file, output) = (
+            write_prompts(folder.path(), &prompts),
+            folder.path().join("out/out.jsonl"),
+        );
+        let (file, output_flag) = (file.to_str().unwrap(), output.to_str().unwrap());
+        let flags = [
+            "--prompts",
+            file,
+            "--output",
+            output_flag,
+            "--max-new-tokens",
+            "32",
+            "--batch-size",
+            "2",
+        ];
+        generate(&model, &flags).unwrap();
+        let tokenizer = Tokenizer::from_folder(&model).unwrap();
+        let config = MistralConfig::load(&model).unwrap();
+        let stops = stop_ids(&model, &config, tokenizer.eos_id()).unwrap();
+        let lines = json_lines(&output);
+        assert_eq!(lines.len(), expected.len());
+        for (line, expected) in lines.iter().zip(expected) {
+            let all = golden::ids(&expected["new_ids"]);
+            let end = all.iter().position(|id| stops.contains(id));
+            let wanted = &all[..end.map_or(all.len(), |end| end + 1)];
+            assert_eq!(line["prompt"], expected["prompt"], "{name}");
+            assert_eq!(golden::ids(&line["token_ids"]), wanted, "{name}");
+            assert_eq!(
+                line["finish_reason"],
+                end.map_or("length", |_| "eos"),
+                "{name}"
+            );
+            if end.is_none() {
+                let mut text = expected["new_text"].as_str().unwrap().to_string();
+                for special in ["<s>", "</s>", "<unk>", "<pad>"] {
+                    text = text.replace(special, "");
+                }
+                assert_eq!(
+                    line["completion"].as_str().unwrap().trim_start(),
+                    text.trim_start(),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn prompt_and_completion_together_are_the_whole_text() {
+    for tokenizer in ["byte-level", "sentencepiece-like"] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model_with_tokenizer(folder.path(), tokenizer);
+        let prompts = ["How many clips?", "12 and 30 make", "x"];
+        let file = write_prompts(folder.path(), &prompts);
+        let output = folder.path().join("out.jsonl");
+        let mut flags = vec![
+            "--prompts",
+            file.to_str().unwrap(),
+            "--output",
+            output.to_str().unwrap(),
+        ];
+        flags.extend([
+            "--max-new-tokens",
+            "9",
+            "--temperature",
+            "0.8",
+            "--top-k",
+            "50",
+            "--seed",
+            "3",
+        ]);
+        flags.extend(["--prompt-template", "Question: {prompt} Answer:"]);
+        generate(&model, &flags).unwrap();
+        let tokenizer = Tokenizer::from_folder(&model).unwrap();
+        let lines = json_lines(&output);
+        for (line, prompt) in lines.iter().zip(prompts) {
+            assert_eq!(line["prompt"], prompt);
+            let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
+            assert_eq!(keys, ["prompt", "completion", "token_ids", "finish_reason"]);
+            let full = format!("Question: {prompt} Answer:");
+            let mut ids = tokenizer.encode(&full, true).unwrap();
+            let before = tokenizer.decode(&ids, true).unwrap();
+            ids.extend(golden::ids(&line["token_ids"]));
+            let whole = tokenizer.decode(&ids, true).unwrap();
+            assert_eq!(
+                format!("{before}{}", line["completion"].as_str().unwrap()),
+                whole
+            );
+        }
+        let first = fs::read(&output).unwrap();
+        generate(&model, &flags).unwrap();
+        assert_eq!(fs::read(&output).unwrap(), first, "a seed repeats");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_and_the_old_output_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_with_tokenizer(folder.path(), "byte-level");
+    let output = folder.path().join("out.jsonl");
+    fs::write(&output, "old").unwrap();
+    let refused = |flags: &[&str]| {
+        let output = ["--output", output.to_str().unwrap()];
+        let error = generate(&model, &[flags, output.as_slice()].concat()).unwrap_err();
+        assert_eq!(
+            fs::read_to_string(folder.path().join("out.jsonl")).unwrap(),
+            "old"
+        );
+        error
+    };
+    let long = "12 and 30 make ".repeat(40);
+    for (flags, said) in [
+        (
+            vec!["--prompt", "x", "--temperature", "-1"],
+            "--temperature",
+        ),
+        (vec!["--prompt", "x", "--top-p", "0.9"], "--temperature"),
+        (
+            vec!["--prompt", "x", "--prompt-template", "Q:"],
+            "prompt_template",
+        ),
+        (
+            vec!["--prompt", "x", "--adapter", "/nowhere"],
+            "adapter_config.json",
+        ),
+        (vec!["--prompt", &long], "64 positions"),
+        (vec!["--prompt", ""], "has no tokens"),
+        (vec![], "--prompt"),
+        (
+            vec!["--prompt", "x", "--prompts", "y"],
+            "cannot be used with",
+        ),
+    ] {
+        let error = refused(&flags);
+        assert!(error.contains(said), "{flags:?}: {error}");
+    }
+    let left = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 2, "model and out.jsonl only");
+}
+
+#[test]
+fn prompt_files_are_read_line_by_line_with_positions() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.jsonl");
+    let read = |text: &str| {
+        fs::write(&path, text).unwrap();
+        read_prompts(&path).map_err(|error| error.to_string())
+    };
+    let text = "\u{feff}{\"prompt\": \"a\", \"id\": 1}\r\n\n{\"prompt\": \"b \\n c\"}\n";
+    assert_eq!(read(text).unwrap(), ["a", "b \n c"]);
+    assert!(
+        read("{\"prompt\": \"a\"}\n\n{\"prompt\": 3}")
+            .unwrap_err()
+            .contains("p.jsonl:3")
+    );
+    assert!(
+        read("{\"prompt\": \"a\"}\n{\"prom")
+            .unwrap_err()
+            .contains("p.jsonl:2: is not JSON")
+    );
+    assert!(read("\n").unwrap_err().contains("holds no prompt"));
+    fs::write(&path, b"{\"prompt\": \"\xff\"}").unwrap();
+    assert!(read_prompts(&path).is_err());
+    assert!(read_prompts(&folder.path().join("absent")).is_err());
+}
+
+#[test]
+fn stop_ids_come_from_the_most_specific_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("generation_config.json");
+    let base = r#"{"model_type": "mistral", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}"#;
+    let mut config = MistralConfig::parse(base, "config.json".as_ref()).unwrap();
+    let ids = |config: &MistralConfig| stop_ids(folder.path(), config, 7);
+    assert_eq!(ids(&config).unwrap(), [7]);
+    config.eos_token_id = vec![3, 4];
+    assert_eq!(ids(&config).unwrap(), [3, 4]);
+    let cases: [(Value, &[u32]); 4] = [
+        (json!({}), &[3, 4]),
+        (json!({"eos_token_id": null}), &[3, 4]),
+        (json!({"eos_token_id": 5}), &[5]),
+        (json!({"eos_token_id": [5, 6]}), &[5, 6]),
+    ];
+    for (file, expected) in cases {
+        fs::write(&path, file.to_string()).unwrap();
+        assert_eq!(ids(&config).unwrap(), expected, "{file}");
+    }
+    for broken in [
+        "{",
+        "{\"eos_token_id\": \"</s>\"}",
+        "{\"eos_token_id\": -1}",
+    ] {
+        fs::write(&path, broken).unwrap();
+        let error = ids(&config).unwrap_err().to_string();
+        assert!(error.contains("generation_config.json"), "{error}");
+    }
+}

@@ -1,0 +1,503 @@
+//! The learner's numbers in f64, on a tiny Mistral of odd shape: forward pass and loss against plain loops, gradients
+//! against finite differences, recomputation, padding, dropout, and what training must not touch.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+#[path = "fixtures/plain/mod.rs"]
+mod plain;
+#[path = "fixtures/tiny/mod.rs"]
+mod tiny;
+
+use std::f64::consts::LN_2;
+
+use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::encode::{EncodedPair, EncodedSequence};
+use arithmo::dpo::log_probs::{DeviceBatch, score};
+use arithmo::dpo::loss::{DpoLoss, DpoLossType, PairLogProbs};
+use arithmo::dpo::reference::Reference;
+use arithmo::lora::config::LoraInit;
+use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::lora::{LoraConfig, TargetModules};
+use arithmo::model::config::MistralConfig;
+use arithmo::model::linear::{Linear, LowRank};
+use arithmo::model::load::load;
+use arithmo::model::mistral::Mistral;
+use arithmo::train::gradient::{Loss, gradients};
+use arithmo::train::learner::{Learner, LearnerConfig};
+use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo_backends::LogProbStats;
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_ndarray::NdArray;
+use plain::Plain;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+type B = NdArray<f64>;
+type A = Autodiff<B>;
+
+const BETA: f64 = 0.7;
+const VOCABULARY: usize = 29;
+
+/// Two layers, four query heads on two key heads of width 4 (16 is not the width 6), a window of 3.
+fn config(tied: bool) -> MistralConfig {
+    MistralConfig {
+        vocab_size: VOCABULARY,
+        hidden_size: 6,
+        intermediate_size: 10,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: Some(4),
+        sliding_window: Some(3),
+        tie_word_embeddings: tied,
+        initializer_range: 0.5,
+        max_position_embeddings: 64,
+        ..tiny::config()
+    }
+}
+
+fn lora(targets: TargetModules, dropout: f64) -> LoraConfig {
+    LoraConfig {
+        r: 2,
+        lora_alpha: 3.0,
+        lora_dropout: dropout,
+        target_modules: targets,
+        use_rslora: false,
+        init: LoraInit::KaimingUniform,
+    }
+}
+
+/// A model with an adapter whose every number is random, and its weights in plain vectors.
+fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Mistral<A>, Plain) {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, config) = (folder.path().join("model"), config(tied));
+    tiny::write_model(&path, &config, 5);
+    let device = Default::default();
+    let mut policy = load::<A>(&path, DType::F64, &device).unwrap();
+    let lora = lora(targets, dropout);
+    attach(&mut policy, &lora, 1, &device).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let random = |(_, tensor): (String, Tensor<A, 2>)| {
+        let shape = tensor.dims();
+        let values = (0..shape[0] * shape[1]).map(|_| 0.4 * tiny::symmetric(&mut rng));
+        Tensor::from_data(TensorData::new(values.collect::<Vec<_>>(), shape), &device)
+    };
+    let values: Vec<Tensor<B, 2>> = parameters(&policy).into_iter().map(random).collect();
+    set_parameters(&mut policy, values);
+    let adapter = parameters(&policy).into_iter();
+    let adapter = adapter.map(|(name, tensor)| (name, tensor.into_data().to_vec::<f64>().unwrap()));
+    let plain = Plain::new(&path, config, adapter.collect(), lora.scaling());
+    (policy, plain)
+}
+
+/// Pairs of random tokens and unequal lengths.
+fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut tokens = |from: usize, to: usize| -> Vec<u32> {
+        let count = from + rng.next_u32() as usize % (to - from);
+        (0..count)
+            .map(|_| rng.next_u32() % VOCABULARY as u32)
+            .collect()
+    };
+    let one = |index| {
+        let prompt = tokens(2, 6);
+        let mut side = || EncodedSequence {
+            ids: [prompt.clone(), tokens(1, 7)].concat(),
+            completion_start: prompt.len(),
+            hidden: Vec::new(),
+        };
+        EncodedPair {
+            id: format!("pair-{index}"),
+            chosen: side(),
+            rejected: side(),
+        }
+    };
+    (0..count).map(one).collect()
+}
+
+fn batch(pairs: &[EncodedPair], pad: u32) -> PreferenceBatch {
+    PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), pad)
+}
+
+fn on_device(model: &Mistral<B>, batch: &PreferenceBatch) -> DeviceBatch<B> {
+    let device = Default::default();
+    DeviceBatch::new(batch, &model.rotary_table(&device), &device)
+}
+
+fn sums(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
+    score(model, on_device, LogProbStats::None)
+        .sums
+        .into_data()
+        .to_vec()
+        .unwrap()
+}
+
+/// `mean(log(1 + exp(-beta * delta)))` over pairs, from summed log-probabilities, chosen first.
+fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
+    let pairs = policy.len() / 2;
+    let ratio = |row: usize| policy[row] - reference[row];
+    let loss = |pair| (-BETA * (ratio(pair) - ratio(pairs + pair))).exp().ln_1p();
+    (0..pairs).map(loss).sum::<f64>() / pairs as f64
+}
+
+fn dpo_loss() -> DpoLoss {
+    DpoLoss {
+        loss_type: DpoLossType::Sigmoid,
+        beta: BETA,
+    }
+}
+
+fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
+    let reference = Reference::base(policy.valid());
+    let optimizer = AdamW::new(AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    });
+    Learner::new(policy, reference, optimizer, config, &Default::default())
+}
+
+fn learner_config() -> LearnerConfig {
+    LearnerConfig {
+        loss: dpo_loss(),
+        max_grad_norm: Some(1.0),
+        gradient_checkpointing: false,
+        dropout_seed: None,
+    }
+}
+
+/// Gradient of the DPO loss of `on_device` with respect to every adapter tensor, by backward.
+fn backward(
+    policy: &Mistral<A>,
+    batch: &PreferenceBatch,
+    on_device: &DeviceBatch<B>,
+    reference: &[f64],
+    recompute: bool,
+) -> Vec<TensorData> {
+    let reference = TensorData::new(reference.to_vec(), [reference.len()]);
+    let reference = PairLogProbs::split(Tensor::<A, 1>::from_data(reference, &Default::default()));
+    let completions = on_device.completions.to_autodiff::<A>();
+    let (_, grads) = gradients(policy, &on_device.input, recompute, |hidden| {
+        let scored = completions.score(hidden, policy.head(), LogProbStats::All);
+        let of_policy = PairLogProbs::split(scored.sums);
+        let loss = dpo_loss()
+            .forward(&of_policy, &reference, &batch.counts)
+            .mean();
+        Loss { loss, output: () }
+    });
+    grads.into_iter().map(Tensor::into_data).collect()
+}
+
+fn adapter_tensor(model: &mut Mistral<B>, index: usize) -> &mut Param<Tensor<B, 2>> {
+    let branches = model
+        .projections_mut()
+        .filter_map(|(_, linear)| linear.lora.as_mut());
+    let mut tensors = branches.flat_map(|lora| [&mut lora.lora_a, &mut lora.lora_b]);
+    tensors.nth(index).unwrap()
+}
+
+/// Central differences of every element of adapter tensor `index`.
+fn differences(
+    model: &Mistral<B>,
+    on_device: &DeviceBatch<B>,
+    reference: &[f64],
+    index: usize,
+) -> Vec<f64> {
+    const H: f64 = 3e-5;
+    let mut model = model.clone();
+    let param = adapter_tensor(&mut model, index);
+    let (id, value) = (param.id, param.val());
+    let (shape, values) = (value.dims(), value.into_data().to_vec::<f64>().unwrap());
+    let mut loss = |values: Vec<f64>| {
+        let tensor = Tensor::from_data(TensorData::new(values, shape), &Default::default());
+        *adapter_tensor(&mut model, index) = Param::initialized(id, tensor);
+        dpo(&sums(&model, on_device), reference)
+    };
+    let mut moved = |element: usize, by: f64| {
+        let mut values = values.clone();
+        values[element] += by;
+        loss(values)
+    };
+    (0..values.len())
+        .map(|at| (moved(at, H) - moved(at, -H)) / (2.0 * H))
+        .collect()
+}
+
+/// Every logit and every summed log-probability, tied and untied, adapter included, in a padded batch.
+#[test]
+fn the_forward_pass_is_the_definition() {
+    for tied in [false, true] {
+        let (policy, plain) = policy(tied, TargetModules::AllLinear, 0.0);
+        let model = policy.valid();
+        let batch = batch(&pairs(3, 1), 4);
+        let on_device = on_device(&model, &batch);
+        let logits = model.forward(&on_device.input);
+        let [rows, length, _] = logits.dims();
+        let logits = logits.into_data().to_vec::<f64>().unwrap();
+        let logits: Vec<&[f64]> = logits.chunks(VOCABULARY).collect();
+        let mut expected_sums = Vec::new();
+        for (row, side) in sides(&pairs(3, 1)).iter().enumerate() {
+            let expected = plain.logits(&side.ids);
+            for (at, expected) in expected.iter().enumerate() {
+                for (ours, theirs) in logits[row * length + at].iter().zip(expected) {
+                    assert!(
+                        (ours - theirs).abs() < 1e-10,
+                        "tied {tied} row {row} {at}: {ours} {theirs}"
+                    );
+                }
+            }
+            expected_sums.push(plain::summed(&expected, &side.ids, side.completion_start));
+        }
+        assert_eq!(rows, expected_sums.len());
+        for (ours, theirs) in sums(&model, &on_device).iter().zip(&expected_sums) {
+            assert!(
+                (ours - theirs).abs() < 1e-10,
+                "tied {tied}: {ours} {theirs}"
+            );
+        }
+        the_loss_is_the_definition(policy, &plain, &batch, &expected_sums);
+    }
+}
+
+fn sides(pairs: &[EncodedPair]) -> Vec<EncodedSequence> {
+    let chosen = pairs.iter().map(|pair| pair.chosen.clone());
+    chosen
+        .chain(pairs.iter().map(|pair| pair.rejected.clone()))
+        .collect()
+}
+
+/// What the learner reports of a batch, against sums of plain loops with and without the adapter.
+fn the_loss_is_the_definition(
+    policy: Mistral<A>,
+    plain: &Plain,
+    batch: &PreferenceBatch,
+    sums: &[f64],
+) {
+    let bare = plain.without_adapter();
+    let of_bare = |side: &EncodedSequence| {
+        plain::summed(&bare.logits(&side.ids), &side.ids, side.completion_start)
+    };
+    let reference: Vec<f64> = sides(&pairs(3, 1)).iter().map(of_bare).collect();
+    let output = learner(policy, learner_config()).step(0, 0.0, std::slice::from_ref(batch));
+    let micro = output.micro_batches[0];
+    assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
+    let reward = |row: usize| BETA * (sums[row] - reference[row]);
+    let chosen = (reward(0) + reward(1) + reward(2)) / 3.0;
+    assert!((micro.values[0] - chosen).abs() < 1e-10);
+    assert!(
+        (micro.loss - LN_2).abs() > 1e-3,
+        "an adapter with B = 0 would prove nothing"
+    );
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    for (tied, dropout) in [(false, None), (true, Some(17))] {
+        let (policy, _) = policy(tied, TargetModules::AllLinear, 0.4);
+        let (model, batch) = (policy.valid(), batch(&pairs(2, 3), 0));
+        let mut on_device = on_device(&model, &batch);
+        let reference = sums(&model.clone().without_adapter(), &on_device);
+        on_device.input.context.dropout_seed = dropout;
+        let grads = backward(&policy, &batch, &on_device, &reference, false);
+        assert_eq!(grads.len(), 2 * 7 * 2);
+        for (index, ((name, _), grad)) in parameters(&policy).iter().zip(&grads).enumerate() {
+            let grad = grad.to_vec::<f64>().unwrap();
+            let numeric = differences(&model, &on_device, &reference, index);
+            let largest = grad.iter().fold(0f64, |max, g| max.max(g.abs()));
+            assert!(largest > 1e-5, "{name}: the gradient is {largest}");
+            for (ours, theirs) in grad.iter().zip(&numeric) {
+                let relative = (ours - theirs).abs() / largest;
+                assert!(
+                    relative < 1e-6,
+                    "tied {tied} {name}: {ours} {theirs} ({relative:e})"
+                );
+            }
+        }
+    }
+}
+
+/// Two micro-batches: the learner's norm is that of the mean of their gradients.
+#[test]
+fn the_learner_averages_gradients_over_micro_batches() {
+    let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
+    let model = policy.valid();
+    let batches = [batch(&pairs(2, 3), 0), batch(&pairs(3, 4), 0)];
+    let mut sum = Vec::new();
+    for batch in &batches {
+        let on_device = on_device(&model, batch);
+        let reference = sums(&model.clone().without_adapter(), &on_device);
+        let grads = backward(&policy, batch, &on_device, &reference, false);
+        let flat = grads.iter().flat_map(|grad| grad.to_vec::<f64>().unwrap());
+        let flat: Vec<f64> = flat.collect();
+        sum.resize(flat.len(), 0.0);
+        sum.iter_mut()
+            .zip(flat)
+            .for_each(|(sum, grad)| *sum += grad / 2.0);
+    }
+    let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
+    let ours = learner(policy, learner_config())
+        .step(0, 0.0, &batches)
+        .grad_norm;
+    assert!((ours - norm).abs() < 1e-12 * norm, "{ours} {norm}");
+}
+
+/// Adapters on every projection, and on the last layer's alone, so that the layers below need no gradient.
+#[test]
+fn recomputing_activations_changes_no_bit() {
+    let above =
+        TargetModules::Pattern(r"model\.layers\.1\.(mlp\.up_proj|self_attn\.k_proj)".into());
+    for targets in [TargetModules::AllLinear, above] {
+        let (policy, _) = policy(false, targets, 0.4);
+        let (model, batch) = (policy.valid(), batch(&pairs(3, 5), 0));
+        let mut on_device = on_device(&model, &batch);
+        let reference = sums(&model.without_adapter(), &on_device);
+        for dropout in [None, Some(3)] {
+            on_device.input.context.dropout_seed = dropout;
+            let kept = backward(&policy, &batch, &on_device, &reference, false);
+            let recomputed = backward(&policy, &batch, &on_device, &reference, true);
+            assert_eq!(kept, recomputed);
+        }
+    }
+}
+
+#[test]
+fn padding_and_company_change_no_log_prob() {
+    let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
+    let (model, pairs) = (policy.valid(), pairs(4, 6));
+    let padded = |pad| sums(&model, &on_device(&model, &batch(&pairs, pad)));
+    let together = padded(0);
+    assert_eq!(together, padded(7));
+    for (index, pair) in pairs.iter().enumerate() {
+        let alone = sums(
+            &model,
+            &on_device(&model, &batch(std::slice::from_ref(pair), 0)),
+        );
+        assert!((alone[0] - together[index]).abs() < 1e-12);
+        assert!((alone[1] - together[4 + index]).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
+    let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
+    let before = frozen(&policy);
+    let start: Vec<_> = parameters(&policy)
+        .into_iter()
+        .map(|(_, t)| t.into_data())
+        .collect();
+    let batches = [batch(&pairs(4, 7), 0)];
+    let mut learner = learner(policy, learner_config());
+    let first = learner.step(0, 0.02, &batches).micro_batches[0];
+    for step in 1..60 {
+        learner.step(step, 0.02, &batches);
+    }
+    let last = learner.evaluate(&batches[0]);
+    assert_eq!(last.values[2], 1.0, "accuracy");
+    assert!(
+        last.loss < 0.2 && last.loss < first.loss,
+        "{} {}",
+        first.loss,
+        last.loss
+    );
+    assert_eq!(frozen(&learner.policy), before);
+    for ((name, tensor), start) in parameters(&learner.policy).into_iter().zip(start) {
+        assert_ne!(tensor.into_data(), start, "{name} was not trained");
+    }
+}
+
+/// Every weight that is not the adapter's.
+fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
+    let mut all = vec![
+        policy.embed_tokens.val().into_data(),
+        policy.head().into_data(),
+    ];
+    all.extend(
+        policy
+            .projections()
+            .map(|(_, linear)| linear.weight.val().into_data()),
+    );
+    let norms = |layer: &arithmo::model::mistral::DecoderLayer<A>| {
+        let norms = [&layer.input_layernorm, &layer.post_attention_layernorm];
+        norms.map(|norm| norm.weight.val().into_data())
+    };
+    all.extend(policy.layers.iter().flat_map(norms));
+    all.push(policy.norm.weight.val().into_data());
+    all
+}
+
+/// With weight 0, A and B the identity and input 1, a projection shows its mask.
+#[test]
+fn the_dropout_mask_keeps_and_scales_as_it_should() {
+    const WIDTH: usize = 40;
+    const ROWS: usize = 500;
+    let device = Default::default();
+    let shown = |dropout: f64, site: u64, seed: Option<u64>| -> Vec<f64> {
+        let identity = || Param::from_tensor(Tensor::<B, 2>::eye(WIDTH, &device));
+        let mut linear = Linear::frozen(Tensor::<B, 2>::zeros([WIDTH, WIDTH], &device));
+        linear.lora = Some(LowRank {
+            lora_a: identity(),
+            lora_b: identity(),
+            scaling: 1.0,
+            dropout,
+            site,
+        });
+        let ones = Tensor::<B, 3>::ones([2, ROWS / 2, WIDTH], &device);
+        linear.forward(ones, seed).into_data().to_vec().unwrap()
+    };
+    for dropout in [0.05, 0.3, 0.75] {
+        let mask = shown(dropout, 3, Some(11));
+        let kept = mask.iter().filter(|value| **value != 0.0).count() as f64;
+        let (count, keep) = (mask.len() as f64, 1.0 - dropout);
+        let deviation = (count * keep * dropout).sqrt();
+        assert!(
+            (kept - count * keep).abs() < 5.0 * deviation,
+            "p = {dropout}: kept {kept} of {count}"
+        );
+        let scaled = |value: &f64| *value == 0.0 || (value - 1.0 / keep).abs() < 1e-6;
+        assert!(mask.iter().all(scaled));
+        // Neither whole rows nor whole columns fall out.
+        for column in 0..WIDTH {
+            let kept = mask
+                .iter()
+                .skip(column)
+                .step_by(WIDTH)
+                .filter(|v| **v != 0.0)
+                .count();
+            assert!(kept > 0 && kept < ROWS, "column {column}: {kept}");
+        }
+        assert_eq!(mask, shown(dropout, 3, Some(11)));
+        assert_ne!(mask, shown(dropout, 4, Some(11)));
+        assert_ne!(mask, shown(dropout, 3, Some(12)));
+        assert!(shown(dropout, 3, None).iter().all(|value| *value == 1.0));
+    }
+}
+
+#[test]
+fn dropout_acts_only_when_asked_and_the_same_seed_gives_the_same_run() {
+    let batches = [batch(&pairs(2, 7), 0), batch(&pairs(2, 8), 0)];
+    let train = |dropout: f64, dropout_seed: Option<u64>, gradient_checkpointing: bool| {
+        let (policy, _) = policy(false, TargetModules::AllLinear, dropout);
+        let config = LearnerConfig {
+            dropout_seed,
+            gradient_checkpointing,
+            ..learner_config()
+        };
+        let mut learner = learner(policy, config);
+        for step in 0..4 {
+            learner.step(step, 0.01, &batches);
+        }
+        let tensors = parameters(&learner.policy).into_iter();
+        tensors
+            .map(|(_, tensor)| tensor.into_data())
+            .collect::<Vec<_>>()
+    };
+    let without = train(0.0, None, false);
+    assert_eq!(without, train(0.5, None, false));
+    assert_eq!(without, train(0.0, Some(1), false));
+    let with = train(0.5, Some(1), false);
+    assert_ne!(with, without);
+    assert_eq!(with, train(0.5, Some(1), false));
+    assert_eq!(with, train(0.5, Some(1), true));
+    assert_ne!(with, train(0.5, Some(2), false));
+}

@@ -1,0 +1,244 @@
+//! A random model trained on a backend and on the CPU: no golden data needed. Its sizes are odd on purpose.
+
+use std::path::Path;
+
+use arithmo::data::batch::{PreferenceBatch, TokenRows};
+use arithmo::data::encode::{EncodedPair, EncodedSequence};
+use arithmo::dpo::loss::{DpoLoss, DpoLossType};
+use arithmo::dpo::metrics::KEYS;
+use arithmo::dpo::reference::Reference;
+use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::model::config::MistralConfig;
+use arithmo::model::input::ModelInput;
+use arithmo::model::load::random;
+use arithmo::model::mistral::Mistral;
+use arithmo::train::gradient::{Loss, gradients};
+use arithmo::train::learner::{Learner, LearnerConfig, StepOutput};
+use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Distribution, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::golden::assert_close;
+
+type Cpu = burn_ndarray::NdArray<f32>;
+
+const VOCABULARY: usize = 131;
+
+/// Grouped queries, heads that do not add up to the width, a window shorter than the texts, a tied head.
+fn shape() -> MistralConfig {
+    let json = format!(
+        r#"{{"model_type": "mistral", "vocab_size": {VOCABULARY}, "hidden_size": 44, "intermediate_size": 75,
+            "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+            "max_position_embeddings": 80, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 9,
+            "tie_word_embeddings": true, "initializer_range": 0.3, "hidden_act": "silu"}}"#
+    );
+    MistralConfig::parse(&json, Path::new("config.json")).unwrap()
+}
+
+/// The model with a branch on every projection, `lora_b` zero.
+fn policy<B: TrainBackend>(dtype: DType, device: &B::Device) -> Mistral<Autodiff<B>> {
+    let mut model = random::<Autodiff<B>>(shape(), 3, dtype, device).unwrap();
+    let config = LoraConfig {
+        r: 5,
+        lora_alpha: 12.0,
+        lora_dropout: 0.0,
+        target_modules: TargetModules::AllLinear,
+        use_rslora: false,
+        init: LoraInit::KaimingUniform,
+    };
+    attach(&mut model, &config, 7, device).unwrap();
+    model
+}
+
+/// `count` pairs of random ids, of many lengths.
+fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut below = |n: usize| rng.next_u32() as usize % n;
+    let mut tokens =
+        |count: usize| -> Vec<u32> { (0..count).map(|_| below(VOCABULARY) as u32).collect() };
+    let pair = |index: usize| {
+        let prompt = tokens(3 + 5 * index % 11);
+        let mut side = |length: usize| EncodedSequence {
+            ids: [prompt.clone(), tokens(length)].concat(),
+            completion_start: prompt.len(),
+            hidden: Vec::new(),
+        };
+        EncodedPair {
+            id: index.to_string(),
+            chosen: side(1 + 7 * index % 23),
+            rejected: side(2 + 13 * index % 31),
+        }
+    };
+    (0..count).map(pair).collect()
+}
+
+fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -> Learner<B> {
+    let policy = policy::<B>(dtype, device);
+    let reference = Reference::base(policy.valid());
+    let optimizer = AdamW::new(AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    });
+    let config = LearnerConfig {
+        loss: DpoLoss {
+            loss_type: DpoLossType::Sigmoid,
+            beta: 0.3,
+        },
+        max_grad_norm: Some(1.0),
+        gradient_checkpointing: recompute,
+        dropout_seed: None,
+    };
+    Learner::new(policy, reference, optimizer, config, device)
+}
+
+/// Four steps of two micro-batches of three pairs.
+fn train<B: TrainBackend>(
+    dtype: DType,
+    recompute: bool,
+    device: &B::Device,
+) -> (Learner<B>, Vec<StepOutput>) {
+    let mut learner = learner::<B>(dtype, recompute, device);
+    let pairs = pairs(6, 11);
+    let batches: Vec<_> = pairs
+        .chunks(3)
+        .map(|pairs| PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), 0))
+        .collect();
+    let steps = (0..4).map(|step| learner.step(step, 2e-3, &batches));
+    let steps = steps.collect();
+    (learner, steps)
+}
+
+/// Policy and reference are one function while `lora_b` is zero: every reward is 0 bit for bit, whatever the weights'
+/// type, and the loss is ln 2 as far as the device's logarithm goes.
+#[track_caller]
+fn starts_at_ln_2(step: &StepOutput) {
+    for micro in &step.micro_batches {
+        let off = micro.loss - std::f64::consts::LN_2;
+        assert!(off.abs() < 1e-6, "the loss is off ln 2 by {off:e}");
+        for (key, value) in KEYS.iter().zip(micro.values) {
+            assert!(
+                !key.starts_with("rewards/") || value == 0.0,
+                "{key} is {value}"
+            );
+        }
+    }
+}
+
+/// Training is what it is on the CPU, step by step.
+pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Device) {
+    let (learner, ours) = train::<B>(DType::F32, recompute, device);
+    let (expected, theirs) = train::<Cpu>(DType::F32, false, &Default::default());
+    starts_at_ln_2(&ours[0]);
+    let last = ours.last().unwrap();
+    assert!((last.micro_batches[0].loss - ours[0].micro_batches[0].loss).abs() > 1e-2);
+    for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        assert!(ours.applied && theirs.applied);
+        let relative = ours.grad_norm / theirs.grad_norm - 1.0;
+        assert!(
+            relative.abs() < 1e-4,
+            "step {step}: norm off by {relative:e}"
+        );
+        for (ours, theirs) in ours.micro_batches.iter().zip(&theirs.micro_batches) {
+            let off = (ours.loss - theirs.loss).abs();
+            assert!(off < 1e-4, "step {step}: loss off by {off:e}");
+            for ((key, ours), theirs) in KEYS.iter().zip(ours.values).zip(theirs.values) {
+                let off = (ours - theirs).abs() / theirs.abs().max(1.0);
+                assert!(off < 1e-4, "step {step}: {key} {ours} for {theirs}");
+            }
+        }
+    }
+    let expected = parameters(&expected.policy);
+    for ((name, ours), (_, theirs)) in parameters(&learner.policy).into_iter().zip(expected) {
+        assert_close(&name, &values(ours), &values(theirs), 2e-4);
+    }
+}
+
+/// The gradient of every adapter tensor, with `lora_b` away from zero.
+pub fn gradients_equal_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Device) {
+    let ours = adapter_gradients::<B>(recompute, device);
+    let theirs = adapter_gradients::<Cpu>(false, &Default::default());
+    for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        let scale = theirs.iter().fold(0f32, |max, v| max.max(v.abs()));
+        assert!(scale > 1e-4, "tensor {index} has no gradient to compare");
+        assert_close(&format!("tensor {index}"), ours, theirs, 1e-4 * scale);
+    }
+}
+
+fn adapter_gradients<B: TrainBackend>(recompute: bool, device: &B::Device) -> Vec<Vec<f32>> {
+    let mut policy = policy::<B>(DType::F32, device);
+    let mut rng = ChaCha8Rng::seed_from_u64(23);
+    let mut random = |shape: [usize; 2]| {
+        let mut unit = || rng.next_u32() as f32 / u32::MAX as f32 - 0.5;
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| 0.2 * unit()).collect();
+        Tensor::<B, 2>::from_data(TensorData::new(values, shape), device)
+    };
+    let values = parameters(&policy);
+    let values = values.iter().map(|(_, tensor)| random(tensor.dims()));
+    set_parameters(&mut policy, values.collect());
+
+    let pairs = pairs(5, 29);
+    let sequences: Vec<&[u32]> = pairs
+        .iter()
+        .map(|pair| pair.rejected.ids.as_slice())
+        .collect();
+    let rows = TokenRows::left_padded(&sequences, 0);
+    let input = ModelInput::new(&rows, &policy.valid().rotary_table(device), device);
+    let (_, grads) = gradients(&policy, &input, recompute, |hidden| Loss {
+        loss: hidden.powi_scalar(3).mean(),
+        output: (),
+    });
+    grads.into_iter().map(self::values).collect()
+}
+
+/// Base weights in f16 where the device computes in it: the adapter stays f32, the first loss is ln 2 exactly, and the
+/// run stays near that in f32. True if it ran.
+pub fn half_precision<B: TrainBackend>(device: &B::Device) -> bool {
+    if !B::supports_dtype(device, DType::F16) {
+        return false;
+    }
+    let (learner, half) = train::<B>(DType::F16, true, device);
+    let (_, full) = train::<B>(DType::F32, false, device);
+    starts_at_ln_2(&half[0]);
+    for (half, full) in half.iter().zip(&full) {
+        assert!(half.applied);
+        // 11 bits through three layers, on log-probabilities of some ten tokens.
+        let off = (half.micro_batches[0].loss - full.micro_batches[0].loss).abs();
+        assert!(off < 0.05, "loss off by {off}");
+    }
+    for (name, tensor) in parameters(&learner.policy) {
+        assert_eq!(tensor.dtype(), DType::F32, "{name}");
+    }
+    assert_eq!(learner.policy.head().dtype(), DType::F16);
+    true
+}
+
+/// The peak covers a tensor that was held, does not fall when it goes, and is no wild number.
+pub fn peak_memory_covers_tensors<B: TrainBackend>(device: &B::Device) {
+    let before = B::peak_memory_bytes(device).unwrap();
+    let mebibytes = 24;
+    let tensor = Tensor::<B, 2>::random([mebibytes << 8, 1 << 10], Distribution::Default, device);
+    let sum: f64 = tensor.clone().mean().into_data().iter::<f64>().sum();
+    assert!(sum > 0.0);
+    let with = B::peak_memory_bytes(device).unwrap();
+    let least = (mebibytes << 20) as u64;
+    assert!(with >= least, "{with} bytes with a tensor of {least}");
+    drop(tensor);
+    let after = B::peak_memory_bytes(device).unwrap();
+    assert!(after >= with, "a peak that falls from {with} to {after}");
+    // Pools grow by pages, not by whole devices.
+    assert!(
+        with - before < 1 << 30,
+        "{before} bytes before, {with} after"
+    );
+}
+
+fn values<B: TrainBackend>(tensor: Tensor<B, 2>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
