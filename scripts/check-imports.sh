@@ -20,7 +20,8 @@ allowed() {
     generate) echo "data model lora config" ;;
     train) echo "data model lora dpo config" ;;
     eval) echo "data model lora dpo generate config" ;;
-    cli) echo "config data model lora dpo generate train eval report" ;;
+    demo) echo "config data model lora dpo train report" ;;
+    cli) echo "config data model lora dpo generate train eval report demo" ;;
     *) return 1 ;;
   esac
 }

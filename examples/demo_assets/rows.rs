@@ -197,6 +197,8 @@ fn answers(dice: &mut Dice, problem: &Problem, kind: Kind) -> Vec<Voted> {
         Kind::SmallGap => vec![(best.0, 3), (worst.0, 1)],
         Kind::SameAnswers => vec![best.clone(), (best.0, worst.1)],
         Kind::EmptyAnswer => vec![best, ("<p>&nbsp;</p>\n".to_string(), worst.1)],
+        // Votes are not always right.
+        _ if dice.chance(8) => vec![(worst.0, best.1), (best.0, worst.1)],
         _ => vec![best, worst],
     };
     if !matches!(kind, Kind::EqualScores | Kind::SmallGap) {
@@ -237,12 +239,20 @@ fn worked(dice: &mut Dice, steps: &[String], ending: &str) -> String {
     format!("<p>{beginning}</p>\n{steps}<p>{ending}</p>\n")
 }
 
-/// One to seven sentences of chatter, or in a quarter of the cases an answer that looks like work and is wrong.
+/// One to seven sentences of chatter, or in a third of the cases an answer that differs from a right one in its numbers
+/// only.
 fn poor(dice: &mut Dice, problem: &Problem) -> String {
-    if dice.chance(25) {
+    if dice.chance(33) {
+        let (result, wrong) = (
+            format!("{}$", problem.result),
+            format!("{}$", problem.wrong),
+        );
+        let steps = problem
+            .steps
+            .iter()
+            .map(|step| step.replace(&result, &wrong));
         let ending = dice.pick(&ENDINGS).replace("{}", &problem.wrong);
-        let most = problem.steps.len().saturating_sub(1).max(1);
-        return worked(dice, &problem.steps[..most], &ending);
+        return worked(dice, &steps.collect::<Vec<_>>(), &ending);
     }
     let mut sentences = CHATTER;
     dice.shuffle(&mut sentences);

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, arguments to calls, no logic.
 
+pub mod demo;
 pub mod generate;
 pub mod merge;
 pub mod model;
@@ -39,6 +40,8 @@ pub struct Cli {
     reason = "parsed once, never stored in numbers"
 )]
 pub enum Command {
+    /// Try everything: pairs, training, scores before and after, a report, on what is embedded in the program.
+    Demo(demo::DemoArgs),
     /// Turn Stack Exchange rows into preference pairs.
     Prepare(prepare::PrepareArgs),
     /// Align a model with DPO and LoRA, as a run.toml says.
@@ -79,6 +82,7 @@ impl Cli {
     pub fn run<B: TrainBackend>(&self, device: &B::Device) -> Result<()> {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
+            Command::Demo(args) => demo::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),

@@ -24,6 +24,7 @@ use crate::output::write_whole;
 use figures::{NAMES, figures};
 use png::PngWriter;
 use run::Run;
+use scores::Comparison;
 
 /// Where a report was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,30 @@ pub fn write_report(run_dir: &Path) -> Result<ReportPaths> {
     let index = folder.join("index.html");
     write_whole(&index, page::page(&run, &drawn).as_bytes())?;
     Ok(ReportPaths { index, plots })
+}
+
+/// Scores of the same pairs before and after training, compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScoreChanges {
+    /// Pairs scored in both files.
+    pub pairs: usize,
+    /// Those whose `log p(chosen) - log p(rejected)` is larger after than before: the pairs DPO's reward ranks right.
+    pub margin_grew: usize,
+    /// A table in words: what, before, after, change.
+    pub rows: Vec<[String; 4]>,
+}
+
+/// Compares `scores-before.jsonl` and `scores-after.jsonl` of `run_dir`; `None` unless both are there.
+///
+/// # Errors
+/// A line of them is not a score.
+pub fn score_changes(run_dir: &Path) -> Result<Option<ScoreChanges>> {
+    let comparison = Comparison::read(run_dir, &mut Vec::new())?;
+    Ok(comparison.map(|comparison| ScoreChanges {
+        pairs: comparison.pairs,
+        margin_grew: comparison.margin_grew,
+        rows: comparison.rows(),
+    }))
 }
 
 fn files_of(folder: &Path, name: &str) -> [PathBuf; 2] {
