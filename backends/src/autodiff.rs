@@ -67,6 +67,21 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         }
     }
 
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        let inputs = [gate, up].map(|t| t.into_primitive().tensor());
+        let nodes = inputs.clone().map(|t| t.node);
+        let [gate, up] = inputs.map(|t| float::<B, 3>(t.primitive));
+        let output = B::swiglu(gate.clone(), up.clone());
+        match SwigluBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => wrap(prep.finish([gate, up], primitive(output))),
+            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
+        }
+    }
+
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
         lm_head: Tensor<Self, 2>,
@@ -124,6 +139,25 @@ impl<B: TrainBackend> Backward<B, 3> for AttentionBackward {
         let ([query, key, value], mask, config) = ops.state;
         let d = B::masked_attention_backward(query, key, value, grad, &mask, &config);
         for (parent, grad) in ops.parents.into_iter().zip([d.query, d.key, d.value]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, primitive(grad));
+            }
+        }
+    }
+}
+
+/// Saves gate and up.
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl<B: TrainBackend> Backward<B, 2> for SwigluBackward {
+    type State = [Tensor<B, 3>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = float(grads.consume::<B>(&ops.node));
+        let [gate, up] = ops.state;
+        let d = B::swiglu_backward(gate, up, grad);
+        for (parent, grad) in ops.parents.into_iter().zip(d) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, primitive(grad));
             }

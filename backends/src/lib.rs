@@ -71,6 +71,20 @@ pub trait TrainBackend: Backend {
         ops::attention::reference_backward(query, key, value, grad, mask, config)
     }
 
+    /// `silu(gate) * up`: see [`ops::swiglu`].
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        ops::swiglu::reference(gate, up)
+    }
+
+    /// Gradients of [`Self::swiglu`] with respect to gate and up: see [`ops::swiglu`].
+    fn swiglu_backward(
+        gate: Tensor<Self, 3>,
+        up: Tensor<Self, 3>,
+        grad: Tensor<Self, 3>,
+    ) -> [Tensor<Self, 3>; 2] {
+        ops::swiglu::reference_backward(gate, up, grad)
+    }
+
     /// Log-probabilities of target tokens, without the full logits: see [`ops::log_probs`].
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
