@@ -1,5 +1,7 @@
 //! `arithmo generate` as a user calls it: flags, files, text, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod suite;
 
 use std::fs;

@@ -1,108 +1,28 @@
-//! LoRA: the branch equals merged weights, adapters are PEFT's in both directions, merging writes a whole model.
+//! LoRA: the branch equals merged weights, and adapters are PEFT's in both directions.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod suite;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use arithmo::data::batch::TokenRows;
+use arithmo::lora::adapter;
 use arithmo::lora::linear::{attach, parameters, trainable};
-use arithmo::lora::merge::{MergeConfig, MergeSummary, merge};
-use arithmo::lora::{LoraConfig, TargetModules, adapter, config::LoraInit};
-use arithmo::model::config::MistralConfig;
-use arithmo::model::input::ModelInput;
 use arithmo::model::linear::frozen_param;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
-use arithmo::model::weights::WeightFiles;
-use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
-use suite::golden::{Tensors, assert_close, json, reference};
-use suite::tiny::{uniform, write_model};
-use tempfile::TempDir;
+use suite::adapters::{
+    attach_random, base_and_adapter, base_of, config, random_logits, refused_dora, runs,
+    save_adapter, write_base,
+};
+use suite::golden::{assert_close, json};
 
 type B = burn_ndarray::NdArray<f32>;
-
-const VOCABULARY: usize = 37;
-
-/// A tiny shape with grouped queries, a window, and `head_dim * heads != hidden_size`.
-fn shape() -> MistralConfig {
-    let text = r#"{"model_type": "mistral", "vocab_size": 37, "hidden_size": 20, "intermediate_size": 28,
-        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
-        "max_position_embeddings": 32, "sliding_window": 5}"#;
-    MistralConfig::parse(text, "config.json".as_ref()).unwrap()
-}
-
-/// Writes a model of [`shape`] with random weights, in several shards, stored as `dtype`.
-fn write_base(folder: &Path, dtype: DType) {
-    write_model(folder, &shape(), dtype);
-}
-
-fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
-    LoraConfig {
-        r: 3,
-        lora_alpha: 7.0,
-        lora_dropout: 0.0,
-        target_modules: match targets {
-            [] => TargetModules::AllLinear,
-            names => TargetModules::Names(names.iter().map(|name| name.to_string()).collect()),
-        },
-        use_rslora,
-        init: LoraInit::KaimingUniform,
-    }
-}
-
-/// Attaches an adapter whose `lora_B` is random instead of zero.
-fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
-    attach(model, config, 3, &Default::default()).unwrap();
-    for (seed, (_, linear)) in (100..).zip(model.projections_mut()) {
-        let d_out = linear.dims().0;
-        if let Some(lora) = &mut linear.lora {
-            let b = TensorData::new(uniform(seed, d_out * config.r, 0.3), [d_out, config.r]);
-            lora.lora_b = Param::from_tensor(Tensor::from_data(b, &Default::default()));
-        }
-    }
-}
-
-/// A folder with a base model, an adapter of `config` with random weights, and the model with that adapter.
-fn base_and_adapter(config: &LoraConfig, dtype: DType) -> (TempDir, PathBuf, PathBuf, Mistral<B>) {
-    let folder = tempfile::tempdir().unwrap();
-    let (base, adapter_folder) = (folder.path().join("base"), folder.path().join("adapter"));
-    write_base(&base, dtype);
-    let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
-    attach_random(&mut model, config);
-    fs::create_dir(&adapter_folder).unwrap();
-    save_adapter(&model, config, "owner/base", &adapter_folder);
-    (folder, base, adapter_folder, model)
-}
-
-fn save_adapter(model: &Mistral<B>, config: &LoraConfig, base: &str, folder: &Path) {
-    let json = adapter::config_json(model, config, base, None);
-    adapter::save(model, &json, folder).unwrap();
-}
-
-fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
-    let device = Default::default();
-    let rows = TokenRows::right_padded(ids, 0, |_| &[]);
-    let input = ModelInput::new(&rows, &model.rotary_table(&device), &device);
-    model.forward(&input).into_data().to_vec().unwrap()
-}
-
-fn random_ids(rows: usize, length: usize) -> Vec<Vec<u32>> {
-    let ids = uniform(55, rows * length, 1.0).into_iter();
-    let ids: Vec<u32> = ids
-        .map(|x| ((x + 1.0) / 2.0 * (VOCABULARY - 1) as f32) as u32)
-        .collect();
-    ids.chunks(length).map(<[u32]>::to_vec).collect()
-}
-
-fn random_logits(model: &Mistral<B>) -> Vec<f32> {
-    let ids = random_ids(3, 11);
-    logits(model, &ids.iter().map(Vec::as_slice).collect::<Vec<_>>())
-}
 
 fn values<const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
     tensor.to_data().to_vec().unwrap()
@@ -294,38 +214,6 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     assert!(adapter::load(&mut model, &adapter_folder, &Default::default()).is_err());
 }
 
-/// The reference runs, each with its folder and its `config.json`.
-fn runs() -> Vec<(String, PathBuf, Value)> {
-    let Some(folder) = reference("trl") else {
-        return Vec::new();
-    };
-    let mut runs = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.join("adapter_config.json").is_file() {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            runs.push((name, path.clone(), json(&path.join("config.json"))));
-        }
-    }
-    assert!(runs.len() > 50, "only {} reference runs", runs.len());
-    runs.sort_by(|a, b| a.0.cmp(&b.0));
-    runs
-}
-
-fn base_of(run: &Value) -> PathBuf {
-    reference(&format!("models/{}", run["model"].as_str().unwrap())).unwrap()
-}
-
-/// PEFT's DoRA adapters are refused; returns whether this is one.
-fn refused_dora(folder: &Path) -> bool {
-    let theirs = json(&folder.join("adapter_config.json"));
-    if theirs["use_dora"] == true {
-        let error = adapter::read_config(folder).unwrap_err().to_string();
-        assert!(error.contains("use_dora"), "{error}");
-    }
-    theirs["use_dora"] == true
-}
-
 #[test]
 fn adapters_are_written_as_peft_writes_them() {
     let out = tempfile::tempdir().unwrap();
@@ -381,180 +269,4 @@ fn all_linear_is_written_as_names() {
         "v_proj",
     ];
     assert_eq!(written["target_modules"], serde_json::json!(names));
-}
-
-/// Logits with the adapter, and of the merged model, against PEFT's `merge_and_unload`.
-#[test]
-fn merged_logits_equal_pefts() {
-    let mut compared = 0;
-    for (name, folder, run) in runs() {
-        let golden = folder.join("merged_logits.safetensors");
-        let plain_base = run["base_precision"] == "f32" || run["base_precision"] == "bf16";
-        if golden.is_file() && plain_base && !refused_dora(&folder) {
-            let bf16 = run["base_precision"] == "bf16";
-            compare_merged(
-                &name,
-                &base_of(&run),
-                &folder,
-                &Tensors::open(&golden),
-                bf16,
-            );
-            compared += 1;
-        }
-    }
-    assert!(
-        compared >= 10 || reference("trl").is_none(),
-        "only {compared} runs compared"
-    );
-}
-
-fn compare_merged(name: &str, base: &Path, adapter: &Path, golden: &Tensors, bf16: bool) {
-    let (shape, ids) = golden.i64("input_ids");
-    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
-    let ids: Vec<&[u32]> = ids.chunks(shape[1]).collect();
-    let (_, theirs) = golden.f32("merged_logits");
-
-    let mut model = load::<B>(base, DType::F32, &Default::default()).unwrap();
-    adapter::load(&mut model, adapter, &Default::default()).unwrap();
-    let active = logits(&model, &ids);
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("merged");
-    run_merge(base, adapter, &output, None).unwrap();
-    let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
-    let merged = logits(&merged, &ids);
-    // Of a bf16 model, PEFT's logits were computed in bf16: they differ by rounding, and are a loose check only.
-    let tolerance = if bf16 { 0.15 } else { 2e-4 };
-    let what = |which: &str| format!("{name}: {which}");
-    assert_close(&what("merged and active"), &merged, &active, tolerance);
-    assert_close(&what("merged"), &merged, &theirs, tolerance);
-    assert_close(&what("active"), &active, &theirs, tolerance);
-
-    let weight = "layers.0.self_attn.v_proj.weight";
-    let files = WeightFiles::open(&output).unwrap();
-    let ours = files.tensor_f32(&format!("model.{weight}")).unwrap();
-    let (_, theirs) = golden.f32(&format!("merged.{weight}"));
-    let largest = theirs.iter().fold(0f32, |max, x| max.max(x.abs()));
-    // PEFT rounds B A and then the sum, we the sum alone: up to one unit in the last of bf16's 8 bits.
-    let tolerance = if bf16 { largest / 128.0 } else { 1e-6 };
-    assert_close(&what(weight), &ours, &theirs, tolerance);
-}
-
-fn run_merge(
-    base: &Path,
-    adapter: &Path,
-    output: &Path,
-    dtype: Option<DType>,
-) -> arithmo::Result<MergeSummary> {
-    let config = MergeConfig {
-        model: base.to_path_buf(),
-        adapter: adapter.to_path_buf(),
-        output: output.to_path_buf(),
-        dtype,
-        overwrite: false,
-    };
-    merge::<B>(&config, &Default::default(), |_| ())
-}
-
-#[test]
-fn merging_writes_a_whole_model_and_touches_only_targets() {
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 0.2)] {
-        let (folder, base, adapter_folder, model) =
-            base_and_adapter(&config(&["k_proj", "up_proj"], true), dtype);
-        fs::write(base.join("tokenizer.json"), "{}").unwrap();
-        let output = folder.path().join("merged");
-        let summary = run_merge(&base, &adapter_folder, &output, None).unwrap();
-        let total = shape().tensors().len();
-        assert_eq!(
-            summary,
-            MergeSummary {
-                merged: 4,
-                copied: total - 4
-            }
-        );
-        assert!(output.join("tokenizer.json").is_file());
-
-        let (before, after) = (
-            WeightFiles::open(&base).unwrap(),
-            WeightFiles::open(&output).unwrap(),
-        );
-        for (name, _) in shape().tensors() {
-            assert_eq!(after.dtype(&name).unwrap(), dtype, "{name}");
-            let same = before.bytes(&name).unwrap()[..] == after.bytes(&name).unwrap()[..];
-            let target = name.contains("k_proj") || name.contains("up_proj");
-            assert_eq!(same, !target, "{name}");
-        }
-        let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
-        assert_close(
-            "merged",
-            &random_logits(&merged),
-            &random_logits(&model),
-            tolerance,
-        );
-
-        let narrow = folder.path().join("narrow");
-        run_merge(&base, &adapter_folder, &narrow, Some(DType::F16)).unwrap();
-        let narrow = WeightFiles::open(&narrow).unwrap();
-        assert!(
-            narrow
-                .names()
-                .all(|name| narrow.dtype(name).unwrap() == DType::F16)
-        );
-    }
-}
-
-#[test]
-fn merging_spares_what_is_there() {
-    let (folder, base, adapter_folder, _) =
-        base_and_adapter(&config(&["q_proj"], false), DType::F32);
-    let settings = |output: &Path, overwrite| MergeConfig {
-        model: base.clone(),
-        adapter: adapter_folder.clone(),
-        output: output.to_path_buf(),
-        dtype: None,
-        overwrite,
-    };
-    let run = |output: &Path, overwrite| {
-        let result = merge::<B>(&settings(output, overwrite), &Default::default(), |_| ());
-        result.map_err(|error| error.to_string())
-    };
-    let output = folder.path().join("merged");
-    run(&output, false).unwrap();
-    fs::write(output.join("mine.txt"), "kept").unwrap();
-    assert!(run(&output, false).unwrap_err().contains("--overwrite"));
-    assert!(output.join("mine.txt").is_file());
-
-    // A broken adapter: nothing is replaced, and no rest is left beside it.
-    let weights = adapter_folder.join("adapter_model.safetensors");
-    let good = fs::read(&weights).unwrap();
-    let mut tensors: Vec<_> = load_safetensors_f32(&weights)
-        .unwrap()
-        .into_iter()
-        .map(|(n, (s, v))| (n, s, v))
-        .collect();
-    tensors[0].2[0] = f32::NAN;
-    save_safetensors(&weights, &tensors).unwrap();
-    assert!(run(&output, true).unwrap_err().contains("not finite"));
-    assert!(output.join("mine.txt").is_file());
-    fs::write(&weights, good).unwrap();
-
-    run(&output, true).unwrap();
-    assert!(!output.join("mine.txt").exists());
-    assert!(run(&base, true).unwrap_err().contains("base model"));
-    let plain = folder.path().join("plain");
-    fs::create_dir(&plain).unwrap();
-    fs::write(plain.join("notes.txt"), "").unwrap();
-    assert!(
-        run(&plain, true)
-            .unwrap_err()
-            .contains("not a model folder")
-    );
-    fs::write(folder.path().join("config.json"), "{}").unwrap();
-    assert!(run(folder.path(), true).unwrap_err().contains("base model"));
-    let names = fs::read_dir(folder.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert!(
-        names.into_iter().all(|name| !name.starts_with(".part")),
-        "nothing is left over"
-    );
 }

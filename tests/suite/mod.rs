@@ -3,9 +3,11 @@
 #![allow(
     unreachable_pub,
     dead_code,
-    reason = "every test program uses a part of it"
+    clippy::unwrap_used,
+    reason = "every test program uses a part of it, and a test fails by panicking"
 )]
 
+pub mod adapters;
 pub mod forward;
 pub mod generate;
 pub mod golden;

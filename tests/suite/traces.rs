@@ -272,7 +272,7 @@ fn check_metrics(what: &str, prefix: &str, loss: f64, values: &[f64], expected: 
 fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize, pad_id: u32) {
     if run.config["dpo"]["eval_steps"]
         .as_u64()
-        .is_none_or(|every| step as u64 % every != 0)
+        .is_none_or(|every| !(step as u64).is_multiple_of(every))
     {
         return;
     }

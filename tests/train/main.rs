@@ -63,7 +63,10 @@ max_steps = {STEPS}
     /// `arithmo train --config run.toml FLAGS --set SETTINGS`, not started.
     fn command(&self, settings: &[&str], flags: &[&str]) -> Command {
         let mut command = program();
-        command.arg("train").arg("--config").arg(self.path("run.toml"));
+        command
+            .arg("train")
+            .arg("--config")
+            .arg(self.path("run.toml"));
         command.args(flags);
         for setting in settings {
             command.args(["--set", setting]);
@@ -86,7 +89,8 @@ max_steps = {STEPS}
     fn result(&self) -> RunResult {
         let run = self.path("run");
         let last = run.join(format!("checkpoints/step-{STEPS}"));
-        let bytes = |path: PathBuf| fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let bytes =
+            |path: PathBuf| fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         RunResult {
             adapter: bytes(run.join("adapter/adapter_model.safetensors")),
             optimizer: bytes(last.join("optimizer.safetensors")),
@@ -145,7 +149,11 @@ impl Ended {
         assert_eq!(self.stdout, "");
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         for part in ["error: ", "help: "].iter().chain(parts) {
-            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(part),
+                "no {part:?} in: {}",
+                self.stderr
+            );
         }
     }
 }
@@ -158,7 +166,9 @@ fn program() -> Command {
 
 fn json_lines(path: &Path) -> Vec<Map<String, Value>> {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// `metrics.jsonl` without what depends on the clock and the machine.
@@ -173,5 +183,7 @@ fn metrics(run: &Path) -> Vec<Map<String, Value>> {
 }
 
 fn number(line: &Map<String, Value>, key: &str) -> f64 {
-    line.get(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {line:?}"))
+    line.get(key)
+        .and_then(Value::as_f64)
+        .unwrap_or_else(|| panic!("no {key} in {line:?}"))
 }

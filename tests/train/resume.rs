@@ -12,7 +12,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::{Ended, STEPS, Workshop, metrics};
 
 fn start(mut command: Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 fn logged_lines(run: &Path) -> usize {
@@ -33,11 +37,22 @@ fn wait_for(child: &mut Child, run: &Path, lines: usize, extra: Duration) -> boo
 }
 
 /// Runs `train` and kills it at `lines` logged lines and a little more, again and again if it was too quick.
-fn kill_once(workshop: &Workshop, settings: &[&str], flags: &[&str], lines: usize, rng: &mut ChaCha8Rng) {
+fn kill_once(
+    workshop: &Workshop,
+    settings: &[&str],
+    flags: &[&str],
+    lines: usize,
+    rng: &mut ChaCha8Rng,
+) {
     let extra = Duration::from_millis(u64::from(rng.next_u32() % 40));
     for attempt in 0..50u32 {
         let mut child = start(workshop.command(settings, flags));
-        let running = wait_for(&mut child, &workshop.path("run"), lines, extra / (attempt + 1));
+        let running = wait_for(
+            &mut child,
+            &workshop.path("run"),
+            lines,
+            extra / (attempt + 1),
+        );
         // SIGKILL: nothing can be caught or tidied.
         child.kill().unwrap();
         let ended = Ended::of(child.wait_with_output().unwrap());
@@ -69,8 +84,16 @@ fn killed_runs_equal_the_whole_one(settings: &[&str], kills: usize, seed: u64) {
             child.wait().unwrap();
         }
         let ended = workshop.trained(settings, &["--resume"]);
-        assert!(!ended.stderr.contains("warning"), "killed at {first}: {}", ended.stderr);
-        assert_eq!(workshop.result(), whole, "kill {kill}, at {first} of {lines} lines");
+        assert!(
+            !ended.stderr.contains("warning"),
+            "killed at {first}: {}",
+            ended.stderr
+        );
+        assert_eq!(
+            workshop.result(),
+            whole,
+            "kill {kill}, at {first} of {lines} lines"
+        );
         assert_eq!(workshop.rests(), [""; 0]);
     }
 }
@@ -96,8 +119,8 @@ fn killed_between_logged_lines_with_dropout() {
 
 #[test]
 fn killed_with_a_precomputed_reference_and_evaluation() {
-    let workshop = Workshop::new();
-    let eval = format!("data.eval_file={}", tiny_held_out(&workshop));
+    let held_out = super::tiny::fixture("tiny/held-out.jsonl");
+    let eval = format!("data.eval_file={}", held_out.display());
     let settings = [
         "train.save_steps=2",
         "dpo.precompute_ref_log_probs=true",
@@ -109,17 +132,14 @@ fn killed_with_a_precomputed_reference_and_evaluation() {
     killed_runs_equal_the_whole_one(&settings, 3, 3);
 }
 
-fn tiny_held_out(_: &Workshop) -> String {
-    super::tiny::fixture("tiny/held-out.jsonl").display().to_string()
-}
-
 #[test]
 fn a_damaged_checkpoint_is_skipped_with_a_warning_and_the_one_before_is_used() {
     let workshop = Workshop::new();
     let settings = ["train.save_steps=4", "train.save_total_limit=2"];
     workshop.trained(&settings, &[]);
     let whole = workshop.result();
-    let checkpoint = |step: usize, file: &str| workshop.path(&format!("run/checkpoints/step-{step}/{file}"));
+    let checkpoint =
+        |step: usize, file: &str| workshop.path(&format!("run/checkpoints/step-{step}/{file}"));
 
     let cut = checkpoint(STEPS, "adapter_model.safetensors");
     let bytes = fs::read(&cut).unwrap();
@@ -156,7 +176,13 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
         let mut child = start(workshop.command(&settings, &[]));
         if wait_for(&mut child, &run, 1, Duration::ZERO) {
             let pid = child.id().to_string();
-            assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+            assert!(
+                Command::new("kill")
+                    .args(["-INT", &pid])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
         let now = Ended::of(child.wait_with_output().unwrap());
         if now.status != Some(0) {
@@ -195,23 +221,41 @@ fn a_run_that_is_there_is_refused_resumed_or_overwritten_never_mixed() {
     let manifest = fs::read(workshop.path("run/manifest.json")).unwrap();
     let unchanged = || {
         assert_eq!(workshop.result(), whole);
-        assert_eq!(fs::read(workshop.path("run/manifest.json")).unwrap(), manifest);
+        assert_eq!(
+            fs::read(workshop.path("run/manifest.json")).unwrap(),
+            manifest
+        );
     };
-    workshop.train(&[], &[]).refused(&["already holds a run", "--resume", "--overwrite"]);
+    workshop
+        .train(&[], &[])
+        .refused(&["already holds a run", "--resume", "--overwrite"]);
     unchanged();
     let both = workshop.train(&[], &["--resume", "--overwrite"]);
     assert_eq!(both.status, Some(2), "{both:?}");
     let changed = ["train.learning_rate=1e-4", "lora.r=4"];
     let ended = workshop.train(&changed, &["--resume"]);
-    ended.refused(&["manifest.json", "train.learning_rate: 0.005 -> 0.0001", "lora.r: 3 -> 4"]);
+    ended.refused(&[
+        "manifest.json",
+        "train.learning_rate: 0.005 -> 0.0001",
+        "lora.r: 3 -> 4",
+    ]);
     unchanged();
     // What changes no weight may change.
-    workshop.trained(&["train.save_steps=7", "train.gradient_checkpointing=true"], &["--resume"]);
+    workshop.trained(
+        &["train.save_steps=7", "train.gradient_checkpointing=true"],
+        &["--resume"],
+    );
     unchanged();
 
     let pairs = fs::read_to_string(workshop.path("pairs.jsonl")).unwrap();
-    fs::write(workshop.path("pairs.jsonl"), pairs.replacen("What is", "How much is", 1)).unwrap();
-    workshop.train(&["train.save_steps=5"], &["--resume"]).refused(&["the data"]);
+    fs::write(
+        workshop.path("pairs.jsonl"),
+        pairs.replacen("What is", "How much is", 1),
+    )
+    .unwrap();
+    workshop
+        .train(&["train.save_steps=5"], &["--resume"])
+        .refused(&["the data"]);
     unchanged();
     fs::write(workshop.path("pairs.jsonl"), pairs).unwrap();
 
@@ -220,8 +264,13 @@ fn a_run_that_is_there_is_refused_resumed_or_overwritten_never_mixed() {
     assert_ne!(workshop.result().adapter, whole.adapter);
     workshop.trained(&["train.save_steps=5"], &["--overwrite"]);
     assert_eq!(workshop.result(), whole);
-    assert_eq!(fs::read_to_string(workshop.path("run/notes.txt")).unwrap(), "mine");
+    assert_eq!(
+        fs::read_to_string(workshop.path("run/notes.txt")).unwrap(),
+        "mine"
+    );
 
     fs::remove_file(workshop.path("run/manifest.json")).unwrap();
-    workshop.train(&[], &["--resume"]).refused(&["no manifest.json", "--overwrite"]);
+    workshop
+        .train(&[], &["--resume"])
+        .refused(&["no manifest.json", "--overwrite"]);
 }
