@@ -17,8 +17,8 @@ const END: &str = "```\n<!-- end of tree -->";
 /// Folders whose Rust files are listed one by one.
 const LISTED: [&str; 4] = ["src", "backends/src", "tests", "examples"];
 
-/// A description longer than this is cut at its last comma, colon or semicolon.
-const WIDEST: usize = 96;
+/// A description longer than this is cut at its last comma, colon or semicolon outside parentheses.
+const WIDEST: usize = 104;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -80,7 +80,13 @@ fn description(file: &str) -> String {
     }
     sentence.retain(|c| !"`[]".contains(c));
     while sentence.chars().count() > WIDEST {
-        let Some(cut) = sentence.rfind([',', ':', ';']) else {
+        let count = |text: &str, c: char| text.matches(c).count();
+        let outside = |(at, _): &(usize, char)| {
+            let before = &sentence[..*at];
+            count(before, '(') == count(before, ')')
+        };
+        let mut cuts = sentence.char_indices().filter(|(_, c)| ",:;".contains(*c));
+        let Some((cut, _)) = cuts.rfind(outside) else {
             break;
         };
         sentence.truncate(cut);
@@ -90,26 +96,22 @@ fn description(file: &str) -> String {
 
 fn tree() -> String {
     let mut text = String::new();
-    let mut folder = PathBuf::new();
-    for file in all_files() {
-        let path = Path::new(&file);
-        let parent = path.parent().unwrap();
-        let depth = parent.components().count();
-        if parent != folder {
-            let indent = "  ".repeat(depth.saturating_sub(1));
-            let name = match depth > 1 && LISTED.iter().all(|listed| parent != Path::new(listed)) {
-                true => parent.file_name().unwrap().to_str().unwrap(),
-                false => parent.to_str().unwrap(),
-            };
-            text += &format!("{indent}{name}/\n");
-            folder = parent.to_path_buf();
+    for listed in LISTED {
+        text += &format!("{listed}/\n");
+        let mut folder = PathBuf::new();
+        for file in rust_files(Path::new(listed)) {
+            let path = Path::new(&file).strip_prefix(listed).unwrap();
+            let parent = path.parent().unwrap();
+            let depth = parent.components().count();
+            if parent != folder {
+                let name = parent.file_name().unwrap().to_str().unwrap();
+                text += &format!("{}{name}/\n", "  ".repeat(depth));
+                folder = parent.to_path_buf();
+            }
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let name = format!("{}{name}", "  ".repeat(depth + 1));
+            text += &format!("{name:<26}{}\n", description(&file));
         }
-        let name = format!(
-            "{}{}",
-            "  ".repeat(depth),
-            path.file_name().unwrap().to_str().unwrap()
-        );
-        text += &format!("{name:<28}{}\n", description(&file));
     }
     text
 }
@@ -162,7 +164,7 @@ fn commands(text: &str) -> Vec<String> {
     let mut inside = false;
     let mut lines = String::new();
     for line in text.lines() {
-        match line.starts_with("```") {
+        match line.trim_start().starts_with("```") {
             true => inside = !inside,
             false if inside => lines += &format!("{line}\n"),
             false => {}
@@ -196,7 +198,7 @@ fn words(command: &str) -> Vec<String> {
 fn every_command_of_the_readme_parses() {
     let mut seen = BTreeSet::new();
     for command in commands(&read("README.md")) {
-        let words = words(command.trim_start_matches("$ "));
+        let words = words(command.trim());
         let words = match words.as_slice() {
             [cargo, run, _, dashes, rest @ ..]
                 if cargo == "cargo" && run == "run" && dashes == "--" =>
