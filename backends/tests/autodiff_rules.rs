@@ -64,6 +64,7 @@ fn mask() -> AttentionMask<Train> {
 fn swiglu_matches_and_saturates() {
     let (gate, up, dy) = (random([2, 5, 3]), random([2, 5, 3]), random([2, 5, 3]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let [gate, up] = [&gate, &up].map(|t| t.clone().require_grad());
         let f = if fused {
             swiglu::swiglu

@@ -265,7 +265,7 @@ impl AttentionCase {
             &AttentionConfig,
         ) -> Tensor<A, 4>,
     ) -> Results {
-    let _only_graph = graph_lock();
+        let _only_graph = graph_lock();
         let [q, k, v, dy] = inputs
             .each_ref()
             .map(|host| host.on::<A, 4>(dtype, layout, device).detach());
