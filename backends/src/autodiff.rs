@@ -1,5 +1,7 @@
 //! The backward rule of every operation, written once for every backend.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -9,6 +11,16 @@ use burn::tensor::{Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTen
 use crate::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
 
 type Ad<B, C> = Autodiff<B, C>;
+
+/// Waits until no other thread of this process has an autodiff graph under construction, and keeps them out until the
+/// guard is dropped. Hold it from the first tracked operation of a forward pass to the end of its backward.
+///
+/// Burn 0.21 keeps the graphs of all threads in one place, and the clean-up after a backward in one thread takes steps
+/// that another thread has just recorded for unused: that thread's gradients then silently lack terms.
+pub fn graph_lock() -> MutexGuard<'static, ()> {
+    static GRAPH: Mutex<()> = Mutex::new(());
+    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {

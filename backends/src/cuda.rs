@@ -20,7 +20,11 @@ impl TrainBackend for Gpu {
 pub(crate) fn start() -> Result<(), String> {
     // The driver is asked first, in this thread: starting the runtime without one would end a thread of its own.
     match without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
-        Err(reason) => Err(format!("finds no NVIDIA driver ({reason})")),
+        Err(reason) => {
+            // The rest lists every name that was tried.
+            let reason = reason.split(" - ").next().unwrap_or_default();
+            Err(format!("finds no NVIDIA driver ({reason})"))
+        }
         Ok(0) => Err("finds no NVIDIA GPU".to_string()),
         Ok(_) => compute_once::<Gpu>(),
     }

@@ -22,6 +22,7 @@ pub mod wgpu;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
+pub use autodiff::graph_lock;
 pub use device::BackendKind;
 pub use ops::attention::{AttentionConfig, AttentionGrads, AttentionMask};
 pub use ops::log_probs::LogProbStats;

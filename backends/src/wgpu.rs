@@ -1,9 +1,9 @@
 //! Consumer GPUs through Vulkan, or Metal on macOS.
 
+use ::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+use burn::tensor::try_read_sync;
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
-use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
-use cubecl::Runtime;
-use cubecl::device::Device;
+use burn_wgpu::{Wgpu, WgpuRuntime};
 
 use crate::TrainBackend;
 use crate::cubecl::{compute_once, reserved_bytes, without_panic};
@@ -28,15 +28,24 @@ pub(crate) enum Adapters {
     Gpu,
 }
 
-/// Asks the drivers, without starting a device.
+/// Asks the drivers of the graphics API that CubeCL takes, without starting a device.
 pub(crate) fn adapters() -> Adapters {
-    let found = without_panic(|| {
-        let ids = WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend());
-        ids.into_iter().map(WgpuDevice::from_id).collect::<Vec<_>>()
+    // Not `WgpuRuntime::enumerate_all_devices`: it also starts OpenGL, which complains on stderr where no screen is.
+    let types = without_panic(|| {
+        let backends = Backends::from(AutoGraphicsApi::backend());
+        let instance = Instance::new(InstanceDescriptor {
+            backends,
+            ..InstanceDescriptor::new_without_display_handle()
+        });
+        let adapters = try_read_sync(instance.enumerate_adapters(backends));
+        let types = adapters.unwrap_or_default().into_iter();
+        types
+            .map(|adapter| adapter.get_info().device_type)
+            .collect::<Vec<_>>()
     });
-    match found.unwrap_or_default().as_slice() {
+    match types.unwrap_or_default().as_slice() {
         [] => Adapters::None,
-        found if found.iter().all(|device| *device == WgpuDevice::Cpu) => Adapters::Software,
+        types if types.iter().all(|kind| *kind == DeviceType::Cpu) => Adapters::Software,
         _ => Adapters::Gpu,
     }
 }

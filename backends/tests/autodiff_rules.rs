@@ -1,7 +1,7 @@
 //! Every hand-written backward against Burn's own autodiff through the reference body, in f64, on odd sizes.
 
 use arithmo_backends::ops::{attention, linear, log_probs, swiglu};
-use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats};
+use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats, graph_lock};
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 
@@ -26,6 +26,7 @@ fn assert_close<const D: usize>(a: Tensor<Inner, D>, b: Tensor<Inner, D>) {
 fn linear_matches_and_leaves_no_gradient_on_the_weight() {
     let (x, weight, dy) = (random([7, 5]), random([3, 5]), random([7, 3]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let x = x.clone().require_grad();
         let y = if fused {
             linear::linear(x.clone(), weight.clone())
@@ -63,6 +64,7 @@ fn mask() -> AttentionMask<Train> {
 fn swiglu_matches_and_saturates() {
     let (gate, up, dy) = (random([2, 5, 3]), random([2, 5, 3]), random([2, 5, 3]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let [gate, up] = [&gate, &up].map(|t| t.clone().require_grad());
         let f = if fused {
             swiglu::swiglu
@@ -106,6 +108,7 @@ fn attention_matches() {
     let (q, dy) = (random([2, 5, 6, 4]), random([2, 5, 6, 4]));
     let (k, v) = (random([2, 5, 2, 4]), random([2, 5, 2, 4]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let [q, k, v] = [&q, &k, &v].map(|t| t.clone().require_grad());
         let f = if fused {
             attention::attention
@@ -152,6 +155,7 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
     let (hidden, head, dy) = (random([9, 5]), random([11, 5]), random([9, 1]));
     let targets = ints(&[0, 3, 10, 2, 2, 7, 1, 9, 5], [9]);
     let run = |fused: bool, stats| {
+        let _only_graph = graph_lock();
         let hidden = hidden.clone().require_grad();
         let f = if fused {
             log_probs::completion_log_probs
