@@ -1,5 +1,6 @@
 //! The learner's numbers in f64, on a tiny Mistral of odd shape: forward pass and loss against plain loops, gradients
 //! against finite differences, recomputation, padding, dropout, and what training must not touch.
+
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 mod dropout;
