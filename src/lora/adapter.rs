@@ -22,7 +22,8 @@ const PREFIX: &str = "base_model.model.";
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the adapter's group of tensors in a checkpoint, whose folder so opens in PEFT too.
 pub const CHECKPOINT_GROUP: &str = "adapter_model";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The weights of an adapter folder.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// The two matrices of each branch, by the module's name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
 /// then `lora_b` `[D_out, r]`, in f32.

@@ -20,8 +20,9 @@ use crate::data::tokenizer::Tokenizer;
 use crate::dpo::loss::{DpoLoss, DpoLossType};
 use crate::dpo::reference::Reference;
 use crate::error::{Error, Result};
+use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
-use crate::lora::{self, LoraConfig, adapter};
+use crate::lora::{self, LoraConfig};
 use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
@@ -120,7 +121,11 @@ pub fn learner<B: TrainBackend>(
     let dtype = load::resolve_dtype::<B>(model_folder, wanted, device)?;
     let mut policy = load::load::<Autodiff<B>>(model_folder, dtype, device)?;
     let lora = match &config.lora.adapter {
-        Some(folder) => adapter::load(&mut policy, folder, device)?,
+        Some(folder) => {
+            let lora = adapter::load(&mut policy, folder, device)?;
+            check_against_adapter(config, &lora, &policy)?;
+            lora
+        }
         None => {
             let lora = lora_config(config);
             lora::linear::attach(&mut policy, &lora, config.seed, device)?;
@@ -139,6 +144,48 @@ pub fn learner<B: TrainBackend>(
         Learner::new(policy, reference, optimizer, learner_config, device),
         lora,
     ))
+}
+
+/// A starting adapter brings its own settings: a key of `[lora]` that says otherwise (and not merely its default)
+/// must not be ignored.
+fn check_against_adapter<B: TrainBackend>(
+    config: &RunConfig,
+    adapter: &LoraConfig,
+    policy: &Mistral<Autodiff<B>>,
+) -> Result<()> {
+    let (asked, default) = (lora_config(config), lora_config(&RunConfig::default()));
+    let sites = |lora: &LoraConfig| -> Result<Vec<bool>> {
+        let names = policy.projections().map(|(name, _)| name);
+        names
+            .map(|name| lora.target_modules.matches(&name))
+            .collect()
+    };
+    let (of_asked, of_adapter) = (sites(&asked)?, sites(adapter)?);
+    let differs = [
+        ("lora.r", asked.r != default.r && asked.r != adapter.r),
+        (
+            "lora.lora_alpha",
+            asked.lora_alpha != default.lora_alpha && asked.lora_alpha != adapter.lora_alpha,
+        ),
+        (
+            "lora.lora_dropout",
+            asked.lora_dropout != default.lora_dropout
+                && asked.lora_dropout != adapter.lora_dropout,
+        ),
+        ("lora.use_rslora", asked.use_rslora && !adapter.use_rslora),
+        (
+            "lora.target_modules",
+            asked.target_modules != default.target_modules && of_asked != of_adapter,
+        ),
+    ];
+    match differs.iter().find(|(_, differs)| *differs) {
+        Some((key, _)) => Err(Error::invalid(
+            key,
+            "differs from the adapter that lora.adapter starts from, whose own settings hold",
+            format!("remove {key}, or lora.adapter"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The adapter the configuration asks for, where it starts none from a folder.
@@ -227,7 +274,13 @@ pub fn manifest<B: TrainBackend>(
         .as_deref()
         .map(hash_file)
         .transpose()?;
+    let adapter = config
+        .lora
+        .adapter
+        .as_deref()
+        .map(|folder| hash_file(&folder.join(WEIGHTS)));
     manifest.data = json!({
+        "adapter": adapter.transpose()?,
         "train_file": hash_file(&config.data.train_file)?,
         "eval_file": eval_hash,
         "train": data.train_report,
