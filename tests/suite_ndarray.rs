@@ -17,6 +17,7 @@ fn operations_and_their_gradients_match_f64() {
     suite::ops::linear::<B>(&Default::default());
     suite::ops::attention::<B>(&Default::default());
     suite::ops::log_probs::<B>(&Default::default());
+    suite::ops::log_probs_of_a_huge_vocabulary::<B>(&Default::default());
     suite::ops::most_likely::<B>(&Default::default());
 }
 
