@@ -395,6 +395,8 @@ fn every_preset_is_valid() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
+    // Rules of `prepare`: tests/prepare.rs reads those.
+    names.retain(|name| !name.starts_with("prepare-"));
     names.sort();
     assert_eq!(
         names,

@@ -123,7 +123,7 @@ fn the_numbers_move(demo: &Path, out: &str) {
     assert!(last < 0.55, "mean loss of the last ten steps: {last}");
     let held_out = metrics
         .iter()
-        .find(|line| line.get("eval_loss").is_some())
+        .rfind(|line| line.get("eval_loss").is_some())
         .unwrap();
     assert!(number(held_out, "eval_loss") < 0.55, "{held_out}");
     assert!(number(held_out, "eval_rewards/margins") > 0.5, "{held_out}");

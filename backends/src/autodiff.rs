@@ -1,5 +1,7 @@
 //! The backward rule of every operation, written once for every backend.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -9,6 +11,16 @@ use burn::tensor::{Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTen
 use crate::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
 
 type Ad<B, C> = Autodiff<B, C>;
+
+/// Waits until no other thread of this process has an autodiff graph under construction, and keeps them out until the
+/// guard is dropped. Hold it from the first tracked operation of a forward pass to the end of its backward.
+///
+/// Burn 0.21 keeps the graphs of all threads in one place, and the clean-up after a backward in one thread takes steps
+/// that another thread has just recorded for unused: that thread's gradients then silently lack terms.
+pub fn graph_lock() -> MutexGuard<'static, ()> {
+    static GRAPH: Mutex<()> = Mutex::new(());
+    GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
@@ -51,6 +63,21 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
             OpsKind::Tracked(prep) => {
                 wrap(prep.finish(([query, key, value], mask, *config), primitive(output)))
             }
+            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
+        }
+    }
+
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        let inputs = [gate, up].map(|t| t.into_primitive().tensor());
+        let nodes = inputs.clone().map(|t| t.node);
+        let [gate, up] = inputs.map(|t| float::<B, 3>(t.primitive));
+        let output = B::swiglu(gate.clone(), up.clone());
+        match SwigluBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => wrap(prep.finish([gate, up], primitive(output))),
             OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
         }
     }
@@ -112,6 +139,25 @@ impl<B: TrainBackend> Backward<B, 3> for AttentionBackward {
         let ([query, key, value], mask, config) = ops.state;
         let d = B::masked_attention_backward(query, key, value, grad, &mask, &config);
         for (parent, grad) in ops.parents.into_iter().zip([d.query, d.key, d.value]) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, primitive(grad));
+            }
+        }
+    }
+}
+
+/// Saves gate and up.
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl<B: TrainBackend> Backward<B, 2> for SwigluBackward {
+    type State = [Tensor<B, 3>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = float(grads.consume::<B>(&ops.node));
+        let [gate, up] = ops.state;
+        let d = B::swiglu_backward(gate, up, grad);
+        for (parent, grad) in ops.parents.into_iter().zip(d) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, primitive(grad));
             }

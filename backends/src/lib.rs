@@ -22,6 +22,7 @@ pub mod wgpu;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
+pub use autodiff::graph_lock;
 pub use device::BackendKind;
 pub use ops::attention::{AttentionConfig, AttentionGrads, AttentionMask};
 pub use ops::log_probs::LogProbStats;
@@ -68,6 +69,20 @@ pub trait TrainBackend: Backend {
         config: &AttentionConfig,
     ) -> AttentionGrads<Self> {
         ops::attention::reference_backward(query, key, value, grad, mask, config)
+    }
+
+    /// `silu(gate) * up`: see [`ops::swiglu`].
+    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        ops::swiglu::reference(gate, up)
+    }
+
+    /// Gradients of [`Self::swiglu`] with respect to gate and up: see [`ops::swiglu`].
+    fn swiglu_backward(
+        gate: Tensor<Self, 3>,
+        up: Tensor<Self, 3>,
+        grad: Tensor<Self, 3>,
+    ) -> [Tensor<Self, 3>; 2] {
+        ops::swiglu::reference_backward(gate, up, grad)
     }
 
     /// Log-probabilities of target tokens, without the full logits: see [`ops::log_probs`].

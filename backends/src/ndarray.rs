@@ -1,8 +1,10 @@
 //! The CPU backend, for correctness and small models.
 
+use burn::tensor::{Tensor, TensorPrimitive};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
+use ndarray::{ArrayViewD, Ix2, LinalgScalar};
 
 use crate::TrainBackend;
 
@@ -18,6 +20,62 @@ where
     fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
         peak_resident_bytes()
     }
+
+    fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        product(x, weight, true)
+    }
+
+    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        product(grad, weight, false)
+    }
+}
+
+/// `x W^T` if `transposed`, else `x W`, reading the weight where it lies: Burn's matmul copies both sides first, which for
+/// the output head is the largest tensor of the model.
+fn product<E, I, Q>(
+    x: Tensor<NdArray<E, I, Q>, 2>,
+    weight: Tensor<NdArray<E, I, Q>, 2>,
+    transposed: bool,
+) -> Tensor<NdArray<E, I, Q>, 2>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let (x, weight) = (
+        x.into_primitive().tensor(),
+        weight.into_primitive().tensor(),
+    );
+    let product: NdArrayTensor = match (&x, &weight) {
+        (NdArrayTensor::F32(x), NdArrayTensor::F32(weight)) => {
+            dot(x.view(), weight.view(), transposed).into()
+        }
+        (NdArrayTensor::F64(x), NdArrayTensor::F64(weight)) => {
+            dot(x.view(), weight.view(), transposed).into()
+        }
+        _ => unreachable!("`linear` asserts one dtype, and these are the floats of this backend"),
+    };
+    Tensor::from_primitive(TensorPrimitive::Float(product))
+}
+
+fn dot<E: LinalgScalar>(
+    x: ArrayViewD<'_, E>,
+    weight: ArrayViewD<'_, E>,
+    transposed: bool,
+) -> SharedArray<E> {
+    let matrices = (
+        x.into_dimensionality::<Ix2>(),
+        weight.into_dimensionality::<Ix2>(),
+    );
+    let (Ok(x), Ok(weight)) = matrices else {
+        unreachable!("a matrix has two dimensions")
+    };
+    let product = match transposed {
+        true => x.dot(&weight.t()),
+        false => x.dot(&weight),
+    };
+    product.into_dyn().into_shared()
 }
 
 /// The largest resident set of this process so far (`VmHWM` on Linux).

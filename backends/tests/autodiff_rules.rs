@@ -1,9 +1,9 @@
 //! Every hand-written backward against Burn's own autodiff through the reference body, in f64, on odd sizes.
 
-use arithmo_backends::ops::{attention, linear, log_probs};
-use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats};
+use arithmo_backends::ops::{attention, linear, log_probs, swiglu};
+use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats, graph_lock};
 use burn::backend::Autodiff;
-use burn::tensor::{Distribution, Int, Tensor};
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 
 type Inner = burn_ndarray::NdArray<f64>;
 type Train = Autodiff<Inner>;
@@ -26,6 +26,7 @@ fn assert_close<const D: usize>(a: Tensor<Inner, D>, b: Tensor<Inner, D>) {
 fn linear_matches_and_leaves_no_gradient_on_the_weight() {
     let (x, weight, dy) = (random([7, 5]), random([3, 5]), random([7, 3]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let x = x.clone().require_grad();
         let y = if fused {
             linear::linear(x.clone(), weight.clone())
@@ -60,6 +61,45 @@ fn mask() -> AttentionMask<Train> {
 }
 
 #[test]
+fn swiglu_matches_and_saturates() {
+    let (gate, up, dy) = (random([2, 5, 3]), random([2, 5, 3]), random([2, 5, 3]));
+    let run = |fused: bool| {
+        let _only_graph = graph_lock();
+        let [gate, up] = [&gate, &up].map(|t| t.clone().require_grad());
+        let f = if fused {
+            swiglu::swiglu
+        } else {
+            swiglu::reference
+        };
+        let y = f(gate.clone(), up.clone());
+        let grads = (y.clone() * dy.clone()).sum().backward();
+        (y.inner(), [gate, up].map(|t| t.grad(&grads).unwrap()))
+    };
+    let (fused, plain) = (run(true), run(false));
+    assert_close(fused.0, plain.0);
+    for (a, b) in fused.1.into_iter().zip(plain.1) {
+        assert_close(a, b);
+    }
+
+    // In f32, exp(100) is not finite; the results are.
+    type Narrow = burn_ndarray::NdArray<f32>;
+    let row = |values: [f32; 3]| {
+        // Named, because the default of a device is that of the backend that used it first.
+        let options = (&Default::default(), DType::F32);
+        Tensor::<Narrow, 3>::from_data(TensorData::from([[values]]), options)
+    };
+    let (gate, one) = (row([-100.0, 0.0, 100.0]), row([1.0; 3]));
+    let numbers = |t: Tensor<Narrow, 3>| t.into_data().to_vec::<f32>().unwrap();
+    assert_eq!(
+        numbers(swiglu::swiglu(gate.clone(), one.clone())),
+        [0.0, 0.0, 100.0]
+    );
+    let [d_gate, d_up] = swiglu::reference_backward(gate, one.clone(), one);
+    assert_eq!(numbers(d_gate), [0.0, 0.5, 1.0]);
+    assert_eq!(numbers(d_up), [0.0, 0.0, 100.0]);
+}
+
+#[test]
 fn attention_matches() {
     let config = AttentionConfig {
         scale: 0.7,
@@ -68,6 +108,7 @@ fn attention_matches() {
     let (q, dy) = (random([2, 5, 6, 4]), random([2, 5, 6, 4]));
     let (k, v) = (random([2, 5, 2, 4]), random([2, 5, 2, 4]));
     let run = |fused: bool| {
+        let _only_graph = graph_lock();
         let [q, k, v] = [&q, &k, &v].map(|t| t.clone().require_grad());
         let f = if fused {
             attention::attention
@@ -114,6 +155,7 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
     let (hidden, head, dy) = (random([9, 5]), random([11, 5]), random([9, 1]));
     let targets = ints(&[0, 3, 10, 2, 2, 7, 1, 9, 5], [9]);
     let run = |fused: bool, stats| {
+        let _only_graph = graph_lock();
         let hidden = hidden.clone().require_grad();
         let f = if fused {
             log_probs::completion_log_probs

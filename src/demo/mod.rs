@@ -95,7 +95,12 @@ impl Demo {
             dry_run: false,
             progress: self.progress,
         };
-        run_training::<B>(&self.config, &options, device)?;
+        run_training::<B>(&self.config, &options, device).map_err(|error| match error {
+            Error::Interrupted { note } => Error::Interrupted {
+                note: format!("{note}: {} --resume", folder.train_command()),
+            },
+            other => other,
+        })?;
         self.say(
             "4/5  After. The same held-out pairs, with the adapter on the model.",
             &folder.score_command(&self.config, true),

@@ -1,8 +1,8 @@
 //! The SwiGLU feed-forward half of a decoder layer (arXiv 2002.05202).
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{TrainBackend, ops::swiglu::swiglu};
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::Tensor;
 
 use super::linear::Linear;
 
@@ -20,8 +20,8 @@ pub struct Mlp<B: TrainBackend> {
 impl<B: TrainBackend> Mlp<B> {
     /// Applies the block to each token: `[B, S, D]` to `[B, S, D]`.
     pub fn forward(&self, x: Tensor<B, 3>, dropout_seed: Option<u64>) -> Tensor<B, 3> {
-        let gate = silu(self.gate_proj.forward(x.clone(), dropout_seed));
+        let gate = self.gate_proj.forward(x.clone(), dropout_seed);
         let up = self.up_proj.forward(x, dropout_seed);
-        self.down_proj.forward(gate * up, dropout_seed)
+        self.down_proj.forward(swiglu(gate, up), dropout_seed)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The format: 8 bytes little-endian header length N, N bytes of JSON (`name -> dtype, shape, data_offsets`), then the
 //! tensors' bytes without gaps. The header is checked whole when a folder is opened, so that a file cut short is found
-//! before any weight is used. Only the pages of the tensor being read are mapped: the peak extra memory is one tensor.
+//! before any weight is used. A tensor is mapped and converted a piece at a time: beside the tensors made, no more than a
+//! piece is in memory.
 
 mod header;
 
@@ -19,6 +20,9 @@ use serde::Deserialize;
 
 use self::header::read_header;
 use crate::error::{Error, Result};
+
+/// Bytes mapped at once while a tensor is converted; a multiple of every element's size.
+const PIECE: usize = 8 << 20;
 
 const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
 
@@ -185,8 +189,13 @@ impl WeightFiles {
     /// # Errors
     /// There is no tensor of this name, or the file cannot be mapped.
     pub fn bytes(&self, name: &str) -> Result<TensorBytes> {
+        self.part(name, 0, self.entry(name)?.len)
+    }
+
+    /// `len` bytes of one tensor from its byte `from` on.
+    fn part(&self, name: &str, from: usize, len: usize) -> Result<TensorBytes> {
         let entry = self.entry(name)?;
-        if entry.len == 0 {
+        if len == 0 {
             return Ok(TensorBytes(None));
         }
         let (path, file) = &self.files[entry.file];
@@ -202,7 +211,7 @@ impl WeightFiles {
                 FETCH_AGAIN,
             ));
         }
-        let map = map_range(file, entry.start, entry.len);
+        let map = map_range(file, entry.start + from as u64, len);
         Ok(TensorBytes(Some(
             map.map_err(|e| Error::io(path, "map", e))?,
         )))
@@ -214,7 +223,7 @@ impl WeightFiles {
     /// There is no tensor of this name, it is not a float, or the file cannot be read.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.dtype(name)? {
-            DType::F16 => Ok(f16_to_f32(&self.bytes(name)?)),
+            DType::F16 => self.pieces(name, |bytes, out| out.extend(f16_to_f32(bytes))),
             _ => self.read(name, |v| v, |v| v as f32),
         }
     }
@@ -229,10 +238,10 @@ impl WeightFiles {
         Ok(match (stored, target) {
             (_, DType::F32) => TensorData::new(self.tensor_f32(name)?, shape),
             (DType::BF16, DType::BF16) => {
-                TensorData::new(decode(&self.bytes(name)?, bf16::from_le_bytes), shape)
+                TensorData::new(self.decode(name, bf16::from_le_bytes)?, shape)
             }
             (DType::F16, DType::F16) => {
-                TensorData::new(decode(&self.bytes(name)?, f16::from_le_bytes), shape)
+                TensorData::new(self.decode(name, f16::from_le_bytes)?, shape)
             }
             (_, DType::F64) => TensorData::new(self.read(name, f64::from, |v| v)?, shape),
             (_, DType::BF16) => {
@@ -252,15 +261,37 @@ impl WeightFiles {
         from_f32: impl Fn(f32) -> T,
         from_f64: impl Fn(f64) -> T,
     ) -> Result<Vec<T>> {
-        let dtype = self.dtype(name)?;
-        let bytes = self.bytes(name)?;
-        Ok(match dtype {
-            DType::F32 => decode(&bytes, |b| from_f32(f32::from_le_bytes(b))),
-            DType::F64 => decode(&bytes, |b| from_f64(f64::from_le_bytes(b))),
-            DType::BF16 => decode(&bytes, |b| from_f32(bf16::from_le_bytes(b).to_f32())),
-            DType::F16 => decode(&bytes, |b| from_f32(f16::from_le_bytes(b).to_f32())),
-            other => return Err(self.not_a_float(name, other)),
+        match self.dtype(name)? {
+            DType::F32 => self.decode(name, |b| from_f32(f32::from_le_bytes(b))),
+            DType::F64 => self.decode(name, |b| from_f64(f64::from_le_bytes(b))),
+            DType::BF16 => self.decode(name, |b| from_f32(bf16::from_le_bytes(b).to_f32())),
+            DType::F16 => self.decode(name, |b| from_f32(f16::from_le_bytes(b).to_f32())),
+            other => Err(self.not_a_float(name, other)),
+        }
+    }
+
+    /// Converts little-endian elements of N bytes; written so that it vectorises.
+    fn decode<const N: usize, T>(
+        &self,
+        name: &str,
+        convert: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
+        self.pieces(name, |bytes, out| {
+            let (elements, _) = bytes.as_chunks::<N>();
+            out.extend(elements.iter().map(|element| convert(*element)));
         })
+    }
+
+    /// What `convert` makes of one tensor's bytes, which it is given in order, [`PIECE`] by [`PIECE`]: mapped pages count
+    /// as memory of the process for as long as they are mapped.
+    fn pieces<T>(&self, name: &str, convert: impl Fn(&[u8], &mut Vec<T>)) -> Result<Vec<T>> {
+        let elements = self.shape(name)?.iter().product();
+        let mut out = Vec::with_capacity(elements);
+        let len = self.entry(name)?.len;
+        for from in (0..len).step_by(PIECE) {
+            convert(&self.part(name, from, PIECE.min(len - from))?, &mut out);
+        }
+        Ok(out)
     }
 
     /// Compares the stored tensors with the `expected` names and shapes; one error names everything that differs.
@@ -364,16 +395,10 @@ fn no_safetensors(folder: &Path) -> Error {
 #[allow(
     unsafe_code,
     reason = "a mapping is only unsafe if another process writes to the file; its length is checked just before, \
-              and the map lives for one tensor"
+              and the map lives no longer than a tensor"
 )]
 fn map_range(file: &File, start: u64, len: usize) -> std::io::Result<Mmap> {
     unsafe { MmapOptions::new().offset(start).len(len).map(file) }
-}
-
-/// Converts little-endian elements of N bytes; written so that it vectorises.
-fn decode<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-    let (elements, _) = bytes.as_chunks::<N>();
-    elements.iter().map(|element| convert(*element)).collect()
 }
 
 /// f16 in blocks, so that `half` can use the processor's conversion instruction.

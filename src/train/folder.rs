@@ -116,8 +116,11 @@ impl RunFolder {
                 remove(&self.path.join(name))?;
             }
         }
-        if self.checkpoints().is_dir() {
-            clear_unfinished(&self.checkpoints())?;
+        // Rests of a process that was killed while it wrote; only where there was a run.
+        if existing != Existing::Refuse {
+            for folder in [&self.path, &self.checkpoints(), &self.adapter()] {
+                clear_unfinished(folder)?;
+            }
         }
         match resumed {
             true => Ok(()),

@@ -5,7 +5,7 @@
 //! differentiated by itself. It runs outside autodiff's own backward, so it works on every backend, and gives the same
 //! gradients bit for bit, because each block's graph is the one the whole graph contains.
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{TrainBackend, graph_lock};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
@@ -34,6 +34,7 @@ pub fn gradients<B: TrainBackend, Out>(
     recompute: bool,
     loss: impl FnOnce(Tensor<Autodiff<B>, 3>) -> Loss<Autodiff<B>, Out>,
 ) -> (Out, Grads<B>) {
+    let _only_graph = graph_lock();
     match recompute {
         false => whole_graph(policy, input, loss),
         true => block_by_block(policy, input, loss),

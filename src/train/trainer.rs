@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::lora::{LoraConfig, adapter};
 use crate::progress::{Progress, ProgressMode};
-use crate::train::checkpoint::{Checkpoint, Snapshot, TrainState};
+use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::folder::RunFolder;
 use crate::train::learner::{Learner, StepOutput};
 use crate::train::logger::{MetricsLog, Record};
@@ -347,6 +347,8 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
 
     /// Saves the state; of the checkpoints, the newest `keep` stay (0: all).
     fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
+        let weights = adapter::tensors(&self.learner.policy);
+        check_finite(self.state.step, &weights)?;
         self.log.sync()?;
         let done = self.state.step % self.sampler.steps_per_epoch();
         self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
@@ -360,10 +362,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 ..self.state.clone()
             },
             groups: vec![
-                (
-                    adapter::CHECKPOINT_GROUP.to_string(),
-                    adapter::tensors(&self.learner.policy),
-                ),
+                (adapter::CHECKPOINT_GROUP.to_string(), weights),
                 ("optimizer".to_string(), self.learner.optimizer.export()),
             ],
             files: vec![(adapter::CONFIG.to_string(), config.into_bytes())],
@@ -396,6 +395,21 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let pairs: Vec<&EncodedPair> = indices.iter().map(|i| &self.data.train[*i]).collect();
         PreferenceBatch::new(&pairs, self.data.pad_id)
     }
+}
+
+/// An update can leave weights that are not finite although loss and gradient were: no checkpoint keeps such.
+fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
+    for (name, data) in weights {
+        if data.iter::<f64>().any(|weight| !weight.is_finite()) {
+            return Err(Error::run(
+                format!(
+                    "step {step} left weights that are not finite (in {name}): no checkpoint keeps them"
+                ),
+                "lower train.learning_rate",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The figures people watch.

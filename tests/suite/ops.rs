@@ -2,7 +2,7 @@
 //! autodiff. Sizes are odd, and inputs also come as views whose rows are not next to each other.
 
 use arithmo_backends::ops::{attention, linear, log_probs};
-use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
+use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend, graph_lock};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -183,6 +183,7 @@ fn linear_on<A: burn::tensor::backend::AutodiffBackend>(
     device: &A::Device,
     op: impl Fn(Tensor<A, 2>, Tensor<A, 2>) -> Tensor<A, 2>,
 ) -> Results {
+    let _only_graph = graph_lock();
     let [x, weight, dy] = inputs
         .each_ref()
         .map(|host| host.on::<A, 2>(dtype, layout, device));
@@ -264,6 +265,7 @@ impl AttentionCase {
             &AttentionConfig,
         ) -> Tensor<A, 4>,
     ) -> Results {
+        let _only_graph = graph_lock();
         let [q, k, v, dy] = inputs
             .each_ref()
             .map(|host| host.on::<A, 4>(dtype, layout, device).detach());
@@ -313,9 +315,12 @@ pub fn attention<B: TrainBackend>(device: &B::Device) {
     }
 }
 
-/// Log-probabilities of completions with their statistics, `[T, D, V]`.
+/// `[T, D, V]`; the last is computed in two chunks.
+const LOG_PROBS: [[usize; 3]; 4] = [[1, 3, 2], [9, 5, 11], [77, 40, 301], [300, 2, 30_001]];
+
+/// Log-probabilities of completions with their statistics.
 pub fn log_probs<B: TrainBackend>(device: &B::Device) {
-    log_probs_of::<B>(&[[1, 3, 2], [9, 5, 11], [77, 40, 301]], device);
+    log_probs_of::<B>(&LOG_PROBS, device);
 }
 
 /// A vocabulary of three millions, in two chunks.
@@ -407,6 +412,7 @@ fn log_probs_on<A: burn::tensor::backend::AutodiffBackend>(
     device: &A::Device,
     op: impl Fn(Tensor<A, 2>, Tensor<A, 2>, Tensor<A, 1, Int>, LogProbStats) -> Tensor<A, 2>,
 ) -> Results {
+    let _only_graph = graph_lock();
     let [hidden, head] = inputs
         .each_ref()
         .map(|host| host.on::<A, 2>(dtype, layout, device).detach());

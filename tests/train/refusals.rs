@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use super::{Workshop, program};
+use arithmo::data::tokenizer::Tokenizer;
+use serde_json::Value;
+
+use super::{Workshop, program, tiny};
 
 /// Trains, expects a refusal that says `parts`, and that nothing was written.
 #[track_caller]
@@ -81,28 +84,87 @@ fn pairs_that_are_no_pairs_are_named_by_line_or_id() {
     assert!(skipped.stderr.contains("the-same"), "{}", skipped.stderr);
 }
 
-/// Adam moves every weight by about the learning rate: the second step cannot be finite, the first one was.
+/// One pair holds a token whose embedding is not a number: steps before it are good and kept.
 #[test]
 fn a_step_that_is_not_finite_stops_the_run_and_keeps_what_was_good() {
     let workshop = Workshop::new();
-    let settings = [
-        "train.learning_rate=1e30",
-        "train.lr_scheduler_type=constant",
-        "train.warmup_steps=0",
-        "train.save_steps=1",
-        "train.save_total_limit=1",
-    ];
+    let pairs = workshop.path("pairs.jsonl");
+    let text = fs::read_to_string(&pairs).unwrap();
+    fs::write(
+        &pairs,
+        text.replacen(
+            r#""pairs-13", "prompt": ""#,
+            r#""pairs-13", "prompt": "~"#,
+            1,
+        ),
+    )
+    .unwrap();
+    poison_embedding(&workshop, "~");
+    let settings = ["data.shuffle=false", "train.save_total_limit=1"];
     let ended = workshop.train(&settings, &[]);
-    ended.refused(&["step 2 is not finite", "pairs-", "learning_rate", "step-1"]);
-    assert!(
-        workshop
-            .path("run/checkpoints/step-1/checkpoint.json")
-            .is_file()
+    ended.refused(&[
+        "step 3 is not finite",
+        "pairs-12, pairs-13",
+        "checkpoint step-2",
+    ]);
+    let kept = || {
+        assert!(
+            workshop
+                .path("run/checkpoints/step-2/checkpoint.json")
+                .is_file()
+        );
+        assert!(!workshop.path("run/checkpoints/step-3").exists());
+        assert!(!workshop.path("run/adapter").exists());
+        assert_eq!(super::metrics(&workshop.path("run")).len(), 2);
+        assert_eq!(workshop.rests(), [""; 0]);
+    };
+    kept();
+    workshop
+        .train(&settings, &["--resume"])
+        .refused(&["step 3 is not finite"]);
+    kept();
+}
+
+/// Makes the embedding of a text's token NaN.
+fn poison_embedding(workshop: &Workshop, text: &str) {
+    let id = Tokenizer::from_folder(&workshop.path("model"))
+        .unwrap()
+        .encode(text, false)
+        .unwrap()[0];
+    let file = workshop.path("model/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let start = json["model.embed_tokens.weight"]["data_offsets"][0]
+        .as_u64()
+        .unwrap() as usize;
+    let row = 8 + header + start + id as usize * tiny::config().hidden_size * 4;
+    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+}
+
+/// The first update writes infinities, although loss and gradient were finite: no checkpoint keeps them.
+#[test]
+fn weights_that_are_not_finite_are_never_saved() {
+    let workshop = Workshop::new();
+    let schedule = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"];
+    let settings = [
+        &schedule[..],
+        &["train.learning_rate=1e39", "train.save_steps=1"],
+    ]
+    .concat();
+    let ended = workshop.train(&settings, &[]);
+    ended.refused(&["step 1 left weights that are not finite", "learning_rate"]);
+    assert_eq!(
+        fs::read_dir(workshop.path("run"))
+            .unwrap()
+            .filter(|e| {
+                let name = e.as_ref().unwrap().file_name();
+                name == "checkpoints" || name == "adapter"
+            })
+            .count(),
+        0
     );
-    assert!(!workshop.path("run/checkpoints/step-2").exists());
-    assert!(!workshop.path("run/adapter").exists());
-    assert_eq!(super::metrics(&workshop.path("run")).len(), 1);
-    assert_eq!(workshop.rests(), [""; 0]);
 }
 
 #[test]
@@ -138,11 +200,14 @@ fn a_dry_run_lists_everything_and_writes_nothing() {
     }
     assert!(!workshop.path("run").exists());
     assert_eq!(workshop.rests(), [""; 0]);
-    // A run that is there stops a dry run as it would stop the run itself.
+    // A run that is there is neither in the way nor touched.
     workshop.trained(&["train.max_steps=1"], &[]);
-    workshop
-        .train(&[], &["--dry-run"])
-        .refused(&["already holds a run"]);
+    let manifest = fs::read(workshop.path("run/manifest.json")).unwrap();
+    workshop.trained(&["train.max_steps=2"], &["--dry-run"]);
+    assert_eq!(
+        fs::read(workshop.path("run/manifest.json")).unwrap(),
+        manifest
+    );
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub fn completion_log_probs<B: TrainBackend>(
 }
 
 /// The reference body of [`TrainBackend::completion_log_probs`].
-pub fn reference<B: Backend>(
+pub fn reference<B: TrainBackend>(
     hidden: Tensor<B, 2>,
     lm_head: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
@@ -91,7 +91,7 @@ pub fn reference<B: Backend>(
 }
 
 /// The reference body of [`TrainBackend::completion_log_probs_backward`]; `grad` `[T]` belongs to the log-probabilities.
-pub fn reference_backward<B: Backend>(
+pub fn reference_backward<B: TrainBackend>(
     hidden: Tensor<B, 2>,
     lm_head: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
@@ -105,9 +105,8 @@ pub fn reference_backward<B: Backend>(
         let of_targets = lm_head
             .clone()
             .select(0, targets.clone().narrow(0, start, len));
-        let of_all = (softmax * grad.clone())
-            .cast(lm_head.dtype())
-            .matmul(lm_head.clone());
+        let weights = (softmax * grad.clone()).cast(lm_head.dtype());
+        let of_all = B::frozen_linear_backward(weights, lm_head.clone());
         of_targets * grad.cast(lm_head.dtype()) - of_all
     });
     Tensor::cat(rows.collect(), 0)
@@ -122,9 +121,9 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)
 }
 
 /// `hidden W^T` in the accumulator's dtype, `[rows, V]`.
-fn logits<B: Backend>(hidden: Tensor<B, 2>, lm_head: &Tensor<B, 2>) -> Tensor<B, 2> {
+fn logits<B: TrainBackend>(hidden: Tensor<B, 2>, lm_head: &Tensor<B, 2>) -> Tensor<B, 2> {
     let dtype = accumulator(hidden.dtype());
-    hidden.matmul(lm_head.clone().transpose()).cast(dtype)
+    B::frozen_linear(hidden, lm_head.clone()).cast(dtype)
 }
 
 /// Stable `log(sum(exp(z)))` of each row, `[rows, 1]`.

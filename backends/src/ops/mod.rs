@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod linear;
 pub mod log_probs;
+pub mod swiglu;
 
 use burn::tensor::DType;
 
