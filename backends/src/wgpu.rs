@@ -30,7 +30,7 @@ pub(crate) enum Adapters {
 
 /// Asks the drivers of the graphics API that CubeCL takes, without starting a device.
 pub(crate) fn adapters() -> Adapters {
-    // Not `WgpuRuntime::enumerate_all_devices`: it also starts OpenGL, which complains on stderr where no screen is.
+    // Not `WgpuRuntime::enumerate_all_devices`, which starts OpenGL as well.
     let types = without_panic(|| {
         let backends = Backends::from(AutoGraphicsApi::backend());
         let instance = Instance::new(InstanceDescriptor {

@@ -320,7 +320,16 @@ const LOG_PROBS: [[usize; 3]; 4] = [[1, 3, 2], [9, 5, 11], [77, 40, 301], [300, 
 
 /// Log-probabilities of completions with their statistics.
 pub fn log_probs<B: TrainBackend>(device: &B::Device) {
-    for shape @ [tokens, width, vocabulary] in LOG_PROBS {
+    log_probs_of::<B>(&LOG_PROBS, device);
+}
+
+/// A vocabulary of three millions, in two chunks.
+pub fn log_probs_of_a_huge_vocabulary<B: TrainBackend>(device: &B::Device) {
+    log_probs_of::<B>(&[[3, 2, 3_000_001]], device);
+}
+
+fn log_probs_of<B: TrainBackend>(shapes: &[[usize; 3]], device: &B::Device) {
+    for shape @ &[tokens, width, vocabulary] in shapes {
         let mut source = Source::new((tokens * width) as u64);
         let inputs = [[tokens, width], [vocabulary, width]].map(|shape| source.floats(&shape));
         let dy = source.floats(&[tokens, 1]);
