@@ -6,7 +6,7 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::{Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 use crate::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
 
@@ -25,6 +25,14 @@ pub fn graph_lock() -> MutexGuard<'static, ()> {
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         B::peak_memory_bytes(device)
+    }
+
+    fn computes_in(device: &Self::Device, dtype: DType) -> bool {
+        B::computes_in(device, dtype)
+    }
+
+    fn widest_row() -> usize {
+        B::widest_row()
     }
 
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {

@@ -20,7 +20,7 @@ pub mod ops;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::graph_lock;
 pub use device::BackendKind;
@@ -36,6 +36,16 @@ pub trait TrainBackend: Backend {
     /// system does not tell.
     fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
         None
+    }
+
+    /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
+    fn computes_in(device: &Self::Device, dtype: DType) -> bool {
+        Self::supports_dtype(device, dtype)
+    }
+
+    /// The widest row that reductions are right for: the largest vocabulary.
+    fn widest_row() -> usize {
+        usize::MAX
     }
 
     /// A projection by a frozen weight: see [`ops::linear`].

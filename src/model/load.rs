@@ -29,6 +29,7 @@ pub fn load<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
+    check_vocabulary::<B>(&config, folder, device)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
     build(config, dtype, device, &mut |name, _| {
@@ -70,7 +71,7 @@ pub fn resolve_dtype<B: TrainBackend>(
 ) -> Result<DType> {
     let default = <B::FloatElem as Element>::dtype();
     match wanted {
-        Some(dtype) if B::supports_dtype(device, dtype) => Ok(dtype),
+        Some(dtype) if B::computes_in(device, dtype) => Ok(dtype),
         Some(dtype) => Err(Error::invalid(
             "model.dtype",
             format!("{} does not compute in {}", B::name(device), dtype.name()),
@@ -83,13 +84,33 @@ pub fn resolve_dtype<B: TrainBackend>(
                 Some("float16") => DType::F16,
                 _ => default,
             };
-            Ok(if B::supports_dtype(device, stored) {
+            Ok(if B::computes_in(device, stored) {
                 stored
             } else {
                 default
             })
         }
     }
+}
+
+fn check_vocabulary<B: TrainBackend>(
+    config: &MistralConfig,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<()> {
+    if config.vocab_size <= B::widest_row() {
+        return Ok(());
+    }
+    Err(Error::file(
+        folder,
+        format!(
+            "has {} tokens; on {} sums over more than {} go wrong",
+            config.vocab_size,
+            B::name(device),
+            B::widest_row()
+        ),
+        "use another --backend",
+    ))
 }
 
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<TensorData> + 'a;
