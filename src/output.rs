@@ -72,6 +72,21 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Removes the file or folder at `path`; that there is none is fine.
+///
+/// # Errors
+/// The system refuses.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(path, "remove", e)),
+        _ => Ok(()),
+    }
+}
+
 /// Temporary files are private to their owner; a finished one is readable like any other file.
 #[cfg(unix)]
 fn set_usual_permissions(file: &File) -> io::Result<()> {

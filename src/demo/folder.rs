@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::output::write_whole;
+use crate::output::{remove, write_whole};
 
 /// Rows in the schema of HuggingFaceH4/stack-exchange-preferences (see assets/README.md).
 const ROWS: &[u8] = include_bytes!("../../assets/demo/rows.jsonl");
@@ -235,17 +235,6 @@ impl DemoFolder {
 
     pub(super) fn report_command(&self) -> String {
         format!("arithmo report --run {}", shell(&self.run()))
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let removed = match path.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove", error)),
-        _ => Ok(()),
     }
 }
 

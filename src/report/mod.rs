@@ -14,12 +14,10 @@ mod scores;
 mod series;
 mod svg;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
-use crate::output::write_whole;
+use crate::error::Result;
+use crate::output::{remove, write_whole};
 
 use figures::{NAMES, figures};
 use png::PngWriter;
@@ -58,7 +56,7 @@ pub fn write_report(run_dir: &Path) -> Result<ReportPaths> {
     }
     for path in NAMES.iter().flat_map(|name| files_of(&folder, name)) {
         if !plots.contains(&path) {
-            remove_if_there(&path)?; // of an older report with more figures
+            remove(&path)?; // of an older report with more figures
         }
     }
     let index = folder.join("index.html");
@@ -92,11 +90,4 @@ pub fn score_changes(run_dir: &Path) -> Result<Option<ScoreChanges>> {
 
 fn files_of(folder: &Path, name: &str) -> [PathBuf; 2] {
     ["svg", "png"].map(|extension| folder.join(format!("{name}.{extension}")))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(path, "remove", e)),
-        _ => Ok(()),
-    }
 }

@@ -1,10 +1,9 @@
 //! The folder of a run: `manifest.json`, `metrics.jsonl`, `checkpoints/step-N/`, `adapter/`.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::output::remove;
 use crate::train::checkpoint::{Checkpoint, clear_unfinished};
 use crate::train::logger::{EVENTS_FOLDER, METRICS_FILE};
 use crate::train::manifest::RunManifest;
@@ -126,16 +125,5 @@ impl RunFolder {
             true => Ok(()),
             false => manifest.write(&self.path),
         }
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let removed = match path.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove", error)),
-        _ => Ok(()),
     }
 }
