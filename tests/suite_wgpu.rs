@@ -1,5 +1,9 @@
 //! The shared suite on wgpu. In CI the driver is Mesa's lavapipe, which is Vulkan on the CPU.
 #![cfg(feature = "wgpu")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
 
 use std::sync::OnceLock;
 
