@@ -187,6 +187,13 @@ fn an_adapter_is_continued_with_itself_as_the_reference() {
         "the adapter has learnt already"
     );
 
+    // Its settings hold; a key that says otherwise is not ignored.
+    let other_rank = workshop.train(&[&adapter, "lora.r=5"], &["--overwrite"]);
+    other_rank.refused(&["lora.r", "lora.adapter"]);
+    let other_targets = ["lora.target_modules=[\"down_proj\"]"];
+    let other_targets = workshop.train(&[&adapter, other_targets[0]], &["--overwrite"]);
+    other_targets.refused(&["lora.target_modules"]);
+
     let config = start.join("adapter_config.json");
     let text = fs::read_to_string(&config).unwrap();
     let mut json: Map<String, Value> = serde_json::from_str(&text).unwrap();
