@@ -1,5 +1,7 @@
 //! The CPU backend, for correctness and small models.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::{Tensor, TensorPrimitive};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
@@ -79,13 +81,17 @@ fn dot<E: LinalgScalar>(
 }
 
 /// The largest resident set of this process so far (`VmHWM` on Linux).
+///
+/// The kernel reads it from counters that lag by some pages, so that it can fall a little; what was once reported stays.
 fn peak_resident_bytes() -> Option<u64> {
+    static PEAK: AtomicU64 = AtomicU64::new(0);
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
+    let bytes = kibibytes * 1024;
+    Some(PEAK.fetch_max(bytes, Ordering::Relaxed).max(bytes))
 }
 
 #[cfg(all(test, target_os = "linux"))]
