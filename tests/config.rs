@@ -10,6 +10,7 @@ use arithmo::config::{
 };
 use arithmo::data::encode::{Compat, TruncationMode};
 use arithmo::train::schedule::SchedulerType;
+use arithmo::train::setup::lora_config;
 
 fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, String> {
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +80,7 @@ fn every_key_of_the_documented_form_is_read() {
     assert_eq!(config.data.truncation_mode, TruncationMode::KeepEnd);
     assert_eq!(config.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(config.lora.init_lora_weights, InitLoraWeights::Gaussian);
-    assert_eq!(config.lora.scaling(), 0.5);
+    assert_eq!(lora_config(&config).scaling(), 0.5);
     assert_eq!(config.dpo.loss_type, [LossType::SigmoidNorm]);
     let train = &config.train;
     assert_eq!(train.gradient_checkpointing, GradientCheckpointing::Off);

@@ -130,14 +130,6 @@ impl Default for LoraSection {
     }
 }
 
-impl LoraSection {
-    /// The factor of the update: `lora_alpha / r`, with rsLoRA `lora_alpha / sqrt(r)`.
-    pub fn scaling(&self) -> f64 {
-        let rank = self.r as f64;
-        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
-    }
-}
-
 /// `[dpo]`: the loss (Rafailov et al. 2023), TRL's `DPOConfig` names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

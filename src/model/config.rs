@@ -113,11 +113,6 @@ impl MistralConfig {
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Query heads that share one key/value head.
-    pub fn num_key_value_groups(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads.max(1)
-    }
-
     /// Name and shape of every weight of a model of this shape, as `MistralForCausalLM` stores them (`[out, in]`);
     /// without `lm_head.weight` where the embeddings are tied.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {

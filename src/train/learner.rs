@@ -17,7 +17,7 @@ use crate::lora::linear::{parameters, set_parameters};
 use crate::model::mistral::Mistral;
 use crate::model::rope::RotaryTable;
 use crate::train::gradient::{Loss, gradients};
-use crate::train::optimizer::{AdamW, NamedUpdate, clip_coefficient, global_norm};
+use crate::train::optimizer::{AdamW, NamedUpdate, clip_by_global_norm};
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]
@@ -120,15 +120,16 @@ impl<B: TrainBackend> Learner<B> {
                     .collect(),
             };
         }
-        let norm = global_norm(&sum);
-        packed.push(norm.clone());
+        let max_grad_norm = self.config.max_grad_norm.unwrap_or(0.0);
+        let (clipped, norm) = clip_by_global_norm(sum, max_grad_norm);
+        packed.push(norm);
 
         let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
         let micro_batches = self.unpack(batches, &numbers);
         let grad_norm = numbers.last().copied().unwrap_or(0.0);
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
-            self.apply(learning_rate, sum, norm);
+            self.apply(learning_rate, clipped);
         }
         StepOutput {
             micro_batches,
@@ -188,18 +189,8 @@ impl<B: TrainBackend> Learner<B> {
         })
     }
 
-    /// Clips and applies the gradient.
-    fn apply(&mut self, learning_rate: f64, grads: Vec<Tensor<B, 2>>, norm: Tensor<B, 1>) {
-        let grads = match self.config.max_grad_norm {
-            Some(max) => {
-                let factor = clip_coefficient(norm, max).unsqueeze::<2>();
-                grads
-                    .into_iter()
-                    .map(|grad| grad * factor.clone())
-                    .collect()
-            }
-            None => grads,
-        };
+    /// Applies the clipped gradient.
+    fn apply(&mut self, learning_rate: f64, grads: Vec<Tensor<B, 2>>) {
         let updates = parameters(&self.policy).into_iter().zip(grads);
         let updates = updates.map(|((name, param), grad)| {
             let param = param.inner();

@@ -213,7 +213,7 @@ pub fn global_norm<B: Backend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
 }
 
 /// `min(1, max_norm / (norm + 1e-6))`, `[1]`: what torch multiplies every gradient with.
-pub fn clip_coefficient<B: Backend>(norm: Tensor<B, 1>, max_norm: f64) -> Tensor<B, 1> {
+fn clip_coefficient<B: Backend>(norm: Tensor<B, 1>, max_norm: f64) -> Tensor<B, 1> {
     norm.add_scalar(1e-6)
         .recip()
         .mul_scalar(max_norm)
