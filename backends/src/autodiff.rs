@@ -8,7 +8,10 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
-use crate::{AttentionConfig, AttentionMask, LogProbStats, TrainBackend};
+use crate::{
+    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
+    RotaryAngles, TrainBackend, Turn,
+};
 
 type Ad<B, C> = Autodiff<B, C>;
 
@@ -20,6 +23,17 @@ type Ad<B, C> = Autodiff<B, C>;
 pub fn graph_lock() -> MutexGuard<'static, ()> {
     static GRAPH: Mutex<()> = Mutex::new(());
     GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records an operation of `$nodes` with backward rule `$rule`: the result is tracked, with `$state` kept, where an
+/// input is.
+macro_rules! record {
+    ($rule:expr, $nodes:expr, $state:expr, $output:expr) => {
+        match $rule.prepare::<C>($nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => wrap(prep.finish($state, primitive($output))),
+            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive($output))),
+        }
+    };
 }
 
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
@@ -36,58 +50,115 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     }
 
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (x, weight) = (
-            x.into_primitive().tensor(),
-            frozen("linear: weight", weight),
-        );
-        let output = B::frozen_linear(float(x.primitive.clone()), weight.clone());
-        match LinearBackward
-            .prepare::<C>([x.node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => wrap(prep.finish(weight, primitive(output))),
-            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
+        let (x, weight) = (tensor(x), frozen("linear: weight", weight));
+        let output = B::frozen_linear(float(x.primitive), weight.clone());
+        record!(LinearBackward, [x.node], weight, output)
+    }
+
+    fn adapted_linear(
+        x: Tensor<Self, 2>,
+        projections: &[Projection<Self>],
+        residual: Option<Tensor<Self, 2>>,
+    ) -> Adapted<Self> {
+        let x = tensor(x);
+        let mut nodes = vec![x.node];
+        let x = float::<B, 2>(x.primitive);
+        let inner: Vec<_> = projections
+            .iter()
+            .map(|projection| {
+                let adapter = projection.adapter.as_ref().map(|adapter| {
+                    let [a, b] = [&adapter.a, &adapter.b].map(|t| tensor(t.clone()));
+                    nodes.extend([a.node, b.node]);
+                    Adapter {
+                        a: float(a.primitive),
+                        b: float(b.primitive),
+                        scaling: adapter.scaling,
+                        dropout_mask: adapter.dropout_mask.clone().map(Tensor::inner),
+                    }
+                });
+                Projection {
+                    weight: frozen("adapted_linear: weight", projection.weight.clone()),
+                    adapter,
+                }
+            })
+            .collect();
+        let residual = residual.map(|residual| {
+            let residual = tensor(residual);
+            nodes.push(residual.node);
+            float::<B, 2>(residual.primitive)
+        });
+        let has_residual = residual.is_some();
+        let Adapted { output, low } = B::adapted_linear(x.clone(), &inner, residual);
+        let low_here = low.clone().map(Tensor::from_inner);
+        let state = AdaptedState {
+            x,
+            projections: inner,
+            low,
+            has_residual,
+        };
+        macro_rules! with_inputs {
+            ($($count:literal)*) => {
+                match nodes.len() {
+                    $($count => match <[_; $count]>::try_from(nodes) {
+                        Ok(nodes) => record!(AdaptedBackward, nodes, state, output),
+                        Err(_) => unreachable!("the length was just matched"),
+                    },)*
+                    count => unreachable!("{count} inputs: more than three projections"),
+                }
+            };
+        }
+        // The input, two matrices a branch, a residual.
+        Adapted {
+            output: with_inputs!(1 2 3 4 5 6 7 8),
+            low: low_here,
         }
     }
 
-    fn masked_attention(
-        query: Tensor<Self, 4>,
-        key: Tensor<Self, 4>,
-        value: Tensor<Self, 4>,
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
+        let (x, weight) = (tensor(x), frozen("rms_norm: weight", weight));
+        let (node, x) = (x.node, float::<B, 2>(x.primitive));
+        let output = B::rms_norm(x.clone(), weight.clone(), epsilon);
+        record!(NormBackward, [node], (x, weight, epsilon), output)
+    }
+
+    fn rope(
+        x: Tensor<Self, 2>,
+        angles: &RotaryAngles<Self>,
+        turned: usize,
+        turn: Turn,
+    ) -> Tensor<Self, 2> {
+        let x = tensor(x);
+        let angles = RotaryAngles {
+            cos: angles.cos.clone().inner(),
+            sin: angles.sin.clone().inner(),
+        };
+        let output = B::rope(float(x.primitive), &angles, turned, turn);
+        record!(RopeBackward, [x.node], (angles, turned, turn), output)
+    }
+
+    fn self_attention(
+        qkv: Tensor<Self, 2>,
         mask: &AttentionMask<Self>,
         config: &AttentionConfig,
-    ) -> Tensor<Self, 4> {
-        let inputs = [query, key, value].map(|t| t.into_primitive().tensor());
-        let nodes = inputs.clone().map(|t| t.node);
-        let [query, key, value] = inputs.map(|t| float::<B, 4>(t.primitive));
+    ) -> Attended<Self> {
+        let qkv = tensor(qkv);
+        let (node, qkv) = (qkv.node, float::<B, 2>(qkv.primitive));
         let mask = inner_mask(mask);
-        let output = B::masked_attention(query.clone(), key.clone(), value.clone(), &mask, config);
-        match AttentionBackward
-            .prepare::<C>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                wrap(prep.finish(([query, key, value], mask, *config), primitive(output)))
-            }
-            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
+        let attended = B::self_attention(qkv.clone(), &mask, config);
+        let lse = Tensor::from_inner(attended.lse.clone());
+        let output = attended.output.clone();
+        let state = (qkv, attended, mask, *config);
+        Attended {
+            output: record!(AttentionBackward, [node], state, output),
+            lse,
         }
     }
 
-    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        let inputs = [gate, up].map(|t| t.into_primitive().tensor());
-        let nodes = inputs.clone().map(|t| t.node);
-        let [gate, up] = inputs.map(|t| float::<B, 3>(t.primitive));
-        let output = B::swiglu(gate.clone(), up.clone());
-        match SwigluBackward
-            .prepare::<C>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => wrap(prep.finish([gate, up], primitive(output))),
-            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
-        }
+    fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let gate_up = tensor(gate_up);
+        let (node, gate_up) = (gate_up.node, float::<B, 2>(gate_up.primitive));
+        let output = B::swiglu(gate_up.clone());
+        record!(SwigluBackward, [node], gate_up, output)
     }
 
     fn completion_log_probs(
@@ -95,23 +166,16 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         lm_head: Tensor<Self, 2>,
         targets: Tensor<Self, 1, Int>,
         stats: LogProbStats,
-    ) -> Tensor<Self, 2> {
-        let (hidden, lm_head) = (
-            hidden.into_primitive().tensor(),
-            frozen("log_probs: head", lm_head),
-        );
-        let (states, targets) = (float::<B, 2>(hidden.primitive), targets.inner());
-        let output =
-            B::completion_log_probs(states.clone(), lm_head.clone(), targets.clone(), stats);
-        match LogProbsBackward
-            .prepare::<C>([hidden.node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                wrap(prep.finish((states, lm_head, targets), primitive(output)))
-            }
-            OpsKind::UnTracked(prep) => wrap(prep.finish(primitive(output))),
+        _with_slopes: bool,
+    ) -> LogProbs<Self> {
+        let (hidden, lm_head) = (tensor(hidden), frozen("log_probs: head", lm_head));
+        let tracked = !hidden.node.requirement.is_none();
+        let states = float::<B, 2>(hidden.primitive);
+        let LogProbs { columns, slopes } =
+            B::completion_log_probs(states, lm_head, targets.inner(), stats, tracked);
+        LogProbs {
+            columns: record!(LogProbsBackward, [hidden.node], slopes, columns),
+            slopes: None,
         }
     }
 }
@@ -127,29 +191,105 @@ impl<B: TrainBackend> Backward<B, 1> for LinearBackward {
         let [parent] = ops.parents;
         let grad = float(grads.consume::<B>(&ops.node));
         if let Some(parent) = parent {
-            grads.register::<B>(
-                parent.id,
-                primitive(B::frozen_linear_backward(grad, ops.state)),
-            );
+            let d_x = B::frozen_linear_backward(grad, ops.state);
+            grads.register::<B>(parent.id, primitive(d_x));
         }
     }
 }
 
-/// Saves query, key and value.
+/// Inputs: `x`, then `a` and `b` of each branch, then the residual if there is one.
+#[derive(Debug)]
+struct AdaptedBackward;
+
+#[derive(Clone, Debug)]
+struct AdaptedState<B: Backend> {
+    x: Tensor<B, 2>,
+    /// Handles.
+    projections: Vec<Projection<B>>,
+    low: Option<Tensor<B, 2>>,
+    has_residual: bool,
+}
+
+impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
+    type State = AdaptedState<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
+        let needs_x = ops.parents.first().is_some_and(Option::is_some);
+        let AdaptedState {
+            x,
+            projections,
+            low,
+            has_residual,
+        } = ops.state;
+        let of_residual = has_residual.then(|| grad.clone());
+        let d = B::adapted_linear_backward(x, &projections, low, grad, needs_x);
+        let of_adapters = d.adapters.into_iter().flatten().map(Some);
+        let all = std::iter::once(d.x)
+            .chain(of_adapters)
+            .chain(std::iter::once(of_residual));
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<B>(parent.id, primitive(grad));
+            }
+        }
+    }
+}
+
+/// Saves the input.
+#[derive(Debug)]
+struct NormBackward;
+
+impl<B: TrainBackend> Backward<B, 1> for NormBackward {
+    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
+        let grad = float(grads.consume::<B>(&ops.node));
+        if let Some(parent) = parent {
+            let (x, weight, epsilon) = ops.state;
+            let d_x = B::rms_norm_backward(x, weight, epsilon, grad);
+            grads.register::<B>(parent.id, primitive(d_x));
+        }
+    }
+}
+
+/// Saves the angles.
+#[derive(Debug)]
+struct RopeBackward;
+
+impl<B: TrainBackend> Backward<B, 1> for RopeBackward {
+    type State = (RotaryAngles<B>, usize, Turn);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
+        let grad = float(grads.consume::<B>(&ops.node));
+        if let Some(parent) = parent {
+            let (angles, turned, turn) = ops.state;
+            let back = match turn {
+                Turn::Forward => Turn::Back,
+                Turn::Back => Turn::Forward,
+            };
+            let d_x = B::rope(grad, &angles, turned, back);
+            grads.register::<B>(parent.id, primitive(d_x));
+        }
+    }
+}
+
+/// Saves queries, keys and values, the output and the log-sum-exp of each row.
 #[derive(Debug)]
 struct AttentionBackward;
 
-impl<B: TrainBackend> Backward<B, 3> for AttentionBackward {
-    type State = ([Tensor<B, 4>; 3], AttentionMask<B>, AttentionConfig);
+impl<B: TrainBackend> Backward<B, 1> for AttentionBackward {
+    type State = (Tensor<B, 2>, Attended<B>, AttentionMask<B>, AttentionConfig);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
         let grad = float(grads.consume::<B>(&ops.node));
-        let ([query, key, value], mask, config) = ops.state;
-        let d = B::masked_attention_backward(query, key, value, grad, &mask, &config);
-        for (parent, grad) in ops.parents.into_iter().zip([d.query, d.key, d.value]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, primitive(grad));
-            }
+        if let Some(parent) = parent {
+            let (qkv, attended, mask, config) = ops.state;
+            let d_qkv = B::self_attention_backward(qkv, attended, grad, &mask, &config);
+            grads.register::<B>(parent.id, primitive(d_qkv));
         }
     }
 }
@@ -158,36 +298,33 @@ impl<B: TrainBackend> Backward<B, 3> for AttentionBackward {
 #[derive(Debug)]
 struct SwigluBackward;
 
-impl<B: TrainBackend> Backward<B, 2> for SwigluBackward {
-    type State = [Tensor<B, 3>; 2];
+impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
+    type State = Tensor<B, 2>;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
         let grad = float(grads.consume::<B>(&ops.node));
-        let [gate, up] = ops.state;
-        let d = B::swiglu_backward(gate, up, grad);
-        for (parent, grad) in ops.parents.into_iter().zip(d) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, primitive(grad));
-            }
+        if let Some(parent) = parent {
+            let d = B::swiglu_backward(ops.state, grad);
+            grads.register::<B>(parent.id, primitive(d));
         }
     }
 }
 
-/// Saves the hidden states; the logits are computed again.
+/// Saves the slope of each log-probability, which forward computed with it.
 #[derive(Debug)]
 struct LogProbsBackward;
 
 impl<B: TrainBackend> Backward<B, 1> for LogProbsBackward {
-    type State = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
+    type State = Option<Tensor<B, 2>>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [parent] = ops.parents;
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
-        let Some(parent) = parent else { return };
-        let (hidden, lm_head, targets) = ops.state;
-        let of_log_probs = grad.narrow(1, 0, 1).squeeze_dim(1);
-        let d_hidden = B::completion_log_probs_backward(hidden, lm_head, targets, of_log_probs);
-        grads.register::<B>(parent.id, primitive(d_hidden));
+        if let (Some(parent), Some(slopes)) = (parent, ops.state) {
+            let of_log_probs = grad.narrow(1, 0, 1).cast(slopes.dtype());
+            grads.register::<B>(parent.id, primitive(slopes * of_log_probs));
+        }
     }
 }
 
@@ -196,7 +333,7 @@ fn frozen<B: Backend, C: CheckpointStrategy, const D: usize>(
     name: &str,
     weight: Tensor<Ad<B, C>, D>,
 ) -> Tensor<B, D> {
-    let weight = weight.into_primitive().tensor();
+    let weight = tensor(weight);
     assert!(
         weight.node.requirement.is_none(),
         "{name} requires a gradient, which would be dropped"
@@ -208,11 +345,16 @@ fn inner_mask<B: Backend, C: CheckpointStrategy>(
     mask: &AttentionMask<Ad<B, C>>,
 ) -> AttentionMask<B> {
     AttentionMask {
-        query_segments: mask.query_segments.clone().inner(),
-        query_positions: mask.query_positions.clone().inner(),
-        key_segments: mask.key_segments.clone().inner(),
-        key_positions: mask.key_positions.clone().inner(),
+        ranges: mask.ranges.clone().inner(),
+        hidden: mask.hidden.clone().map(Tensor::inner),
+        queries: mask.queries.clone().map(Tensor::inner),
     }
+}
+
+fn tensor<B: Backend, C: CheckpointStrategy, const D: usize>(
+    tensor: Tensor<Ad<B, C>, D>,
+) -> FloatTensor<Ad<B, C>> {
+    tensor.into_primitive().tensor()
 }
 
 fn float<B: Backend, const D: usize>(tensor: FloatTensor<B>) -> Tensor<B, D> {

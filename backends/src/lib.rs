@@ -5,8 +5,8 @@
 //! reference is the trait's default body, so any Burn backend joins with an empty `impl`; `Autodiff<B>` gets one
 //! hand-written backward per operation, once, for every backend; a backend overrides only what it fuses.
 //!
-//! Notation: `B` sequences of `S` tokens, `T` tokens in all, `H` heads sharing `H_kv` key-value heads of width `Dh`,
-//! model width `D`, vocabulary `V`.
+//! Notation: `T` tokens of all sequences one after another, `Q` queries, `K` keys, `H` heads sharing `H_kv` key-value
+//! heads of width `Dh`, model width `D`, feed-forward width `I`, vocabulary `V`, rank `r`.
 
 mod autodiff;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -24,8 +24,10 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::graph_lock;
 pub use device::BackendKind;
-pub use ops::attention::{AttentionConfig, AttentionGrads, AttentionMask};
-pub use ops::log_probs::LogProbStats;
+pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
+pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
+pub use ops::log_probs::{LogProbStats, LogProbs};
+pub use ops::rope::{RotaryAngles, Turn};
 
 /// A Burn backend that can train: plain [`Backend`] plus the operations of [`ops`].
 ///
@@ -58,60 +60,101 @@ pub trait TrainBackend: Backend {
         ops::linear::reference_backward(grad, weight)
     }
 
-    /// Masked attention with grouped queries: see [`ops::attention`].
+    /// Frozen projections of one input, side by side, with their low-rank branches: see [`ops::adapted_linear`].
+    fn adapted_linear(
+        x: Tensor<Self, 2>,
+        projections: &[Projection<Self>],
+        residual: Option<Tensor<Self, 2>>,
+    ) -> Adapted<Self> {
+        ops::adapted_linear::reference(x, projections, residual)
+    }
+
+    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`].
+    fn adapted_linear_backward(
+        x: Tensor<Self, 2>,
+        projections: &[Projection<Self>],
+        low: Option<Tensor<Self, 2>>,
+        grad: Tensor<Self, 2>,
+        needs_x: bool,
+    ) -> AdaptedGrads<Self> {
+        ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x)
+    }
+
+    /// Root-mean-square norm with a frozen weight: see [`ops::rms_norm`].
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
+        ops::rms_norm::reference(x, weight, epsilon)
+    }
+
+    /// Gradient of [`Self::rms_norm`] with respect to `x`: see [`ops::rms_norm`].
+    fn rms_norm_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        ops::rms_norm::reference_backward(x, weight, epsilon, grad)
+    }
+
+    /// Turns the first heads of each token by its angles, or back: see [`ops::rope`].
+    fn rope(
+        x: Tensor<Self, 2>,
+        angles: &RotaryAngles<Self>,
+        turned: usize,
+        turn: Turn,
+    ) -> Tensor<Self, 2> {
+        ops::rope::reference(x, angles, turned, turn)
+    }
+
+    /// Attention of queries to the keys of a cache: see [`ops::attention`].
     fn masked_attention(
-        query: Tensor<Self, 4>,
-        key: Tensor<Self, 4>,
-        value: Tensor<Self, 4>,
+        query: Tensor<Self, 2>,
+        key: Tensor<Self, 2>,
+        value: Tensor<Self, 2>,
         mask: &AttentionMask<Self>,
         config: &AttentionConfig,
-    ) -> Tensor<Self, 4> {
+    ) -> Attended<Self> {
         ops::attention::reference(query, key, value, mask, config)
     }
 
-    /// Gradients of [`Self::masked_attention`]: see [`ops::attention`].
-    fn masked_attention_backward(
-        query: Tensor<Self, 4>,
-        key: Tensor<Self, 4>,
-        value: Tensor<Self, 4>,
-        grad: Tensor<Self, 4>,
+    /// Attention of a sequence to itself: see [`ops::attention`].
+    fn self_attention(
+        qkv: Tensor<Self, 2>,
         mask: &AttentionMask<Self>,
         config: &AttentionConfig,
-    ) -> AttentionGrads<Self> {
-        ops::attention::reference_backward(query, key, value, grad, mask, config)
+    ) -> Attended<Self> {
+        ops::attention::reference_self(qkv, mask, config)
     }
 
-    /// `silu(gate) * up`: see [`ops::swiglu`].
-    fn swiglu(gate: Tensor<Self, 3>, up: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        ops::swiglu::reference(gate, up)
+    /// Gradient of [`Self::self_attention`]: see [`ops::attention`].
+    fn self_attention_backward(
+        qkv: Tensor<Self, 2>,
+        attended: Attended<Self>,
+        grad: Tensor<Self, 2>,
+        mask: &AttentionMask<Self>,
+        config: &AttentionConfig,
+    ) -> Tensor<Self, 2> {
+        ops::attention::reference_self_backward(qkv, attended, grad, mask, config)
     }
 
-    /// Gradients of [`Self::swiglu`] with respect to gate and up: see [`ops::swiglu`].
-    fn swiglu_backward(
-        gate: Tensor<Self, 3>,
-        up: Tensor<Self, 3>,
-        grad: Tensor<Self, 3>,
-    ) -> [Tensor<Self, 3>; 2] {
-        ops::swiglu::reference_backward(gate, up, grad)
+    /// `silu(gate) * up` of gate and up side by side: see [`ops::swiglu`].
+    fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::swiglu::reference(gate_up)
     }
 
-    /// Log-probabilities of target tokens, without the full logits: see [`ops::log_probs`].
+    /// Gradient of [`Self::swiglu`]: see [`ops::swiglu`].
+    fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::swiglu::reference_backward(gate_up, grad)
+    }
+
+    /// Log-probabilities of target tokens, without the full logits, and if asked for their slopes: see
+    /// [`ops::log_probs`].
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
         lm_head: Tensor<Self, 2>,
         targets: Tensor<Self, 1, Int>,
         stats: LogProbStats,
-    ) -> Tensor<Self, 2> {
-        ops::log_probs::reference(hidden, lm_head, targets, stats)
-    }
-
-    /// Gradient of [`Self::completion_log_probs`] with respect to `hidden`: see [`ops::log_probs`].
-    fn completion_log_probs_backward(
-        hidden: Tensor<Self, 2>,
-        lm_head: Tensor<Self, 2>,
-        targets: Tensor<Self, 1, Int>,
-        grad: Tensor<Self, 1>,
-    ) -> Tensor<Self, 2> {
-        ops::log_probs::reference_backward(hidden, lm_head, targets, grad)
+        with_slopes: bool,
+    ) -> LogProbs<Self> {
+        ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
     }
 }

@@ -1,12 +1,14 @@
 //! Self-attention with grouped queries (arXiv 2305.13245) and a sliding window (arXiv 2310.06825).
 
-use arithmo_backends::{AttentionConfig, TrainBackend, ops::attention::attention};
+use arithmo_backends::ops::attention::{attention, self_attention, split};
+use arithmo_backends::ops::rope::rope;
+use arithmo_backends::{AttentionConfig, AttentionMask, TrainBackend};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::input::SequenceContext;
 use super::kv_cache::LayerCache;
-use super::linear::Linear;
+use super::linear::{Linear, project};
 
 /// The attention half of a decoder layer.
 #[derive(Module, Debug)]
@@ -22,44 +24,43 @@ pub struct Attention<B: TrainBackend> {
     /// `Dh`
     #[module(skip)]
     pub head_dim: usize,
-    /// Keys further back than this are not seen.
-    #[module(skip)]
-    pub sliding_window: Option<usize>,
 }
 
 impl<B: TrainBackend> Attention<B> {
-    /// Lets each token look at the earlier ones it may see: `[B, S, D]` to `[B, S, D]`.
+    /// Lets each token look at the earlier ones it may see, and adds what it found to `residual`.
+    ///
+    /// # Shapes
+    /// - x: `[T, D]`, normed
+    /// - residual, returns: `[Q, D]`, of the tokens `mask` chooses; `Q = T` where it chooses none
     pub fn forward(
         &self,
-        x: Tensor<B, 3>,
+        x: Tensor<B, 2>,
+        residual: Tensor<B, 2>,
         context: &SequenceContext<B>,
+        mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 3> {
-        let seed = context.dropout_seed;
-        let query = context
-            .rotary
-            .apply(self.heads(self.q_proj.forward(x.clone(), seed)));
-        let key = context
-            .rotary
-            .apply(self.heads(self.k_proj.forward(x.clone(), seed)));
-        let value = self.heads(self.v_proj.forward(x, seed));
-        let (key, value) = match cache {
-            Some(cache) => cache.append(key, value),
-            None => (key, value),
+    ) -> Tensor<B, 2> {
+        let (seed, config) = (context.dropout_seed, self.config());
+        let qkv = project(&[&self.q_proj, &self.k_proj, &self.v_proj], x, None, seed);
+        let qkv = rope(qkv, &context.angles, config.heads + config.kv_heads);
+        let attended = match cache {
+            None => self_attention(qkv, mask, &config),
+            Some(cache) => {
+                let [query, key, value] = split(qkv, mask, &config);
+                let (key, value) = cache.append(key, value);
+                attention(query, key, value, mask, &config)
+            }
         };
-        let config = AttentionConfig {
-            scale: 1.0 / (self.head_dim as f64).sqrt(),
-            window: self.sliding_window,
-        };
-        let out = attention(query, key, value, &context.mask, &config);
-        let [batch, length, heads, width] = out.dims();
-        self.o_proj
-            .forward(out.reshape([batch, length, heads * width]), seed)
+        project(&[&self.o_proj], attended, Some(residual), seed)
     }
 
-    /// `[B, S, H * Dh]` to `[B, S, H, Dh]`.
-    fn heads(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [batch, length, width] = x.dims();
-        x.reshape([batch, length, width / self.head_dim, self.head_dim])
+    fn config(&self) -> AttentionConfig {
+        let (queries, keys) = (self.q_proj.dims().0, self.k_proj.dims().0);
+        AttentionConfig {
+            heads: queries / self.head_dim,
+            kv_heads: keys / self.head_dim,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+        }
     }
 }

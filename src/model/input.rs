@@ -1,17 +1,17 @@
 //! What a forward pass is given besides weights: token ids, positions, who may see whom.
 
-use arithmo_backends::{AttentionMask, TrainBackend};
+use arithmo_backends::{AttentionMask, RotaryAngles, TrainBackend};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::rope::{Rotary, RotaryTable};
-use crate::data::batch::TokenRows;
+use super::positions::PositionTable;
+use crate::data::batch::{Sight, TokenRows};
 
-/// [`TokenRows`] on a device, with the rotary angles of its positions.
+/// [`TokenRows`] on a device, row after row, with the rotary angles of its positions.
 #[derive(Clone, Debug)]
 pub struct ModelInput<B: TrainBackend> {
-    /// `[B, S]`
-    pub token_ids: Tensor<B, 2, Int>,
+    /// `[T]`, `T = B * S`
+    pub token_ids: Tensor<B, 1, Int>,
     /// What the layers need.
     pub context: SequenceContext<B>,
 }
@@ -20,9 +20,11 @@ pub struct ModelInput<B: TrainBackend> {
 #[derive(Clone, Debug)]
 pub struct SequenceContext<B: TrainBackend> {
     /// Angles of the tokens' positions.
-    pub rotary: Rotary<B>,
-    /// Who may see whom; keys may include cached ones.
+    pub angles: RotaryAngles<B>,
+    /// Who may see whom; keys may be those of a cache.
     pub mask: AttentionMask<B>,
+    /// The mask of the last layer, where only some tokens' hidden states are wanted; `None`: all are.
+    pub last_mask: Option<AttentionMask<B>>,
     /// `Some` only while training with dropout.
     pub dropout_seed: Option<u64>,
 }
@@ -32,17 +34,17 @@ impl<B: TrainBackend> ModelInput<B> {
     ///
     /// # Panics
     /// If a position lies outside the table: callers check lengths against `max_position_embeddings` first.
-    pub fn new(rows: &TokenRows, table: &RotaryTable<B>, device: &B::Device) -> Self {
-        Self::with_keys(rows, &rows.key_segments, &rows.positions, table, device)
+    pub fn new(rows: &TokenRows, table: &PositionTable<B>, device: &B::Device) -> Self {
+        Self::with_keys(rows, &rows.sight, &rows.hidden, table, device)
     }
 
-    /// As [`Self::new`], for queries that also see cached keys: `key_segments` and `key_positions`, each `[B * K]`,
-    /// describe the cached keys and these tokens' own, row by row.
+    /// As [`Self::new`], for queries that also see cached keys: `sight` tells for each query which slots of the cache
+    /// it sees, `hidden` which slots nobody does (empty: there are none).
     pub fn with_keys(
         rows: &TokenRows,
-        key_segments: &[i64],
-        key_positions: &[i64],
-        table: &RotaryTable<B>,
+        sight: &[Sight],
+        hidden: &[bool],
+        table: &PositionTable<B>,
         device: &B::Device,
     ) -> Self {
         let last = rows.positions.iter().max().copied().unwrap_or(0);
@@ -51,28 +53,44 @@ impl<B: TrainBackend> ModelInput<B> {
             "position {last} of {}",
             table.positions()
         );
-        let int = |values: &[i64]| {
-            let shape = [rows.rows, values.len() / rows.rows.max(1)];
-            Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+        let positions = ints(rows.positions.clone(), device);
+        let hidden = hidden.iter().any(|hidden| *hidden).then(|| {
+            let flags = hidden.iter().map(|hidden| i64::from(*hidden));
+            ints(flags.collect(), device)
+        });
+        let near = sight
+            .iter()
+            .zip(&rows.positions)
+            .map(|(sight, position)| sight.within(table.window, *position));
+        let mask = AttentionMask {
+            ranges: ranges(near, device),
+            hidden,
+            queries: None,
         };
-        let positions: Tensor<B, 2, Int> = int(&rows.positions);
         Self {
-            token_ids: int(&rows.ids),
+            token_ids: ints(rows.ids.clone(), device),
             context: SequenceContext {
-                rotary: table.at(positions.clone()),
-                mask: AttentionMask {
-                    query_segments: Tensor::zeros_like(&positions),
-                    query_positions: positions,
-                    key_segments: int(key_segments),
-                    key_positions: int(key_positions),
-                },
+                angles: table.angles(&positions),
+                mask,
+                last_mask: None,
                 dropout_seed: None,
             },
         }
     }
-}
 
-impl<B: TrainBackend> ModelInput<B> {
+    /// Only the hidden states of the tokens `queries` (ascending, at least one) are wanted: what the last layer does for
+    /// the others is left out.
+    pub fn only(mut self, queries: &[i64], device: &B::Device) -> Self {
+        let mask = &self.context.mask;
+        let queries = ints(queries.to_vec(), device);
+        self.context.last_mask = Some(AttentionMask {
+            ranges: mask.ranges.clone().select(0, queries.clone()),
+            hidden: mask.hidden.clone(),
+            queries: Some(queries),
+        });
+        self
+    }
+
     /// The same input for an autodiff backend over `B` (handles only).
     pub fn to_autodiff<A>(&self) -> ModelInput<A>
     where
@@ -86,15 +104,47 @@ impl<B: TrainBackend> ModelInput<B> {
 }
 
 impl<B: TrainBackend> SequenceContext<B> {
+    /// The mask of layer `index` of `layers`.
+    pub fn mask_of(&self, index: usize, layers: usize) -> &AttentionMask<B> {
+        match &self.last_mask {
+            Some(last) if index + 1 == layers => last,
+            _ => &self.mask,
+        }
+    }
+
     /// The same context for an autodiff backend over `B` (handles only).
     pub fn to_autodiff<A>(&self) -> SequenceContext<A>
     where
         A: TrainBackend + AutodiffBackend<InnerBackend = B>,
     {
         SequenceContext {
-            rotary: self.rotary.to_autodiff(),
+            angles: RotaryAngles {
+                cos: Tensor::from_inner(self.angles.cos.clone()),
+                sin: Tensor::from_inner(self.angles.sin.clone()),
+            },
             mask: self.mask.to_autodiff(),
+            last_mask: self.last_mask.as_ref().map(AttentionMask::to_autodiff),
             dropout_seed: self.dropout_seed,
         }
     }
+}
+
+fn ints<B: TrainBackend>(values: Vec<i64>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// `[Q, 4]`
+fn ranges<B: TrainBackend>(
+    sight: impl Iterator<Item = Sight>,
+    device: &B::Device,
+) -> Tensor<B, 2, Int> {
+    let values: Vec<i64> = sight
+        .flat_map(|sight| {
+            let ([a, b], [c, d]) = (sight.shared, sight.own);
+            [a, b, c, d]
+        })
+        .collect();
+    let shape = [values.len() / 4, 4];
+    Tensor::from_data(TensorData::new(values, shape), device)
 }

@@ -3,7 +3,9 @@
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
 //! *is* (its initialisation, its files, which projections get one) is decided in [`crate::lora`].
 
-use arithmo_backends::{TrainBackend, ops, ops::linear::linear};
+use arithmo_backends::{
+    Adapter, Projection, TrainBackend, ops, ops::adapted_linear::adapted_linear,
+};
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
@@ -45,24 +47,6 @@ impl<B: TrainBackend> Linear<B> {
         }
     }
 
-    /// Projects each token.
-    ///
-    /// # Shapes
-    /// - x: `[B, S, D_in]`, of the weight's dtype
-    /// - dropout_seed: `Some` only while training with dropout
-    /// - returns `[B, S, D_out]`
-    pub fn forward(&self, x: Tensor<B, 3>, dropout_seed: Option<u64>) -> Tensor<B, 3> {
-        let [batch, length, d_in] = x.dims();
-        let x = x.reshape([batch * length, d_in]);
-        let base = linear(x.clone(), self.weight.val());
-        let y = match &self.lora {
-            Some(lora) => lora.add_to(base, x, dropout_seed),
-            None => base,
-        };
-        let [_, d_out] = y.dims();
-        y.reshape([batch, length, d_out])
-    }
-
     /// `(D_out, D_in)`.
     pub fn dims(&self) -> (usize, usize) {
         let [d_out, d_in] = self.weight.dims();
@@ -70,30 +54,48 @@ impl<B: TrainBackend> Linear<B> {
     }
 }
 
+/// Projects tokens by all of `linears`, side by side, and adds `residual`.
+///
+/// # Shapes
+/// - x: `[T, D_in]`, of the weights' dtype
+/// - residual, returns: `[T, sum of D_out]`
+/// - dropout_seed: `Some` only while training with dropout
+pub fn project<B: TrainBackend>(
+    linears: &[&Linear<B>],
+    x: Tensor<B, 2>,
+    residual: Option<Tensor<B, 2>>,
+    dropout_seed: Option<u64>,
+) -> Tensor<B, 2> {
+    let projections: Vec<_> = linears
+        .iter()
+        .map(|linear| Projection {
+            weight: linear.weight.val(),
+            adapter: linear
+                .lora
+                .as_ref()
+                .map(|lora| lora.adapter(&x, dropout_seed)),
+        })
+        .collect();
+    adapted_linear(x, &projections, residual)
+}
+
 impl<B: TrainBackend> LowRank<B> {
-    /// `base + scaling * (dropout(x) A^T) B^T`, the branch computed in the adapter's own dtype and cast to base's.
-    fn add_to(
-        &self,
-        base: Tensor<B, 2>,
-        x: Tensor<B, 2>,
-        dropout_seed: Option<u64>,
-    ) -> Tensor<B, 2> {
-        let (a, b) = (self.lora_a.val(), self.lora_b.val());
-        let dtype = base.dtype();
-        let x = x.cast(a.dtype());
-        let x = match dropout_seed {
-            Some(seed) if self.dropout > 0.0 => self.drop(x, seed),
-            _ => x,
-        };
-        let delta = x.matmul(a.transpose()).matmul(b.transpose()) * self.scaling;
-        base + delta.cast(dtype)
+    /// The branch as the operation takes it, for an input `x` `[T, D_in]`.
+    fn adapter(&self, x: &Tensor<B, 2>, dropout_seed: Option<u64>) -> Adapter<B> {
+        let seed = dropout_seed.filter(|_| self.dropout > 0.0);
+        Adapter {
+            a: self.lora_a.val(),
+            b: self.lora_b.val(),
+            scaling: self.scaling,
+            dropout_mask: seed.map(|seed| self.dropout_mask(x, seed)),
+        }
     }
 
-    /// Zeroes elements with probability `p` and scales the others by `1 / (1 - p)`.
+    /// 0 with probability `p`, else `1 / (1 - p)`, for each element of `x`.
     ///
     /// The mask is drawn on the host from (seed, site), so that every backend, a resumed run and a recomputed block
     /// draw the same one.
-    fn drop(&self, x: Tensor<B, 2>, seed: u64) -> Tensor<B, 2> {
+    fn dropout_mask(&self, x: &Tensor<B, 2>, seed: u64) -> Tensor<B, 2> {
         let [rows, width] = x.dims();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(self.site);
@@ -102,19 +104,11 @@ impl<B: TrainBackend> LowRank<B> {
         let scale = (1.0 / keep) as f32;
         let mask = (0..rows * width).map(|_| if rng.next_u32() <= limit { scale } else { 0.0 });
         let mask = TensorData::new(mask.collect(), [rows, width]);
-        let mask = Tensor::<B, 2>::from_data(mask, (&x.device(), x.dtype()));
-        x * mask
+        Tensor::from_data(mask, (&x.device(), ops::accumulator(x.dtype())))
     }
 }
 
 /// A parameter that never requires a gradient.
 pub fn frozen_param<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
     Param::initialized(Default::default(), tensor)
-}
-
-/// The type LoRA weights, norms' statistics and sums are kept in beside `tensor`'s own.
-pub(crate) fn accumulator<B: TrainBackend, const D: usize>(
-    tensor: &Tensor<B, D>,
-) -> burn::tensor::DType {
-    ops::accumulator(tensor.dtype())
 }

@@ -171,7 +171,6 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
                 v_proj: self.linear(&name("self_attn.v_proj"), keys, width)?,
                 o_proj: self.linear(&name("self_attn.o_proj"), width, queries)?,
                 head_dim,
-                sliding_window: config.sliding_window,
             },
             mlp: Mlp {
                 gate_proj: self.linear(&name("mlp.gate_proj"), inner, width)?,

@@ -1,6 +1,6 @@
 //! The Mistral model (arXiv 2310.06825), with Hugging Face's field names.
 
-use arithmo_backends::{TrainBackend, ops::linear::linear};
+use arithmo_backends::{AttentionMask, TrainBackend, ops::linear::linear};
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
@@ -10,8 +10,8 @@ use super::input::{ModelInput, SequenceContext};
 use super::kv_cache::{KvCache, LayerCache};
 use super::linear::Linear;
 use super::mlp::Mlp;
+use super::positions::PositionTable;
 use super::rms_norm::RmsNorm;
-use super::rope::RotaryTable;
 
 /// One layer: attention, then feed-forward, each on normed input and added to the residual stream.
 #[derive(Module, Debug)]
@@ -27,19 +27,24 @@ pub struct DecoderLayer<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> DecoderLayer<B> {
-    /// `[B, S, D]` to `[B, S, D]`.
+    /// `[T, D]` to `[Q, D]`: the tokens `mask` chooses, or all.
     pub fn forward(
         &self,
-        x: Tensor<B, 3>,
+        x: Tensor<B, 2>,
         context: &SequenceContext<B>,
+        mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 3> {
-        let attended =
-            self.self_attn
-                .forward(self.input_layernorm.forward(x.clone()), context, cache);
-        let x = x + attended;
+    ) -> Tensor<B, 2> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let residual = match &mask.queries {
+            Some(queries) => x.select(0, queries.clone()),
+            None => x,
+        };
+        let x = self
+            .self_attn
+            .forward(normed, residual, context, mask, cache);
         let normed = self.post_attention_layernorm.forward(x.clone());
-        x + self.mlp.forward(normed, context.dropout_seed)
+        self.mlp.forward(normed, x, context.dropout_seed)
     }
 
     /// The seven projections, in Hugging Face's order.
@@ -99,13 +104,24 @@ pub struct Mistral<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Mistral<B> {
-    /// Hidden states after the final norm, `[B, S, D]`.
-    pub fn hidden_states(&self, input: &ModelInput<B>) -> Tensor<B, 3> {
+    /// Hidden states after the final norm, `[Q, D]`: of the tokens wanted ([`ModelInput::only`]), or of all.
+    pub fn hidden_states(&self, input: &ModelInput<B>) -> Tensor<B, 2> {
         let mut x = self.embed(input.token_ids.clone());
-        for layer in &self.layers {
-            x = layer.forward(x, &input.context, None);
+        for index in 0..self.layers.len() {
+            x = self.layer(index, x, &input.context);
         }
         self.norm.forward(x)
+    }
+
+    /// What layer `index` makes of the residual stream `x` `[T, D]`.
+    pub fn layer(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        context: &SequenceContext<B>,
+    ) -> Tensor<B, 2> {
+        let mask = context.mask_of(index, self.layers.len());
+        self.layers[index].forward(x, context, mask, None)
     }
 
     /// As [`Self::hidden_states`], for new tokens after those in `cache`, which grows by them.
@@ -113,32 +129,22 @@ impl<B: TrainBackend> Mistral<B> {
         &self,
         input: &ModelInput<B>,
         cache: &mut KvCache<B>,
-    ) -> Tensor<B, 3> {
-        let mut x = self.embed(input.token_ids.clone());
+    ) -> Tensor<B, 2> {
+        let (mut x, context) = (self.embed(input.token_ids.clone()), &input.context);
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, &input.context, Some(cache));
+            x = layer.forward(x, context, &context.mask, Some(cache));
         }
         self.norm.forward(x)
     }
 
-    /// Logits of the next token at every position, `[B, S, V]`.
-    pub fn forward(&self, input: &ModelInput<B>) -> Tensor<B, 3> {
-        let hidden = self.hidden_states(input);
-        let [batch, length, width] = hidden.dims();
-        let logits = linear(hidden.reshape([batch * length, width]), self.head());
-        let [_, vocabulary] = logits.dims();
-        logits.reshape([batch, length, vocabulary])
+    /// Logits of the next token at every position, `[T, V]`.
+    pub fn forward(&self, input: &ModelInput<B>) -> Tensor<B, 2> {
+        linear(self.hidden_states(input), self.head())
     }
 
-    /// Embeds ids `[B, S]`: `[B, S, D]`.
-    pub fn embed(&self, token_ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let [batch, length] = token_ids.dims();
-        let [_, width] = self.embed_tokens.dims();
-        let rows = self
-            .embed_tokens
-            .val()
-            .select(0, token_ids.reshape([batch * length]));
-        rows.reshape([batch, length, width])
+    /// Embeds ids `[T]`: `[T, D]`.
+    pub fn embed(&self, token_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.embed_tokens.val().select(0, token_ids)
     }
 
     /// The matrix from hidden states to logits, `[V, D]`.
@@ -149,11 +155,15 @@ impl<B: TrainBackend> Mistral<B> {
         }
     }
 
-    /// A rotary table for every position the model allows.
-    pub fn rotary_table(&self, device: &B::Device) -> RotaryTable<B> {
-        let config = &self.config;
-        let positions = config.max_position_embeddings;
-        RotaryTable::new(positions, config.head_dim(), config.rope_theta, device)
+    /// A table of the first `positions` positions.
+    pub fn position_table(&self, positions: usize, device: &B::Device) -> PositionTable<B> {
+        let MistralConfig {
+            rope_theta,
+            sliding_window,
+            ..
+        } = self.config;
+        let head_dim = self.config.head_dim();
+        PositionTable::new(positions, head_dim, rope_theta, sliding_window, device)
     }
 
     /// Every projection with its Hugging Face module name (`model.layers.0.self_attn.q_proj`).

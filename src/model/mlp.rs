@@ -4,7 +4,7 @@ use arithmo_backends::{TrainBackend, ops::swiglu::swiglu};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::linear::Linear;
+use super::linear::{Linear, project};
 
 /// `down(silu(gate(x)) * up(x))`.
 #[derive(Module, Debug)]
@@ -18,10 +18,15 @@ pub struct Mlp<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Mlp<B> {
-    /// Applies the block to each token: `[B, S, D]` to `[B, S, D]`.
-    pub fn forward(&self, x: Tensor<B, 3>, dropout_seed: Option<u64>) -> Tensor<B, 3> {
-        let gate = self.gate_proj.forward(x.clone(), dropout_seed);
-        let up = self.up_proj.forward(x, dropout_seed);
-        self.down_proj.forward(swiglu(gate, up), dropout_seed)
+    /// Applies the block to each token and adds the result to `residual`: `[T, D]` both.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        residual: Tensor<B, 2>,
+        dropout_seed: Option<u64>,
+    ) -> Tensor<B, 2> {
+        let gate_up = project(&[&self.gate_proj, &self.up_proj], x, None, dropout_seed);
+        let gated = swiglu(gate_up);
+        project(&[&self.down_proj], gated, Some(residual), dropout_seed)
     }
 }

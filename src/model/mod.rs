@@ -9,7 +9,8 @@ pub mod linear;
 pub mod load;
 pub mod mistral;
 pub mod mlp;
+pub mod positions;
 pub mod rms_norm;
-pub mod rope;
+
 pub mod save;
 pub mod weights;

@@ -1,10 +1,10 @@
 //! RMSNorm (arXiv 1910.07467), with Hugging Face's order of casts.
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{TrainBackend, ops::rms_norm::rms_norm};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::linear::{accumulator, frozen_param};
+use super::linear::frozen_param;
 
 /// `y = x / sqrt(mean(x^2) + eps) * weight`, with a frozen weight.
 #[derive(Module, Debug)]
@@ -25,12 +25,8 @@ impl<B: TrainBackend> RmsNorm<B> {
         }
     }
 
-    /// Normalises the last dimension: `[B, S, D]` to `[B, S, D]`, statistics in f32, result in x's dtype.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let dtype = x.dtype();
-        let x = x.clone().cast(accumulator(&x));
-        let mean_square = x.clone().square().mean_dim(2);
-        let normed = x / (mean_square + self.epsilon).sqrt();
-        normed.cast(dtype) * self.weight.val().unsqueeze()
+    /// Normalises each token: `[T, D]` to `[T, D]`, statistics in f32, result in x's dtype.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        rms_norm(x, self.weight.val(), self.epsilon)
     }
 }

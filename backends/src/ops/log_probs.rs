@@ -1,7 +1,8 @@
 //! Log-probabilities of target tokens from hidden states, without ever holding the full `[T, V]` logits.
 //!
-//! `logp_t = z_t[target_t] - logsumexp(z_t)` with `z = hidden W^T`, computed in f32 over chunks of rows. Backward is
-//! `d hidden = g (W[target] - softmax(z) W)`, chunk by chunk again; the head gets no gradient.
+//! `logp_t = z_t[target_t] - logsumexp(z_t)` with `z = hidden W^T`, computed in f32 over chunks of rows. The gradient is
+//! `d hidden_t = g_t (W[target_t] - softmax(z_t) W)`: but for the factor `g_t` of each row it is known as soon as the
+//! logits are, so it is computed with them, and backward only scales it. The head gets no gradient.
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
@@ -58,7 +59,17 @@ pub fn completion_log_probs<B: TrainBackend>(
         lm_head.dtype(),
         "log_probs: hidden and head must have one dtype"
     );
-    B::completion_log_probs(hidden, lm_head, targets, stats)
+    B::completion_log_probs(hidden, lm_head, targets, stats, false).columns
+}
+
+/// Log-probabilities with what their gradient is made of.
+#[derive(Clone, Debug)]
+pub struct LogProbs<B: Backend> {
+    /// `[T, 1]` or `[T, 4]`: see [`LogProbStats`].
+    pub columns: Tensor<B, 2>,
+    /// If asked for: the gradient of each log-probability with respect to its own hidden state, `[T, D]`, in hidden's
+    /// dtype.
+    pub slopes: Option<Tensor<B, 2>>,
 }
 
 /// The reference body of [`TrainBackend::completion_log_probs`].
@@ -67,49 +78,43 @@ pub fn reference<B: TrainBackend>(
     lm_head: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     stats: LogProbStats,
-) -> Tensor<B, 2> {
+    with_slopes: bool,
+) -> LogProbs<B> {
     let chunks = chunks(hidden.dims()[0], lm_head.dims()[0]);
-    let rows = chunks.map(|(start, len)| {
+    let (mut columns, mut slopes) = (Vec::new(), Vec::new());
+    for (start, len) in chunks {
         let logits = logits(hidden.clone().narrow(0, start, len), &lm_head);
-        let target = targets.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
+        let targets = targets.clone().narrow(0, start, len);
         let shifted = logits.clone() - log_sum_exp(logits.clone());
-        let logps = shifted.clone().gather(1, target.clone());
-        if stats == LogProbStats::None {
-            return logps;
+        if with_slopes {
+            let softmax = shifted.clone().exp().cast(lm_head.dtype());
+            let of_all = B::frozen_linear_backward(softmax, lm_head.clone());
+            slopes.push(lm_head.clone().select(0, targets.clone()) - of_all);
         }
-        let entropy = (shifted.clone().exp() * shifted).sum_dim(1).neg();
-        let correct = logits
-            .clone()
-            .argmax(1)
-            .equal(target)
-            .int()
-            .float()
-            .cast(logps.dtype());
-        Tensor::cat(vec![logps, entropy, correct, logits.mean_dim(1)], 1)
-    });
-    Tensor::cat(rows.collect(), 0)
+        columns.push(columns_of(logits, shifted, targets, stats));
+    }
+    LogProbs {
+        columns: Tensor::cat(columns, 0),
+        slopes: with_slopes.then(|| Tensor::cat(slopes, 0)),
+    }
 }
 
-/// The reference body of [`TrainBackend::completion_log_probs_backward`]; `grad` `[T]` belongs to the log-probabilities.
-pub fn reference_backward<B: TrainBackend>(
-    hidden: Tensor<B, 2>,
-    lm_head: Tensor<B, 2>,
+/// The columns of some rows; `shifted` are the log-probabilities of the whole vocabulary.
+fn columns_of<B: Backend>(
+    logits: Tensor<B, 2>,
+    shifted: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
-    grad: Tensor<B, 1>,
+    stats: LogProbStats,
 ) -> Tensor<B, 2> {
-    let chunks = chunks(hidden.dims()[0], lm_head.dims()[0]);
-    let rows = chunks.map(|(start, len)| {
-        let logits = logits(hidden.clone().narrow(0, start, len), &lm_head);
-        let grad = grad.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
-        let softmax = (logits.clone() - log_sum_exp(logits)).exp();
-        let of_targets = lm_head
-            .clone()
-            .select(0, targets.clone().narrow(0, start, len));
-        let weights = (softmax * grad.clone()).cast(lm_head.dtype());
-        let of_all = B::frozen_linear_backward(weights, lm_head.clone());
-        of_targets * grad.cast(lm_head.dtype()) - of_all
-    });
-    Tensor::cat(rows.collect(), 0)
+    let target = targets.unsqueeze_dim::<2>(1);
+    let logps = shifted.clone().gather(1, target.clone());
+    if stats == LogProbStats::None {
+        return logps;
+    }
+    let entropy = (shifted.clone().exp() * shifted).sum_dim(1).neg();
+    let correct = logits.clone().argmax(1).equal(target).int().float();
+    let correct = correct.cast(logps.dtype());
+    Tensor::cat(vec![logps, entropy, correct, logits.mean_dim(1)], 1)
 }
 
 /// `(start, length)` of row chunks whose logits stay within [`CHUNK_VALUES`].

@@ -1,8 +1,11 @@
 //! The operations of [`TrainBackend`](crate::TrainBackend): one file each, with its reference and its tests.
 
+pub mod adapted_linear;
 pub mod attention;
 pub mod linear;
 pub mod log_probs;
+pub mod rms_norm;
+pub mod rope;
 pub mod swiglu;
 
 use burn::tensor::DType;

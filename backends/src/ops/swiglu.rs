@@ -1,7 +1,8 @@
 //! `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`: the product inside SwiGLU (arXiv 2002.05202).
 //!
 //! One operation because Burn's sigmoid computes in f32 whatever it is given, and because backward needs no more than
-//! gate and up, where the separate operations would keep four tensors of their size.
+//! gate and up, where the separate operations would keep four tensors of their size. Gate and up stand side by side, as
+//! the projections of one input leave them.
 
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -11,49 +12,50 @@ use crate::TrainBackend;
 /// Gates `up`. The sigmoid is computed in f32 (f64 for f64 input).
 ///
 /// # Shapes
-/// - gate, up: `[B, S, I]`, of one dtype
-/// - returns `[B, S, I]`, of that dtype
+/// - gate_up: `[T, 2 I]`, the gate in the first half of each row
+/// - returns `[T, I]`, of the same dtype
 ///
 /// # Panics
-/// If shapes or dtypes differ.
-pub fn swiglu<B: TrainBackend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
-    assert_eq!(
-        gate.dims(),
-        up.dims(),
-        "swiglu: gate and up must have one shape"
+/// If the width is odd.
+pub fn swiglu<B: TrainBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [tokens, width] = gate_up.dims();
+    assert!(
+        width.is_multiple_of(2),
+        "swiglu: [{tokens}, {width}] does not halve"
     );
-    assert_eq!(
-        gate.dtype(),
-        up.dtype(),
-        "swiglu: gate and up must have one dtype"
-    );
-    B::swiglu(gate, up)
+    B::swiglu(gate_up)
 }
 
 /// The reference body of [`TrainBackend::swiglu`].
-pub fn reference<B: Backend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
-    let dtype = gate.dtype();
+pub fn reference<B: Backend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
+    let dtype = gate_up.dtype();
+    let [gate, up] = halves(gate_up);
     let gate = gate.cast(accumulator(dtype));
     (gate.clone() * sigmoid(gate)).cast(dtype) * up
 }
 
-/// The reference body of [`TrainBackend::swiglu_backward`]: the gradients of gate and up. With `s = sigmoid(gate)`:
-/// `d up = grad * gate s`, `d gate = grad * up * s (1 + gate (1 - s))`.
-pub fn reference_backward<B: Backend>(
-    gate: Tensor<B, 3>,
-    up: Tensor<B, 3>,
-    grad: Tensor<B, 3>,
-) -> [Tensor<B, 3>; 2] {
-    let dtype = gate.dtype();
-    let [gate, up, grad] = [gate, up, grad].map(|t| t.cast(accumulator(dtype)));
+/// The reference body of [`TrainBackend::swiglu_backward`]: the gradients of gate and up, side by side, `[T, 2 I]`. With
+/// `s = sigmoid(gate)`: `d up = grad * gate s`, `d gate = grad * up * s (1 + gate (1 - s))`.
+pub fn reference_backward<B: Backend>(gate_up: Tensor<B, 2>, grad: Tensor<B, 2>) -> Tensor<B, 2> {
+    let dtype = gate_up.dtype();
+    let [gate, up] = halves(gate_up).map(|t| t.cast(accumulator(dtype)));
+    let grad = grad.cast(accumulator(dtype));
     let sigmoid = sigmoid(gate.clone());
     let slope = ((sigmoid.clone().neg() + 1.0) * gate.clone() + 1.0) * sigmoid.clone();
     let d_gate = grad.clone() * up * slope;
     let d_up = grad * gate * sigmoid;
-    [d_gate.cast(dtype), d_up.cast(dtype)]
+    Tensor::cat(vec![d_gate, d_up], 1).cast(dtype)
+}
+
+fn halves<B: Backend>(gate_up: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
+    let half = gate_up.dims()[1] / 2;
+    [
+        gate_up.clone().narrow(1, 0, half),
+        gate_up.narrow(1, half, half),
+    ]
 }
 
 /// `1 / (1 + exp(-x))`: 0 where the exponential overflows.
-fn sigmoid<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     (x.neg().exp() + 1.0).recip()
 }

@@ -1,0 +1,63 @@
+//! RMSNorm (arXiv 1910.07467): `y = x / sqrt(mean(x^2) + epsilon) * weight`, with a frozen weight.
+//!
+//! One operation because backward needs no more than `x`, where the separate operations would keep four tensors of its
+//! size.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::accumulator;
+use crate::TrainBackend;
+
+/// Normalises each row, with Hugging Face's order of casts: statistics and quotient in f32 (f64 for f64 input), cast to
+/// x's dtype, then the weight.
+///
+/// # Shapes
+/// - x: `[T, D]`
+/// - weight: `[D]`, of x's dtype
+/// - returns `[T, D]`, of x's dtype
+///
+/// # Panics
+/// If widths or dtypes differ, or, under autodiff, if the weight requires a gradient, which this operation would drop.
+pub fn rms_norm<B: TrainBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 2> {
+    assert_eq!(
+        (x.dims()[1], x.dtype()),
+        (weight.dims()[0], weight.dtype()),
+        "rms_norm: x and weight must have one width and one dtype"
+    );
+    B::rms_norm(x, weight, epsilon)
+}
+
+/// The reference body of [`TrainBackend::rms_norm`].
+pub fn reference<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let (normed, _) = normed(x, epsilon);
+    normed.cast(dtype) * weight.unsqueeze()
+}
+
+/// The reference body of [`TrainBackend::rms_norm_backward`]: `[T, D]`.
+///
+/// With `n = x / rms` and `g = grad * weight`: `dx = (g - n * mean(g n)) / rms`.
+pub fn reference_backward<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+    grad: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let (normed, rms) = normed(x, epsilon);
+    let grad = (grad * weight.unsqueeze()).cast(normed.dtype());
+    let along = (grad.clone() * normed.clone()).mean_dim(1);
+    ((grad - normed * along) / rms).cast(dtype)
+}
+
+/// `x / rms` and `rms = sqrt(mean(x^2) + epsilon)` `[T, 1]`, in the accumulator's dtype.
+fn normed<B: Backend>(x: Tensor<B, 2>, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let dtype = accumulator(x.dtype());
+    let x = x.cast(dtype);
+    let rms = (x.clone().square().mean_dim(1) + epsilon).sqrt();
+    (x / rms.clone(), rms)
+}
