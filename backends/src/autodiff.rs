@@ -6,7 +6,8 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::{DType, Int, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
     Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
@@ -39,6 +40,14 @@ macro_rules! record {
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         B::peak_memory_bytes(device)
+    }
+
+    fn available_memory_bytes(device: &Self::Device) -> Option<u64> {
+        B::available_memory_bytes(device)
+    }
+
+    fn pass_tokens() -> usize {
+        B::pass_tokens()
     }
 
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
@@ -176,6 +185,34 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         LogProbs {
             columns: record!(LogProbsBackward, [hidden.node], slopes, columns),
             slopes: None,
+        }
+    }
+}
+
+/// Backward from `y` with `of_y`, the gradient of what is differentiated with respect to it, given from outside.
+pub fn backward_from<B: TrainBackend, C: CheckpointStrategy, const D: usize>(
+    y: Tensor<Ad<B, C>, D>,
+    of_y: Tensor<B, D>,
+) -> <Ad<B, C> as AutodiffBackend>::Gradients {
+    assert_eq!(y.dims(), of_y.dims(), "backward_from: gradient of y");
+    let end = Tensor::<B, 1>::zeros([1], &of_y.device());
+    let end: Tensor<Ad<B, C>, 1> =
+        record!(GivenGradient::<D>, [tensor(y).node], of_y, end);
+    end.backward()
+}
+
+/// An end point whose gradient is given, not computed.
+#[derive(Debug)]
+struct GivenGradient<const D: usize>;
+
+impl<B: Backend, const D: usize> Backward<B, 1> for GivenGradient<D> {
+    type State = Tensor<B, D>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
+        grads.consume::<B>(&ops.node);
+        if let Some(parent) = parent {
+            grads.register::<B>(parent.id, primitive(ops.state));
         }
     }
 }

@@ -22,7 +22,7 @@ pub mod wgpu;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-pub use autodiff::graph_lock;
+pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
@@ -38,6 +38,17 @@ pub trait TrainBackend: Backend {
     /// system does not tell.
     fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
         None
+    }
+
+    /// Bytes that can still be had for tensors. `None` where the device does not tell.
+    fn available_memory_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
+    /// Tokens that are computed together unless a run says otherwise: enough for full speed, no more, because
+    /// activations grow with them.
+    fn pass_tokens() -> usize {
+        8192
     }
 
     /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.

@@ -74,7 +74,6 @@ pub fn run<B: TrainBackend>(
     let options = ScoreOptions {
         batch_size: args.batch_size,
         per_token: args.per_token,
-        pad_id: tokenizer.pad_id(),
         progress: mode,
     };
     write_scores(&model, &encoded.pairs, &args.output, &options, device)

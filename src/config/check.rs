@@ -331,6 +331,10 @@ impl TrainSection {
             "train.gradient_accumulation_steps",
         )?;
         at_least_one(self.logging_steps, "train.logging_steps")?;
+        at_least_one(
+            self.max_tokens_per_pass.unwrap_or(1),
+            "train.max_tokens_per_pass",
+        )?;
         not_negative(self.learning_rate, "train.learning_rate")?;
         not_negative(self.weight_decay, "train.weight_decay")?;
         not_negative(self.max_grad_norm, "train.max_grad_norm")?;

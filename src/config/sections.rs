@@ -230,6 +230,9 @@ pub struct TrainSection {
     pub save_total_limit: usize,
     /// Recomputes activations in the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
+    /// Most tokens computed together, whatever the micro-batches; absent: what the backend is fastest with. Changes
+    /// speed and memory, not results.
+    pub max_tokens_per_pass: Option<usize>,
     /// Turns every dropout off, LoRA's too: TRL's default for DPO.
     pub disable_dropout: bool,
 }
@@ -258,6 +261,7 @@ impl Default for TrainSection {
             save_steps: 0,
             save_total_limit: 2,
             gradient_checkpointing: GradientCheckpointing::Auto,
+            max_tokens_per_pass: None,
             disable_dropout: true,
         }
     }

@@ -29,6 +29,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("save_strategy", "train.save_steps"),
     ("logging_strategy", "train.logging_steps"),
     ("dataset", "data.train_file"),
+    ("padding_free", "train.max_tokens_per_pass"),
+    ("packing", "train.max_tokens_per_pass"),
 ];
 
 /// Options of PEFT, TRL and transformers that change results and that this program does not have.

@@ -148,7 +148,6 @@ impl Demo {
         let options = ScoreOptions {
             batch_size: SCORE_BATCH,
             per_token: false,
-            pad_id: Tokenizer::from_folder(&self.folder.model())?.pad_id(),
             progress: self.progress,
         };
         write_scores(model, pairs, &self.folder.scores(when), &options, device)?;

@@ -8,12 +8,12 @@ use burn::tensor::{Element, Int, Tensor, TensorData};
 use crate::data::batch::PreferenceBatch;
 use crate::model::input::ModelInput;
 use crate::model::mistral::Mistral;
-use crate::model::rope::RotaryTable;
+use crate::model::positions::PositionTable;
 
 /// A [`PreferenceBatch`] on a device.
 #[derive(Clone, Debug)]
 pub struct DeviceBatch<B: TrainBackend> {
-    /// The `2N` padded sequences.
+    /// The pairs' tokens in one row.
     pub input: ModelInput<B>,
     /// Which hidden states predict completion tokens, and which tokens.
     pub completions: Completions<B>,
@@ -22,7 +22,7 @@ pub struct DeviceBatch<B: TrainBackend> {
 /// Where the scored tokens of a batch are.
 #[derive(Clone, Debug)]
 pub struct Completions<B: TrainBackend> {
-    /// Index into the flattened `[B * S]` hidden states, `[T]`.
+    /// Index into the hidden states, `[T]`.
     predicting: Tensor<B, 1, Int>,
     /// `[T]`
     targets: Tensor<B, 1, Int>,
@@ -43,9 +43,10 @@ pub struct CompletionLogProbs<B: TrainBackend> {
 
 impl<B: TrainBackend> DeviceBatch<B> {
     /// Sends `batch` to `device`.
-    pub fn new(batch: &PreferenceBatch, table: &RotaryTable<B>, device: &B::Device) -> Self {
+    pub fn new(batch: &PreferenceBatch, table: &PositionTable<B>, device: &B::Device) -> Self {
+        let input = ModelInput::new(&batch.tokens, table, device);
         Self {
-            input: ModelInput::new(&batch.tokens, table, device),
+            input: input.only(&batch.queries, device),
             completions: Completions::new(batch, device),
         }
     }
@@ -79,16 +80,15 @@ impl<B: TrainBackend> Completions<B> {
     /// Scores the completions.
     ///
     /// # Shapes
-    /// - hidden: `[rows, S, D]`, after the final norm
+    /// - hidden: `[Q, D]`, after the final norm, of the batch's `queries`
     /// - head: `[V, D]`
     pub fn score(
         &self,
-        hidden: Tensor<B, 3>,
+        hidden: Tensor<B, 2>,
         head: Tensor<B, 2>,
         stats: LogProbStats,
     ) -> CompletionLogProbs<B> {
-        let [rows, length, width] = hidden.dims();
-        let [_, longest] = self.mask.dims();
+        let [rows, longest] = self.mask.dims();
         if longest == 0 {
             // Only under `allow_empty_completions`: nothing is scored, every sum is zero.
             let device = hidden.device();
@@ -98,9 +98,7 @@ impl<B: TrainBackend> Completions<B> {
                 tokens: none,
             };
         }
-        let predicting = hidden
-            .reshape([rows * length, width])
-            .select(0, self.predicting.clone());
+        let predicting = hidden.select(0, self.predicting.clone());
         let tokens = completion_log_probs(predicting, head, self.targets.clone(), stats);
         let logps = tokens.clone().narrow(1, 0, 1).squeeze_dim::<1>(1);
         let padded = logps

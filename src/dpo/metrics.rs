@@ -2,19 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::batch::PreferenceBatch;
 
-/// What one micro-batch leaves behind, read from the device once.
-#[derive(Clone, Debug)]
-pub struct MicroBatchOutput {
-    /// Mean loss over the pairs.
+/// What one pair leaves behind, read from the device once a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairOutput {
+    /// Its loss.
     pub loss: f64,
-    /// Summed policy log-probabilities, `[2N]`, chosen first.
-    pub policy: Vec<f64>,
-    /// Summed reference log-probabilities, `[2N]`.
-    pub reference: Vec<f64>,
-    /// Per scored token: log-probability, entropy, argmax match, mean logit; `[T * 4]`.
-    pub tokens: Vec<f64>,
+    /// What the policy says about chosen, then rejected.
+    pub policy: [CompletionOutput; 2],
+    /// Summed log-probabilities under the reference: chosen, rejected.
+    pub reference: [f64; 2],
+}
+
+/// What the policy says about one completion.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CompletionOutput {
+    /// Summed log-probability.
+    pub logps: f64,
+    /// Per scored token: log-probability, entropy, argmax match, mean logit.
+    pub tokens: Vec<[f64; 4]>,
 }
 
 /// The values TRL logs for one micro-batch, in [`KEYS`]' order, with the number of pairs they stand for.
@@ -43,38 +49,32 @@ pub const KEYS: [&str; 10] = [
 ];
 
 impl MicroBatchMetrics {
-    /// Reduces `output` with TRL 1.x's definitions: rewards are `beta * (policy - reference)`, ties count as wrong,
-    /// `logits/*` are means over the vocabulary and then over completion tokens, `mean_token_accuracy` counts chosen
-    /// tokens, `entropy` all completion tokens.
-    pub fn new(batch: &PreferenceBatch, output: &MicroBatchOutput, beta: f64) -> Self {
-        let pairs = batch.pairs();
-        let rewards = output
-            .policy
-            .iter()
-            .zip(&output.reference)
-            .map(|(p, r)| beta * (p - r));
-        let rewards: Vec<f64> = rewards.collect();
-        let (chosen, rejected) = rewards.split_at(pairs);
-        let margins = || chosen.iter().zip(rejected).map(|(c, r)| c - r);
-        let (logps_chosen, logps_rejected) = output.policy.split_at(pairs);
-        let chosen_tokens: usize = batch.counts[..pairs].iter().sum();
-        let (of_chosen, of_rejected) = output.tokens.split_at(4 * chosen_tokens);
-        let column = |tokens: &[f64], column| mean(tokens.chunks(4).map(|token| token[column]));
+    /// Reduces the pairs of a micro-batch with TRL 1.x's definitions: rewards are `beta * (policy - reference)`, ties
+    /// count as wrong, `logits/*` are means over the vocabulary and then over completion tokens, `mean_token_accuracy`
+    /// counts chosen tokens, `entropy` all completion tokens.
+    pub fn new(pairs: &[PairOutput], beta: f64) -> Self {
+        let reward = |side: usize| {
+            let rewards = pairs.iter();
+            rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
+        };
+        let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
+        let logps = |side: usize| mean(pairs.iter().map(move |pair| pair.policy[side].logps));
+        let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
         let values = [
-            mean(chosen.iter().copied()),
-            mean(rejected.iter().copied()),
+            mean(reward(0)),
+            mean(reward(1)),
             mean(margins().map(|margin| f64::from(margin > 0.0))),
             mean(margins()),
-            mean(logps_chosen.iter().copied()),
-            mean(logps_rejected.iter().copied()),
-            column(of_chosen, 3),
-            column(of_rejected, 3),
-            column(of_chosen, 2),
-            column(&output.tokens, 1),
+            logps(0),
+            logps(1),
+            mean(tokens(0).map(|token| token[3])),
+            mean(tokens(1).map(|token| token[3])),
+            mean(tokens(0).map(|token| token[2])),
+            mean(tokens(0).chain(tokens(1)).map(|token| token[1])),
         ];
         Self {
-            pairs,
-            loss: output.loss,
+            pairs: pairs.len(),
+            loss: mean(pairs.iter().map(|pair| pair.loss)),
             values,
         }
     }

@@ -22,8 +22,6 @@ pub struct ScoreOptions {
     pub batch_size: usize,
     /// Also write every completion token's id and log-probability.
     pub per_token: bool,
-    /// What rows are padded with.
-    pub pad_id: u32,
     /// Where progress goes.
     pub progress: ProgressMode,
 }
@@ -41,12 +39,13 @@ pub fn write_scores<B: TrainBackend>(
     options: &ScoreOptions,
     device: &B::Device,
 ) -> Result<()> {
-    let table = model.rotary_table(device);
+    let positions = model.config.max_position_embeddings;
+    let table = model.position_table(positions, device);
     let progress = Progress::new("score", Some(pairs.len() as u64), "pairs", options.progress);
     let mut file = WholeFile::create(output)?;
     for pairs in pairs.chunks(options.batch_size.max(1)) {
         let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-        let batch = PreferenceBatch::new(&pairs, options.pad_id);
+        let batch = PreferenceBatch::new(&pairs);
         let scored = score(
             model,
             &DeviceBatch::new(&batch, &table, device),

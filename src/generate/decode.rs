@@ -11,13 +11,13 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::config::{FinishReason, GenerateConfig, Generated};
 use super::sampling::{Choice, choose};
-use crate::data::batch::{NO_SEGMENT, TokenRows};
+use crate::data::batch::{Sight, TokenRows};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::input::ModelInput;
 use crate::model::kv_cache::KvCache;
 use crate::model::mistral::Mistral;
-use crate::model::rope::RotaryTable;
+use crate::model::positions::PositionTable;
 
 /// What one step of decoding has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +91,10 @@ struct Row {
     token_ids: Vec<u32>,
     /// Set once it has ended.
     finish_reason: Option<FinishReason>,
-    /// Segment of each slot of the cache used so far: [`NO_SEGMENT`] for padding.
-    segments: Vec<i64>,
-    /// Position of each slot used so far.
-    positions: Vec<i64>,
+    /// Slots of the cache before its first token.
+    padding: usize,
+    /// Slots used so far, padding included.
+    used: usize,
 }
 
 impl Row {
@@ -108,6 +108,18 @@ impl Row {
     fn live(&self) -> bool {
         self.finish_reason.is_none()
     }
+
+    /// What the token in `slot` sees, in a cache where this row's slots start at `start`: all its own up to itself, and
+    /// nothing if it is padding or the row has ended.
+    fn sight(&self, start: usize, slot: usize) -> Sight {
+        match slot >= self.padding && self.live() {
+            true => Sight {
+                shared: [0, 0],
+                own: [(start + self.padding) as i64, (start + slot + 1) as i64],
+            },
+            false => Sight::default(),
+        }
+    }
 }
 
 /// What all batches share.
@@ -115,7 +127,7 @@ struct Decoder<'a, B: TrainBackend> {
     model: &'a Mistral<B>,
     prompts: &'a [Vec<u32>],
     config: &'a GenerateConfig,
-    table: RotaryTable<B>,
+    table: PositionTable<B>,
     device: B::Device,
 }
 
@@ -128,7 +140,7 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
             .max_position_embeddings
             .min(longest.saturating_add(config.max_new_tokens));
         Self {
-            table: RotaryTable::new(positions, shape.head_dim(), shape.rope_theta, &device),
+            table: model.position_table(positions, &device),
             model,
             prompts,
             config,
@@ -144,7 +156,7 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
         on_progress: &mut impl FnMut(GenerateProgress),
     ) -> Result<()> {
         let (mut rows, mut input) = self.start(indices);
-        let mut cache = KvCache::new(self.model.layers.len());
+        let mut cache = KvCache::new(self.model.layers.len(), rows.len());
         loop {
             if interrupt::requested() {
                 let note = "generation was stopped, nothing was written".into();
@@ -167,38 +179,31 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
         let sequences: Vec<&[u32]> = indices.iter().map(|i| &self.prompts[*i][..]).collect();
         // Padding is seen by nobody, so any id will do.
         let input = TokenRows::left_padded(&sequences, 0);
-        let slots =
-            (input.key_segments.chunks(input.length)).zip(input.positions.chunks(input.length));
-        let rows = indices
-            .iter()
-            .zip(slots)
-            .map(|(prompt, (segments, positions))| Row {
-                prompt: *prompt,
-                token_ids: Vec::new(),
-                finish_reason: None,
-                segments: segments.to_vec(),
-                positions: positions.to_vec(),
-            });
+        let rows = indices.iter().zip(&sequences).map(|(prompt, sequence)| Row {
+            prompt: *prompt,
+            token_ids: Vec::new(),
+            finish_reason: None,
+            padding: input.length - sequence.len(),
+            used: input.length,
+        });
         (rows.collect(), input)
     }
 
     /// Logits of the token after the last one of each row, `[B, V]`, in f32.
     fn last_logits(&self, rows: &[Row], input: &TokenRows, cache: &mut KvCache<B>) -> Tensor<B, 2> {
-        let used = rows.first().map_or(0, |row| row.segments.len());
-        let unwritten = KvCache::<B>::slots(used) - used;
-        let filled = |values: &[i64], filler| {
-            let rest = std::iter::repeat_n(filler, unwritten);
-            values.iter().copied().chain(rest).collect::<Vec<_>>()
-        };
-        let segments: Vec<i64> = (rows.iter())
-            .flat_map(|row| filled(&row.segments, NO_SEGMENT))
+        let used = rows.first().map_or(0, |row| row.used);
+        let slots = KvCache::<B>::slots(used);
+        let sight: Vec<Sight> = (rows.iter().enumerate())
+            .flat_map(|(index, row)| {
+                let new = used - input.length..used;
+                new.map(move |slot| row.sight(index * slots, slot))
+            })
             .collect();
-        let positions: Vec<i64> = (rows.iter())
-            .flat_map(|row| filled(&row.positions, 0))
-            .collect();
-        let input = ModelInput::with_keys(input, &segments, &positions, &self.table, &self.device);
+        let (batch, length) = (rows.len(), input.length);
+        let input = ModelInput::with_keys(input, &sight, &[], &self.table, &self.device);
         let hidden = self.model.hidden_states_cached(&input, cache);
-        let [batch, length, width] = hidden.dims();
+        let [_, width] = hidden.dims();
+        let hidden = hidden.reshape([batch, length, width]);
         let last = hidden.narrow(1, length - 1, 1).reshape([batch, width]);
         linear(last, self.model.head()).cast(DType::F32)
     }
@@ -262,19 +267,15 @@ fn next_input(rows: &mut [Row]) -> TokenRows {
         ..TokenRows::default()
     };
     for row in rows {
-        let last = row.positions.last().copied().unwrap_or(0);
         // A row that has ended computes on unseen, at a position that stays within the table.
-        let (segment, position) = match row.live() {
-            true => (0, last + 1),
-            false => (NO_SEGMENT, last),
+        let position = match row.live() {
+            true => row.used - row.padding,
+            false => 0,
         };
-        row.segments.push(segment);
-        row.positions.push(position);
-        input
-            .ids
-            .push(row.token_ids.last().map_or(0, |id| i64::from(*id)));
-        input.positions.push(position);
-        input.key_segments.push(segment);
+        row.used += 1;
+        let id = row.token_ids.last().map_or(0, |id| i64::from(*id));
+        input.ids.push(id);
+        input.positions.push(position as i64);
     }
     input
 }

@@ -1,17 +1,16 @@
-//! Gradients of the adapter, through the whole graph at once or block by block.
+//! Gradients of the adapter, block by block.
 //!
-//! Block by block (gradient checkpointing, arXiv 1604.06174): the forward pass runs on the inner backend and keeps each
-//! block's input alone; then, from the last block to the first, the block is computed again on the autodiff backend and
-//! differentiated by itself. It runs outside autodiff's own backward, so it works on every backend, and gives the same
-//! gradients bit for bit, because each block's graph is the one the whole graph contains.
+//! Each block (decoder layer) has a graph of its own. The upper blocks may keep theirs from the forward pass; the others
+//! keep their input alone and are computed again in backward (gradient checkpointing, arXiv 1604.06174). Backward goes
+//! from the last block to the first adapted one, outside autodiff's own backward, so it works on every backend; what is
+//! kept changes no bit of the gradients, because each block's graph is the same.
 
-use arithmo_backends::{TrainBackend, graph_lock};
+use arithmo_backends::{TrainBackend, backward_from, graph_lock};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::lora::linear::parameters;
 use crate::model::input::ModelInput;
 use crate::model::linear::Linear;
 use crate::model::mistral::{DecoderLayer, Mistral};
@@ -26,81 +25,99 @@ pub struct Loss<B: AutodiffBackend, Out> {
 
 type Grads<B> = Vec<Tensor<B, 2>>;
 
-/// Gradients of `loss(final hidden states [B, S, D])` with respect to the adapter's tensors, in the order of
-/// [`parameters`]; with `recompute`, block by block.
+/// What a block leaves behind in the forward pass.
+enum Block<B: TrainBackend> {
+    /// Its input, and its output with the graph between them.
+    Kept(Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 2>),
+    /// Its input alone.
+    Input(Tensor<B, 2>),
+    /// Nothing: no adapter at or below it.
+    Frozen,
+}
+
+/// Gradients of `loss(final hidden states [Q, D])` with respect to the adapter's tensors, in the order of
+/// [`crate::lora::linear::parameters`]; of the upper `keep` blocks the activations are kept, the others are computed
+/// again.
 pub fn gradients<B: TrainBackend, Out>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,
-    recompute: bool,
-    loss: impl FnOnce(Tensor<Autodiff<B>, 3>) -> Loss<Autodiff<B>, Out>,
+    keep: usize,
+    loss: impl FnOnce(Tensor<Autodiff<B>, 2>) -> Loss<Autodiff<B>, Out>,
 ) -> (Out, Grads<B>) {
     let _only_graph = graph_lock();
-    match recompute {
-        false => whole_graph(policy, input, loss),
-        true => block_by_block(policy, input, loss),
-    }
-}
-
-fn whole_graph<B: TrainBackend, Out>(
-    policy: &Mistral<Autodiff<B>>,
-    input: &ModelInput<B>,
-    loss: impl FnOnce(Tensor<Autodiff<B>, 3>) -> Loss<Autodiff<B>, Out>,
-) -> (Out, Grads<B>) {
-    let hidden = policy.hidden_states(&input.to_autodiff());
-    let Loss { loss, output } = loss(hidden);
-    let grads = loss.backward();
-    (
-        output,
-        collect(
-            parameters(policy).into_iter().map(|(_, tensor)| tensor),
-            &grads,
-        ),
-    )
-}
-
-fn block_by_block<B: TrainBackend, Out>(
-    policy: &Mistral<Autodiff<B>>,
-    input: &ModelInput<B>,
-    loss: impl FnOnce(Tensor<Autodiff<B>, 3>) -> Loss<Autodiff<B>, Out>,
-) -> (Out, Grads<B>) {
-    let inner = policy.valid();
-    let mut x = inner.embed(input.token_ids.clone());
-    let mut block_inputs = Vec::with_capacity(inner.layers.len());
-    for layer in &inner.layers {
-        block_inputs.push(x.clone());
-        x = layer.forward(x, &input.context, None);
-    }
-
-    let top = Tensor::from_inner(x).require_grad();
-    let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
-    let mut grad = top.grad(&loss.backward());
-
     let context = input.context.to_autodiff();
-    let adapted = |layer: &DecoderLayer<_>| layer.projections().iter().any(|l| l.lora.is_some());
-    let first_adapted = policy
-        .layers
-        .iter()
-        .position(adapted)
-        .unwrap_or(policy.layers.len());
-    let mut by_layer = Vec::new();
-    for (layer, x) in policy
-        .layers
-        .iter()
-        .zip(block_inputs)
-        .skip(first_adapted)
-        .rev()
-    {
-        let x = Tensor::from_inner(x).require_grad();
-        let y = layer.forward(x.clone(), &context, None);
-        let above = grad.unwrap_or_else(|| y.clone().inner().zeros_like());
-        let grads = (y * Tensor::from_inner(above)).sum().backward();
-        grad = x.grad(&grads);
-        by_layer.push(collect(
-            layer.projections().into_iter().flat_map(branch),
-            &grads,
-        ));
+    let (blocks, top) = forward(policy, input, keep);
+    let top = Tensor::from_inner(top).require_grad();
+    let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
+    let mut above = top.grad(&loss.backward());
+    drop(top);
+
+    let mut by_block = Vec::new();
+    for (index, block) in blocks.into_iter().enumerate().rev() {
+        let (x, y) = match block {
+            Block::Frozen => break,
+            Block::Kept(x, y) => (x, y),
+            Block::Input(x) => {
+                let x = leaf(policy, index, x);
+                let y = policy.layer(index, x.clone(), &context);
+                (x, y)
+            }
+        };
+        let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
+        let grads = backward_from(y, of_y);
+        above = x.grad(&grads);
+        let branches = policy.layers[index].projections();
+        by_block.push(collect(branches.into_iter().flat_map(branch), &grads));
     }
-    (output, by_layer.into_iter().rev().flatten().collect())
+    (output, by_block.into_iter().rev().flatten().collect())
+}
+
+/// The forward pass through all blocks: what each leaves behind, and the residual stream above the last.
+fn forward<B: TrainBackend>(
+    policy: &Mistral<Autodiff<B>>,
+    input: &ModelInput<B>,
+    keep: usize,
+) -> (Vec<Block<B>>, Tensor<B, 2>) {
+    let (inner, context) = (policy.valid(), input.context.to_autodiff());
+    let (first, count) = (first_adapted(policy), policy.layers.len());
+    let mut x = inner.embed(input.token_ids.clone());
+    let mut blocks = Vec::with_capacity(count);
+    for index in 0..count {
+        let (block, y) = if index < first {
+            (Block::Frozen, inner.layer(index, x, &input.context))
+        } else if index < count.saturating_sub(keep) {
+            let y = inner.layer(index, x.clone(), &input.context);
+            (Block::Input(x), y)
+        } else {
+            let x = leaf(policy, index, x);
+            let y = policy.layer(index, x.clone(), &context);
+            let above = y.clone().inner();
+            (Block::Kept(x, y), above)
+        };
+        blocks.push(block);
+        x = y;
+    }
+    (blocks, x)
+}
+
+/// A block's input as the start of its graph. Below the first adapted block no gradient is wanted.
+fn leaf<B: TrainBackend>(
+    policy: &Mistral<Autodiff<B>>,
+    index: usize,
+    x: Tensor<B, 2>,
+) -> Tensor<Autodiff<B>, 2> {
+    let x = Tensor::from_inner(x);
+    match index == first_adapted(policy) {
+        true => x,
+        false => x.require_grad(),
+    }
+}
+
+/// The lowest block with an adapter; the number of blocks if none has.
+fn first_adapted<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> usize {
+    let adapted = |layer: &DecoderLayer<_>| layer.projections().iter().any(|l| l.lora.is_some());
+    let layers = &policy.layers;
+    layers.iter().position(adapted).unwrap_or(layers.len())
 }
 
 fn branch<B: TrainBackend>(linear: &Linear<B>) -> Vec<Tensor<B, 2>> {

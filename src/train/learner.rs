@@ -6,18 +6,20 @@
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::data::batch::PreferenceBatch;
+use crate::data::encode::EncodedPair;
 use crate::dpo::log_probs::{CompletionLogProbs, DeviceBatch, score};
 use crate::dpo::loss::{DpoLoss, PairLogProbs};
-use crate::dpo::metrics::{MicroBatchMetrics, MicroBatchOutput};
+use crate::dpo::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
 use crate::dpo::reference::Reference;
 use crate::lora::linear::{parameters, set_parameters};
 use crate::model::mistral::Mistral;
-use crate::model::rope::RotaryTable;
+use crate::model::positions::PositionTable;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{AdamW, NamedUpdate, clip_by_global_norm};
+use crate::train::pass::passes;
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +28,42 @@ pub struct LearnerConfig {
     pub loss: DpoLoss,
     /// Largest global L2 norm of the gradient; `None`: never clipped.
     pub max_grad_norm: Option<f64>,
-    /// Compute activations again in backward instead of keeping them.
-    pub gradient_checkpointing: bool,
+    /// Which activations are kept for backward, and which are computed again.
+    pub activations: Activations,
+    /// Most tokens computed together: see [`passes`].
+    pub pass_tokens: usize,
     /// `Some`: the adapter's dropout acts, drawn from this seed.
     pub dropout_seed: Option<u64>,
+}
+
+/// Which blocks (decoder layers) keep their activations for backward; the others compute them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// All blocks keep them.
+    Keep,
+    /// No block does (gradient checkpointing, arXiv 1604.06174).
+    Recompute,
+    /// As many blocks as fit.
+    Fit {
+        /// Bytes there are.
+        available: u64,
+        /// Bytes a block keeps of each token.
+        per_token: u64,
+    },
+}
+
+impl Activations {
+    /// How many of the upper blocks keep their activations in a pass of `tokens` tokens.
+    fn keep(self, tokens: usize) -> usize {
+        match self {
+            Self::Keep => usize::MAX,
+            Self::Recompute => 0,
+            Self::Fit {
+                available,
+                per_token,
+            } => (available / (per_token * tokens as u64).max(1)) as usize,
+        }
+    }
 }
 
 /// Policy, reference and optimizer.
@@ -42,7 +76,7 @@ pub struct Learner<B: TrainBackend> {
     /// Moments of the adapter's tensors.
     pub optimizer: AdamW<B>,
     /// Rotary angles.
-    table: RotaryTable<B>,
+    table: PositionTable<B>,
     config: LearnerConfig,
     starts_as_reference: bool,
     device: B::Device,
@@ -68,7 +102,8 @@ impl<B: TrainBackend> Learner<B> {
         config: LearnerConfig,
         device: &B::Device,
     ) -> Self {
-        let table = policy.valid().rotary_table(device);
+        let positions = policy.config.max_position_embeddings;
+        let table = policy.valid().position_table(positions, device);
         // A copy has no dropout; a silent adapter is silent under dropout too.
         let same = reference.is_copy() && config.dropout_seed.is_none();
         let starts_as_reference = same || adapter_is_silent(&policy);
@@ -83,10 +118,11 @@ impl<B: TrainBackend> Learner<B> {
         }
     }
 
-    /// Computes and keeps the reference's log-probabilities of a training batch.
-    pub fn precompute_reference(&mut self, batch: &PreferenceBatch) {
-        let on_device = DeviceBatch::new(batch, &self.table, &self.device);
-        self.reference.precompute(batch, &on_device);
+    /// Computes and keeps the reference's log-probabilities of training pairs.
+    pub fn precompute_reference(&mut self, pairs: &[&EncodedPair]) {
+        let batch = PreferenceBatch::new(pairs);
+        let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
+        self.reference.precompute(&batch, &on_device);
     }
 
     /// Whether policy and reference were the same function when the learner was made: every `lora_b` zero, or the
@@ -95,7 +131,8 @@ impl<B: TrainBackend> Learner<B> {
         self.starts_as_reference
     }
 
-    /// One optimizer step, number `step` from 0, at `learning_rate`, over `batches`, whose gradients are averaged.
+    /// One optimizer step, number `step` from 0, at `learning_rate`, over `micro_batches`, whose mean losses are
+    /// averaged. They are computed in passes of at most [`LearnerConfig::pass_tokens`] tokens, whatever their size.
     ///
     /// # Panics
     /// If a sequence is longer than the model's `max_position_embeddings`; lengths are checked before training.
@@ -103,29 +140,31 @@ impl<B: TrainBackend> Learner<B> {
         &mut self,
         step: usize,
         learning_rate: f64,
-        batches: &[PreferenceBatch],
+        micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
-        let mut sum: Vec<Tensor<B, 2>> = Vec::new();
-        let mut packed = Vec::with_capacity(batches.len() + 1);
-        for (index, batch) in batches.iter().enumerate() {
+        let passes = passes(micro_batches, self.config.pass_tokens);
+        let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, pass) in passes.iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
-            let (output, grads) = self.micro_step(batch, 1.0 / batches.len() as f64, seed);
+            let batch = PreferenceBatch::new(&pass.pairs);
+            let (output, grads) = self.one_pass(&batch, &pass.weights, seed);
             packed.push(output);
-            sum = match sum.is_empty() {
-                true => grads,
-                false => sum
-                    .into_iter()
-                    .zip(grads)
-                    .map(|(sum, grad)| sum + grad)
-                    .collect(),
-            };
+            batches.push(batch);
+            sum = add_all(sum, grads);
         }
         let max_grad_norm = self.config.max_grad_norm.unwrap_or(0.0);
         let (clipped, norm) = clip_by_global_norm(sum, max_grad_norm);
         packed.push(norm);
 
         let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
-        let micro_batches = self.unpack(batches, &numbers);
+        let mut pairs = unpack(&batches, &numbers).into_iter();
+        let micro_batches: Vec<MicroBatchMetrics> = micro_batches
+            .iter()
+            .map(|micro| {
+                let pairs: Vec<PairOutput> = pairs.by_ref().take(micro.len()).collect();
+                MicroBatchMetrics::new(&pairs, self.config.loss.beta)
+            })
+            .collect();
         let grad_norm = numbers.last().copied().unwrap_or(0.0);
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
@@ -139,27 +178,31 @@ impl<B: TrainBackend> Learner<B> {
     }
 
     /// Scores held-out pairs under policy and reference, without a graph.
-    pub fn evaluate(&self, batch: &PreferenceBatch) -> MicroBatchMetrics {
-        let on_device = DeviceBatch::new(batch, &self.table, &self.device);
-        let policy = score(&self.policy.valid(), &on_device, LogProbStats::All);
-        let reference = self.reference.compute(&on_device);
-        let loss = self.config.loss.forward(
-            &PairLogProbs::split(policy.sums.clone()),
-            &PairLogProbs::split(reference.clone()),
-            &batch.counts,
-        );
-        let packed = pack(loss.mean(), policy, reference);
-        let numbers: Vec<f64> = packed.into_data().iter::<f64>().collect();
-        let batches = std::slice::from_ref(batch);
-        let mut metrics = self.unpack(batches, &numbers);
-        metrics.remove(0)
+    pub fn evaluate(&self, pairs: &[&EncodedPair]) -> MicroBatchMetrics {
+        let mut outputs = Vec::new();
+        let policy = self.policy.valid();
+        for pass in passes(&[pairs.to_vec()], self.config.pass_tokens) {
+            let batch = PreferenceBatch::new(&pass.pairs);
+            let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
+            let policy = score(&policy, &on_device, LogProbStats::All);
+            let reference = self.reference.compute(&on_device);
+            let loss = self.config.loss.forward(
+                &PairLogProbs::split(policy.sums.clone()),
+                &PairLogProbs::split(reference.clone()),
+                &batch.counts,
+            );
+            let packed = pack(loss, policy, reference);
+            let numbers: Vec<f64> = packed.into_data().iter::<f64>().collect();
+            outputs.extend(unpack(std::slice::from_ref(&batch), &numbers));
+        }
+        MicroBatchMetrics::new(&outputs, self.config.loss.beta)
     }
 
-    /// Forward and backward of one micro-batch: its numbers, packed, and the gradient of `weight * loss`.
-    fn micro_step(
+    /// Forward and backward of one pass: its numbers, packed, and the gradient of its weighted loss.
+    fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        weight: f64,
+        weights: &[f32],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
@@ -168,22 +211,21 @@ impl<B: TrainBackend> Learner<B> {
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
         let head = self.policy.head();
         let of_reference = PairLogProbs::split(Tensor::from_inner(reference.clone()));
-        let recompute = self.config.gradient_checkpointing;
-        gradients(&self.policy, &on_device.input, recompute, |hidden| {
+        let keep = self.config.activations.keep(batch.tokens.length);
+        gradients(&self.policy, &on_device.input, keep, |hidden| {
             let policy = completions.score(hidden, head, LogProbStats::All);
             let of_policy = PairLogProbs::split(policy.sums.clone());
-            let loss = self
-                .config
-                .loss
-                .forward(&of_policy, &of_reference, &batch.counts)
-                .mean();
+            let config = &self.config.loss;
+            let losses = config.forward(&of_policy, &of_reference, &batch.counts);
+            let weights = TensorData::new(weights.to_vec(), [weights.len()]);
+            let weights = Tensor::from_data(weights, (&self.device, losses.dtype()));
             let scored = CompletionLogProbs {
                 sums: policy.sums.inner(),
                 tokens: policy.tokens.inner(),
             };
-            let output = pack(loss.clone().inner(), scored, reference);
+            let output = pack(losses.clone().inner(), scored, reference);
             Loss {
-                loss: loss * weight,
+                loss: (losses * weights).sum(),
                 output,
             }
         })
@@ -199,25 +241,6 @@ impl<B: TrainBackend> Learner<B> {
         let values = self.optimizer.step(learning_rate, updates.collect());
         set_parameters(&mut self.policy, values);
     }
-
-    fn unpack(&self, batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<MicroBatchMetrics> {
-        let mut rest = numbers;
-        let mut take = |count: usize| {
-            let (head, tail) = rest.split_at(count);
-            rest = tail;
-            head.to_vec()
-        };
-        let unpack_one = |batch: &PreferenceBatch| {
-            let output = MicroBatchOutput {
-                loss: take(1)[0],
-                policy: take(2 * batch.pairs()),
-                reference: take(2 * batch.pairs()),
-                tokens: take(LogProbStats::All.columns() * batch.targets.len()),
-            };
-            MicroBatchMetrics::new(batch, &output, self.config.loss.beta)
-        };
-        batches.iter().map(unpack_one).collect()
-    }
 }
 
 /// Whether every `lora_b` is zero, so that the adapter adds nothing.
@@ -228,22 +251,63 @@ fn adapter_is_silent<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
     of_b.map(|(_, tensor)| tensor).all(silent)
 }
 
-/// Everything a micro-batch reports, in one vector: loss, policy sums, reference sums, token columns.
+/// Everything a pass reports, in one vector: losses, policy sums, reference sums, token columns.
 fn pack<B: TrainBackend>(
-    loss: Tensor<B, 1>,
+    losses: Tensor<B, 1>,
     policy: CompletionLogProbs<B>,
     reference: Tensor<B, 1>,
 ) -> Tensor<B, 1> {
     let tokens = policy.tokens.clone().reshape([-1]);
     match policy.tokens.dims()[0] {
-        0 => Tensor::cat(vec![loss, policy.sums, reference], 0),
-        _ => Tensor::cat(vec![loss, policy.sums, reference, tokens], 0),
+        0 => Tensor::cat(vec![losses, policy.sums, reference], 0),
+        _ => Tensor::cat(vec![losses, policy.sums, reference, tokens], 0),
     }
 }
 
-/// A dropout seed of its own for every micro-batch of every step; never `seed` itself, from which the adapter's start
+/// The inverse of [`pack`] for several passes, pair by pair.
+fn unpack(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
+    let (mut rest, mut outputs) = (numbers, Vec::new());
+    let mut take = |count: usize| {
+        let (head, tail) = rest.split_at(count);
+        rest = tail;
+        head
+    };
+    for batch in batches {
+        let pairs = batch.pairs();
+        let (losses, sums) = (take(pairs), take(2 * pairs));
+        let reference = take(2 * pairs);
+        let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {
+            let (tokens, _) = take(LogProbStats::All.columns() * count).as_chunks::<4>();
+            CompletionOutput {
+                logps: *logps,
+                tokens: tokens.to_vec(),
+            }
+        });
+        let chosen: Vec<_> = completions.by_ref().take(pairs).collect();
+        let both = chosen.into_iter().zip(completions).enumerate();
+        outputs.extend(both.map(|(pair, (chosen, rejected))| PairOutput {
+            loss: losses[pair],
+            policy: [chosen, rejected],
+            reference: [reference[pair], reference[pairs + pair]],
+        }));
+    }
+    outputs
+}
+
+/// `sum + grads`, tensor by tensor; an empty sum is zero.
+fn add_all<B: TrainBackend>(
+    sum: Vec<Tensor<B, 2>>,
+    grads: Vec<Tensor<B, 2>>,
+) -> Vec<Tensor<B, 2>> {
+    match sum.is_empty() {
+        true => grads,
+        false => sum.into_iter().zip(grads).map(|(s, g)| s + g).collect(),
+    }
+}
+
+/// A dropout seed of its own for every pass of every step; never `seed` itself, from which the adapter's start
 /// and the data's order are drawn.
-fn mix(seed: u64, step: usize, micro_batch: usize) -> u64 {
-    let salt = ((step as u64) << 20 | micro_batch as u64) + 1;
+fn mix(seed: u64, step: usize, pass: usize) -> u64 {
+    let salt = ((step as u64) << 20 | pass as u64) + 1;
     seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

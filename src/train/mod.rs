@@ -7,6 +7,7 @@ pub mod learner;
 pub mod logger;
 pub mod manifest;
 pub mod optimizer;
+pub mod pass;
 pub mod run;
 pub mod sampler;
 pub mod schedule;

@@ -26,12 +26,16 @@ use crate::lora::{self, LoraConfig};
 use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
-use crate::train::learner::{Learner, LearnerConfig};
+use crate::train::learner::{Activations, Learner, LearnerConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::sampler::Sampler;
 
-/// Models above this many weights recompute activations under `gradient_checkpointing = "auto"`.
+/// Of the memory that is left, what kept activations may take; the rest is for what a block computes on the way.
+const ACTIVATIONS_SHARE: f64 = 0.6;
+
+/// Models above this many weights recompute activations under `gradient_checkpointing = "auto"` where the device does not
+/// tell how much memory is left.
 const RECOMPUTE_ABOVE: usize = 1_000_000_000;
 
 /// Tokens in a bucket of the length histograms.
@@ -48,8 +52,6 @@ pub struct RunData {
     pub train_report: EncodeReport,
     /// What encoding did to the held-out pairs.
     pub eval_report: Option<EncodeReport>,
-    /// The id padding is filled with.
-    pub pad_id: u32,
 }
 
 /// Reads and encodes the pairs, and refuses those that would train on nothing (see [`EncodeReport::check`]); `reported`
@@ -78,13 +80,11 @@ pub fn load_data(
         Some((pairs, report)) => (pairs, Some(report)),
         None => (Vec::new(), None),
     };
-    let pad_id = tokenizer.pad_id();
     Ok(RunData {
         train,
         eval,
         train_report,
         eval_report,
-        pad_id,
     })
 }
 
@@ -138,7 +138,7 @@ pub fn learner<B: TrainBackend>(
         }
         _ => Reference::base(policy.valid()),
     };
-    let learner_config = learner_config(config, &lora, &policy)?;
+    let learner_config = learner_config(config, &lora, &policy, device)?;
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     Ok((
         Learner::new(policy, reference, optimizer, learner_config, device),
@@ -211,6 +211,7 @@ fn learner_config<B: TrainBackend>(
     config: &RunConfig,
     lora: &LoraConfig,
     policy: &Mistral<Autodiff<B>>,
+    device: &B::Device,
 ) -> Result<LearnerConfig> {
     let train = &config.train;
     let loss_type = match config.dpo.loss_type.as_slice() {
@@ -228,13 +229,27 @@ fn learner_config<B: TrainBackend>(
             beta: config.dpo.beta,
         },
         max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
-        gradient_checkpointing: match train.gradient_checkpointing {
-            GradientCheckpointing::On => true,
-            GradientCheckpointing::Off => false,
-            GradientCheckpointing::Auto => weights(&policy.config) > RECOMPUTE_ABOVE,
+        activations: match train.gradient_checkpointing {
+            GradientCheckpointing::On => Activations::Recompute,
+            GradientCheckpointing::Off => Activations::Keep,
+            GradientCheckpointing::Auto => what_fits::<B>(policy, device),
         },
+        pass_tokens: train.max_tokens_per_pass.unwrap_or_else(|| B::pass_tokens()),
         dropout_seed: dropout.then_some(config.seed),
     })
+}
+
+/// `gradient_checkpointing = "auto"`: as many blocks keep their activations as fit into the memory that is left once the
+/// model is loaded; where the device does not tell, all do for small models and none for large ones.
+fn what_fits<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, device: &B::Device) -> Activations {
+    match B::available_memory_bytes(device) {
+        Some(available) => Activations::Fit {
+            available: (available as f64 * ACTIVATIONS_SHARE) as u64,
+            per_token: policy.block_bytes_per_token() as u64,
+        },
+        None if weights(&policy.config) > RECOMPUTE_ABOVE => Activations::Recompute,
+        None => Activations::Keep,
+    }
 }
 
 fn weights(config: &MistralConfig) -> usize {

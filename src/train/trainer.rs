@@ -7,7 +7,7 @@ use arithmo_backends::TrainBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::attended_tokens;
 use crate::data::encode::EncodedPair;
 use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         if !self.config.dpo.precompute_ref_log_probs || self.state.step >= self.total_steps {
             return Ok(());
         }
-        let (train, pad_id) = (&self.data.train, self.data.pad_id);
+        let train = &self.data.train;
         let progress = Progress::new("reference", Some(train.len() as u64), "pairs", mode);
         let size = self.config.dpo.precompute_ref_batch_size;
         let size = size
@@ -134,8 +134,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             .max(1);
         for pairs in train.chunks(size) {
             let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            self.learner
-                .precompute_reference(&PreferenceBatch::new(&pairs, pad_id));
+            self.learner.precompute_reference(&pairs);
             progress.inc(pairs.len() as u64);
             if interrupt::requested() {
                 let note = format!(
@@ -189,10 +188,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let started = Instant::now();
         let step = self.state.step;
         let plan = self.sampler.plan(step);
-        let batches: Vec<PreferenceBatch> = plan
+        let batches: Vec<Vec<&EncodedPair>> = plan
             .micro_batches
             .iter()
-            .map(|indices| self.batch(indices))
+            .map(|indices| indices.iter().map(|i| &self.data.train[*i]).collect())
             .collect();
         let rate = self.schedule.rate(step);
         let output = self.learner.step(step, rate, &batches);
@@ -202,7 +201,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         if step == 0 {
             self.check_first_step(&output)?;
         }
-        let tokens: usize = batches.iter().map(|batch| batch.attended).sum();
+        let tokens: usize = batches.iter().flatten().map(|p| attended_tokens(p)).sum();
         self.state.step += 1;
         self.state.num_tokens += tokens as u64;
         self.state.seconds += started.elapsed().as_secs_f64();
@@ -260,12 +259,11 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         if self.data.eval.is_empty() || !due {
             return Ok(());
         }
-        let pad_id = self.data.pad_id;
         let mut metrics = Vec::new();
         let size = self.config.train.per_device_eval_batch_size.max(1);
         for pairs in self.data.eval.chunks(size) {
             let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            metrics.push(self.learner.evaluate(&PreferenceBatch::new(&pairs, pad_id)));
+            metrics.push(self.learner.evaluate(&pairs));
         }
         let (_, values) = MicroBatchMetrics::mean(&metrics);
         let mut record = Record::new(self.state.step as u64)
@@ -311,7 +309,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     }
 
     /// Keeps the last good state and says which pairs broke the step.
-    fn not_finite(&mut self, output: &StepOutput, batches: &[PreferenceBatch]) -> Error {
+    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&EncodedPair>]) -> Error {
         let saved = match self.state.step {
             0 => "nothing was trained yet".to_string(),
             // Nothing is pruned: the weights that broke this step may be no good, and an earlier checkpoint be wanted.
@@ -322,7 +320,8 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         };
         let ids: Vec<&str> = batches
             .iter()
-            .flat_map(|b| b.ids.iter().map(String::as_str))
+            .flatten()
+            .map(|pair| pair.id.as_str())
             .collect();
         let losses: Vec<f64> = output
             .micro_batches
@@ -389,11 +388,6 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             name,
             Some(&model.revision),
         )
-    }
-
-    fn batch(&self, indices: &[usize]) -> PreferenceBatch {
-        let pairs: Vec<&EncodedPair> = indices.iter().map(|i| &self.data.train[*i]).collect();
-        PreferenceBatch::new(&pairs, self.data.pad_id)
     }
 }
 

@@ -1,0 +1,74 @@
+//! Which pairs of a step are computed together.
+//!
+//! The gradient of a step is a weighted sum over its pairs, so how they are grouped changes nothing but speed and memory:
+//! many short pairs in one pass use the machine better, and a pass of few tokens needs little memory.
+
+use crate::data::batch::packed_tokens;
+use crate::data::encode::EncodedPair;
+
+/// Pairs computed in one forward and backward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Pass<'a> {
+    /// The pairs, in the order of the step.
+    pub pairs: Vec<&'a EncodedPair>,
+    /// The weight of each pair's loss in the step's.
+    pub weights: Vec<f32>,
+    /// Tokens of the packed row.
+    pub tokens: usize,
+}
+
+/// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens; a longer pair is a pass
+/// by itself. The step's loss is the mean over micro-batches of their means.
+pub fn passes<'a>(micro_batches: &[Vec<&'a EncodedPair>], budget: usize) -> Vec<Pass<'a>> {
+    let mut passes = vec![Pass::default()];
+    for pairs in micro_batches {
+        let weight = 1.0 / (micro_batches.len() * pairs.len()) as f64;
+        for pair in pairs {
+            let tokens = packed_tokens(pair);
+            let full = |pass: &Pass<'_>| !pass.pairs.is_empty() && pass.tokens + tokens > budget;
+            if passes.last().is_none_or(full) {
+                passes.push(Pass::default());
+            }
+            if let Some(pass) = passes.last_mut() {
+                pass.pairs.push(pair);
+                pass.weights.push(weight as f32);
+                pass.tokens += tokens;
+            }
+        }
+    }
+    passes.retain(|pass| !pass.pairs.is_empty());
+    passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode::EncodedSequence;
+
+    /// A pair that takes `tokens` tokens: two in common, the rest in chosen.
+    fn pair(tokens: usize) -> EncodedPair {
+        let side = |ids: Vec<u32>| EncodedSequence {
+            ids,
+            completion_start: 1,
+            hidden: Vec::new(),
+        };
+        EncodedPair {
+            id: tokens.to_string(),
+            chosen: side((0..=tokens as u32).collect()),
+            rejected: side(vec![0, 1]),
+        }
+    }
+
+    #[test]
+    fn pairs_fill_passes_in_order_and_keep_their_weight() {
+        let pairs = [3, 4, 9, 2, 2].map(pair);
+        let micro_batches = [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]]];
+        let passes = passes(&micro_batches, 7);
+        let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens).collect();
+        assert_eq!(tokens, [7, 9, 4]);
+        assert_eq!(passes[0].weights, [1.0 / 6.0; 2]);
+        assert_eq!(passes[2].weights, [0.25; 2]);
+        let sum: f32 = passes.iter().flat_map(|pass| &pass.weights).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+    }
+}
