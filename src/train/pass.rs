@@ -12,7 +12,7 @@ pub struct Pass<'a> {
     /// The pairs, in the order of the step.
     pub pairs: Vec<&'a EncodedPair>,
     /// The weight of each pair's loss in the step's.
-    pub weights: Vec<f32>,
+    pub weights: Vec<f64>,
     /// Tokens of the packed row.
     pub tokens: usize,
 }
@@ -31,7 +31,7 @@ pub fn passes<'a>(micro_batches: &[Vec<&'a EncodedPair>], budget: usize) -> Vec<
             }
             if let Some(pass) = passes.last_mut() {
                 pass.pairs.push(pair);
-                pass.weights.push(weight as f32);
+                pass.weights.push(weight);
                 pass.tokens += tokens;
             }
         }
@@ -62,13 +62,16 @@ mod tests {
     #[test]
     fn pairs_fill_passes_in_order_and_keep_their_weight() {
         let pairs = [3, 4, 9, 2, 2].map(pair);
-        let micro_batches = [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]]];
+        let micro_batches = [
+            vec![&pairs[0], &pairs[1], &pairs[2]],
+            vec![&pairs[3], &pairs[4]],
+        ];
         let passes = passes(&micro_batches, 7);
         let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens).collect();
         assert_eq!(tokens, [7, 9, 4]);
         assert_eq!(passes[0].weights, [1.0 / 6.0; 2]);
         assert_eq!(passes[2].weights, [0.25; 2]);
-        let sum: f32 = passes.iter().flat_map(|pass| &pass.weights).sum();
-        assert!((sum - 1.0).abs() < 1e-6);
+        let sum: f64 = passes.iter().flat_map(|pass| &pass.weights).sum();
+        assert!((sum - 1.0).abs() < 1e-12);
     }
 }
