@@ -67,8 +67,10 @@ pub fn bench<B: TrainBackend>(
     check_memory::<B>(&config, dtype, device)?;
     let name = device_name::<B>(device);
     let peak = options.peak_flops(B::device_name(device).as_deref(), dtype);
+    out(&options.title(config.num_hidden_layers))?;
+    out(&format!("on {name}"))?;
     let mut setup = Setup::<B>::new(options, config, dtype, device)?;
-    for line in options.head(&setup, dtype, &name) {
+    for line in options.head(&setup) {
         out(&line)?;
     }
 
@@ -81,15 +83,25 @@ pub fn bench<B: TrainBackend>(
     for tokens in tokens {
         let run = setup.measure(tokens, options, device)?;
         out(&run.line(peak))?;
-        let classes = time_classes(&setup, &run, device)?;
-        runs.push((run, classes));
+        runs.push(run);
     }
     out("\nBy operation, each timed alone, as often as it comes in a step: milliseconds")?;
     out(&Classes::header())?;
-    for (run, classes) in &runs {
+    let mut parts = Vec::new();
+    for run in &runs {
+        let classes = time_classes(&setup, run, device)?;
         out(&classes.line(run))?;
+        parts.push(classes);
     }
-    out(&options.json(&setup, dtype, &name, peak, &runs).to_string())
+    let runs = runs.iter().zip(&parts).map(|(run, classes)| {
+        let mut value = run.json(peak);
+        value["seconds_by_operation"] = classes.json();
+        value
+    });
+    let mut result = options.json(&setup, &name);
+    result["peak_flop_per_second"] = json!(peak);
+    result["runs"] = runs.collect();
+    out(&result.to_string())
 }
 
 /// Weights that do not fit would end the program without a word.
@@ -156,67 +168,54 @@ impl BenchOptions {
         self.peak_tflops.map(|peak| peak * 1e12).or(known)
     }
 
-    fn head<B: TrainBackend>(&self, setup: &Setup<B>, dtype: DType, device: &str) -> Vec<String> {
-        let (layers, all) = (setup.config.num_hidden_layers, self.shape.num_hidden_layers);
+    fn title(&self, layers: usize) -> String {
+        let all = self.shape.num_hidden_layers;
         let of_layers = match layers == all {
             true => format!("{layers} layers"),
             false => {
-                format!("{layers} of {all} layers: a smaller model, and all numbers are this one's")
+                format!("{layers} of {all} layers: all numbers are those of this smaller model")
             }
         };
+        format!("{}, {of_layers}", self.name)
+    }
+
+    fn head<B: TrainBackend>(&self, setup: &Setup<B>) -> Vec<String> {
         let reference = match self.precomputed {
             true => "reference known beforehand",
             false => "reference computed",
         };
-        vec![
-            format!("{}, {of_layers}", self.name),
-            format!(
-                "{:.2} G weights, random, in {}; rank {} on {}: {:.1} M trainable; {reference}",
-                weights(&setup.config) as f64 / 1e9,
-                dtype.name(),
-                self.rank,
-                targets(&self.targets),
-                setup.trainable as f64 / 1e6,
-            ),
-            format!("on {device}"),
-            format!(
-                "a pair: {} tokens packed, 30 % prompt (once), 35 % each completion; a step: one update, {} timed",
-                setup.pair_tokens, self.steps
-            ),
-            "FLOP: 2 a weight and token in each of the passes forward and back, attention and adapters not counted"
-                .to_string(),
-            String::new(),
-        ]
+        let weights = format!(
+            "{:.2} M random weights in {}; rank {} on {}: {:.2} M trainable; {reference}",
+            weights(&setup.config) as f64 / 1e6,
+            setup.dtype.name(),
+            self.rank,
+            targets(&self.targets),
+            setup.trainable as f64 / 1e6,
+        );
+        let pair = format!(
+            "a pair: at most {} tokens, 30 % prompt (in the row once), 35 % each completion; a step: one update, the \
+             median of {}",
+            setup.pair_tokens, self.steps
+        );
+        let columns = "attended: both sides of a pair in full, as TRL computes them; FLOP: 2 a weight and token in each \
+                       pass, attention and adapters not counted; peak: the most so far";
+        vec![weights, pair, columns.to_string(), String::new()]
     }
 
-    fn json<B: TrainBackend>(
-        &self,
-        setup: &Setup<B>,
-        dtype: DType,
-        device: &str,
-        peak: Option<f64>,
-        runs: &[(Run, Classes)],
-    ) -> Value {
-        let runs = runs.iter().map(|(run, classes)| {
-            let mut value = run.json(peak);
-            value["seconds_by_operation"] = classes.json();
-            value
-        });
+    fn json<B: TrainBackend>(&self, setup: &Setup<B>, device: &str) -> Value {
         json!({
             "command": "bench",
             "shape": self.name,
             "layers": setup.config.num_hidden_layers,
             "layers_of_shape": self.shape.num_hidden_layers,
             "weights": weights(&setup.config),
-            "dtype": dtype.name(),
+            "dtype": setup.dtype.name(),
             "device": device,
             "targets": targets(&self.targets),
             "rank": self.rank,
             "trainable": setup.trainable,
             "precomputed": self.precomputed,
             "steps": self.steps,
-            "peak_flop_per_second": peak,
-            "runs": runs.collect::<Vec<_>>(),
         })
     }
 }

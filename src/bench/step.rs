@@ -256,7 +256,7 @@ impl Run {
             "pairs",
             "s/step",
             "tokens/s",
-            "as TRL's/s",
+            "attended/s",
             "pairs/s",
             "TFLOP/s",
             "count",

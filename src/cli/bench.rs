@@ -6,7 +6,6 @@ use clap::{Args, ValueEnum};
 use crate::bench::{BenchOptions, bench, shape};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::error::{Error, Result};
-use crate::progress::ProgressMode;
 
 use super::model::WeightType;
 
@@ -86,11 +85,7 @@ pub enum Checkpointing {
 ///
 /// # Errors
 /// As [`bench`]; or 4-bit weights are asked for.
-pub fn run<B: TrainBackend>(
-    args: &BenchArgs,
-    mode: ProgressMode,
-    device: &B::Device,
-) -> Result<()> {
+pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> {
     if args.quantization == Quantization::Nf4 {
         let problem = "4-bit weights are not built yet";
         let remedy = "leave it out: weights are then held in --dtype";
@@ -116,8 +111,5 @@ pub fn run<B: TrainBackend>(
         },
         peak_tflops: args.peak_tflops,
     };
-    if mode != ProgressMode::Quiet {
-        eprintln!("making random weights; Ctrl-C stops after a step");
-    }
     bench::<B>(&options, device, &mut super::print_line)
 }

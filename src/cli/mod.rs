@@ -94,7 +94,7 @@ impl Cli {
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Doctor(args) => doctor::run::<B>(args, device),
-            Command::Bench(args) => bench::run::<B>(args, mode, device),
+            Command::Bench(args) => bench::run::<B>(args, device),
             Command::Prepare(_) | Command::Report(_) => {
                 self.run_without_backend().unwrap_or(Ok(()))
             }

@@ -192,9 +192,15 @@ impl<B: TrainBackend> Checker<B> {
         Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
-    /// Uniform in `[-1.5, 1.5]`, in steps that all types hold exactly.
+    /// Uniform in `[-1.5, 1.5]`, in steps that the type under test holds exactly: in f32 finer than the inputs of matrix
+    /// units that round to fewer bits, which thereby show.
     fn data(&mut self, shape: &[usize]) -> TensorData {
-        let mut value = || (self.rng.next_u32() % 193) as f32 / 64.0 - 1.5;
+        let steps = if self.dtype == DType::F32 {
+            1 << 16
+        } else {
+            1 << 6
+        };
+        let mut value = || (self.rng.next_u32() % (3 * steps + 1)) as f32 / steps as f32 - 1.5;
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
         TensorData::new(values, shape.to_vec())
     }
@@ -255,4 +261,62 @@ fn relative_error<B: TrainBackend>(ours: Tensor<B, 2>, exact: Tensor<B, 2>) -> f
             _ => f64::INFINITY,
         });
     largest / scale.max(f64::MIN_POSITIVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Cpu = burn_ndarray::NdArray<f32>;
+
+    fn checker() -> Checker<Cpu> {
+        Checker::new(DType::F32, &Default::default())
+    }
+
+    /// The row of an operation that gives `x` changed by `wrong`.
+    fn row(wrong: impl Fn(Tensor<Cpu, 2>) -> Tensor<Cpu, 2>) -> Row {
+        let mut checker = checker();
+        let [tested, exact] = checker.matrix([7, 5]);
+        let tested = || vec![wrong(tested.clone())];
+        checker
+            .compare("copy", tested, || vec![exact.clone()])
+            .unwrap();
+        checker.rows.remove(0)
+    }
+
+    #[test]
+    fn right_is_right_and_wrong_is_wrong() {
+        assert!(row(|x| x).ok());
+        assert!(row(|x| x * (1.0 + 1e-6)).ok());
+        assert!(!row(|x| x * (1.0 + 1e-4)).ok());
+        assert!(!row(|x| x.narrow(0, 0, 6)).ok());
+        assert!(!row(|x| x.log()).ok(), "numbers that are none");
+        let last = |x: Tensor<Cpu, 2>| {
+            let zero = Tensor::zeros([1, 1], &x.device());
+            x.slice_assign([6..7, 4..5], zero)
+        };
+        assert!(!row(last).ok(), "one number of 35");
+    }
+
+    #[test]
+    fn inputs_need_all_bits_of_the_type() {
+        let mut checker = checker();
+        let values = checker.data(&[9, 9]);
+        let eleven_bits = values.clone().convert_dtype(DType::F16);
+        let back = eleven_bits.convert_dtype(DType::F32);
+        assert_ne!(back, values);
+        checker.dtype = DType::BF16;
+        let values = checker.data(&[9, 9]);
+        let eight_bits = values.clone().convert_dtype(DType::BF16);
+        assert_eq!(eight_bits.convert_dtype(DType::F32), values);
+    }
+
+    #[test]
+    fn an_operation_that_stops_is_a_result() {
+        let mut checker = checker();
+        let family: Family<Cpu> = |_| panic!("no such kernel\nand more");
+        checker.run("rope", family).unwrap();
+        assert!(!checker.rows[0].ok());
+        assert!(checker.rows[0].line().contains("WRONG  no such kernel"));
+    }
 }

@@ -20,10 +20,11 @@ const SHAPES: [([usize; 2], &[&str]); 4] = [
 ];
 
 /// Tokens a product may have at most.
-const MOST_TOKENS: usize = 8192;
+const MOST_TOKENS: usize = 4096;
 
-/// A product that takes this long is long enough to time; four times that many tokens stay below a second.
-const LONG_ENOUGH: f64 = 0.05;
+/// A product that takes this long is timed; a shorter one is tried with four times the tokens, unless there are
+/// [`MOST_TOKENS`].
+const LONG_ENOUGH: f64 = 0.3;
 
 /// Floats that are copied: beyond every cache.
 const COPIED: usize = 1 << 26;
