@@ -11,10 +11,10 @@ use super::checks::TYPES;
 use crate::error::{Error, Result};
 use crate::interrupt;
 
-/// The products of a Mistral-7B layer: `D_out`, `D_in`, and the projections of that shape.
+/// The products of a Mistral-7B layer: `D_out`, `D_in`, and the projections of that shape; the largest weight last.
 const SHAPES: [([usize; 2], &[&str]); 4] = [
-    ([4096, 4096], &["q_proj", "o_proj"]),
     ([1024, 4096], &["k_proj", "v_proj"]),
+    ([4096, 4096], &["q_proj", "o_proj"]),
     ([14336, 4096], &["gate_proj", "up_proj"]),
     ([4096, 14336], &["down_proj"]),
 ];
@@ -26,11 +26,15 @@ const MOST_TOKENS: usize = 4096;
 /// [`MOST_TOKENS`].
 const LONG_ENOUGH: f64 = 0.3;
 
-/// Floats that are copied: beyond every cache.
-const COPIED: usize = 1 << 26;
+/// Floats that are copied: at first as many as any device takes in one piece and more than most caches hold, then four
+/// times as many, as long as a copy takes less than [`LONG_COPY`].
+const COPIED: [usize; 3] = [24 << 20, 96 << 20, 384 << 20];
+
+/// Seconds, beside which the start of a copy is nothing.
+const LONG_COPY: f64 = 1e-3;
 
 /// What was measured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Speed {
     pub(super) products: Vec<Product>,
     /// Bytes read and written a second.
@@ -74,33 +78,52 @@ impl Product {
     }
 }
 
-/// Measures and writes the lines.
+/// Measures and writes the lines. A device that stops, because a weight is larger than what it takes in one piece for
+/// instance, ends the measurement: what was measured until then is the result.
+///
+/// # Errors
+/// The user interrupts, or a line cannot be written.
 pub(super) fn measure<B: TrainBackend>(device: &B::Device, out: &mut Out<'_>) -> Result<Speed> {
-    out("\nProducts at the shapes of Mistral-7B, in GFLOP/s")?;
-    out(&format!(
-        "  {:<22}{:<16}{:<6}{:>8}{:>12}{:>12}",
-        "projections", "weight", "type", "tokens", "x W^T", "dy W"
-    ))?;
-    let types = TYPES.into_iter();
-    let types = types.filter(|dtype| *dtype == DType::F32 || B::computes_in(device, *dtype));
-    let mut products = Vec::new();
-    for dtype in types {
-        for (shape, projections) in SHAPES {
-            let product = product::<B>(shape, projections, dtype, device)?;
-            out(&product.line())?;
-            products.push(product);
-        }
+    let mut speed = Speed::default();
+    match speed.measure::<B>(device, out) {
+        Err(Error::Run { problem, .. }) => out(&format!("  not measured further: {problem}"))?,
+        result => result?,
     }
-    let x = random::<B>([COPIED / 4096, 4096], DType::F32, device);
-    // Scaled, because a plain copy would be a second handle.
-    let seconds = median_seconds::<B, _>(device, || x.clone() * 1.5)?;
-    let copy = 2.0 * (COPIED * size_of::<f32>()) as f64 / seconds;
-    out(&format!(
-        "\nMemory: {:.1} GB/s, read and written, in copies of {} MiB",
-        copy / 1e9,
-        (COPIED * size_of::<f32>()) >> 20
-    ))?;
-    Ok(Speed { products, copy })
+    Ok(speed)
+}
+
+impl Speed {
+    fn measure<B: TrainBackend>(&mut self, device: &B::Device, out: &mut Out<'_>) -> Result<()> {
+        let mut mebibytes = 0;
+        for floats in COPIED {
+            mebibytes = (floats * size_of::<f32>()) >> 20;
+            let x = random::<B>([floats / 4096, 4096], DType::F32, device);
+            // Scaled, because a plain copy would be a second handle.
+            let seconds = median_seconds::<B, _>(device, || x.clone() * 1.5)?;
+            self.copy = 2.0 * (floats * size_of::<f32>()) as f64 / seconds;
+            if seconds > LONG_COPY {
+                break;
+            }
+        }
+        let rate = self.copy / 1e9;
+        out(&format!(
+            "\nMemory: {rate:.1} GB/s, read and written, in copies of {mebibytes} MiB"
+        ))?;
+        out("\nProducts at the shapes of Mistral-7B, in GFLOP/s")?;
+        out(&format!(
+            "  {:<22}{:<16}{:<6}{:>8}{:>12}{:>12}",
+            "projections", "weight", "type", "tokens", "x W^T", "dy W"
+        ))?;
+        let types = TYPES.into_iter();
+        for dtype in types.filter(|d| *d == DType::F32 || B::computes_in(device, *d)) {
+            for (shape, projections) in SHAPES {
+                let product = product::<B>(shape, projections, dtype, device)?;
+                out(&product.line())?;
+                self.products.push(product);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn product<B: TrainBackend>(
@@ -191,8 +214,10 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 fn wait<B: TrainBackend>(device: &B::Device) -> Result<()> {
     B::sync(device).map_err(|error| {
+        let error = format!("{error:?}");
+        let first = error.lines().next().unwrap_or_default();
         Error::run(
-            format!("the device stopped: {error:?}"),
+            format!("the device stopped: {first}"),
             "see what its driver logs, and what `arithmo doctor` says",
         )
     })
