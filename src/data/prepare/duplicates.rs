@@ -15,6 +15,8 @@ const MINIMA: usize = 64;
 const BAND: usize = 4;
 /// Tokens per shingle.
 const SHINGLE: usize = 5;
+/// Shingles hashed at a time: the hashes of one follow from each other, so the processor would wait for each.
+const ABREAST: usize = 8;
 /// Questions with fewer shingles are compared exactly only.
 const FEWEST_SHINGLES: usize = 8;
 
@@ -45,12 +47,19 @@ impl Fingerprint {
 }
 
 fn minima(tokens: &[u64]) -> Box<[u16; MINIMA]> {
+    let shingle = |tokens: &[u64]| tokens.iter().fold(0, |hash, &token| mix(hash ^ token));
+    let shingles: Vec<u64> = tokens.windows(SHINGLE).map(shingle).collect();
     let mut least = [u64::MAX; MINIMA];
-    for shingle in tokens.windows(SHINGLE) {
-        let mut hash = shingle.iter().fold(0, |hash, &token| mix(hash ^ token));
+    for group in shingles.chunks(ABREAST) {
+        // A group that is not full repeats its first, which changes no minimum.
+        let mut hashes = [group.first().copied().unwrap_or_default(); ABREAST];
+        hashes
+            .iter_mut()
+            .zip(group)
+            .for_each(|(to, &hash)| *to = hash);
         for minimum in &mut least {
-            hash = mix(hash);
-            *minimum = hash.min(*minimum);
+            hashes = hashes.map(mix);
+            *minimum = hashes.iter().fold(*minimum, |least, &hash| least.min(hash));
         }
     }
     Box::new(least.map(|minimum| minimum as u16))

@@ -31,7 +31,7 @@ use self::judge::{Candidate, Judge};
 use self::output::{PairsFile, Paths};
 use self::stats::StatsFile;
 use super::stack_exchange::{
-    self as source, BadInput, Format, Meter, PostKind, Record, Records, jsonl,
+    self as source, BadInput, Format, Meter, PostKind, Record, Records, UnreadRow, jsonl,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -152,8 +152,9 @@ struct Block {
     records: Vec<Record>,
 }
 
-/// A row's verdict, with the row's id or place.
-type Verdict = std::result::Result<(String, std::result::Result<Candidate, Reason>), BadInput>;
+/// A row's id and verdict; or why it could not be read.
+type Judged = (String, std::result::Result<Candidate, Reason>);
+type Verdict = std::result::Result<Judged, BadInput>;
 
 fn read_judge_write(
     options: &PrepareOptions,
@@ -277,6 +278,7 @@ fn judge_and_write(
 fn judge_record(judge: &Judge, record: Record) -> Result<Verdict> {
     let row = match record {
         Record::Row(row) => Ok(row),
+        Record::Unread(row) => return judge_unread(judge, row).map(Ok),
         Record::Line(line) => jsonl::parse_line(&line),
         Record::Bad(bad) => Err(bad),
         Record::Failed(error) => return Err(error),
@@ -285,6 +287,18 @@ fn judge_record(judge: &Judge, record: Record) -> Result<Verdict> {
         let verdict = judge.judge(&row);
         (row.qid, verdict)
     }))
+}
+
+/// Judges a row, fetching only the texts its pair is made of, if it has one.
+fn judge_unread(judge: &Judge, mut unread: UnreadRow) -> Result<Judged> {
+    let verdict = match judge.pick(&unread.row().answers) {
+        Ok((best, worst)) => {
+            unread.fetch(&[best, worst])?;
+            judge.pair(unread.row(), best, worst)
+        }
+        Err(reason) => Err(reason),
+    };
+    Ok((unread.into_row().qid, verdict))
 }
 
 /// The outputs and what is remembered while they are written.

@@ -13,11 +13,14 @@ mod parquet_leaf;
 pub mod parquet_rows;
 pub mod posts_xml;
 mod spill;
+mod unread;
 mod xml_tags;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub use unread::UnreadRow;
 
 use crate::error::{Error, Result};
 
@@ -90,6 +93,8 @@ impl From<BadInput> for Error {
 pub enum Record {
     /// A row.
     Row(Row),
+    /// A row whose texts are still to be fetched (by [`UnreadRow::fetch`], which the caller may do in parallel).
+    Unread(UnreadRow),
     /// A JSON line still to be parsed (by [`jsonl::parse_line`], which the caller may do in parallel).
     Line(jsonl::Line),
     /// Something unreadable.
@@ -105,6 +110,7 @@ impl Record {
             Self::Row(row) => {
                 row.question.len() + row.answers.iter().map(|a| a.text.len()).sum::<usize>()
             }
+            Self::Unread(row) => row.len(),
             Self::Line(line) => line.bytes.len(),
             Self::Bad(_) | Self::Failed(_) => 0,
         }
