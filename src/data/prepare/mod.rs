@@ -8,6 +8,7 @@ mod duplicates;
 mod exclude;
 mod judge;
 mod output;
+mod remembered;
 mod rules;
 mod stats;
 mod words;
@@ -277,7 +278,6 @@ fn judge_and_write(
 
 fn judge_record(judge: &Judge, record: Record) -> Result<Verdict> {
     let row = match record {
-        Record::Row(row) => Ok(row),
         Record::Unread(row) => return judge_unread(judge, row).map(Ok),
         Record::Line(line) => jsonl::parse_line(&line),
         Record::Bad(bad) => Err(bad),
@@ -324,7 +324,7 @@ impl Writer {
         Ok(Self {
             kept: PairsFile::create(&paths.output, options.form)?,
             held_out,
-            seen: Seen::new(options.rules.near_duplicate_threshold),
+            seen: Seen::new(options.rules.near_duplicate_threshold, paths.folder()),
             rules: options.rules.clone(),
             skip_bad_rows: options.skip_bad_rows,
             stats: Stats {
@@ -359,7 +359,7 @@ impl Writer {
     fn write_pair(&mut self, id: String, candidate: &Candidate) -> Result<()> {
         let mut held_out = false;
         if let Some(question) = &candidate.fingerprint {
-            let found = self.seen.find(question);
+            let found = self.seen.find(question)?;
             match found {
                 Some((Repeats::Exactly, _)) if self.rules.drop_duplicates => {
                     self.stats.lose(Reason::Duplicate, id);
@@ -373,7 +373,7 @@ impl Writer {
             }
             // What repeats another question goes where that one went.
             let key = found.map_or(question.exact, |(_, key)| key);
-            self.seen.insert(question, key);
+            self.seen.insert(question, key)?;
             held_out = words::mix(key) as f64 / 2f64.powi(64) < self.rules.held_out_fraction;
         }
         let stats = &mut self.stats;

@@ -226,7 +226,7 @@ impl Joined {
         let accepted = self.question.accepted();
         let answers = self.answers.iter().map(|answer| answer.answer(accepted));
         let (id, body) = (self.question.0[0] as i64, self.question.body());
-        UnreadRow::new(id, body, answers.collect(), texts.clone())
+        UnreadRow::in_posts(id, body, answers, texts.clone())
     }
 }
 

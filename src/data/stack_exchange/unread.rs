@@ -1,18 +1,20 @@
-//! Rows of a `Posts.xml` of which ids and scores are known, and the texts still lie in the file: most rows become no
-//! pair, and no pair needs more than two answers.
+//! Rows of which ids and scores are known, and the texts are not yet taken from where they lie: most rows become no pair,
+//! and no pair needs more than two answers. Texts made by the thread that judges a row are freed by it, too: freed by
+//! another than made them, they have threads wait for each other.
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parquet::data_type::ByteArray;
 use quick_xml::XmlVersion;
 use quick_xml::events::attributes::Attribute;
 use quick_xml::name::QName;
 
 use super::{Answer, Row};
 use crate::error::{Error, Result};
+use crate::read_at::read_exact_at;
 
 /// Where in the file a text lies, escaped as an XML attribute's value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,27 +36,50 @@ pub(super) struct Texts {
 #[derive(Debug)]
 pub struct UnreadRow {
     row: Row,
-    question: Span,
-    answers: Vec<Span>,
-    texts: Arc<Texts>,
+    texts: Place,
+}
+
+/// Where the texts of a row lie: the question's, and the answers' in their order.
+#[derive(Debug)]
+enum Place {
+    Posts(Arc<Texts>, Span, Vec<Span>),
+    Page(ByteArray, Vec<ByteArray>),
 }
 
 impl UnreadRow {
-    pub(super) fn new(
+    /// A row of a `Posts.xml`.
+    pub(super) fn in_posts(
         qid: i64,
         question: Span,
-        answers: Vec<(Answer, Span)>,
+        answers: impl Iterator<Item = (Answer, Span)>,
         texts: Arc<Texts>,
     ) -> Self {
-        let (known, spans) = answers.into_iter().unzip();
+        let (answers, spans) = answers.unzip();
+        Self::new(
+            qid.to_string(),
+            answers,
+            Place::Posts(texts, question, spans),
+        )
+    }
+
+    /// A row whose texts are in memory, as part of something larger; they are UTF-8.
+    pub(super) fn in_page(
+        qid: String,
+        question: ByteArray,
+        answers: Vec<(Answer, ByteArray)>,
+    ) -> Self {
+        let (answers, texts) = answers.into_iter().unzip();
+        Self::new(qid, answers, Place::Page(question, texts))
+    }
+
+    fn new(qid: String, answers: Vec<Answer>, texts: Place) -> Self {
+        let question = String::new();
         Self {
             row: Row {
-                qid: qid.to_string(),
-                question: String::new(),
-                answers: known,
+                qid,
+                question,
+                answers,
             },
-            question,
-            answers: spans,
             texts,
         }
     }
@@ -74,12 +99,10 @@ impl UnreadRow {
     /// # Errors
     /// The file cannot be read, or changed since its posts were found.
     pub fn fetch(&mut self, wanted: &[usize]) -> Result<()> {
-        self.row.question = self.texts.text(self.question)?;
+        self.row.question = self.texts.question()?;
         for &index in wanted {
-            if let (Some(answer), Some(&span)) =
-                (self.row.answers.get_mut(index), self.answers.get(index))
-            {
-                answer.text = self.texts.text(span)?;
+            if let Some(answer) = self.row.answers.get_mut(index) {
+                answer.text = self.texts.answer(index)?;
             }
         }
         Ok(())
@@ -87,9 +110,38 @@ impl UnreadRow {
 
     /// Bytes of all its texts.
     pub(super) fn len(&self) -> usize {
-        let answers: u64 = self.answers.iter().map(|span| span.len).sum();
-        (self.question.len + answers) as usize
+        match &self.texts {
+            Place::Posts(_, question, answers) => {
+                (question.len + answers.iter().map(|span| span.len).sum::<u64>()) as usize
+            }
+            Place::Page(question, answers) => {
+                question.len() + answers.iter().map(ByteArray::len).sum::<usize>()
+            }
+        }
     }
+}
+
+impl Place {
+    fn question(&self) -> Result<String> {
+        match self {
+            Self::Posts(texts, question, _) => texts.text(*question),
+            Self::Page(question, _) => Ok(text(question)),
+        }
+    }
+
+    fn answer(&self, index: usize) -> Result<String> {
+        match self {
+            Self::Posts(texts, _, answers) => answers
+                .get(index)
+                .map_or(Ok(String::new()), |span| texts.text(*span)),
+            Self::Page(_, answers) => Ok(answers.get(index).map(text).unwrap_or_default()),
+        }
+    }
+}
+
+/// A text that is known to be UTF-8.
+fn text(bytes: &ByteArray) -> String {
+    String::from_utf8_lossy(bytes.data()).into_owned()
 }
 
 impl Texts {
@@ -112,22 +164,6 @@ impl Texts {
             "run again when nothing writes to the file",
         )
     }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, start)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut start: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, start)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => (bytes, start) = (&mut bytes[n..], start + n as u64),
-        }
-    }
-    Ok(())
 }
 
 /// An attribute's value as XML defines it: entities resolved, other white space than `' '` made one.
