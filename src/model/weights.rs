@@ -239,7 +239,7 @@ impl WeightFiles {
     /// One tensor in the element type it is stored in, which is `T`.
     fn stored<T: Pod + Send>(&self, name: &str) -> Result<Vec<T>> {
         let entry = self.entry(name)?;
-        let mut out = bytemuck::zeroed_vec(entry.shape.iter().product());
+        let mut out = room(entry.shape.iter().product());
         let pieces = out.par_chunks_mut(PIECE).enumerate();
         pieces.try_for_each(|(index, piece)| self.read_elements(entry, index * PIECE, piece))?;
         Ok(out)
@@ -252,7 +252,7 @@ impl WeightFiles {
         convert: impl Fn(&[S], &mut [T]) + Sync,
     ) -> Result<Vec<T>> {
         let entry = self.entry(name)?;
-        let mut out = bytemuck::zeroed_vec(entry.shape.iter().product());
+        let mut out = room(entry.shape.iter().product());
         let pieces = out.par_chunks_mut(PIECE).enumerate();
         let room = || bytemuck::zeroed_vec::<S>(PIECE);
         pieces.try_for_each_init(room, |stored, (index, piece)| {
@@ -377,6 +377,31 @@ fn no_safetensors(folder: &Path) -> Error {
             "holds neither model.safetensors nor model.safetensors.index.json",
             "give a model folder in Hugging Face layout or a hub id (owner/name)",
         ),
+    }
+}
+
+/// Room for so many elements, to be filled once. Where Linux gives huge pages to those who ask, it is asked: a page fault
+/// every 4 KiB takes longer than what is read into them.
+fn room<T: Pod>(count: usize) -> Vec<T> {
+    let mut room = bytemuck::zeroed_vec(count);
+    #[cfg(target_os = "linux")]
+    ask_for_huge_pages(bytemuck::cast_slice_mut(&mut room));
+    room
+}
+
+#[cfg(target_os = "linux")]
+#[allow(
+    unsafe_code,
+    reason = "the advice goes to whole pages inside the slice, and changes neither their content nor who owns them"
+)]
+fn ask_for_huge_pages(bytes: &mut [u8]) {
+    const HUGE: usize = 2 << 20;
+    let skipped = bytes.as_ptr().align_offset(HUGE).min(bytes.len());
+    let whole = (bytes.len() - skipped) / HUGE * HUGE;
+    let pages = &mut bytes[skipped..skipped + whole];
+    if !pages.is_empty() {
+        // Refused, nothing is lost but time.
+        let _ = unsafe { libc::madvise(pages.as_mut_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
 

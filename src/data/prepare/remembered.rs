@@ -230,7 +230,7 @@ impl Band {
             pages: Vec::new(),
         };
         let mut push = |(hash, question): (u32, u32)| {
-            if merged.len % PAGE as u64 == 0 {
+            if merged.len.is_multiple_of(PAGE as u64) {
                 merged.pages.push(hash);
             }
             merged.len += 1;
