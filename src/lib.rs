@@ -45,6 +45,7 @@ pub mod lora;
 pub mod model;
 pub mod output;
 pub mod progress;
+mod read_at;
 pub mod report;
 pub mod train;
 

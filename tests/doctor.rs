@@ -58,6 +58,7 @@ fn doctor_checks_every_operation() {
         "masked_attention",
         "completion_log_probs",
         "completion_log_probs slopes",
+        "adamw",
     ] {
         let of_name = |row: &&Value| row["operation"] == name && row["dtype"] == "f32";
         let row = operations.iter().find(of_name).unwrap();

@@ -24,6 +24,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
+pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::log_probs::{LogProbStats, LogProbs};
@@ -172,5 +173,10 @@ pub trait TrainBackend: Backend {
         with_slopes: bool,
     ) -> LogProbs<Self> {
         ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
+    }
+
+    /// One optimizer step of all tensors of an adapter: see [`ops::adamw`].
+    fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
+        ops::adamw::reference(tensors)
     }
 }

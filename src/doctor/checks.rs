@@ -146,6 +146,11 @@ impl<B: TrainBackend> Checker<B> {
         }
     }
 
+    /// The type under test.
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// A random matrix in the type under test, and the same in f32.
     pub(super) fn matrix(&mut self, shape: [usize; 2]) -> [Tensor<B, 2>; 2] {
         let data = self.data(&shape);

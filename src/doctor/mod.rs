@@ -1,5 +1,6 @@
 //! `doctor`: what this machine has, whether every operation is right on it, and how fast it is.
 
+mod attention;
 mod checks;
 mod operations;
 pub mod speed;

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 
 /// Loads the model in `folder` onto `device`, its weights in `dtype`.
 ///
-/// Files are memory-mapped; beside the model itself, at most one tensor is held at a time.
+/// Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
 ///
 /// # Errors
 /// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).

@@ -6,7 +6,7 @@ use burn_ndarray::{
 };
 use ndarray::ArrayD;
 
-use super::gemm::View;
+use super::gemm::{View, rows};
 
 /// A tensor of f32 whose values lie row after row.
 pub(super) struct Matrix {
@@ -58,7 +58,7 @@ impl Matrix {
 
     /// As an operand of a product.
     pub(super) fn view(&self) -> View<'_> {
-        View::within(self.values(), self.rows, self.columns, self.columns)
+        rows(self.values(), self.columns)
     }
 
     /// One row.
@@ -66,11 +66,28 @@ impl Matrix {
         &self.values()[index * self.columns..][..self.columns]
     }
 
-    /// All values, in memory of their own.
+    /// All values, to be changed: in place if nobody else holds the tensor.
     pub(super) fn into_values(self) -> Vec<f32> {
-        match self.ordered {
-            Some(values) => values,
-            None => self.values().to_vec(),
+        match (self.ordered, self.tensor) {
+            (Some(values), _) => values,
+            (None, NdArrayTensor::F32(storage)) => {
+                let array = storage.into_shared();
+                match array.try_into_owned_nocopy() {
+                    Ok(owned) => {
+                        let (values, offset) = owned.into_raw_vec_and_offset();
+                        let (start, count) = (offset.unwrap_or(0), self.rows * self.columns);
+                        match start == 0 && values.len() == count {
+                            true => values,
+                            false => values[start..start + count].to_vec(),
+                        }
+                    }
+                    Err(shared) => match shared.as_slice() {
+                        Some(values) => values.to_vec(),
+                        None => shared.iter().copied().collect(),
+                    },
+                }
+            }
+            (None, _) => Vec::new(),
         }
     }
 }
