@@ -53,6 +53,7 @@ run() {
 
 peer() { # TRL on a smaller model, and the same shape here
   local scripts=../shared/bench
+  if [[ -d shared/bench ]]; then scripts=shared/bench; fi
   if ! [[ -f $scripts/trl_dpo.py ]] || ! python3 -c 'import trl, peft, datasets' 2>/dev/null; then
     echo "=== the peer was not measured: $scripts/trl_dpo.py, or python3 with trl, peft and datasets, is absent"
     return
