@@ -287,8 +287,9 @@ impl Attention<'_> {
     fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, kv_head: usize, seen: &Seen) {
         let stride = seen.keys();
         let rows = query.nrows();
-        scores.clear();
-        scores.resize(BLOCK * stride, 0.0);
+        if scores.len() < BLOCK * stride {
+            scores.resize(BLOCK * stride, 0.0);
+        }
         for (column, keys) in seen.placed() {
             let count = keys.len();
             let keys = self.inputs.key.view(kv_head, self.config.head_dim, keys);
@@ -456,8 +457,9 @@ impl Attention<'_> {
     fn d_probs(&self, d_probs: &mut Vec<f32>, d_output: View<'_>, kv_head: usize, seen: &Seen) {
         let stride = seen.keys();
         let rows = d_output.nrows();
-        d_probs.clear();
-        d_probs.resize(BLOCK * stride, 0.0);
+        if d_probs.len() < BLOCK * stride {
+            d_probs.resize(BLOCK * stride, 0.0);
+        }
         for (column, keys) in seen.placed() {
             let count = keys.len();
             let values = self.inputs.value.view(kv_head, self.config.head_dim, keys);

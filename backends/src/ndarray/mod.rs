@@ -19,7 +19,7 @@ use burn_ndarray::{
 use self::adapted_linear::HostProjection;
 use self::attention::{Attention, Heads, HostMask, Inputs};
 use self::gemm::{Old, columns_of, product};
-use self::matrix::{Matrix, integers, tensor};
+use self::matrix::{Matrix, integers, tensor, written};
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
     LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
@@ -50,10 +50,16 @@ where
         let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference(x, weight);
         };
-        let mut y = vec![0f32; x_host.rows * w.rows];
-        let (x, weight) = (x_host.view(), w.view().transpose());
-        let target = columns_of(&mut y, w.rows, 0, w.rows);
-        product(target, Old::Replace, 1.0, x, weight);
+        let y = written(x_host.rows * w.rows, |y| {
+            let target = columns_of(y, w.rows, 0, w.rows);
+            product(
+                target,
+                Old::Replace,
+                1.0,
+                x_host.view(),
+                w.view().transpose(),
+            );
+        });
         tensor(y, [x_host.rows, w.rows])
     }
 
@@ -61,9 +67,10 @@ where
         let (Some(g), Some(w)) = (Matrix::new(grad.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference_backward(grad, weight);
         };
-        let mut d_x = vec![0f32; g.rows * w.columns];
-        let target = columns_of(&mut d_x, w.columns, 0, w.columns);
-        product(target, Old::Replace, 1.0, g.view(), w.view());
+        let d_x = written(g.rows * w.columns, |d_x| {
+            let target = columns_of(d_x, w.columns, 0, w.columns);
+            product(target, Old::Replace, 1.0, g.view(), w.view());
+        });
         tensor(d_x, [g.rows, w.columns])
     }
 

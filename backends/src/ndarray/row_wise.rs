@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::matrix::written;
 use super::vector::{exp, sum, sum2, vectorized};
 use crate::Turn;
 
@@ -29,12 +30,21 @@ pub(super) fn by_rows(
     });
 }
 
+/// `count` new values, in rows of `columns`, all of which `f` writes: see [`by_rows`].
+#[inline(always)]
+fn made_by_rows(
+    count: usize,
+    columns: usize,
+    f: impl Fn(usize, &mut [f32]) + Send + Sync,
+) -> Vec<f32> {
+    written(count, |out| by_rows(out, columns, f))
+}
+
 /// See [`crate::ops::rms_norm`].
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        x.len(),
         columns,
         #[inline(always)]
         |first, rows| {
@@ -46,16 +56,14 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
                 }
             }
         },
-    );
-    out
+    )
 }
 
 /// See [`crate::ops::rms_norm`].
 pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &[f32]) -> Vec<f32> {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        x.len(),
         columns,
         #[inline(always)]
         |first, rows| {
@@ -72,8 +80,7 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &
                 }
             }
         },
-    );
-    out
+    )
 }
 
 #[inline(always)]
@@ -116,9 +123,8 @@ pub(super) fn rope(
 
 /// See [`crate::ops::swiglu`]; a row of `gate_up` holds `2 * half` values.
 pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len() / 2];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        gate_up.len() / 2,
         half,
         #[inline(always)]
         |first, rows| {
@@ -130,15 +136,13 @@ pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
                 }
             }
         },
-    );
-    out
+    )
 }
 
 /// See [`crate::ops::swiglu`].
 pub(super) fn swiglu_backward(gate_up: &[f32], half: usize, grad: &[f32]) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len()];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        gate_up.len(),
         2 * half,
         #[inline(always)]
         |first, rows| {
@@ -155,8 +159,7 @@ pub(super) fn swiglu_backward(gate_up: &[f32], half: usize, grad: &[f32]) -> Vec
                 }
             }
         },
-    );
-    out
+    )
 }
 
 #[inline(always)]
