@@ -196,8 +196,7 @@ pub fn backward_from<B: TrainBackend, C: CheckpointStrategy, const D: usize>(
 ) -> <Ad<B, C> as AutodiffBackend>::Gradients {
     assert_eq!(y.dims(), of_y.dims(), "backward_from: gradient of y");
     let end = Tensor::<B, 1>::zeros([1], &of_y.device());
-    let end: Tensor<Ad<B, C>, 1> =
-        record!(GivenGradient::<D>, [tensor(y).node], of_y, end);
+    let end: Tensor<Ad<B, C>, 1> = record!(GivenGradient::<D>, [tensor(y).node], of_y, end);
     end.backward()
 }
 

@@ -1,5 +1,13 @@
 //! What wgpu and cuda share through CubeCL, the language their kernels are written in.
 
+pub(crate) mod attention;
+pub(crate) mod launch;
+pub(crate) mod operations;
+pub(crate) mod queue;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
+
 use std::panic;
 use std::sync::{Arc, Mutex, PoisonError};
 

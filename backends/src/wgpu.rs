@@ -1,17 +1,25 @@
 //! Consumer GPUs through Vulkan, or Metal on macOS.
 
 use ::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
-use burn::tensor::{DType, try_read_sync};
+use burn::tensor::{DType, Tensor, try_read_sync};
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuRuntime};
 
 use crate::TrainBackend;
-use crate::cubecl::{compute_once, reserved_bytes, without_panic};
+use crate::cubecl::{
+    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+};
 
 /// Training on a GPU through wgpu. Weights are f32.
 pub type Gpu = Wgpu<f32>;
 
+impl CubeGpu for Gpu {
+    type Runtime = WgpuRuntime;
+}
+
 impl TrainBackend for Gpu {
+    cube_operations!();
+
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<WgpuRuntime>(device)
     }

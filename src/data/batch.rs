@@ -238,7 +238,10 @@ fn shared_beginning([chosen, rejected]: [&EncodedSequence; 2]) -> usize {
 /// Tokens of both sides that are attended to, each side counted in full (TRL's `num_tokens`).
 pub fn attended_tokens(pair: &EncodedPair) -> usize {
     let sides = [&pair.chosen, &pair.rejected];
-    sides.map(|side| side.ids.len() - side.hidden.len()).iter().sum()
+    sides
+        .map(|side| side.ids.len() - side.hidden.len())
+        .iter()
+        .sum()
 }
 
 /// Tokens the pair takes in a row.

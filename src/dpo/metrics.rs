@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-
 /// What one pair leaves behind, read from the device once a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairOutput {

@@ -179,13 +179,16 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
         let sequences: Vec<&[u32]> = indices.iter().map(|i| &self.prompts[*i][..]).collect();
         // Padding is seen by nobody, so any id will do.
         let input = TokenRows::left_padded(&sequences, 0);
-        let rows = indices.iter().zip(&sequences).map(|(prompt, sequence)| Row {
-            prompt: *prompt,
-            token_ids: Vec::new(),
-            finish_reason: None,
-            padding: input.length - sequence.len(),
-            used: input.length,
-        });
+        let rows = indices
+            .iter()
+            .zip(&sequences)
+            .map(|(prompt, sequence)| Row {
+                prompt: *prompt,
+                token_ids: Vec::new(),
+                finish_reason: None,
+                padding: input.length - sequence.len(),
+                used: input.length,
+            });
         (rows.collect(), input)
     }
 

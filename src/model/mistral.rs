@@ -172,9 +172,8 @@ impl<B: TrainBackend> Mistral<B> {
     pub fn block_bytes_per_token(&self) -> usize {
         let config = &self.config;
         let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
-        let values = 4 * config.hidden_size
-            + heads * config.head_dim()
-            + 3 * config.intermediate_size;
+        let values =
+            4 * config.hidden_size + heads * config.head_dim() + 3 * config.intermediate_size;
         values * self.embed_tokens.val().dtype().size()
     }
 

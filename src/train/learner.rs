@@ -295,10 +295,7 @@ fn unpack(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
 }
 
 /// `sum + grads`, tensor by tensor; an empty sum is zero.
-fn add_all<B: TrainBackend>(
-    sum: Vec<Tensor<B, 2>>,
-    grads: Vec<Tensor<B, 2>>,
-) -> Vec<Tensor<B, 2>> {
+fn add_all<B: TrainBackend>(sum: Vec<Tensor<B, 2>>, grads: Vec<Tensor<B, 2>>) -> Vec<Tensor<B, 2>> {
     match sum.is_empty() {
         true => grads,
         false => sum.into_iter().zip(grads).map(|(s, g)| s + g).collect(),

@@ -62,7 +62,10 @@ mod tests {
     #[test]
     fn pairs_fill_passes_in_order_and_keep_their_weight() {
         let pairs = [3, 4, 9, 2, 2].map(pair);
-        let micro_batches = [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]]];
+        let micro_batches = [
+            vec![&pairs[0], &pairs[1], &pairs[2]],
+            vec![&pairs[3], &pairs[4]],
+        ];
         let passes = passes(&micro_batches, 7);
         let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens).collect();
         assert_eq!(tokens, [7, 9, 4]);

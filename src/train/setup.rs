@@ -234,7 +234,9 @@ fn learner_config<B: TrainBackend>(
             GradientCheckpointing::Off => Activations::Keep,
             GradientCheckpointing::Auto => what_fits::<B>(policy, device),
         },
-        pass_tokens: train.max_tokens_per_pass.unwrap_or_else(|| B::pass_tokens()),
+        pass_tokens: train
+            .max_tokens_per_pass
+            .unwrap_or_else(|| B::pass_tokens()),
         dropout_seed: dropout.then_some(config.seed),
     })
 }
