@@ -1,7 +1,10 @@
 //! What wgpu and cuda share through CubeCL, the language their kernels are written in.
 
+pub(crate) mod adapted_linear;
 pub(crate) mod attention;
+mod branch;
 pub(crate) mod launch;
+pub(crate) mod log_probs;
 pub(crate) mod operations;
 pub(crate) mod queue;
 pub(crate) mod rms_norm;

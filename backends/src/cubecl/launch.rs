@@ -1,7 +1,7 @@
 //! How kernels meet tensors: rows with strides, vectors of values, enough cubes.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::kernel::{into_contiguous, matmul as cube_matmul};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::CubeCount;
 use cubecl::prelude::*;
@@ -50,6 +50,30 @@ pub(crate) fn empty<R: CubeRuntime>(
     )
 }
 
+/// `[rows, columns]` looked at the other way round.
+pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTensor<R> {
+    tensor.meta.swap(0, 1);
+    tensor
+}
+
+/// `left right` into `product`, in the accumulators and by the kernel that Burn finds best for the shapes.
+///
+/// # Panics
+/// If no kernel takes the shapes: Burn's own fallback takes all.
+pub(crate) fn matmul<R: CubeRuntime>(
+    left: CubeTensor<R>,
+    right: CubeTensor<R>,
+    product: CubeTensor<R>,
+) {
+    let dtype = product.dtype;
+    // Burn reads the right side as what the left is.
+    assert_eq!(left.dtype, right.dtype, "matmul: one dtype");
+    let strategy = cube_matmul::MatmulStrategy::default();
+    if let Err(error) = cube_matmul::matmul(left, right, Some(product), strategy, dtype) {
+        panic!("matmul: {error:?}");
+    }
+}
+
 /// How many values to read at once from all `tensors`: at most 4, so that the largest type still fits one load. The
 /// rest of each row must come in the same numbers: `widths` are what a kernel takes for a row.
 pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[usize]) -> usize {
@@ -84,6 +108,26 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: usize) -> f32 {
         if unit < step {
             let other = shared[unit + step];
             shared[unit] += other;
+        }
+        sync_cube();
+        step /= 2;
+    }
+    shared[0]
+}
+
+/// The largest `value` of all units of a cube, for each of them.
+#[cube]
+pub(crate) fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
+    let mut shared = SharedMemory::<f32>::new(units);
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    let mut step = comptime!(units / 2).runtime();
+    while step > 0 {
+        if unit < step {
+            let other = shared[unit + step];
+            let here = shared[unit];
+            shared[unit] = select(other > here, other, here);
         }
         sync_cube();
         step /= 2;

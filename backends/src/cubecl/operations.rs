@@ -88,6 +88,46 @@ macro_rules! cube_operations {
                 false => reference::reference_self_backward(qkv, attended, grad, mask, config),
             }
         }
+
+        fn completion_log_probs(
+            hidden: Tensor<Self, 2>,
+            lm_head: Tensor<Self, 2>,
+            targets: Tensor<Self, 1, burn::tensor::Int>,
+            stats: $crate::LogProbStats,
+            with_slopes: bool,
+        ) -> $crate::LogProbs<Self> {
+            use $crate::{cubecl::log_probs as ours, ops::log_probs as reference};
+            match $crate::cubecl::launch::accumulates_in_f32(hidden.dtype()) {
+                true => ours::completion_log_probs(hidden, lm_head, targets, stats, with_slopes),
+                false => reference::reference(hidden, lm_head, targets, stats, with_slopes),
+            }
+        }
+
+        fn adapted_linear(
+            x: Tensor<Self, 2>,
+            projections: &[$crate::Projection<Self>],
+            residual: Option<Tensor<Self, 2>>,
+        ) -> $crate::Adapted<Self> {
+            use $crate::{cubecl::adapted_linear as ours, ops::adapted_linear as reference};
+            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                true => ours::adapted_linear(x, projections, residual),
+                false => reference::reference(x, projections, residual),
+            }
+        }
+
+        fn adapted_linear_backward(
+            x: Tensor<Self, 2>,
+            projections: &[$crate::Projection<Self>],
+            low: Option<Tensor<Self, 2>>,
+            grad: Tensor<Self, 2>,
+            needs_x: bool,
+        ) -> $crate::AdaptedGrads<Self> {
+            use $crate::{cubecl::adapted_linear as ours, ops::adapted_linear as reference};
+            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                true => ours::adapted_linear_backward(x, projections, low, grad, needs_x),
+                false => reference::reference_backward(x, projections, low, grad, needs_x),
+            }
+        }
     };
 }
 

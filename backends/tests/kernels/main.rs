@@ -6,6 +6,8 @@
     reason = "a test may stop at the first surprise, in its helpers too"
 )]
 
+mod adapted_linear;
 mod attention;
 mod elementwise;
 mod host;
+mod log_probs;

@@ -1,0 +1,298 @@
+//! Log-probabilities of targets and their slopes, some rows at a time: a product for the logits, one kernel over each
+//! row of them, and a product back. See [`crate::ops::log_probs`].
+
+use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor};
+use burn_cubecl::kernel::slice;
+use burn_cubecl::ops::numeric::add;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::prelude::*;
+
+use super::launch::{
+    UNITS, cube_max, cube_sum, cubes, empty, matmul, rows, transposed, vector_size,
+};
+use super::queue::{CubeGpu, Kernel, fixed, queue, queued, queued_int, tensor};
+use crate::{LogProbStats, LogProbs};
+
+/// Logits alive at once: 2^24 values are 64 MiB in f32.
+const CHUNK_VALUES: usize = 1 << 24;
+
+/// Rows of a chunk are a multiple of this where there are enough: what a product of matrices takes in one tile.
+const TILE: usize = 256;
+
+/// Columns that one product sums over: sums stay exact enough in f32. (Mesa's software driver also ends every loop after
+/// 65,535 steps, which is 2^20 columns.)
+const SUMMED: usize = 1 << 17;
+
+/// Below every logit.
+const LOWEST: f32 = -3e38;
+
+/// [`crate::TrainBackend::completion_log_probs`].
+pub(crate) fn completion_log_probs<B: CubeGpu>(
+    hidden: BurnTensor<B, 2>,
+    lm_head: BurnTensor<B, 2>,
+    targets: BurnTensor<B, 1, IntKind>,
+    stats: LogProbStats,
+    with_slopes: bool,
+) -> LogProbs<B> {
+    let ([count, width], [vocabulary, _]) = (hidden.dims(), lm_head.dims());
+    let (mut columns, mut slopes) = (Vec::new(), Vec::new());
+    for (start, len) in chunks(count, vocabulary) {
+        let of_hidden = queued(&hidden.clone().narrow(0, start, len));
+        let of_targets = queued_int(&targets.clone().narrow(0, start, len));
+        let mut outputs = vec![([len, stats.columns()].into(), DType::F32)];
+        if with_slopes {
+            outputs.push(([len, width].into(), hidden.dtype()));
+        }
+        let kernel = OfRows { stats, with_slopes };
+        let inputs = vec![of_hidden, queued(&lm_head), of_targets];
+        let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
+        columns.extend(outputs.next());
+        slopes.extend(outputs.next());
+    }
+    LogProbs {
+        columns: BurnTensor::cat(columns, 0),
+        slopes: with_slopes.then(|| BurnTensor::cat(slopes, 0)),
+    }
+}
+
+/// `(start, length)` of chunks of rows whose logits stay within [`CHUNK_VALUES`].
+fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
+    let size = match CHUNK_VALUES / vocabulary {
+        many if many > TILE => many / TILE * TILE,
+        few => few.max(1),
+    };
+    (0..rows)
+        .step_by(size)
+        .map(move |start| (start, size.min(rows - start)))
+}
+
+#[derive(Debug)]
+struct OfRows {
+    stats: LogProbStats,
+    with_slopes: bool,
+}
+
+impl Kernel for OfRows {
+    const NAME: &'static str = "completion_log_probs";
+
+    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+        let [hidden, head, targets] = fixed(inputs);
+        let [len, width] = hidden.meta.shape().dims();
+        let [vocabulary, _] = head.meta.shape().dims();
+        let dtype = hidden.dtype;
+        let logits = empty(&hidden, [len, vocabulary], DType::F32);
+        matmul(hidden, transposed(head.clone()), logits.clone());
+        let columns = empty(&logits, [len, self.stats.columns()], DType::F32);
+        let slopes = self
+            .with_slopes
+            .then(|| empty(&logits, [len, vocabulary], dtype));
+        self.launch(logits, targets, columns.clone(), slopes.clone());
+        let slopes = slopes.map(|of_logits| contracted(of_logits, head, width));
+        std::iter::once(columns).chain(slopes).collect()
+    }
+}
+
+impl OfRows {
+    fn launch<R: CubeRuntime>(
+        &self,
+        logits: CubeTensor<R>,
+        targets: CubeTensor<R>,
+        columns: CubeTensor<R>,
+        slopes: Option<CubeTensor<R>>,
+    ) {
+        let [len, vocabulary] = logits.meta.shape().dims();
+        let targets = rows(targets);
+        // Without slopes, the columns stand in for them, unwritten.
+        let slopes = slopes.unwrap_or_else(|| columns.clone());
+        let dtypes = [slopes.dtype.into(), targets.dtype.into()];
+        of_logits::launch::<R>(
+            &columns.client,
+            cubes(len),
+            CubeDim::new_1d(UNITS as u32),
+            vector_size(&[&logits], &[vocabulary]),
+            logits.into_tensor_arg(),
+            targets.into_tensor_arg(),
+            columns.clone().into_tensor_arg(),
+            slopes.into_tensor_arg(),
+            self.stats == LogProbStats::All,
+            self.with_slopes,
+            UNITS,
+            dtypes,
+        );
+    }
+}
+
+/// `of_logits head`, `[rows, D]`.
+fn contracted<R: CubeRuntime>(
+    of_logits: CubeTensor<R>,
+    head: CubeTensor<R>,
+    width: usize,
+) -> CubeTensor<R> {
+    let [len, vocabulary] = of_logits.meta.shape().dims();
+    let product = |start: usize| {
+        let end = vocabulary.min(start + SUMMED);
+        let part = match vocabulary > SUMMED {
+            true => slice(of_logits.clone(), &[0..len, start..end]),
+            false => of_logits.clone(),
+        };
+        let of_head = match vocabulary > SUMMED {
+            true => slice(head.clone(), &[start..end, 0..width]),
+            false => head.clone(),
+        };
+        let product = empty(&part, [len, width], part.dtype);
+        matmul(part, of_head, product.clone());
+        product
+    };
+    let parts = (SUMMED..vocabulary).step_by(SUMMED).map(product);
+    parts.fold(product(0), add)
+}
+
+/// One cube a row of logits: the columns of [`LogProbStats`], and `onehot(target) - softmax` into `slopes`.
+#[cube(launch)]
+fn of_logits<F: Float, I: Int, N: Size>(
+    logits: &Tensor<Vector<f32, N>>,
+    targets: &Tensor<I>,
+    columns: &mut Tensor<f32>,
+    slopes: &mut Tensor<Vector<F, N>>,
+    #[comptime] all: bool,
+    #[comptime] with_slopes: bool,
+    #[comptime] units: usize,
+    #[define(F, I)] _dtypes: [StorageType; 2],
+) {
+    let row = CUBE_POS;
+    if row >= logits.shape(0) {
+        terminate!();
+    }
+    let vectors = logits.shape(1) / N::value();
+    let start = row * vectors;
+    let target = usize::cast_from(targets[row]);
+    let of_target = lane(logits[start + target / N::value()], target % N::value());
+
+    let most = cube_max(largest(logits, start, vectors, units), units);
+    let mut mass = 0.0f32.runtime();
+    let mut moment = 0.0f32.runtime();
+    let mut i = UNIT_POS as usize;
+    while i < vectors {
+        let values = logits[start + i];
+        #[unroll]
+        for j in 0..N::value() {
+            let below = values[j] - most;
+            let weight = below.exp();
+            mass += weight;
+            moment += weight * below;
+        }
+        i += units;
+    }
+    let mass = cube_sum(mass, units);
+    let at = row * columns.shape(1);
+    if UNIT_POS == 0 {
+        columns[at] = of_target - most - mass.ln();
+    }
+    if comptime!(all) {
+        let entropy = mass.ln() - cube_sum(moment, units) / mass;
+        write_statistics(
+            logits, columns, at, start, target, of_target, entropy, units,
+        );
+    }
+    if comptime!(with_slopes) {
+        write_slopes(logits, slopes, start, vectors, target, most, mass, units);
+    }
+}
+
+/// The largest logit that a unit comes across.
+#[cube]
+fn largest<N: Size>(
+    logits: &Tensor<Vector<f32, N>>,
+    start: usize,
+    vectors: usize,
+    #[comptime] units: usize,
+) -> f32 {
+    let mut most = LOWEST.runtime();
+    let mut i = UNIT_POS as usize;
+    while i < vectors {
+        let values = logits[start + i];
+        #[unroll]
+        for j in 0..N::value() {
+            let z = values[j];
+            most = select(z > most, z, most);
+        }
+        i += units;
+    }
+    most
+}
+
+/// The columns behind the first.
+#[cube]
+fn write_statistics<N: Size>(
+    logits: &Tensor<Vector<f32, N>>,
+    columns: &mut Tensor<f32>,
+    at: usize,
+    start: usize,
+    target: usize,
+    of_target: f32,
+    entropy: f32,
+    #[comptime] units: usize,
+) {
+    let vocabulary = logits.shape(1);
+    let mut sum = 0.0f32.runtime();
+    let mut ahead = 0.0f32.runtime();
+    let mut i = UNIT_POS as usize;
+    while i < vocabulary / N::value() {
+        let values = logits[start + i];
+        #[unroll]
+        for j in 0..N::value() {
+            let z = values[j];
+            sum += z;
+            // Of equal ones, the first is the most likely.
+            let before = i * N::value() + j < target;
+            let beats = z > of_target || (z == of_target && before);
+            ahead = select(beats, 1.0f32, ahead);
+        }
+        i += units;
+    }
+    let sum = cube_sum(sum, units);
+    let ahead = cube_max(ahead, units);
+    if UNIT_POS == 0 {
+        columns[at + 1] = entropy;
+        columns[at + 2] = 1.0f32 - ahead;
+        columns[at + 3] = sum / f32::cast_from(vocabulary);
+    }
+}
+
+/// `onehot(target) - softmax`.
+#[cube]
+fn write_slopes<F: Float, N: Size>(
+    logits: &Tensor<Vector<f32, N>>,
+    slopes: &mut Tensor<Vector<F, N>>,
+    start: usize,
+    vectors: usize,
+    target: usize,
+    most: f32,
+    mass: f32,
+    #[comptime] units: usize,
+) {
+    let mut i = UNIT_POS as usize;
+    while i < vectors {
+        let values = logits[start + i];
+        let mut slope = Vector::<F, N>::empty();
+        #[unroll]
+        for j in 0..N::value() {
+            let share = (values[j] - most).exp() / mass;
+            let is_target = i * N::value() + j == target;
+            slope[j] = F::cast_from(select(is_target, 1.0f32, 0.0f32) - share);
+        }
+        slopes[start + i] = slope;
+        i += units;
+    }
+}
+
+/// Value `index` of a vector.
+#[cube]
+fn lane<N: Size>(vector: Vector<f32, N>, index: usize) -> f32 {
+    let mut value = vector[0];
+    #[unroll]
+    for j in 1..N::value() {
+        value = select(index == j, vector[j], value);
+    }
+    value
+}
