@@ -15,6 +15,8 @@ fn forward_matches_transformers() {
 #[test]
 fn operations_and_their_gradients_match_f64() {
     suite::ops::linear::<B>(&Default::default());
+    suite::ops::adapted_linear::<B>(&Default::default());
+    suite::ops::row_wise::<B>(&Default::default());
     suite::ops::attention::<B>(&Default::default());
     suite::ops::log_probs::<B>(&Default::default());
     suite::ops::most_likely::<B>(&Default::default());

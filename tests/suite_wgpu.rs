@@ -28,6 +28,8 @@ fn operations_and_their_gradients_match_f64() {
     }
     let device = Default::default();
     suite::ops::linear::<Gpu>(&device);
+    suite::ops::adapted_linear::<Gpu>(&device);
+    suite::ops::row_wise::<Gpu>(&device);
     suite::ops::attention::<Gpu>(&device);
     suite::ops::log_probs::<Gpu>(&device);
     suite::ops::most_likely::<Gpu>(&device);

@@ -1,7 +1,10 @@
 //! Every hand-written backward against Burn's own autodiff through the reference body, in f64, on odd sizes.
 
-use arithmo_backends::ops::{attention, linear, log_probs, swiglu};
-use arithmo_backends::{AttentionConfig, AttentionMask, LogProbStats, graph_lock};
+use arithmo_backends::ops::{adapted_linear, attention, linear, log_probs, rms_norm, rope, swiglu};
+use arithmo_backends::{
+    Adapter, AttentionConfig, AttentionMask, LogProbStats, Projection, RotaryAngles, TrainBackend,
+    backward_from, graph_lock,
+};
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 
@@ -48,106 +51,209 @@ fn linear_refuses_a_trainable_weight() {
     linear::linear(random([2, 5]), random([3, 5]).require_grad());
 }
 
-/// Two rows: one left-padded, one with two segments; a window of three.
-fn mask() -> AttentionMask<Train> {
-    let segments = ints(&[-1, -1, 0, 0, 0, 0, 0, 0, 1, 1], [2, 5]);
-    let positions = ints(&[0, 0, 0, 1, 2, 0, 1, 2, 0, 1], [2, 5]);
-    AttentionMask {
-        query_segments: segments.clone(),
-        query_positions: positions.clone(),
-        key_segments: segments,
-        key_positions: positions,
-    }
-}
-
 #[test]
 fn swiglu_matches_and_saturates() {
-    let (gate, up, dy) = (random([2, 5, 3]), random([2, 5, 3]), random([2, 5, 3]));
+    let (gate_up, dy) = (random([10, 6]), random([10, 3]));
     let run = |fused: bool| {
         let _only_graph = graph_lock();
-        let [gate, up] = [&gate, &up].map(|t| t.clone().require_grad());
+        let gate_up = gate_up.clone().require_grad();
         let f = if fused {
             swiglu::swiglu
         } else {
             swiglu::reference
         };
-        let y = f(gate.clone(), up.clone());
+        let y = f(gate_up.clone());
         let grads = (y.clone() * dy.clone()).sum().backward();
-        (y.inner(), [gate, up].map(|t| t.grad(&grads).unwrap()))
+        (y.inner(), gate_up.grad(&grads).unwrap())
     };
     let (fused, plain) = (run(true), run(false));
     assert_close(fused.0, plain.0);
-    for (a, b) in fused.1.into_iter().zip(plain.1) {
-        assert_close(a, b);
-    }
+    assert_close(fused.1, plain.1);
 
     // In f32, exp(100) is not finite; the results are.
     type Narrow = burn_ndarray::NdArray<f32>;
-    let row = |values: [f32; 3]| {
+    let row = |values: Vec<f32>| {
         // Named, because the default of a device is that of the backend that used it first.
         let options = (&Default::default(), DType::F32);
-        Tensor::<Narrow, 3>::from_data(TensorData::from([[values]]), options)
+        let shape = [1, values.len()];
+        Tensor::<Narrow, 2>::from_data(TensorData::new(values, shape), options)
     };
-    let (gate, one) = (row([-100.0, 0.0, 100.0]), row([1.0; 3]));
-    let numbers = |t: Tensor<Narrow, 3>| t.into_data().to_vec::<f32>().unwrap();
+    let gate_up = row(vec![-100.0, 0.0, 100.0, 1.0, 1.0, 1.0]);
+    let numbers = |t: Tensor<Narrow, 2>| t.into_data().to_vec::<f32>().unwrap();
+    assert_eq!(numbers(swiglu::swiglu(gate_up.clone())), [0.0, 0.0, 100.0]);
+    let of_both = [0.0, 0.5, 1.0, 0.0, 0.0, 100.0];
+    let one = row(vec![1.0; 3]);
     assert_eq!(
-        numbers(swiglu::swiglu(gate.clone(), one.clone())),
-        [0.0, 0.0, 100.0]
+        numbers(swiglu::reference_backward(gate_up.clone(), one.clone())),
+        of_both
     );
-    let [d_gate, d_up] = swiglu::reference_backward(gate, one.clone(), one);
-    assert_eq!(numbers(d_gate), [0.0, 0.5, 1.0]);
-    assert_eq!(numbers(d_up), [0.0, 0.0, 100.0]);
+    assert_eq!(numbers(Narrow::swiglu_backward(gate_up, one)), of_both);
+}
+
+/// Two tokens of padding, a prompt of two, a completion of two that shares it, a sequence of its own; token 7 is hidden.
+fn mask() -> AttentionMask<Train> {
+    let ranges = [
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 2, 3],
+        [0, 0, 2, 4],
+        [2, 4, 4, 5],
+        [3, 4, 4, 6],
+        [0, 0, 6, 7],
+        [0, 0, 6, 8],
+        [0, 0, 7, 9],
+    ];
+    AttentionMask {
+        ranges: ints(&ranges.concat(), [9, 4]),
+        hidden: Some(ints(&[0, 0, 0, 0, 0, 0, 0, 1, 0], [9])),
+        queries: None,
+    }
+}
+
+fn config(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionConfig {
+    AttentionConfig {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 0.7,
+    }
 }
 
 #[test]
 fn attention_matches() {
-    let config = AttentionConfig {
-        scale: 0.7,
-        window: Some(3),
-    };
-    let (q, dy) = (random([2, 5, 6, 4]), random([2, 5, 6, 4]));
-    let (k, v) = (random([2, 5, 2, 4]), random([2, 5, 2, 4]));
-    let run = |fused: bool| {
-        let _only_graph = graph_lock();
-        let [q, k, v] = [&q, &k, &v].map(|t| t.clone().require_grad());
-        let f = if fused {
-            attention::attention
-        } else {
-            attention::reference
+    let config = config(6, 2, 4);
+    let qkv = random([9, config.packed_width()]);
+    for queries in [None, Some(vec![1i64, 3, 5, 8])] {
+        let mut mask = mask();
+        if let Some(queries) = queries {
+            let queries = ints(&queries, [queries.len()]);
+            mask.ranges = mask.ranges.select(0, queries.clone());
+            mask.queries = Some(queries);
+        }
+        let dy = random([mask.ranges.dims()[0], 24]);
+        let run = |fused: bool| {
+            let _only_graph = graph_lock();
+            let qkv = qkv.clone().require_grad();
+            let y = match fused {
+                true => attention::self_attention(qkv.clone(), &mask, &config),
+                false => {
+                    let [q, k, v] = attention::split(qkv.clone(), &mask, &config);
+                    attention::reference(q, k, v, &mask, &config).output
+                }
+            };
+            let grads = (y.clone() * dy.clone()).sum().backward();
+            (y.inner(), qkv.grad(&grads).unwrap())
         };
-        let y = f(q.clone(), k.clone(), v.clone(), &mask(), &config);
-        let grads = (y.clone() * dy.clone()).sum().backward();
-        (y.inner(), [q, k, v].map(|t| t.grad(&grads).unwrap()))
-    };
-    let (fused, plain) = (run(true), run(false));
-    assert_close(fused.0, plain.0);
-    for (a, b) in fused.1.into_iter().zip(plain.1) {
-        assert_close(a, b);
+        let (fused, plain) = (run(true), run(false));
+        assert_close(fused.0, plain.0);
+        assert_close(fused.1, plain.1);
     }
 }
 
-/// Softmax over the visible keys only, computed by hand for one query.
+/// Softmax over the visible keys only, computed by hand.
 #[test]
-fn attention_sees_segment_position_and_window() {
-    let config = AttentionConfig {
-        scale: 1.0,
-        window: Some(2),
-    };
-    let (q, k, v) = (
-        random([2, 5, 1, 3]),
-        random([2, 5, 1, 3]),
-        random([2, 5, 1, 3]),
-    );
+fn attention_sees_what_the_ranges_say() {
+    let config = config(1, 1, 3);
+    let [q, k, v] = [(); 3].map(|()| random([9, 3]));
     let out = attention::attention(q.clone(), k.clone(), v.clone(), &mask(), &config);
-    // Row 0, index 4 is position 2: it sees positions 1 and 2 (indices 3 and 4), not position 0.
-    let at = |t: &Tensor<Train, 4>, i: usize| t.clone().slice([0..1, i..i + 1]).reshape([1, 3]);
-    let score = |i: usize| (at(&q, 4) * at(&k, i)).sum().exp().reshape([1, 1]);
-    let (a, b) = (score(3), score(4));
-    let expected = (at(&v, 3) * a.clone() + at(&v, 4) * b.clone()) / (a + b);
-    assert_close(at(&out, 4).inner(), expected.inner());
-    // Row 1, index 3 starts segment 1: it sees itself alone.
-    let first = out.slice([1..2, 3..4]).reshape([1, 3]);
-    assert_close(first.inner(), v.slice([1..2, 3..4]).reshape([1, 3]).inner());
+    let at = |t: &Tensor<Train, 2>, i: usize| t.clone().narrow(0, i, 1);
+    // Token 5 sees 3 of the prompt, 4 and itself.
+    let score = |i: usize| (at(&q, 5) * at(&k, i) * 0.7).sum_dim(1).exp();
+    let weights = [3, 4, 5].map(score);
+    let sum = weights.clone().into_iter().reduce(|a, b| a + b).unwrap();
+    let seen = [3, 4, 5].into_iter().zip(weights);
+    let seen = seen.map(|(i, weight)| at(&v, i) * (weight / sum.clone()));
+    let expected = seen.reduce(|a, b| a + b).unwrap();
+    assert_close(at(&out, 5).inner(), expected.inner());
+    // Padding sees nothing; of 7 and 8, which token 8 may see, 7 is hidden.
+    assert_close(
+        at(&out, 0).inner(),
+        Tensor::zeros([1, 3], &Default::default()),
+    );
+    assert_close(at(&out, 8).inner(), at(&v, 8).inner());
+}
+
+/// Three projections of which one has no branch; then one with dropout and a residual.
+#[test]
+fn adapted_linear_matches() {
+    let branch = |d_out: usize, rank: usize, dropout: bool| Adapter {
+        a: random([rank, 5]),
+        b: random([d_out, rank]),
+        scaling: 1.3,
+        dropout_mask: dropout.then(|| random([7, 5])),
+    };
+    let frozen = |d_out, adapter| Projection {
+        weight: random([d_out, 5]),
+        adapter,
+    };
+    let several = vec![
+        frozen(3, Some(branch(3, 2, false))),
+        frozen(4, None),
+        frozen(6, Some(branch(6, 4, false))),
+    ];
+    let one = vec![frozen(13, Some(branch(13, 3, true)))];
+    for (projections, residual) in [(several, None), (one, Some(random([7, 13])))] {
+        let (x, dy) = (random([7, 5]), random([7, 13]));
+        let run = |fused: bool| {
+            let _only_graph = graph_lock();
+            let mut projections = projections.clone();
+            let x = x.clone().require_grad();
+            let residual = residual.clone().map(Tensor::require_grad);
+            let mut leaves = vec![x.clone()];
+            leaves.extend(residual.clone());
+            for adapter in projections.iter_mut().filter_map(|p| p.adapter.as_mut()) {
+                adapter.a = adapter.a.clone().require_grad();
+                adapter.b = adapter.b.clone().require_grad();
+                leaves.extend([adapter.a.clone(), adapter.b.clone()]);
+            }
+            let y = match fused {
+                true => adapted_linear::adapted_linear(x, &projections, residual),
+                false => adapted_linear::reference(x, &projections, residual).output,
+            };
+            let grads = (y.clone() * dy.clone()).sum().backward();
+            let grads = leaves.iter().map(|leaf| leaf.grad(&grads).unwrap());
+            std::iter::once(y.inner()).chain(grads).collect::<Vec<_>>()
+        };
+        for (fused, plain) in run(true).into_iter().zip(run(false)) {
+            assert_close(fused, plain);
+        }
+    }
+}
+
+#[test]
+fn rms_norm_and_rope_match() {
+    let (x, dy, weight) = (random([7, 12]), random([7, 12]), random([12]));
+    let angles = RotaryAngles {
+        cos: random([7, 2]),
+        sin: random([7, 2]),
+    };
+    type Op<'a> = &'a dyn Fn(Tensor<Train, 2>) -> Tensor<Train, 2>;
+    let norm: [Op<'_>; 2] = [&|x| rms_norm::rms_norm(x, weight.clone(), 1e-2), &|x| {
+        rms_norm::reference(x, weight.clone(), 1e-2)
+    }];
+    let turn: [Op<'_>; 2] = [&|x| rope::rope(x, &angles, 2), &|x| {
+        rope::reference(x, &angles, 2, rope::Turn::Forward)
+    }];
+    for ops in [norm, turn] {
+        let [fused, plain] = ops.map(|op| {
+            let _only_graph = graph_lock();
+            let x = x.clone().require_grad();
+            let y = op(x.clone());
+            let grads = (y.clone() * dy.clone()).sum().backward();
+            (y.inner(), x.grad(&grads).unwrap())
+        });
+        assert_close(fused.0, plain.0);
+        assert_close(fused.1, plain.1);
+    }
+}
+
+/// A gradient given from outside goes on as it is, and to nothing else.
+#[test]
+fn backward_from_passes_the_gradient_on() {
+    let _only_graph = graph_lock();
+    let (x, dy) = (random([3, 4]).require_grad(), random([3, 4]).inner());
+    let grads = backward_from(x.clone() * 3.0, dy.clone());
+    assert_close(x.grad(&grads).unwrap(), dy * 3.0);
 }
 
 #[test]
@@ -157,12 +263,11 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
     let run = |fused: bool, stats| {
         let _only_graph = graph_lock();
         let hidden = hidden.clone().require_grad();
-        let f = if fused {
-            log_probs::completion_log_probs
-        } else {
-            log_probs::reference
+        let (hidden_, head, targets) = (hidden.clone(), head.clone(), targets.clone());
+        let all = match fused {
+            true => log_probs::completion_log_probs(hidden_, head, targets, stats),
+            false => log_probs::reference(hidden_, head, targets, stats, false).columns,
         };
-        let all = f(hidden.clone(), head.clone(), targets.clone(), stats);
         let grads = (all.clone().narrow(1, 0, 1) * dy.clone()).sum().backward();
         (all.inner(), hidden.grad(&grads).unwrap())
     };

@@ -202,7 +202,7 @@ impl<B: TrainBackend> Learner<B> {
     fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        weights: &[f32],
+        weights: &[f64],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
@@ -217,8 +217,9 @@ impl<B: TrainBackend> Learner<B> {
             let of_policy = PairLogProbs::split(policy.sums.clone());
             let config = &self.config.loss;
             let losses = config.forward(&of_policy, &of_reference, &batch.counts);
-            let weights = TensorData::new(weights.to_vec(), [weights.len()]);
-            let weights = Tensor::from_data(weights, (&self.device, losses.dtype()));
+            let dtype = losses.dtype();
+            let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
+            let weights = Tensor::from_data(weights, (&self.device, dtype));
             let scored = CompletionLogProbs {
                 sums: policy.sums.inner(),
                 tokens: policy.tokens.inner(),

@@ -12,7 +12,7 @@ pub struct Pass<'a> {
     /// The pairs, in the order of the step.
     pub pairs: Vec<&'a EncodedPair>,
     /// The weight of each pair's loss in the step's.
-    pub weights: Vec<f32>,
+    pub weights: Vec<f64>,
     /// Tokens of the packed row.
     pub tokens: usize,
 }
@@ -31,7 +31,7 @@ pub fn passes<'a>(micro_batches: &[Vec<&'a EncodedPair>], budget: usize) -> Vec<
             }
             if let Some(pass) = passes.last_mut() {
                 pass.pairs.push(pair);
-                pass.weights.push(weight as f32);
+                pass.weights.push(weight);
                 pass.tokens += tokens;
             }
         }
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(tokens, [7, 9, 4]);
         assert_eq!(passes[0].weights, [1.0 / 6.0; 2]);
         assert_eq!(passes[2].weights, [0.25; 2]);
-        let sum: f32 = passes.iter().flat_map(|pass| &pass.weights).sum();
-        assert!((sum - 1.0).abs() < 1e-6);
+        let sum: f64 = passes.iter().flat_map(|pass| &pass.weights).sum();
+        assert!((sum - 1.0).abs() < 1e-12);
     }
 }

@@ -2,12 +2,12 @@
 
 use arithmo::lora::TargetModules;
 use arithmo::lora::linear::parameters;
-use arithmo::model::linear::{Linear, LowRank};
-use arithmo::train::learner::LearnerConfig;
+use arithmo::model::linear::{Linear, LowRank, project};
+use arithmo::train::learner::{Activations, LearnerConfig};
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use super::{B, batch, learner, learner_config, pairs, policy};
+use super::{B, learner, learner_config, micro_batch, pairs, policy};
 
 /// With weight 0, A and B the identity and input 1, a projection shows its mask.
 #[test]
@@ -25,8 +25,9 @@ fn the_dropout_mask_keeps_and_scales_as_it_should() {
             dropout,
             site,
         });
-        let ones = Tensor::<B, 3>::ones([2, ROWS / 2, WIDTH], &device);
-        linear.forward(ones, seed).into_data().to_vec().unwrap()
+        let ones = Tensor::<B, 2>::ones([ROWS, WIDTH], &device);
+        let shown = project(&[&linear], ones, None, seed);
+        shown.into_data().to_vec().unwrap()
     };
     for dropout in [0.05, 0.3, 0.75] {
         let mask = shown(dropout, 3, Some(11));
@@ -58,12 +59,13 @@ fn the_dropout_mask_keeps_and_scales_as_it_should() {
 
 #[test]
 fn dropout_acts_only_when_asked_and_the_same_seed_gives_the_same_run() {
-    let batches = [batch(&pairs(2, 7), 0), batch(&pairs(2, 8), 0)];
-    let train = |dropout: f64, dropout_seed: Option<u64>, gradient_checkpointing: bool| {
+    let pairs = [pairs(2, 7), pairs(2, 8)];
+    let batches = pairs.each_ref().map(|pairs| micro_batch(pairs));
+    let train = |dropout: f64, dropout_seed: Option<u64>, activations: Activations| {
         let (policy, _) = policy(false, TargetModules::AllLinear, dropout);
         let config = LearnerConfig {
             dropout_seed,
-            gradient_checkpointing,
+            activations,
             ..learner_config()
         };
         let mut learner = learner(policy, config);
@@ -75,12 +77,12 @@ fn dropout_acts_only_when_asked_and_the_same_seed_gives_the_same_run() {
             .map(|(_, tensor)| tensor.into_data())
             .collect::<Vec<_>>()
     };
-    let without = train(0.0, None, false);
-    assert_eq!(without, train(0.5, None, false));
-    assert_eq!(without, train(0.0, Some(1), false));
-    let with = train(0.5, Some(1), false);
+    let without = train(0.0, None, Activations::Keep);
+    assert_eq!(without, train(0.5, None, Activations::Keep));
+    assert_eq!(without, train(0.0, Some(1), Activations::Keep));
+    let with = train(0.5, Some(1), Activations::Keep);
     assert_ne!(with, without);
-    assert_eq!(with, train(0.5, Some(1), false));
-    assert_eq!(with, train(0.5, Some(1), true));
-    assert_ne!(with, train(0.5, Some(2), false));
+    assert_eq!(with, train(0.5, Some(1), Activations::Keep));
+    assert_eq!(with, train(0.5, Some(1), Activations::Recompute));
+    assert_ne!(with, train(0.5, Some(2), Activations::Keep));
 }

@@ -11,7 +11,7 @@ mod tiny;
 
 use std::f64::consts::LN_2;
 
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::{PreferenceBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::dpo::log_probs::{DeviceBatch, score};
 use arithmo::dpo::loss::{DpoLoss, DpoLossType, PairLogProbs};
@@ -20,10 +20,11 @@ use arithmo::lora::config::LoraInit;
 use arithmo::lora::linear::{attach, parameters, set_parameters};
 use arithmo::lora::{LoraConfig, TargetModules};
 use arithmo::model::config::MistralConfig;
+use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Learner, LearnerConfig};
+use arithmo::train::learner::{Activations, Learner, LearnerConfig};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
@@ -116,13 +117,17 @@ fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
     (0..count).map(one).collect()
 }
 
-fn batch(pairs: &[EncodedPair], pad: u32) -> PreferenceBatch {
-    PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), pad)
+fn batch(pairs: &[EncodedPair]) -> PreferenceBatch {
+    PreferenceBatch::new(&micro_batch(pairs))
+}
+
+fn micro_batch(pairs: &[EncodedPair]) -> Vec<&EncodedPair> {
+    pairs.iter().collect()
 }
 
 fn on_device(model: &Mistral<B>, batch: &PreferenceBatch) -> DeviceBatch<B> {
     let device = Default::default();
-    DeviceBatch::new(batch, &model.rotary_table(&device), &device)
+    DeviceBatch::new(batch, &model.position_table(64, &device), &device)
 }
 
 fn sums(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
@@ -163,7 +168,8 @@ fn learner_config() -> LearnerConfig {
     LearnerConfig {
         loss: dpo_loss(),
         max_grad_norm: Some(1.0),
-        gradient_checkpointing: false,
+        activations: Activations::Keep,
+        pass_tokens: 1000,
         dropout_seed: None,
     }
 }
@@ -174,12 +180,12 @@ fn backward(
     batch: &PreferenceBatch,
     on_device: &DeviceBatch<B>,
     reference: &[f64],
-    recompute: bool,
+    keep: usize,
 ) -> Vec<TensorData> {
     let reference = TensorData::new(reference.to_vec(), [reference.len()]);
     let reference = PairLogProbs::split(Tensor::<A, 1>::from_data(reference, &Default::default()));
     let completions = on_device.completions.to_autodiff::<A>();
-    let (_, grads) = gradients(policy, &on_device.input, recompute, |hidden| {
+    let (_, grads) = gradients(policy, &on_device.input, keep, |hidden| {
         let scored = completions.score(hidden, policy.head(), LogProbStats::All);
         let of_policy = PairLogProbs::split(scored.sums);
         let loss = dpo_loss()
@@ -225,23 +231,27 @@ fn differences(
         .collect()
 }
 
-/// Every logit and every summed log-probability, tied and untied, adapter included, in a padded batch.
+/// Every logit of a left-padded batch, and every summed log-probability of packed pairs, tied and untied, adapter
+/// included: chosen and rejected are computed one by one there, and share their prompt here.
 #[test]
 fn the_forward_pass_is_the_definition() {
     for tied in [false, true] {
         let (policy, plain) = policy(tied, TargetModules::AllLinear, 0.0);
-        let model = policy.valid();
-        let batch = batch(&pairs(3, 1), 4);
-        let on_device = on_device(&model, &batch);
-        let logits = model.forward(&on_device.input);
-        let [rows, length, _] = logits.dims();
-        let logits = logits.into_data().to_vec::<f64>().unwrap();
+        let (model, pairs) = (policy.valid(), pairs(3, 1));
+        let sides = sides(&pairs);
+        let sequences: Vec<&[u32]> = sides.iter().map(|side| &side.ids[..]).collect();
+        let rows = TokenRows::left_padded(&sequences, 4);
+        let device = Default::default();
+        let input = ModelInput::new(&rows, &model.position_table(64, &device), &device);
+        let logits = model.forward(&input).into_data().to_vec::<f64>().unwrap();
         let logits: Vec<&[f64]> = logits.chunks(VOCABULARY).collect();
         let mut expected_sums = Vec::new();
-        for (row, side) in sides(&pairs(3, 1)).iter().enumerate() {
+        for (row, side) in sides.iter().enumerate() {
             let expected = plain.logits(&side.ids);
+            let padding = rows.length - side.ids.len();
             for (at, expected) in expected.iter().enumerate() {
-                for (ours, theirs) in logits[row * length + at].iter().zip(expected) {
+                let ours = logits[row * rows.length + padding + at];
+                for (ours, theirs) in ours.iter().zip(expected) {
                     assert!(
                         (ours - theirs).abs() < 1e-10,
                         "tied {tied} row {row} {at}: {ours} {theirs}"
@@ -250,14 +260,14 @@ fn the_forward_pass_is_the_definition() {
             }
             expected_sums.push(plain::summed(&expected, &side.ids, side.completion_start));
         }
-        assert_eq!(rows, expected_sums.len());
+        let on_device = on_device(&model, &batch(&pairs));
         for (ours, theirs) in sums(&model, &on_device).iter().zip(&expected_sums) {
             assert!(
                 (ours - theirs).abs() < 1e-10,
                 "tied {tied}: {ours} {theirs}"
             );
         }
-        the_loss_is_the_definition(policy, &plain, &batch, &expected_sums);
+        the_loss_is_the_definition(policy, &plain, &pairs, &expected_sums);
     }
 }
 
@@ -272,15 +282,15 @@ fn sides(pairs: &[EncodedPair]) -> Vec<EncodedSequence> {
 fn the_loss_is_the_definition(
     policy: Mistral<A>,
     plain: &Plain,
-    batch: &PreferenceBatch,
+    pairs: &[EncodedPair],
     sums: &[f64],
 ) {
     let bare = plain.without_adapter();
     let of_bare = |side: &EncodedSequence| {
         plain::summed(&bare.logits(&side.ids), &side.ids, side.completion_start)
     };
-    let reference: Vec<f64> = sides(&pairs(3, 1)).iter().map(of_bare).collect();
-    let output = learner(policy, learner_config()).step(0, 0.0, std::slice::from_ref(batch));
+    let reference: Vec<f64> = sides(pairs).iter().map(of_bare).collect();
+    let output = learner(policy, learner_config()).step(0, 0.0, &[micro_batch(pairs)]);
     let micro = output.micro_batches[0];
     assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
@@ -296,11 +306,11 @@ fn the_loss_is_the_definition(
 fn gradients_are_those_of_finite_differences() {
     for (tied, dropout) in [(false, None), (true, Some(17))] {
         let (policy, _) = policy(tied, TargetModules::AllLinear, 0.4);
-        let (model, batch) = (policy.valid(), batch(&pairs(2, 3), 0));
+        let (model, batch) = (policy.valid(), batch(&pairs(2, 3)));
         let mut on_device = on_device(&model, &batch);
         let reference = sums(&model.clone().without_adapter(), &on_device);
         on_device.input.context.dropout_seed = dropout;
-        let grads = backward(&policy, &batch, &on_device, &reference, false);
+        let grads = backward(&policy, &batch, &on_device, &reference, 2);
         assert_eq!(grads.len(), 2 * 7 * 2);
         for (index, ((name, _), grad)) in parameters(&policy).iter().zip(&grads).enumerate() {
             let grad = grad.to_vec::<f64>().unwrap();
@@ -323,12 +333,13 @@ fn gradients_are_those_of_finite_differences() {
 fn the_learner_averages_gradients_over_micro_batches() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
     let model = policy.valid();
-    let batches = [batch(&pairs(2, 3), 0), batch(&pairs(3, 4), 0)];
+    let micro_batches = [pairs(2, 3), pairs(3, 4)];
     let mut sum = Vec::new();
-    for batch in &batches {
-        let on_device = on_device(&model, batch);
+    for pairs in &micro_batches {
+        let batch = batch(pairs);
+        let on_device = on_device(&model, &batch);
         let reference = sums(&model.clone().without_adapter(), &on_device);
-        let grads = backward(&policy, batch, &on_device, &reference, false);
+        let grads = backward(&policy, &batch, &on_device, &reference, 2);
         let flat = grads.iter().flat_map(|grad| grad.to_vec::<f64>().unwrap());
         let flat: Vec<f64> = flat.collect();
         sum.resize(flat.len(), 0.0);
@@ -337,10 +348,17 @@ fn the_learner_averages_gradients_over_micro_batches() {
             .for_each(|(sum, grad)| *sum += grad / 2.0);
     }
     let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
-    let ours = learner(policy, learner_config())
-        .step(0, 0.0, &batches)
-        .grad_norm;
-    assert!((ours - norm).abs() < 1e-12 * norm, "{ours} {norm}");
+    // Whatever they are computed in: one pass, passes that cut across micro-batches, one pass a pair.
+    for pass_tokens in [1000, 25, 1] {
+        let config = LearnerConfig {
+            pass_tokens,
+            ..learner_config()
+        };
+        let micro_batches = micro_batches.each_ref().map(|pairs| micro_batch(pairs));
+        let output = learner(policy.clone(), config).step(0, 0.0, &micro_batches);
+        let ours = output.grad_norm;
+        assert!((ours - norm).abs() < 1e-12 * norm, "{ours} {norm}");
+    }
 }
 
 /// Adapters on every projection, and on the last layer's alone, so that the layers below need no gradient.
@@ -350,30 +368,28 @@ fn recomputing_activations_changes_no_bit() {
         TargetModules::Pattern(r"model\.layers\.1\.(mlp\.up_proj|self_attn\.k_proj)".into());
     for targets in [TargetModules::AllLinear, above] {
         let (policy, _) = policy(false, targets, 0.4);
-        let (model, batch) = (policy.valid(), batch(&pairs(3, 5), 0));
+        let (model, batch) = (policy.valid(), batch(&pairs(3, 5)));
         let mut on_device = on_device(&model, &batch);
         let reference = sums(&model.without_adapter(), &on_device);
         for dropout in [None, Some(3)] {
             on_device.input.context.dropout_seed = dropout;
-            let kept = backward(&policy, &batch, &on_device, &reference, false);
-            let recomputed = backward(&policy, &batch, &on_device, &reference, true);
-            assert_eq!(kept, recomputed);
+            let kept = backward(&policy, &batch, &on_device, &reference, 2);
+            for keep in [0, 1] {
+                let recomputed = backward(&policy, &batch, &on_device, &reference, keep);
+                assert_eq!(kept, recomputed);
+            }
         }
     }
 }
 
 #[test]
-fn padding_and_company_change_no_log_prob() {
+fn company_changes_no_log_prob() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
     let (model, pairs) = (policy.valid(), pairs(4, 6));
-    let padded = |pad| sums(&model, &on_device(&model, &batch(&pairs, pad)));
-    let together = padded(0);
-    assert_eq!(together, padded(7));
+    let together = sums(&model, &on_device(&model, &batch(&pairs)));
     for (index, pair) in pairs.iter().enumerate() {
-        let alone = sums(
-            &model,
-            &on_device(&model, &batch(std::slice::from_ref(pair), 0)),
-        );
+        let alone = batch(std::slice::from_ref(pair));
+        let alone = sums(&model, &on_device(&model, &alone));
         assert!((alone[0] - together[index]).abs() < 1e-12);
         assert!((alone[1] - together[4 + index]).abs() < 1e-12);
     }
@@ -387,7 +403,8 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
         .into_iter()
         .map(|(_, t)| t.into_data())
         .collect();
-    let batches = [batch(&pairs(4, 7), 0)];
+    let pairs = pairs(4, 7);
+    let batches = [micro_batch(&pairs)];
     let mut learner = learner(policy, learner_config());
     let first = learner.step(0, 0.02, &batches).micro_batches[0];
     for step in 1..60 {

@@ -83,8 +83,8 @@ pub fn save_adapter(model: &Mistral<B>, config: &LoraConfig, base: &str, folder:
 
 pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
     let device = Default::default();
-    let rows = TokenRows::right_padded(ids, 0, |_| &[]);
-    let input = ModelInput::new(&rows, &model.rotary_table(&device), &device);
+    let rows = TokenRows::right_padded(ids, 0);
+    let input = ModelInput::new(&rows, &model.position_table(rows.length, &device), &device);
     model.forward(&input).into_data().to_vec().unwrap()
 }
 

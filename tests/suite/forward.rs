@@ -1,6 +1,6 @@
 //! Forward passes against transformers: logits, hidden states, log-probs, both paddings.
 
-use arithmo::data::batch::{NO_SEGMENT, TokenRows};
+use arithmo::data::batch::{Sight, TokenRows};
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
@@ -25,7 +25,7 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
         let (shape, ids) = golden.i64(&format!("{side}.input_ids"));
         let (_, attended) = golden.i64(&format!("{side}.attention_mask"));
         let rows = rows_of(&shape, ids, &attended);
-        let input = ModelInput::new(&rows, &model.rotary_table(device), device);
+        let input = ModelInput::new(&rows, &model.position_table(64, device), device);
         let hidden = model.hidden_states(&input);
         let logits = model.forward(&input).into_data();
         let (logits, theirs) = (
@@ -60,14 +60,15 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
 fn log_probs<B: TrainBackend>(
     what: &str,
     model: &Mistral<B>,
-    hidden: Tensor<B, 3>,
+    hidden: Tensor<B, 2>,
     rows: &TokenRows,
     attended: &[i64],
     theirs: &[f32],
 ) {
-    let [batch, length, width] = hidden.dims();
+    let (batch, length, width) = (rows.rows, rows.length, hidden.dims()[1]);
     let shifted = hidden
         .clone()
+        .reshape([batch, length, width])
         .narrow(1, 0, length - 1)
         .reshape([batch * (length - 1), width]);
     let targets: Vec<i64> = rows
@@ -100,8 +101,8 @@ pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
     let (_, attended) = golden.i64("right.attention_mask");
     let length = attended[..shape[1]].iter().sum::<i64>() as usize;
     let row: Vec<u32> = ids[..length].iter().map(|id| *id as u32).collect();
-    let rows = TokenRows::right_padded(&[&row], 0, |_| &[]);
-    let input = ModelInput::new(&rows, &model.rotary_table(device), device);
+    let rows = TokenRows::right_padded(&[&row], 0);
+    let input = ModelInput::new(&rows, &model.position_table(64, device), device);
     let mut x = model.embed(input.token_ids.clone());
     for index in 0..=model.layers.len() {
         let ours = match index == model.layers.len() {
@@ -111,28 +112,34 @@ pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
         let ours = ours.into_data().to_vec::<f32>().unwrap();
         let theirs = golden.f32(&format!("row0.hidden.{index}")).1;
         assert_close(&format!("{name} hidden {index}"), &ours, &theirs, 1e-4);
-        if let Some(layer) = model.layers.get(index) {
-            x = layer.forward(x, &input.context, None);
+        if index < model.layers.len() {
+            x = model.layer(index, x, &input.context);
         }
     }
 }
 
-/// Token rows from an attention mask: positions count attended tokens.
+/// Token rows from an attention mask, each of which is one run of ones.
 fn rows_of(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
-    let positions = attended.chunks(shape[1]).flat_map(|row| {
-        row.iter().scan(0, |next, on| {
-            *next += on;
-            Some((*next - on).max(0))
-        })
-    });
-    TokenRows {
+    let mut rows = TokenRows {
         rows: shape[0],
         length: shape[1],
+        hidden: vec![false; ids.len()],
         ids,
-        positions: positions.collect(),
-        key_segments: attended
-            .iter()
-            .map(|on| if *on == 1 { 0 } else { NO_SEGMENT })
-            .collect(),
+        ..TokenRows::default()
+    };
+    for (row, attended) in attended.chunks(shape[1]).enumerate() {
+        let first = row * shape[1] + attended.iter().position(|on| *on == 1).unwrap();
+        for (index, on) in attended.iter().enumerate() {
+            let at = row * shape[1] + index;
+            let own = [first as i64, at as i64 + 1];
+            let seen = Sight {
+                shared: [0, 0],
+                own,
+            };
+            rows.sight
+                .push(if *on == 1 { seen } else { Sight::default() });
+            rows.positions.push(at.saturating_sub(first) as i64 * on);
+        }
     }
+    rows
 }

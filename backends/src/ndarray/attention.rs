@@ -1,0 +1,572 @@
+//! Attention on slices, forward and backward, without ever holding scores of more than a block of queries.
+//!
+//! Queries are cut into spans that share no keys (the pairs of a packed row, the rows of a cache); spans and, within one,
+//! key heads are shared among the threads. A span is worked off in blocks of queries: scores of the block to every key
+//! it sees, softmax, product with the values.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::gemm::{Old, Target, View, product_here};
+use super::vector::{exp, max, sum, sum2, vectorized};
+use crate::AttentionConfig;
+
+/// Queries of a block, at most.
+const BLOCK: usize = 64;
+
+/// Who sees whom, on the host.
+pub(super) struct HostMask {
+    /// The two ranges of keys each query sees.
+    pub(super) ranges: Vec<[usize; 4]>,
+    /// Per key: whether nobody sees it; empty: there is none such.
+    pub(super) hidden: Vec<bool>,
+    /// The token each query is; empty: query `i` is token `i`.
+    pub(super) queries: Vec<usize>,
+}
+
+/// Columns of one head after another, somewhere in the rows of a slice.
+#[derive(Clone, Copy)]
+pub(super) struct Heads<'a> {
+    /// The rows.
+    pub(super) values: &'a [f32],
+    /// Length of a row.
+    pub(super) stride: usize,
+    /// Where head 0 begins.
+    pub(super) column: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// Rows `rows` of head `head`, `[rows, head_dim]`.
+    fn view(&self, head: usize, head_dim: usize, rows: Range<usize>) -> View<'a> {
+        let start = rows.start * self.stride + self.column + head * head_dim;
+        View::within(&self.values[start..], rows.len(), head_dim, self.stride)
+    }
+}
+
+/// Queries, keys and values.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    /// `H` heads; by query, unless the mask chooses tokens: then by token.
+    pub(super) query: Heads<'a>,
+    /// `H_kv` heads, by key.
+    pub(super) key: Heads<'a>,
+    /// `H_kv` heads, by key.
+    pub(super) value: Heads<'a>,
+}
+
+/// Queries that see the same stretch of keys, which no other span's queries see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Span {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+/// Cuts queries into spans.
+fn spans(ranges: &[[usize; 4]]) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for (query, range) in ranges.iter().enumerate() {
+        let seen = hull(std::iter::once(range));
+        match spans.last_mut() {
+            Some(span) if seen.is_empty() => span.queries.end = query + 1,
+            Some(span) if span.keys.is_empty() => {
+                span.queries.end = query + 1;
+                span.keys = seen;
+            }
+            Some(span) if seen.start < span.keys.end => {
+                span.queries.end = query + 1;
+                span.keys = span.keys.start.min(seen.start)..span.keys.end.max(seen.end);
+            }
+            _ => spans.push(Span {
+                queries: query..query + 1,
+                keys: seen,
+            }),
+        }
+    }
+    merged(spans)
+}
+
+/// Spans whose keys overlap with an earlier one's, made one with all between.
+fn merged(spans: Vec<Span>) -> Vec<Span> {
+    let mut apart: Vec<Span> = Vec::with_capacity(spans.len());
+    for mut span in spans {
+        while let Some(last) = apart.last()
+            && span.keys.start < last.keys.end
+            && !span.keys.is_empty()
+        {
+            span.queries.start = last.queries.start;
+            span.keys = span.keys.start.min(last.keys.start)..span.keys.end.max(last.keys.end);
+            apart.pop();
+        }
+        apart.push(span);
+    }
+    apart
+}
+
+/// The smallest stretch that covers both ranges of every query; empty if nobody sees anything.
+fn hull<'a>(ranges: impl Iterator<Item = &'a [usize; 4]>) -> Range<usize> {
+    let both = ranges.flat_map(|r| [r[0]..r[1], r[2]..r[3]]);
+    let both = both.filter(|range| !range.is_empty());
+    let joined = both.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+    joined.unwrap_or(0..0)
+}
+
+/// The keys a block of queries sees, as one stretch or two, laid next to each other in its scores.
+struct Seen {
+    stretches: [Range<usize>; 2],
+}
+
+impl Seen {
+    fn of(ranges: &[[usize; 4]]) -> Self {
+        let side = |a: usize, b: usize| {
+            let used = ranges.iter().map(|r| r[a]..r[b]).filter(|r| !r.is_empty());
+            let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+            joined.unwrap_or(0..0)
+        };
+        let (first, second) = (side(0, 1), side(2, 3));
+        let apart = first.is_empty() || second.is_empty() || first.end <= second.start;
+        Self {
+            stretches: match apart {
+                true => [first, second],
+                false => [hull(ranges.iter()), 0..0],
+            },
+        }
+    }
+
+    fn keys(&self) -> usize {
+        self.stretches[0].len() + self.stretches[1].len()
+    }
+
+    /// The stretches, each with the column of the scores where it begins.
+    fn placed(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let [first, second] = self.stretches.clone();
+        let columns = [(0, first.clone()), (first.len(), second)];
+        columns.into_iter().filter(|(_, keys)| !keys.is_empty())
+    }
+
+    /// The columns of the scores that hold keys of `range`.
+    fn columns(&self, range: Range<usize>) -> Range<usize> {
+        for (column, keys) in self.placed() {
+            if !range.is_empty() && keys.start <= range.start && range.end <= keys.end {
+                return column + range.start - keys.start..column + range.end - keys.start;
+            }
+        }
+        0..0
+    }
+}
+
+/// Blocks of consecutive queries that see nearly the same keys: a block ends where the ranges jump.
+fn blocks(ranges: &[[usize; 4]], queries: Range<usize>) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    let near = |a: [usize; 4], b: [usize; 4]| {
+        let jump = |i: usize| a[i].abs_diff(b[i]);
+        (0..3).all(|i| jump(i) <= BLOCK)
+    };
+    for query in queries {
+        match blocks.last_mut() {
+            Some(block) if block.len() < BLOCK && near(ranges[query], ranges[query - 1]) => {
+                block.end = query + 1;
+            }
+            _ => blocks.push(query..query + 1),
+        }
+    }
+    blocks
+}
+
+/// What a span and a key head compute in: scores of a block and their gradient, and the block's own queries.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+    query: Vec<f32>,
+}
+
+/// Everything about one call.
+pub(super) struct Attention<'a> {
+    pub(super) inputs: Inputs<'a>,
+    pub(super) mask: &'a HostMask,
+    pub(super) config: &'a AttentionConfig,
+}
+
+impl Attention<'_> {
+    fn group(&self) -> usize {
+        self.config.heads / self.config.kv_heads
+    }
+
+    /// Output `[Q, H * Dh]` and log-sum-exp `[Q, H]`.
+    pub(super) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        let AttentionConfig {
+            heads, head_dim, ..
+        } = *self.config;
+        let (queries, width) = (self.mask.ranges.len(), heads * head_dim);
+        let (mut output, mut lse) = (vec![0f32; queries * width], vec![0f32; queries * heads]);
+        let spans = spans(&self.mask.ranges);
+        let lengths: Vec<usize> = spans.iter().map(|span| span.queries.len()).collect();
+        let parts = spans
+            .par_iter()
+            .zip(split(&mut output, &lengths, width))
+            .zip(split(&mut lse, &lengths, heads));
+        parts.for_each(|((span, output), lse)| {
+            let heads_of = |kv_head| self.span_forward(span, kv_head);
+            let by_head: Vec<_> = (0..self.config.kv_heads)
+                .into_par_iter()
+                .map(heads_of)
+                .collect();
+            let columns = self.group() * head_dim;
+            for (kv_head, (of_output, of_lse)) in by_head.iter().enumerate() {
+                scatter(output, width, kv_head * columns, of_output, columns);
+                scatter(lse, heads, kv_head * self.group(), of_lse, self.group());
+            }
+        });
+        (output, lse)
+    }
+
+    /// Output `[queries of the span, group * Dh]` and log-sum-exp `[queries, group]` of the heads on one key head.
+    fn span_forward(&self, span: &Span, kv_head: usize) -> (Vec<f32>, Vec<f32>) {
+        let (head_dim, group) = (self.config.head_dim, self.group());
+        let (count, width) = (span.queries.len(), group * head_dim);
+        let (mut output, mut lse) = (vec![0f32; count * width], vec![0f32; count * group]);
+        let mut scratch = Scratch::default();
+        for block in blocks(&self.mask.ranges, span.queries.clone()) {
+            let seen = Seen::of(&self.mask.ranges[block.clone()]);
+            let first = block.start - span.queries.start;
+            for head in 0..group {
+                let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
+                self.scores(&mut scratch.scores, query, kv_head, &seen);
+                let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
+                vectorized(|| {
+                    for (index, scores) in rows.enumerate().take(block.len()) {
+                        let place = (first + index) * group + head;
+                        lse[place] = self.softmax(scores, block.start + index, &seen);
+                    }
+                });
+                let target = &mut output[first * width..][..block.len() * width];
+                let mut old = Old::Replace;
+                for (column, keys) in seen.placed() {
+                    let probs = View::within(
+                        &scratch.scores[column..],
+                        block.len(),
+                        keys.len(),
+                        seen.keys(),
+                    );
+                    let values = self.inputs.value.view(kv_head, head_dim, keys);
+                    let target = Target::columns(target, width, head * head_dim);
+                    product_here(target, old, 1.0, probs, values);
+                    old = Old::Add;
+                }
+            }
+        }
+        (output, lse)
+    }
+
+    /// The block's rows of query head `head`, `[block, Dh]`.
+    fn block_queries<'s>(
+        &'s self,
+        copy: &'s mut Vec<f32>,
+        head: usize,
+        block: &Range<usize>,
+    ) -> View<'s> {
+        let (query, head_dim) = (&self.inputs.query, self.config.head_dim);
+        if self.mask.queries.is_empty() {
+            return query.view(head, head_dim, block.clone());
+        }
+        copy.clear();
+        for &token in &self.mask.queries[block.clone()] {
+            let start = token * query.stride + query.column + head * head_dim;
+            copy.extend_from_slice(&query.values[start..][..head_dim]);
+        }
+        View::rows(copy, head_dim)
+    }
+
+    /// `query key^T * scale` for every key the block sees, `[block, seen.keys()]`.
+    fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, kv_head: usize, seen: &Seen) {
+        let stride = seen.keys();
+        scores.clear();
+        scores.resize(BLOCK * stride, 0.0);
+        for (column, keys) in seen.placed() {
+            let keys = self.inputs.key.view(kv_head, self.config.head_dim, keys);
+            let target = Target::columns(scores, stride, column);
+            product_here(
+                target,
+                Old::Replace,
+                self.config.scale as f32,
+                query,
+                keys.t(),
+            );
+        }
+    }
+
+    /// The columns a query sees, of a block's scores.
+    #[inline(always)]
+    fn columns(&self, query: usize, seen: &Seen) -> [Range<usize>; 2] {
+        let [a, b, c, d] = self.mask.ranges[query];
+        [seen.columns(a..b), seen.columns(c..d)]
+    }
+
+    /// Turns one row of scores into probabilities, 0 where the query does not see; returns its log-sum-exp.
+    #[inline(always)]
+    fn softmax(&self, scores: &mut [f32], query: usize, seen: &Seen) -> f32 {
+        let columns = self.columns(query, seen);
+        self.hide(scores, seen, f32::NEG_INFINITY);
+        let max = max(&scores[columns[0].clone()]).max(max(&scores[columns[1].clone()]));
+        if max == f32::NEG_INFINITY {
+            scores.fill(0.0);
+            return 0.0;
+        }
+        let mut total = 0.0;
+        for columns in columns.clone() {
+            for score in &mut scores[columns.clone()] {
+                *score = exp(*score - max);
+            }
+            total += sum(&scores[columns], |p| p);
+        }
+        clear_outside(scores, columns);
+        self.hide(scores, seen, 0.0);
+        let inverse = 1.0 / total;
+        for score in scores {
+            *score *= inverse;
+        }
+        total.ln() + max
+    }
+
+    /// Sets the scores of hidden keys.
+    #[inline(always)]
+    fn hide(&self, scores: &mut [f32], seen: &Seen, value: f32) {
+        if self.mask.hidden.is_empty() {
+            return;
+        }
+        for (column, keys) in seen.placed() {
+            let scores = &mut scores[column..][..keys.len()];
+            for (score, hidden) in scores.iter_mut().zip(&self.mask.hidden[keys]) {
+                if *hidden {
+                    *score = value;
+                }
+            }
+        }
+    }
+
+    /// Gradient of queries, keys and values side by side, `[T, (H + 2 H_kv) * Dh]`, for a sequence attending to itself.
+    pub(super) fn backward(
+        &self,
+        output: &[f32],
+        lse: &[f32],
+        grad: &[f32],
+        tokens: usize,
+    ) -> Vec<f32> {
+        let config = self.config;
+        let (columns, head_dim) = (config.packed_width(), config.head_dim);
+        let (of_queries, of_keys) = (self.group() * head_dim, config.heads * head_dim);
+        let mut d_qkv = vec![0f32; tokens * columns];
+        let spans = spans(&self.mask.ranges);
+        // Rows from the end of one span's keys to the end of the next's; what lies between belongs to nobody.
+        let ends = spans.iter().map(|span| span.keys.end);
+        let lengths: Vec<usize> = ends
+            .scan(0, |start, end| {
+                let length = end.saturating_sub(*start);
+                *start = end.max(*start);
+                Some(length)
+            })
+            .collect();
+        let parts = spans.par_iter().zip(split(&mut d_qkv, &lengths, columns));
+        parts.for_each(|(span, rows)| {
+            let by_head: Vec<_> = (0..config.kv_heads)
+                .into_par_iter()
+                .map(|kv_head| self.span_backward(span, kv_head, output, lse, grad))
+                .collect();
+            let first = span.keys.end - rows.len() / columns;
+            let at = |token: usize| (token - first) * columns;
+            for (kv_head, [d_query, d_key, d_value]) in by_head.iter().enumerate() {
+                for (query, d) in span.queries.clone().zip(d_query.chunks_exact(of_queries)) {
+                    let token = self.mask.queries.get(query).copied().unwrap_or(query);
+                    if (first..span.keys.end).contains(&token) {
+                        rows[at(token) + kv_head * of_queries..][..of_queries].copy_from_slice(d);
+                    }
+                }
+                let rows = &mut rows[at(span.keys.start)..];
+                let column = of_keys + kv_head * head_dim;
+                scatter(rows, columns, column, d_key, head_dim);
+                let column = column + config.kv_heads * head_dim;
+                scatter(rows, columns, column, d_value, head_dim);
+            }
+        });
+        d_qkv
+    }
+
+    /// Gradients of the span's queries `[queries, group * Dh]`, keys and values `[keys, Dh]`, for one key head.
+    fn span_backward(
+        &self,
+        span: &Span,
+        kv_head: usize,
+        output: &[f32],
+        lse: &[f32],
+        grad: &[f32],
+    ) -> [Vec<f32>; 3] {
+        let (head_dim, group, scale) = (self.config.head_dim, self.group(), self.config.scale);
+        let width = group * head_dim;
+        let stride = self.config.heads * head_dim;
+        let mut d_query = vec![0f32; span.queries.len() * width];
+        let [mut d_key, mut d_value] = [(); 2].map(|()| vec![0f32; span.keys.len() * head_dim]);
+        let mut scratch = Scratch::default();
+        for block in blocks(&self.mask.ranges, span.queries.clone()) {
+            let seen = Seen::of(&self.mask.ranges[block.clone()]);
+            let d_query = &mut d_query[(block.start - span.queries.start) * width..];
+            for head in 0..group {
+                let (of_model, column) = (kv_head * group + head, head * head_dim);
+                let query = self.block_queries(&mut scratch.query, of_model, &block);
+                self.scores(&mut scratch.scores, query, kv_head, &seen);
+                let heads_of = |values| Heads {
+                    values,
+                    stride,
+                    column: 0,
+                };
+                let d_output = heads_of(grad).view(of_model, head_dim, block.clone());
+                self.d_probs(&mut scratch.d_scores, d_output, kv_head, &seen);
+                let head = BlockHead {
+                    block: &block,
+                    head: of_model,
+                    seen: &seen,
+                };
+                self.probs_and_d_scores(&mut scratch, &head, [output, lse, grad]);
+                for (placed, keys) in seen.placed() {
+                    let part = |values| View::within(values, block.len(), keys.len(), seen.keys());
+                    let (probs, d_scores) = (
+                        part(&scratch.scores[placed..]),
+                        part(&scratch.d_scores[placed..]),
+                    );
+                    let of_span = (keys.start - span.keys.start) * head_dim;
+                    let query = self.block_queries(&mut scratch.query, of_model, &block);
+                    let target = Target::rows(&mut d_value[of_span..], head_dim);
+                    product_here(target, Old::Add, 1.0, probs.t(), d_output);
+                    let target = Target::rows(&mut d_key[of_span..], head_dim);
+                    product_here(target, Old::Add, scale as f32, d_scores.t(), query);
+                    let keys = self.inputs.key.view(kv_head, head_dim, keys);
+                    let target = Target::columns(d_query, width, column);
+                    product_here(target, Old::Add, scale as f32, d_scores, keys);
+                }
+            }
+        }
+        [d_query, d_key, d_value]
+    }
+
+    /// `d_output value^T`, `[block, seen.keys()]`.
+    fn d_probs(&self, d_probs: &mut Vec<f32>, d_output: View<'_>, kv_head: usize, seen: &Seen) {
+        let stride = seen.keys();
+        d_probs.clear();
+        d_probs.resize(BLOCK * stride, 0.0);
+        for (column, keys) in seen.placed() {
+            let values = self.inputs.value.view(kv_head, self.config.head_dim, keys);
+            let target = Target::columns(d_probs, stride, column);
+            product_here(target, Old::Replace, 1.0, d_output, values.t());
+        }
+    }
+
+    /// Turns scores into probabilities, `exp(score - lse)`, and the gradient of these into that of the scores,
+    /// `P (dP - rowsum(dO O))`, row by row.
+    fn probs_and_d_scores(
+        &self,
+        scratch: &mut Scratch,
+        of: &BlockHead<'_>,
+        [output, lse, grad]: [&[f32]; 3],
+    ) {
+        let AttentionConfig {
+            heads, head_dim, ..
+        } = *self.config;
+        let keys = of.seen.keys().max(1);
+        let rows = scratch.scores.chunks_exact_mut(keys);
+        let rows = rows.zip(scratch.d_scores.chunks_exact_mut(keys));
+        vectorized(|| {
+            for (query, (scores, d_scores)) in of.block.clone().zip(rows) {
+                let place = (query * heads + of.head) * head_dim;
+                let (output, grad) = (&output[place..], &grad[place..]);
+                let along = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
+                let lse = lse[query * heads + of.head];
+                let columns = self.columns(query, of.seen);
+                self.hide(scores, of.seen, f32::NEG_INFINITY);
+                for columns in columns.clone() {
+                    let rows = scores[columns.clone()]
+                        .iter_mut()
+                        .zip(&mut d_scores[columns]);
+                    for (score, d_score) in rows {
+                        *score = exp(*score - lse);
+                        *d_score = *score * (*d_score - along);
+                    }
+                }
+                clear_outside(scores, columns.clone());
+                clear_outside(d_scores, columns);
+                self.hide(scores, of.seen, 0.0);
+                self.hide(d_scores, of.seen, 0.0);
+            }
+        });
+    }
+}
+
+/// A block of queries under one head.
+struct BlockHead<'a> {
+    block: &'a Range<usize>,
+    head: usize,
+    seen: &'a Seen,
+}
+
+/// Zeroes what lies in neither range; they do not overlap, and either may be empty.
+#[inline(always)]
+fn clear_outside(values: &mut [f32], [a, b]: [Range<usize>; 2]) {
+    let (a, b) = match a.is_empty() || (!b.is_empty() && b.start < a.start) {
+        true => (b, a),
+        false => (a, b),
+    };
+    let b = if b.is_empty() { a.end..a.end } else { b };
+    values[..a.start].fill(0.0);
+    values[a.end..b.start].fill(0.0);
+    values[b.end..].fill(0.0);
+}
+
+/// Copies rows of `columns` values to `column` of rows that are `stride` long.
+fn scatter(rows: &mut [f32], stride: usize, column: usize, values: &[f32], columns: usize) {
+    let rows = rows.chunks_mut(stride);
+    for (row, values) in rows.zip(values.chunks_exact(columns.max(1))) {
+        row[column..column + columns].copy_from_slice(values);
+    }
+}
+
+/// Consecutive parts of `values`, of `lengths` rows of `columns` each; what is left over is in none.
+fn split<'a>(values: &'a mut [f32], lengths: &[usize], columns: usize) -> Vec<&'a mut [f32]> {
+    let mut rest = values;
+    let part = |length: &usize| {
+        let (part, left) = std::mem::take(&mut rest).split_at_mut(length * columns);
+        rest = left;
+        part
+    };
+    lengths.iter().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_share_no_keys() {
+        let ranges = [
+            [0, 0, 0, 1],
+            [0, 0, 0, 2],
+            [0, 2, 2, 3],
+            [0, 0, 0, 0],
+            [0, 0, 4, 5],
+            [0, 0, 4, 6],
+            [4, 5, 6, 7],
+            [0, 0, 7, 8],
+        ];
+        let span = |queries, keys| Span { queries, keys };
+        let expected = [span(0..4, 0..3), span(4..7, 4..7), span(7..8, 7..8)];
+        assert_eq!(spans(&ranges), expected);
+        // A later query that looks far back joins everything between.
+        let back = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 2, 3], [1, 2, 3, 4]];
+        assert_eq!(spans(&back), [span(0..1, 0..1), span(1..4, 1..4)]);
+    }
+
+    #[test]
+    fn a_block_ends_where_the_ranges_jump() {
+        let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
+        ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
+        assert_eq!(blocks(&ranges, 0..120), [0..64, 64..100, 100..120]);
+    }
+}

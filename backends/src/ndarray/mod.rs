@@ -1,0 +1,374 @@
+//! The CPU backend: loops over slices for f32, the reference for f64.
+
+mod adapted_linear;
+mod attention;
+mod gemm;
+mod log_probs;
+mod matrix;
+mod row_wise;
+mod vector;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::tensor::{Int, Tensor};
+use burn_ndarray::{
+    FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
+};
+
+use self::adapted_linear::HostProjection;
+use self::attention::{Attention, Heads, HostMask, Inputs};
+use self::gemm::{Old, Target, product};
+use self::matrix::{Matrix, integers, tensor};
+use crate::{
+    Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs,
+    Projection, RotaryAngles, TrainBackend, Turn, ops,
+};
+
+/// Training on the CPU in f32.
+pub type Cpu = NdArray<f32>;
+
+impl<E: FloatNdArrayElement, I: IntNdArrayElement, Q: QuantElement> TrainBackend
+    for NdArray<E, I, Q>
+where
+    NdArrayTensor: From<SharedArray<E>>,
+    NdArrayTensor: From<SharedArray<I>>,
+{
+    fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
+        peak_resident_bytes()
+    }
+
+    fn available_memory_bytes(_device: &Self::Device) -> Option<u64> {
+        available_bytes()
+    }
+
+    fn pass_tokens() -> usize {
+        4096
+    }
+
+    fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
+            return ops::linear::reference(x, weight);
+        };
+        let mut y = vec![0f32; x_host.rows * w.rows];
+        let (x, weight) = (x_host.view(), w.view().t());
+        product(Target::rows(&mut y, w.rows), Old::Replace, 1.0, x, weight);
+        tensor(y, [x_host.rows, w.rows])
+    }
+
+    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (Some(g), Some(w)) = (Matrix::new(grad.clone()), Matrix::new(weight.clone())) else {
+            return ops::linear::reference_backward(grad, weight);
+        };
+        let mut d_x = vec![0f32; g.rows * w.columns];
+        let target = Target::rows(&mut d_x, w.columns);
+        product(target, Old::Replace, 1.0, g.view(), w.view());
+        tensor(d_x, [g.rows, w.columns])
+    }
+
+    fn adapted_linear(
+        x: Tensor<Self, 2>,
+        projections: &[Projection<Self>],
+        residual: Option<Tensor<Self, 2>>,
+    ) -> Adapted<Self> {
+        let (Some(host), Some(of_host)) = (Matrix::new(x.clone()), on_host(projections)) else {
+            return ops::adapted_linear::reference(x, projections, residual);
+        };
+        let residual = residual.and_then(Matrix::new).map(Matrix::into_values);
+        let (output, low) = adapted_linear::forward(&host, &of_host, residual);
+        let ranks = adapted_linear::ranks(&of_host);
+        Adapted {
+            output: tensor(output, [host.rows, adapted_linear::width(&of_host)]),
+            low: (ranks > 0).then(|| tensor(low, [host.rows, ranks])),
+        }
+    }
+
+    fn adapted_linear_backward(
+        x: Tensor<Self, 2>,
+        projections: &[Projection<Self>],
+        low: Option<Tensor<Self, 2>>,
+        grad: Tensor<Self, 2>,
+        needs_x: bool,
+    ) -> AdaptedGrads<Self> {
+        let host = (
+            Matrix::new(x.clone()),
+            Matrix::new(grad.clone()),
+            on_host(projections),
+        );
+        let (Some(x_host), Some(grad_host), Some(of_host)) = host else {
+            return ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x);
+        };
+        let low = low.and_then(Matrix::new);
+        let low = low.as_ref().map_or(&[][..], Matrix::values);
+        let d = adapted_linear::backward(&x_host, &of_host, low, grad_host.values(), needs_x);
+        let shapes = projections.iter().filter_map(|p| p.adapter.as_ref());
+        let shapes = shapes.map(|adapter| (adapter.a.dims(), adapter.b.dims()));
+        let adapters = shapes.zip(d.adapters);
+        AdaptedGrads {
+            x: d.x.map(|d_x| tensor(d_x, [x_host.rows, x_host.columns])),
+            adapters: adapters
+                .map(|((a, b), [d_a, d_b])| [tensor(d_a, a), tensor(d_b, b)])
+                .collect(),
+        }
+    }
+
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
+        let (Some(host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
+            return ops::rms_norm::reference(x, weight, epsilon);
+        };
+        let y = row_wise::rms_norm(host.values(), w.values(), epsilon as f32);
+        tensor(y, x.dims())
+    }
+
+    fn rms_norm_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let host = (
+            Matrix::new(x.clone()),
+            Matrix::new(weight.clone()),
+            Matrix::new(grad.clone()),
+        );
+        let (Some(x_host), Some(w), Some(g)) = host else {
+            return ops::rms_norm::reference_backward(x, weight, epsilon, grad);
+        };
+        let epsilon = epsilon as f32;
+        let d = row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon, g.values());
+        tensor(d, x.dims())
+    }
+
+    fn rope(
+        x: Tensor<Self, 2>,
+        angles: &RotaryAngles<Self>,
+        turned: usize,
+        turn: Turn,
+    ) -> Tensor<Self, 2> {
+        let ([cos, sin], shape) = ([&angles.cos, &angles.sin], x.dims());
+        let host = (
+            Matrix::new(x.clone()),
+            Matrix::new(cos.clone()),
+            Matrix::new(sin.clone()),
+        );
+        let (Some(host), Some(cos), Some(sin)) = host else {
+            return ops::rope::reference(x, angles, turned, turn);
+        };
+        let half = cos.columns;
+        let mut values = host.into_values();
+        let angles = [cos.values(), sin.values()];
+        row_wise::rope(&mut values, shape[1], angles, half, turned, turn);
+        tensor(values, shape)
+    }
+
+    fn masked_attention(
+        query: Tensor<Self, 2>,
+        key: Tensor<Self, 2>,
+        value: Tensor<Self, 2>,
+        mask: &AttentionMask<Self>,
+        config: &AttentionConfig,
+    ) -> Attended<Self> {
+        let sides = [&query, &key, &value].map(|side| Matrix::new(side.clone()));
+        let [Some(q), Some(k), Some(v)] = &sides else {
+            return ops::attention::reference(query, key, value, mask, config);
+        };
+        let [query, key, value] = [q, k, v].map(|side| Heads {
+            values: side.values(),
+            stride: side.columns,
+            column: 0,
+        });
+        let inputs = Inputs { query, key, value };
+        attend(inputs, &host_mask(mask), config)
+    }
+
+    fn self_attention(
+        qkv: Tensor<Self, 2>,
+        mask: &AttentionMask<Self>,
+        config: &AttentionConfig,
+    ) -> Attended<Self> {
+        match Matrix::new(qkv.clone()) {
+            Some(host) => attend(packed(host.values(), config), &host_mask(mask), config),
+            None => ops::attention::reference_self(qkv, mask, config),
+        }
+    }
+
+    fn self_attention_backward(
+        qkv: Tensor<Self, 2>,
+        attended: Attended<Self>,
+        grad: Tensor<Self, 2>,
+        mask: &AttentionMask<Self>,
+        config: &AttentionConfig,
+    ) -> Tensor<Self, 2> {
+        let host = [&qkv, &attended.output, &attended.lse, &grad];
+        let host = host.map(|tensor| Matrix::new(tensor.clone()));
+        let [Some(host), Some(output), Some(lse), Some(g)] = &host else {
+            return ops::attention::reference_self_backward(qkv, attended, grad, mask, config);
+        };
+        let attention = Attention {
+            inputs: packed(host.values(), config),
+            mask: &host_mask(mask),
+            config,
+        };
+        let (output, lse, grad) = (output.values(), lse.values(), g.values());
+        tensor(attention.backward(output, lse, grad, host.rows), qkv.dims())
+    }
+
+    fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        match Matrix::new(gate_up.clone()) {
+            Some(host) => {
+                let half = host.columns / 2;
+                tensor(row_wise::swiglu(host.values(), half), [host.rows, half])
+            }
+            None => ops::swiglu::reference(gate_up),
+        }
+    }
+
+    fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (Some(host), Some(g)) = (Matrix::new(gate_up.clone()), Matrix::new(grad.clone()))
+        else {
+            return ops::swiglu::reference_backward(gate_up, grad);
+        };
+        let d = row_wise::swiglu_backward(host.values(), g.columns, g.values());
+        tensor(d, gate_up.dims())
+    }
+
+    fn completion_log_probs(
+        hidden: Tensor<Self, 2>,
+        lm_head: Tensor<Self, 2>,
+        targets: Tensor<Self, 1, Int>,
+        stats: LogProbStats,
+        with_slopes: bool,
+    ) -> LogProbs<Self> {
+        let (Some(h), Some(head)) = (Matrix::new(hidden.clone()), Matrix::new(lm_head.clone()))
+        else {
+            return ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes);
+        };
+        let (rows, width, targets) = (h.rows, h.columns, integers(&targets));
+        let (columns, slopes) = log_probs::forward(&h, &head, &targets, stats, with_slopes);
+        LogProbs {
+            columns: tensor(columns, [rows, stats.columns()]),
+            slopes: slopes.map(|slopes| tensor(slopes, [rows, width])),
+        }
+    }
+}
+
+/// The projections as slices; `None` where some are not f32, or have dropout, which the reference computes.
+fn on_host<E, I, Q>(projections: &[Projection<NdArray<E, I, Q>>]) -> Option<Vec<HostProjection>>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let one = |projection: &Projection<_>| {
+        let adapter = match &projection.adapter {
+            Some(adapter) if adapter.dropout_mask.is_some() => return None,
+            Some(adapter) => Some((
+                Matrix::new(adapter.a.clone())?,
+                Matrix::new(adapter.b.clone())?,
+                adapter.scaling as f32,
+            )),
+            None => None,
+        };
+        let weight = Matrix::new(projection.weight.clone())?;
+        Some(HostProjection { weight, adapter })
+    };
+    projections.iter().map(one).collect()
+}
+
+fn host_mask<E, I, Q>(mask: &AttentionMask<NdArray<E, I, Q>>) -> HostMask
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    HostMask {
+        ranges: integers(&mask.ranges).as_chunks().0.to_vec(),
+        hidden: mask.hidden.as_ref().map_or(Vec::new(), |hidden| {
+            integers(hidden).iter().map(|flag| *flag != 0).collect()
+        }),
+        queries: mask.queries.as_ref().map_or(Vec::new(), integers),
+    }
+}
+
+/// Queries, keys and values side by side.
+fn packed<'a>(qkv: &'a [f32], config: &AttentionConfig) -> Inputs<'a> {
+    let AttentionConfig {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = *config;
+    let at = |head: usize| Heads {
+        values: qkv,
+        stride: config.packed_width(),
+        column: head * head_dim,
+    };
+    Inputs {
+        query: at(0),
+        key: at(heads),
+        value: at(heads + kv_heads),
+    }
+}
+
+fn attend<E, I, Q>(
+    inputs: Inputs<'_>,
+    mask: &HostMask,
+    config: &AttentionConfig,
+) -> Attended<NdArray<E, I, Q>>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let attention = Attention {
+        inputs,
+        mask,
+        config,
+    };
+    let (output, lse) = attention.forward();
+    let queries = mask.ranges.len();
+    Attended {
+        output: tensor(output, [queries, config.heads * config.head_dim]),
+        lse: tensor(lse, [queries, config.heads]),
+    }
+}
+
+/// Memory the system could still give to this process (`MemAvailable` on Linux).
+fn available_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kibibytes(line)
+}
+
+fn kibibytes(value: &str) -> Option<u64> {
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// The largest resident set of this process so far (`VmHWM` on Linux).
+///
+/// The kernel reads it from counters that lag by some pages, so that it can fall a little; what was once reported stays.
+fn peak_resident_bytes() -> Option<u64> {
+    static PEAK: AtomicU64 = AtomicU64::new(0);
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let bytes = kibibytes(line)?;
+    Some(PEAK.fetch_max(bytes, Ordering::Relaxed).max(bytes))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_covers_what_was_touched() {
+        let block = vec![1u8; 64 << 20];
+        assert!(peak_resident_bytes() >= Some(block.len() as u64));
+    }
+}
