@@ -6,6 +6,8 @@ mod branch;
 pub(crate) mod launch;
 pub(crate) mod log_probs;
 pub(crate) mod operations;
+#[cfg(all(test, feature = "wgpu"))]
+pub(crate) mod pitched;
 pub(crate) mod queue;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;

@@ -368,3 +368,46 @@ fn times<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTens
 fn times_transposed<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
     times(left, transposed(right))
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        let shape = Shapes(vec![
+            ProjectionShape {
+                d_out: 48,
+                adapter: Some(AdapterShape {
+                    rank: 5,
+                    scaling: 0.5,
+                    dropout: true,
+                }),
+            },
+            ProjectionShape {
+                d_out: 5,
+                adapter: None,
+            },
+        ]);
+        let projections = || [[48, 100], [5, 100], [48, 5], [9, 100], [5, 100]].map(Given::Floats);
+        let forward = Forward {
+            shape: shape.clone(),
+            stacked: false,
+        };
+        let mut inputs = vec![Given::Floats([9, 100])];
+        inputs.extend(projections());
+        inputs.push(Given::Floats([9, 53]));
+        same_when_pitched(&forward, &inputs);
+        let backward = BackwardPass {
+            shape,
+            needs_x: true,
+        };
+        let mut inputs = vec![[9, 100], [9, 53], [9, 5]]
+            .into_iter()
+            .map(Given::Floats)
+            .collect::<Vec<_>>();
+        inputs.extend(projections());
+        same_when_pitched(&backward, &inputs);
+    }
+}

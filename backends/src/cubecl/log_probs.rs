@@ -296,3 +296,24 @@ fn lane<N: Size>(vector: Vector<f32, N>, index: usize) -> f32 {
     }
     value
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        let kernel = OfRows {
+            stats: LogProbStats::All,
+            with_slopes: true,
+        };
+        for [width, vocabulary] in [[5, 48], [48, 100], [100, 5]] {
+            let (hidden, head) = (
+                Given::Floats([4, width]),
+                Given::Floats([vocabulary, width]),
+            );
+            same_when_pitched(&kernel, &[hidden, head, Given::IntVector(vec![0, 3, 4, 2])]);
+        }
+    }
+}

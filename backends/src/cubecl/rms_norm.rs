@@ -174,3 +174,20 @@ fn backward<F: Float, N: Size>(
         i += units;
     }
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        for width in [5, 48, 100] {
+            let [x, grad] = [(); 2].map(|()| Given::Floats([7, width]));
+            let weight = || Given::Vector(width);
+            same_when_pitched(&Forward { epsilon: 1e-3 }, &[x, weight()]);
+            let x = Given::Floats([7, width]);
+            same_when_pitched(&BackwardPass { epsilon: 1e-3 }, &[x, weight(), grad]);
+        }
+    }
+}

@@ -99,3 +99,20 @@ fn turn_heads<F: Float, A: Float, N: Size>(
         output[to + half] = second;
     }
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        for half in [5, 24, 50] {
+            for turn in [Turn::Forward, Turn::Back] {
+                let angles = || Given::Floats([9, half]);
+                let x = Given::Floats([9, 3 * 2 * half]);
+                same_when_pitched(&Rope { turned: 2, turn }, &[x, angles(), angles()]);
+            }
+        }
+    }
+}

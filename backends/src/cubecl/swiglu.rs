@@ -134,3 +134,18 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
     one / (one + (-x).exp())
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        for width in [5, 48, 100] {
+            let gate_up = || Given::Floats([7, 2 * width]);
+            same_when_pitched(&Forward, &[gate_up()]);
+            same_when_pitched(&BackwardPass, &[gate_up(), Given::Floats([7, width])]);
+        }
+    }
+}

@@ -22,7 +22,7 @@ pub(crate) fn starts() -> bool {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Layout {
     Contiguous,
-    /// Rows of a wider tensor.
+    /// Rows of a wider tensor. (A view, not a copy, where what is left out fills whole 256 bytes.)
     Pitched,
     /// Rows of a wider tensor, whose first columns are others.
     Shifted,
@@ -93,9 +93,9 @@ impl Host {
         let beside = |columns| Tensor::ones([rows, columns], (&device, dtype));
         match layout {
             Layout::Contiguous => plain,
-            Layout::Pitched => Tensor::cat(vec![plain, beside(3)], 1).narrow(1, 0, width),
+            Layout::Pitched => Tensor::cat(vec![plain, beside(64)], 1).narrow(1, 0, width),
             Layout::Shifted => {
-                Tensor::cat(vec![beside(5), plain, beside(1)], 1).narrow(1, 5, width)
+                Tensor::cat(vec![beside(64), plain, beside(64)], 1).narrow(1, 64, width)
             }
             // Copied in the other order, then looked at in this one.
             Layout::Swapped => (plain.swap_dims(0, 1) * 1.0).swap_dims(0, 1),

@@ -5,9 +5,10 @@
 
 use cubecl::prelude::*;
 
+use super::mask::{hull_of, key_bounds, load_open, load_ranges, meets, visible};
 use super::tiles::{
-    ACROSS, Plan, SIDE, WEIGHT_PITCH, accumulate, clear, hull_of, load_keys, load_open,
-    load_ranges, load_rows, multiply, sees, store_keys, store_rows,
+    ACROSS, Keys, Place, Plan, Rows, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, add_rows,
+    clear, place, store_keys, store_rows, sums, tiles,
 };
 
 /// `rowsum(do o)`, `[Q, H]`, a value a unit.
@@ -69,147 +70,67 @@ pub(super) fn of_queries<F: Float, I: Int>(
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let tile_rows = comptime!(plan.rows());
-    let kv_head = CUBE_POS_Y as usize;
-    let first_row = CUBE_POS_X as usize * tile_rows;
-    let rows = ranges.shape(0) * plan.group;
-    let keys = qkv.shape(0);
-    let head_column = kv_head * plan.group * plan.head_dim;
-    let query_column = comptime!(plan.columns[0]) + head_column;
-    let key_column = comptime!(plan.columns[1]) + kv_head * plan.head_dim;
-    let value_column = comptime!(plan.columns[2]) + kv_head * plan.head_dim;
-
-    let mut left = SharedMemory::<f32>::new(comptime!(Plan::tile(plan.rows())));
-    let mut right = SharedMemory::<f32>::new(comptime!(Plan::tile(ACROSS)));
-    let mut slopes = SharedMemory::<f32>::new(comptime!(plan.rows() * WEIGHT_PITCH));
-    let mut seen = SharedMemory::<i32>::new(comptime!(plan.rows() * 4));
-    let mut open = SharedMemory::<i32>::new(ACROSS);
-    let mut hull = SharedMemory::<i32>::new(4usize);
-    let mut of_row = SharedMemory::<f32>::new(comptime!(plan.rows() * 2));
-
-    load_ranges::<I>(ranges, &mut seen, first_row, plan.group, tile_rows);
+    let count = comptime!(plan.rows());
+    let place = place::<F, I>(qkv, ranges, plan);
+    let first = CUBE_POS_X as usize * count;
+    let mut tiles = tiles(plan);
+    load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, count);
     load_row_values(
         lse,
         row_sum,
-        &mut of_row,
-        first_row,
-        rows,
-        kv_head,
+        &mut tiles.of_row,
+        first,
+        place,
         plan.group,
-        tile_rows,
+        count,
     );
     sync_cube();
-    hull_of(&seen, &mut hull, tile_rows);
+    hull_of(&tiles.seen, &mut tiles.hull, count);
     sync_cube();
-    let mut sums = Array::<f32>::new(comptime!(plan.down * plan.wide()));
-    clear(&mut sums, comptime!(plan.down * plan.wide()));
-    let mut scores = Array::<f32>::new(comptime!(plan.down * 2));
-    let mut products = Array::<f32>::new(comptime!(plan.down * 2));
 
-    let start = select(hull[0] < hull[2], hull[0], hull[2]);
-    let end = select(hull[1] > hull[3], hull[1], hull[3]);
-    let end = select(end < keys as i32, end, keys as i32);
-    let mut from = start / ACROSS as i32 * ACROSS as i32;
+    let mut held = sums(comptime!(plan.held()));
+    let mut scores = sums(comptime!(plan.down * 2));
+    let mut products = sums(comptime!(plan.down * 2));
+    let (mut from, end) = key_bounds(&tiles.hull, place.keys);
     while from < end {
-        let to = from + ACROSS as i32;
-        if (from < hull[1] && to > hull[0]) || (from < hull[3] && to > hull[2]) {
-            let first_key = from as usize;
-            load_open::<I>(hidden, &mut open, first_key, keys, plan.hidden, ACROSS);
-            clear(&mut scores, comptime!(plan.down * 2));
-            clear(&mut products, comptime!(plan.down * 2));
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_rows::<F, I>(
-                    qkv,
-                    queries,
-                    &mut left,
-                    first_row,
-                    rows,
-                    query_column,
-                    plan,
-                    plan.chosen,
-                    chunk,
-                    tile_rows,
-                );
-                load_keys::<F>(
-                    qkv,
-                    &mut right,
-                    first_key,
-                    key_column,
-                    plan.head_dim,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                multiply(&left, &right, &mut scores, plan.down);
-                sync_cube();
-                load_rows::<F, I>(
-                    grad,
-                    queries,
-                    &mut left,
-                    first_row,
-                    rows,
-                    head_column,
-                    plan,
-                    false,
-                    chunk,
-                    tile_rows,
-                );
-                load_keys::<F>(
-                    qkv,
-                    &mut right,
-                    first_key,
-                    value_column,
-                    plan.head_dim,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                multiply(&left, &right, &mut products, plan.down);
-                sync_cube();
-            }
-            let x = UNIT_POS as usize % SIDE;
-            let y = UNIT_POS as usize / SIDE;
-            #[unroll]
-            for i in 0..plan.down {
-                #[unroll]
-                for j in 0..2usize {
-                    let row = y + i * SIDE;
-                    let column = x + j * SIDE;
-                    let visible = sees(&seen, row, from + column as i32) && open[column] == 1i32;
-                    let weight = probability(scores[i * 2 + j] * scale - of_row[row * 2], visible);
-                    let slope = weight * (products[i * 2 + j] - of_row[row * 2 + 1]) * scale;
-                    slopes[row * WEIGHT_PITCH + column] = slope;
-                }
-            }
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_keys::<F>(
-                    qkv,
-                    &mut right,
-                    first_key,
-                    key_column,
-                    plan.head_dim,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                accumulate(&slopes, &right, &mut sums, chunk, plan);
-                sync_cube();
-            }
+        if meets(&tiles.hull, from, ACROSS) {
+            let key = from as usize;
+            load_open::<I>(
+                hidden,
+                &mut tiles.open,
+                key,
+                place.keys,
+                plan.hidden,
+                ACROSS,
+            );
+            recompute::<F, I>(
+                qkv,
+                grad,
+                queries,
+                &mut tiles,
+                &mut scores,
+                &mut products,
+                first,
+                key,
+                place,
+                plan,
+            );
+            differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
+            write_weights(&products, &mut tiles.weights, plan.down);
+            let keys = Keys {
+                first: key,
+                column: place.key,
+            };
+            add_keys::<F>(qkv, &mut tiles, &mut held, keys, plan);
         }
-        from = to;
+        from += ACROSS as i32;
     }
-    store_rows::<F, I>(
-        &sums,
-        output,
-        queries,
-        first_row,
-        rows,
-        query_column,
-        plan,
-        plan.chosen,
-    );
+    let rows = Rows {
+        first,
+        rows: place.rows,
+        column: place.query,
+    };
+    store_rows::<F, I>(&held, output, queries, rows, plan, plan.chosen);
 }
 
 /// The gradients of keys and values. Cubes: tiles of keys, key heads. Here keys are the rows of the tiles.
@@ -228,165 +149,184 @@ pub(super) fn of_keys<F: Float, I: Int>(
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let tile_keys = comptime!(plan.rows());
-    let kv_head = CUBE_POS_Y as usize;
-    let first_key = CUBE_POS_X as usize * tile_keys;
-    let rows = ranges.shape(0) * plan.group;
-    let keys = qkv.shape(0);
-    let head_column = kv_head * plan.group * plan.head_dim;
-    let query_column = comptime!(plan.columns[0]) + head_column;
-    let key_column = comptime!(plan.columns[1]) + kv_head * plan.head_dim;
-    let value_column = comptime!(plan.columns[2]) + kv_head * plan.head_dim;
-
-    let mut left = SharedMemory::<f32>::new(comptime!(Plan::tile(plan.rows())));
-    let mut right = SharedMemory::<f32>::new(comptime!(Plan::tile(ACROSS)));
-    let mut weights = SharedMemory::<f32>::new(comptime!(plan.rows() * WEIGHT_PITCH));
-    let mut seen = SharedMemory::<i32>::new(comptime!(ACROSS * 4));
-    let mut open = SharedMemory::<i32>::new(tile_keys);
-    let mut of_row = SharedMemory::<f32>::new(comptime!(ACROSS * 2));
-
-    load_open::<I>(hidden, &mut open, first_key, keys, plan.hidden, tile_keys);
-    let mut of_key = Array::<f32>::new(comptime!(plan.down * plan.wide()));
-    let mut of_value = Array::<f32>::new(comptime!(plan.down * plan.wide()));
-    clear(&mut of_key, comptime!(plan.down * plan.wide()));
-    clear(&mut of_value, comptime!(plan.down * plan.wide()));
-    let mut scores = Array::<f32>::new(comptime!(plan.down * 2));
-    let mut products = Array::<f32>::new(comptime!(plan.down * 2));
-
-    let from = first_key as i32;
-    let to = from + tile_keys as i32;
+    let count = comptime!(plan.rows());
+    let place = place::<F, I>(qkv, ranges, plan);
+    let key = CUBE_POS_X as usize * count;
+    let mut tiles = tiles(plan);
+    load_open::<I>(hidden, &mut tiles.open, key, place.keys, plan.hidden, count);
+    let mut of_key = sums(comptime!(plan.held()));
+    let mut of_value = sums(comptime!(plan.held()));
+    let mut scores = sums(comptime!(plan.down * 2));
+    let mut products = sums(comptime!(plan.down * 2));
     for tile in 0..hulls.shape(0) {
-        let hull = tile * 4;
-        if (from < hulls[hull + 1] && to > hulls[hull])
-            || (from < hulls[hull + 3] && to > hulls[hull + 2])
-        {
-            let first_row = tile * ACROSS;
-            load_ranges::<I>(ranges, &mut seen, first_row, plan.group, ACROSS);
+        if tile_meets(hulls, tile, key as i32, count) {
+            let first = tile * ACROSS;
+            load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, ACROSS);
             load_row_values(
                 lse,
                 row_sum,
-                &mut of_row,
-                first_row,
-                rows,
-                kv_head,
+                &mut tiles.of_row,
+                first,
+                place,
                 plan.group,
                 ACROSS,
             );
-            clear(&mut scores, comptime!(plan.down * 2));
-            clear(&mut products, comptime!(plan.down * 2));
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_keys::<F>(
-                    qkv,
-                    &mut left,
-                    first_key,
-                    key_column,
-                    plan.head_dim,
-                    chunk,
-                    tile_keys,
-                );
-                load_rows::<F, I>(
-                    qkv,
-                    queries,
-                    &mut right,
-                    first_row,
-                    rows,
-                    query_column,
-                    plan,
-                    plan.chosen,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                multiply(&left, &right, &mut scores, plan.down);
-                sync_cube();
-                load_keys::<F>(
-                    qkv,
-                    &mut left,
-                    first_key,
-                    value_column,
-                    plan.head_dim,
-                    chunk,
-                    tile_keys,
-                );
-                load_rows::<F, I>(
-                    grad,
-                    queries,
-                    &mut right,
-                    first_row,
-                    rows,
-                    head_column,
-                    plan,
-                    false,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                multiply(&left, &right, &mut products, plan.down);
-                sync_cube();
-            }
-            let x = UNIT_POS as usize % SIDE;
-            let y = UNIT_POS as usize / SIDE;
-            #[unroll]
-            for i in 0..plan.down {
-                #[unroll]
-                for j in 0..2usize {
-                    let key = y + i * SIDE;
-                    let row = x + j * SIDE;
-                    let visible = sees(&seen, row, from + key as i32) && open[key] == 1i32;
-                    let weight = probability(scores[i * 2 + j] * scale - of_row[row * 2], visible);
-                    weights[key * WEIGHT_PITCH + row] = weight;
-                    let slope = weight * (products[i * 2 + j] - of_row[row * 2 + 1]) * scale;
-                    products[i * 2 + j] = slope;
-                }
-            }
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_rows::<F, I>(
-                    grad,
-                    queries,
-                    &mut right,
-                    first_row,
-                    rows,
-                    head_column,
-                    plan,
-                    false,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                accumulate(&weights, &right, &mut of_value, chunk, plan);
-                sync_cube();
-            }
-            #[unroll]
-            for i in 0..plan.down {
-                #[unroll]
-                for j in 0..2usize {
-                    weights[(y + i * SIDE) * WEIGHT_PITCH + x + j * SIDE] = products[i * 2 + j];
-                }
-            }
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_rows::<F, I>(
-                    qkv,
-                    queries,
-                    &mut right,
-                    first_row,
-                    rows,
-                    query_column,
-                    plan,
-                    plan.chosen,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                accumulate(&weights, &right, &mut of_key, chunk, plan);
-                sync_cube();
-            }
+            recompute::<F, I>(
+                qkv,
+                grad,
+                queries,
+                &mut tiles,
+                &mut scores,
+                &mut products,
+                first,
+                key,
+                place,
+                plan,
+            );
+            differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
+            write_weights(&scores, &mut tiles.weights, plan.down);
+            let rows = Rows {
+                first,
+                rows: place.rows,
+                column: place.head,
+            };
+            add_rows::<F, I>(grad, queries, &mut tiles, &mut of_value, rows, plan, false);
+            write_weights(&products, &mut tiles.weights, plan.down);
+            let rows = Rows {
+                first,
+                rows: place.rows,
+                column: place.query,
+            };
+            add_rows::<F, I>(
+                qkv,
+                queries,
+                &mut tiles,
+                &mut of_key,
+                rows,
+                plan,
+                plan.chosen,
+            );
         }
     }
-    store_keys::<F>(&of_key, output, first_key, key_column, plan);
-    store_keys::<F>(&of_value, output, first_key, value_column, plan);
+    store_keys::<F>(
+        &of_key,
+        output,
+        Keys {
+            first: key,
+            column: place.key,
+        },
+        plan,
+    );
+    store_keys::<F>(
+        &of_value,
+        output,
+        Keys {
+            first: key,
+            column: place.value,
+        },
+        plan,
+    );
+}
+
+/// Whether the tile of rows may see one of `count` keys from `first` on.
+#[cube]
+fn tile_meets(hulls: &Tensor<i32>, tile: usize, first: i32, #[comptime] count: usize) -> bool {
+    let hull = tile * 4;
+    let end = first + count as i32;
+    (first < hulls[hull + 1] && end > hulls[hull])
+        || (first < hulls[hull + 3] && end > hulls[hull + 2])
+}
+
+/// `q k^T` and `do v^T` of one tile.
+#[cube]
+fn recompute<F: Float, I: Int>(
+    qkv: &Tensor<F>,
+    grad: &Tensor<F>,
+    queries: &Tensor<I>,
+    tiles: &mut Tiles,
+    scores: &mut Array<f32>,
+    products: &mut Array<f32>,
+    first_row: usize,
+    first_key: usize,
+    place: Place,
+    #[comptime] plan: Plan,
+) {
+    clear(scores, comptime!(plan.down * 2));
+    clear(products, comptime!(plan.down * 2));
+    let rows = Rows {
+        first: first_row,
+        rows: place.rows,
+        column: place.query,
+    };
+    let keys = Keys {
+        first: first_key,
+        column: place.key,
+    };
+    add_products::<F, I>(
+        qkv,
+        qkv,
+        queries,
+        tiles,
+        scores,
+        rows,
+        keys,
+        plan,
+        plan.chosen,
+    );
+    let rows = Rows {
+        first: first_row,
+        rows: place.rows,
+        column: place.head,
+    };
+    let keys = Keys {
+        first: first_key,
+        column: place.value,
+    };
+    add_products::<F, I>(grad, qkv, queries, tiles, products, rows, keys, plan, false);
+}
+
+/// Makes `P` of the scores a unit holds, and `dS` of the products.
+#[cube]
+fn differentiate(
+    scores: &mut Array<f32>,
+    products: &mut Array<f32>,
+    tiles: &Tiles,
+    first_key: usize,
+    scale: f32,
+    #[comptime] plan: Plan,
+) {
+    let x = UNIT_POS as usize % SIDE;
+    let y = UNIT_POS as usize / SIDE;
+    #[unroll]
+    for i in 0..plan.down {
+        #[unroll]
+        for j in 0..2usize {
+            let down = y + i * SIDE;
+            let across = x + j * SIDE;
+            let keys_down = comptime!(plan.keys_down).runtime();
+            let row = select(keys_down, across, down);
+            let key = select(keys_down, down, across);
+            let seen = visible(tiles, row, first_key, key);
+            let weight = probability(scores[i * 2 + j] * scale - tiles.of_row[row * 2], seen);
+            let slope = weight * (products[i * 2 + j] - tiles.of_row[row * 2 + 1]) * scale;
+            scores[i * 2 + j] = weight;
+            products[i * 2 + j] = slope;
+        }
+    }
+}
+
+/// Puts what a unit holds of a tile into shared memory.
+#[cube]
+fn write_weights(values: &Array<f32>, weights: &mut SharedMemory<f32>, #[comptime] down: usize) {
+    let x = UNIT_POS as usize % SIDE;
+    let y = UNIT_POS as usize / SIDE;
+    #[unroll]
+    for i in 0..down {
+        #[unroll]
+        for j in 0..2usize {
+            weights[(y + i * SIDE) * WEIGHT_PITCH + x + j * SIDE] = values[i * 2 + j];
+        }
+    }
 }
 
 /// `exp(shifted)` where the key is seen. What is not seen may lie above the log-sum-exp: it must not overflow.
@@ -406,8 +346,7 @@ fn load_row_values(
     row_sum: &Tensor<f32>,
     of_row: &mut SharedMemory<f32>,
     first: usize,
-    rows: usize,
-    kv_head: usize,
+    place: Place,
     #[comptime] group: usize,
     #[comptime] count: usize,
 ) {
@@ -416,9 +355,9 @@ fn load_row_values(
         let folded = first + i;
         let mut log = 0.0f32;
         let mut sum = 0.0f32;
-        if folded < rows {
+        if folded < place.rows {
             let query = folded / group;
-            let head = kv_head * group + folded % group;
+            let head = place.kv_head * group + folded % group;
             log = lse[query * lse.stride(0) + head];
             sum = row_sum[query * row_sum.stride(0) + head];
         }

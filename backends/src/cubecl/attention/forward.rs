@@ -2,10 +2,22 @@
 
 use cubecl::prelude::*;
 
+use super::mask::{hull_of, key_bounds, load_open, load_ranges, meets, visible};
 use super::tiles::{
-    ACROSS, HIDDEN, Plan, SIDE, WEIGHT_PITCH, accumulate, clear, hull_of, load_keys, load_open,
-    load_ranges, load_rows, multiply, sees, store_rows,
+    ACROSS, HIDDEN, Keys, Plan, Rows, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, clear,
+    place, store_rows, sums, tiles,
 };
+
+/// The softmax so far, of each row of a tile.
+#[derive(CubeType)]
+struct Softmax {
+    /// The largest score.
+    largest: SharedMemory<f32>,
+    /// The sum of weights.
+    total: SharedMemory<f32>,
+    /// By how much what was summed before must be multiplied.
+    factor: SharedMemory<f32>,
+}
 
 /// Cubes: tiles of rows, key heads.
 #[cube(launch)]
@@ -22,128 +34,89 @@ pub(super) fn attend<F: Float, I: Int>(
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let tile_rows = comptime!(plan.rows());
-    let kv_head = CUBE_POS_Y as usize;
-    let first_row = CUBE_POS_X as usize * tile_rows;
-    let rows = ranges.shape(0) * plan.group;
-    let keys = key.shape(0);
-    let unit = UNIT_POS as usize;
-    let query_column = comptime!(plan.columns[0]) + kv_head * plan.group * plan.head_dim;
-    let key_column = comptime!(plan.columns[1]) + kv_head * plan.head_dim;
-    let value_column = comptime!(plan.columns[2]) + kv_head * plan.head_dim;
-
-    let mut left = SharedMemory::<f32>::new(comptime!(Plan::tile(plan.rows())));
-    let mut right = SharedMemory::<f32>::new(comptime!(Plan::tile(ACROSS)));
-    let mut weights = SharedMemory::<f32>::new(comptime!(plan.rows() * WEIGHT_PITCH));
-    let mut seen = SharedMemory::<i32>::new(comptime!(plan.rows() * 4));
-    let mut open = SharedMemory::<i32>::new(ACROSS);
-    let mut hull = SharedMemory::<i32>::new(4usize);
-    let mut largest = SharedMemory::<f32>::new(tile_rows);
-    let mut total = SharedMemory::<f32>::new(tile_rows);
-    let mut factor = SharedMemory::<f32>::new(tile_rows);
-
-    load_ranges::<I>(ranges, &mut seen, first_row, plan.group, tile_rows);
-    if unit < tile_rows {
-        largest[unit] = HIDDEN;
-        total[unit] = 0.0f32;
-    }
+    let count = comptime!(plan.rows());
+    let place = place::<F, I>(key, ranges, plan);
+    let first = CUBE_POS_X as usize * count;
+    let rows = Rows {
+        first,
+        rows: place.rows,
+        column: place.query,
+    };
+    let mut tiles = tiles(plan);
+    let mut softmax = start_softmax(count);
+    load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, count);
     sync_cube();
-    hull_of(&seen, &mut hull, tile_rows);
+    hull_of(&tiles.seen, &mut tiles.hull, count);
     sync_cube();
-    let mut sums = Array::<f32>::new(comptime!(plan.down * plan.wide()));
-    clear(&mut sums, comptime!(plan.down * plan.wide()));
-    let mut scores = Array::<f32>::new(comptime!(plan.down * 2));
 
-    let start = select(hull[0] < hull[2], hull[0], hull[2]);
-    let end = select(hull[1] > hull[3], hull[1], hull[3]);
-    let end = select(end < keys as i32, end, keys as i32);
-    let mut from = start / ACROSS as i32 * ACROSS as i32;
+    let mut held = sums(comptime!(plan.held()));
+    let mut scores = sums(comptime!(plan.down * 2));
+    let (mut from, end) = key_bounds(&tiles.hull, place.keys);
     while from < end {
-        let to = from + ACROSS as i32;
-        if (from < hull[1] && to > hull[0]) || (from < hull[3] && to > hull[2]) {
+        if meets(&tiles.hull, from, ACROSS) {
             let first_key = from as usize;
-            load_open::<I>(hidden, &mut open, first_key, keys, plan.hidden, ACROSS);
+            load_open::<I>(
+                hidden,
+                &mut tiles.open,
+                first_key,
+                place.keys,
+                plan.hidden,
+                ACROSS,
+            );
             clear(&mut scores, comptime!(plan.down * 2));
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_rows::<F, I>(
-                    query,
-                    queries,
-                    &mut left,
-                    first_row,
-                    rows,
-                    query_column,
-                    plan,
-                    plan.chosen,
-                    chunk,
-                    tile_rows,
-                );
-                load_keys::<F>(
-                    key,
-                    &mut right,
-                    first_key,
-                    key_column,
-                    plan.head_dim,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                multiply(&left, &right, &mut scores, plan.down);
-                sync_cube();
-            }
-            let offset = from;
-            write_scores(
-                &scores,
-                &mut weights,
-                &seen,
-                &open,
-                offset,
-                scale,
-                plan.down,
+            let keys = Keys {
+                first: first_key,
+                column: place.key,
+            };
+            add_products::<F, I>(
+                query,
+                key,
+                queries,
+                &mut tiles,
+                &mut scores,
+                rows,
+                keys,
+                plan,
+                plan.chosen,
             );
+            write_scores(&scores, &mut tiles, first_key, scale, plan.down);
             sync_cube();
-            soften(
-                &mut weights,
-                &mut largest,
-                &mut total,
-                &mut factor,
-                tile_rows,
-            );
+            soften(&mut tiles.weights, &mut softmax, count);
             sync_cube();
-            scale_rows(&mut sums, &factor, plan);
-            #[unroll]
-            for chunk in 0..comptime!(plan.chunks()) {
-                load_keys::<F>(
-                    value,
-                    &mut right,
-                    first_key,
-                    value_column,
-                    plan.head_dim,
-                    chunk,
-                    ACROSS,
-                );
-                sync_cube();
-                accumulate(&weights, &right, &mut sums, chunk, plan);
-                sync_cube();
-            }
+            scale_rows(&mut held, &softmax.factor, plan);
+            let keys = Keys {
+                first: first_key,
+                column: place.value,
+            };
+            add_keys::<F>(value, &mut tiles, &mut held, keys, plan);
         }
-        from = to;
+        from += ACROSS as i32;
     }
-
-    if unit < tile_rows {
-        let all = total[unit];
-        factor[unit] = 1.0f32 / select(all > 0.0f32, all, 1.0f32);
-    }
+    write_lse(&mut softmax, lse, place.kv_head, rows, plan);
     sync_cube();
-    scale_rows(&mut sums, &factor, plan);
-    let column = kv_head * plan.group * plan.head_dim;
-    store_rows::<F, I>(&sums, output, queries, first_row, rows, column, plan, false);
-    let folded = first_row + unit;
-    if unit < tile_rows && folded < rows {
-        let all = total[unit];
-        let log = select(all > 0.0f32, all, 1.0f32).ln();
-        let head = kv_head * plan.group + folded % plan.group;
-        lse[folded / plan.group * lse.stride(0) + head] = largest[unit] + log;
+    scale_rows(&mut held, &softmax.factor, plan);
+    let rows = Rows {
+        first,
+        rows: place.rows,
+        column: place.head,
+    };
+    store_rows::<F, I>(&held, output, queries, rows, plan, false);
+}
+
+#[cube]
+fn start_softmax(#[comptime] count: usize) -> Softmax {
+    let mut largest = SharedMemory::<f32>::new(count);
+    let mut total = SharedMemory::<f32>::new(count);
+    let factor = SharedMemory::<f32>::new(count);
+    let row = UNIT_POS as usize;
+    if row < count {
+        largest[row] = HIDDEN;
+        total[row] = 0.0f32;
+    }
+    Softmax {
+        largest,
+        total,
+        factor,
     }
 }
 
@@ -151,10 +124,8 @@ pub(super) fn attend<F: Float, I: Int>(
 #[cube]
 fn write_scores(
     scores: &Array<f32>,
-    weights: &mut SharedMemory<f32>,
-    seen: &SharedMemory<i32>,
-    open: &SharedMemory<i32>,
-    first_key: i32,
+    tiles: &mut Tiles,
+    first_key: usize,
     scale: f32,
     #[comptime] down: usize,
 ) {
@@ -166,27 +137,20 @@ fn write_scores(
         for j in 0..2usize {
             let row = y + i * SIDE;
             let column = x + j * SIDE;
-            let visible = sees(seen, row, first_key + column as i32) && open[column] == 1i32;
-            let score = select(visible, scores[i * 2 + j] * scale, HIDDEN);
-            weights[row * WEIGHT_PITCH + column] = score;
+            let seen = visible(tiles, row, first_key, column);
+            let score = select(seen, scores[i * 2 + j] * scale, HIDDEN);
+            tiles.weights[row * WEIGHT_PITCH + column] = score;
         }
     }
 }
 
-/// Turns scores into `exp(score - largest)`, a row a unit, and keeps for each row the largest score so far, the sum of
-/// weights so far, and the factor by which what was summed before must shrink.
+/// Turns scores into `exp(score - largest)`, a row a unit.
 #[cube]
-fn soften(
-    weights: &mut SharedMemory<f32>,
-    largest: &mut SharedMemory<f32>,
-    total: &mut SharedMemory<f32>,
-    factor: &mut SharedMemory<f32>,
-    #[comptime] rows: usize,
-) {
+fn soften(weights: &mut SharedMemory<f32>, softmax: &mut Softmax, #[comptime] rows: usize) {
     let row = UNIT_POS as usize;
     if row < rows {
         let start = row * WEIGHT_PITCH;
-        let before = largest[row];
+        let before = softmax.largest[row];
         let mut most = before;
         for column in 0..ACROSS {
             let score = weights[start + column];
@@ -200,16 +164,16 @@ fn soften(
             sum += weight;
         }
         let shrink = (before - most).exp();
-        let former = total[row];
-        factor[row] = shrink;
-        largest[row] = most;
-        total[row] = former * shrink + sum;
+        let former = softmax.total[row];
+        softmax.factor[row] = shrink;
+        softmax.largest[row] = most;
+        softmax.total[row] = former * shrink + sum;
     }
 }
 
 /// Multiplies what a unit holds of each row of a tile by the row's factor.
 #[cube]
-fn scale_rows(sums: &mut Array<f32>, factor: &SharedMemory<f32>, #[comptime] plan: Plan) {
+fn scale_rows(held: &mut Array<f32>, factor: &SharedMemory<f32>, #[comptime] plan: Plan) {
     let y = UNIT_POS as usize / SIDE;
     let wide = comptime!(plan.wide());
     #[unroll]
@@ -217,7 +181,31 @@ fn scale_rows(sums: &mut Array<f32>, factor: &SharedMemory<f32>, #[comptime] pla
         let by = factor[y + i * SIDE];
         #[unroll]
         for j in 0..wide {
-            sums[i * wide + j] *= by;
+            held[i * wide + j] *= by;
+        }
+    }
+}
+
+/// Writes the log-sum-exp, a row a unit, and makes of the row's factor what divides by the sum. A row that sees nothing
+/// counts as having summed one.
+#[cube]
+fn write_lse(
+    softmax: &mut Softmax,
+    lse: &mut Tensor<f32>,
+    kv_head: usize,
+    rows: Rows,
+    #[comptime] plan: Plan,
+) {
+    let row = UNIT_POS as usize;
+    if row < comptime!(plan.rows()) {
+        let total = softmax.total[row];
+        let total = select(total > 0.0f32, total, 1.0f32);
+        softmax.factor[row] = 1.0f32 / total;
+        let folded = rows.first + row;
+        if folded < rows.rows {
+            let head = kv_head * plan.group + folded % plan.group;
+            let at = folded / plan.group * lse.stride(0) + head;
+            lse[at] = softmax.largest[row] + total.ln();
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod backward;
 mod forward;
+mod mask;
 mod tiles;
 
 use burn::tensor::{DType, Int, Tensor as BurnTensor};
@@ -107,6 +108,7 @@ impl Launch {
             hidden: mask.hidden.is_some(),
             chosen: mask.queries.is_some(),
             down: 0,
+            keys_down: false,
         };
         Self {
             config: *config,
@@ -250,7 +252,10 @@ impl<R: CubeRuntime> Backpropagated<R> {
 
     fn keys(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [tokens, _] = self.qkv.meta.shape().dims();
-        let plan = launch.plan(tokens);
+        let plan = Plan {
+            keys_down: true,
+            ..launch.plan(tokens)
+        };
         backward::of_keys::launch::<R>(
             &self.qkv.client,
             launch.cubes(&plan, tokens),
@@ -285,5 +290,53 @@ impl<R: CubeRuntime> Backpropagated<R> {
             self.ranges.dtype.into(),
         );
         hulls
+    }
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use crate::cubecl::pitched::{Given, same_when_pitched};
+
+    #[test]
+    fn on_pitched_rows() {
+        for (head_dim, chosen) in [(5, false), (48, true), (100, false)] {
+            let config = AttentionConfig {
+                heads: 4,
+                kv_heads: 2,
+                head_dim,
+                scale: 0.3,
+            };
+            let launch = Launch {
+                config,
+                plan: Plan {
+                    group: 2,
+                    head_dim,
+                    columns: packed_columns(&config),
+                    hidden: true,
+                    chosen,
+                    down: 0,
+                    keys_down: false,
+                },
+            };
+            let ranges = (0..9)
+                .flat_map(|query| [0, 0, 0, query + 1])
+                .collect::<Vec<_>>();
+            let indices = || {
+                [
+                    Given::Ints(ranges.clone(), [9, 4]),
+                    Given::IntVector(vec![0, 0, 1, 0, 0, 0, 1, 0, 0]),
+                    Given::IntVector((0..9).collect()),
+                ]
+            };
+            let qkv = || Given::Floats([9, 8 * head_dim]);
+            let mut inputs = vec![qkv(), qkv(), qkv()];
+            inputs.extend(indices());
+            same_when_pitched(&Forward(launch.clone()), &inputs);
+            let heads = || Given::Floats([9, 4 * head_dim]);
+            let mut inputs = vec![qkv(), heads(), Given::Floats([9, 4]), heads()];
+            inputs.extend(indices());
+            same_when_pitched(&BackwardPass(launch), &inputs);
+        }
     }
 }

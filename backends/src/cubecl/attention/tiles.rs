@@ -26,9 +26,6 @@ pub(super) const WEIGHT_PITCH: usize = ACROSS + 1;
 /// Stands for the score of a hidden key; finite, so that a row that sees nothing stays finite.
 pub(super) const HIDDEN: f32 = -1e30;
 
-/// Above every index of a key.
-const BEYOND: i32 = i32::MAX;
-
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
@@ -43,6 +40,8 @@ pub(super) struct Plan {
     pub(super) chosen: bool,
     /// Rows of a tile by 16.
     pub(super) down: usize,
+    /// Whether the rows of a tile are keys, and its columns folded rows.
+    pub(super) keys_down: bool,
 }
 
 impl Plan {
@@ -61,19 +60,107 @@ impl Plan {
         self.chunks() * CHUNK / SIDE
     }
 
-    /// Values of a tile of `count` rows in shared memory.
-    pub(super) fn tile(count: usize) -> usize {
-        count * PITCH
+    /// Values that a unit holds of all rows of a tile.
+    pub(super) fn held(&self) -> usize {
+        self.down * self.wide()
     }
+
+    /// Folded rows and keys of a tile.
+    fn rows_and_keys(&self) -> (usize, usize) {
+        match self.keys_down {
+            true => (ACROSS, self.rows()),
+            false => (self.rows(), ACROSS),
+        }
+    }
+}
+
+/// What a cube keeps in shared memory.
+#[derive(CubeType)]
+pub(super) struct Tiles {
+    left: SharedMemory<f32>,
+    right: SharedMemory<f32>,
+    /// Scores, then what is made of them.
+    pub(super) weights: SharedMemory<f32>,
+    /// The ranges of folded rows.
+    pub(super) seen: SharedMemory<i32>,
+    /// Which keys exist and are not hidden.
+    pub(super) open: SharedMemory<i32>,
+    /// The hull of the ranges.
+    pub(super) hull: SharedMemory<i32>,
+    /// Log-sum-exp and row sum of folded rows, in turns.
+    pub(super) of_row: SharedMemory<f32>,
+}
+
+#[cube]
+pub(super) fn tiles(#[comptime] plan: Plan) -> Tiles {
+    let (rows, keys) = comptime!(plan.rows_and_keys());
+    Tiles {
+        left: SharedMemory::<f32>::new(comptime!(plan.rows() * PITCH)),
+        right: SharedMemory::<f32>::new(comptime!(ACROSS * PITCH)),
+        weights: SharedMemory::<f32>::new(comptime!(plan.rows() * WEIGHT_PITCH)),
+        seen: SharedMemory::<i32>::new(comptime!(rows * 4)),
+        open: SharedMemory::<i32>::new(keys),
+        hull: SharedMemory::<i32>::new(4usize),
+        of_row: SharedMemory::<f32>::new(comptime!(rows * 2)),
+    }
+}
+
+/// Where a cube works, and the first columns of its heads.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) kv_head: usize,
+    /// Folded rows in all.
+    pub(super) rows: usize,
+    /// Keys in all.
+    pub(super) keys: usize,
+    pub(super) query: usize,
+    pub(super) key: usize,
+    pub(super) value: usize,
+    /// Of outputs and their gradients.
+    pub(super) head: usize,
+}
+
+#[cube]
+pub(super) fn place<F: Float, I: Int>(
+    keys: &Tensor<F>,
+    ranges: &Tensor<I>,
+    #[comptime] plan: Plan,
+) -> Place {
+    let kv_head = CUBE_POS_Y as usize;
+    let head = kv_head * plan.group * plan.head_dim;
+    Place {
+        kv_head,
+        rows: ranges.shape(0) * plan.group,
+        keys: keys.shape(0),
+        query: comptime!(plan.columns[0]) + head,
+        key: comptime!(plan.columns[1]) + kv_head * plan.head_dim,
+        value: comptime!(plan.columns[2]) + kv_head * plan.head_dim,
+        head,
+    }
+}
+
+/// Some keys from the first on, and the first column of what is read of them.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Keys {
+    pub(super) first: usize,
+    pub(super) column: usize,
+}
+
+/// Some folded rows from the first on, and the first column of what is read of them.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) first: usize,
+    /// In all.
+    pub(super) rows: usize,
+    pub(super) column: usize,
 }
 
 /// Copies a chunk of `count` keys (or values) into `tile`, zeros beyond the last.
 #[cube]
-pub(super) fn load_keys<F: Float>(
+fn load_keys<F: Float>(
     from: &Tensor<F>,
     tile: &mut SharedMemory<f32>,
-    first: usize,
-    column: usize,
+    keys: Keys,
     #[comptime] head_dim: usize,
     #[comptime] chunk: usize,
     #[comptime] count: usize,
@@ -83,10 +170,10 @@ pub(super) fn load_keys<F: Float>(
         let row = i / CHUNK;
         let within = i % CHUNK;
         let feature = chunk * CHUNK + within;
-        let key = first + row;
+        let key = keys.first + row;
         let mut value = 0.0f32;
         if key < from.shape(0) && feature < head_dim {
-            value = f32::cast_from(from[key * from.stride(0) + column + feature]);
+            value = f32::cast_from(from[key * from.stride(0) + keys.column + feature]);
         }
         tile[row * PITCH + within] = value;
         i += UNITS;
@@ -96,13 +183,11 @@ pub(super) fn load_keys<F: Float>(
 /// Copies a chunk of `count` folded rows of a key head into `tile`, zeros beyond the last. With `chosen`, row `i` of
 /// the queries is row `queries[i]` of the tensor.
 #[cube]
-pub(super) fn load_rows<F: Float, I: Int>(
+fn load_rows<F: Float, I: Int>(
     from: &Tensor<F>,
     queries: &Tensor<I>,
     tile: &mut SharedMemory<f32>,
-    first: usize,
-    rows: usize,
-    column: usize,
+    rows: Rows,
     #[comptime] plan: Plan,
     #[comptime] chosen: bool,
     #[comptime] chunk: usize,
@@ -113,15 +198,15 @@ pub(super) fn load_rows<F: Float, I: Int>(
         let row = i / CHUNK;
         let within = i % CHUNK;
         let feature = chunk * CHUNK + within;
-        let folded = first + row;
+        let folded = rows.first + row;
         let mut value = 0.0f32;
-        if folded < rows && feature < plan.head_dim {
+        if folded < rows.rows && feature < plan.head_dim {
             let mut token = folded / plan.group;
             if comptime!(chosen) {
                 token = usize::cast_from(queries[token]);
             }
             let head = folded % plan.group;
-            let start = token * from.stride(0) + column + head * plan.head_dim;
+            let start = token * from.stride(0) + rows.column + head * plan.head_dim;
             value = f32::cast_from(from[start + feature]);
         }
         tile[row * PITCH + within] = value;
@@ -129,9 +214,117 @@ pub(super) fn load_rows<F: Float, I: Int>(
     }
 }
 
+/// `sums += rows keys^T` of one tile, or its transpose where keys are the rows of tiles.
+#[cube]
+pub(super) fn add_products<F: Float, I: Int>(
+    of_rows: &Tensor<F>,
+    of_keys: &Tensor<F>,
+    queries: &Tensor<I>,
+    tiles: &mut Tiles,
+    sums: &mut Array<f32>,
+    rows: Rows,
+    keys: Keys,
+    #[comptime] plan: Plan,
+    #[comptime] chosen: bool,
+) {
+    let down = comptime!(plan.rows());
+    #[unroll]
+    for chunk in 0..comptime!(plan.chunks()) {
+        if comptime!(plan.keys_down) {
+            load_keys::<F>(of_keys, &mut tiles.left, keys, plan.head_dim, chunk, down);
+            load_rows::<F, I>(
+                of_rows,
+                queries,
+                &mut tiles.right,
+                rows,
+                plan,
+                chosen,
+                chunk,
+                ACROSS,
+            );
+        } else {
+            load_rows::<F, I>(
+                of_rows,
+                queries,
+                &mut tiles.left,
+                rows,
+                plan,
+                chosen,
+                chunk,
+                down,
+            );
+            load_keys::<F>(
+                of_keys,
+                &mut tiles.right,
+                keys,
+                plan.head_dim,
+                chunk,
+                ACROSS,
+            );
+        }
+        sync_cube();
+        multiply(&tiles.left, &tiles.right, sums, plan.down);
+        sync_cube();
+    }
+}
+
+/// `sums += weights keys` of one tile.
+#[cube]
+pub(super) fn add_keys<F: Float>(
+    of_keys: &Tensor<F>,
+    tiles: &mut Tiles,
+    sums: &mut Array<f32>,
+    keys: Keys,
+    #[comptime] plan: Plan,
+) {
+    #[unroll]
+    for chunk in 0..comptime!(plan.chunks()) {
+        load_keys::<F>(
+            of_keys,
+            &mut tiles.right,
+            keys,
+            plan.head_dim,
+            chunk,
+            ACROSS,
+        );
+        sync_cube();
+        accumulate(&tiles.weights, &tiles.right, sums, chunk, plan);
+        sync_cube();
+    }
+}
+
+/// `sums += weights rows` of one tile, where keys are the rows of tiles.
+#[cube]
+pub(super) fn add_rows<F: Float, I: Int>(
+    of_rows: &Tensor<F>,
+    queries: &Tensor<I>,
+    tiles: &mut Tiles,
+    sums: &mut Array<f32>,
+    rows: Rows,
+    #[comptime] plan: Plan,
+    #[comptime] chosen: bool,
+) {
+    #[unroll]
+    for chunk in 0..comptime!(plan.chunks()) {
+        load_rows::<F, I>(
+            of_rows,
+            queries,
+            &mut tiles.right,
+            rows,
+            plan,
+            chosen,
+            chunk,
+            ACROSS,
+        );
+        sync_cube();
+        accumulate(&tiles.weights, &tiles.right, sums, chunk, plan);
+        sync_cube();
+    }
+}
+
 /// `sums += left right^T` over one chunk: a unit holds rows `y, y + 16, ..` and columns `x, x + 16`.
 #[cube]
-pub(super) fn multiply(
+fn multiply(
     left: &SharedMemory<f32>,
     right: &SharedMemory<f32>,
     sums: &mut Array<f32>,
@@ -153,7 +346,7 @@ pub(super) fn multiply(
 
 /// `sums += weights tile` for one chunk of features: a unit holds rows `y, y + 16, ..` and features `x, x + 16, ..`.
 #[cube]
-pub(super) fn accumulate(
+fn accumulate(
     weights: &SharedMemory<f32>,
     tile: &SharedMemory<f32>,
     sums: &mut Array<f32>,
@@ -175,91 +368,19 @@ pub(super) fn accumulate(
     }
 }
 
+/// Sums of a unit, at zero.
+#[cube]
+pub(super) fn sums(#[comptime] count: usize) -> Array<f32> {
+    let mut sums = Array::<f32>::new(count);
+    clear(&mut sums, count);
+    sums
+}
+
 #[cube]
 pub(super) fn clear(sums: &mut Array<f32>, #[comptime] count: usize) {
     #[unroll]
     for i in 0..count {
         sums[i] = 0.0f32;
-    }
-}
-
-/// Copies the ranges of `count` folded rows, empty ones beyond the last.
-#[cube]
-pub(super) fn load_ranges<I: Int>(
-    from: &Tensor<I>,
-    ranges: &mut SharedMemory<i32>,
-    first: usize,
-    #[comptime] group: usize,
-    #[comptime] count: usize,
-) {
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(count * 4) {
-        let query = (first + i / 4) / group;
-        let mut bound = 0i32;
-        if query < from.shape(0) {
-            bound = i32::cast_from(from[query * from.stride(0) + i % 4]);
-        }
-        ranges[i] = bound;
-        i += UNITS;
-    }
-}
-
-/// Marks which of `count` keys exist and are not hidden.
-#[cube]
-pub(super) fn load_open<I: Int>(
-    hidden: &Tensor<I>,
-    open: &mut SharedMemory<i32>,
-    first: usize,
-    keys: usize,
-    #[comptime] is_hidden: bool,
-    #[comptime] count: usize,
-) {
-    let i = UNIT_POS as usize;
-    if i < count {
-        let key = first + i;
-        let mut seen = 0i32;
-        if key < keys {
-            seen = 1i32;
-            if comptime!(is_hidden) {
-                seen = 1i32 - i32::cast_from(hidden[key]);
-            }
-        }
-        open[i] = seen;
-    }
-}
-
-/// Whether row `row` of a tile sees `key`.
-#[cube]
-pub(super) fn sees(ranges: &SharedMemory<i32>, row: usize, key: i32) -> bool {
-    let first = key >= ranges[row * 4] && key < ranges[row * 4 + 1];
-    let second = key >= ranges[row * 4 + 2] && key < ranges[row * 4 + 3];
-    first || second
-}
-
-/// The smallest two ranges that hold all ranges of `count` rows, one by one, computed by the first unit. Empty ones do
-/// not count.
-#[cube]
-pub(super) fn hull_of(
-    ranges: &SharedMemory<i32>,
-    hull: &mut SharedMemory<i32>,
-    #[comptime] count: usize,
-) {
-    if UNIT_POS == 0 {
-        #[unroll]
-        for side in 0..2usize {
-            let mut from = BEYOND.runtime();
-            let mut to = 0i32.runtime();
-            for row in 0..count {
-                let start = ranges[row * 4 + side * 2];
-                let end = ranges[row * 4 + side * 2 + 1];
-                if start < end {
-                    from = select(start < from, start, from);
-                    to = select(end > to, end, to);
-                }
-            }
-            hull[side * 2] = from;
-            hull[side * 2 + 1] = to;
-        }
     }
 }
 
@@ -269,9 +390,7 @@ pub(super) fn store_rows<F: Float, I: Int>(
     sums: &Array<f32>,
     to: &mut Tensor<F>,
     queries: &Tensor<I>,
-    first: usize,
-    rows: usize,
-    column: usize,
+    rows: Rows,
     #[comptime] plan: Plan,
     #[comptime] chosen: bool,
 ) {
@@ -280,13 +399,13 @@ pub(super) fn store_rows<F: Float, I: Int>(
     let wide = comptime!(plan.wide());
     #[unroll]
     for i in 0..plan.down {
-        let folded = first + y + i * SIDE;
-        if folded < rows {
+        let folded = rows.first + y + i * SIDE;
+        if folded < rows.rows {
             let mut token = folded / plan.group;
             if comptime!(chosen) {
                 token = usize::cast_from(queries[token]);
             }
-            let start = token * to.stride(0) + column + folded % plan.group * plan.head_dim;
+            let start = token * to.stride(0) + rows.column + folded % plan.group * plan.head_dim;
             #[unroll]
             for j in 0..wide {
                 let feature = x + j * SIDE;
@@ -303,8 +422,7 @@ pub(super) fn store_rows<F: Float, I: Int>(
 pub(super) fn store_keys<F: Float>(
     sums: &Array<f32>,
     to: &mut Tensor<F>,
-    first: usize,
-    column: usize,
+    keys: Keys,
     #[comptime] plan: Plan,
 ) {
     let x = UNIT_POS as usize % SIDE;
@@ -312,13 +430,13 @@ pub(super) fn store_keys<F: Float>(
     let wide = comptime!(plan.wide());
     #[unroll]
     for i in 0..plan.down {
-        let key = first + y + i * SIDE;
+        let key = keys.first + y + i * SIDE;
         if key < to.shape(0) {
             #[unroll]
             for j in 0..wide {
                 let feature = x + j * SIDE;
                 if feature < plan.head_dim {
-                    let at = key * to.stride(0) + column + feature;
+                    let at = key * to.stride(0) + keys.column + feature;
                     to[at] = F::cast_from(sums[i * wide + j]);
                 }
             }
