@@ -83,11 +83,17 @@ impl Kernel for OfRows {
         let logits = empty(&hidden, [len, vocabulary], DType::F32);
         matmul(hidden, transposed(head.clone()), logits.clone());
         let columns = empty(&logits, [len, self.stats.columns()], DType::F32);
-        let slopes = self
+        let others = self
             .with_slopes
             .then(|| empty(&logits, [len, vocabulary], dtype));
-        self.launch(logits, targets, columns.clone(), slopes.clone());
-        let slopes = slopes.map(|of_logits| contracted(of_logits, head, width));
+        let doubt = empty(&logits, [len, 1], DType::F32);
+        let targets = rows(targets);
+        let written = [&columns, &doubt].map(Clone::clone);
+        self.launch(logits, targets.clone(), written, others.clone());
+        let slopes = others.map(|others| {
+            let of_others = contracted(others, head.clone(), width);
+            add_targets(of_others, rows(head), targets, doubt)
+        });
         std::iter::once(columns).chain(slopes).collect()
     }
 }
@@ -97,23 +103,23 @@ impl OfRows {
         &self,
         logits: CubeTensor<R>,
         targets: CubeTensor<R>,
-        columns: CubeTensor<R>,
-        slopes: Option<CubeTensor<R>>,
+        [columns, doubt]: [CubeTensor<R>; 2],
+        others: Option<CubeTensor<R>>,
     ) {
         let [len, vocabulary] = logits.meta.shape().dims();
-        let targets = rows(targets);
         // Without slopes, the columns stand in for them, unwritten.
-        let slopes = slopes.unwrap_or_else(|| columns.clone());
-        let dtypes = [slopes.dtype.into(), targets.dtype.into()];
+        let others = others.unwrap_or_else(|| columns.clone());
+        let dtypes = [others.dtype.into(), targets.dtype.into()];
         of_logits::launch::<R>(
-            &columns.client,
+            &logits.client.clone(),
             cubes(len),
             CubeDim::new_1d(UNITS as u32),
             vector_size(&[&logits], &[vocabulary]),
             logits.into_tensor_arg(),
             targets.into_tensor_arg(),
-            columns.clone().into_tensor_arg(),
-            slopes.into_tensor_arg(),
+            columns.into_tensor_arg(),
+            doubt.into_tensor_arg(),
+            others.into_tensor_arg(),
             self.stats == LogProbStats::All,
             self.with_slopes,
             UNITS,
@@ -122,7 +128,31 @@ impl OfRows {
     }
 }
 
-/// `of_logits head`, `[rows, D]`.
+/// `of_others + doubt * head[target]` of each row, in the head's dtype.
+fn add_targets<R: CubeRuntime>(
+    of_others: CubeTensor<R>,
+    head: CubeTensor<R>,
+    targets: CubeTensor<R>,
+    doubt: CubeTensor<R>,
+) -> CubeTensor<R> {
+    let shape: [usize; 2] = of_others.meta.shape().dims();
+    let slopes = empty(&of_others, shape, head.dtype);
+    let dtypes = [head.dtype.into(), targets.dtype.into()];
+    add_target::launch::<R>(
+        &slopes.client,
+        cubes((shape[0] * shape[1]).div_ceil(UNITS)),
+        CubeDim::new_1d(UNITS as u32),
+        of_others.into_tensor_arg(),
+        head.into_tensor_arg(),
+        targets.into_tensor_arg(),
+        doubt.into_tensor_arg(),
+        slopes.clone().into_tensor_arg(),
+        dtypes,
+    );
+    slopes
+}
+
+/// `of_logits head`, `[rows, D]`, in f32.
 fn contracted<R: CubeRuntime>(
     of_logits: CubeTensor<R>,
     head: CubeTensor<R>,
@@ -139,7 +169,7 @@ fn contracted<R: CubeRuntime>(
             true => slice(head.clone(), &[start..end, 0..width]),
             false => head.clone(),
         };
-        let product = empty(&part, [len, width], part.dtype);
+        let product = empty(&part, [len, width], DType::F32);
         matmul(part, of_head, product.clone());
         product
     };
@@ -147,13 +177,16 @@ fn contracted<R: CubeRuntime>(
     parts.fold(product(0), add)
 }
 
-/// One cube a row of logits: the columns of [`LogProbStats`], and `onehot(target) - softmax` into `slopes`.
+/// One cube a row of logits: the columns of [`LogProbStats`]; for the slopes, `-softmax` but for the target into
+/// `others`, and one less the probability of the target into `doubt`. In one sum with the target's, which may be
+/// millions of times larger, the terms of rare tokens would be lost.
 #[cube(launch)]
 fn of_logits<F: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<f32, N>>,
     targets: &Tensor<I>,
     columns: &mut Tensor<f32>,
-    slopes: &mut Tensor<Vector<F, N>>,
+    doubt: &mut Tensor<f32>,
+    others: &mut Tensor<Vector<F, N>>,
     #[comptime] all: bool,
     #[comptime] with_slopes: bool,
     #[comptime] units: usize,
@@ -195,7 +228,10 @@ fn of_logits<F: Float, I: Int, N: Size>(
         );
     }
     if comptime!(with_slopes) {
-        write_slopes(logits, slopes, start, vectors, target, most, mass, units);
+        write_others(logits, others, start, vectors, target, most, mass, units);
+        if UNIT_POS == 0 {
+            doubt[row] = (mass - (of_target - most).exp()) / mass;
+        }
     }
 }
 
@@ -259,11 +295,11 @@ fn write_statistics<N: Size>(
     }
 }
 
-/// `onehot(target) - softmax`.
+/// `-softmax`, 0 for the target.
 #[cube]
-fn write_slopes<F: Float, N: Size>(
+fn write_others<F: Float, N: Size>(
     logits: &Tensor<Vector<f32, N>>,
-    slopes: &mut Tensor<Vector<F, N>>,
+    others: &mut Tensor<Vector<F, N>>,
     start: usize,
     vectors: usize,
     target: usize,
@@ -279,11 +315,31 @@ fn write_slopes<F: Float, N: Size>(
         for j in 0..N::value() {
             let share = (values[j] - most).exp() / mass;
             let is_target = i * N::value() + j == target;
-            slope[j] = F::cast_from(select(is_target, 1.0f32, 0.0f32) - share);
+            slope[j] = F::cast_from(select(is_target, 0.0f32, -share));
         }
-        slopes[start + i] = slope;
+        others[start + i] = slope;
         i += units;
     }
+}
+
+/// A value a unit.
+#[cube(launch)]
+fn add_target<F: Float, I: Int>(
+    of_others: &Tensor<f32>,
+    head: &Tensor<F>,
+    targets: &Tensor<I>,
+    doubt: &Tensor<f32>,
+    slopes: &mut Tensor<F>,
+    #[define(F, I)] _dtypes: [StorageType; 2],
+) {
+    let width = of_others.shape(1);
+    let row = ABSOLUTE_POS / width;
+    if row >= of_others.shape(0) {
+        terminate!();
+    }
+    let target = usize::cast_from(targets[row]);
+    let of_target = f32::cast_from(head[target * head.stride(0) + ABSOLUTE_POS % width]);
+    slopes[ABSOLUTE_POS] = F::cast_from(of_others[ABSOLUTE_POS] + doubt[row] * of_target);
 }
 
 /// Value `index` of a vector.

@@ -61,7 +61,8 @@ impl Case {
 
     /// Some keys hidden, among them all that the first query sees.
     fn hiding(mut self, source: &mut Source) -> Self {
-        let hidden = (0..self.tokens).map(|key| i64::from(key == 0 || source.next() % 5 == 0));
+        let hidden =
+            (0..self.tokens).map(|key| i64::from(key == 0 || source.next().is_multiple_of(5)));
         self.hidden = Some(hidden.collect());
         self
     }
@@ -69,7 +70,7 @@ impl Case {
     /// About a third of the tokens are queries.
     fn choosing(mut self, source: &mut Source) -> Self {
         let chosen: Vec<_> = (0..self.tokens)
-            .filter(|token| *token == 1 || source.next() % 3 == 0)
+            .filter(|token| *token == 1 || source.next().is_multiple_of(3))
             .collect();
         let rows = chosen.iter();
         self.ranges = rows

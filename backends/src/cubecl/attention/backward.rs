@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 
 use super::mask::{hull_of, key_bounds, load_open, load_ranges, meets, visible};
 use super::tiles::{
-    ACROSS, Keys, Place, Plan, Rows, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, add_rows,
-    clear, place, store_keys, store_rows, sums, tiles,
+    ACROSS, Place, Plan, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, add_rows, clear,
+    keys_at, place, rows_at, store_keys, store_rows, sums, tiles,
 };
 
 /// `rowsum(do o)`, `[Q, H]`, a value a unit.
@@ -117,19 +117,12 @@ pub(super) fn of_queries<F: Float, I: Int>(
             );
             differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
             write_weights(&products, &mut tiles.weights, plan.down);
-            let keys = Keys {
-                first: key,
-                column: place.key,
-            };
+            let keys = keys_at(key, place.key);
             add_keys::<F>(qkv, &mut tiles, &mut held, keys, plan);
         }
         from += ACROSS as i32;
     }
-    let rows = Rows {
-        first,
-        rows: place.rows,
-        column: place.query,
-    };
+    let rows = rows_at(first, place.rows, place.query);
     store_rows::<F, I>(&held, output, queries, rows, plan, plan.chosen);
 }
 
@@ -185,18 +178,10 @@ pub(super) fn of_keys<F: Float, I: Int>(
             );
             differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
             write_weights(&scores, &mut tiles.weights, plan.down);
-            let rows = Rows {
-                first,
-                rows: place.rows,
-                column: place.head,
-            };
+            let rows = rows_at(first, place.rows, place.head);
             add_rows::<F, I>(grad, queries, &mut tiles, &mut of_value, rows, plan, false);
             write_weights(&products, &mut tiles.weights, plan.down);
-            let rows = Rows {
-                first,
-                rows: place.rows,
-                column: place.query,
-            };
+            let rows = rows_at(first, place.rows, place.query);
             add_rows::<F, I>(
                 qkv,
                 queries,
@@ -208,24 +193,8 @@ pub(super) fn of_keys<F: Float, I: Int>(
             );
         }
     }
-    store_keys::<F>(
-        &of_key,
-        output,
-        Keys {
-            first: key,
-            column: place.key,
-        },
-        plan,
-    );
-    store_keys::<F>(
-        &of_value,
-        output,
-        Keys {
-            first: key,
-            column: place.value,
-        },
-        plan,
-    );
+    store_keys::<F>(&of_key, output, keys_at(key, place.key), plan);
+    store_keys::<F>(&of_value, output, keys_at(key, place.value), plan);
 }
 
 /// Whether the tile of rows may see one of `count` keys from `first` on.
@@ -253,15 +222,8 @@ fn recompute<F: Float, I: Int>(
 ) {
     clear(scores, comptime!(plan.down * 2));
     clear(products, comptime!(plan.down * 2));
-    let rows = Rows {
-        first: first_row,
-        rows: place.rows,
-        column: place.query,
-    };
-    let keys = Keys {
-        first: first_key,
-        column: place.key,
-    };
+    let rows = rows_at(first_row, place.rows, place.query);
+    let keys = keys_at(first_key, place.key);
     add_products::<F, I>(
         qkv,
         qkv,
@@ -273,15 +235,8 @@ fn recompute<F: Float, I: Int>(
         plan,
         plan.chosen,
     );
-    let rows = Rows {
-        first: first_row,
-        rows: place.rows,
-        column: place.head,
-    };
-    let keys = Keys {
-        first: first_key,
-        column: place.value,
-    };
+    let rows = rows_at(first_row, place.rows, place.head);
+    let keys = keys_at(first_key, place.value);
     add_products::<F, I>(grad, qkv, queries, tiles, products, rows, keys, plan, false);
 }
 

@@ -4,8 +4,8 @@ use cubecl::prelude::*;
 
 use super::mask::{hull_of, key_bounds, load_open, load_ranges, meets, visible};
 use super::tiles::{
-    ACROSS, HIDDEN, Keys, Plan, Rows, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, clear,
-    place, store_rows, sums, tiles,
+    ACROSS, HIDDEN, Plan, Rows, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, clear, keys_at,
+    place, rows_at, store_rows, sums, tiles,
 };
 
 /// The softmax so far, of each row of a tile.
@@ -37,11 +37,7 @@ pub(super) fn attend<F: Float, I: Int>(
     let count = comptime!(plan.rows());
     let place = place::<F, I>(key, ranges, plan);
     let first = CUBE_POS_X as usize * count;
-    let rows = Rows {
-        first,
-        rows: place.rows,
-        column: place.query,
-    };
+    let rows = rows_at(first, place.rows, place.query);
     let mut tiles = tiles(plan);
     let mut softmax = start_softmax(count);
     load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, count);
@@ -64,10 +60,7 @@ pub(super) fn attend<F: Float, I: Int>(
                 ACROSS,
             );
             clear(&mut scores, comptime!(plan.down * 2));
-            let keys = Keys {
-                first: first_key,
-                column: place.key,
-            };
+            let keys = keys_at(first_key, place.key);
             add_products::<F, I>(
                 query,
                 key,
@@ -84,10 +77,7 @@ pub(super) fn attend<F: Float, I: Int>(
             soften(&mut tiles.weights, &mut softmax, count);
             sync_cube();
             scale_rows(&mut held, &softmax.factor, plan);
-            let keys = Keys {
-                first: first_key,
-                column: place.value,
-            };
+            let keys = keys_at(first_key, place.value);
             add_keys::<F>(value, &mut tiles, &mut held, keys, plan);
         }
         from += ACROSS as i32;
@@ -95,11 +85,7 @@ pub(super) fn attend<F: Float, I: Int>(
     write_lse(&mut softmax, lse, place.kv_head, rows, plan);
     sync_cube();
     scale_rows(&mut held, &softmax.factor, plan);
-    let rows = Rows {
-        first,
-        rows: place.rows,
-        column: place.head,
-    };
+    let rows = rows_at(first, place.rows, place.head);
     store_rows::<F, I>(&held, output, queries, rows, plan, false);
 }
 

@@ -155,6 +155,20 @@ pub(super) struct Rows {
     pub(super) column: usize,
 }
 
+#[cube]
+pub(super) fn keys_at(first: usize, column: usize) -> Keys {
+    Keys { first, column }
+}
+
+#[cube]
+pub(super) fn rows_at(first: usize, rows: usize, column: usize) -> Rows {
+    Rows {
+        first,
+        rows,
+        column,
+    }
+}
+
 /// Copies a chunk of `count` keys (or values) into `tile`, zeros beyond the last.
 #[cube]
 fn load_keys<F: Float>(
