@@ -3,8 +3,8 @@
 //!     cargo bench --bench memory
 //!
 //! Writes a random model to a temporary folder and trains two steps at each sequence length. The peak is the process's
-//! largest resident set (`VmHWM`), which counts everything: weights, activations, the program and its tokenizer, and
-//! the pages of the model file that are mapped while a tensor is read. Prints a table, then one line of JSON.
+//! largest resident set (`VmHWM`), which counts everything: weights, activations, the program and its tokenizer. Prints
+//! a table, then one line of JSON.
 
 #![allow(
     clippy::unwrap_used,

@@ -9,10 +9,10 @@ breaches=$(mktemp)
 trap 'rm -f "$breaches"' EXIT
 
 # Modules of src/ that a module may name as crate::X, besides itself and those that everybody may use.
-everybody="error interrupt output progress Error Result"
+everybody="error interrupt output progress read_at Error Result"
 allowed() {
   case $1 in
-    error | interrupt | output | progress | data | report) echo "" ;;
+    error | interrupt | output | progress | read_at | data | report) echo "" ;;
     model) echo "data" ;;
     lora) echo "data model" ;;
     dpo) echo "data model lora" ;;

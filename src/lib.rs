@@ -43,6 +43,7 @@ pub mod lora;
 pub mod model;
 pub mod output;
 pub mod progress;
+mod read_at;
 pub mod report;
 pub mod train;
 

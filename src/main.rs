@@ -8,9 +8,12 @@ use arithmo_backends::BackendKind;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = Cli::parse();
     interrupt::install();
-    match run(&cli) {
+    // On a thread of the pool that computes: what it shares out it then begins with itself, without waking another.
+    let (result, ()) = rayon::join(|| run(&cli), || ());
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -71,3 +74,20 @@ fn not_built(kind: BackendKind) -> Error {
         format!("build it with `cargo build --release --features {kind}`"),
     )
 }
+
+/// Has the C library keep what is freed instead of handing it back to the system, which would give it out again page by
+/// page: activations of the same size come and go thousands of times in a run.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(
+    unsafe_code,
+    reason = "a call of the C library that only sets two numbers, before any other thread is there"
+)]
+fn keep_freed_memory() {
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}

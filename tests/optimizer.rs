@@ -9,6 +9,7 @@ use arithmo::train::optimizer::{
     AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm, global_norm,
 };
 use arithmo::train::schedule::{Schedule, SchedulerKwargs, SchedulerType, resolve_warmup};
+use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use serde_json::Value;
@@ -96,7 +97,7 @@ fn schedules_are_those_of_transformers() {
     }
 }
 
-fn adamw_follows_torch<B: Backend>(suffix: &str, tolerance: f64) {
+fn adamw_follows_torch<B: TrainBackend>(suffix: &str, tolerance: f64) {
     let Some(golden) = reference("adamw.json") else {
         return;
     };

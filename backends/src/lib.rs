@@ -24,6 +24,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
+pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::log_probs::{LogProbStats, LogProbs};
@@ -54,11 +55,6 @@ pub trait TrainBackend: Backend {
     /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         Self::supports_dtype(device, dtype)
-    }
-
-    /// The widest row that reductions are right for: the largest vocabulary.
-    fn widest_row() -> usize {
-        usize::MAX
     }
 
     /// A projection by a frozen weight: see [`ops::linear`].
@@ -167,5 +163,10 @@ pub trait TrainBackend: Backend {
         with_slopes: bool,
     ) -> LogProbs<Self> {
         ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
+    }
+
+    /// One optimizer step of all tensors of an adapter: see [`ops::adamw`].
+    fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
+        ops::adamw::reference(tensors)
     }
 }

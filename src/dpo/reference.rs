@@ -1,6 +1,6 @@
 //! The reference model: the policy's own weights without its adapter, or with a frozen copy of the starting adapter.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{Tensor, TensorData};
@@ -16,8 +16,8 @@ pub struct Reference<B: TrainBackend> {
     model: Mistral<B>,
     /// Whether the model keeps a copy of the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) by pair id, if computed beforehand.
-    precomputed: HashMap<String, (f32, f32)>,
+    /// Summed log-probabilities (chosen, rejected) by pair id, of the pairs that were computed before.
+    known: BTreeMap<String, (f32, f32)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
@@ -26,7 +26,7 @@ impl<B: TrainBackend> Reference<B> {
         Self {
             model: policy.without_adapter(),
             copy: false,
-            precomputed: HashMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
@@ -35,7 +35,7 @@ impl<B: TrainBackend> Reference<B> {
         Self {
             model: policy,
             copy: true,
-            precomputed: HashMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
@@ -49,17 +49,27 @@ impl<B: TrainBackend> Reference<B> {
         let sums: Vec<f32> = self.compute(on_device).into_data().iter::<f32>().collect();
         let (chosen, rejected) = sums.split_at(batch.pairs());
         for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
-            self.precomputed.insert(id.clone(), (*sums.0, *sums.1));
+            self.remember(id, [*sums.0, *sums.1]);
         }
     }
 
+    /// Keeps the summed log-probabilities (chosen, rejected) of a training pair.
+    pub fn remember(&mut self, id: &str, [chosen, rejected]: [f32; 2]) {
+        self.known.insert(id.to_string(), (chosen, rejected));
+    }
+
+    /// What is kept, by pair id.
+    pub fn known(&self) -> &BTreeMap<String, (f32, f32)> {
+        &self.known
+    }
+
     /// Summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`: those kept
-    /// by [`Self::precompute`], else computed now.
+    /// by [`Self::precompute`] or [`Self::remember`], else computed now.
     pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
         let known: Option<Vec<(f32, f32)>> = batch
             .ids
             .iter()
-            .map(|id| self.precomputed.get(id).copied())
+            .map(|id| self.known.get(id).copied())
             .collect();
         let Some(known) = known else {
             return self.compute(on_device);

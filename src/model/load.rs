@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 
 /// Loads the model in `folder` onto `device`, its weights in `dtype`.
 ///
-/// Files are memory-mapped; beside the model itself, at most one tensor is held at a time.
+/// Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
 ///
 /// # Errors
 /// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).
@@ -29,7 +29,6 @@ pub fn load<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
-    check_vocabulary::<B>(&config, folder, device)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
     build(config, dtype, device, &mut |name, _| {
@@ -91,26 +90,6 @@ pub fn resolve_dtype<B: TrainBackend>(
             })
         }
     }
-}
-
-fn check_vocabulary<B: TrainBackend>(
-    config: &MistralConfig,
-    folder: &Path,
-    device: &B::Device,
-) -> Result<()> {
-    if config.vocab_size <= B::widest_row() {
-        return Ok(());
-    }
-    Err(Error::file(
-        folder,
-        format!(
-            "has {} tokens; on {} sums over more than {} go wrong",
-            config.vocab_size,
-            B::name(device),
-            B::widest_row()
-        ),
-        "use another --backend",
-    ))
 }
 
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<TensorData> + 'a;

@@ -1,28 +1,30 @@
-//! Reading safetensors: one file or shards with an index, memory-mapped a tensor at a time.
+//! Reading safetensors: one file or shards with an index, a tensor at a time.
 //!
 //! The format: 8 bytes little-endian header length N, N bytes of JSON (`name -> dtype, shape, data_offsets`), then the
 //! tensors' bytes without gaps. The header is checked whole when a folder is opened, so that a file cut short is found
-//! before any weight is used. A tensor is mapped and converted a piece at a time: beside the tensors made, no more than a
-//! piece is in memory.
+//! before any weight is used. A tensor is read by all threads at once, into where it stays if it is stored as it is wanted,
+//! else a piece at a time: beside the tensors made, no more than a piece for each thread is in memory.
 
 mod header;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::ops::Deref;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
+use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use memmap2::{Mmap, MmapOptions};
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use self::header::read_header;
 use crate::error::{Error, Result};
+use crate::read_at::read_exact_at;
 
-/// Bytes mapped at once while a tensor is converted; a multiple of every element's size.
-const PIECE: usize = 8 << 20;
+/// Elements a thread reads at once: they stay in its cache until they are converted.
+const PIECE: usize = 1 << 16;
 
 const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
 
@@ -46,18 +48,6 @@ struct Entry {
     start: u64,
     /// Bytes.
     len: usize,
-}
-
-/// The stored bytes of one tensor, mapped while this lives.
-#[derive(Debug)]
-pub struct TensorBytes(Option<Mmap>);
-
-impl Deref for TensorBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or(&[])
-    }
 }
 
 impl WeightFiles {
@@ -184,37 +174,15 @@ impl WeightFiles {
         self.tensors.values().map(|entry| entry.len as u64).sum()
     }
 
-    /// The bytes of one tensor, little-endian, mapped until the result is dropped.
+    /// The bytes of one tensor as stored, little-endian.
     ///
     /// # Errors
-    /// There is no tensor of this name, or the file cannot be mapped.
-    pub fn bytes(&self, name: &str) -> Result<TensorBytes> {
-        self.part(name, 0, self.entry(name)?.len)
-    }
-
-    /// `len` bytes of one tensor from its byte `from` on.
-    fn part(&self, name: &str, from: usize, len: usize) -> Result<TensorBytes> {
+    /// There is no tensor of this name, or the file cannot be read.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
-        if len == 0 {
-            return Ok(TensorBytes(None));
-        }
-        let (path, file) = &self.files[entry.file];
-        // A file that shrank since its header was read would end the program when touched (SIGBUS).
-        let size = file
-            .metadata()
-            .map_err(|e| Error::io(path, "read", e))?
-            .len();
-        if size < entry.start + entry.len as u64 {
-            return Err(Error::file(
-                path,
-                "became shorter while being read",
-                FETCH_AGAIN,
-            ));
-        }
-        let map = map_range(file, entry.start + from as u64, len);
-        Ok(TensorBytes(Some(
-            map.map_err(|e| Error::io(path, "map", e))?,
-        )))
+        let mut bytes = vec![0; entry.len];
+        self.read_elements(entry, 0, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// One tensor as f32, converted from F64, F32, F16 or BF16.
@@ -223,7 +191,8 @@ impl WeightFiles {
     /// There is no tensor of this name, it is not a float, or the file cannot be read.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.dtype(name)? {
-            DType::F16 => self.pieces(name, |bytes, out| out.extend(f16_to_f32(bytes))),
+            DType::F32 => self.stored(name),
+            DType::F16 => self.converted(name, |from: &[f16], to| from.convert_to_f32_slice(to)),
             _ => self.read(name, |v| v, |v| v as f32),
         }
     }
@@ -237,12 +206,9 @@ impl WeightFiles {
         let shape = self.shape(name)?.to_vec();
         Ok(match (stored, target) {
             (_, DType::F32) => TensorData::new(self.tensor_f32(name)?, shape),
-            (DType::BF16, DType::BF16) => {
-                TensorData::new(self.decode(name, bf16::from_le_bytes)?, shape)
-            }
-            (DType::F16, DType::F16) => {
-                TensorData::new(self.decode(name, f16::from_le_bytes)?, shape)
-            }
+            (DType::BF16, DType::BF16) => TensorData::new(self.stored::<bf16>(name)?, shape),
+            (DType::F16, DType::F16) => TensorData::new(self.stored::<f16>(name)?, shape),
+            (DType::F64, DType::F64) => TensorData::new(self.stored::<f64>(name)?, shape),
             (_, DType::F64) => TensorData::new(self.read(name, f64::from, |v| v)?, shape),
             (_, DType::BF16) => {
                 TensorData::new(self.read(name, bf16::from_f32, bf16::from_f64)?, shape)
@@ -254,44 +220,67 @@ impl WeightFiles {
         })
     }
 
-    /// Any float type as any other, in one pass over the mapped bytes.
-    fn read<T>(
+    /// Any float type as any other.
+    fn read<T: Pod + Send>(
         &self,
         name: &str,
-        from_f32: impl Fn(f32) -> T,
-        from_f64: impl Fn(f64) -> T,
+        from_f32: impl Fn(f32) -> T + Sync,
+        from_f64: impl Fn(f64) -> T + Sync,
     ) -> Result<Vec<T>> {
         match self.dtype(name)? {
-            DType::F32 => self.decode(name, |b| from_f32(f32::from_le_bytes(b))),
-            DType::F64 => self.decode(name, |b| from_f64(f64::from_le_bytes(b))),
-            DType::BF16 => self.decode(name, |b| from_f32(bf16::from_le_bytes(b).to_f32())),
-            DType::F16 => self.decode(name, |b| from_f32(f16::from_le_bytes(b).to_f32())),
+            DType::F32 => self.converted(name, each(from_f32)),
+            DType::F64 => self.converted(name, each(from_f64)),
+            DType::BF16 => self.converted(name, each(|v: bf16| from_f32(v.to_f32()))),
+            DType::F16 => self.converted(name, each(|v: f16| from_f32(v.to_f32()))),
             other => Err(self.not_a_float(name, other)),
         }
     }
 
-    /// Converts little-endian elements of N bytes; written so that it vectorises.
-    fn decode<const N: usize, T>(
-        &self,
-        name: &str,
-        convert: impl Fn([u8; N]) -> T,
-    ) -> Result<Vec<T>> {
-        self.pieces(name, |bytes, out| {
-            let (elements, _) = bytes.as_chunks::<N>();
-            out.extend(elements.iter().map(|element| convert(*element)));
-        })
+    /// One tensor in the element type it is stored in, which is `T`.
+    fn stored<T: Pod + Send>(&self, name: &str) -> Result<Vec<T>> {
+        let entry = self.entry(name)?;
+        let mut out = room(entry.shape.iter().product());
+        let pieces = out.par_chunks_mut(PIECE).enumerate();
+        pieces.try_for_each(|(index, piece)| self.read_elements(entry, index * PIECE, piece))?;
+        Ok(out)
     }
 
-    /// What `convert` makes of one tensor's bytes, which it is given in order, [`PIECE`] by [`PIECE`]: mapped pages count
-    /// as memory of the process for as long as they are mapped.
-    fn pieces<T>(&self, name: &str, convert: impl Fn(&[u8], &mut Vec<T>)) -> Result<Vec<T>> {
-        let elements = self.shape(name)?.iter().product();
-        let mut out = Vec::with_capacity(elements);
-        let len = self.entry(name)?.len;
-        for from in (0..len).step_by(PIECE) {
-            convert(&self.part(name, from, PIECE.min(len - from))?, &mut out);
-        }
+    /// What `convert` makes of one tensor, which is stored as `S`, piece by piece.
+    fn converted<S: Pod, T: Pod + Send>(
+        &self,
+        name: &str,
+        convert: impl Fn(&[S], &mut [T]) + Sync,
+    ) -> Result<Vec<T>> {
+        let entry = self.entry(name)?;
+        let mut out = room(entry.shape.iter().product());
+        let pieces = out.par_chunks_mut(PIECE).enumerate();
+        let room = || bytemuck::zeroed_vec::<S>(PIECE);
+        pieces.try_for_each_init(room, |stored, (index, piece)| {
+            let stored = &mut stored[..piece.len()];
+            self.read_elements(entry, index * PIECE, stored)?;
+            convert(stored, piece);
+            Ok::<_, Error>(())
+        })?;
         Ok(out)
+    }
+
+    /// Fills `elements` with a tensor's, from its element `first` on.
+    fn read_elements<T: Pod>(&self, entry: &Entry, first: usize, elements: &mut [T]) -> Result<()> {
+        let (path, file) = &self.files[entry.file];
+        let start = entry.start + (first * size_of::<T>()) as u64;
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(elements);
+        read_exact_at(file, bytes, start).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => {
+                Error::file(path, "became shorter while being read", FETCH_AGAIN)
+            }
+            _ => Error::io(path, "read", e),
+        })?;
+        if cfg!(target_endian = "big") {
+            bytes
+                .chunks_exact_mut(size_of::<T>())
+                .for_each(<[u8]>::reverse);
+        }
+        Ok(())
     }
 
     /// Compares the stored tensors with the `expected` names and shapes; one error names everything that differs.
@@ -391,27 +380,35 @@ fn no_safetensors(folder: &Path) -> Error {
     }
 }
 
-/// Maps `len` bytes from `start`; any offset is fine, memmap2 aligns to pages.
-#[allow(
-    unsafe_code,
-    reason = "a mapping is only unsafe if another process writes to the file; its length is checked just before, \
-              and the map lives no longer than a tensor"
-)]
-fn map_range(file: &File, start: u64, len: usize) -> std::io::Result<Mmap> {
-    unsafe { MmapOptions::new().offset(start).len(len).map(file) }
+/// Room for so many elements, to be filled once. Where Linux gives huge pages to those who ask, it is asked: a page fault
+/// every 4 KiB takes longer than what is read into them.
+fn room<T: Pod>(count: usize) -> Vec<T> {
+    let mut room = bytemuck::zeroed_vec(count);
+    #[cfg(target_os = "linux")]
+    ask_for_huge_pages(bytemuck::cast_slice_mut(&mut room));
+    room
 }
 
-/// f16 in blocks, so that `half` can use the processor's conversion instruction.
-fn f16_to_f32(bytes: &[u8]) -> Vec<f32> {
-    const BLOCK: usize = 4096;
-    let mut out = vec![0.0f32; bytes.len() / 2];
-    let mut block = [f16::ZERO; BLOCK];
-    for (source, target) in bytes.chunks(2 * BLOCK).zip(out.chunks_mut(BLOCK)) {
-        let (elements, _) = source.as_chunks::<2>();
-        for (slot, element) in block.iter_mut().zip(elements) {
-            *slot = f16::from_le_bytes(*element);
-        }
-        block[..target.len()].convert_to_f32_slice(target);
+#[cfg(target_os = "linux")]
+#[allow(
+    unsafe_code,
+    reason = "the advice goes to whole pages inside the slice, and changes neither their content nor who owns them"
+)]
+fn ask_for_huge_pages(bytes: &mut [u8]) {
+    const HUGE: usize = 2 << 20;
+    let skipped = bytes.as_ptr().align_offset(HUGE).min(bytes.len());
+    let whole = (bytes.len() - skipped) / HUGE * HUGE;
+    let pages = &mut bytes[skipped..skipped + whole];
+    if !pages.is_empty() {
+        // Refused, nothing is lost but time.
+        let _ = unsafe { libc::madvise(pages.as_mut_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
     }
-    out
+}
+
+/// A conversion of slices, element by element.
+fn each<S: Copy, T>(convert: impl Fn(S) -> T) -> impl Fn(&[S], &mut [T]) {
+    move |from, to| {
+        let pairs = to.iter_mut().zip(from);
+        pairs.for_each(|(to, &from)| *to = convert(from));
+    }
 }

@@ -178,6 +178,11 @@ impl Checkpoint {
         Ok(tensors)
     }
 
+    /// Whether the snapshot had a further file of this name.
+    pub fn holds(&self, name: &str) -> bool {
+        self.path.join(name).is_file()
+    }
+
     /// The contents of a further file of the snapshot.
     ///
     /// # Errors

@@ -79,6 +79,7 @@ pub struct Learner<B: TrainBackend> {
     table: PositionTable<B>,
     config: LearnerConfig,
     starts_as_reference: bool,
+    remember_reference: bool,
     device: B::Device,
 }
 
@@ -114,6 +115,7 @@ impl<B: TrainBackend> Learner<B> {
             table,
             config,
             starts_as_reference,
+            remember_reference: false,
             device: device.clone(),
         }
     }
@@ -129,6 +131,16 @@ impl<B: TrainBackend> Learner<B> {
     /// reference a copy of the policy, which no dropout disturbs.
     pub fn starts_as_reference(&self) -> bool {
         self.starts_as_reference
+    }
+
+    /// From now on keeps the reference's log-probabilities of every pair, because pairs come again.
+    pub fn remember_reference(&mut self) {
+        self.remember_reference = true;
+    }
+
+    /// Whether [`Self::remember_reference`] was asked for.
+    pub fn remembers_reference(&self) -> bool {
+        self.remember_reference
     }
 
     /// One optimizer step, number `step` from 0, at `learning_rate`, over `micro_batches`, whose mean losses are
@@ -157,7 +169,15 @@ impl<B: TrainBackend> Learner<B> {
         packed.push(norm);
 
         let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
-        let mut pairs = unpack(&batches, &numbers).into_iter();
+        let pairs = unpack(&batches, &numbers);
+        if self.remember_reference {
+            let ids = batches.iter().flat_map(|batch| &batch.ids);
+            for (id, pair) in ids.zip(&pairs) {
+                let sums = pair.reference.map(|sum| sum as f32);
+                self.reference.remember(id, sums);
+            }
+        }
+        let mut pairs = pairs.into_iter();
         let micro_batches: Vec<MicroBatchMetrics> = micro_batches
             .iter()
             .map(|micro| {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use arithmo_backends::{AdamWFactors, AdamWTensor, TrainBackend};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -23,6 +24,20 @@ pub struct AdamWConfig {
     pub epsilon: f64,
     /// Decoupled weight decay: each step first multiplies a parameter by `1 - lr * weight_decay`.
     pub weight_decay: f64,
+}
+
+impl AdamWConfig {
+    /// The numbers of step `step`, from 1, at learning rate `lr`.
+    fn factors(&self, lr: f64, step: u64) -> AdamWFactors {
+        AdamWFactors {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            shrink: 1.0 - lr * self.weight_decay,
+            step_size: lr / (1.0 - self.beta1.powf(step as f64)),
+            root_correction: (1.0 - self.beta2.powf(step as f64)).sqrt(),
+        }
+    }
 }
 
 impl From<&TrainSection> for AdamWConfig {
@@ -58,19 +73,15 @@ struct Moments<B: Backend> {
     exp_avg_sq: Tensor<B, 2>,
 }
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2) with torch's order of operations; `B` is the inner backend, without
-/// autodiff, and nothing leaves the device in a step.
-///
-/// With `t` the step from 1 and `g` the gradient:
-/// `p <- p (1 - lr wd)`, `m <- m + (g - m)(1 - b1)`, `v <- v b2 + g^2 (1 - b2)`,
-/// `p <- p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`; the powers in f64 on the host.
+/// AdamW with torch's order of operations ([`arithmo_backends::ops::adamw`]); `B` is the inner backend, without autodiff,
+/// and nothing leaves the device in a step.
 #[derive(Clone, Debug)]
 pub struct AdamW<B: Backend> {
     config: AdamWConfig,
     state: BTreeMap<String, Moments<B>>,
 }
 
-impl<B: Backend> AdamW<B> {
+impl<B: TrainBackend> AdamW<B> {
     /// An optimizer that has seen nothing.
     pub fn new(config: AdamWConfig) -> Self {
         Self {
@@ -81,46 +92,35 @@ impl<B: Backend> AdamW<B> {
 
     /// One step at learning rate `lr`; gives the new parameters in the order of `updates`.
     pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
-        updates
-            .into_iter()
-            .map(|update| self.step_one(lr, update))
-            .collect()
-    }
-
-    fn step_one(&mut self, lr: f64, update: NamedUpdate<B>) -> Tensor<B, 2> {
-        let NamedUpdate { name, param, grad } = update;
-        let AdamWConfig {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-        } = self.config;
-        let moments = self.state.remove(&name).unwrap_or_else(|| Moments {
-            step: 0,
-            exp_avg: grad.zeros_like(),
-            exp_avg_sq: grad.zeros_like(),
+        let mut steps = Vec::with_capacity(updates.len());
+        let mut tensors = Vec::with_capacity(updates.len());
+        for NamedUpdate { name, param, grad } in updates {
+            let moments = self.state.remove(&name).unwrap_or_else(|| Moments {
+                step: 0,
+                exp_avg: grad.zeros_like(),
+                exp_avg_sq: grad.zeros_like(),
+            });
+            let step = moments.step + 1;
+            steps.push((name, step));
+            tensors.push(AdamWTensor {
+                param,
+                grad,
+                exp_avg: moments.exp_avg,
+                exp_avg_sq: moments.exp_avg_sq,
+                factors: self.config.factors(lr, step),
+            });
+        }
+        let updates = B::adamw(tensors).into_iter().zip(steps);
+        let updates = updates.map(|(update, (name, step))| {
+            let moments = Moments {
+                step,
+                exp_avg: update.exp_avg,
+                exp_avg_sq: update.exp_avg_sq,
+            };
+            self.state.insert(name, moments);
+            update.param
         });
-        let step = moments.step + 1;
-        let param = param.mul_scalar(1.0 - lr * weight_decay);
-        let change = grad.clone() - moments.exp_avg.clone();
-        let exp_avg = moments.exp_avg + change.mul_scalar(1.0 - beta1);
-        let exp_avg_sq =
-            moments.exp_avg_sq.mul_scalar(beta2) + grad.square().mul_scalar(1.0 - beta2);
-        let correction1 = 1.0 - beta1.powf(step as f64);
-        let correction2 = 1.0 - beta2.powf(step as f64);
-        let denominator = exp_avg_sq
-            .clone()
-            .sqrt()
-            .div_scalar(correction2.sqrt())
-            .add_scalar(epsilon);
-        let param = param - (exp_avg.clone() / denominator).mul_scalar(lr / correction1);
-        let moments = Moments {
-            step,
-            exp_avg,
-            exp_avg_sq,
-        };
-        self.state.insert(name, moments);
-        param
+        updates.collect()
     }
 
     /// The state: per parameter `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (one i64), sorted by name.

@@ -1,5 +1,6 @@
 //! The loop of a run: steps, logs, evaluation, checkpoints, interruption.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,6 +23,9 @@ use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
 use crate::train::setup::{self, RunData};
+
+/// The file of a checkpoint with the reference's log-probabilities of the pairs seen so far, by id.
+const REFERENCE: &str = "reference_log_probs.json";
 
 /// A run under way: the learner and everything around it.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     pub fn new(
         config: &'a RunConfig,
         data: &'a RunData,
-        learner: Learner<B>,
+        mut learner: Learner<B>,
         lora: LoraConfig,
         log: MetricsLog,
         device: &B::Device,
@@ -68,6 +72,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
+        let again = total_steps > sampler.steps_per_epoch();
+        if again && !config.dpo.precompute_ref_log_probs {
+            learner.remember_reference();
+        }
         let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
         let state = TrainState {
             seed: config.seed,
@@ -105,6 +113,9 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let moments = checkpoint.tensors("optimizer")?;
         let optimizer_config = AdamWConfig::from(&self.config.train);
         self.learner.optimizer = AdamW::import(optimizer_config, moments, &self.device)?;
+        if self.learner.remembers_reference() {
+            self.restore_reference(checkpoint)?;
+        }
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {
             serde_json::Value::Null => Window::default(),
@@ -115,6 +126,23 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 Error::file(checkpoint.path(), problem, remedy)
             })?,
         };
+        Ok(())
+    }
+
+    fn restore_reference(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        if !checkpoint.holds(REFERENCE) {
+            return Ok(());
+        }
+        let bytes = checkpoint.file(REFERENCE)?;
+        let known: BTreeMap<String, [f32; 2]> =
+            serde_json::from_slice(&bytes).map_err(|error| {
+                let problem = format!("{REFERENCE} cannot be read: {error}");
+                let remedy = "remove this checkpoint folder: the one before it is used then";
+                Error::file(checkpoint.path(), problem, remedy)
+            })?;
+        for (id, sums) in known {
+            self.learner.reference.remember(&id, sums);
+        }
         Ok(())
     }
 
@@ -352,9 +380,17 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let done = self.state.step % self.sampler.steps_per_epoch();
         self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
         self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
-        let metrics = serde_json::to_value(&self.window)
-            .map_err(|error| Error::run(error, "this is a defect of the program: report it"))?;
-        let config = self.adapter_config();
+        let metrics = serde_json::to_value(&self.window).map_err(defect)?;
+        let mut files = vec![(
+            adapter::CONFIG.to_string(),
+            self.adapter_config().into_bytes(),
+        )];
+        let known = self.learner.reference.known();
+        if self.learner.remembers_reference() && !known.is_empty() {
+            // Computed anew among other pairs they would round otherwise, and the run not end as if uninterrupted.
+            let known = serde_json::to_vec(known).map_err(defect)?;
+            files.push((REFERENCE.to_string(), known));
+        }
         let snapshot = Snapshot {
             state: TrainState {
                 metrics,
@@ -364,7 +400,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 (adapter::CHECKPOINT_GROUP.to_string(), weights),
                 ("optimizer".to_string(), self.learner.optimizer.export()),
             ],
-            files: vec![(adapter::CONFIG.to_string(), config.into_bytes())],
+            files,
         };
         let folder = RunFolder::new(&self.config.output_dir).checkpoints();
         Checkpoint::save(&folder, &snapshot, keep)?;
@@ -389,6 +425,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             Some(&model.revision),
         )
     }
+}
+
+fn defect(error: serde_json::Error) -> Error {
+    Error::run(error, "this is a defect of the program: report it")
 }
 
 /// An update can leave weights that are not finite although loss and gradient were: no checkpoint keeps such.

@@ -19,8 +19,8 @@ const CHUNK_VALUES: usize = 1 << 24;
 /// Rows of a chunk are a multiple of this where there are enough: what a product of matrices takes in one tile.
 const TILE: usize = 256;
 
-/// Columns that one product sums over: sums stay exact enough in f32. (Mesa's software driver also ends every loop after
-/// 65,535 steps, which is 2^20 columns.)
+/// Columns that one product sums over. (Mesa's software driver ends every loop after 65,535 steps, which a product of
+/// 2^20 columns reaches.)
 const SUMMED: usize = 1 << 17;
 
 /// Below every logit.

@@ -1,7 +1,7 @@
 //! Projections with their branches on slices: see [`crate::ops::adapted_linear`].
 
-use super::gemm::{Old, Target, View, product};
-use super::matrix::Matrix;
+use super::gemm::{Old, columns_of, product, rows, strided};
+use super::matrix::{Matrix, written};
 
 /// A projection's weights.
 pub(super) struct HostProjection {
@@ -40,44 +40,42 @@ pub(super) fn forward(
     residual: Option<Vec<f32>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, ranks) = (width(projections), ranks(projections));
-    let view = View::rows(x.values(), x.columns);
-    let mut low = vec![0f32; x.rows * ranks];
-    if ranks > 0 {
-        let a = stacked(projections);
-        let target = Target::rows(&mut low, ranks);
-        product(
-            target,
-            Old::Replace,
-            1.0,
-            view,
-            View::rows(&a, x.columns).t(),
-        );
-    }
-    let old = match residual {
-        Some(_) => Old::Add,
-        None => Old::Replace,
+    let low = written(x.rows * ranks, |low| {
+        if ranks > 0 {
+            let a = stacked(projections);
+            let a = rows(&a, x.columns).transpose();
+            let target = columns_of(low, ranks, 0, ranks);
+            product(target, Old::Replace, 1.0, x.view(), a);
+        }
+    });
+    let output = match residual {
+        Some(mut output) => {
+            project(x, projections, &low, Old::Add, &mut output);
+            output
+        }
+        None => written(x.rows * width, |output| {
+            project(x, projections, &low, Old::Replace, output);
+        }),
     };
-    let mut output = residual.unwrap_or_else(|| vec![0f32; x.rows * width]);
+    (output, low)
+}
+
+/// All projections into their columns of `output`.
+fn project(x: &Matrix, projections: &[HostProjection], low: &[f32], old: Old, output: &mut [f32]) {
+    let (width, ranks) = (width(projections), ranks(projections));
     let (mut column, mut next) = (0, 0);
     for projection in projections {
-        let weight = View::rows(projection.weight.values(), x.columns);
-        let target = Target::columns(&mut output, width, column);
-        product(target, old, 1.0, view, weight.t());
+        let weight = &projection.weight;
+        let target = columns_of(output, width, column, weight.rows);
+        product(target, old, 1.0, x.view(), weight.view().transpose());
         if let Some((_, b, scaling)) = &projection.adapter {
-            let low = View::within(&low[next..], x.rows, b.columns, ranks);
-            let target = Target::columns(&mut output, width, column);
-            product(
-                target,
-                Old::Add,
-                *scaling,
-                low,
-                View::rows(b.values(), b.columns).t(),
-            );
+            let low = strided(&low[next..], x.rows, b.columns, ranks);
+            let target = columns_of(output, width, column, weight.rows);
+            product(target, Old::Add, *scaling, low, b.view().transpose());
             next += b.columns;
         }
-        column += projection.weight.rows;
+        column += weight.rows;
     }
-    (output, low)
 }
 
 /// Gradients of x, if it is needed, and of each branch's `a` and `b`.
@@ -94,55 +92,47 @@ pub(super) fn backward(
     grad: &[f32],
     needs_x: bool,
 ) -> HostGrads {
-    let (width, ranks, d_in, rows) = (width(projections), ranks(projections), x.columns, x.rows);
-    let mut d_low = vec![0f32; rows * ranks];
-    let mut d_x = needs_x.then(|| vec![0f32; rows * d_in]);
+    let (width, ranks, d_in, tokens) = (width(projections), ranks(projections), x.columns, x.rows);
+    // Each is replaced as a whole by the first product that goes there.
+    let mut d_low = written(tokens * ranks, |_| ());
+    let mut d_x = needs_x.then(|| written(tokens * d_in, |_| ()));
     let (mut column, mut next, mut old) = (0, 0, Old::Replace);
     let mut d_bs = Vec::new();
     for projection in projections {
         let d_out = projection.weight.rows;
-        let dy = View::within(&grad[column..], rows, d_out, width);
+        let dy = strided(&grad[column..], tokens, d_out, width);
         if let Some(d_x) = &mut d_x {
-            let weight = View::rows(projection.weight.values(), d_in);
-            product(Target::rows(d_x, d_in), old, 1.0, dy, weight);
+            let target = columns_of(d_x, d_in, 0, d_in);
+            product(target, old, 1.0, dy, projection.weight.view());
             old = Old::Add;
         }
         if let Some((_, b, scaling)) = &projection.adapter {
-            let target = Target::columns(&mut d_low, ranks, next);
-            product(
-                target,
-                Old::Replace,
-                *scaling,
-                dy,
-                View::rows(b.values(), b.columns),
-            );
-            let mut d_b = vec![0f32; d_out * b.columns];
-            let low = View::within(&low[next..], rows, b.columns, ranks);
-            let target = Target::rows(&mut d_b, b.columns);
-            product(target, Old::Replace, *scaling, dy.t(), low);
+            let rank = b.columns;
+            let target = columns_of(&mut d_low, ranks, next, rank);
+            product(target, Old::Replace, *scaling, dy, b.view());
+            let mut d_b = vec![0f32; d_out * rank];
+            let low = strided(&low[next..], tokens, rank, ranks);
+            let target = columns_of(&mut d_b, rank, 0, rank);
+            product(target, Old::Replace, *scaling, dy.transpose(), low);
             d_bs.push(d_b);
-            next += b.columns;
+            next += rank;
         }
         column += d_out;
     }
     let mut d_a = vec![0f32; ranks * d_in];
     if ranks > 0 {
-        let d_low = View::rows(&d_low, ranks);
+        let d_low = rows(&d_low, ranks);
         if let Some(d_x) = &mut d_x {
             let a = stacked(projections);
-            let target = Target::rows(d_x, d_in);
-            product(target, Old::Add, 1.0, d_low, View::rows(&a, d_in));
+            let target = columns_of(d_x, d_in, 0, d_in);
+            product(target, Old::Add, 1.0, d_low, rows(&a, d_in));
         }
-        let target = Target::rows(&mut d_a, d_in);
-        let x = View::rows(x.values(), d_in);
-        product(target, Old::Replace, 1.0, d_low.t(), x);
+        let target = columns_of(&mut d_a, d_in, 0, d_in);
+        product(target, Old::Replace, 1.0, d_low.transpose(), x.view());
     }
     let mut rest = d_a.as_slice();
-    let adapted = projections
-        .iter()
-        .map(HostProjection::rank)
-        .filter(|r| *r > 0);
-    let adapters = adapted.zip(d_bs).map(|(rank, d_b)| {
+    let adapted = projections.iter().map(HostProjection::rank);
+    let adapters = adapted.filter(|r| *r > 0).zip(d_bs).map(|(rank, d_b)| {
         let (d_a, left) = rest.split_at(rank * d_in);
         rest = left;
         [d_a.to_vec(), d_b]

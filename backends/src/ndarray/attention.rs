@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{Old, Target, View, product_here};
+use super::gemm::{Old, View, columns_of, product_here, rows, strided};
 use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::AttentionConfig;
 
-/// Queries of a block, at most.
-const BLOCK: usize = 64;
+/// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
+/// keys that only some of them may.
+const BLOCK: usize = 48;
 
 /// Who sees whom, on the host.
 pub(super) struct HostMask {
@@ -38,9 +39,10 @@ pub(super) struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     /// Rows `rows` of head `head`, `[rows, head_dim]`.
-    fn view(&self, head: usize, head_dim: usize, rows: Range<usize>) -> View<'a> {
-        let start = rows.start * self.stride + self.column + head * head_dim;
-        View::within(&self.values[start..], rows.len(), head_dim, self.stride)
+    fn view(&self, head: usize, head_dim: usize, range: Range<usize>) -> View<'a> {
+        let start = range.start * self.stride + self.column + head * head_dim;
+        let start = start.min(self.values.len());
+        strided(&self.values[start..], range.len(), head_dim, self.stride)
     }
 }
 
@@ -234,23 +236,26 @@ impl Attention<'_> {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
                 self.scores(&mut scratch.scores, query, kv_head, &seen);
                 let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
-                vectorized(|| {
-                    for (index, scores) in rows.enumerate().take(block.len()) {
-                        let place = (first + index) * group + head;
-                        lse[place] = self.softmax(scores, block.start + index, &seen);
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (index, scores) in rows.enumerate().take(block.len()) {
+                            let place = (first + index) * group + head;
+                            lse[place] = self.softmax(scores, block.start + index, &seen);
+                        }
+                    },
+                );
                 let target = &mut output[first * width..][..block.len() * width];
                 let mut old = Old::Replace;
                 for (column, keys) in seen.placed() {
-                    let probs = View::within(
+                    let probs = strided(
                         &scratch.scores[column..],
                         block.len(),
                         keys.len(),
                         seen.keys(),
                     );
                     let values = self.inputs.value.view(kv_head, head_dim, keys);
-                    let target = Target::columns(target, width, head * head_dim);
+                    let target = columns_of(target, width, head * head_dim, head_dim);
                     product_here(target, old, 1.0, probs, values);
                     old = Old::Add;
                 }
@@ -275,24 +280,22 @@ impl Attention<'_> {
             let start = token * query.stride + query.column + head * head_dim;
             copy.extend_from_slice(&query.values[start..][..head_dim]);
         }
-        View::rows(copy, head_dim)
+        rows(copy, head_dim)
     }
 
     /// `query key^T * scale` for every key the block sees, `[block, seen.keys()]`.
     fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, kv_head: usize, seen: &Seen) {
         let stride = seen.keys();
-        scores.clear();
-        scores.resize(BLOCK * stride, 0.0);
+        let rows = query.nrows();
+        if scores.len() < BLOCK * stride {
+            scores.resize(BLOCK * stride, 0.0);
+        }
         for (column, keys) in seen.placed() {
+            let count = keys.len();
             let keys = self.inputs.key.view(kv_head, self.config.head_dim, keys);
-            let target = Target::columns(scores, stride, column);
-            product_here(
-                target,
-                Old::Replace,
-                self.config.scale as f32,
-                query,
-                keys.t(),
-            );
+            let target = columns_of(&mut scores[..rows * stride], stride, column, count);
+            let scale = self.config.scale as f32;
+            product_here(target, Old::Replace, scale, query, keys.transpose());
         }
     }
 
@@ -428,19 +431,21 @@ impl Attention<'_> {
                 };
                 self.probs_and_d_scores(&mut scratch, &head, [output, lse, grad]);
                 for (placed, keys) in seen.placed() {
-                    let part = |values| View::within(values, block.len(), keys.len(), seen.keys());
+                    let part = |values| strided(values, block.len(), keys.len(), seen.keys());
                     let (probs, d_scores) = (
                         part(&scratch.scores[placed..]),
                         part(&scratch.d_scores[placed..]),
                     );
                     let of_span = (keys.start - span.keys.start) * head_dim;
                     let query = self.block_queries(&mut scratch.query, of_model, &block);
-                    let target = Target::rows(&mut d_value[of_span..], head_dim);
-                    product_here(target, Old::Add, 1.0, probs.t(), d_output);
-                    let target = Target::rows(&mut d_key[of_span..], head_dim);
-                    product_here(target, Old::Add, scale as f32, d_scores.t(), query);
+                    let of_keys = of_span..of_span + keys.len() * head_dim;
+                    let target = columns_of(&mut d_value[of_keys.clone()], head_dim, 0, head_dim);
+                    product_here(target, Old::Add, 1.0, probs.transpose(), d_output);
+                    let target = columns_of(&mut d_key[of_keys], head_dim, 0, head_dim);
+                    product_here(target, Old::Add, scale as f32, d_scores.transpose(), query);
                     let keys = self.inputs.key.view(kv_head, head_dim, keys);
-                    let target = Target::columns(d_query, width, column);
+                    let target = &mut d_query[..block.len() * width];
+                    let target = columns_of(target, width, column, head_dim);
                     product_here(target, Old::Add, scale as f32, d_scores, keys);
                 }
             }
@@ -451,12 +456,15 @@ impl Attention<'_> {
     /// `d_output value^T`, `[block, seen.keys()]`.
     fn d_probs(&self, d_probs: &mut Vec<f32>, d_output: View<'_>, kv_head: usize, seen: &Seen) {
         let stride = seen.keys();
-        d_probs.clear();
-        d_probs.resize(BLOCK * stride, 0.0);
+        let rows = d_output.nrows();
+        if d_probs.len() < BLOCK * stride {
+            d_probs.resize(BLOCK * stride, 0.0);
+        }
         for (column, keys) in seen.placed() {
+            let count = keys.len();
             let values = self.inputs.value.view(kv_head, self.config.head_dim, keys);
-            let target = Target::columns(d_probs, stride, column);
-            product_here(target, Old::Replace, 1.0, d_output, values.t());
+            let target = columns_of(&mut d_probs[..rows * stride], stride, column, count);
+            product_here(target, Old::Replace, 1.0, d_output, values.transpose());
         }
     }
 
@@ -474,29 +482,32 @@ impl Attention<'_> {
         let keys = of.seen.keys().max(1);
         let rows = scratch.scores.chunks_exact_mut(keys);
         let rows = rows.zip(scratch.d_scores.chunks_exact_mut(keys));
-        vectorized(|| {
-            for (query, (scores, d_scores)) in of.block.clone().zip(rows) {
-                let place = (query * heads + of.head) * head_dim;
-                let (output, grad) = (&output[place..], &grad[place..]);
-                let along = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
-                let lse = lse[query * heads + of.head];
-                let columns = self.columns(query, of.seen);
-                self.hide(scores, of.seen, f32::NEG_INFINITY);
-                for columns in columns.clone() {
-                    let rows = scores[columns.clone()]
-                        .iter_mut()
-                        .zip(&mut d_scores[columns]);
-                    for (score, d_score) in rows {
-                        *score = exp(*score - lse);
-                        *d_score = *score * (*d_score - along);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (query, (scores, d_scores)) in of.block.clone().zip(rows) {
+                    let place = (query * heads + of.head) * head_dim;
+                    let (output, grad) = (&output[place..], &grad[place..]);
+                    let along = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
+                    let lse = lse[query * heads + of.head];
+                    let columns = self.columns(query, of.seen);
+                    self.hide(scores, of.seen, f32::NEG_INFINITY);
+                    for columns in columns.clone() {
+                        let rows = scores[columns.clone()]
+                            .iter_mut()
+                            .zip(&mut d_scores[columns]);
+                        for (score, d_score) in rows {
+                            *score = exp(*score - lse);
+                            *d_score = *score * (*d_score - along);
+                        }
                     }
+                    clear_outside(scores, columns.clone());
+                    clear_outside(d_scores, columns);
+                    self.hide(scores, of.seen, 0.0);
+                    self.hide(d_scores, of.seen, 0.0);
                 }
-                clear_outside(scores, columns.clone());
-                clear_outside(d_scores, columns);
-                self.hide(scores, of.seen, 0.0);
-                self.hide(d_scores, of.seen, 0.0);
-            }
-        });
+            },
+        );
     }
 }
 
@@ -567,6 +578,6 @@ mod tests {
     fn a_block_ends_where_the_ranges_jump() {
         let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
         ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
-        assert_eq!(blocks(&ranges, 0..120), [0..64, 64..100, 100..120]);
+        assert_eq!(blocks(&ranges, 0..120), [0..48, 48..96, 96..100, 100..120]);
     }
 }

@@ -1,101 +1,47 @@
 //! Matrix products on slices, shared among the threads.
 //!
-//! The kernels are those of the crate `gemm`, the fastest in pure Rust on the model's shapes (docs/performance.md). Rows
-//! of the result are shared out here, a run of them to each thread, because for many rows that is faster than the
-//! crate's own way; a result of few rows is left to it.
+//! The kernels are those of the crate `faer`, the fastest in pure Rust on the model's shapes (docs/performance.md). The
+//! result is shared out here: a run of rows to each thread, or of columns where there are few rows.
 
-use gemm::Parallelism;
-use rayon::prelude::*;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 
 /// A thread takes no fewer rows than this.
-const ROWS_A_THREAD: usize = 48;
+const ROWS_A_THREAD: usize = 32;
 
 /// Products of fewer multiplications than this are not worth waking threads for.
 const SMALL: usize = 1 << 18;
 
-/// A matrix in someone's slice, at any strides.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+/// A matrix in someone's slice.
+pub(super) type View<'a> = MatRef<'a, f32>;
+
+/// Rows of `columns` values, one after another.
+pub(super) fn rows(values: &[f32], columns: usize) -> View<'_> {
+    let count = values.len() / columns.max(1);
+    View::from_row_major_slice(&values[..count * columns], count, columns)
 }
 
-impl<'a> View<'a> {
-    /// Rows of `columns` values, one after another.
-    pub(super) fn rows(values: &'a [f32], columns: usize) -> Self {
-        let rows = values.len() / columns.max(1);
-        Self::within(values, rows, columns, columns)
-    }
-
-    /// `rows` rows of `columns` values, each `stride` after the one before.
-    ///
-    /// # Panics
-    /// If they do not lie within `values`.
-    pub(super) fn within(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        let end = match rows {
-            0 => 0,
-            rows => (rows - 1) * stride + columns,
-        };
-        assert!(
-            end <= values.len() && (columns <= stride || rows <= 1),
-            "view: {rows} rows of {columns}, {stride} apart, in {}",
-            values.len()
-        );
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride: stride,
-            column_stride: 1,
-        }
-    }
-
-    /// Rows and columns exchanged; nothing is copied.
-    pub(super) fn t(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// `count` rows from `start` on.
-    fn rows_from(self, start: usize, count: usize) -> Self {
-        let skipped = (start * self.row_stride).min(self.values.len());
-        Self {
-            values: &self.values[skipped..],
-            rows: count,
-            ..self
-        }
-    }
+/// `count` rows of `columns` values, each `stride` after the one before; what follows them is left out.
+///
+/// # Panics
+/// If they do not lie within `values`.
+pub(super) fn strided(values: &[f32], count: usize, columns: usize, stride: usize) -> View<'_> {
+    let end = match count {
+        0 => 0,
+        count => (count - 1) * stride + columns,
+    };
+    View::from_row_major_slice_with_stride(&values[..end], count, columns, stride)
 }
 
-/// Where a product goes: the columns `column..column + width` of rows that are `stride` long.
-pub(super) struct Target<'a> {
-    values: &'a mut [f32],
+/// Where a product goes: `width` columns from `column` on, of rows that are `stride` long.
+pub(super) fn columns_of(
+    values: &mut [f32],
     stride: usize,
     column: usize,
-}
-
-impl<'a> Target<'a> {
-    /// Whole rows of `columns` values.
-    pub(super) fn rows(values: &'a mut [f32], columns: usize) -> Self {
-        Self::columns(values, columns, 0)
-    }
-
-    /// From `column` on, in rows of `stride` values.
-    pub(super) fn columns(values: &'a mut [f32], stride: usize, column: usize) -> Self {
-        Self {
-            values,
-            stride,
-            column,
-        }
-    }
+    width: usize,
+) -> MatMut<'_, f32> {
+    let all = MatMut::from_row_major_slice_mut(values, values.len() / stride.max(1), stride);
+    all.get_mut(.., column..column + width)
 }
 
 /// What becomes of what stands in the target.
@@ -111,87 +57,52 @@ pub(super) enum Old {
 ///
 /// # Panics
 /// If shapes do not fit together.
-pub(super) fn product(target: Target<'_>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
-    let (work, threads) = (a.rows * a.columns * b.columns, rayon::current_num_threads());
-    if work < SMALL || threads == 1 {
-        return kernel(target, old, factor, a, b, Parallelism::None);
-    }
-    let share = a.rows.div_ceil(threads);
-    if share < ROWS_A_THREAD {
-        return kernel(target, old, factor, a, b, Parallelism::Rayon(threads));
-    }
-    let Target { stride, column, .. } = target;
-    let parts = target.values.par_chunks_mut(share * stride).enumerate();
-    parts.for_each(|(index, values)| {
-        let start = index * share;
-        if start < a.rows {
-            let a = a.rows_from(start, share.min(a.rows - start));
-            let target = Target::columns(values, stride, column);
-            kernel(target, old, factor, a, b, Parallelism::None);
-        }
-    });
+pub(super) fn product(target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
+    let work = a.nrows() * a.ncols() * b.ncols();
+    let threads = match work < SMALL {
+        true => 1,
+        false => rayon::current_num_threads(),
+    };
+    share(target, old, factor, [a, b], threads);
 }
 
 /// [`product`] on the calling thread.
-pub(super) fn product_here(target: Target<'_>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
-    kernel(target, old, factor, a, b, Parallelism::None);
-}
-
-#[allow(
-    unsafe_code,
-    reason = "the crate takes pointers: every element touched lies within the slices, which is asserted just before"
-)]
-fn kernel(
-    target: Target<'_>,
+pub(super) fn product_here(
+    target: MatMut<'_, f32>,
     old: Old,
     factor: f32,
     a: View<'_>,
     b: View<'_>,
-    parallelism: Parallelism,
 ) {
-    let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert_eq!(k, b.rows, "product: [{m}, {k}] by [{}, {n}]", b.rows);
-    if m == 0 || n == 0 {
-        return;
+    let accum = match old {
+        Old::Replace => Accum::Replace,
+        Old::Add => Accum::Add,
+    };
+    matmul(target, accum, a, b, factor, Par::Seq);
+}
+
+/// Halves the result, and the halves, until each thread has one part.
+fn share(target: MatMut<'_, f32>, old: Old, factor: f32, [a, b]: [View<'_>; 2], threads: usize) {
+    if threads <= 1 {
+        return product_here(target, old, factor, a, b);
     }
-    for view in [&a, &b] {
-        let last = |count: usize, stride: usize| count.saturating_sub(1) * stride;
-        let end = last(view.rows, view.row_stride) + last(view.columns, view.column_stride);
-        assert!(
-            k == 0 || end < view.values.len(),
-            "product: outside the slice"
+    let (here, there) = (threads / 2, threads - threads / 2);
+    let (rows, columns) = (a.nrows(), b.ncols());
+    if rows >= ROWS_A_THREAD * threads || rows >= columns {
+        let half = rows * here / threads;
+        let (first, second) = target.split_at_row_mut(half);
+        let (a_first, a_second) = a.split_at_row(half);
+        rayon::join(
+            || share(first, old, factor, [a_first, b], here),
+            || share(second, old, factor, [a_second, b], there),
         );
-    }
-    let Target {
-        values,
-        stride,
-        column,
-    } = target;
-    assert!(
-        column + n <= stride && (m - 1) * stride + column + n <= values.len(),
-        "product: target too small"
-    );
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            values.as_mut_ptr().add(column),
-            1,
-            stride as isize,
-            old == Old::Add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
+    } else {
+        let half = columns * here / threads;
+        let (first, second) = target.split_at_col_mut(half);
+        let (b_first, b_second) = b.split_at_col(half);
+        rayon::join(
+            || share(first, old, factor, [a, b_first], here),
+            || share(second, old, factor, [a, b_second], there),
         );
     }
 }
@@ -201,9 +112,8 @@ mod tests {
     use super::*;
 
     fn numbers(count: usize, step: usize) -> Vec<f32> {
-        (0..count)
-            .map(|at| ((at * step) % 23) as f32 - 11.0)
-            .collect()
+        let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
+        (0..count).map(number).collect()
     }
 
     /// Every way a product is shared out, transposed operands, a target within wider rows, added to what is there.
@@ -220,8 +130,8 @@ mod tests {
             let (stride, column) = (n + 5, 2);
             let before = numbers(m * stride, 3);
             let mut ours = before.clone();
-            let target = Target::columns(&mut ours, stride, column);
-            let (a_view, b_view) = (View::rows(&a, m).t(), View::rows(&b, k).t());
+            let target = columns_of(&mut ours, stride, column, n);
+            let (a_view, b_view) = (rows(&a, m).transpose(), rows(&b, k).transpose());
             product(target, Old::Add, 0.5, a_view, b_view);
             for row in 0..m {
                 for at in 0..stride {
@@ -234,5 +144,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_zero() {
+        let mut ours = vec![1f32; 6];
+        let (a, b) = (
+            View::from_row_major_slice(&[], 2, 0),
+            View::from_row_major_slice(&[], 0, 3),
+        );
+        product(columns_of(&mut ours, 3, 0, 3), Old::Replace, 1.0, a, b);
+        assert_eq!(ours, [0.0; 6]);
     }
 }

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Old, Target, View, product};
-use super::matrix::Matrix;
+use super::gemm::{Old, columns_of, product, rows as matrix, strided};
+use super::matrix::{Matrix, written};
 use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
 
@@ -22,18 +22,18 @@ pub(super) fn forward(
     let size = (CHUNK_VALUES / vocabulary.max(1)).clamp(16, 1024);
     let mut columns = vec![0f32; targets.len() * count];
     let mut slopes = with_slopes.then(|| vec![0f32; targets.len() * width]);
-    let mut logits = vec![0f32; size.min(targets.len()) * vocabulary];
-    let head_view = View::rows(head.values(), width);
+    let mut logits = written(size.min(targets.len()) * vocabulary, |_| ());
+    let head_view = head.view();
     for (chunk, targets) in targets.chunks(size).enumerate() {
         let (start, rows) = (chunk * size, targets.len());
         let logits = &mut logits[..rows * vocabulary];
-        let states = View::within(&hidden.values()[start * width..], rows, width, width);
+        let states = strided(&hidden.values()[start * width..], rows, width, width);
         product(
-            Target::rows(logits, vocabulary),
+            columns_of(logits, vocabulary, 0, vocabulary),
             Old::Replace,
             1.0,
             states,
-            head_view.t(),
+            head_view.transpose(),
         );
         let columns = &mut columns[start * count..][..rows * count];
         reduce(logits, vocabulary, targets, columns);
@@ -42,9 +42,9 @@ pub(super) fn forward(
             for (slope, target) in slopes.chunks_exact_mut(width).zip(targets) {
                 slope.copy_from_slice(head.row(*target));
             }
-            let softmax = View::rows(logits, vocabulary);
+            let softmax = matrix(logits, vocabulary);
             product(
-                Target::rows(slopes, width),
+                columns_of(slopes, width, 0, width),
                 Old::Add,
                 -1.0,
                 softmax,
@@ -66,11 +66,14 @@ fn reduce(logits: &mut [f32], vocabulary: usize, targets: &[usize], columns: &mu
         .zip(targets.par_chunks(share))
         .for_each(|((logits, columns), targets)| {
             let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
-            vectorized(|| {
-                for ((row, target), columns) in rows.zip(columns.chunks_exact_mut(count)) {
-                    columns.copy_from_slice(&reduce_row(row, *target)[..count]);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((row, target), columns) in rows.zip(columns.chunks_exact_mut(count)) {
+                        columns.copy_from_slice(&reduce_row(row, *target)[..count]);
+                    }
+                },
+            );
         });
 }
 

@@ -6,7 +6,7 @@ use burn_ndarray::{
 };
 use ndarray::ArrayD;
 
-use super::gemm::View;
+use super::gemm::{View, rows};
 
 /// A tensor of f32 whose values lie row after row.
 pub(super) struct Matrix {
@@ -58,7 +58,7 @@ impl Matrix {
 
     /// As an operand of a product.
     pub(super) fn view(&self) -> View<'_> {
-        View::within(self.values(), self.rows, self.columns, self.columns)
+        rows(self.values(), self.columns)
     }
 
     /// One row.
@@ -66,13 +66,48 @@ impl Matrix {
         &self.values()[index * self.columns..][..self.columns]
     }
 
-    /// All values, in memory of their own.
+    /// All values, to be changed: in place if nobody else holds the tensor.
     pub(super) fn into_values(self) -> Vec<f32> {
-        match self.ordered {
-            Some(values) => values,
-            None => self.values().to_vec(),
+        match (self.ordered, self.tensor) {
+            (Some(values), _) => values,
+            (None, NdArrayTensor::F32(storage)) => {
+                let array = storage.into_shared();
+                match array.try_into_owned_nocopy() {
+                    Ok(owned) => {
+                        let (values, offset) = owned.into_raw_vec_and_offset();
+                        let (start, count) = (offset.unwrap_or(0), self.rows * self.columns);
+                        match start == 0 && values.len() == count {
+                            true => values,
+                            false => values[start..start + count].to_vec(),
+                        }
+                    }
+                    Err(shared) => match shared.as_slice() {
+                        Some(values) => values.to_vec(),
+                        None => shared.iter().copied().collect(),
+                    },
+                }
+            }
+            (None, _) => Vec::new(),
         }
     }
+}
+
+/// `count` values that `fill` writes, all of them, before it reads any: zeroing them first takes longer than many an
+/// operation. What is not written stays NaN in builds with debug assertions.
+#[allow(
+    unsafe_code,
+    clippy::uninit_vec,
+    reason = "every bit pattern is an f32, the memory is the vector's own, and no caller reads before it writes: tests \
+              run with NaN in it"
+)]
+pub(super) fn written(count: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count);
+    match cfg!(debug_assertions) {
+        true => values.resize(count, f32::NAN),
+        false => unsafe { values.set_len(count) },
+    }
+    fill(&mut values);
+    values
 }
 
 /// A tensor of `values`, row after row.
@@ -92,7 +127,21 @@ pub(super) fn tensor<B: Backend<FloatTensorPrimitive = NdArrayTensor>, const D: 
 }
 
 /// The values of an integer tensor.
-pub(super) fn integers<B: Backend, const D: usize>(tensor: &Tensor<B, D, Int>) -> Vec<usize> {
-    let values = tensor.to_data();
-    values.iter::<i64>().map(|value| value as usize).collect()
+pub(super) fn integers<E, I, Q, const D: usize>(
+    tensor: &Tensor<NdArray<E, I, Q>, D, Int>,
+) -> Vec<usize>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    match tensor.clone().into_primitive() {
+        NdArrayTensor::I64(storage) => storage.view().iter().map(|v| *v as usize).collect(),
+        NdArrayTensor::I32(storage) => storage.view().iter().map(|v| *v as usize).collect(),
+        _ => {
+            let values = tensor.to_data();
+            values.iter::<i64>().map(|value| value as usize).collect()
+        }
+    }
 }

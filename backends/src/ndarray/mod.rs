@@ -1,5 +1,6 @@
 //! The CPU backend: loops over slices for f32, the reference for f64.
 
+mod adamw;
 mod adapted_linear;
 mod attention;
 mod gemm;
@@ -17,11 +18,11 @@ use burn_ndarray::{
 
 use self::adapted_linear::HostProjection;
 use self::attention::{Attention, Heads, HostMask, Inputs};
-use self::gemm::{Old, Target, product};
-use self::matrix::{Matrix, integers, tensor};
+use self::gemm::{Old, columns_of, product};
+use self::matrix::{Matrix, integers, tensor, written};
 use crate::{
-    Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs,
-    Projection, RotaryAngles, TrainBackend, Turn, ops,
+    AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
+    LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
 };
 
 /// Training on the CPU in f32.
@@ -49,9 +50,16 @@ where
         let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference(x, weight);
         };
-        let mut y = vec![0f32; x_host.rows * w.rows];
-        let (x, weight) = (x_host.view(), w.view().t());
-        product(Target::rows(&mut y, w.rows), Old::Replace, 1.0, x, weight);
+        let y = written(x_host.rows * w.rows, |y| {
+            let target = columns_of(y, w.rows, 0, w.rows);
+            product(
+                target,
+                Old::Replace,
+                1.0,
+                x_host.view(),
+                w.view().transpose(),
+            );
+        });
         tensor(y, [x_host.rows, w.rows])
     }
 
@@ -59,9 +67,10 @@ where
         let (Some(g), Some(w)) = (Matrix::new(grad.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference_backward(grad, weight);
         };
-        let mut d_x = vec![0f32; g.rows * w.columns];
-        let target = Target::rows(&mut d_x, w.columns);
-        product(target, Old::Replace, 1.0, g.view(), w.view());
+        let d_x = written(g.rows * w.columns, |d_x| {
+            let target = columns_of(d_x, w.columns, 0, w.columns);
+            product(target, Old::Replace, 1.0, g.view(), w.view());
+        });
         tensor(d_x, [g.rows, w.columns])
     }
 
@@ -144,17 +153,14 @@ where
         turned: usize,
         turn: Turn,
     ) -> Tensor<Self, 2> {
-        let ([cos, sin], shape) = ([&angles.cos, &angles.sin], x.dims());
-        let host = (
-            Matrix::new(x.clone()),
-            Matrix::new(cos.clone()),
-            Matrix::new(sin.clone()),
-        );
-        let (Some(host), Some(cos), Some(sin)) = host else {
+        let shape = x.dims();
+        let angles_host = [&angles.cos, &angles.sin].map(|side| Matrix::new(side.clone()));
+        let [Some(cos), Some(sin)] = angles_host else {
             return ops::rope::reference(x, angles, turned, turn);
         };
         let half = cos.columns;
-        let mut values = host.into_values();
+        // Consumed, so that it is turned in place if it can be.
+        let mut values = Matrix::new(x).map_or(Vec::new(), Matrix::into_values);
         let angles = [cos.values(), sin.values()];
         row_wise::rope(&mut values, shape[1], angles, half, turned, turn);
         tensor(values, shape)
@@ -248,6 +254,42 @@ where
             columns: tensor(columns, [rows, stats.columns()]),
             slopes: slopes.map(|slopes| tensor(slopes, [rows, width])),
         }
+    }
+
+    fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
+        tensors.into_iter().map(adamw_one).collect()
+    }
+}
+
+/// One tensor's step in one pass.
+fn adamw_one<E, I, Q>(tensor_: AdamWTensor<NdArray<E, I, Q>>) -> AdamWUpdate<NdArray<E, I, Q>>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let sides = [
+        &tensor_.param,
+        &tensor_.grad,
+        &tensor_.exp_avg,
+        &tensor_.exp_avg_sq,
+    ];
+    let [Some(param), Some(grad), Some(m), Some(v)] = sides.map(|t| Matrix::new(t.clone())) else {
+        return ops::adamw::reference_of_one(tensor_);
+    };
+    let shape = [param.rows, param.columns];
+    let [mut param, mut m, mut v] = [param, m, v].map(Matrix::into_values);
+    adamw::step(
+        &mut param,
+        grad.values(),
+        [&mut m, &mut v],
+        &tensor_.factors,
+    );
+    AdamWUpdate {
+        param: tensor(param, shape),
+        exp_avg: tensor(m, shape),
+        exp_avg_sq: tensor(v, shape),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
+use super::matrix::written;
 use super::vector::{exp, sum, sum2, vectorized};
 use crate::Turn;
 
 /// Values a thread takes at least: a pass over fewer is not worth waking it.
 const VALUES_A_THREAD: usize = 1 << 14;
 
-/// Calls `f(first row, rows)` for runs of rows of `out`, each `columns` long, in parallel.
+/// Calls `f(first row, rows)` for runs of rows of `out`, each `columns` long, in parallel and [`vectorized`].
 pub(super) fn by_rows(
     out: &mut [f32],
     columns: usize,
@@ -21,44 +22,65 @@ pub(super) fn by_rows(
     let share = rows.div_ceil(2 * rayon::current_num_threads());
     let share = share.max(VALUES_A_THREAD.div_ceil(columns)).max(1);
     let parts = out.par_chunks_mut(share * columns).enumerate();
-    parts.for_each(|(index, part)| vectorized(|| f(index * share, part)));
+    parts.for_each(|(index, part)| {
+        vectorized(
+            #[inline(always)]
+            || f(index * share, part),
+        )
+    });
+}
+
+/// `count` new values, in rows of `columns`, all of which `f` writes: see [`by_rows`].
+#[inline(always)]
+fn made_by_rows(
+    count: usize,
+    columns: usize,
+    f: impl Fn(usize, &mut [f32]) + Send + Sync,
+) -> Vec<f32> {
+    written(count, |out| by_rows(out, columns, f))
 }
 
 /// See [`crate::ops::rms_norm`].
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
-    by_rows(&mut out, columns, |first, rows| {
-        let xs = x[first * columns..].chunks_exact(columns);
-        for (y, x) in rows.chunks_exact_mut(columns).zip(xs) {
-            let inverse = inverse_rms(x, epsilon);
-            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                *y = x * inverse * weight;
+    made_by_rows(
+        x.len(),
+        columns,
+        #[inline(always)]
+        |first, rows| {
+            let xs = x[first * columns..].chunks_exact(columns);
+            for (y, x) in rows.chunks_exact_mut(columns).zip(xs) {
+                let inverse = inverse_rms(x, epsilon);
+                for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                    *y = x * inverse * weight;
+                }
             }
-        }
-    });
-    out
+        },
+    )
 }
 
 /// See [`crate::ops::rms_norm`].
 pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &[f32]) -> Vec<f32> {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
-    by_rows(&mut out, columns, |first, rows| {
-        let xs = x[first * columns..].chunks_exact(columns);
-        let grads = grad[first * columns..].chunks_exact(columns);
-        for ((d, x), grad) in rows.chunks_exact_mut(columns).zip(xs).zip(grads) {
-            let inverse = inverse_rms(x, epsilon);
-            for ((d, grad), weight) in d.iter_mut().zip(grad).zip(weight) {
-                *d = grad * weight;
+    made_by_rows(
+        x.len(),
+        columns,
+        #[inline(always)]
+        |first, rows| {
+            let xs = x[first * columns..].chunks_exact(columns);
+            let grads = grad[first * columns..].chunks_exact(columns);
+            for ((d, x), grad) in rows.chunks_exact_mut(columns).zip(xs).zip(grads) {
+                let inverse = inverse_rms(x, epsilon);
+                for ((d, grad), weight) in d.iter_mut().zip(grad).zip(weight) {
+                    *d = grad * weight;
+                }
+                let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
+                for (d, x) in d.iter_mut().zip(x) {
+                    *d = (*d - x * along) * inverse;
+                }
             }
-            let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
-            for (d, x) in d.iter_mut().zip(x) {
-                *d = (*d - x * along) * inverse;
-            }
-        }
-    });
-    out
+        },
+    )
 }
 
 #[inline(always)]
@@ -79,54 +101,65 @@ pub(super) fn rope(
         Turn::Forward => 1.0,
         Turn::Back => -1.0,
     };
-    by_rows(x, columns, |first, rows| {
-        for (index, row) in rows.chunks_exact_mut(columns).enumerate() {
-            let cos = &cos[(first + index) * half..][..half];
-            let sin = &sin[(first + index) * half..][..half];
-            for head in row[..turned * 2 * half].chunks_exact_mut(2 * half) {
-                let (a, b) = head.split_at_mut(half);
-                for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
-                    let sin = sin * sign;
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    by_rows(
+        x,
+        columns,
+        #[inline(always)]
+        |first, rows| {
+            for (index, row) in rows.chunks_exact_mut(columns).enumerate() {
+                let cos = &cos[(first + index) * half..][..half];
+                let sin = &sin[(first + index) * half..][..half];
+                for head in row[..turned * 2 * half].chunks_exact_mut(2 * half) {
+                    let (a, b) = head.split_at_mut(half);
+                    for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+                        let sin = sin * sign;
+                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// See [`crate::ops::swiglu`]; a row of `gate_up` holds `2 * half` values.
 pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len() / 2];
-    by_rows(&mut out, half, |first, rows| {
-        let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
-        for (y, pair) in rows.chunks_exact_mut(half).zip(pairs) {
-            let (gate, up) = pair.split_at(half);
-            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate * sigmoid(*gate) * up;
+    made_by_rows(
+        gate_up.len() / 2,
+        half,
+        #[inline(always)]
+        |first, rows| {
+            let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
+            for (y, pair) in rows.chunks_exact_mut(half).zip(pairs) {
+                let (gate, up) = pair.split_at(half);
+                for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = gate * sigmoid(*gate) * up;
+                }
             }
-        }
-    });
-    out
+        },
+    )
 }
 
 /// See [`crate::ops::swiglu`].
 pub(super) fn swiglu_backward(gate_up: &[f32], half: usize, grad: &[f32]) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len()];
-    by_rows(&mut out, 2 * half, |first, rows| {
-        let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
-        let grads = grad[first * half..].chunks_exact(half);
-        for ((d, pair), grad) in rows.chunks_exact_mut(2 * half).zip(pairs).zip(grads) {
-            let ((d_gate, d_up), (gate, up)) = (d.split_at_mut(half), pair.split_at(half));
-            let outputs = d_gate.iter_mut().zip(d_up);
-            let inputs = gate.iter().zip(up).zip(grad);
-            for ((d_gate, d_up), ((gate, up), grad)) in outputs.zip(inputs) {
-                let sigmoid = sigmoid(*gate);
-                *d_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-                *d_up = grad * gate * sigmoid;
+    made_by_rows(
+        gate_up.len(),
+        2 * half,
+        #[inline(always)]
+        |first, rows| {
+            let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
+            let grads = grad[first * half..].chunks_exact(half);
+            for ((d, pair), grad) in rows.chunks_exact_mut(2 * half).zip(pairs).zip(grads) {
+                let ((d_gate, d_up), (gate, up)) = (d.split_at_mut(half), pair.split_at(half));
+                let outputs = d_gate.iter_mut().zip(d_up);
+                let inputs = gate.iter().zip(up).zip(grad);
+                for ((d_gate, d_up), ((gate, up), grad)) in outputs.zip(inputs) {
+                    let sigmoid = sigmoid(*gate);
+                    *d_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+                    *d_up = grad * gate * sigmoid;
+                }
             }
-        }
-    });
-    out
+        },
+    )
 }
 
 #[inline(always)]

@@ -3,7 +3,8 @@
 /// Values an accumulator holds; as many as the widest vectors do.
 const LANES: usize = 16;
 
-/// Runs `f` compiled for the widest vectors this processor has.
+/// Runs `f` compiled for the widest vectors this processor has. It must be `#[inline(always)]`, and so must be what it
+/// calls: what is not inlined here is compiled for the narrowest.
 #[inline(always)]
 pub(super) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
     pulp::Arch::new().dispatch(f)

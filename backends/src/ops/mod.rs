@@ -1,5 +1,6 @@
 //! The operations of [`TrainBackend`](crate::TrainBackend): one file each, with its reference and its tests.
 
+pub mod adamw;
 pub mod adapted_linear;
 pub mod attention;
 pub mod linear;

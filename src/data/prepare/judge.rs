@@ -10,7 +10,7 @@ use super::stats::Reason;
 use crate::data::html;
 use crate::data::pair::PreferencePair;
 use crate::data::preference::best_and_worst;
-use crate::data::stack_exchange::Row;
+use crate::data::stack_exchange::{Answer, Row};
 use crate::error::{Error, Result};
 
 /// A pair that only a duplicate can still keep out.
@@ -49,22 +49,36 @@ impl Judge {
 
     /// The pair of a row, or why it has none.
     pub(super) fn judge(&self, row: &Row) -> std::result::Result<Candidate, Reason> {
-        let rules = &self.rules;
-        if row.answers.len() < rules.min_answers {
+        let (best, worst) = self.pick(&row.answers)?;
+        self.pair(row, best, worst)
+    }
+
+    /// Indices of the better and the worse answer by their scores alone, or why there are none.
+    pub(super) fn pick(&self, answers: &[Answer]) -> std::result::Result<(usize, usize), Reason> {
+        if answers.len() < self.rules.min_answers {
             return Err(Reason::TooFewAnswers);
         }
-        let picked = best_and_worst(&row.answers, rules.ties);
-        let picked = picked
-            .and_then(|(best, worst)| Some((row.answers.get(best)?, row.answers.get(worst)?)));
-        let Some((best, worst)) = picked else {
+        let (best, worst) =
+            best_and_worst(answers, self.rules.ties).ok_or(Reason::TooFewAnswers)?;
+        let score = |index: usize| answers.get(index).map_or(0, |answer| answer.pm_score);
+        match score(best) - score(worst) {
+            0 => Err(Reason::EqualScores),
+            gap if gap < self.rules.min_score_gap => Err(Reason::SmallScoreGap),
+            _ => Ok((best, worst)),
+        }
+    }
+
+    /// The pair of a row and two of its answers, or why they are none.
+    pub(super) fn pair(
+        &self,
+        row: &Row,
+        best: usize,
+        worst: usize,
+    ) -> std::result::Result<Candidate, Reason> {
+        let rules = &self.rules;
+        let (Some(best), Some(worst)) = (row.answers.get(best), row.answers.get(worst)) else {
             return Err(Reason::TooFewAnswers);
         };
-        if best.pm_score == worst.pm_score {
-            return Err(Reason::EqualScores);
-        }
-        if best.pm_score - worst.pm_score < rules.min_score_gap {
-            return Err(Reason::SmallScoreGap);
-        }
         let prompt = self.text(&row.question)?;
         if !self.filters.is_empty() && !self.filters.is_match(&prompt.to_lowercase()) {
             return Err(Reason::NotMatched);

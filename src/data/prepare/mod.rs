@@ -8,6 +8,7 @@ mod duplicates;
 mod exclude;
 mod judge;
 mod output;
+mod remembered;
 mod rules;
 mod stats;
 mod words;
@@ -31,7 +32,7 @@ use self::judge::{Candidate, Judge};
 use self::output::{PairsFile, Paths};
 use self::stats::StatsFile;
 use super::stack_exchange::{
-    self as source, BadInput, Format, Meter, PostKind, Record, Records, jsonl,
+    self as source, BadInput, Format, Meter, PostKind, Record, Records, UnreadRow, jsonl,
 };
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -152,8 +153,9 @@ struct Block {
     records: Vec<Record>,
 }
 
-/// A row's verdict, with the row's id or place.
-type Verdict = std::result::Result<(String, std::result::Result<Candidate, Reason>), BadInput>;
+/// A row's id and verdict; or why it could not be read.
+type Judged = (String, std::result::Result<Candidate, Reason>);
+type Verdict = std::result::Result<Judged, BadInput>;
 
 fn read_judge_write(
     options: &PrepareOptions,
@@ -276,7 +278,7 @@ fn judge_and_write(
 
 fn judge_record(judge: &Judge, record: Record) -> Result<Verdict> {
     let row = match record {
-        Record::Row(row) => Ok(row),
+        Record::Unread(row) => return judge_unread(judge, row).map(Ok),
         Record::Line(line) => jsonl::parse_line(&line),
         Record::Bad(bad) => Err(bad),
         Record::Failed(error) => return Err(error),
@@ -285,6 +287,18 @@ fn judge_record(judge: &Judge, record: Record) -> Result<Verdict> {
         let verdict = judge.judge(&row);
         (row.qid, verdict)
     }))
+}
+
+/// Judges a row, fetching only the texts its pair is made of, if it has one.
+fn judge_unread(judge: &Judge, mut unread: UnreadRow) -> Result<Judged> {
+    let verdict = match judge.pick(&unread.row().answers) {
+        Ok((best, worst)) => {
+            unread.fetch(&[best, worst])?;
+            judge.pair(unread.row(), best, worst)
+        }
+        Err(reason) => Err(reason),
+    };
+    Ok((unread.into_row().qid, verdict))
 }
 
 /// The outputs and what is remembered while they are written.
@@ -310,7 +324,7 @@ impl Writer {
         Ok(Self {
             kept: PairsFile::create(&paths.output, options.form)?,
             held_out,
-            seen: Seen::new(options.rules.near_duplicate_threshold),
+            seen: Seen::new(options.rules.near_duplicate_threshold, paths.folder()),
             rules: options.rules.clone(),
             skip_bad_rows: options.skip_bad_rows,
             stats: Stats {
@@ -345,7 +359,7 @@ impl Writer {
     fn write_pair(&mut self, id: String, candidate: &Candidate) -> Result<()> {
         let mut held_out = false;
         if let Some(question) = &candidate.fingerprint {
-            let found = self.seen.find(question);
+            let found = self.seen.find(question)?;
             match found {
                 Some((Repeats::Exactly, _)) if self.rules.drop_duplicates => {
                     self.stats.lose(Reason::Duplicate, id);
@@ -359,7 +373,7 @@ impl Writer {
             }
             // What repeats another question goes where that one went.
             let key = found.map_or(question.exact, |(_, key)| key);
-            self.seen.insert(question, key);
+            self.seen.insert(question, key)?;
             held_out = words::mix(key) as f64 / 2f64.powi(64) < self.rules.held_out_fraction;
         }
         let stats = &mut self.stats;

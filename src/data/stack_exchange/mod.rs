@@ -13,11 +13,14 @@ mod parquet_leaf;
 pub mod parquet_rows;
 pub mod posts_xml;
 mod spill;
+mod unread;
 mod xml_tags;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub use unread::UnreadRow;
 
 use crate::error::{Error, Result};
 
@@ -88,8 +91,8 @@ impl From<BadInput> for Error {
 /// What a reader hands out.
 #[derive(Debug)]
 pub enum Record {
-    /// A row.
-    Row(Row),
+    /// A row whose texts are still to be fetched (by [`UnreadRow::fetch`], which the caller may do in parallel).
+    Unread(UnreadRow),
     /// A JSON line still to be parsed (by [`jsonl::parse_line`], which the caller may do in parallel).
     Line(jsonl::Line),
     /// Something unreadable.
@@ -102,9 +105,7 @@ impl Record {
     /// About how many bytes of text it holds.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Row(row) => {
-                row.question.len() + row.answers.iter().map(|a| a.text.len()).sum::<usize>()
-            }
+            Self::Unread(row) => row.len(),
             Self::Line(line) => line.bytes.len(),
             Self::Bad(_) | Self::Failed(_) => 0,
         }

@@ -12,7 +12,7 @@ use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::parquet_leaf::{Integers, Leaf};
-use super::{Answer, BadInput, Meter, Record, Records, Row};
+use super::{Answer, BadInput, Meter, Record, Records, UnreadRow};
 use crate::error::{Error, Result};
 
 /// Rows decoded at a time.
@@ -200,14 +200,15 @@ impl Rows {
                     self.unreported -= bytes;
                     self.meter.consumed(bytes);
                     let (name, group) = (&self.name, self.group);
-                    let number = |(i, row): (usize, std::result::Result<Row, String>)| match row {
-                        Ok(row) => Record::Row(row),
-                        Err(problem) => {
-                            let row = first + i as u64;
-                            let place = format!("{name}: row group {group}, row {row}");
-                            Record::Bad(BadInput::row(place, problem))
-                        }
-                    };
+                    let number =
+                        |(i, row): (usize, std::result::Result<UnreadRow, String>)| match row {
+                            Ok(row) => Record::Unread(row),
+                            Err(problem) => {
+                                let row = first + i as u64;
+                                let place = format!("{name}: row group {group}, row {row}");
+                                Record::Bad(BadInput::row(place, problem))
+                            }
+                        };
                     self.ready = rows.into_iter().enumerate().map(number).rev().collect();
                     return true;
                 }
@@ -287,13 +288,15 @@ impl Group {
     }
 
     /// The next rows; for one that lacks a value or is not UTF-8, what is wrong with it.
-    fn read_batch(&mut self) -> ParquetResult<Vec<std::result::Result<Row, String>>> {
+    fn read_batch(&mut self) -> ParquetResult<Vec<std::result::Result<UnreadRow, String>>> {
         let rows = BATCH.min((self.rows - self.row) as usize);
         let qids: Vec<std::result::Result<String, String>> = match &mut self.qid {
             Qid::Text(leaf) => leaf
                 .read(rows)?
                 .into_iter()
-                .map(|v| one_text(v, "qid"))
+                .map(|v| {
+                    one_text(v, "qid").map(|qid| String::from_utf8_lossy(qid.data()).into_owned())
+                })
                 .collect(),
             Qid::Number(numbers) => {
                 let number = |v: Vec<Option<i64>>| v.into_iter().next().flatten();
@@ -321,32 +324,38 @@ impl Group {
             .map(|((qid, question), (texts, scores))| {
                 let flags = selected.next().unwrap_or_default();
                 let question = one_text(question, "question")?;
-                Ok(Row {
-                    qid: qid?,
-                    question,
-                    answers: answers(texts, scores, &flags)?,
-                })
+                let qid = qid?;
+                let answers = answers(texts, scores, &flags)?;
+                Ok(UnreadRow::in_page(qid, question, answers))
             })
             .collect())
     }
 }
 
-fn one_text(values: Vec<Option<ByteArray>>, column: &str) -> std::result::Result<String, String> {
+fn one_text(
+    values: Vec<Option<ByteArray>>,
+    column: &str,
+) -> std::result::Result<ByteArray, String> {
     text(values.into_iter().next().flatten(), column)
 }
 
-fn text(value: Option<ByteArray>, column: &str) -> std::result::Result<String, String> {
+/// The value if it is there and UTF-8.
+fn text(value: Option<ByteArray>, column: &str) -> std::result::Result<ByteArray, String> {
     let value = value.ok_or_else(|| format!("{column} is null"))?;
-    let text = std::str::from_utf8(value.data())
-        .map_err(|e| format!("{column} is not UTF-8 from its byte {} on", e.valid_up_to()))?;
-    Ok(text.to_string())
+    match std::str::from_utf8(value.data()) {
+        Ok(_) => Ok(value),
+        Err(e) => Err(format!(
+            "{column} is not UTF-8 from its byte {} on",
+            e.valid_up_to()
+        )),
+    }
 }
 
 fn answers(
     texts: Vec<Option<ByteArray>>,
     scores: Vec<Option<i64>>,
     selected: &[Option<bool>],
-) -> std::result::Result<Vec<Answer>, String> {
+) -> std::result::Result<Vec<(Answer, ByteArray)>, String> {
     if texts.len() != scores.len() {
         return Err("answers.text and answers.pm_score differ in number".into());
     }
@@ -357,11 +366,12 @@ fn answers(
         .map(|(i, (value, score))| {
             let pm_score = score.ok_or("answers.pm_score is null")?;
             let selected = selected.get(i).copied().flatten().unwrap_or(false);
-            Ok(Answer {
-                text: text(value, "answers.text")?,
+            let answer = Answer {
+                text: String::new(),
                 pm_score,
                 selected,
-            })
+            };
+            Ok((answer, text(value, "answers.text")?))
         });
     each.collect()
 }

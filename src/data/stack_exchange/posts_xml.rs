@@ -1,21 +1,23 @@
 //! Rows from the official data dump's `Posts.xml`: one `<row …/>` a post, questions and answers mixed.
 //!
-//! An answer may come long before or after its question, so posts are first spread over temporary files by
-//! question (`spill`), which are then joined one by one: memory holds one part for each
-//! thread (16 MiB of posts in files up to 8 GiB, a 512th of the file beyond that), never the file. Questions come out in the file's order,
-//! those with fewer than two answers without their texts.
+//! An answer may come long before or after its question, so the file is read twice. The first time, ids, scores and
+//! where each text lies are spread over temporary files by question (`spill`, 56 bytes a post), which are then joined,
+//! eight at once: memory holds the posts, not the texts, of 128 MiB of input, of a 64th of the file where that is more.
+//! The second time, questions come out in the file's order, and the texts that a pair is made of are fetched (`unread`),
+//! by whoever judges the row. Most answers follow soon after their question, so that reads move through the file in order.
 //!
 //! The dump has no upvotes, only `Score` (upvotes minus downvotes), which stands in for them: the vote score is
 //! `round(log2(1 + Score))`, one more for the accepted answer, and -1 where `Score` is negative.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 
-use quick_xml::XmlVersion;
 use quick_xml::events::BytesStart;
 
 use super::spill::{Post, Spill};
+use super::unread::{Span, Texts, check_escapes, unescape};
 use super::xml_tags::{Tag, Tags};
 use super::{BadInput, Meter, PostKind, Record, Records};
 use crate::error::{Error, Result};
@@ -28,8 +30,15 @@ const WHOLE_FILE: &str = "get the file again, or pass --skip-bad-rows to use wha
 /// The file cannot be opened, or the scratch files not made.
 pub fn open(path: &Path, temporary: &Path, meter: Meter) -> Result<Records> {
     let open = |e| Error::io(path, "open", e);
-    let file = File::open(path).map_err(open)?;
+    let mut file = File::open(path).map_err(open)?;
+    if !file.metadata().map_err(open)?.is_file() {
+        file = copied(file, temporary)?;
+    }
     let length = file.metadata().map_err(open)?.len();
+    let mut texts = Some(Texts {
+        file: file.try_clone().map_err(open)?,
+        path: path.to_path_buf(),
+    });
     let spill = Spill::new(length, temporary)?;
     let tags = Tags::new(BufReader::with_capacity(1 << 18, file));
     let name = path.display().to_string();
@@ -52,14 +61,23 @@ pub fn open(path: &Path, temporary: &Path, meter: Meter) -> Result<Records> {
                 }
             }
         }
-        if let Some(done) = scan.take() {
-            match done.spill.into_rows(meter.clone()) {
+        if let (Some(done), Some(texts)) = (scan.take(), texts.take()) {
+            match done.spill.into_rows(&meter, texts) {
                 Ok(records) => rows = Some(records),
                 Err(error) => return Some(Record::Failed(error)),
             }
         }
         rows.as_mut()?.next()
     })))
+}
+
+/// What comes through a pipe, as a temporary file: it is read twice.
+fn copied(mut from: File, temporary: &Path) -> Result<File> {
+    let fail = |e| Error::io(temporary, "write a temporary file", e);
+    let mut file = tempfile::tempfile_in(temporary).map_err(fail)?;
+    std::io::copy(&mut from, &mut file).map_err(fail)?;
+    file.rewind().map_err(fail)?;
+    Ok(file)
 }
 
 /// Where in the document the scan is.
@@ -132,11 +150,11 @@ impl<R: BufRead> Scan<R> {
         match (name, &self.depth) {
             _ if text.starts_with(['?', '!']) => {}
             ("posts", Depth::Before) => self.depth = Depth::Inside,
-            ("row", Depth::Inside) => match parse_post(text) {
+            ("row", Depth::Inside) => match parse_post(text, self.tags.start + 1) {
                 Ok(post) => {
                     self.meter
                         .count_post(post.as_ref().map_or(PostKind::Other, Post::kind));
-                    post.map_or(Ok(()), |post| self.spill.push(post))?;
+                    post.map_or(Ok(()), |post| self.spill.push(&post))?;
                 }
                 Err(problem) => return Ok(Err(BadInput::row(self.place(), problem))),
             },
@@ -167,33 +185,51 @@ impl<R: BufRead> Scan<R> {
     }
 }
 
-/// The question or answer in a `<row …>` tag's text; `None` for other kinds of posts.
-fn parse_post(text: &str) -> std::result::Result<Option<Post>, String> {
-    let mut fields: [Option<std::borrow::Cow<'_, str>>; 6] = Default::default();
-    const NAMES: [&str; 6] = [
-        "PostTypeId",
-        "Id",
-        "ParentId",
-        "Score",
-        "AcceptedAnswerId",
-        "Body",
-    ];
-    let start = BytesStart::from_content(text.strip_suffix('/').unwrap_or(text), "row".len());
-    for attribute in start.attributes() {
+const NAMES: [&str; 6] = [
+    "PostTypeId",
+    "Id",
+    "ParentId",
+    "Score",
+    "AcceptedAnswerId",
+    "Body",
+];
+
+/// The question or answer in a `<row …>` tag's text, which lies in the file from byte `offset` on; `None` for other
+/// kinds of posts.
+fn parse_post(text: &str, offset: u64) -> std::result::Result<Option<Post>, String> {
+    let mut fields: [Option<Cow<'_, str>>; 5] = Default::default();
+    let mut body = None;
+    let content = text.strip_suffix('/').unwrap_or(text);
+    for attribute in BytesStart::from_content(content, "row".len()).attributes() {
         let attribute = attribute.map_err(|e| e.to_string())?;
-        if let Some(field) = NAMES
+        let Some(name) = NAMES
             .iter()
             .position(|name| *name == attribute.key.as_ref())
-        {
-            let value = attribute.normalized_value(XmlVersion::Implicit1_0);
-            fields[field] = Some(
-                value
-                    .map_err(|e| format!("attribute {}: {e}", NAMES[field]))?
-                    .into_owned()
-                    .into(),
-            );
+        else {
+            continue;
+        };
+        let fail = |e| format!("attribute {}: {e}", NAMES[name]);
+        let raw: &str = &attribute.value;
+        match fields.get_mut(name) {
+            Some(field) => *field = Some(unescape(raw).map_err(fail)?.into_owned().into()),
+            None => {
+                check_escapes(raw).map_err(fail)?;
+                let at = raw.as_ptr().addr() - content.as_ptr().addr();
+                body = Some(Span {
+                    start: offset + at as u64,
+                    len: raw.len() as u64,
+                });
+            }
         }
     }
+    post(&fields, body)
+}
+
+/// The post with these attributes, in the order of [`NAMES`].
+fn post(
+    fields: &[Option<Cow<'_, str>>; 5],
+    body: Option<Span>,
+) -> std::result::Result<Option<Post>, String> {
     let number = |field: usize| match &fields[field] {
         None => Err(format!("the attribute {} is missing", NAMES[field])),
         Some(text) => text
@@ -205,21 +241,14 @@ fn parse_post(text: &str) -> std::result::Result<Option<Post>, String> {
         return Ok(None);
     }
     let (id, score) = (number(1)?, number(3)?);
-    let (question, accepted) = match (kind, &fields[4]) {
-        (1, Some(_)) => (id, Some(number(4)?)),
-        (1, None) => (id, None),
-        _ => (number(2)?, None),
+    let question = if kind == 1 { id } else { number(2)? };
+    let accepted = match &fields[4] {
+        Some(_) if kind == 1 => Some(number(4)?),
+        _ => None,
     };
-    let body = fields[5]
-        .take()
-        .ok_or("the attribute Body is missing")?
-        .into_owned();
+    let body = body.ok_or("the attribute Body is missing")?;
     Ok(Some(match kind {
-        1 => Post::Question {
-            id: question,
-            accepted,
-            body,
-        },
+        1 => Post::Question { id, accepted, body },
         _ => Post::Answer {
             id,
             question,
@@ -242,7 +271,11 @@ mod tests {
         let (mut rows, mut bad) = (Vec::new(), Vec::new());
         for record in open(&path, folder.path(), meter.clone()).unwrap() {
             match record {
-                Record::Row(row) => rows.push(row),
+                Record::Unread(mut row) => {
+                    let all: Vec<_> = (0..row.row().answers.len()).collect();
+                    row.fetch(&all).unwrap();
+                    rows.push(row.into_row());
+                }
                 Record::Bad(mut input) => {
                     input.place = input.place.rsplit_once('/').unwrap().1.to_string();
                     bad.push(input);

@@ -1,36 +1,40 @@
-//! Joins questions with their answers without holding all of them: posts are spread over temporary files by
-//! question, each file is joined in memory, and the joined rows are merged back into the questions' order.
+//! Joins questions with their answers without holding all of them: posts, without their texts, are spread over temporary
+//! files by question, each file is joined in memory, and the joined rows are merged back into the questions' order.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Answer, Meter, PostKind, Record, Records, Row};
+use super::unread::{Span, Texts, UnreadRow};
+use super::{Answer, Meter, PostKind, Record, Records};
 use crate::data::preference::pm_score;
 use crate::error::{Error, Result};
 
-/// Bytes of input per part: what a join may hold in memory, once for each thread.
+/// Bytes of input per part: the posts of some megabytes fit a megabyte.
 const PART: u64 = 16 << 20;
 /// Most parts, which are open files.
 const MOST_PARTS: u64 = 512;
+/// Parts joined at once, each in memory.
+const AT_ONCE: usize = 8;
 
-/// A question or an answer.
+/// A question or an answer, without its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Post {
     Question {
         id: i64,
         accepted: Option<i64>,
-        body: String,
+        body: Span,
     },
     Answer {
         id: i64,
         question: i64,
         score: i64,
-        body: String,
+        body: Span,
     },
 }
 
@@ -42,12 +46,72 @@ impl Post {
         }
     }
 
-    /// The question this post belongs to.
-    fn key(&self) -> i64 {
-        match self {
-            Self::Question { id, .. } => *id,
-            Self::Answer { question, .. } => *question,
+    /// As it is stored, `order` being its place among all posts.
+    fn stored(&self, order: u64) -> Stored {
+        match *self {
+            Self::Question { id, accepted, body } => Stored([
+                id as u64,
+                0,
+                order,
+                u64::from(accepted.is_some()),
+                accepted.unwrap_or(0) as u64,
+                body.start,
+                body.len,
+            ]),
+            Self::Answer {
+                id,
+                question,
+                score,
+                body,
+            } => Stored([
+                question as u64,
+                1,
+                order,
+                id as u64,
+                score as u64,
+                body.start,
+                body.len,
+            ]),
         }
+    }
+}
+
+/// A post as numbers: the question it belongs to, 0 for a question or 1 for an answer, its place among all posts; then
+/// whether an answer is accepted and which, or the answer's id and score; where its text is. Sorted, a question is
+/// followed by its answers in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Stored([u64; 7]);
+
+impl Stored {
+    fn is_question(&self) -> bool {
+        self.0[1] == 0
+    }
+
+    fn order(&self) -> u64 {
+        self.0[2]
+    }
+
+    fn body(&self) -> Span {
+        let [.., start, len] = self.0;
+        Span { start, len }
+    }
+
+    /// The answer that a question's asker accepted.
+    fn accepted(&self) -> Option<i64> {
+        let [_, _, _, any, accepted, ..] = self.0;
+        (any == 1).then_some(accepted as i64)
+    }
+
+    /// An answer to a question that accepted `accepted`; its text is not read yet.
+    fn answer(&self, accepted: Option<i64>) -> (Answer, Span) {
+        let [_, _, _, id, score, ..] = self.0;
+        let selected = accepted == Some(id as i64);
+        let answer = Answer {
+            text: String::new(),
+            pm_score: pm_score(score as i64, selected),
+            selected,
+        };
+        (answer, self.body())
     }
 }
 
@@ -76,136 +140,140 @@ impl Spill {
         })
     }
 
-    pub(super) fn push(&mut self, post: Post) -> Result<()> {
-        // Fibonacci hashing: neighbouring ids spread evenly.
-        let hash = (post.key() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let part = (hash % self.parts.len() as u64) as usize;
-        let written = write_post(&mut self.parts[part], self.count, &post);
+    pub(super) fn push(&mut self, post: &Post) -> Result<()> {
+        let stored = post.stored(self.count);
         self.count += 1;
-        written.map_err(|e| Error::io(&self.folder, "write a temporary file", e))
+        // Fibonacci hashing: neighbouring ids spread evenly.
+        let hash = stored.0[0].wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let part = (hash % self.parts.len() as u64) as usize;
+        write_numbers(&mut self.parts[part], &stored.0)
+            .map_err(|e| Error::io(&self.folder, "write a temporary file", e))
     }
 
-    /// The joined rows, in the order of their questions.
-    pub(super) fn into_rows(self, meter: Meter) -> Result<Records> {
-        let fail = |e| Error::io(&self.folder, "use a temporary file", e);
-        if self.parts.len() == 1 {
-            let mut rows = Vec::new();
-            for part in self.parts {
-                rows = join(part, &meter).map_err(fail)?;
-            }
-            return Ok(Box::new(rows.into_iter().map(|(_, row)| Record::Row(row))));
-        }
-        let joined = self.parts.into_par_iter().map(|part| {
+    /// The joined rows, in the order of their questions; `texts` is where their texts are.
+    pub(super) fn into_rows(self, meter: &Meter, texts: Texts) -> Result<Records> {
+        let Self { parts, folder, .. } = self;
+        let texts = Arc::new(texts);
+        let fail = |e| Error::io(&folder, "use a temporary file", e);
+        let mut joined = Vec::with_capacity(parts.len());
+        let mut parts = parts.into_iter();
+        loop {
+            let some: Vec<_> = parts.by_ref().take(AT_ONCE).collect();
             if meter.must_stop() {
-                return Err(io::ErrorKind::Interrupted.into());
+                return Err(Error::Interrupted {
+                    note: "nothing was written".into(),
+                });
             }
-            let rows = join(part, &meter)?;
-            let mut file = BufWriter::new(tempfile::tempfile_in(&self.folder)?);
-            rows.iter()
-                .try_for_each(|(order, row)| write_row(&mut file, *order, row))?;
-            reread(file)
-        });
-        let joined: io::Result<Vec<_>> = joined.collect();
-        if meter.must_stop() {
-            return Err(Error::Interrupted {
-                note: "nothing was written".into(),
-            });
+            if some.is_empty() {
+                break;
+            }
+            let some = some.into_par_iter().map(|part| join(part, &folder, meter));
+            joined.extend(some.collect::<io::Result<Vec<_>>>().map_err(fail)?);
         }
-        let merge = joined.and_then(Merge::new).map_err(fail)?;
-        let folder = self.folder.clone();
+        let merge = Merge::new(joined).map_err(fail)?;
         Ok(Box::new(merge.map(move |row| match row {
-            Ok(row) => Record::Row(row),
+            Ok(row) => Record::Unread(row.unread(&texts)),
             Err(e) => Record::Failed(Error::io(&folder, "read a temporary file", e)),
         })))
     }
 }
 
-/// The rows of a part with their order numbers, ordered.
-fn join(part: BufWriter<File>, meter: &Meter) -> io::Result<Vec<(u64, Row)>> {
+/// Writes the questions of a part, each followed by its answers, in the questions' order.
+fn join(part: BufWriter<File>, folder: &Path, meter: &Meter) -> io::Result<BufReader<File>> {
+    let mut posts = Vec::new();
     let mut reader = reread(part)?;
-    let mut questions: Vec<(u64, i64, Option<i64>, Row)> = Vec::new();
-    let mut answers: HashMap<i64, Vec<(i64, i64, String)>> = HashMap::new();
-    while let Some((order, post)) = read_post(&mut reader)? {
-        match post {
-            Post::Question { id, accepted, body } => {
-                let row = Row {
-                    qid: id.to_string(),
-                    question: body,
-                    answers: Vec::new(),
-                };
-                questions.push((order, id, accepted, row));
-            }
-            Post::Answer {
-                id,
-                question,
-                score,
-                body,
-            } => {
-                answers.entry(question).or_default().push((id, score, body));
-            }
-        }
+    while let Some(first) = read_number(&mut reader)? {
+        posts.push(read_post(&mut reader, first)?);
     }
-    let rows = questions.into_iter().map(|(order, id, accepted, mut row)| {
-        row.answers
-            .extend(answers.remove(&id).unwrap_or_default().into_iter().map(
-                |(id, score, text)| {
-                    let selected = accepted == Some(id);
-                    Answer {
-                        text,
-                        pm_score: pm_score(score, selected),
-                        selected,
-                    }
-                },
-            ));
-        if row.answers.len() < 2 {
-            // No pair can come of it: its texts need not go to disk and back.
-            row.question.clear();
-            row.answers
-                .iter_mut()
-                .for_each(|answer| answer.text.clear());
+    posts.sort_unstable();
+    let mut rows: Vec<(&Stored, &[Stored])> = Vec::new();
+    for family in posts.chunk_by(|a, b| a.0[0] == b.0[0]) {
+        let (questions, answers) =
+            family.split_at(family.partition_point(|post| post.is_question()));
+        if questions.is_empty() {
+            answers
+                .iter()
+                .for_each(|_| meter.count_post(PostKind::OrphanAnswer));
         }
-        (order, row)
-    });
-    let rows = rows.collect();
-    for _ in answers.values().flatten() {
-        meter.count_post(PostKind::OrphanAnswer);
+        // Of two questions with one id, the first gets the answers.
+        let mut answers = Some(answers);
+        rows.extend(
+            questions
+                .iter()
+                .map(|question| (question, answers.take().unwrap_or_default())),
+        );
     }
-    Ok(rows)
+    rows.sort_unstable_by_key(|(question, _)| question.order());
+    let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
+    for (question, answers) in rows {
+        write_numbers(&mut file, &question.0)?;
+        write_numbers(&mut file, &[answers.len() as u64])?;
+        answers
+            .iter()
+            .try_for_each(|answer| write_numbers(&mut file, &answer.0))?;
+    }
+    reread(file)
+}
+
+/// A question with its answers.
+struct Joined {
+    question: Stored,
+    answers: Vec<Stored>,
+}
+
+impl Joined {
+    fn unread(self, texts: &Arc<Texts>) -> UnreadRow {
+        let accepted = self.question.accepted();
+        let answers = self.answers.iter().map(|answer| answer.answer(accepted));
+        let (id, body) = (self.question.0[0] as i64, self.question.body());
+        UnreadRow::in_posts(id, body, answers, texts.clone())
+    }
 }
 
 /// Merges ordered files of rows.
 struct Merge {
     parts: Vec<BufReader<File>>,
-    /// Order number of the next row of each part that has one.
-    heads: BinaryHeap<Reverse<(u64, usize)>>,
+    /// The next question of each part that has one, by its order number.
+    heads: BinaryHeap<Reverse<(u64, usize, Stored)>>,
 }
 
 impl Merge {
-    fn new(mut parts: Vec<BufReader<File>>) -> io::Result<Self> {
-        let mut heads = BinaryHeap::new();
-        for (index, part) in parts.iter_mut().enumerate() {
-            if let Some(order) = read_number(part)? {
-                heads.push(Reverse((order, index)));
-            }
+    fn new(parts: Vec<BufReader<File>>) -> io::Result<Self> {
+        let heads = BinaryHeap::with_capacity(parts.len());
+        let mut merge = Self { parts, heads };
+        for index in 0..merge.parts.len() {
+            merge.read_head(index)?;
         }
-        Ok(Self { parts, heads })
+        Ok(merge)
     }
 
-    fn next_row(&mut self) -> io::Result<Option<Row>> {
-        let Some(Reverse((_, index))) = self.heads.pop() else {
+    fn read_head(&mut self, index: usize) -> io::Result<()> {
+        let part = &mut self.parts[index];
+        if let Some(first) = read_number(part)? {
+            let question = read_post(part, first)?;
+            self.heads
+                .push(Reverse((question.order(), index, question)));
+        }
+        Ok(())
+    }
+
+    fn next_row(&mut self) -> io::Result<Option<Joined>> {
+        let Some(Reverse((_, index, question))) = self.heads.pop() else {
             return Ok(None);
         };
         let part = &mut self.parts[index];
-        let row = read_row(part)?;
-        if let Some(order) = read_number(part)? {
-            self.heads.push(Reverse((order, index)));
-        }
-        Ok(Some(row))
+        let answers = (0..number(part)?).map(|_| {
+            let first = number(part)?;
+            read_post(part, first)
+        });
+        let answers = answers.collect::<io::Result<_>>()?;
+        self.read_head(index)?;
+        Ok(Some(Joined { question, answers }))
     }
 }
 
 impl Iterator for Merge {
-    type Item = io::Result<Row>;
+    type Item = io::Result<Joined>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_row().transpose()
@@ -224,11 +292,6 @@ fn write_numbers(out: &mut impl Write, numbers: &[u64]) -> io::Result<()> {
         .try_for_each(|number| out.write_all(&number.to_le_bytes()))
 }
 
-fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
-    write_numbers(out, &[text.len() as u64])?;
-    out.write_all(text.as_bytes())
-}
-
 /// `None` at the end of the file.
 fn read_number(input: &mut impl Read) -> io::Result<Option<u64>> {
     let mut bytes = [0; 8];
@@ -243,90 +306,13 @@ fn number(input: &mut impl Read) -> io::Result<u64> {
     read_number(input)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-fn read_text(input: &mut impl Read) -> io::Result<String> {
-    let mut bytes = vec![0; number(input)? as usize];
-    input.read_exact(&mut bytes)?;
-    String::from_utf8(bytes).map_err(io::Error::other)
-}
-
-fn write_post(out: &mut impl Write, order: u64, post: &Post) -> io::Result<()> {
-    let (numbers, body) = match post {
-        Post::Question { id, accepted, body } => (
-            [
-                order,
-                1,
-                *id as u64,
-                u64::from(accepted.is_some()),
-                accepted.unwrap_or(0) as u64,
-            ],
-            body,
-        ),
-        Post::Answer {
-            id,
-            question,
-            score,
-            body,
-        } => (
-            [order, 2, *id as u64, *question as u64, *score as u64],
-            body,
-        ),
-    };
-    write_numbers(out, &numbers)?;
-    write_text(out, body)
-}
-
-fn read_post(input: &mut impl Read) -> io::Result<Option<(u64, Post)>> {
-    let Some(order) = read_number(input)? else {
-        return Ok(None);
-    };
-    let kind = number(input)?;
-    let id = number(input)? as i64;
-    let (first, second) = (number(input)?, number(input)? as i64);
-    let body = read_text(input)?;
-    let post = match kind {
-        1 => Post::Question {
-            id,
-            accepted: (first == 1).then_some(second),
-            body,
-        },
-        _ => Post::Answer {
-            id,
-            question: first as i64,
-            score: second,
-            body,
-        },
-    };
-    Ok(Some((order, post)))
-}
-
-fn write_row(out: &mut impl Write, order: u64, row: &Row) -> io::Result<()> {
-    write_numbers(out, &[order])?;
-    write_text(out, &row.qid)?;
-    write_text(out, &row.question)?;
-    write_numbers(out, &[row.answers.len() as u64])?;
-    row.answers.iter().try_for_each(|answer| {
-        write_numbers(out, &[answer.pm_score as u64, u64::from(answer.selected)])?;
-        write_text(out, &answer.text)
-    })
-}
-
-/// A row, its order number already read.
-fn read_row(input: &mut impl Read) -> io::Result<Row> {
-    let (qid, question) = (read_text(input)?, read_text(input)?);
-    let answers = (0..number(input)?).map(|_| {
-        let (pm_score, selected) = (number(input)? as i64, number(input)? == 1);
-        Ok(Answer {
-            pm_score,
-            selected,
-            text: read_text(input)?,
-        })
-    });
-    let answers = answers.collect::<io::Result<_>>()?;
-    Ok(Row {
-        qid,
-        question,
-        answers,
-    })
+/// A post whose `first` number is already read.
+fn read_post(input: &mut impl Read, first: u64) -> io::Result<Stored> {
+    let mut numbers = [first; 7];
+    for rest in &mut numbers[1..] {
+        *rest = number(input)?;
+    }
+    Ok(Stored(numbers))
 }
 
 #[cfg(test)]
@@ -340,7 +326,11 @@ mod tests {
         let rows = |parts| {
             let mut spill = Spill::with_parts(parts, folder.path()).unwrap();
             for n in 0..500i64 {
-                let (id, body) = (n * 7919 % 500, format!("post {n}"));
+                let id = n * 7919 % 500;
+                let body = Span {
+                    start: n as u64,
+                    len: 1,
+                };
                 let post = match id % 5 {
                     0 => Post::Question {
                         id,
@@ -354,11 +344,15 @@ mod tests {
                         body,
                     },
                 };
-                spill.push(post).unwrap();
+                spill.push(&post).unwrap();
             }
-            let rows = spill.into_rows(Meter::default()).unwrap();
+            let texts = Texts {
+                file: tempfile::tempfile().unwrap(),
+                path: PathBuf::new(),
+            };
+            let rows = spill.into_rows(&Meter::default(), texts).unwrap();
             rows.map(|record| match record {
-                Record::Row(row) => row,
+                Record::Unread(row) => row.into_row(),
                 other => panic!("{other:?}"),
             })
             .collect::<Vec<_>>()

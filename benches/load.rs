@@ -1,0 +1,173 @@
+//! Loading a model against plainly reading its file, with the file in the page cache.
+//!
+//!     cargo bench --bench load
+//!
+//! Writes a random model of 268 million weights, in f32 and in bf16, to a temporary folder (1.6 GB). Each way of loading
+//! it takes turns with `std::fs::read` of the same file; the best of several turns counts. Prints a table, then one line
+//! of JSON.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a benchmark may stop at the first surprise"
+)]
+#![allow(clippy::print_stdout, reason = "the table is the result")]
+
+#[allow(dead_code, reason = "the shape is all that is taken from it")]
+#[path = "../tests/fixtures/tiny/mod.rs"]
+mod tiny;
+
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use arithmo::model::config::MistralConfig;
+use arithmo::model::load::load;
+use arithmo::model::save::{OutTensor, save_folder};
+use arithmo::model::weights::WeightFiles;
+use burn::tensor::DType;
+use burn_ndarray::NdArray;
+use serde_json::json;
+
+/// Set, this program only loads the model there and prints what its peak of memory rose by, in bytes.
+const LOAD_ONLY: &str = "ARITHMO_LOAD_ONLY";
+const TURNS: usize = 7;
+const MIB: f64 = 1024.0 * 1024.0;
+
+fn config() -> MistralConfig {
+    MistralConfig {
+        vocab_size: 32000,
+        hidden_size: 1024,
+        intermediate_size: 3584,
+        num_hidden_layers: 15,
+        num_attention_heads: 16,
+        num_key_value_heads: 4,
+        head_dim: None,
+        max_position_embeddings: 1024,
+        sliding_window: None,
+        tie_word_embeddings: false,
+        ..tiny::config()
+    }
+}
+
+fn main() {
+    if let Some(folder) = std::env::var_os(LOAD_ONLY) {
+        return print_peak(Path::new(&folder));
+    }
+    let work = tempfile::tempdir().unwrap();
+    let (single, half) = (work.path().join("f32"), work.path().join("bf16"));
+    write_model(&single, DType::F32);
+    write_model(&half, DType::BF16);
+    let weights: usize = config()
+        .tensors()
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
+    let over = peak_of_loading(&half) - 4.0 * weights as f64;
+    println!(
+        "{weights} weights; peak of loading bf16 as f32: {:.0} MiB above the model",
+        over / MIB
+    );
+    println!(
+        "{:>14} {:>10} {:>10} {:>10} {:>8}",
+        "stored -> held", "file MiB", "read s", "load s", "ratio"
+    );
+    let mut rows = Vec::new();
+    for (name, folder, load) in [
+        (
+            "f32 -> f32",
+            &single,
+            load_model as fn(&Path) -> Box<dyn Send>,
+        ),
+        ("bf16 -> bf16", &half, |folder| tensors(folder, DType::BF16)),
+        ("bf16 -> f32", &half, load_model),
+    ] {
+        let file = folder.join("model.safetensors");
+        let bytes = fs::metadata(&file).unwrap().len();
+        let [mut read_s, mut load_s] = [f64::INFINITY; 2];
+        for _ in 0..TURNS {
+            read_s = read_s.min(seconds(|| fs::read(&file).unwrap()));
+            load_s = load_s.min(seconds(|| load(folder)));
+        }
+        let ratio = load_s / read_s;
+        println!(
+            "{name:>14} {:>10.0} {read_s:>10.3} {load_s:>10.3} {ratio:>8.2}",
+            bytes as f64 / MIB
+        );
+        rows.push(json!({"case": name, "file_bytes": bytes, "read_s": read_s, "load_s": load_s, "ratio": ratio}));
+    }
+    println!(
+        "{}",
+        json!({"benchmark": "load", "weights": weights, "peak_above_model_bytes": over, "rows": rows})
+    );
+}
+
+/// The whole model on the CPU backend, which computes in f32.
+fn load_model(folder: &Path) -> Box<dyn Send> {
+    Box::new(load::<NdArray>(folder, DType::F32, &Default::default()).unwrap())
+}
+
+/// Every tensor as a device would get it.
+fn tensors(folder: &Path, dtype: DType) -> Box<dyn Send> {
+    let files = WeightFiles::open(folder).unwrap();
+    let all: Vec<_> = files
+        .names()
+        .map(|name| files.tensor_data(name, dtype).unwrap())
+        .collect();
+    Box::new(all)
+}
+
+fn write_model(folder: &Path, dtype: DType) {
+    let config = config();
+    let mut state = 1u32;
+    let tensors: Vec<_> = config.tensors();
+    let tensors = tensors.into_iter().map(|(name, shape)| {
+        let count = shape.iter().product();
+        state = state.wrapping_add(1);
+        let mut state = state;
+        OutTensor::new(name, shape, dtype, move || {
+            let value = |_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+            };
+            Ok((0..count).map(value).collect())
+        })
+    });
+    save_folder(folder, &config, tensors, u64::MAX, None).unwrap();
+}
+
+fn print_peak(folder: &Path) {
+    let before = peak_bytes();
+    let model = load_model(folder);
+    println!("{}", peak_bytes() - before);
+    drop(model);
+}
+
+/// Bytes by which the peak of a process rises when it loads the model.
+fn peak_of_loading(folder: &Path) -> f64 {
+    let mut this = Command::new(std::env::current_exe().unwrap());
+    let output = this.env(LOAD_ONLY, folder).output().unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+/// Seconds that making something takes; that dropping it takes does not count.
+fn seconds<T>(make: impl FnOnce() -> T) -> f64 {
+    let start = Instant::now();
+    let made = black_box(make());
+    let taken = start.elapsed().as_secs_f64();
+    drop(made);
+    taken
+}
+
+/// This process's largest resident set, where Linux counts it; else 0.
+fn peak_bytes() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
