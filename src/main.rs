@@ -11,7 +11,9 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let cli = Cli::parse();
     interrupt::install();
-    match run(&cli) {
+    // On a thread of the pool that computes: what it shares out it then begins with itself, without waking another.
+    let (result, ()) = rayon::join(|| run(&cli), || ());
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -89,7 +89,6 @@ fn generation_matches_transformers() {
 }
 
 #[test]
-#[ignore = "known defect: beyond some length, sums of rows cover 65536 columns (docs/LOG.md, 2026-11-23)"]
 fn log_probs_of_a_huge_vocabulary() {
     if !starts() {
         return;
@@ -98,7 +97,6 @@ fn log_probs_of_a_huge_vocabulary() {
 }
 
 #[test]
-#[ignore = "known defect: Burn 0.21's fusion panics with f16 weights and an f32 adapter (docs/LOG.md, 2026-11-23)"]
 fn base_weights_may_be_f16() {
     if !starts() {
         return;

@@ -58,10 +58,6 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         B::computes_in(device, dtype)
     }
 
-    fn widest_row() -> usize {
-        B::widest_row()
-    }
-
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let (x, weight) = (tensor(x), frozen("linear: weight", weight));
         let output = B::frozen_linear(float(x.primitive), weight.clone());

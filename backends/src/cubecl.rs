@@ -1,5 +1,18 @@
 //! What wgpu and cuda share through CubeCL, the language their kernels are written in.
 
+pub(crate) mod adapted_linear;
+pub(crate) mod attention;
+mod branch;
+pub(crate) mod launch;
+pub(crate) mod log_probs;
+pub(crate) mod operations;
+#[cfg(all(test, feature = "wgpu"))]
+pub(crate) mod pitched;
+pub(crate) mod queue;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
+
 use std::panic;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,16 +1,25 @@
 //! NVIDIA GPUs.
 
+use burn::tensor::Tensor;
 use burn_cuda::Cuda;
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 
 use crate::TrainBackend;
-use crate::cubecl::{compute_once, reserved_bytes, without_panic};
+use crate::cubecl::{
+    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
 
+impl CubeGpu for Gpu {
+    type Runtime = CudaRuntime;
+}
+
 impl TrainBackend for Gpu {
+    cube_operations!();
+
     fn device_name(_device: &Self::Device) -> Option<String> {
         only_model()
     }

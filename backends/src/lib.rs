@@ -62,11 +62,6 @@ pub trait TrainBackend: Backend {
         Self::supports_dtype(device, dtype)
     }
 
-    /// The widest row that reductions are right for: the largest vocabulary.
-    fn widest_row() -> usize {
-        usize::MAX
-    }
-
     /// A projection by a frozen weight: see [`ops::linear`].
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::linear::reference(x, weight)

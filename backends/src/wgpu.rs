@@ -1,29 +1,32 @@
 //! Consumer GPUs through Vulkan, or Metal on macOS.
 
 use ::wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
-use burn::tensor::{DType, try_read_sync};
+use burn::tensor::{DType, Tensor, backend::Backend, try_read_sync};
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuRuntime};
 
 use crate::TrainBackend;
-use crate::cubecl::{compute_once, reserved_bytes, without_panic};
+use crate::cubecl::{
+    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+};
 
-/// Training on a GPU through wgpu. Weights are f32.
+/// Training on a GPU through wgpu. Weights are f32, or f16 where the adapter computes in it.
 pub type Gpu = Wgpu<f32>;
 
+impl CubeGpu for Gpu {
+    type Runtime = WgpuRuntime;
+}
+
 impl TrainBackend for Gpu {
+    cube_operations!();
+
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<WgpuRuntime>(device)
     }
 
-    /// f32 alone: Burn 0.21's fusion panics in a training step with f16 weights and an f32 adapter (docs/LOG.md).
-    fn computes_in(_device: &Self::Device, dtype: DType) -> bool {
-        dtype == DType::F32
-    }
-
-    /// Wider rows meet the limit of 65,535 work groups a dimension, and are summed in part only (docs/LOG.md).
-    fn widest_row() -> usize {
-        65_535
+    /// f32, and f16 where the adapter computes in it. bf16 it may hold, not compute in.
+    fn computes_in(device: &Self::Device, dtype: DType) -> bool {
+        dtype == DType::F32 || (dtype == DType::F16 && Self::supports_dtype(device, dtype))
     }
 }
 

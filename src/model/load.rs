@@ -29,7 +29,6 @@ pub fn load<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
-    check_vocabulary::<B>(&config, folder, device)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
     build(config, dtype, device, &mut |name, _| {
@@ -119,26 +118,6 @@ pub fn dtype_for<B: TrainBackend>(
             })
         }
     }
-}
-
-fn check_vocabulary<B: TrainBackend>(
-    config: &MistralConfig,
-    folder: &Path,
-    device: &B::Device,
-) -> Result<()> {
-    if config.vocab_size <= B::widest_row() {
-        return Ok(());
-    }
-    Err(Error::file(
-        folder,
-        format!(
-            "has {} tokens; on {} sums over more than {} go wrong",
-            config.vocab_size,
-            B::name(device),
-            B::widest_row()
-        ),
-        "use another --backend",
-    ))
 }
 
 /// What a tensor is filled with.

@@ -1,7 +1,7 @@
 //! Projections with their branches on slices: see [`crate::ops::adapted_linear`].
 
 use super::gemm::{Old, columns_of, product, rows, strided};
-use super::matrix::Matrix;
+use super::matrix::{Matrix, written};
 
 /// A projection's weights.
 pub(super) struct HostProjection {
@@ -40,32 +40,42 @@ pub(super) fn forward(
     residual: Option<Vec<f32>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, ranks) = (width(projections), ranks(projections));
-    let mut low = vec![0f32; x.rows * ranks];
-    if ranks > 0 {
-        let a = stacked(projections);
-        let a = rows(&a, x.columns).transpose();
-        let target = columns_of(&mut low, ranks, 0, ranks);
-        product(target, Old::Replace, 1.0, x.view(), a);
-    }
-    let old = match residual {
-        Some(_) => Old::Add,
-        None => Old::Replace,
+    let low = written(x.rows * ranks, |low| {
+        if ranks > 0 {
+            let a = stacked(projections);
+            let a = rows(&a, x.columns).transpose();
+            let target = columns_of(low, ranks, 0, ranks);
+            product(target, Old::Replace, 1.0, x.view(), a);
+        }
+    });
+    let output = match residual {
+        Some(mut output) => {
+            project(x, projections, &low, Old::Add, &mut output);
+            output
+        }
+        None => written(x.rows * width, |output| {
+            project(x, projections, &low, Old::Replace, output);
+        }),
     };
-    let mut output = residual.unwrap_or_else(|| vec![0f32; x.rows * width]);
+    (output, low)
+}
+
+/// All projections into their columns of `output`.
+fn project(x: &Matrix, projections: &[HostProjection], low: &[f32], old: Old, output: &mut [f32]) {
+    let (width, ranks) = (width(projections), ranks(projections));
     let (mut column, mut next) = (0, 0);
     for projection in projections {
         let weight = &projection.weight;
-        let target = columns_of(&mut output, width, column, weight.rows);
+        let target = columns_of(output, width, column, weight.rows);
         product(target, old, 1.0, x.view(), weight.view().transpose());
         if let Some((_, b, scaling)) = &projection.adapter {
             let low = strided(&low[next..], x.rows, b.columns, ranks);
-            let target = columns_of(&mut output, width, column, weight.rows);
+            let target = columns_of(output, width, column, weight.rows);
             product(target, Old::Add, *scaling, low, b.view().transpose());
             next += b.columns;
         }
         column += weight.rows;
     }
-    (output, low)
 }
 
 /// Gradients of x, if it is needed, and of each branch's `a` and `b`.
@@ -83,8 +93,9 @@ pub(super) fn backward(
     needs_x: bool,
 ) -> HostGrads {
     let (width, ranks, d_in, tokens) = (width(projections), ranks(projections), x.columns, x.rows);
-    let mut d_low = vec![0f32; tokens * ranks];
-    let mut d_x = needs_x.then(|| vec![0f32; tokens * d_in]);
+    // Each is replaced as a whole by the first product that goes there.
+    let mut d_low = written(tokens * ranks, |_| ());
+    let mut d_x = needs_x.then(|| written(tokens * d_in, |_| ()));
     let (mut column, mut next, mut old) = (0, 0, Old::Replace);
     let mut d_bs = Vec::new();
     for projection in projections {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::gemm::{Old, columns_of, product, rows as matrix, strided};
-use super::matrix::Matrix;
+use super::matrix::{Matrix, written};
 use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
 
@@ -22,7 +22,7 @@ pub(super) fn forward(
     let size = (CHUNK_VALUES / vocabulary.max(1)).clamp(16, 1024);
     let mut columns = vec![0f32; targets.len() * count];
     let mut slopes = with_slopes.then(|| vec![0f32; targets.len() * width]);
-    let mut logits = vec![0f32; size.min(targets.len()) * vocabulary];
+    let mut logits = written(size.min(targets.len()) * vocabulary, |_| ());
     let head_view = head.view();
     for (chunk, targets) in targets.chunks(size).enumerate() {
         let (start, rows) = (chunk * size, targets.len());

@@ -92,6 +92,24 @@ impl Matrix {
     }
 }
 
+/// `count` values that `fill` writes, all of them, before it reads any: zeroing them first takes longer than many an
+/// operation. What is not written stays NaN in builds with debug assertions.
+#[allow(
+    unsafe_code,
+    clippy::uninit_vec,
+    reason = "every bit pattern is an f32, the memory is the vector's own, and no caller reads before it writes: tests \
+              run with NaN in it"
+)]
+pub(super) fn written(count: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count);
+    match cfg!(debug_assertions) {
+        true => values.resize(count, f32::NAN),
+        false => unsafe { values.set_len(count) },
+    }
+    fill(&mut values);
+    values
+}
+
 /// A tensor of `values`, row after row.
 ///
 /// # Panics
@@ -109,7 +127,21 @@ pub(super) fn tensor<B: Backend<FloatTensorPrimitive = NdArrayTensor>, const D: 
 }
 
 /// The values of an integer tensor.
-pub(super) fn integers<B: Backend, const D: usize>(tensor: &Tensor<B, D, Int>) -> Vec<usize> {
-    let values = tensor.to_data();
-    values.iter::<i64>().map(|value| value as usize).collect()
+pub(super) fn integers<E, I, Q, const D: usize>(
+    tensor: &Tensor<NdArray<E, I, Q>, D, Int>,
+) -> Vec<usize>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    match tensor.clone().into_primitive() {
+        NdArrayTensor::I64(storage) => storage.view().iter().map(|v| *v as usize).collect(),
+        NdArrayTensor::I32(storage) => storage.view().iter().map(|v| *v as usize).collect(),
+        _ => {
+            let values = tensor.to_data();
+            values.iter::<i64>().map(|value| value as usize).collect()
+        }
+    }
 }

@@ -19,7 +19,7 @@ use burn_ndarray::{
 use self::adapted_linear::HostProjection;
 use self::attention::{Attention, Heads, HostMask, Inputs};
 use self::gemm::{Old, columns_of, product};
-use self::matrix::{Matrix, integers, tensor};
+use self::matrix::{Matrix, integers, tensor, written};
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
     LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
@@ -50,10 +50,16 @@ where
         let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference(x, weight);
         };
-        let mut y = vec![0f32; x_host.rows * w.rows];
-        let (x, weight) = (x_host.view(), w.view().transpose());
-        let target = columns_of(&mut y, w.rows, 0, w.rows);
-        product(target, Old::Replace, 1.0, x, weight);
+        let y = written(x_host.rows * w.rows, |y| {
+            let target = columns_of(y, w.rows, 0, w.rows);
+            product(
+                target,
+                Old::Replace,
+                1.0,
+                x_host.view(),
+                w.view().transpose(),
+            );
+        });
         tensor(y, [x_host.rows, w.rows])
     }
 
@@ -61,9 +67,10 @@ where
         let (Some(g), Some(w)) = (Matrix::new(grad.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference_backward(grad, weight);
         };
-        let mut d_x = vec![0f32; g.rows * w.columns];
-        let target = columns_of(&mut d_x, w.columns, 0, w.columns);
-        product(target, Old::Replace, 1.0, g.view(), w.view());
+        let d_x = written(g.rows * w.columns, |d_x| {
+            let target = columns_of(d_x, w.columns, 0, w.columns);
+            product(target, Old::Replace, 1.0, g.view(), w.view());
+        });
         tensor(d_x, [g.rows, w.columns])
     }
 
@@ -127,17 +134,14 @@ where
         epsilon: f64,
         grad: Tensor<Self, 2>,
     ) -> Tensor<Self, 2> {
-        let host = (
-            Matrix::new(x.clone()),
-            Matrix::new(weight.clone()),
-            Matrix::new(grad.clone()),
-        );
-        let (Some(x_host), Some(w), Some(g)) = host else {
+        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::rms_norm::reference_backward(x, weight, epsilon, grad);
         };
-        let epsilon = epsilon as f32;
-        let d = row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon, g.values());
-        tensor(d, x.dims())
+        let shape = x.dims();
+        // Consumed, so that it is overwritten in place if it can be.
+        let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
+        row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon as f32, &mut d);
+        tensor(d, shape)
     }
 
     fn rope(
@@ -222,12 +226,14 @@ where
     }
 
     fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (Some(host), Some(g)) = (Matrix::new(gate_up.clone()), Matrix::new(grad.clone()))
-        else {
+        let Some(g) = Matrix::new(grad.clone()) else {
             return ops::swiglu::reference_backward(gate_up, grad);
         };
-        let d = row_wise::swiglu_backward(host.values(), g.columns, g.values());
-        tensor(d, gate_up.dims())
+        let shape = gate_up.dims();
+        // Consumed, so that it is overwritten in place if it can be.
+        let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
+        row_wise::swiglu_backward(&mut d, g.columns, g.values());
+        tensor(d, shape)
     }
 
     fn completion_log_probs(

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::matrix::written;
 use super::vector::{exp, sum, sum2, vectorized};
 use crate::Turn;
 
@@ -29,12 +30,21 @@ pub(super) fn by_rows(
     });
 }
 
+/// `count` new values, in rows of `columns`, all of which `f` writes: see [`by_rows`].
+#[inline(always)]
+fn made_by_rows(
+    count: usize,
+    columns: usize,
+    f: impl Fn(usize, &mut [f32]) + Send + Sync,
+) -> Vec<f32> {
+    written(count, |out| by_rows(out, columns, f))
+}
+
 /// See [`crate::ops::rms_norm`].
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        x.len(),
         columns,
         #[inline(always)]
         |first, rows| {
@@ -46,25 +56,22 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
                 }
             }
         },
-    );
-    out
+    )
 }
 
-/// See [`crate::ops::rms_norm`].
-pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &[f32]) -> Vec<f32> {
+/// See [`crate::ops::rms_norm`]; the gradient of `x` takes the place of `grad`.
+pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &mut [f32]) {
     let columns = weight.len();
-    let mut out = vec![0f32; x.len()];
     by_rows(
-        &mut out,
+        grad,
         columns,
         #[inline(always)]
         |first, rows| {
             let xs = x[first * columns..].chunks_exact(columns);
-            let grads = grad[first * columns..].chunks_exact(columns);
-            for ((d, x), grad) in rows.chunks_exact_mut(columns).zip(xs).zip(grads) {
+            for (d, x) in rows.chunks_exact_mut(columns).zip(xs) {
                 let inverse = inverse_rms(x, epsilon);
-                for ((d, grad), weight) in d.iter_mut().zip(grad).zip(weight) {
-                    *d = grad * weight;
+                for (d, weight) in d.iter_mut().zip(weight) {
+                    *d *= weight;
                 }
                 let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
                 for (d, x) in d.iter_mut().zip(x) {
@@ -73,7 +80,6 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &
             }
         },
     );
-    out
 }
 
 #[inline(always)]
@@ -116,9 +122,8 @@ pub(super) fn rope(
 
 /// See [`crate::ops::swiglu`]; a row of `gate_up` holds `2 * half` values.
 pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len() / 2];
-    by_rows(
-        &mut out,
+    made_by_rows(
+        gate_up.len() / 2,
         half,
         #[inline(always)]
         |first, rows| {
@@ -130,33 +135,28 @@ pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
                 }
             }
         },
-    );
-    out
+    )
 }
 
-/// See [`crate::ops::swiglu`].
-pub(super) fn swiglu_backward(gate_up: &[f32], half: usize, grad: &[f32]) -> Vec<f32> {
-    let mut out = vec![0f32; gate_up.len()];
+/// See [`crate::ops::swiglu`]; the gradients take the place of gate and up, of which a row holds `2 * half` values.
+pub(super) fn swiglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
     by_rows(
-        &mut out,
+        gate_up,
         2 * half,
         #[inline(always)]
         |first, rows| {
-            let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
             let grads = grad[first * half..].chunks_exact(half);
-            for ((d, pair), grad) in rows.chunks_exact_mut(2 * half).zip(pairs).zip(grads) {
-                let ((d_gate, d_up), (gate, up)) = (d.split_at_mut(half), pair.split_at(half));
-                let outputs = d_gate.iter_mut().zip(d_up);
-                let inputs = gate.iter().zip(up).zip(grad);
-                for ((d_gate, d_up), ((gate, up), grad)) in outputs.zip(inputs) {
+            for (pair, grad) in rows.chunks_exact_mut(2 * half).zip(grads) {
+                let (gate, up) = pair.split_at_mut(half);
+                for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
                     let sigmoid = sigmoid(*gate);
-                    *d_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-                    *d_up = grad * gate * sigmoid;
+                    let d_up = grad * *gate * sigmoid;
+                    *gate = grad * *up * sigmoid * (1.0 + *gate * (1.0 - sigmoid));
+                    *up = d_up;
                 }
             }
         },
     );
-    out
 }
 
 #[inline(always)]
