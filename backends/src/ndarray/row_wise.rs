@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::matrix::written;
-use super::vector::{exp, sum, sum2, vectorized};
+use super::vector::{exp, sum, sum2, update_pairs, vectorized};
 use crate::Turn;
 
 /// Values a thread takes at least: a pass over fewer is not worth waking it.
@@ -110,10 +110,15 @@ pub(super) fn rope(
                 let sin = &sin[(first + index) * half..][..half];
                 for head in row[..turned * 2 * half].chunks_exact_mut(2 * half) {
                     let (a, b) = head.split_at_mut(half);
-                    for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
-                        let sin = sin * sign;
-                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                    }
+                    update_pairs(
+                        [a, b],
+                        [cos, sin],
+                        #[inline(always)]
+                        |a, b, cos, sin| {
+                            let sin = sin * sign;
+                            (a * cos - b * sin, b * cos + a * sin)
+                        },
+                    );
                 }
             }
         },
@@ -148,12 +153,16 @@ pub(super) fn swiglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
             let grads = grad[first * half..].chunks_exact(half);
             for (pair, grad) in rows.chunks_exact_mut(2 * half).zip(grads) {
                 let (gate, up) = pair.split_at_mut(half);
-                for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
-                    let sigmoid = sigmoid(*gate);
-                    let d_up = grad * *gate * sigmoid;
-                    *gate = grad * *up * sigmoid * (1.0 + *gate * (1.0 - sigmoid));
-                    *up = d_up;
-                }
+                update_pairs(
+                    [gate, up],
+                    [grad, grad],
+                    #[inline(always)]
+                    |gate, up, grad, _| {
+                        let sigmoid = sigmoid(gate);
+                        let d_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+                        (d_gate, grad * gate * sigmoid)
+                    },
+                );
             }
         },
     );

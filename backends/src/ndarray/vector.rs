@@ -57,6 +57,53 @@ pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum2(x, x, |x, _| f(x))
 }
 
+/// `(a, b) = f(a, b, c, d)` for the elements of four slices of one length.
+///
+/// Vector by vector through locals: where `a` and `b` are parts of one row, the compiler cannot know that they do not
+/// overlap, and would go element by element.
+#[inline(always)]
+pub(super) fn update_pairs(
+    [a, b]: [&mut [f32]; 2],
+    [c, d]: [&[f32]; 2],
+    f: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+) {
+    let (a, a_rest) = a.as_chunks_mut::<LANES>();
+    let (b, b_rest) = b.as_chunks_mut::<LANES>();
+    let (c, c_rest) = c.as_chunks::<LANES>();
+    let (d, d_rest) = d.as_chunks::<LANES>();
+    for ((a, b), (c, d)) in a.iter_mut().zip(b).zip(c.iter().zip(d)) {
+        let (a_here, b_here, c, d) = (*a, *b, *c, *d);
+        let (mut a_new, mut b_new) = ([0f32; LANES], [0f32; LANES]);
+        for i in 0..LANES {
+            (a_new[i], b_new[i]) = f(a_here[i], b_here[i], c[i], d[i]);
+        }
+        (*a, *b) = (a_new, b_new);
+    }
+    let rest = a_rest.iter_mut().zip(b_rest);
+    for ((a, b), (c, d)) in rest.zip(c_rest.iter().zip(d_rest)) {
+        (*a, *b) = f(*a, *b, *c, *d);
+    }
+}
+
+/// Replaces each value by `f` of it; returns the sum of the results.
+#[inline(always)]
+pub(super) fn update_and_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (blocks, rest) = x.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            block[lane] = f(block[lane]);
+            sums[lane] += block[lane];
+        }
+    }
+    let mut total = sums.iter().sum();
+    for value in rest {
+        *value = f(*value);
+        total += *value;
+    }
+    total
+}
+
 /// The largest value; negative infinity of none.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
@@ -98,6 +145,14 @@ mod tests {
             assert_eq!(sum(&x, |x| 2.0 * x), 2.0 * x.iter().sum::<f32>());
             let largest = x.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
             assert_eq!(max(&x), largest);
+            let mut halved = x.clone();
+            let total = update_and_sum(&mut halved, |x| x / 2.0);
+            assert_eq!(total, x.iter().sum::<f32>() / 2.0);
+            let (mut a, mut b) = (x.clone(), halved.clone());
+            update_pairs([&mut a, &mut b], [&x, &halved], |a, b, c, d| (b + c, a * d));
+            for (at, x) in x.iter().enumerate() {
+                assert_eq!((a[at], b[at]), (1.5 * x, 0.5 * x * x));
+            }
         }
     }
 }

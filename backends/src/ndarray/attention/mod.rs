@@ -4,17 +4,16 @@
 //! key heads are shared among the threads. A span is worked off in blocks of queries: scores of the block to every key
 //! it sees, softmax, product with the values.
 
+mod blocks;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use self::blocks::{BLOCK, Seen, Span, blocks, spans};
 use super::gemm::{Old, View, columns_of, product_here, rows, strided};
-use super::vector::{exp, max, sum, sum2, vectorized};
+use super::vector::{exp, max, sum2, update_and_sum, vectorized};
 use crate::AttentionConfig;
-
-/// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
-/// keys that only some of them may.
-const BLOCK: usize = 32;
 
 /// Who sees whom, on the host.
 pub(super) struct HostMask {
@@ -92,124 +91,6 @@ pub(super) struct Inputs<'a> {
     pub(super) value: Heads<'a>,
 }
 
-/// Queries that see the same stretch of keys, which no other span's queries see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Span {
-    queries: Range<usize>,
-    keys: Range<usize>,
-}
-
-/// Cuts queries into spans.
-fn spans(ranges: &[[usize; 4]]) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::new();
-    for (query, range) in ranges.iter().enumerate() {
-        let seen = hull(std::iter::once(range));
-        match spans.last_mut() {
-            Some(span) if seen.is_empty() => span.queries.end = query + 1,
-            Some(span) if span.keys.is_empty() => {
-                span.queries.end = query + 1;
-                span.keys = seen;
-            }
-            Some(span) if seen.start < span.keys.end => {
-                span.queries.end = query + 1;
-                span.keys = span.keys.start.min(seen.start)..span.keys.end.max(seen.end);
-            }
-            _ => spans.push(Span {
-                queries: query..query + 1,
-                keys: seen,
-            }),
-        }
-    }
-    merged(spans)
-}
-
-/// Spans whose keys overlap with an earlier one's, made one with all between.
-fn merged(spans: Vec<Span>) -> Vec<Span> {
-    let mut apart: Vec<Span> = Vec::with_capacity(spans.len());
-    for mut span in spans {
-        while let Some(last) = apart.last()
-            && span.keys.start < last.keys.end
-            && !span.keys.is_empty()
-        {
-            span.queries.start = last.queries.start;
-            span.keys = span.keys.start.min(last.keys.start)..span.keys.end.max(last.keys.end);
-            apart.pop();
-        }
-        apart.push(span);
-    }
-    apart
-}
-
-/// The smallest stretch that covers both ranges of every query; empty if nobody sees anything.
-fn hull<'a>(ranges: impl Iterator<Item = &'a [usize; 4]>) -> Range<usize> {
-    let both = ranges.flat_map(|r| [r[0]..r[1], r[2]..r[3]]);
-    let both = both.filter(|range| !range.is_empty());
-    let joined = both.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-    joined.unwrap_or(0..0)
-}
-
-/// The keys a block of queries sees, as one stretch or two, laid next to each other in its scores.
-struct Seen {
-    stretches: [Range<usize>; 2],
-}
-
-impl Seen {
-    fn of(ranges: &[[usize; 4]]) -> Self {
-        let side = |a: usize, b: usize| {
-            let used = ranges.iter().map(|r| r[a]..r[b]).filter(|r| !r.is_empty());
-            let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-            joined.unwrap_or(0..0)
-        };
-        let (first, second) = (side(0, 1), side(2, 3));
-        let apart = first.is_empty() || second.is_empty() || first.end <= second.start;
-        Self {
-            stretches: match apart {
-                true => [first, second],
-                false => [hull(ranges.iter()), 0..0],
-            },
-        }
-    }
-
-    fn keys(&self) -> usize {
-        self.stretches[0].len() + self.stretches[1].len()
-    }
-
-    /// The stretches, each with the column of the scores where it begins.
-    fn placed(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let [first, second] = self.stretches.clone();
-        let columns = [(0, first.clone()), (first.len(), second)];
-        columns.into_iter().filter(|(_, keys)| !keys.is_empty())
-    }
-
-    /// The columns of the scores that hold keys of `range`.
-    fn columns(&self, range: Range<usize>) -> Range<usize> {
-        for (column, keys) in self.placed() {
-            if !range.is_empty() && keys.start <= range.start && range.end <= keys.end {
-                return column + range.start - keys.start..column + range.end - keys.start;
-            }
-        }
-        0..0
-    }
-}
-
-/// Blocks of consecutive queries that see nearly the same keys: a block ends where the ranges jump.
-fn blocks(ranges: &[[usize; 4]], queries: Range<usize>) -> Vec<Range<usize>> {
-    let mut blocks: Vec<Range<usize>> = Vec::new();
-    let near = |a: [usize; 4], b: [usize; 4]| {
-        let jump = |i: usize| a[i].abs_diff(b[i]);
-        (0..3).all(|i| jump(i) <= BLOCK)
-    };
-    for query in queries {
-        match blocks.last_mut() {
-            Some(block) if block.len() < BLOCK && near(ranges[query], ranges[query - 1]) => {
-                block.end = query + 1;
-            }
-            _ => blocks.push(query..query + 1),
-        }
-    }
-    blocks
-}
-
 /// What a span and a key head compute in: scores of a block and their gradient, and the block's own queries.
 #[derive(Default)]
 struct Scratch {
@@ -272,28 +153,37 @@ impl Attention<'_> {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
                 self.scores(&mut scratch.scores, query, &keys_t, &seen);
                 let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
+                let mut totals = [1f32; BLOCK];
                 vectorized(
                     #[inline(always)]
                     || {
                         for (index, scores) in rows.enumerate().take(block.len()) {
                             let place = (first + index) * group + head;
-                            lse[place] = self.softmax(scores, block.start + index, &seen);
+                            (totals[index], lse[place]) =
+                                self.softmax(scores, block.start + index, &seen);
                         }
                     },
                 );
-                let target = &mut output[first * width..][..block.len() * width];
+                let output = &mut output[first * width..][..block.len() * width];
                 let mut old = Old::Replace;
                 for (column, keys) in seen.placed() {
-                    let probs = strided(
+                    let weights = strided(
                         &scratch.scores[column..],
                         block.len(),
                         keys.len(),
                         seen.keys(),
                     );
                     let values = self.inputs.value.view(kv_head, head_dim, keys);
-                    let target = columns_of(target, width, head * head_dim, head_dim);
-                    product_here(target, old, 1.0, probs, values);
+                    let target = columns_of(output, width, head * head_dim, head_dim);
+                    product_here(target, old, 1.0, weights, values);
                     old = Old::Add;
+                }
+                // Weights become probabilities here, where there are fewer numbers to divide.
+                for (row, total) in output.chunks_exact_mut(width).zip(totals) {
+                    let inverse = 1.0 / total;
+                    for value in &mut row[head * head_dim..][..head_dim] {
+                        *value *= inverse;
+                    }
                 }
             }
         }
@@ -340,30 +230,28 @@ impl Attention<'_> {
         [seen.columns(a..b), seen.columns(c..d)]
     }
 
-    /// Turns one row of scores into probabilities, 0 where the query does not see; returns its log-sum-exp.
+    /// Turns one row of scores into weights `exp(score - max)`, 0 where the query does not see; returns their sum and the
+    /// row's log-sum-exp.
     #[inline(always)]
-    fn softmax(&self, scores: &mut [f32], query: usize, seen: &Seen) -> f32 {
+    fn softmax(&self, scores: &mut [f32], query: usize, seen: &Seen) -> (f32, f32) {
         let columns = self.columns(query, seen);
         self.hide(scores, seen, f32::NEG_INFINITY);
         let max = max(&scores[columns[0].clone()]).max(max(&scores[columns[1].clone()]));
         if max == f32::NEG_INFINITY {
             scores.fill(0.0);
-            return 0.0;
+            return (1.0, 0.0);
         }
         let mut total = 0.0;
         for columns in columns.clone() {
-            for score in &mut scores[columns.clone()] {
-                *score = exp(*score - max);
-            }
-            total += sum(&scores[columns], |p| p);
+            total += update_and_sum(
+                &mut scores[columns],
+                #[inline(always)]
+                |score| exp(score - max),
+            );
         }
         clear_outside(scores, columns);
         self.hide(scores, seen, 0.0);
-        let inverse = 1.0 / total;
-        for score in scores {
-            *score *= inverse;
-        }
-        total.ln() + max
+        (total, total.ln() + max)
     }
 
     /// Sets the scores of hidden keys.
@@ -582,39 +470,4 @@ fn split<'a>(values: &'a mut [f32], lengths: &[usize], columns: usize) -> Vec<&'
         part
     };
     lengths.iter().map(part).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_share_no_keys() {
-        let ranges = [
-            [0, 0, 0, 1],
-            [0, 0, 0, 2],
-            [0, 2, 2, 3],
-            [0, 0, 0, 0],
-            [0, 0, 4, 5],
-            [0, 0, 4, 6],
-            [4, 5, 6, 7],
-            [0, 0, 7, 8],
-        ];
-        let span = |queries, keys| Span { queries, keys };
-        let expected = [span(0..4, 0..3), span(4..7, 4..7), span(7..8, 7..8)];
-        assert_eq!(spans(&ranges), expected);
-        // A later query that looks far back joins everything between.
-        let back = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 2, 3], [1, 2, 3, 4]];
-        assert_eq!(spans(&back), [span(0..1, 0..1), span(1..4, 1..4)]);
-    }
-
-    #[test]
-    fn a_block_ends_where_the_ranges_jump() {
-        let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
-        ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
-        assert_eq!(
-            blocks(&ranges, 0..120),
-            [0..32, 32..64, 64..96, 96..100, 100..120]
-        );
-    }
 }

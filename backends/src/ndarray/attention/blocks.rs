@@ -1,0 +1,160 @@
+//! Which queries are worked off together: spans that share no keys, and blocks within them.
+
+use std::ops::Range;
+
+/// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
+/// keys that only some of them may.
+pub(super) const BLOCK: usize = 32;
+
+/// Queries that see the same stretch of keys, which no other span's queries see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
+}
+
+/// Cuts queries into spans.
+pub(super) fn spans(ranges: &[[usize; 4]]) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for (query, range) in ranges.iter().enumerate() {
+        let seen = hull(std::iter::once(range));
+        match spans.last_mut() {
+            Some(span) if seen.is_empty() => span.queries.end = query + 1,
+            Some(span) if span.keys.is_empty() => {
+                span.queries.end = query + 1;
+                span.keys = seen;
+            }
+            Some(span) if seen.start < span.keys.end => {
+                span.queries.end = query + 1;
+                span.keys = span.keys.start.min(seen.start)..span.keys.end.max(seen.end);
+            }
+            _ => spans.push(Span {
+                queries: query..query + 1,
+                keys: seen,
+            }),
+        }
+    }
+    merged(spans)
+}
+
+/// Spans whose keys overlap with an earlier one's, made one with all between.
+fn merged(spans: Vec<Span>) -> Vec<Span> {
+    let mut apart: Vec<Span> = Vec::with_capacity(spans.len());
+    for mut span in spans {
+        while let Some(last) = apart.last()
+            && span.keys.start < last.keys.end
+            && !span.keys.is_empty()
+        {
+            span.queries.start = last.queries.start;
+            span.keys = span.keys.start.min(last.keys.start)..span.keys.end.max(last.keys.end);
+            apart.pop();
+        }
+        apart.push(span);
+    }
+    apart
+}
+
+/// The smallest stretch that covers both ranges of every query; empty if nobody sees anything.
+fn hull<'a>(ranges: impl Iterator<Item = &'a [usize; 4]>) -> Range<usize> {
+    let both = ranges.flat_map(|r| [r[0]..r[1], r[2]..r[3]]);
+    let both = both.filter(|range| !range.is_empty());
+    let joined = both.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+    joined.unwrap_or(0..0)
+}
+
+/// The keys a block of queries sees, as one stretch or two, laid next to each other in its scores.
+pub(super) struct Seen {
+    stretches: [Range<usize>; 2],
+}
+
+impl Seen {
+    pub(super) fn of(ranges: &[[usize; 4]]) -> Self {
+        let side = |a: usize, b: usize| {
+            let used = ranges.iter().map(|r| r[a]..r[b]).filter(|r| !r.is_empty());
+            let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+            joined.unwrap_or(0..0)
+        };
+        let (first, second) = (side(0, 1), side(2, 3));
+        let apart = first.is_empty() || second.is_empty() || first.end <= second.start;
+        Self {
+            stretches: match apart {
+                true => [first, second],
+                false => [hull(ranges.iter()), 0..0],
+            },
+        }
+    }
+
+    pub(super) fn keys(&self) -> usize {
+        self.stretches[0].len() + self.stretches[1].len()
+    }
+
+    /// The stretches, each with the column of the scores where it begins.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let [first, second] = self.stretches.clone();
+        let columns = [(0, first.clone()), (first.len(), second)];
+        columns.into_iter().filter(|(_, keys)| !keys.is_empty())
+    }
+
+    /// The columns of the scores that hold keys of `range`.
+    pub(super) fn columns(&self, range: Range<usize>) -> Range<usize> {
+        for (column, keys) in self.placed() {
+            if !range.is_empty() && keys.start <= range.start && range.end <= keys.end {
+                return column + range.start - keys.start..column + range.end - keys.start;
+            }
+        }
+        0..0
+    }
+}
+
+/// Blocks of consecutive queries that see nearly the same keys: a block ends where the ranges jump.
+pub(super) fn blocks(ranges: &[[usize; 4]], queries: Range<usize>) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    let near = |a: [usize; 4], b: [usize; 4]| {
+        let jump = |i: usize| a[i].abs_diff(b[i]);
+        (0..3).all(|i| jump(i) <= BLOCK)
+    };
+    for query in queries {
+        match blocks.last_mut() {
+            Some(block) if block.len() < BLOCK && near(ranges[query], ranges[query - 1]) => {
+                block.end = query + 1;
+            }
+            _ => blocks.push(query..query + 1),
+        }
+    }
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_share_no_keys() {
+        let ranges = [
+            [0, 0, 0, 1],
+            [0, 0, 0, 2],
+            [0, 2, 2, 3],
+            [0, 0, 0, 0],
+            [0, 0, 4, 5],
+            [0, 0, 4, 6],
+            [4, 5, 6, 7],
+            [0, 0, 7, 8],
+        ];
+        let span = |queries, keys| Span { queries, keys };
+        let expected = [span(0..4, 0..3), span(4..7, 4..7), span(7..8, 7..8)];
+        assert_eq!(spans(&ranges), expected);
+        // A later query that looks far back joins everything between.
+        let back = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 2, 3], [1, 2, 3, 4]];
+        assert_eq!(spans(&back), [span(0..1, 0..1), span(1..4, 1..4)]);
+    }
+
+    #[test]
+    fn a_block_ends_where_the_ranges_jump() {
+        let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
+        ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
+        assert_eq!(
+            blocks(&ranges, 0..120),
+            [0..32, 32..64, 64..96, 96..100, 100..120]
+        );
+    }
+}
