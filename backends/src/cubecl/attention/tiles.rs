@@ -398,7 +398,7 @@ pub(super) fn clear(sums: &mut Array<f32>, #[comptime] count: usize) {
     }
 }
 
-/// The features that a unit holds of its rows of a tile, written to folded rows: the inverse of [`load_rows`].
+/// The features that a unit holds of its rows of a tile, written to folded rows: the inverse of `load_rows`.
 #[cube]
 pub(super) fn store_rows<F: Float, I: Int>(
     sums: &Array<f32>,
@@ -431,7 +431,7 @@ pub(super) fn store_rows<F: Float, I: Int>(
     }
 }
 
-/// The features that a unit holds of its rows of a tile, written to keys: the inverse of [`load_keys`].
+/// The features that a unit holds of its rows of a tile, written to keys: the inverse of `load_keys`.
 #[cube]
 pub(super) fn store_keys<F: Float>(
     sums: &Array<f32>,
