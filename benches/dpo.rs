@@ -4,8 +4,8 @@
 //!
 //! INPUTS is a folder made by `../shared/bench/make_inputs.py`: a model in `model`, pairs in `pairs.jsonl`. The peer's
 //! side is `../shared/bench/trl_dpo.py`; without `ARITHMO_PEER_PYTHON`, a Python with torch, trl and peft, only ours runs.
-//! Both train in f32, rank 16, batch 4 (the peer also batch 1, of which the better counts), a step an update; the first
-//! two steps are not counted. Memory is the process's peak resident set. Prints a table, then one line of JSON.
+//! Both train in f32, rank 16, from the same adapter on the same pairs in the same order, batch 4 (the peer also batch 1, of
+//! which the better counts), a step an update; the first two steps are not counted. Memory is the process's peak resident set. Prints a table, then one line of JSON.
 
 #![allow(
     clippy::unwrap_used,
@@ -70,10 +70,12 @@ fn main() {
     for scenario in SCENARIOS {
         let (mut ours, mut peers) = (Vec::new(), Vec::new());
         for _ in 0..settings.rounds {
-            ours.push(our_run(&settings, scenario));
+            let start = tempfile::tempdir().unwrap();
             for batch in [4, 1] {
-                peers.extend(peer_run(&settings, scenario, batch).map(|run| (batch, run)));
+                let run = peer_run(&settings, scenario, batch, start.path());
+                peers.extend(run.map(|run| (batch, run)));
             }
+            ours.push(our_run(&settings, scenario, start.path()));
         }
         results.push(report(scenario, &ours, &peers));
     }
@@ -155,8 +157,8 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     })
 }
 
-/// The settings of trl_dpo.py, as a run of ours.
-fn our_run(settings: &Settings, scenario: Scenario) -> Run {
+/// The settings of trl_dpo.py, as a run of ours, from the peer's adapter in `start` if there is one.
+fn our_run(settings: &Settings, scenario: Scenario, start: &Path) -> Run {
     let work = tempfile::tempdir().unwrap();
     let (model, pairs) = (
         settings.inputs.join("model"),
@@ -166,12 +168,15 @@ fn our_run(settings: &Settings, scenario: Scenario) -> Run {
         true => "\"all-linear\"",
         false => "[\"q_proj\", \"v_proj\"]",
     };
+    let lora = match start.join("adapter_config.json").is_file() {
+        true => format!("adapter = {start:?}\n[dpo]\nreference = \"base\""),
+        false => format!("r = 16\nlora_alpha = 32\ntarget_modules = {targets}\n[dpo]"),
+    };
     let Settings { steps, .. } = settings;
     let toml = format!(
         "output_dir = {output:?}\nseed = 0\n[model]\nmodel_name_or_path = {model:?}\ndtype = \"f32\"\n\
          [data]\ntrain_file = {pairs:?}\nmax_length = 1024\nshuffle = false\n\
-         [lora]\nr = 16\nlora_alpha = 32\ntarget_modules = {targets}\n\
-         [dpo]\nbeta = 0.1\nprecompute_ref_log_probs = {precompute}\n\
+         [lora]\n{lora}\nbeta = 0.1\nprecompute_ref_log_probs = {precompute}\n\
          [train]\nper_device_train_batch_size = 4\ngradient_accumulation_steps = 1\nmax_steps = {steps}\n\
          learning_rate = 5e-5\nlr_scheduler_type = \"cosine\"\nwarmup_steps = 2\n",
         output = work.path().join("run"),
@@ -204,8 +209,9 @@ fn our_run(settings: &Settings, scenario: Scenario) -> Run {
     }
 }
 
-/// The peer's run at a batch size; `None` if it is not to be had.
-fn peer_run(settings: &Settings, scenario: Scenario, batch: usize) -> Option<Run> {
+/// The peer's run at a batch size, over the same pairs; leaves the adapter it starts from in `start`. `None` if it is not
+/// to be had.
+fn peer_run(settings: &Settings, scenario: Scenario, batch: usize, start: &Path) -> Option<Run> {
     let python = settings.peer.as_ref()?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/bench/trl_dpo.py");
     if !script.is_file() {
@@ -214,9 +220,12 @@ fn peer_run(settings: &Settings, scenario: Scenario, batch: usize) -> Option<Run
     }
     let trace = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(python);
+    let saving = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/with_initial_adapter.py");
+    command.arg(saving).arg(start);
     command.arg(script).arg(&settings.inputs);
     command.args(["--targets", if scenario.all_linear { "all" } else { "qv" }]);
-    command.args(["--steps", &settings.steps.to_string()]);
+    let steps = settings.steps * 4 / batch;
+    command.args(["--steps", &steps.to_string()]);
     command.args(["--batch", &batch.to_string()]);
     command.arg("--trace").arg(trace.path());
     if scenario.precompute {

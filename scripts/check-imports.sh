@@ -20,8 +20,10 @@ allowed() {
     generate) echo "data model lora config" ;;
     train) echo "data model lora dpo config" ;;
     eval) echo "data model lora dpo generate config" ;;
+    doctor) echo "data" ;;
+    bench) echo "config data model lora dpo train doctor" ;;
     demo) echo "config data model lora dpo train report" ;;
-    cli) echo "config data model lora dpo generate train eval report demo" ;;
+    cli) echo "config data model lora dpo generate train eval report demo doctor bench" ;;
     *) return 1 ;;
   esac
 }

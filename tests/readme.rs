@@ -213,7 +213,7 @@ fn every_command_of_the_readme_parses() {
         seen.insert(words[1].clone());
     }
     for name in [
-        "demo", "prepare", "train", "score", "generate", "merge", "report",
+        "demo", "prepare", "train", "score", "generate", "merge", "report", "doctor", "bench",
     ] {
         assert!(seen.contains(name), "the README shows no arithmo {name}");
     }

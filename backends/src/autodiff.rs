@@ -38,6 +38,10 @@ macro_rules! record {
 }
 
 impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
+    fn device_name(device: &Self::Device) -> Option<String> {
+        B::device_name(device)
+    }
+
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         B::peak_memory_bytes(device)
     }

@@ -20,6 +20,10 @@ impl CubeGpu for Gpu {
 impl TrainBackend for Gpu {
     cube_operations!();
 
+    fn device_name(_device: &Self::Device) -> Option<String> {
+        only_model()
+    }
+
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<CudaRuntime>(device)
     }
@@ -37,4 +41,16 @@ pub(crate) fn start() -> Result<(), String> {
         Ok(0) => Err("finds no NVIDIA GPU".to_string()),
         Ok(_) => compute_once::<Gpu>(),
     }
+}
+
+/// The model of the GPUs in this machine, if they are all of one, as the Linux driver lists them.
+fn only_model() -> Option<String> {
+    let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
+    let mut models = gpus.filter_map(|gpu| {
+        let text = std::fs::read_to_string(gpu.ok()?.path().join("information")).ok()?;
+        let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+        Some(model.trim().to_string())
+    });
+    let first = models.next()?;
+    models.all(|model| model == first).then_some(first)
 }

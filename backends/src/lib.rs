@@ -35,6 +35,11 @@ pub use ops::rope::{RotaryAngles, Turn};
 /// Every default body is the reference; overriding one must not change its result beyond rounding. The `*_backward`
 /// operations are what the autodiff rules of `Autodiff<B>` call on the inner backend.
 pub trait TrainBackend: Backend {
+    /// What the maker calls the device. `None` where the system does not tell.
+    fn device_name(_device: &Self::Device) -> Option<String> {
+        None
+    }
+
     /// Most bytes used so far: of the device's memory on a GPU, of the whole process on the CPU. `None` where the
     /// system does not tell.
     fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {

@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand, arguments to calls, no logic.
 
+pub mod bench;
 pub mod demo;
+pub mod doctor;
 pub mod generate;
 pub mod merge;
 pub mod model;
@@ -52,6 +54,10 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Write a base model and an adapter as one model.
     Merge(merge::MergeArgs),
+    /// Say what devices there are, whether every operation is right on the one in use, and how fast it is.
+    Doctor(doctor::DoctorArgs),
+    /// Measure a DPO step of a model with random weights: speed, share of the peak, memory.
+    Bench(bench::BenchArgs),
     /// Draw a run's plots and write its page.
     Report(report::ReportArgs),
 }
@@ -87,6 +93,8 @@ impl Cli {
             Command::Score(args) => score::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),
+            Command::Doctor(args) => doctor::run::<B>(args, device),
+            Command::Bench(args) => bench::run::<B>(args, device),
             Command::Prepare(_) | Command::Report(_) => {
                 self.run_without_backend().unwrap_or(Ok(()))
             }

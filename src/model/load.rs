@@ -4,7 +4,7 @@ use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 use burn::module::Param;
-use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -32,7 +32,7 @@ pub fn load<B: TrainBackend>(
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
     build(config, dtype, device, &mut |name, _| {
-        files.tensor_data(name, dtype)
+        files.tensor_data(name, dtype).map(Values::Host)
     })
 }
 
@@ -54,7 +54,24 @@ pub fn random<B: TrainBackend>(
                 .map(|_| (normal(&mut rng) * deviation) as f32)
                 .collect(),
         };
-        Ok(TensorData::new(values, shape.to_vec()).convert_dtype(dtype))
+        let data = TensorData::new(values, shape.to_vec());
+        Ok(Values::Host(data.convert_dtype(dtype)))
+    })
+}
+
+/// A model with random weights that never were on the host, for measurements: uniform with standard deviation
+/// `initializer_range`, norms at one.
+pub fn random_on_device<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
+    let bound = config.initializer_range * 3f64.sqrt();
+    build(config, dtype, device, &mut |_, shape| {
+        Ok(match shape {
+            [_] => Values::Ones,
+            _ => Values::Uniform(bound),
+        })
     })
 }
 
@@ -68,6 +85,18 @@ pub fn resolve_dtype<B: TrainBackend>(
     wanted: Option<DType>,
     device: &B::Device,
 ) -> Result<DType> {
+    dtype_for::<B>(&MistralConfig::load(folder)?, wanted, device)
+}
+
+/// As [`resolve_dtype`], for a model of this shape.
+///
+/// # Errors
+/// As [`resolve_dtype`].
+pub fn dtype_for<B: TrainBackend>(
+    config: &MistralConfig,
+    wanted: Option<DType>,
+    device: &B::Device,
+) -> Result<DType> {
     let default = <B::FloatElem as Element>::dtype();
     match wanted {
         Some(dtype) if B::computes_in(device, dtype) => Ok(dtype),
@@ -77,7 +106,6 @@ pub fn resolve_dtype<B: TrainBackend>(
             "use dtype = \"auto\" or \"f32\", or another --backend",
         )),
         None => {
-            let config = MistralConfig::load(folder)?;
             let stored = match config.torch_dtype.as_deref() {
                 Some("bfloat16") => DType::BF16,
                 Some("float16") => DType::F16,
@@ -92,7 +120,16 @@ pub fn resolve_dtype<B: TrainBackend>(
     }
 }
 
-type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<TensorData> + 'a;
+/// What a tensor is filled with.
+enum Values {
+    /// Numbers from the host, in the model's dtype.
+    Host(TensorData),
+    Ones,
+    /// Random numbers between plus and minus this.
+    Uniform(f64),
+}
+
+type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Values> + 'a;
 
 fn build<B: TrainBackend>(
     config: MistralConfig,
@@ -178,12 +215,20 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
-        let data = (self.source)(&format!("{path}.weight"), &shape)?;
-        let (device, dtype) = (self.device, self.dtype);
+        let values = (self.source)(&format!("{path}.weight"), &shape)?;
+        let place = (self.device, self.dtype);
         // Weights live as long as the program: pools keep them out of the way of activations.
-        Ok(B::memory_persistent_allocations(device, data, |data| {
-            Tensor::from_data(data, (device, dtype))
-        }))
+        Ok(B::memory_persistent_allocations(
+            self.device,
+            values,
+            |values| match values {
+                Values::Host(data) => Tensor::from_data(data, place),
+                Values::Ones => Tensor::ones(shape, place),
+                Values::Uniform(bound) => {
+                    Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+                }
+            },
+        ))
     }
 }
 

@@ -54,7 +54,7 @@ pub enum Activations {
 
 impl Activations {
     /// How many of the upper blocks keep their activations in a pass of `tokens` tokens.
-    fn keep(self, tokens: usize) -> usize {
+    pub fn keep(self, tokens: usize) -> usize {
         match self {
             Self::Keep => usize::MAX,
             Self::Recompute => 0,

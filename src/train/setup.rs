@@ -243,7 +243,10 @@ fn learner_config<B: TrainBackend>(
 
 /// `gradient_checkpointing = "auto"`: as many blocks keep their activations as fit into the memory that is left once the
 /// model is loaded; where the device does not tell, all do for small models and none for large ones.
-fn what_fits<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, device: &B::Device) -> Activations {
+pub fn what_fits<B: TrainBackend>(
+    policy: &Mistral<Autodiff<B>>,
+    device: &B::Device,
+) -> Activations {
     match B::available_memory_bytes(device) {
         Some(available) => Activations::Fit {
             available: (available as f64 * ACTIVATIONS_SHARE) as u64,
@@ -254,7 +257,8 @@ fn what_fits<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, device: &B::Device)
     }
 }
 
-fn weights(config: &MistralConfig) -> usize {
+/// Weights of a model of this shape.
+pub fn weights(config: &MistralConfig) -> usize {
     config
         .tensors()
         .iter()

@@ -14,7 +14,7 @@ use crate::AttentionConfig;
 
 /// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
 /// keys that only some of them may.
-const BLOCK: usize = 48;
+const BLOCK: usize = 32;
 
 /// Who sees whom, on the host.
 pub(super) struct HostMask {
@@ -43,6 +43,41 @@ impl<'a> Heads<'a> {
         let start = range.start * self.stride + self.column + head * head_dim;
         let start = start.min(self.values.len());
         strided(&self.values[start..], range.len(), head_dim, self.stride)
+    }
+}
+
+/// A span's keys, or values, of one head with rows and columns exchanged, `[Dh, keys]`: copied once, read for every
+/// block of queries, where the product's kernel would otherwise exchange them each time.
+struct Transposed {
+    values: Vec<f32>,
+    /// The first key, and how many there are.
+    first: usize,
+    count: usize,
+    head_dim: usize,
+}
+
+impl Transposed {
+    fn of(heads: &Heads<'_>, head: usize, head_dim: usize, keys: &Range<usize>) -> Self {
+        let count = keys.len();
+        let mut values = vec![0f32; head_dim * count];
+        for (at, key) in keys.clone().enumerate() {
+            let start = key * heads.stride + heads.column + head * head_dim;
+            for (i, value) in heads.values[start..][..head_dim].iter().enumerate() {
+                values[i * count + at] = *value;
+            }
+        }
+        Self {
+            values,
+            first: keys.start,
+            count,
+            head_dim,
+        }
+    }
+
+    /// The columns of `keys`.
+    fn view(&self, keys: Range<usize>) -> View<'_> {
+        let start = (keys.start - self.first).min(self.values.len());
+        strided(&self.values[start..], self.head_dim, keys.len(), self.count)
     }
 }
 
@@ -229,12 +264,13 @@ impl Attention<'_> {
         let (count, width) = (span.queries.len(), group * head_dim);
         let (mut output, mut lse) = (vec![0f32; count * width], vec![0f32; count * group]);
         let mut scratch = Scratch::default();
+        let keys_t = Transposed::of(&self.inputs.key, kv_head, head_dim, &span.keys);
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
             let seen = Seen::of(&self.mask.ranges[block.clone()]);
             let first = block.start - span.queries.start;
             for head in 0..group {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
-                self.scores(&mut scratch.scores, query, kv_head, &seen);
+                self.scores(&mut scratch.scores, query, &keys_t, &seen);
                 let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
                 vectorized(
                     #[inline(always)]
@@ -284,18 +320,16 @@ impl Attention<'_> {
     }
 
     /// `query key^T * scale` for every key the block sees, `[block, seen.keys()]`.
-    fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, kv_head: usize, seen: &Seen) {
+    fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, keys_t: &Transposed, seen: &Seen) {
         let stride = seen.keys();
         let rows = query.nrows();
         if scores.len() < BLOCK * stride {
             scores.resize(BLOCK * stride, 0.0);
         }
         for (column, keys) in seen.placed() {
-            let count = keys.len();
-            let keys = self.inputs.key.view(kv_head, self.config.head_dim, keys);
-            let target = columns_of(&mut scores[..rows * stride], stride, column, count);
+            let target = columns_of(&mut scores[..rows * stride], stride, column, keys.len());
             let scale = self.config.scale as f32;
-            product_here(target, Old::Replace, scale, query, keys.transpose());
+            product_here(target, Old::Replace, scale, query, keys_t.view(keys));
         }
     }
 
@@ -410,20 +444,22 @@ impl Attention<'_> {
         let mut d_query = vec![0f32; span.queries.len() * width];
         let [mut d_key, mut d_value] = [(); 2].map(|()| vec![0f32; span.keys.len() * head_dim]);
         let mut scratch = Scratch::default();
+        let [keys_t, values_t] = [&self.inputs.key, &self.inputs.value]
+            .map(|side| Transposed::of(side, kv_head, head_dim, &span.keys));
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
             let seen = Seen::of(&self.mask.ranges[block.clone()]);
             let d_query = &mut d_query[(block.start - span.queries.start) * width..];
             for head in 0..group {
                 let (of_model, column) = (kv_head * group + head, head * head_dim);
                 let query = self.block_queries(&mut scratch.query, of_model, &block);
-                self.scores(&mut scratch.scores, query, kv_head, &seen);
+                self.scores(&mut scratch.scores, query, &keys_t, &seen);
                 let heads_of = |values| Heads {
                     values,
                     stride,
                     column: 0,
                 };
                 let d_output = heads_of(grad).view(of_model, head_dim, block.clone());
-                self.d_probs(&mut scratch.d_scores, d_output, kv_head, &seen);
+                Self::d_probs(&mut scratch.d_scores, d_output, &values_t, &seen);
                 let head = BlockHead {
                     block: &block,
                     head: of_model,
@@ -454,17 +490,15 @@ impl Attention<'_> {
     }
 
     /// `d_output value^T`, `[block, seen.keys()]`.
-    fn d_probs(&self, d_probs: &mut Vec<f32>, d_output: View<'_>, kv_head: usize, seen: &Seen) {
+    fn d_probs(d_probs: &mut Vec<f32>, d_output: View<'_>, values_t: &Transposed, seen: &Seen) {
         let stride = seen.keys();
         let rows = d_output.nrows();
         if d_probs.len() < BLOCK * stride {
             d_probs.resize(BLOCK * stride, 0.0);
         }
         for (column, keys) in seen.placed() {
-            let count = keys.len();
-            let values = self.inputs.value.view(kv_head, self.config.head_dim, keys);
-            let target = columns_of(&mut d_probs[..rows * stride], stride, column, count);
-            product_here(target, Old::Replace, 1.0, d_output, values.transpose());
+            let target = columns_of(&mut d_probs[..rows * stride], stride, column, keys.len());
+            product_here(target, Old::Replace, 1.0, d_output, values_t.view(keys));
         }
     }
 
@@ -578,6 +612,9 @@ mod tests {
     fn a_block_ends_where_the_ranges_jump() {
         let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
         ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
-        assert_eq!(blocks(&ranges, 0..120), [0..48, 48..96, 96..100, 100..120]);
+        assert_eq!(
+            blocks(&ranges, 0..120),
+            [0..32, 32..64, 64..96, 96..100, 100..120]
+        );
     }
 }

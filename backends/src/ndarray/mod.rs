@@ -134,17 +134,14 @@ where
         epsilon: f64,
         grad: Tensor<Self, 2>,
     ) -> Tensor<Self, 2> {
-        let host = (
-            Matrix::new(x.clone()),
-            Matrix::new(weight.clone()),
-            Matrix::new(grad.clone()),
-        );
-        let (Some(x_host), Some(w), Some(g)) = host else {
+        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::rms_norm::reference_backward(x, weight, epsilon, grad);
         };
-        let epsilon = epsilon as f32;
-        let d = row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon, g.values());
-        tensor(d, x.dims())
+        let shape = x.dims();
+        // Consumed, so that it is overwritten in place if it can be.
+        let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
+        row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon as f32, &mut d);
+        tensor(d, shape)
     }
 
     fn rope(
@@ -229,12 +226,14 @@ where
     }
 
     fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (Some(host), Some(g)) = (Matrix::new(gate_up.clone()), Matrix::new(grad.clone()))
-        else {
+        let Some(g) = Matrix::new(grad.clone()) else {
             return ops::swiglu::reference_backward(gate_up, grad);
         };
-        let d = row_wise::swiglu_backward(host.values(), g.columns, g.values());
-        tensor(d, gate_up.dims())
+        let shape = gate_up.dims();
+        // Consumed, so that it is overwritten in place if it can be.
+        let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
+        row_wise::swiglu_backward(&mut d, g.columns, g.values());
+        tensor(d, shape)
     }
 
     fn completion_log_probs(

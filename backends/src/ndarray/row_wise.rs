@@ -59,20 +59,19 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     )
 }
 
-/// See [`crate::ops::rms_norm`].
-pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &[f32]) -> Vec<f32> {
+/// See [`crate::ops::rms_norm`]; the gradient of `x` takes the place of `grad`.
+pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &mut [f32]) {
     let columns = weight.len();
-    made_by_rows(
-        x.len(),
+    by_rows(
+        grad,
         columns,
         #[inline(always)]
         |first, rows| {
             let xs = x[first * columns..].chunks_exact(columns);
-            let grads = grad[first * columns..].chunks_exact(columns);
-            for ((d, x), grad) in rows.chunks_exact_mut(columns).zip(xs).zip(grads) {
+            for (d, x) in rows.chunks_exact_mut(columns).zip(xs) {
                 let inverse = inverse_rms(x, epsilon);
-                for ((d, grad), weight) in d.iter_mut().zip(grad).zip(weight) {
-                    *d = grad * weight;
+                for (d, weight) in d.iter_mut().zip(weight) {
+                    *d *= weight;
                 }
                 let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
                 for (d, x) in d.iter_mut().zip(x) {
@@ -80,7 +79,7 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &
                 }
             }
         },
-    )
+    );
 }
 
 #[inline(always)]
@@ -139,27 +138,25 @@ pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
     )
 }
 
-/// See [`crate::ops::swiglu`].
-pub(super) fn swiglu_backward(gate_up: &[f32], half: usize, grad: &[f32]) -> Vec<f32> {
-    made_by_rows(
-        gate_up.len(),
+/// See [`crate::ops::swiglu`]; the gradients take the place of gate and up, of which a row holds `2 * half` values.
+pub(super) fn swiglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
+    by_rows(
+        gate_up,
         2 * half,
         #[inline(always)]
         |first, rows| {
-            let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
             let grads = grad[first * half..].chunks_exact(half);
-            for ((d, pair), grad) in rows.chunks_exact_mut(2 * half).zip(pairs).zip(grads) {
-                let ((d_gate, d_up), (gate, up)) = (d.split_at_mut(half), pair.split_at(half));
-                let outputs = d_gate.iter_mut().zip(d_up);
-                let inputs = gate.iter().zip(up).zip(grad);
-                for ((d_gate, d_up), ((gate, up), grad)) in outputs.zip(inputs) {
+            for (pair, grad) in rows.chunks_exact_mut(2 * half).zip(grads) {
+                let (gate, up) = pair.split_at_mut(half);
+                for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
                     let sigmoid = sigmoid(*gate);
-                    *d_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-                    *d_up = grad * gate * sigmoid;
+                    let d_up = grad * *gate * sigmoid;
+                    *gate = grad * *up * sigmoid * (1.0 + *gate * (1.0 - sigmoid));
+                    *up = d_up;
                 }
             }
         },
-    )
+    );
 }
 
 #[inline(always)]

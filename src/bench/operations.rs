@@ -1,0 +1,290 @@
+//! Where a step's time goes: each operation alone, at the step's shapes.
+//!
+//! Alone, an operation has the whole device and no neighbours to overlap with, so the sum is near a step's time but not
+//! equal to it.
+
+use arithmo_backends::{Adapter, AttentionConfig, LogProbStats, Projection, TrainBackend, Turn};
+use burn::module::AutodiffModule;
+use burn::tensor::{Distribution, Tensor, TensorData};
+use serde_json::{Value, json};
+
+use super::step::{Run, Setup};
+use crate::data::batch::PreferenceBatch;
+use crate::doctor::speed::median_seconds;
+use crate::dpo::log_probs::DeviceBatch;
+use crate::error::Result;
+use crate::lora::linear::parameters;
+use crate::model::linear::Linear;
+use crate::model::mistral::Mistral;
+use crate::train::optimizer::{AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm};
+use crate::train::pass::passes;
+
+/// Seconds a step spends in each class of operations.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Classes {
+    /// Frozen weights and their branches.
+    projections: f64,
+    attention: f64,
+    /// Norms, rotations and gates.
+    elementwise: f64,
+    /// Log-probabilities.
+    head: f64,
+    /// Clipping and AdamW.
+    optimizer: f64,
+}
+
+impl Classes {
+    fn named(&self) -> [(&'static str, f64); 5] {
+        [
+            ("projections", self.projections),
+            ("attention", self.attention),
+            ("elementwise", self.elementwise),
+            ("head", self.head),
+            ("optimizer", self.optimizer),
+        ]
+    }
+
+    fn sum(&self) -> f64 {
+        self.named().iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    pub(super) fn header() -> String {
+        let names = Self::default().named();
+        let names = names.map(|(name, _)| format!("{name:>20}")).concat();
+        format!("{:>7}{names}{:>12}{:>10}", "tokens", "together", "step")
+    }
+
+    pub(super) fn line(&self, run: &Run) -> String {
+        let sum = self.sum();
+        let parts = self.named().map(|(_, seconds)| {
+            let share = 100.0 * seconds / sum;
+            format!("{:>12.1} ({share:>3.0} %)", seconds * 1e3)
+        });
+        let (sum, step) = (sum * 1e3, run.seconds * 1e3);
+        format!("{:>7}{}{sum:>12.1}{step:>10.1}", run.tokens, parts.concat())
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let named = self.named().into_iter();
+        named
+            .map(|(name, seconds)| (name.to_string(), json!(seconds)))
+            .collect()
+    }
+}
+
+/// Times the operations of the first pass of a step; further passes count by their tokens.
+///
+/// # Errors
+/// The device fails, or the user interrupts.
+pub(super) fn time_classes<B: TrainBackend>(
+    setup: &Setup<B>,
+    run: &Run,
+    device: &B::Device,
+) -> Result<Classes> {
+    let step = [run.pairs.iter().collect::<Vec<_>>()];
+    let passes = passes(&step, B::pass_tokens());
+    let Some(first) = passes.first() else {
+        return Ok(Classes::default());
+    };
+    let (batch, model) = (
+        PreferenceBatch::new(&first.pairs),
+        setup.learner.policy.valid(),
+    );
+    let table = model.position_table(setup.config.max_position_embeddings, device);
+    let pass = Pass {
+        batch: DeviceBatch::new(&batch, &table, device),
+        host: &batch,
+        model: &model,
+        setup,
+        device,
+        reference: if run.precomputed { 0.0 } else { 1.0 },
+        policy: 1.0 + run.recomputed,
+    };
+    let passes = run.tokens as f64 / batch.tokens.length as f64;
+    Ok(Classes {
+        projections: passes * pass.projections()?,
+        attention: passes * pass.attention()?,
+        elementwise: passes * pass.elementwise()?,
+        head: passes * pass.head()?,
+        optimizer: pass.optimizer()?,
+    })
+}
+
+/// One forward and backward pass over all layers.
+struct Pass<'a, B: TrainBackend> {
+    batch: DeviceBatch<B>,
+    host: &'a PreferenceBatch,
+    model: &'a Mistral<B>,
+    setup: &'a Setup<B>,
+    device: &'a B::Device,
+    /// Forward passes of the reference.
+    reference: f64,
+    /// Forward passes of the policy, with the share of layers that is computed again.
+    policy: f64,
+}
+
+impl<B: TrainBackend> Pass<'_, B> {
+    fn tokens(&self) -> usize {
+        self.host.tokens.length
+    }
+
+    /// How often a layer's part comes that is computed for all tokens, and how often one that the last layer computes
+    /// for predicting tokens alone.
+    fn layers(&self) -> [f64; 2] {
+        let layers = self.model.layers.len() as f64;
+        let predicting = self.host.queries.len() as f64 / self.tokens() as f64;
+        [layers, layers - 1.0 + predicting]
+    }
+
+    fn random(&self, rows: usize, width: usize) -> Tensor<B, 2> {
+        let place = (self.device, self.setup.dtype);
+        Tensor::random([rows, width], Distribution::Uniform(-1.0, 1.0), place)
+    }
+
+    fn seconds<T>(&self, times: f64, compute: impl Fn() -> T) -> Result<f64> {
+        match times > 0.0 {
+            true => Ok(times * median_seconds::<B, _>(self.device, compute)?),
+            false => Ok(0.0),
+        }
+    }
+
+    fn projections(&self) -> Result<f64> {
+        let layer = &self.model.layers[0];
+        let [q, k, v, o, gate, up, down] = layer.projections();
+        let [all, last_less] = self.layers();
+        let groups: [(&[&Linear<B>], bool, f64); 4] = [
+            (&[q, k, v], false, all),
+            (&[o], true, last_less),
+            (&[gate, up], false, last_less),
+            (&[down], true, last_less),
+        ];
+        let mut seconds = 0.0;
+        for (linears, residual, times) in groups {
+            seconds += times * self.projection(linears, residual)?;
+        }
+        Ok(seconds)
+    }
+
+    /// Projections of one input, in all passes.
+    fn projection(&self, linears: &[&Linear<B>], residual: bool) -> Result<f64> {
+        let (width, d_in) = (
+            linears.iter().map(|linear| linear.dims().0).sum(),
+            linears[0].dims().1,
+        );
+        let [base, adapted] = [false, true].map(|with_branch| {
+            let projections = linears.iter().map(|linear| Projection {
+                weight: linear.weight.val(),
+                adapter: branch(linear).filter(|_| with_branch),
+            });
+            projections.collect::<Vec<_>>()
+        });
+        let (x, dy) = (
+            self.random(self.tokens(), d_in),
+            self.random(self.tokens(), width),
+        );
+        let residual = residual.then(|| dy.clone());
+        let forward = |p: &[Projection<B>]| B::adapted_linear(x.clone(), p, residual.clone());
+        let low = forward(&adapted).low;
+        Ok(self.seconds(self.policy, || forward(&adapted))?
+            + self.seconds(self.reference, || forward(&base))?
+            + self.seconds(1.0, || {
+                B::adapted_linear_backward(x.clone(), &adapted, low.clone(), dy.clone(), true)
+            })?)
+    }
+
+    fn attention_config(&self) -> AttentionConfig {
+        let config = &self.setup.config;
+        let head_dim = config.head_dim();
+        AttentionConfig {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+        }
+    }
+
+    fn attention(&self) -> Result<f64> {
+        let (config, mask) = (self.attention_config(), &self.batch.input.context.mask);
+        let qkv = self.random(self.tokens(), config.packed_width());
+        let dy = self.random(self.tokens(), config.heads * config.head_dim);
+        let forward = || B::self_attention(qkv.clone(), mask, &config);
+        let attended = forward();
+        let [_, last_less] = self.layers();
+        let seconds = self.seconds(self.policy + self.reference, forward)?
+            + self.seconds(1.0, || {
+                let (qkv, attended) = (qkv.clone(), attended.clone());
+                B::self_attention_backward(qkv, attended, dy.clone(), mask, &config)
+            })?;
+        Ok(last_less * seconds)
+    }
+
+    fn elementwise(&self) -> Result<f64> {
+        let (config, heads) = (&self.setup.config, self.attention_config());
+        let ([all, last_less], forward) = (self.layers(), self.policy + self.reference);
+        let turned = heads.heads + heads.kv_heads;
+        let norm = &self.model.norm;
+        let (weight, epsilon) = (norm.weight.val(), config.rms_norm_eps);
+        let x = self.random(self.tokens(), config.hidden_size);
+        let qkv = self.random(self.tokens(), heads.packed_width());
+        let gate_up = self.random(self.tokens(), 2 * config.intermediate_size);
+        let d_gated = self.random(self.tokens(), config.intermediate_size);
+        let angles = &self.batch.input.context.angles;
+        let of_norm = self.seconds(forward, || B::rms_norm(x.clone(), weight.clone(), epsilon))?
+            + self.seconds(1.0, || {
+                B::rms_norm_backward(x.clone(), weight.clone(), epsilon, x.clone())
+            })?;
+        let turn = |turn| B::rope(qkv.clone(), angles, turned, turn);
+        let of_rope = self.seconds(forward, || turn(Turn::Forward))?
+            + self.seconds(1.0, || turn(Turn::Back))?;
+        let of_swiglu = self.seconds(forward, || B::swiglu(gate_up.clone()))?
+            + self.seconds(1.0, || B::swiglu_backward(gate_up.clone(), d_gated.clone()))?;
+        Ok((all + last_less) * of_norm + all * of_rope + last_less * of_swiglu)
+    }
+
+    fn head(&self) -> Result<f64> {
+        let targets: Vec<i64> = self.host.targets.clone();
+        let shape = [targets.len()];
+        let data = TensorData::new(targets, shape);
+        let targets = Tensor::from_data(data, self.device);
+        let hidden = self.random(shape[0], self.setup.config.hidden_size);
+        let score = |stats, slopes| {
+            let (hidden, targets) = (hidden.clone(), targets.clone());
+            B::completion_log_probs(hidden, self.model.head(), targets, stats, slopes)
+        };
+        Ok(self.seconds(1.0, || score(LogProbStats::All, true))?
+            + self.seconds(self.reference, || score(LogProbStats::None, false))?)
+    }
+
+    fn optimizer(&self) -> Result<f64> {
+        let parameters = parameters(self.model);
+        let grads: Vec<_> = parameters.iter().map(|(_, p)| p.ones_like()).collect();
+        let step = |optimizer: &mut AdamW<B>| {
+            let (clipped, _) = clip_by_global_norm(grads.clone(), 1.0);
+            let updates = parameters.iter().zip(clipped);
+            let updates = updates.map(|((name, param), grad)| NamedUpdate {
+                name: name.clone(),
+                param: param.clone(),
+                grad,
+            });
+            optimizer.step(1e-6, updates.collect())
+        };
+        let mut optimizer = AdamW::new(AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        });
+        step(&mut optimizer);
+        self.seconds(1.0, || step(&mut optimizer.clone()))
+    }
+}
+
+/// The branch of a projection as the operation takes it.
+fn branch<B: TrainBackend>(linear: &Linear<B>) -> Option<Adapter<B>> {
+    linear.lora.as_ref().map(|lora| Adapter {
+        a: lora.lora_a.val(),
+        b: lora.lora_b.val(),
+        scaling: lora.scaling,
+        dropout_mask: None,
+    })
+}

@@ -1,0 +1,46 @@
+//! The shapes that can be measured.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::model::config::MistralConfig;
+
+/// Mistral-7B-v0.1.
+const MISTRAL_7B: &str = r#"{
+    "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": false, "initializer_range": 0.02, "torch_dtype": "bfloat16"
+}"#;
+
+/// The shape called `name`, or that of the `config.json` of this path.
+///
+/// # Errors
+/// It is neither, or the file is not the configuration of a Mistral model.
+pub fn shape(name: &str) -> Result<MistralConfig> {
+    let path = Path::new(name);
+    if name == "mistral-7b" {
+        return MistralConfig::parse(MISTRAL_7B, path);
+    }
+    if !path.is_file() {
+        let problem = format!("`{name}` is neither a known shape nor a file");
+        let remedy = "give mistral-7b, or the path of a model's config.json";
+        return Err(Error::invalid("--shape", problem, remedy));
+    }
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+    MistralConfig::parse(&text, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistral_7b_has_its_weights() {
+        let config = shape("mistral-7b").unwrap();
+        let weights = config.tensors().into_iter();
+        let weights: usize = weights.map(|(_, s)| s.iter().product::<usize>()).sum();
+        assert_eq!(weights, 7_241_732_096);
+    }
+}

@@ -1,0 +1,347 @@
+//! A step of the real learner, on random pairs.
+
+use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::DType;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use super::BenchOptions;
+use crate::config::{GradientCheckpointing, TargetModules};
+use crate::data::batch::attended_tokens;
+use crate::data::encode::{EncodedPair, EncodedSequence};
+use crate::doctor::speed::{median, timed};
+use crate::dpo::loss::{DpoLoss, DpoLossType};
+use crate::dpo::reference::Reference;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::lora::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
+use crate::lora::linear::{attach, trainable};
+use crate::model::config::MistralConfig;
+use crate::model::load::random_on_device;
+use crate::train::learner::{Activations, Learner, LearnerConfig};
+use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::pass::passes;
+use crate::train::setup::what_fits;
+
+/// Fewest tokens of a step.
+pub(super) const FEWEST: usize = 16;
+
+/// Packed tokens of a pair; about what questions of Mathematics Stack Exchange have with two answers.
+const PAIR_TOKENS: usize = 512;
+
+/// Share of a pair's packed tokens that each completion has.
+const COMPLETION: f64 = 0.35;
+
+/// Small, so that nothing grows.
+const LEARNING_RATE: f64 = 1e-6;
+
+/// A model, its adapter and what trains it.
+pub(super) struct Setup<B: TrainBackend> {
+    pub(super) learner: Learner<B>,
+    pub(super) config: MistralConfig,
+    pub(super) dtype: DType,
+    pub(super) activations: Activations,
+    pub(super) trainable: usize,
+    /// Packed tokens a pair has at most.
+    pub(super) pair_tokens: usize,
+    step: usize,
+}
+
+/// What steps of some number of tokens took.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) pairs: Vec<EncodedPair>,
+    /// Of the packed rows.
+    pub(super) tokens: usize,
+    /// Of both sides of all pairs, each in full, as TRL computes them.
+    attended: usize,
+    /// Share of the layers whose activations were computed again.
+    pub(super) recomputed: f64,
+    pub(super) precomputed: bool,
+    /// Median.
+    pub(super) seconds: f64,
+    /// FLOP a step.
+    flop: f64,
+    peak_bytes: Option<u64>,
+}
+
+impl<B: TrainBackend> Setup<B> {
+    pub(super) fn new(
+        options: &BenchOptions,
+        config: MistralConfig,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let mut policy = random_on_device::<Autodiff<B>>(config.clone(), dtype, device)?;
+        attach(&mut policy, &lora(options), 1, device)?;
+        let activations = match options.checkpointing {
+            GradientCheckpointing::On => Activations::Recompute,
+            GradientCheckpointing::Off => Activations::Keep,
+            GradientCheckpointing::Auto => what_fits::<B>(&policy, device),
+        };
+        let learner_config = LearnerConfig {
+            loss: DpoLoss {
+                loss_type: DpoLossType::Sigmoid,
+                beta: 0.1,
+            },
+            max_grad_norm: Some(1.0),
+            activations,
+            pass_tokens: B::pass_tokens(),
+            dropout_seed: None,
+        };
+        let optimizer = AdamW::new(AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        });
+        let (reference, trainable) = (Reference::base(policy.valid()), trainable(&policy));
+        Ok(Self {
+            learner: Learner::new(policy, reference, optimizer, learner_config, device),
+            pair_tokens: pair_tokens(config.max_position_embeddings),
+            config,
+            dtype,
+            activations,
+            trainable,
+            step: 0,
+        })
+    }
+
+    /// Steps of `tokens` packed tokens: one that is not counted, then those that are.
+    pub(super) fn measure(
+        &mut self,
+        tokens: usize,
+        options: &BenchOptions,
+        device: &B::Device,
+    ) -> Result<Run> {
+        let pairs = pairs(tokens, self.pair_tokens, self.config.vocab_size);
+        let step = [pairs.iter().collect::<Vec<_>>()];
+        let passes = passes(&step, B::pass_tokens());
+        if options.precomputed {
+            for pass in &passes {
+                self.learner.precompute_reference(&pass.pairs);
+            }
+        }
+        self.step(&step, device)?;
+        let mut seconds = Vec::new();
+        for _ in 0..options.steps {
+            seconds.push(self.step(&step, device)?);
+        }
+        let layers = self.config.num_hidden_layers;
+        let again = passes.iter().map(|pass| {
+            let kept = self.activations.keep(pass.tokens).min(layers);
+            (layers - kept) as f64 / layers as f64 * pass.tokens as f64
+        });
+        let recomputed = again.sum::<f64>() / tokens as f64;
+        Ok(Run {
+            tokens,
+            attended: pairs.iter().map(attended_tokens).sum(),
+            recomputed,
+            precomputed: options.precomputed,
+            seconds: median(seconds),
+            flop: self.flop(&pairs, tokens, recomputed, options.precomputed),
+            peak_bytes: B::peak_memory_bytes(device),
+            pairs,
+        })
+    }
+
+    /// Seconds of one step.
+    fn step(&mut self, pairs: &[Vec<&EncodedPair>], device: &B::Device) -> Result<f64> {
+        if interrupt::requested() {
+            let note = "the measurement was not finished".into();
+            return Err(Error::Interrupted { note });
+        }
+        let (step, learner) = (self.step, &mut self.learner);
+        self.step += 1;
+        let (seconds, output) = timed::<B, _>(device, || learner.step(step, LEARNING_RATE, pairs))?;
+        match output.applied {
+            true => Ok(seconds),
+            false => Err(Error::run(
+                "the loss or the gradient of a step is not finite",
+                "run `arithmo doctor` on this backend",
+            )),
+        }
+    }
+
+    /// FLOP of a step: each weight of the layers once a token in each pass, those of the head once a scored token.
+    fn flop(
+        &self,
+        pairs: &[EncodedPair],
+        tokens: usize,
+        recomputed: f64,
+        precomputed: bool,
+    ) -> f64 {
+        let matrix = |(_, shape): &(String, Vec<usize>)| match shape.as_slice() {
+            [rows, columns] => (rows * columns) as f64,
+            _ => 0.0,
+        };
+        let in_layers = |(name, _): &&(String, Vec<usize>)| name.starts_with("model.layers.");
+        let tensors = self.config.tensors();
+        let layers: f64 = tensors.iter().filter(in_layers).map(matrix).sum();
+        let head = (self.config.vocab_size * self.config.hidden_size) as f64;
+        let scored = pairs.iter().flat_map(|p| [&p.chosen, &p.rejected]);
+        let scored: usize = scored.map(EncodedSequence::scored_tokens).sum();
+        let count = flop_count(recomputed, precomputed);
+        // The head is never computed again.
+        count * layers * tokens as f64 + flop_count(0.0, precomputed) * head * scored as f64
+    }
+}
+
+/// FLOP a weight and token: 2 for the policy's forward pass, 2 for the gradient of the input, 2 for the reference unless
+/// it is known, 2 for what is computed again.
+fn flop_count(recomputed: f64, precomputed: bool) -> f64 {
+    let reference = if precomputed { 0.0 } else { 2.0 };
+    4.0 + reference + 2.0 * recomputed
+}
+
+fn lora(options: &BenchOptions) -> LoraConfig {
+    LoraConfig {
+        r: options.rank,
+        lora_alpha: 2.0 * options.rank as f64,
+        lora_dropout: 0.0,
+        target_modules: match &options.targets {
+            TargetModules::AllLinear => LoraTargets::AllLinear,
+            TargetModules::Names(names) => LoraTargets::Names(names.clone()),
+        },
+        use_rslora: false,
+        init: LoraInit::KaimingUniform,
+    }
+}
+
+/// Packed tokens of a pair whose sides the model has positions for.
+fn pair_tokens(positions: usize) -> usize {
+    let longest = positions.saturating_sub(2) as f64 / (1.0 - COMPLETION);
+    PAIR_TOKENS.min(longest as usize).max(FEWEST / 2)
+}
+
+/// Random pairs of together `tokens` packed tokens, each of at most `most`.
+fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
+    let count = tokens.div_ceil(most);
+    let mut rng = ChaCha8Rng::seed_from_u64(tokens as u64);
+    let mut random = |count: usize| -> Vec<u32> {
+        let id = |_| rng.next_u32() % vocabulary as u32;
+        (0..count).map(id).collect()
+    };
+    let pair = |index: usize| {
+        let size = tokens / count + usize::from(index < tokens % count);
+        let completion = (size as f64 * COMPLETION).round() as usize;
+        let prompt = random(size - 2 * completion);
+        // A sequence's last token predicts nothing and is not in the row.
+        let [chosen, mut rejected] = [(); 2].map(|()| random(completion + 1));
+        // What both sides begin with would be shared.
+        rejected[0] = (chosen[0] + 1) % vocabulary as u32;
+        let [chosen, rejected] = [chosen, rejected].map(|ids| EncodedSequence {
+            ids: [prompt.clone(), ids].concat(),
+            completion_start: prompt.len(),
+            hidden: Vec::new(),
+        });
+        let id = format!("{tokens}-{index}");
+        EncodedPair {
+            id,
+            chosen,
+            rejected,
+        }
+    };
+    (0..count).map(pair).collect()
+}
+
+impl Run {
+    pub(super) fn header() -> String {
+        format!(
+            "{:>7}{:>7}{:>10}{:>11}{:>12}{:>10}{:>10}{:>8}{:>8}{:>10}",
+            "tokens",
+            "pairs",
+            "s/step",
+            "tokens/s",
+            "attended/s",
+            "pairs/s",
+            "TFLOP/s",
+            "count",
+            "MFU",
+            "peak GB"
+        )
+    }
+
+    pub(super) fn line(&self, peak: Option<f64>) -> String {
+        let per_second = |count: usize| count as f64 / self.seconds;
+        let mfu = match peak {
+            Some(peak) => format!("{:.1} %", 100.0 * self.flop / self.seconds / peak),
+            None => "-".to_string(),
+        };
+        let memory = match self.peak_bytes {
+            Some(bytes) => format!("{:.2}", bytes as f64 / 1e9),
+            None => "-".to_string(),
+        };
+        format!(
+            "{:>7}{:>7}{:>10.3}{:>11.1}{:>12.1}{:>10.2}{:>10.3}{:>7.1}N{mfu:>8}{memory:>10}",
+            self.tokens,
+            self.pairs.len(),
+            self.seconds,
+            per_second(self.tokens),
+            per_second(self.attended),
+            per_second(self.pairs.len()),
+            self.flop / self.seconds / 1e12,
+            flop_count(self.recomputed, self.precomputed),
+        )
+    }
+
+    pub(super) fn json(&self, peak: Option<f64>) -> Value {
+        let rate = self.flop / self.seconds;
+        json!({
+            "tokens": self.tokens,
+            "attended_tokens": self.attended,
+            "pairs": self.pairs.len(),
+            "seconds_per_step": self.seconds,
+            "tokens_per_second": self.tokens as f64 / self.seconds,
+            "attended_tokens_per_second": self.attended as f64 / self.seconds,
+            "pairs_per_second": self.pairs.len() as f64 / self.seconds,
+            "flop_per_weight_and_token": flop_count(self.recomputed, self.precomputed),
+            "recomputed_layers_share": self.recomputed,
+            "flop_per_second": rate,
+            "mfu": peak.map(|peak| rate / peak),
+            "peak_memory_bytes": self.peak_bytes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::packed_tokens;
+
+    #[test]
+    fn pairs_take_the_tokens_asked_for() {
+        for (tokens, most, count) in [(16, 512, 1), (1024, 512, 2), (1000, 77, 13), (513, 512, 2)] {
+            let pairs = pairs(tokens, most, 5);
+            assert_eq!(pairs.len(), count);
+            assert_eq!(pairs.iter().map(packed_tokens).sum::<usize>(), tokens);
+            assert!(pairs.iter().all(|pair| packed_tokens(pair) <= most));
+        }
+        let pair = &pairs(512, 512, 32000)[0];
+        assert_eq!(pair.chosen.completion_start, 154);
+        assert_eq!(pair.chosen.scored_tokens(), 180);
+        // Prompt twice, and the last token of each side.
+        assert_eq!(attended_tokens(pair), 512 + 154 + 2);
+    }
+
+    #[test]
+    fn pairs_have_positions() {
+        for positions in [32, 64, 400, 32768] {
+            for pair in pairs(1024, pair_tokens(positions), 100) {
+                assert!(pair.chosen.ids.len() <= positions);
+                assert_eq!(pair.chosen.ids.len(), pair.rejected.ids.len());
+            }
+        }
+    }
+
+    #[test]
+    fn flop_are_counted_as_in_the_literature() {
+        assert_eq!(flop_count(0.0, false), 6.0);
+        assert_eq!(flop_count(1.0, false), 8.0);
+        assert_eq!(flop_count(0.0, true), 4.0);
+        assert_eq!(flop_count(1.0, true), 6.0);
+    }
+}
