@@ -2,7 +2,7 @@
 //!
 //! The query heads of a key head are folded: row `r` of a key head is head `r % group` of query `r / group`, so that
 //! rows of a tile have nearly the same keys, which are read once for all of them. Heads are taken in chunks of
-//! [`CHUNK`] features, so that tiles fit the 32 KiB every device has whatever the width of a head.
+//! [`CHUNK`] features, so that tiles fit in 32 KiB whatever the width of a head.
 
 use cubecl::prelude::*;
 
