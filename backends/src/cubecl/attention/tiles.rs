@@ -2,7 +2,7 @@
 //!
 //! The query heads of a key head are folded: row `r` of a key head is head `r % group` of query `r / group`, so that
 //! rows of a tile have nearly the same keys, which are read once for all of them. Heads are taken in chunks of
-//! [`CHUNK`] features, so that tiles fit the 32 KiB every device has whatever the width of a head.
+//! [`CHUNK`] features, so that tiles fit in 32 KiB whatever the width of a head.
 
 use cubecl::prelude::*;
 
@@ -398,7 +398,7 @@ pub(super) fn clear(sums: &mut Array<f32>, #[comptime] count: usize) {
     }
 }
 
-/// The features that a unit holds of its rows of a tile, written to folded rows: the inverse of [`load_rows`].
+/// The features that a unit holds of its rows of a tile, written to folded rows: the inverse of `load_rows`.
 #[cube]
 pub(super) fn store_rows<F: Float, I: Int>(
     sums: &Array<f32>,
@@ -431,7 +431,7 @@ pub(super) fn store_rows<F: Float, I: Int>(
     }
 }
 
-/// The features that a unit holds of its rows of a tile, written to keys: the inverse of [`load_keys`].
+/// The features that a unit holds of its rows of a tile, written to keys: the inverse of `load_keys`.
 #[cube]
 pub(super) fn store_keys<F: Float>(
     sums: &Array<f32>,
