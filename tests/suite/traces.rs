@@ -180,6 +180,9 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     let (sampler, schedule) = (run.sampler(pairs.len()), run.schedule());
     let mut learner = run.learner::<B>(recompute, device);
     let steps = steps.min(run.trace.len());
+    if steps > sampler.steps_per_epoch() {
+        learner.remember_reference();
+    }
     if run.config["dpo"]["precompute_ref_log_probs"] == true {
         for step in 0..sampler.steps_per_epoch() {
             for indices in &sampler.plan(step).micro_batches {
