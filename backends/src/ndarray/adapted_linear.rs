@@ -30,7 +30,8 @@ pub(super) fn ranks(projections: &[HostProjection]) -> usize {
 /// All `a` below each other, `[sum of r, D_in]`.
 fn stacked(projections: &[HostProjection]) -> Vec<f32> {
     let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
-    adapters.flat_map(|(a, ..)| a.values()).copied().collect()
+    let all: Vec<&[f32]> = adapters.map(|(a, ..)| a.values()).collect();
+    all.concat()
 }
 
 /// Output `[T, width]` and `x A^T` `[T, ranks]`.

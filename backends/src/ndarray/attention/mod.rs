@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use self::blocks::{BLOCK, Seen, Span, blocks, spans};
 use super::gemm::{Old, View, columns_of, product_here, rows, strided};
+use super::matrix::written;
 use super::vector::{exp, max, sum2, update_and_sum, vectorized};
 use crate::AttentionConfig;
 
@@ -117,7 +118,8 @@ impl Attention<'_> {
             heads, head_dim, ..
         } = *self.config;
         let (queries, width) = (self.mask.ranges.len(), heads * head_dim);
-        let (mut output, mut lse) = (vec![0f32; queries * width], vec![0f32; queries * heads]);
+        // Every query is in a span, and every span writes all of its rows.
+        let [mut output, mut lse] = [width, heads].map(|width| written(queries * width, |_| ()));
         let spans = spans(&self.mask.ranges);
         let lengths: Vec<usize> = spans.iter().map(|span| span.queries.len()).collect();
         let parts = spans
@@ -281,7 +283,7 @@ impl Attention<'_> {
         let config = self.config;
         let (columns, head_dim) = (config.packed_width(), config.head_dim);
         let (of_queries, of_keys) = (self.group() * head_dim, config.heads * head_dim);
-        let mut d_qkv = vec![0f32; tokens * columns];
+        let mut d_qkv = written(tokens * columns, |_| ());
         let spans = spans(&self.mask.ranges);
         // Rows from the end of one span's keys to the end of the next's; what lies between belongs to nobody.
         let ends = spans.iter().map(|span| span.keys.end);
@@ -292,8 +294,11 @@ impl Attention<'_> {
                 Some(length)
             })
             .collect();
+        let in_spans = lengths.iter().sum::<usize>() * columns;
+        d_qkv[in_spans..].fill(0.0);
         let parts = spans.par_iter().zip(split(&mut d_qkv, &lengths, columns));
         parts.for_each(|(span, rows)| {
+            rows.fill(0.0);
             let by_head: Vec<_> = (0..config.kv_heads)
                 .into_par_iter()
                 .map(|kv_head| self.span_backward(span, kv_head, output, lse, grad))
