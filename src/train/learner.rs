@@ -170,24 +170,18 @@ impl<B: TrainBackend> Learner<B> {
 
         let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
         let pairs = unpack(&batches, &numbers);
-        if self.remember_reference {
-            let ids = batches.iter().flat_map(|batch| &batch.ids);
-            for (id, pair) in ids.zip(&pairs) {
-                let sums = pair.reference.map(|sum| sum as f32);
-                self.reference.remember(id, sums);
-            }
-        }
-        let mut pairs = pairs.into_iter();
+        let mut rest = pairs.iter().cloned();
         let micro_batches: Vec<MicroBatchMetrics> = micro_batches
             .iter()
             .map(|micro| {
-                let pairs: Vec<PairOutput> = pairs.by_ref().take(micro.len()).collect();
+                let pairs: Vec<PairOutput> = rest.by_ref().take(micro.len()).collect();
                 MicroBatchMetrics::new(&pairs, self.config.loss.beta)
             })
             .collect();
         let grad_norm = numbers.last().copied().unwrap_or(0.0);
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
+            self.remember(&batches, &pairs);
             self.apply(learning_rate, clipped);
         }
         StepOutput {
@@ -250,6 +244,18 @@ impl<B: TrainBackend> Learner<B> {
                 output,
             }
         })
+    }
+
+    /// Keeps the reference's log-probabilities of the pairs of a step, if that was asked for.
+    fn remember(&mut self, batches: &[PreferenceBatch], pairs: &[PairOutput]) {
+        if !self.remember_reference {
+            return;
+        }
+        let ids = batches.iter().flat_map(|batch| &batch.ids);
+        for (id, pair) in ids.zip(pairs) {
+            let sums = pair.reference.map(|sum| sum as f32);
+            self.reference.remember(id, sums);
+        }
     }
 
     /// Applies the clipped gradient.
