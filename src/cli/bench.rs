@@ -84,7 +84,7 @@ pub enum Checkpointing {
 /// Measures; prints on stdout.
 ///
 /// # Errors
-/// As [`bench`]; or 4-bit weights are asked for.
+/// As [`bench()`]; or 4-bit weights are asked for.
 pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> {
     if args.quantization == Quantization::Nf4 {
         let problem = "4-bit weights are not built yet";

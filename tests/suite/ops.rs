@@ -490,6 +490,8 @@ pub fn row_wise<B: TrainBackend>(device: &B::Device) {
     }
 }
 
+type Op<'a, A> = &'a dyn Fn(Tensor<A, 2>) -> Tensor<A, 2>;
+
 struct RowWise {
     x: Host,
     weight: Host,
@@ -512,12 +514,12 @@ impl RowWise {
             .each_ref()
             .map(|angles| angles.on::<A, 2>(accumulator(dtype), Layout::Contiguous, &device));
         let angles = RotaryAngles { cos, sin };
-        let ops: [(&dyn Fn(Tensor<A, 2>) -> Tensor<A, 2>, &Host); 3] = [
+        let ops: [(Op<'_, A>, &Host); 3] = [
             (&|x| norm(x, weight.clone()), &self.dy),
             (&|x| turn(x, &angles), &self.dy),
             (&gate, &self.d_half),
         ];
-        let one = |(op, dy): (&dyn Fn(Tensor<A, 2>) -> Tensor<A, 2>, &Host)| {
+        let one = |(op, dy): (Op<'_, A>, &Host)| {
             let _only_graph = graph_lock();
             let x = self
                 .x

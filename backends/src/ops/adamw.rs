@@ -54,7 +54,7 @@ pub fn reference<B: Backend>(tensors: Vec<AdamWTensor<B>>) -> Vec<AdamWUpdate<B>
     tensors.into_iter().map(reference_of_one).collect()
 }
 
-/// [`reference`] of one tensor.
+/// [`reference()`] of one tensor.
 pub fn reference_of_one<B: Backend>(tensor: AdamWTensor<B>) -> AdamWUpdate<B> {
     let AdamWTensor {
         param,
