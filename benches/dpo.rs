@@ -1,7 +1,8 @@
 //! DPO training beside TRL + PEFT, in turn, on the same inputs: pairs per second, peak memory, losses.
 //!
-//!     ARITHMO_PEER_PYTHON=python3 cargo bench --bench dpo -- INPUTS [--rounds 2] [--steps 12] [--scenario 24m]
+//!     ARITHMO_PEER_PYTHON=python3 cargo bench --bench dpo -- INPUTS [--rounds 2] [--steps 12] [--scenario 0|1|2|3]
 //!
+//! Scenarios: 1 adapters on every projection, 2 on q and v, 3 as 1 with the reference precomputed; 0 all three.
 //! INPUTS is a folder made by `../shared/bench/make_inputs.py`: a model in `model`, pairs in `pairs.jsonl`. The peer's
 //! side is `../shared/bench/trl_dpo.py`; without `ARITHMO_PEER_PYTHON`, a Python with torch, trl and peft, only ours runs.
 //! Both train in f32, rank 16, from the same adapter on the same pairs in the same order, batch 4 (the peer also batch 1, of
@@ -52,6 +53,8 @@ struct Settings {
     inputs: PathBuf,
     rounds: usize,
     steps: usize,
+    /// Which one, from 1; 0: all.
+    scenario: usize,
     peer: Option<String>,
 }
 
@@ -67,7 +70,9 @@ fn main() {
     let settings = settings();
     println!("inputs: {}", settings.inputs.display());
     let mut results = Vec::new();
-    for scenario in SCENARIOS {
+    let chosen = |number: &usize| [0, *number].contains(&settings.scenario);
+    let scenarios = (1..).zip(SCENARIOS).filter(|(number, _)| chosen(number));
+    for (_, scenario) in scenarios {
         let (mut ours, mut peers) = (Vec::new(), Vec::new());
         for _ in 0..settings.rounds {
             let start = tempfile::tempdir().unwrap();
@@ -103,6 +108,7 @@ fn settings() -> Settings {
         inputs: PathBuf::from(inputs),
         rounds: value("--rounds", 2),
         steps: value("--steps", 12),
+        scenario: value("--scenario", 0),
         peer,
     }
 }

@@ -11,9 +11,12 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let cli = Cli::parse();
     interrupt::install();
-    // On a thread of the pool that computes: what it shares out it then begins with itself, without waking another.
-    let (result, ()) = rayon::join(|| run(&cli), || ());
-    match result {
+    // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
+    // the pool exist already, it stays as it is.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -81,7 +81,8 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference(x, projections, residual)
     }
 
-    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`].
+    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`]. Where no
+    /// projection has a branch, the values of `x` are not read.
     fn adapted_linear_backward(
         x: Tensor<Self, 2>,
         projections: &[Projection<Self>],
