@@ -11,7 +11,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::model::input::ModelInput;
+use crate::model::input::{ModelInput, SequenceContext};
 use crate::model::linear::Linear;
 use crate::model::mistral::{DecoderLayer, Mistral};
 
@@ -46,7 +46,7 @@ pub fn gradients<B: TrainBackend, Out>(
 ) -> (Out, Grads<B>) {
     let _only_graph = graph_lock();
     let context = input.context.to_autodiff();
-    let (blocks, top) = forward(policy, input, keep);
+    let (blocks, top) = forward(policy, input, &context, keep);
     let top = Tensor::from_inner(top).require_grad();
     let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
     let mut above = top.grad(&loss.backward());
@@ -72,13 +72,15 @@ pub fn gradients<B: TrainBackend, Out>(
     (output, by_block.into_iter().rev().flatten().collect())
 }
 
-/// The forward pass through all blocks: what each leaves behind, and the residual stream above the last.
+/// The forward pass through all blocks: what each leaves behind, and the residual stream above the last. `context` is that
+/// of `input`, for blocks with a graph.
 fn forward<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,
+    context: &SequenceContext<Autodiff<B>>,
     keep: usize,
 ) -> (Vec<Block<B>>, Tensor<B, 2>) {
-    let (inner, context) = (policy.valid(), input.context.to_autodiff());
+    let inner = policy.valid();
     let (first, count) = (first_adapted(policy), policy.layers.len());
     let mut x = inner.embed(input.token_ids.clone());
     let mut blocks = Vec::with_capacity(count);
@@ -90,7 +92,7 @@ fn forward<B: TrainBackend>(
             (Block::Input(x), y)
         } else {
             let x = leaf(policy, index, x);
-            let y = policy.layer(index, x.clone(), &context);
+            let y = policy.layer(index, x.clone(), context);
             let above = y.clone().inner();
             (Block::Kept(x, y), above)
         };

@@ -170,12 +170,13 @@ impl<B: TrainBackend> Learner<B> {
 
         let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
         let pairs = unpack(&batches, &numbers);
-        let mut rest = pairs.iter().cloned();
+        let mut rest = pairs.as_slice();
         let micro_batches: Vec<MicroBatchMetrics> = micro_batches
             .iter()
             .map(|micro| {
-                let pairs: Vec<PairOutput> = rest.by_ref().take(micro.len()).collect();
-                MicroBatchMetrics::new(&pairs, self.config.loss.beta)
+                let (pairs, left) = rest.split_at(micro.len());
+                rest = left;
+                MicroBatchMetrics::new(pairs, self.config.loss.beta)
             })
             .collect();
         let grad_norm = numbers.last().copied().unwrap_or(0.0);

@@ -13,52 +13,30 @@ pub(super) struct Span {
     pub(super) keys: Range<usize>,
 }
 
-/// Cuts queries into spans.
+/// Cuts queries into spans. One that looks back into an earlier span joins all between.
 pub(super) fn spans(ranges: &[[usize; 4]]) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     for (query, range) in ranges.iter().enumerate() {
-        let seen = hull(std::iter::once(range));
-        match spans.last_mut() {
-            Some(span) if seen.is_empty() => span.queries.end = query + 1,
-            Some(span) if span.keys.is_empty() => {
-                span.queries.end = query + 1;
-                span.keys = seen;
-            }
-            Some(span) if seen.start < span.keys.end => {
-                span.queries.end = query + 1;
-                span.keys = span.keys.start.min(seen.start)..span.keys.end.max(seen.end);
-            }
-            _ => spans.push(Span {
-                queries: query..query + 1,
-                keys: seen,
-            }),
-        }
-    }
-    merged(spans)
-}
-
-/// Spans whose keys overlap with an earlier one's, made one with all between.
-fn merged(spans: Vec<Span>) -> Vec<Span> {
-    let mut apart: Vec<Span> = Vec::with_capacity(spans.len());
-    for mut span in spans {
-        while let Some(last) = apart.last()
-            && span.keys.start < last.keys.end
-            && !span.keys.is_empty()
-        {
+        let mut span = Span {
+            queries: query..query + 1,
+            keys: cover([range[0]..range[1], range[2]..range[3]]),
+        };
+        let meets = |last: &Span, span: &Span| {
+            last.keys.is_empty() || span.keys.is_empty() || span.keys.start < last.keys.end
+        };
+        while let Some(last) = spans.pop_if(|last| meets(last, &span)) {
             span.queries.start = last.queries.start;
-            span.keys = span.keys.start.min(last.keys.start)..span.keys.end.max(last.keys.end);
-            apart.pop();
+            span.keys = cover([last.keys, span.keys]);
         }
-        apart.push(span);
+        spans.push(span);
     }
-    apart
+    spans
 }
 
-/// The smallest stretch that covers both ranges of every query; empty if nobody sees anything.
-fn hull<'a>(ranges: impl Iterator<Item = &'a [usize; 4]>) -> Range<usize> {
-    let both = ranges.flat_map(|r| [r[0]..r[1], r[2]..r[3]]);
-    let both = both.filter(|range| !range.is_empty());
-    let joined = both.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+/// The smallest range that covers all of `ranges`; empty ones count for nothing.
+fn cover(ranges: impl IntoIterator<Item = Range<usize>>) -> Range<usize> {
+    let used = ranges.into_iter().filter(|range| !range.is_empty());
+    let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
     joined.unwrap_or(0..0)
 }
 
@@ -69,17 +47,13 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(ranges: &[[usize; 4]]) -> Self {
-        let side = |a: usize, b: usize| {
-            let used = ranges.iter().map(|r| r[a]..r[b]).filter(|r| !r.is_empty());
-            let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-            joined.unwrap_or(0..0)
-        };
+        let side = |a: usize, b: usize| cover(ranges.iter().map(|r| r[a]..r[b]));
         let (first, second) = (side(0, 1), side(2, 3));
         let apart = first.is_empty() || second.is_empty() || first.end <= second.start;
         Self {
             stretches: match apart {
                 true => [first, second],
-                false => [hull(ranges.iter()), 0..0],
+                false => [cover([first, second]), 0..0],
             },
         }
     }

@@ -143,7 +143,8 @@ impl Attention<'_> {
 
     /// Output `[queries of the span, group * Dh]` and log-sum-exp `[queries, group]` of the heads on one key head.
     fn span_forward(&self, span: &Span, kv_head: usize) -> (Vec<f32>, Vec<f32>) {
-        let (head_dim, group) = (self.config.head_dim, self.group());
+        let (head_dim, group, scale) =
+            (self.config.head_dim, self.group(), self.config.scale as f32);
         let (count, width) = (span.queries.len(), group * head_dim);
         let (mut output, mut lse) = (vec![0f32; count * width], vec![0f32; count * group]);
         let mut scratch = Scratch::default();
@@ -153,7 +154,7 @@ impl Attention<'_> {
             let first = block.start - span.queries.start;
             for head in 0..group {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
-                self.scores(&mut scratch.scores, query, &keys_t, &seen);
+                times_seen(&mut scratch.scores, scale, query, &keys_t, &seen);
                 let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
                 let mut totals = [1f32; BLOCK];
                 vectorized(
@@ -209,20 +210,6 @@ impl Attention<'_> {
             copy.extend_from_slice(&query.values[start..][..head_dim]);
         }
         rows(copy, head_dim)
-    }
-
-    /// `query key^T * scale` for every key the block sees, `[block, seen.keys()]`.
-    fn scores(&self, scores: &mut Vec<f32>, query: View<'_>, keys_t: &Transposed, seen: &Seen) {
-        let stride = seen.keys();
-        let rows = query.nrows();
-        if scores.len() < BLOCK * stride {
-            scores.resize(BLOCK * stride, 0.0);
-        }
-        for (column, keys) in seen.placed() {
-            let target = columns_of(&mut scores[..rows * stride], stride, column, keys.len());
-            let scale = self.config.scale as f32;
-            product_here(target, Old::Replace, scale, query, keys_t.view(keys));
-        }
     }
 
     /// The columns a query sees, of a block's scores.
@@ -331,7 +318,8 @@ impl Attention<'_> {
         lse: &[f32],
         grad: &[f32],
     ) -> [Vec<f32>; 3] {
-        let (head_dim, group, scale) = (self.config.head_dim, self.group(), self.config.scale);
+        let (head_dim, group, scale) =
+            (self.config.head_dim, self.group(), self.config.scale as f32);
         let width = group * head_dim;
         let stride = self.config.heads * head_dim;
         let mut d_query = vec![0f32; span.queries.len() * width];
@@ -345,14 +333,14 @@ impl Attention<'_> {
             for head in 0..group {
                 let (of_model, column) = (kv_head * group + head, head * head_dim);
                 let query = self.block_queries(&mut scratch.query, of_model, &block);
-                self.scores(&mut scratch.scores, query, &keys_t, &seen);
+                times_seen(&mut scratch.scores, scale, query, &keys_t, &seen);
                 let heads_of = |values| Heads {
                     values,
                     stride,
                     column: 0,
                 };
                 let d_output = heads_of(grad).view(of_model, head_dim, block.clone());
-                Self::d_probs(&mut scratch.d_scores, d_output, &values_t, &seen);
+                times_seen(&mut scratch.d_scores, 1.0, d_output, &values_t, &seen);
                 let head = BlockHead {
                     block: &block,
                     head: of_model,
@@ -371,28 +359,15 @@ impl Attention<'_> {
                     let target = columns_of(&mut d_value[of_keys.clone()], head_dim, 0, head_dim);
                     product_here(target, Old::Add, 1.0, probs.transpose(), d_output);
                     let target = columns_of(&mut d_key[of_keys], head_dim, 0, head_dim);
-                    product_here(target, Old::Add, scale as f32, d_scores.transpose(), query);
+                    product_here(target, Old::Add, scale, d_scores.transpose(), query);
                     let keys = self.inputs.key.view(kv_head, head_dim, keys);
                     let target = &mut d_query[..block.len() * width];
                     let target = columns_of(target, width, column, head_dim);
-                    product_here(target, Old::Add, scale as f32, d_scores, keys);
+                    product_here(target, Old::Add, scale, d_scores, keys);
                 }
             }
         }
         [d_query, d_key, d_value]
-    }
-
-    /// `d_output value^T`, `[block, seen.keys()]`.
-    fn d_probs(d_probs: &mut Vec<f32>, d_output: View<'_>, values_t: &Transposed, seen: &Seen) {
-        let stride = seen.keys();
-        let rows = d_output.nrows();
-        if d_probs.len() < BLOCK * stride {
-            d_probs.resize(BLOCK * stride, 0.0);
-        }
-        for (column, keys) in seen.placed() {
-            let target = columns_of(&mut d_probs[..rows * stride], stride, column, keys.len());
-            product_here(target, Old::Replace, 1.0, d_output, values_t.view(keys));
-        }
     }
 
     /// Turns scores into probabilities, `exp(score - lse)`, and the gradient of these into that of the scores,
@@ -435,6 +410,24 @@ impl Attention<'_> {
                 }
             },
         );
+    }
+}
+
+/// `factor * rows key^T` for every key (or value) a block sees, `[block, seen.keys()]`, at the start of `products`.
+fn times_seen(
+    products: &mut Vec<f32>,
+    factor: f32,
+    rows: View<'_>,
+    keys_t: &Transposed,
+    seen: &Seen,
+) {
+    let (count, stride) = (rows.nrows(), seen.keys());
+    if products.len() < BLOCK * stride {
+        products.resize(BLOCK * stride, 0.0);
+    }
+    for (column, keys) in seen.placed() {
+        let target = columns_of(&mut products[..count * stride], stride, column, keys.len());
+        product_here(target, Old::Replace, factor, rows, keys_t.view(keys));
     }
 }
 
