@@ -4,13 +4,16 @@
 //! result is shared out here: a run of rows to each thread, or of columns where there are few rows.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par, reborrow::ReborrowMut};
 
 /// A thread takes no fewer rows than this.
 const ROWS_A_THREAD: usize = 32;
 
 /// Products of fewer multiplications than this are not worth waking threads for.
 const SMALL: usize = 1 << 18;
+
+/// Columns that are computed together, at most: beyond some 1,500 `faer` is a quarter slower (docs/LOG.md).
+const COLUMNS: usize = 1024;
 
 /// A matrix in someone's slice.
 pub(super) type View<'a> = MatRef<'a, f32>;
@@ -66,19 +69,26 @@ pub(super) fn product(target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_
     share(target, old, factor, [a, b], threads);
 }
 
-/// [`product`] on the calling thread.
-pub(super) fn product_here(
-    target: MatMut<'_, f32>,
-    old: Old,
-    factor: f32,
-    a: View<'_>,
-    b: View<'_>,
-) {
+/// [`product`] on the calling thread, some columns after others.
+fn product_here(mut target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
     let accum = match old {
         Old::Replace => Accum::Replace,
         Old::Add => Accum::Add,
     };
-    matmul(target, accum, a, b, factor, Par::Seq);
+    let columns = b.ncols();
+    let parts = columns.div_ceil(COLUMNS).max(1);
+    for part in 0..parts {
+        let (start, end) = (part * columns / parts, (part + 1) * columns / parts);
+        let target = target.rb_mut().subcols_mut(start, end - start);
+        matmul(
+            target,
+            accum,
+            a,
+            b.subcols(start, end - start),
+            factor,
+            Par::Seq,
+        );
+    }
 }
 
 /// Halves the result, and the halves, until each thread has one part.

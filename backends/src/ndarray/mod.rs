@@ -7,6 +7,7 @@ mod gemm;
 mod log_probs;
 mod matrix;
 mod row_wise;
+mod tile;
 mod vector;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -40,7 +40,10 @@ fn cover(ranges: impl IntoIterator<Item = Range<usize>>) -> Range<usize> {
     joined.unwrap_or(0..0)
 }
 
-/// The keys a block of queries sees, as one stretch or two, laid next to each other in its scores.
+/// Scores of a stretch of keys begin at a multiple of this: the widest vector.
+const LANES: usize = 16;
+
+/// The keys a block of queries sees, as one stretch or two, each in columns of its own of the block's scores.
 pub(super) struct Seen {
     stretches: [Range<usize>; 2],
 }
@@ -58,14 +61,16 @@ impl Seen {
         }
     }
 
-    pub(super) fn keys(&self) -> usize {
-        self.stretches[0].len() + self.stretches[1].len()
+    /// Columns of the scores.
+    pub(super) fn width(&self) -> usize {
+        let columns = self.stretches.iter().map(|keys| columns_of(keys));
+        columns.sum()
     }
 
     /// The stretches, each with the column of the scores where it begins.
     pub(super) fn placed(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
         let [first, second] = self.stretches.clone();
-        let columns = [(0, first.clone()), (first.len(), second)];
+        let columns = [(0, first.clone()), (columns_of(&first), second)];
         columns.into_iter().filter(|(_, keys)| !keys.is_empty())
     }
 
@@ -78,6 +83,11 @@ impl Seen {
         }
         0..0
     }
+}
+
+/// Columns a stretch takes: whole vectors, so that products leave no rest.
+pub(super) fn columns_of(keys: &Range<usize>) -> usize {
+    keys.len().next_multiple_of(LANES)
 }
 
 /// Blocks of consecutive queries that see nearly the same keys: a block ends where the ranges jump.

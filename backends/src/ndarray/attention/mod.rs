@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::blocks::{BLOCK, Seen, Span, blocks, spans};
-use super::gemm::{Old, View, columns_of, product_here, rows, strided};
+use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
+use super::gemm::Old;
 use super::matrix::written;
+use super::tile::{Rows, small_product};
 use super::vector::{exp, max, sum2, update_and_sum, vectorized};
 use crate::AttentionConfig;
 
@@ -38,46 +39,49 @@ pub(super) struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    /// Rows `rows` of head `head`, `[rows, head_dim]`.
-    fn view(&self, head: usize, head_dim: usize, range: Range<usize>) -> View<'a> {
-        let start = range.start * self.stride + self.column + head * head_dim;
-        let start = start.min(self.values.len());
-        strided(&self.values[start..], range.len(), head_dim, self.stride)
+    /// The rows of head `head` from row `first` on.
+    fn rows(&self, head: usize, head_dim: usize, first: usize) -> Rows<'a> {
+        let start = first * self.stride + self.column + head * head_dim;
+        Rows {
+            values: &self.values[start.min(self.values.len())..],
+            stride: self.stride,
+        }
     }
 }
 
 /// A span's keys, or values, of one head with rows and columns exchanged, `[Dh, keys]`: copied once, read for every
-/// block of queries, where the product's kernel would otherwise exchange them each time.
+/// block of queries.
 struct Transposed {
     values: Vec<f32>,
-    /// The first key, and how many there are.
+    /// The first key.
     first: usize,
-    count: usize,
-    head_dim: usize,
+    /// Length of a row: the keys, and zeros that a last vector may read beyond them.
+    stride: usize,
 }
 
 impl Transposed {
     fn of(heads: &Heads<'_>, head: usize, head_dim: usize, keys: &Range<usize>) -> Self {
-        let count = keys.len();
-        let mut values = vec![0f32; head_dim * count];
+        let stride = columns_of(keys) + columns_of(&(0..1));
+        let mut values = vec![0f32; head_dim * stride];
         for (at, key) in keys.clone().enumerate() {
             let start = key * heads.stride + heads.column + head * head_dim;
             for (i, value) in heads.values[start..][..head_dim].iter().enumerate() {
-                values[i * count + at] = *value;
+                values[i * stride + at] = *value;
             }
         }
         Self {
             values,
             first: keys.start,
-            count,
-            head_dim,
+            stride,
         }
     }
 
-    /// The columns of `keys`.
-    fn view(&self, keys: Range<usize>) -> View<'_> {
-        let start = (keys.start - self.first).min(self.values.len());
-        strided(&self.values[start..], self.head_dim, keys.len(), self.count)
+    /// The columns from key `key` on.
+    fn from(&self, key: usize) -> Rows<'_> {
+        Rows {
+            values: &self.values[(key - self.first).min(self.values.len())..],
+            stride: self.stride,
+        }
     }
 }
 
@@ -151,11 +155,11 @@ impl Attention<'_> {
         let keys_t = Transposed::of(&self.inputs.key, kv_head, head_dim, &span.keys);
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
             let seen = Seen::of(&self.mask.ranges[block.clone()]);
-            let first = block.start - span.queries.start;
+            let (first, shape) = (block.start - span.queries.start, [block.len(), head_dim]);
             for head in 0..group {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
-                times_seen(&mut scratch.scores, scale, query, &keys_t, &seen);
-                let rows = scratch.scores.chunks_exact_mut(seen.keys().max(1));
+                times_seen(&mut scratch.scores, scale, (query, shape), &keys_t, &seen);
+                let rows = scratch.scores.chunks_exact_mut(seen.width().max(1));
                 let mut totals = [1f32; BLOCK];
                 vectorized(
                     #[inline(always)]
@@ -170,15 +174,16 @@ impl Attention<'_> {
                 let output = &mut output[first * width..][..block.len() * width];
                 let mut old = Old::Replace;
                 for (column, keys) in seen.placed() {
-                    let weights = strided(
-                        &scratch.scores[column..],
-                        block.len(),
-                        keys.len(),
-                        seen.keys(),
+                    let weights = scores_from(&scratch.scores, column, &seen);
+                    let values = self.inputs.value.rows(kv_head, head_dim, keys.start);
+                    small_product(
+                        (&mut output[head * head_dim..], width),
+                        [block.len(), keys.len(), head_dim],
+                        old,
+                        1.0,
+                        weights.left(),
+                        values,
                     );
-                    let values = self.inputs.value.view(kv_head, head_dim, keys);
-                    let target = columns_of(output, width, head * head_dim, head_dim);
-                    product_here(target, old, 1.0, weights, values);
                     old = Old::Add;
                 }
                 // Weights become probabilities here, where there are fewer numbers to divide.
@@ -199,17 +204,20 @@ impl Attention<'_> {
         copy: &'s mut Vec<f32>,
         head: usize,
         block: &Range<usize>,
-    ) -> View<'s> {
+    ) -> Rows<'s> {
         let (query, head_dim) = (&self.inputs.query, self.config.head_dim);
         if self.mask.queries.is_empty() {
-            return query.view(head, head_dim, block.clone());
+            return query.rows(head, head_dim, block.start);
         }
         copy.clear();
         for &token in &self.mask.queries[block.clone()] {
             let start = token * query.stride + query.column + head * head_dim;
             copy.extend_from_slice(&query.values[start..][..head_dim]);
         }
-        rows(copy, head_dim)
+        Rows {
+            values: copy,
+            stride: head_dim,
+        }
     }
 
     /// The columns a query sees, of a block's scores.
@@ -330,17 +338,22 @@ impl Attention<'_> {
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
             let seen = Seen::of(&self.mask.ranges[block.clone()]);
             let d_query = &mut d_query[(block.start - span.queries.start) * width..];
+            let shape = [block.len(), head_dim];
             for head in 0..group {
                 let (of_model, column) = (kv_head * group + head, head * head_dim);
                 let query = self.block_queries(&mut scratch.query, of_model, &block);
-                times_seen(&mut scratch.scores, scale, query, &keys_t, &seen);
-                let heads_of = |values| Heads {
-                    values,
+                times_seen(&mut scratch.scores, scale, (query, shape), &keys_t, &seen);
+                let d_output = Rows {
+                    values: &grad[block.start * stride + of_model * head_dim..],
                     stride,
-                    column: 0,
                 };
-                let d_output = heads_of(grad).view(of_model, head_dim, block.clone());
-                times_seen(&mut scratch.d_scores, 1.0, d_output, &values_t, &seen);
+                times_seen(
+                    &mut scratch.d_scores,
+                    1.0,
+                    (d_output, shape),
+                    &values_t,
+                    &seen,
+                );
                 let head = BlockHead {
                     block: &block,
                     head: of_model,
@@ -348,22 +361,21 @@ impl Attention<'_> {
                 };
                 self.probs_and_d_scores(&mut scratch, &head, [output, lse, grad]);
                 for (placed, keys) in seen.placed() {
-                    let part = |values| strided(values, block.len(), keys.len(), seen.keys());
-                    let (probs, d_scores) = (
-                        part(&scratch.scores[placed..]),
-                        part(&scratch.d_scores[placed..]),
-                    );
+                    let probs = scores_from(&scratch.scores, placed, &seen);
+                    let d_scores = scores_from(&scratch.d_scores, placed, &seen);
                     let of_span = (keys.start - span.keys.start) * head_dim;
                     let query = self.block_queries(&mut scratch.query, of_model, &block);
-                    let of_keys = of_span..of_span + keys.len() * head_dim;
-                    let target = columns_of(&mut d_value[of_keys.clone()], head_dim, 0, head_dim);
-                    product_here(target, Old::Add, 1.0, probs.transpose(), d_output);
-                    let target = columns_of(&mut d_key[of_keys], head_dim, 0, head_dim);
-                    product_here(target, Old::Add, scale, d_scores.transpose(), query);
-                    let keys = self.inputs.key.view(kv_head, head_dim, keys);
-                    let target = &mut d_query[..block.len() * width];
-                    let target = columns_of(target, width, column, head_dim);
-                    product_here(target, Old::Add, scale, d_scores, keys);
+                    let by_key = [keys.len(), block.len(), head_dim];
+                    let target = (&mut d_value[of_span..], head_dim);
+                    let probs = probs.transposed();
+                    small_product(target, by_key, Old::Add, 1.0, probs, d_output);
+                    let target = (&mut d_key[of_span..], head_dim);
+                    let by_score = d_scores.transposed();
+                    small_product(target, by_key, Old::Add, scale, by_score, query);
+                    let by_query = [block.len(), keys.len(), head_dim];
+                    let keys = self.inputs.key.rows(kv_head, head_dim, keys.start);
+                    let target = (&mut d_query[column..], width);
+                    small_product(target, by_query, Old::Add, scale, d_scores.left(), keys);
                 }
             }
         }
@@ -381,7 +393,7 @@ impl Attention<'_> {
         let AttentionConfig {
             heads, head_dim, ..
         } = *self.config;
-        let keys = of.seen.keys().max(1);
+        let keys = of.seen.width().max(1);
         let rows = scratch.scores.chunks_exact_mut(keys);
         let rows = rows.zip(scratch.d_scores.chunks_exact_mut(keys));
         vectorized(
@@ -413,21 +425,36 @@ impl Attention<'_> {
     }
 }
 
-/// `factor * rows key^T` for every key (or value) a block sees, `[block, seen.keys()]`, at the start of `products`.
+/// `factor * rows key^T` for every key (or value) a block sees, `[block, seen.width()]`, at the start of `products`; what
+/// stands beside a stretch's own columns has no meaning. `rows` are given with their shape.
 fn times_seen(
     products: &mut Vec<f32>,
     factor: f32,
-    rows: View<'_>,
+    (rows, [count, head_dim]): (Rows<'_>, [usize; 2]),
     keys_t: &Transposed,
     seen: &Seen,
 ) {
-    let (count, stride) = (rows.nrows(), seen.keys());
+    let stride = seen.width();
     if products.len() < BLOCK * stride {
         products.resize(BLOCK * stride, 0.0);
     }
     for (column, keys) in seen.placed() {
-        let target = columns_of(&mut products[..count * stride], stride, column, keys.len());
-        product_here(target, Old::Replace, factor, rows, keys_t.view(keys));
+        small_product(
+            (&mut products[column..], stride),
+            [count, head_dim, columns_of(&keys)],
+            Old::Replace,
+            factor,
+            rows.left(),
+            keys_t.from(keys.start),
+        );
+    }
+}
+
+/// A block's scores from `column` on.
+fn scores_from<'s>(scores: &'s [f32], column: usize, seen: &Seen) -> Rows<'s> {
+    Rows {
+        values: &scores[column..],
+        stride: seen.width(),
     }
 }
 
