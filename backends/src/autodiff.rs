@@ -101,7 +101,6 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         let low_here = low.clone().map(Tensor::from_inner);
         let state = AdaptedState {
             // The gradients of branches alone are made of it.
-            shape: (x.dims(), x.dtype()),
             x: low.is_some().then_some(x),
             projections: inner,
             low,
@@ -241,7 +240,6 @@ struct AdaptedBackward;
 
 #[derive(Clone, Debug)]
 struct AdaptedState<B: Backend> {
-    shape: ([usize; 2], DType),
     x: Option<Tensor<B, 2>>,
     /// Handles.
     projections: Vec<Projection<B>>,
@@ -256,13 +254,11 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let needs_x = ops.parents.first().is_some_and(Option::is_some);
         let AdaptedState {
-            shape: (shape, dtype),
             x,
             projections,
             low,
             has_residual,
         } = ops.state;
-        let x = x.unwrap_or_else(|| Tensor::empty(shape, (&grad.device(), dtype)));
         let of_residual = has_residual.then(|| grad.clone());
         let d = B::adapted_linear_backward(x, &projections, low, grad, needs_x);
         let of_adapters = d.adapters.into_iter().flatten().map(Some);

@@ -81,10 +81,10 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference(x, projections, residual)
     }
 
-    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`]. Where no
-    /// projection has a branch, the values of `x` are not read.
+    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`]. `x` is given
+    /// where a projection has a branch.
     fn adapted_linear_backward(
-        x: Tensor<Self, 2>,
+        x: Option<Tensor<Self, 2>>,
         projections: &[Projection<Self>],
         low: Option<Tensor<Self, 2>>,
         grad: Tensor<Self, 2>,

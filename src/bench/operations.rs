@@ -188,7 +188,7 @@ impl<B: TrainBackend> Pass<'_, B> {
         Ok(self.seconds(self.policy, || forward(&adapted))?
             + self.seconds(self.reference, || forward(&base))?
             + self.seconds(1.0, || {
-                B::adapted_linear_backward(x.clone(), &adapted, low.clone(), dy.clone(), true)
+                B::adapted_linear_backward(Some(x.clone()), &adapted, low.clone(), dy.clone(), true)
             })?)
     }
 

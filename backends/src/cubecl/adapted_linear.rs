@@ -1,7 +1,7 @@
 //! Projections with their low-rank branches: products by the kernels that Burn finds best, everything beside them by one
 //! of ours. See [`crate::ops::adapted_linear`].
 
-use burn::tensor::{DType, Tensor as BurnTensor};
+use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
 use burn_cubecl::ops::numeric::{mul, mul_scalar};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -48,7 +48,7 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
 
 /// [`crate::TrainBackend::adapted_linear_backward`].
 pub(crate) fn adapted_linear_backward<B: CubeGpu>(
-    x: BurnTensor<B, 2>,
+    x: Option<BurnTensor<B, 2>>,
     projections: &[Projection<B>],
     low: Option<BurnTensor<B, 2>>,
     grad: BurnTensor<B, 2>,
@@ -56,8 +56,9 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
 ) -> AdaptedGrads<B> {
     let shape = Shapes::of(projections);
     let mut outputs = Vec::new();
-    if needs_x {
-        outputs.push((x.shape(), x.dtype()));
+    if let (true, Some(first)) = (needs_x, projections.first()) {
+        let of_x = [grad.dims()[0], first.weight.dims()[1]];
+        outputs.push((Shape::from(of_x), grad.dtype()));
     }
     let adapters: Vec<_> = adapters(projections).collect();
     for adapter in &adapters {
@@ -69,8 +70,10 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
             adapters: Vec::new(),
         };
     }
-    let mut inputs = vec![queued(&x), queued(&grad)];
-    inputs.extend(low.as_ref().map(queued));
+    let mut inputs = vec![queued(&grad)];
+    if let Some((x, low)) = x.as_ref().zip(low.as_ref()) {
+        inputs.extend([queued(x), queued(low)]);
+    }
     inputs.extend(tensors(projections));
     let kernel = BackwardPass { shape, needs_x };
     let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
@@ -275,11 +278,11 @@ impl Kernel for BackwardPass {
                 .next()
                 .unwrap_or_else(|| unreachable!("fewer than queued"))
         };
-        let (x, grad) = (next(), next());
+        let grad = next();
+        let wide = (self.shape.rank() > 0).then(|| cast(next(), DType::F32));
         let low = (self.shape.rank() > 0).then(&mut next);
         let parts = self.shape.parts(&mut inputs);
-        let wide = low.as_ref().map(|_| cast(x.clone(), DType::F32));
-        let [tokens, _] = x.meta.shape().dims();
+        let [tokens, _] = grad.meta.shape().dims();
         let (mut column, mut first) = (0, 0);
         let (mut d_x, mut outputs) = (None, Vec::new());
         for part in parts {
@@ -403,7 +406,7 @@ mod tests {
             shape,
             needs_x: true,
         };
-        let mut inputs = vec![[9, 100], [9, 53], [9, 5]]
+        let mut inputs = vec![[9, 53], [9, 100], [9, 5]]
             .into_iter()
             .map(Given::Floats)
             .collect::<Vec<_>>();

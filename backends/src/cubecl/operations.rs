@@ -116,14 +116,14 @@ macro_rules! cube_operations {
         }
 
         fn adapted_linear_backward(
-            x: Tensor<Self, 2>,
+            x: Option<Tensor<Self, 2>>,
             projections: &[$crate::Projection<Self>],
             low: Option<Tensor<Self, 2>>,
             grad: Tensor<Self, 2>,
             needs_x: bool,
         ) -> $crate::AdaptedGrads<Self> {
             use $crate::{cubecl::adapted_linear as ours, ops::adapted_linear as reference};
-            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+            match $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
                 true => ours::adapted_linear_backward(x, projections, low, grad, needs_x),
                 false => reference::reference_backward(x, projections, low, grad, needs_x),
             }

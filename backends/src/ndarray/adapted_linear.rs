@@ -1,7 +1,11 @@
 //! Projections with their branches on slices: see [`crate::ops::adapted_linear`].
 
-use super::gemm::{Old, columns_of, product, rows, strided};
-use super::matrix::{Matrix, written};
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::gemm::{Old, Product, ROWS_A_THREAD, View, columns_of, product, product_here, rows};
+use super::matrix::{Matrix, split, written};
 
 /// A projection's weights.
 pub(super) struct HostProjection {
@@ -41,42 +45,74 @@ pub(super) fn forward(
     residual: Option<Vec<f32>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, ranks) = (width(projections), ranks(projections));
-    let low = written(x.rows * ranks, |low| {
-        if ranks > 0 {
-            let a = stacked(projections);
-            let a = rows(&a, x.columns).transpose();
-            let target = columns_of(low, ranks, 0, ranks);
-            product(target, Old::Replace, 1.0, x.view(), a);
-        }
-    });
-    let output = match residual {
-        Some(mut output) => {
-            project(x, projections, &low, Old::Add, &mut output);
-            output
-        }
-        None => written(x.rows * width, |output| {
-            project(x, projections, &low, Old::Replace, output);
-        }),
+    let old = match residual {
+        Some(_) => Old::Add,
+        None => Old::Replace,
     };
+    let mut output = residual.unwrap_or_else(|| written(x.rows * width, |_| ()));
+    let mut low = written(x.rows * ranks, |_| ());
+    let a = stacked(projections);
+    by_rows(
+        x.rows,
+        [(&mut output, width), (&mut low, ranks)],
+        |part, [output, low]| {
+            let x = rows_of(x, &part);
+            if ranks > 0 {
+                let target = columns_of(low, ranks, 0, ranks);
+                let a = rows(&a, x.ncols()).transpose();
+                (part.product)(target, Old::Replace, 1.0, x, a);
+            }
+            let (mut column, mut next) = (0, 0);
+            for HostProjection { weight, adapter } in projections {
+                let target = columns_of(output, width, column, weight.rows);
+                (part.product)(target, old, 1.0, x, weight.view().transpose());
+                if let Some((_, b, scaling)) = adapter {
+                    let low = rows(low, ranks).subcols(next, b.columns);
+                    let target = columns_of(output, width, column, weight.rows);
+                    (part.product)(target, Old::Add, *scaling, low, b.view().transpose());
+                    next += b.columns;
+                }
+                column += weight.rows;
+            }
+        },
+    );
     (output, low)
 }
 
-/// All projections into their columns of `output`.
-fn project(x: &Matrix, projections: &[HostProjection], low: &[f32], old: Old, output: &mut [f32]) {
-    let (width, ranks) = (width(projections), ranks(projections));
-    let (mut column, mut next) = (0, 0);
-    for projection in projections {
-        let weight = &projection.weight;
-        let target = columns_of(output, width, column, weight.rows);
-        product(target, old, 1.0, x.view(), weight.view().transpose());
-        if let Some((_, b, scaling)) = &projection.adapter {
-            let low = strided(&low[next..], x.rows, b.columns, ranks);
-            let target = columns_of(output, width, column, weight.rows);
-            product(target, Old::Add, *scaling, low, b.view().transpose());
-            next += b.columns;
-        }
-        column += weight.rows;
+/// Rows one thread computes, and how.
+struct Part {
+    rows: Range<usize>,
+    product: Product,
+}
+
+/// Shares rows out among the threads, each of which does all of `f` for its own: threads meet once, not at every product.
+/// Few rows stay together, and their products are shared out.
+///
+/// `outputs` are written row by row; each comes with the length of a row.
+fn by_rows(
+    count: usize,
+    [first, second]: [(&mut Vec<f32>, usize); 2],
+    f: impl Fn(Part, [&mut [f32]; 2]) + Sync,
+) {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || count < ROWS_A_THREAD * threads {
+        let (rows, product) = (0..count, product as Product);
+        return f(Part { rows, product }, [first.0, second.0]);
     }
+    let lengths: Vec<usize> = (0..threads)
+        .map(|thread| (thread + 1) * count / threads - thread * count / threads)
+        .collect();
+    let parts = split(first.0, &lengths, first.1).into_par_iter();
+    let parts = parts.zip(split(second.0, &lengths, second.1)).enumerate();
+    parts.for_each(|(thread, (first, second))| {
+        let start = thread * count / threads;
+        let (rows, product) = (start..start + lengths[thread], product_here as Product);
+        f(Part { rows, product }, [first, second]);
+    });
+}
+
+fn rows_of<'a>(matrix: &'a Matrix, part: &Part) -> View<'a> {
+    matrix.view().subrows(part.rows.start, part.rows.len())
 }
 
 /// Gradients of x, if it is needed, and of each branch's `a` and `b`.
@@ -85,59 +121,115 @@ pub(super) struct HostGrads {
     pub(super) adapters: Vec<[Vec<f32>; 2]>,
 }
 
-/// See [`crate::ops::adapted_linear::reference_backward`].
+/// See [`crate::ops::adapted_linear::reference_backward`]; `inputs`, x and `x A^T`, are given where there are branches.
 pub(super) fn backward(
-    x: &Matrix,
+    inputs: Option<&(Matrix, Matrix)>,
     projections: &[HostProjection],
-    low: &[f32],
-    grad: &[f32],
+    grad: &Matrix,
     needs_x: bool,
 ) -> HostGrads {
-    let (width, ranks, d_in, tokens) = (width(projections), ranks(projections), x.columns, x.rows);
-    // Each is replaced as a whole by the first product that goes there.
-    let mut d_low = written(tokens * ranks, |_| ());
-    let mut d_x = needs_x.then(|| written(tokens * d_in, |_| ()));
-    let (mut column, mut next, mut old) = (0, 0, Old::Replace);
-    let mut d_bs = Vec::new();
-    for projection in projections {
-        let d_out = projection.weight.rows;
-        let dy = strided(&grad[column..], tokens, d_out, width);
-        if let Some(d_x) = &mut d_x {
-            let target = columns_of(d_x, d_in, 0, d_in);
-            product(target, old, 1.0, dy, projection.weight.view());
-            old = Old::Add;
-        }
-        if let Some((_, b, scaling)) = &projection.adapter {
-            let rank = b.columns;
-            let target = columns_of(&mut d_low, ranks, next, rank);
-            product(target, Old::Replace, *scaling, dy, b.view());
-            let mut d_b = vec![0f32; d_out * rank];
-            let low = strided(&low[next..], tokens, rank, ranks);
-            let target = columns_of(&mut d_b, rank, 0, rank);
-            product(target, Old::Replace, *scaling, dy.transpose(), low);
-            d_bs.push(d_b);
-            next += rank;
-        }
-        column += d_out;
-    }
-    let mut d_a = vec![0f32; ranks * d_in];
-    if ranks > 0 {
-        let d_low = rows(&d_low, ranks);
-        if let Some(d_x) = &mut d_x {
-            let a = stacked(projections);
-            let target = columns_of(d_x, d_in, 0, d_in);
-            product(target, Old::Add, 1.0, d_low, rows(&a, d_in));
-        }
-        let target = columns_of(&mut d_a, d_in, 0, d_in);
-        product(target, Old::Replace, 1.0, d_low.transpose(), x.view());
-    }
-    let mut rest = d_a.as_slice();
-    let adapted = projections.iter().map(HostProjection::rank);
-    let adapters = adapted.filter(|r| *r > 0).zip(d_bs).map(|(rank, d_b)| {
-        let (d_a, left) = rest.split_at(rank * d_in);
-        rest = left;
-        [d_a.to_vec(), d_b]
+    let (ranks, d_in) = (ranks(projections), width_of_input(projections));
+    let of_x = if needs_x { d_in } else { 0 };
+    let mut d_low = written(grad.rows * ranks, |_| ());
+    let mut d_x = written(grad.rows * of_x, |_| ());
+    let a = stacked(projections);
+    by_rows(
+        grad.rows,
+        [(&mut d_low, ranks), (&mut d_x, of_x)],
+        |part, [d_low, d_x]| {
+            let grad = rows_of(grad, &part);
+            for branch in branches(projections) {
+                let dy = grad.subcols(branch.column, branch.b.rows);
+                let target = columns_of(d_low, ranks, branch.first, branch.b.columns);
+                (part.product)(target, Old::Replace, branch.scaling, dy, branch.b.view());
+            }
+            if !needs_x {
+                return;
+            }
+            let (mut column, mut old) = (0, Old::Replace);
+            for HostProjection { weight, .. } in projections {
+                let dy = grad.subcols(column, weight.rows);
+                (part.product)(columns_of(d_x, d_in, 0, d_in), old, 1.0, dy, weight.view());
+                (column, old) = (column + weight.rows, Old::Add);
+            }
+            if ranks > 0 {
+                let target = columns_of(d_x, d_in, 0, d_in);
+                (part.product)(target, old, 1.0, rows(d_low, ranks), rows(&a, d_in));
+            }
+        },
+    );
+    let adapters = inputs.map_or(Vec::new(), |(x, low)| {
+        let d_a = gradients_of_a(projections, x, &d_low);
+        d_a.into_iter()
+            .zip(gradients_of_b(projections, low, grad))
+            .map(|(d_a, d_b)| [d_a, d_b])
+            .collect()
     });
-    let adapters = adapters.collect();
-    HostGrads { x: d_x, adapters }
+    HostGrads {
+        x: needs_x.then_some(d_x),
+        adapters,
+    }
+}
+
+/// `d_low^T x`, branch by branch, `[r, D_in]` each.
+fn gradients_of_a(projections: &[HostProjection], x: &Matrix, d_low: &[f32]) -> Vec<Vec<f32>> {
+    let (ranks, d_in) = (ranks(projections), x.columns);
+    let all = written(ranks * d_in, |all| {
+        let target = columns_of(all, d_in, 0, d_in);
+        let d_low = rows(d_low, ranks).transpose();
+        product(target, Old::Replace, 1.0, d_low, x.view());
+    });
+    let of = |branch: Branch<'_>| all[branch.first * d_in..][..branch.b.columns * d_in].to_vec();
+    branches(projections).map(of).collect()
+}
+
+/// `s dy^T low`, branch by branch, `[D_out, r]` each: computed as `low^T dy`, whose rows are long, and turned.
+fn gradients_of_b(projections: &[HostProjection], low: &Matrix, grad: &Matrix) -> Vec<Vec<f32>> {
+    let of = |branch: Branch<'_>| {
+        let (d_out, rank) = (branch.b.rows, branch.b.columns);
+        let low = low.view().subcols(branch.first, rank).transpose();
+        let dy = grad.view().subcols(branch.column, d_out);
+        let turned = written(rank * d_out, |turned| {
+            let target = columns_of(turned, d_out, 0, d_out);
+            product(target, Old::Replace, branch.scaling, low, dy);
+        });
+        written(d_out * rank, |d_b| {
+            for (i, row) in turned.chunks_exact(d_out).enumerate() {
+                for (value, of_out) in row.iter().zip(d_b.chunks_exact_mut(rank)) {
+                    of_out[i] = *value;
+                }
+            }
+        })
+    };
+    branches(projections).map(of).collect()
+}
+
+/// A branch among those of several projections.
+struct Branch<'a> {
+    b: &'a Matrix,
+    scaling: f32,
+    /// Where its projection's output begins.
+    column: usize,
+    /// Where its `x A^T` begins among those of all.
+    first: usize,
+}
+
+fn branches(projections: &[HostProjection]) -> impl Iterator<Item = Branch<'_>> {
+    let (mut next_column, mut next) = (0, 0);
+    projections.iter().filter_map(move |projection| {
+        let (column, first) = (next_column, next);
+        next_column += projection.weight.rows;
+        next += projection.rank();
+        let (_, b, scaling) = projection.adapter.as_ref()?;
+        Some(Branch {
+            b,
+            scaling: *scaling,
+            column,
+            first,
+        })
+    })
+}
+
+fn width_of_input(projections: &[HostProjection]) -> usize {
+    projections.first().map_or(0, |p| p.weight.columns)
 }

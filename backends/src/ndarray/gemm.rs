@@ -7,7 +7,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par, reborrow::ReborrowMut};
 
 /// A thread takes no fewer rows than this.
-const ROWS_A_THREAD: usize = 32;
+pub(super) const ROWS_A_THREAD: usize = 32;
 
 /// Products of fewer multiplications than this are not worth waking threads for.
 const SMALL: usize = 1 << 18;
@@ -56,6 +56,9 @@ pub(super) enum Old {
     Add,
 }
 
+/// [`product`] or [`product_here`].
+pub(super) type Product = fn(MatMut<'_, f32>, Old, f32, View<'_>, View<'_>);
+
 /// `target = factor * a b`, or `target += factor * a b`, on all threads.
 ///
 /// # Panics
@@ -70,7 +73,13 @@ pub(super) fn product(target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_
 }
 
 /// [`product`] on the calling thread, some columns after others.
-fn product_here(mut target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
+pub(super) fn product_here(
+    mut target: MatMut<'_, f32>,
+    old: Old,
+    factor: f32,
+    a: View<'_>,
+    b: View<'_>,
+) {
     let accum = match old {
         Old::Replace => Accum::Replace,
         Old::Add => Accum::Add,

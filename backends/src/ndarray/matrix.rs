@@ -110,6 +110,21 @@ pub(super) fn written(count: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
     values
 }
 
+/// Consecutive parts of `values`, of `lengths` rows of `columns` each; what is left over is in none.
+pub(super) fn split<'a>(
+    values: &'a mut [f32],
+    lengths: &[usize],
+    columns: usize,
+) -> Vec<&'a mut [f32]> {
+    let mut rest = values;
+    let part = |length: &usize| {
+        let (part, left) = std::mem::take(&mut rest).split_at_mut(length * columns);
+        rest = left;
+        part
+    };
+    lengths.iter().map(part).collect()
+}
+
 /// A tensor of `values`, row after row.
 ///
 /// # Panics

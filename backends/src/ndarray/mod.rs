@@ -93,28 +93,26 @@ where
     }
 
     fn adapted_linear_backward(
-        x: Tensor<Self, 2>,
+        x: Option<Tensor<Self, 2>>,
         projections: &[Projection<Self>],
         low: Option<Tensor<Self, 2>>,
         grad: Tensor<Self, 2>,
         needs_x: bool,
     ) -> AdaptedGrads<Self> {
-        let host = (
-            Matrix::new(x.clone()),
-            Matrix::new(grad.clone()),
-            on_host(projections),
-        );
-        let (Some(x_host), Some(grad_host), Some(of_host)) = host else {
+        let host = (Matrix::new(grad.clone()), on_host(projections));
+        let (Some(grad_host), Some(of_host)) = host else {
             return ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x);
         };
-        let low = low.and_then(Matrix::new);
-        let low = low.as_ref().map_or(&[][..], Matrix::values);
-        let d = adapted_linear::backward(&x_host, &of_host, low, grad_host.values(), needs_x);
+        let inputs = x.and_then(Matrix::new).zip(low.and_then(Matrix::new));
+        let d = adapted_linear::backward(inputs.as_ref(), &of_host, &grad_host, needs_x);
         let shapes = projections.iter().filter_map(|p| p.adapter.as_ref());
         let shapes = shapes.map(|adapter| (adapter.a.dims(), adapter.b.dims()));
         let adapters = shapes.zip(d.adapters);
         AdaptedGrads {
-            x: d.x.map(|d_x| tensor(d_x, [x_host.rows, x_host.columns])),
+            x: d.x.map(|d_x| {
+                let width = d_x.len() / grad_host.rows.max(1);
+                tensor(d_x, [grad_host.rows, width])
+            }),
             adapters: adapters
                 .map(|((a, b), [d_a, d_b])| [tensor(d_a, a), tensor(d_b, b)])
                 .collect(),

@@ -172,7 +172,7 @@ fn low_rank<B: Backend>(x: &Tensor<B, 2>, projections: &[Projection<B>]) -> Opti
 /// With `dy_i` the columns of `grad` that belong to projection `i` and `dl_i = s_i dy_i B_i`:
 /// `dB_i = s_i dy_i^T (x A_i^T)`, `dA_i = dl_i^T x`, `dx = sum of dy_i W_i + dl_i A_i`.
 pub fn reference_backward<B: TrainBackend>(
-    x: Tensor<B, 2>,
+    x: Option<Tensor<B, 2>>,
     projections: &[Projection<B>],
     low: Option<Tensor<B, 2>>,
     grad: Tensor<B, 2>,
@@ -194,7 +194,7 @@ pub fn reference_backward<B: TrainBackend>(
                 None => of_weight,
             });
         }
-        if let (Some(adapter), Some(low)) = (&projection.adapter, &low) {
+        if let (Some(adapter), Some(low), Some(x)) = (&projection.adapter, &low, &x) {
             let [_, rank] = adapter.b.dims();
             let dy = dy.cast(low.dtype());
             let d_low = dy.clone().matmul(adapter.b.clone()) * adapter.scaling;

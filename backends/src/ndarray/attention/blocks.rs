@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
 /// keys that only some of them may.
-pub(super) const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 48;
 
 /// Queries that see the same stretch of keys, which no other span's queries see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +136,7 @@ mod tests {
     fn a_block_ends_where_the_ranges_jump() {
         let mut ranges: Vec<[usize; 4]> = (0..100).map(|at| [0, 0, 0, at + 1]).collect();
         ranges.extend((100..120).map(|at| [0, 100, 100, at + 1]));
-        assert_eq!(blocks(&ranges, 0..120), [0..64, 64..100, 100..120]);
+        let expected = [0..48, 48..96, 96..100, 100..120];
+        assert_eq!(blocks(&ranges, 0..120), expected);
     }
 }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
 use super::gemm::Old;
-use super::matrix::written;
+use super::matrix::{split, written};
 use super::tile::{Rows, small_product};
 use super::vector::{exp, max, sum2, update_and_sum, vectorized};
 use crate::AttentionConfig;
@@ -484,15 +484,4 @@ fn scatter(rows: &mut [f32], stride: usize, column: usize, values: &[f32], colum
     for (row, values) in rows.zip(values.chunks_exact(columns.max(1))) {
         row[column..column + columns].copy_from_slice(values);
     }
-}
-
-/// Consecutive parts of `values`, of `lengths` rows of `columns` each; what is left over is in none.
-fn split<'a>(values: &'a mut [f32], lengths: &[usize], columns: usize) -> Vec<&'a mut [f32]> {
-    let mut rest = values;
-    let part = |length: &usize| {
-        let (part, left) = std::mem::take(&mut rest).split_at_mut(length * columns);
-        rest = left;
-        part
-    };
-    lengths.iter().map(part).collect()
 }
