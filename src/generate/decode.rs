@@ -10,6 +10,7 @@ use arithmo_backends::{TrainBackend, ops::linear::linear};
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::config::{FinishReason, GenerateConfig, Generated};
+use super::listener::{Events, Flow, GenerateEvent, GenerateProgress, Listener};
 use super::sampling::{Choice, choose};
 use crate::data::batch::{Sight, TokenRows};
 use crate::error::{Error, Result};
@@ -19,39 +20,62 @@ use crate::model::kv_cache::KvCache;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 
-/// What one step of decoding has done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GenerateProgress {
-    /// Tokens generated in this step.
-    pub new_tokens: usize,
-    /// Prompts that ended with this step.
-    pub finished: usize,
-}
-
 /// Completes each of `prompts` (token ids, BOS included where the model wants one); results are in the prompts' order.
 ///
 /// `on_progress` hears of every step.
 ///
 /// # Errors
-/// A setting is impossible; a prompt is empty, holds an id outside the vocabulary, or fills all positions of the model;
-/// logits are not finite; or the user asked to stop.
+/// As [`generate_with`].
 pub fn generate<B: TrainBackend>(
     model: &Mistral<B>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     mut on_progress: impl FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
+    let mut all = vec![None; prompts.len()];
+    generate_each(model, prompts, config, |event| {
+        match event {
+            GenerateEvent::Step(progress) => on_progress(progress),
+            GenerateEvent::Finished { index, generated } => all[index] = Some(generated.clone()),
+        }
+        Ok(())
+    })?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// As [`generate`], for callers that keep each completion the moment it ends, in whatever order they end.
+///
+/// # Errors
+/// As [`generate_with`].
+pub fn generate_each<B: TrainBackend>(
+    model: &Mistral<B>,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_event: impl FnMut(GenerateEvent<'_>) -> Result<()>,
+) -> Result<()> {
+    generate_with(model, prompts, config, &mut Events(on_event))
+}
+
+/// As [`generate_each`], for callers that follow every token.
+///
+/// # Errors
+/// A setting is impossible; a prompt is empty, holds an id outside the vocabulary, or fills all positions of the model;
+/// logits are not finite; the listener fails; or the user asked to stop.
+pub fn generate_with<B: TrainBackend>(
+    model: &Mistral<B>,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    listener: &mut impl Listener,
+) -> Result<()> {
     config.validate()?;
     check_prompts(model, prompts)?;
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|index| (Reverse(prompts[*index].len()), *index));
     let decoder = Decoder::new(model, prompts, config);
-    let mut done = Vec::with_capacity(prompts.len());
     for batch in order.chunks(config.batch_size) {
-        decoder.batch(batch, &mut done, &mut on_progress)?;
+        decoder.batch(batch, listener)?;
     }
-    done.sort_by_key(|row| row.prompt);
-    Ok(done.into_iter().map(Row::into_generated).collect())
+    Ok(())
 }
 
 fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> Result<()> {
@@ -98,13 +122,6 @@ struct Row {
 }
 
 impl Row {
-    fn into_generated(self) -> Generated {
-        Generated {
-            token_ids: self.token_ids,
-            finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
-        }
-    }
-
     fn live(&self) -> bool {
         self.finish_reason.is_none()
     }
@@ -148,28 +165,21 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
         }
     }
 
-    /// Decodes the prompts `indices` together and moves their rows to `done`.
-    fn batch(
-        &self,
-        indices: &[usize],
-        done: &mut Vec<Row>,
-        on_progress: &mut impl FnMut(GenerateProgress),
-    ) -> Result<()> {
+    /// Decodes the prompts `indices` together.
+    fn batch(&self, indices: &[usize], listener: &mut impl Listener) -> Result<()> {
         let (mut rows, mut input) = self.start(indices);
         let mut cache = KvCache::new(self.model.layers.len(), rows.len());
         loop {
             if interrupt::requested() {
-                let note = "generation was stopped, nothing was written".into();
+                let note = "generation was stopped".into();
                 return Err(Error::Interrupted { note });
             }
             let logits = self.last_logits(&rows, &input, &mut cache);
-            let progress = self.step(&mut rows, logits)?;
-            on_progress(progress);
+            self.step(&mut rows, logits, listener)?;
             if !rows.iter().any(Row::live) {
-                done.append(&mut rows);
                 return Ok(());
             }
-            self.pack(&mut rows, &mut cache, done);
+            self.pack(&mut rows, &mut cache);
             input = next_input(&mut rows);
         }
     }
@@ -212,7 +222,12 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
     }
 
     /// Chooses a token for every live row and ends those that are done.
-    fn step(&self, rows: &mut [Row], logits: Tensor<B, 2>) -> Result<GenerateProgress> {
+    fn step(
+        &self,
+        rows: &mut [Row],
+        logits: Tensor<B, 2>,
+        listener: &mut impl Listener,
+    ) -> Result<()> {
         let live = rows.iter().enumerate().filter(|(_, row)| row.live());
         let choices: Vec<Choice<'_>> = live
             .map(|(index, row)| Choice {
@@ -223,26 +238,46 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
             })
             .collect();
         let ids = choose(logits, &choices, self.config)?;
-        let room = self.model.config.max_position_embeddings;
         let mut finished = 0;
         for (row, id) in rows.iter_mut().filter(|row| row.live()).zip(&ids) {
             row.token_ids.push(*id);
-            let (new, prompt) = (row.token_ids.len(), self.prompts[row.prompt].len());
-            if self.config.eos_ids.contains(id) {
-                row.finish_reason = Some(FinishReason::Eos);
-            } else if new == self.config.max_new_tokens || prompt + new == room {
-                row.finish_reason = Some(FinishReason::Length);
+            row.finish_reason = self.end_of(row, *id, listener)?;
+            if let Some(finish_reason) = row.finish_reason {
+                let generated = Generated {
+                    token_ids: std::mem::take(&mut row.token_ids),
+                    finish_reason,
+                };
+                listener.finished(row.prompt, &generated)?;
+                finished += 1;
             }
-            finished += usize::from(!row.live());
         }
-        Ok(GenerateProgress {
+        listener.step(GenerateProgress {
             new_tokens: ids.len(),
             finished,
         })
     }
 
-    /// Once half of the rows have ended, moves them to `done` and goes on without them.
-    fn pack(&self, rows: &mut Vec<Row>, cache: &mut KvCache<B>, done: &mut Vec<Row>) {
+    /// Whether `id`, the newest token of `row`, is its last.
+    fn end_of(
+        &self,
+        row: &Row,
+        id: u32,
+        listener: &mut impl Listener,
+    ) -> Result<Option<FinishReason>> {
+        if self.config.eos_ids.contains(&id) {
+            return Ok(Some(FinishReason::Eos));
+        }
+        if listener.token(row.prompt, &row.token_ids)? == Flow::Stop {
+            return Ok(Some(FinishReason::Stop));
+        }
+        let (new, prompt) = (row.token_ids.len(), self.prompts[row.prompt].len());
+        let room = self.model.config.max_position_embeddings;
+        let full = new == self.config.max_new_tokens || prompt + new == room;
+        Ok(full.then_some(FinishReason::Length))
+    }
+
+    /// Once half of the rows have ended, goes on without them.
+    fn pack(&self, rows: &mut Vec<Row>, cache: &mut KvCache<B>) {
         let live: Vec<i64> = (0..)
             .zip(rows.iter())
             .filter(|(_, row)| row.live())
@@ -256,9 +291,7 @@ impl<'a, B: TrainBackend> Decoder<'a, B> {
             TensorData::new(live, [count]),
             &self.device,
         ));
-        let (kept, ended) = rows.drain(..).partition(Row::live);
-        *rows = kept;
-        done.extend::<Vec<Row>>(ended);
+        rows.retain(Row::live);
     }
 }
 
