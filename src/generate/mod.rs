@@ -1,5 +1,6 @@
-//! Text generation: the decode loop, and how a token is chosen.
+//! Text generation: prompts decoded together, and how a token is chosen.
 
+mod batch;
 pub mod config;
 pub mod decode;
 pub mod listener;
