@@ -1,12 +1,12 @@
 //! Greedy generation beside transformers' `generate`: new tokens per second at several batch sizes, prompts included.
 //!
 //! ```text
-//! ARITHMO_PEER_PYTHON=PYTHON cargo bench --bench generate -- INPUTS [--new 128] [--rounds 2]
+//! ARITHMO_PEER_PYTHON=PYTHON cargo bench --bench generate -- INPUTS [--new 128] [--rounds 2] [--batch N]
 //! ```
 //!
 //! `INPUTS` is a folder of make_inputs.py (a model with random weights, prompts); the peer runs hf_generate.py on it. Both
 //! complete the first prompts of the file, as many as the batch size, in f32 and with a key-value cache; end tokens do
-//! not end anything. The runs take turns; the best of each is compared. Table first, one JSON line last.
+//! not end anything. Ours runs with and without guessing tokens from the text so far. The runs take turns; the best of each is compared. Table first, one JSON line last.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
@@ -18,27 +18,23 @@ use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{GenerateConfig, generate, read_prompts};
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
+use arithmo::process;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 
 type B = burn_ndarray::NdArray<f32>;
 
-const BATCHES: [usize; 3] = [1, 8, 32];
-
 struct Settings {
     inputs: PathBuf,
     new: usize,
     rounds: usize,
+    batches: Vec<usize>,
     peer: Option<String>,
 }
 
 fn main() {
     let settings = settings();
-    // As the program does: this thread computes too.
-    rayon::ThreadPoolBuilder::new()
-        .use_current_thread()
-        .build_global()
-        .unwrap();
+    process::set_up();
     let folder = settings.inputs.join("model");
     let model = load::<B>(&folder, DType::F32, &Default::default()).unwrap();
     let tokenizer = Tokenizer::from_folder(&folder).unwrap();
@@ -47,14 +43,15 @@ fn main() {
     let prompts: Vec<Vec<u32>> = prompts.iter().take(32).map(encode).collect();
     println!("inputs: {}", settings.inputs.display());
     println!(
-        "{:>8} {:>16} {:>16} {:>8}",
-        "batch", "arithmo, tokens/s", "transformers", "times"
+        "{:>6} {:>12} {:>14} {:>14} {:>7}",
+        "batch", "arithmo", "no guessing", "transformers", "times"
     );
     let mut results = Vec::new();
-    for batch in BATCHES {
-        let (mut ours, mut peers) = (0f64, None::<f64>);
+    for &batch in &settings.batches {
+        let (mut ours, mut plain, mut peers) = (0f64, 0f64, None::<f64>);
         for _ in 0..settings.rounds {
-            ours = ours.max(our_run(&model, &prompts[..batch], settings.new));
+            let run = |lookup| our_run(&model, &prompts[..batch], settings.new, lookup);
+            (ours, plain) = (ours.max(run(true)), plain.max(run(false)));
             if let Some(run) = peer_run(&settings, batch) {
                 peers = Some(peers.map_or(run, |best| best.max(run)));
             }
@@ -64,13 +61,14 @@ fn main() {
         };
         let times = peers.map(|peer| ours / peer);
         println!(
-            "{batch:>8} {ours:>16.1} {:>16} {:>8}",
+            "{batch:>6} {ours:>12.1} {plain:>14.1} {:>14} {:>7}",
             show(peers, 1),
             show(times, 2)
         );
-        results.push(
-            json!({"batch": batch, "tokens_per_second": ours, "peer": peers, "speed_ratio": times}),
-        );
+        results.push(json!({
+            "batch": batch, "tokens_per_second": ours, "without_guessing": plain, "peer": peers,
+            "speed_ratio": times,
+        }));
     }
     println!(
         "{}",
@@ -101,15 +99,20 @@ fn settings() -> Settings {
         inputs: PathBuf::from(inputs),
         new: value("--new", 128),
         rounds: value("--rounds", 2),
+        batches: match value("--batch", 0) {
+            0 => vec![1, 8, 32],
+            one => vec![one],
+        },
         peer,
     }
 }
 
 /// New tokens per second over all of `prompts` at once.
-fn our_run(model: &Mistral<B>, prompts: &[Vec<u32>], new: usize) -> f64 {
+fn our_run(model: &Mistral<B>, prompts: &[Vec<u32>], new: usize, lookup: bool) -> f64 {
     let config = |max_new_tokens| GenerateConfig {
         max_new_tokens,
         batch_size: prompts.len(),
+        lookup,
         ..GenerateConfig::default()
     };
     generate(model, prompts, &config(4), |_| ()).unwrap();

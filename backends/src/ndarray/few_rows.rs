@@ -4,14 +4,17 @@
 //! row of it once. A value of the result is one sum over vectors along its row, added up at the end: in the same order
 //! whatever the number of rows, so that no row's result depends on the others.
 
+use std::ops::Range;
+
 use faer::MatMut;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::awake::keep_awake;
 use super::gemm::{Old, SMALL};
 
 /// Up to this many rows are few; beyond, a general product is faster.
-pub(super) const FEW: usize = 64;
+pub(super) const FEW: usize = 128;
 
 /// Rows of `x` and of `W` whose products are computed together; their sums stay in registers.
 const X_ROWS: usize = 4;
@@ -133,6 +136,7 @@ pub(super) fn compute(outputs: Vec<Output<'_>>) {
     if work < SMALL {
         return outputs.into_iter().for_each(Output::compute);
     }
+    keep_awake();
     let width: usize = outputs.iter().map(|output| output.target.ncols()).sum();
     // Two parts a thread: one that comes late is helped out.
     let share = width.div_ceil(2 * rayon::current_num_threads());
@@ -171,15 +175,19 @@ impl Product<'_> {
     /// The columns of `N` rows of `W`.
     #[inline(always)]
     fn rows<S: Simd, const N: usize>(&mut self, simd: S, x: Rows<'_>, w_row: usize) {
-        let whole = x.count - x.count % X_ROWS;
-        for x_row in (0..whole).step_by(X_ROWS) {
-            self.tile::<S, X_ROWS, N>(simd, x_row, w_row);
-        }
-        match x.count - whole {
-            1 => self.tile::<S, 1, N>(simd, whole, w_row),
-            2 => self.tile::<S, 2, N>(simd, whole, w_row),
-            3 => self.tile::<S, 3, N>(simd, whole, w_row),
-            _ => {}
+        let tiles = x.count.div_ceil(X_ROWS);
+        for tile in 0..tiles {
+            // The rows of `W` that come next are fetched meanwhile, each tile a share of them. With one row that
+            // gains nothing: there is no computing to do meanwhile.
+            let next = if x.count > 1 { N } else { 0 };
+            let [from, to] = [tile, tile + 1].map(|tile| w_row + N + tile * next / tiles);
+            let (x_row, ahead) = (tile * X_ROWS, from..to);
+            match x.count - x_row {
+                1 => self.tile::<S, 1, N>(simd, x_row, w_row, ahead),
+                2 => self.tile::<S, 2, N>(simd, x_row, w_row, ahead),
+                3 => self.tile::<S, 3, N>(simd, x_row, w_row, ahead),
+                _ => self.tile::<S, X_ROWS, N>(simd, x_row, w_row, ahead),
+            }
         }
     }
 
@@ -189,9 +197,12 @@ impl Product<'_> {
         simd: S,
         x_row: usize,
         w_row: usize,
+        ahead: Range<usize>,
     ) {
         let Term { factor, x, w } = self.term;
-        let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row));
+        let ahead = w.values.get(ahead.start * w.stride..ahead.end * w.stride);
+        let ahead = (ahead.unwrap_or_default(), w.stride);
+        let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), ahead);
         for (row, sums) in sums.iter().enumerate() {
             for (column, sum) in sums.iter().enumerate() {
                 let place = self.target.as_mut().get_mut(x_row + row, w_row + column);
@@ -204,7 +215,21 @@ impl Product<'_> {
     }
 }
 
-/// The products of `M` rows with `N` rows of one length.
+/// Has the processor bring `values[index]` near.
+#[inline(always)]
+#[allow(
+    unsafe_code,
+    reason = "a hint without effect on what is computed; the address is that of a value"
+)]
+fn fetch(values: &[f32], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(value) = values.get(index) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+}
+
+/// The products of `M` rows with `N` rows of one length; fetches the rows `ahead`, each `stride` long.
 ///
 /// Plain loops: what the closures of `map` do would not be inlined, and so compiled for narrow vectors.
 #[inline(always)]
@@ -212,6 +237,7 @@ fn dots<S: Simd, const M: usize, const N: usize>(
     simd: S,
     x: [&[f32]; M],
     w: [&[f32]; N],
+    (ahead, stride): (&[f32], usize),
 ) -> [[f32; N]; M] {
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     let length = x[0].len();
@@ -224,6 +250,9 @@ fn dots<S: Simd, const M: usize, const N: usize>(
         w_vectors[n] = &S::as_simd_f32s(w[n]).0[..vectors];
     }
     for at in 0..vectors {
+        for first in (0..ahead.len()).step_by(stride) {
+            fetch(ahead, first + at * S::F32_LANES);
+        }
         for n in 0..N {
             let w = w_vectors[n][at];
             for m in 0..M {
@@ -335,7 +364,7 @@ mod tests {
             y
         };
         let all = product(0, FEW);
-        for (first, count) in [(0, 1), (5, 1), (63, 1), (3, 2), (8, 7), (20, 31)] {
+        for (first, count) in [(0, 1), (5, 1), (127, 1), (3, 2), (8, 7), (20, 31)] {
             assert_eq!(product(first, count), all[first * n..][..count * n]);
         }
     }

@@ -3,6 +3,7 @@
 mod adamw;
 mod adapted_linear;
 mod attention;
+mod awake;
 mod few_rows;
 mod gemm;
 mod log_probs;
@@ -45,6 +46,10 @@ where
 
     fn pass_tokens() -> usize {
         4096
+    }
+
+    fn free_tokens() -> usize {
+        8
     }
 
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {

@@ -11,7 +11,7 @@ use crate::ndarray::matrix::written;
 use crate::ndarray::vector::{exp, max, update_and_sum, vectorized};
 
 /// Consecutive queries of one sequence, on average, from which on blocks are faster.
-const BLOCKS_FROM: usize = 8;
+const BLOCKS_FROM: usize = 16;
 
 impl Attention<'_> {
     /// Whether most queries are alone with their keys.
