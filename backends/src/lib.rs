@@ -57,6 +57,12 @@ pub trait TrainBackend: Backend {
         8192
     }
 
+    /// Tokens that a pass of decoding computes in the time of one, because reading the weights takes that long; guessed
+    /// tokens that many cost nothing. 1: do not guess.
+    fn free_tokens() -> usize {
+        1
+    }
+
     /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         Self::supports_dtype(device, dtype)
@@ -127,6 +133,15 @@ pub trait TrainBackend: Backend {
         config: &AttentionConfig,
     ) -> Attended<Self> {
         ops::attention::reference(query, key, value, mask, config)
+    }
+
+    /// Rows of a matrix replaced, in place if possible: see [`ops::write_rows`].
+    fn write_rows(
+        target: Tensor<Self, 2>,
+        rows: &Tensor<Self, 1, Int>,
+        new: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        ops::write_rows::reference(target, rows, new)
     }
 
     /// Attention of a sequence to itself: see [`ops::attention`].

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::awake::keep_awake;
+use super::few_rows::{FEW, Output, Rows, Term, compute};
 use super::gemm::{Old, Product, ROWS_A_THREAD, View, columns_of, product, product_here, rows};
 use super::matrix::{Matrix, split, written};
 
@@ -51,6 +53,11 @@ pub(super) fn forward(
     };
     let mut output = residual.unwrap_or_else(|| written(x.rows * width, |_| ()));
     let mut low = written(x.rows * ranks, |_| ());
+    if x.rows <= FEW {
+        low_of_few(x, projections, &mut low);
+        project_few(x, projections, &low, old, &mut output);
+        return (output, low);
+    }
     let a = stacked(projections);
     by_rows(
         x.rows,
@@ -109,10 +116,66 @@ fn by_rows(
         let (rows, product) = (start..start + lengths[thread], product_here as Product);
         f(Part { rows, product }, [first, second]);
     });
+    // The next operation follows soon.
+    keep_awake();
 }
 
 fn rows_of<'a>(matrix: &'a Matrix, part: &Part) -> View<'a> {
     matrix.view().subrows(part.rows.start, part.rows.len())
+}
+
+/// All projections of a few rows: all that is to be computed is shared out among the threads at once.
+fn project_few(
+    x: &Matrix,
+    projections: &[HostProjection],
+    low: &[f32],
+    old: Old,
+    output: &mut [f32],
+) {
+    let (width, ranks, mut next) = (width(projections), ranks(projections), 0);
+    let terms = projections.iter().map(|projection| {
+        let mut terms = vec![term(1.0, x.values(), &projection.weight)];
+        if let Some((_, b, scaling)) = &projection.adapter {
+            let mut branch = term(*scaling, &low[next..], b);
+            (branch.x.count, branch.x.stride) = (x.rows, ranks);
+            terms.push(branch);
+            next += b.columns;
+        }
+        terms
+    });
+    compute(beside(output, width, old, terms));
+}
+
+/// `x A^T` of all branches.
+fn low_of_few(x: &Matrix, projections: &[HostProjection], low: &mut [f32]) {
+    let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
+    let terms = adapters.map(|(a, ..)| vec![term(1.0, x.values(), a)]);
+    compute(beside(low, ranks(projections), Old::Replace, terms));
+}
+
+fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
+    Term {
+        factor,
+        x: Rows::of(x, weight.columns),
+        w: Rows::of(weight.values(), weight.columns),
+    }
+}
+
+/// Results side by side in rows of `width` values, each as wide as its terms.
+fn beside<'a>(
+    output: &'a mut [f32],
+    width: usize,
+    old: Old,
+    terms: impl Iterator<Item = Vec<Term<'a>>>,
+) -> Vec<Output<'a>> {
+    let mut rest = columns_of(output, width, 0, width);
+    let mut outputs = Vec::new();
+    for terms in terms {
+        let (target, right) = rest.split_at_col_mut(terms[0].w.count);
+        rest = right;
+        outputs.push(Output { target, old, terms });
+    }
+    outputs
 }
 
 /// Gradients of x, if it is needed, and of each branch's `a` and `b`.

@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par, reborrow::ReborrowMut};
 pub(super) const ROWS_A_THREAD: usize = 32;
 
 /// Products of fewer multiplications than this are not worth waking threads for.
-const SMALL: usize = 1 << 18;
+pub(super) const SMALL: usize = 1 << 18;
 
 /// Columns that are computed together, at most: beyond some 1,500 `faer` is a quarter slower (docs/LOG.md).
 const COLUMNS: usize = 1024;
