@@ -127,8 +127,8 @@ pub fn write_comparison(path: &Path, compared: &[Compared], names: [&str; 2]) ->
     )
 }
 
-/// The table a person reads.
-pub fn comparison_table(compared: &[Compared], names: [&str; 2]) -> String {
+/// The table a person reads, and the problems that changed by `shown`.
+pub fn comparison_table(compared: &[Compared], shown: &Compared, names: [&str; 2]) -> String {
     let mut lines = vec![
         format!("A  {}\nB  {}\n", names[0], names[1]),
         format!(
@@ -149,10 +149,8 @@ pub fn comparison_table(compared: &[Compared], names: [&str; 2]) -> String {
             p_text(one.test.p_value)
         ));
     }
-    for one in compared {
-        for (what, numbers) in [("won by B", &one.won), ("lost by B", &one.lost)] {
-            lines.push(format!("\n{}, {what}: {}", one.scorer, listed(numbers)));
-        }
+    for (what, numbers) in [("won by B", &shown.won), ("lost by B", &shown.lost)] {
+        lines.push(format!("\n{}, {what}: {}", shown.scorer, listed(numbers)));
     }
     lines.join("\n")
 }

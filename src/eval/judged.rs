@@ -60,6 +60,25 @@ pub fn judge_all(
     predictions.iter().enumerate().map(one).collect()
 }
 
+/// Counts by `label`; `None` if an answer has none.
+fn group(
+    name: &'static str,
+    judged: &[Judged],
+    rules: &[Rule],
+    label: fn(&Judged) -> Option<&String>,
+) -> Option<Group> {
+    let mut parts: BTreeMap<&String, Vec<&Judged>> = BTreeMap::new();
+    for one in judged {
+        parts.entry(label(one)?).or_default().push(one);
+    }
+    let counted = |(label, part): (&String, Vec<&Judged>)| {
+        let counts = rules.iter().map(|rule| count(part.iter().copied(), rule.0));
+        (label.clone(), counts.collect())
+    };
+    let parts = parts.into_iter().map(counted).collect();
+    Some(Group { name, parts })
+}
+
 /// What one scorer counted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Counted {
@@ -88,6 +107,15 @@ pub fn count<'a>(judged: impl IntoIterator<Item = &'a Judged>, name: &str) -> Co
 /// A scorer's name, and what it does in a sentence.
 pub type Rule = (&'static str, &'static str);
 
+/// Counts of the parts of a set.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What parts them: `subject` or `level`.
+    pub name: &'static str,
+    /// Each part's label, and one count a scorer.
+    pub parts: Vec<(String, Vec<Counted>)>,
+}
+
 /// What `results.json` holds.
 #[derive(Clone, Debug)]
 pub struct Results {
@@ -97,8 +125,8 @@ pub struct Results {
     pub total: usize,
     /// By scorer, in the task's order.
     pub scorers: Vec<(Rule, Counted)>,
-    /// `subject` and `level`, where there are any: group, then one count a scorer.
-    pub groups: Vec<(&'static str, Vec<(String, Vec<Counted>)>)>,
+    /// By subject and by level, where the data has them.
+    pub groups: Vec<Group>,
     /// More that a task says, by name.
     pub more: Map<String, Value>,
     /// What the numbers depend on.
@@ -108,23 +136,10 @@ pub struct Results {
 impl Results {
     /// Counts.
     pub fn new(task: &str, judged: &[Judged], rules: &[Rule], settings: Settings) -> Self {
-        let key: [(&'static str, fn(&Judged) -> Option<&String>); 2] = [
-            ("subject", |one| one.subject.as_ref()),
-            ("level", |one| one.level.as_ref()),
+        let groups = [
+            group("subject", judged, rules, |one| one.subject.as_ref()),
+            group("level", judged, rules, |one| one.level.as_ref()),
         ];
-        let groups = key.into_iter().filter_map(|(name, label)| {
-            let mut groups: BTreeMap<&String, Vec<&Judged>> = BTreeMap::new();
-            for one in judged {
-                groups.entry(label(one)?).or_default().push(one);
-            }
-            let counted = |(label, group): (&String, Vec<&Judged>)| {
-                let counts = rules
-                    .iter()
-                    .map(|rule| count(group.iter().copied(), rule.0));
-                (label.clone(), counts.collect())
-            };
-            (!groups.is_empty()).then(|| (name, groups.into_iter().map(counted).collect()))
-        });
         Self {
             task: task.to_string(),
             total: judged.len(),
@@ -132,7 +147,7 @@ impl Results {
                 .iter()
                 .map(|rule| (*rule, count(judged, rule.0)))
                 .collect(),
-            groups: groups.collect(),
+            groups: groups.into_iter().flatten().collect(),
             more: Map::new(),
             settings,
         }
@@ -165,14 +180,14 @@ impl Results {
             })
             .collect();
         let mut value = json!({"task": self.task, "total": self.total, "scorers": scorers});
-        for (name, groups) in &self.groups {
+        for Group { name, parts } in &self.groups {
             let by_scorer = |counts: &[Counted]| {
                 let pairs = self.scorers.iter().zip(counts);
                 pairs
                     .map(|((rule, _), count)| (rule.0.to_string(), json!(count)))
                     .collect::<Map<_, _>>()
             };
-            let groups = groups
+            let groups = parts
                 .iter()
                 .map(|(label, counts)| (label.clone(), by_scorer(counts).into()));
             value[format!("by_{name}")] = groups.collect::<Map<_, _>>().into();
@@ -194,12 +209,12 @@ impl Results {
         for ((name, _), counted) in &self.scorers {
             lines.push(row(name, counted) + &format!("{:>9}", counted.unanswered));
         }
-        for (name, groups) in &self.groups {
+        for Group { name, parts } in &self.groups {
             // One rule is enough to see where a model is weak: the last is the fairest of each task.
             if let Some(((scorer, _), _)) = self.scorers.last() {
                 lines.push(format!("\nby {name} ({scorer})"));
             }
-            for (label, counts) in groups {
+            for (label, counts) in parts {
                 lines.extend(counts.last().map(|counted| row(label, counted)));
             }
         }

@@ -160,7 +160,7 @@ pub fn judge_pairs(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) ->
         Judged {
             question: text(|pair| &pair.prompt),
             ground_truth: text(|pair| &pair.chosen),
-            completion: text(|pair| &pair.rejected),
+            completion: format!("The other answer:\n{}", text(|pair| &pair.rejected)),
             subject: None,
             level: None,
             verdicts: verdicts.collect(),

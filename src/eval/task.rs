@@ -75,12 +75,12 @@ impl Task {
         }
     }
 
-    /// The rule changes are shown by: the fairest.
+    /// The rule changes are shown by: the fairest one.
     pub fn main_rule(self) -> &'static str {
         match self {
             Self::Gsm8k | Self::Gsm8kPot => "numeric",
             Self::Math => "equivalent",
-            Self::Preference => "likelihood",
+            Self::Preference => "reward",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::page::{card_list, document, escape, table};
+use super::page::{card_list, document, escape, settings, table};
 use crate::error::Result;
 use crate::output::write_whole;
 
@@ -15,10 +15,12 @@ pub struct EvaluationPage {
     pub subtitle: String,
     /// The few numbers to look at first.
     pub cards: Vec<(&'static str, String)>,
-    /// What the numbers say in words, or a reason to be careful; shown as notes.
+    /// What the numbers say in words, and what they mean.
     pub notes: Vec<String>,
     /// Numbers.
     pub tables: Vec<NumberTable>,
+    /// Name and value of what was measured, and how.
+    pub settings: Vec<[String; 2]>,
     /// Answers that one side got right and the other did not.
     pub changes: Vec<Change>,
 }
@@ -73,15 +75,13 @@ pub fn write_evaluation_page(path: &Path, page: &EvaluationPage) -> Result<()> {
             .notes
             .iter()
             .map(|note| format!("<li>{}</li>\n", escape(note)));
-        body += &format!(
-            "<ul class=\"warnings\">\n{}</ul>\n",
-            notes.collect::<String>()
-        );
+        body += &format!("<ul class=\"notes\">\n{}</ul>\n", notes.collect::<String>());
     }
     for NumberTable { title, head, rows } in &page.tables {
         let rows = table("numbers", Some(head), rows.iter().map(Vec::as_slice));
         body += &format!("<h2>{}</h2>\n{rows}", escape(title));
     }
+    body += &settings("What was measured", &page.settings);
     for (won, title) in [
         (true, "Won: wrong in A, right in B"),
         (false, "Lost: right in A, wrong in B"),

@@ -203,7 +203,8 @@ fn manifest_tables(manifest: &Value) -> String {
     settings("Configuration", &config) + &settings("Run", &rest)
 }
 
-fn settings(title: &str, rows: &[[String; 2]]) -> String {
+/// A table of names and values under a heading; nothing without rows.
+pub(super) fn settings(title: &str, rows: &[[String; 2]]) -> String {
     if rows.is_empty() {
         return String::new();
     }

@@ -138,6 +138,19 @@ fn problems(args: &EvaluateArgs, data: &Path) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
+/// Refuses examples that are among the problems.
+fn refuse_given_away(file: &Path, solved: &[Problem], problems: &[Problem]) -> Result<()> {
+    let asked = |problem: &Problem| solved.iter().any(|shot| shot.question == problem.question);
+    match problems.iter().position(asked) {
+        Some(at) => Err(Error::file(
+            file,
+            format!("solves problem {} of the data in an example", at + 1),
+            "take examples from another file: GSM8K's train.jsonl for its test.jsonl",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// What the model is asked.
 struct Asked {
     data: PathBuf,
@@ -172,6 +185,7 @@ impl Asked {
                 return Err(Error::file(file, problem, "lower --shots"));
             }
             solved.truncate(args.shots);
+            refuse_given_away(file, &solved, &problems)?;
             shots = Some((args.shots, sha256(file)?));
         }
         let prompts = prompts(&problems, &template, &solved);

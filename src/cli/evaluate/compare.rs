@@ -38,10 +38,16 @@ pub(super) fn run(args: &EvaluateArgs, sides: &[PathBuf]) -> Result<()> {
     let names = [first, second].map(|path| path.display().to_string());
     let names = [names[0].as_str(), names[1].as_str()];
     let compared = compare(&a, &b, names)?;
-    let wanted = args.scorer.as_deref().unwrap_or(of_a.main_rule());
-    let Some(shown) = compared.iter().find(|one| one.scorer == wanted) else {
+    let shown = match &args.scorer {
+        Some(name) => compared.iter().find(|one| one.scorer == *name),
+        None => compared
+            .iter()
+            .find(|one| one.scorer == of_a.main_rule())
+            .or(compared.first()),
+    };
+    let Some(shown) = shown else {
         let there: Vec<&str> = compared.iter().map(|one| one.scorer.as_str()).collect();
-        let problem = format!("{wanted} is none of {}", there.join(", "));
+        let problem = format!("is none of {}", there.join(", "));
         return Err(Error::invalid("--scorer", problem, "name one of them"));
     };
     let folder = args
@@ -54,7 +60,7 @@ pub(super) fn run(args: &EvaluateArgs, sides: &[PathBuf]) -> Result<()> {
         &page,
         &comparison_page(&compared, shown, [&a, &b], names, of_a),
     )?;
-    print_line(&comparison_table(&compared, names))?;
+    print_line(&comparison_table(&compared, shown, names))?;
     print_line(&format!(
         "\nThe changed answers, side by side: {}",
         page.display()

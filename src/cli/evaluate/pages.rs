@@ -1,7 +1,7 @@
 //! What the pages show.
 
 use crate::eval::compare::{Compared, p_text};
-use crate::eval::judged::{Judged, Results};
+use crate::eval::judged::{Group, Judged, Results};
 use crate::eval::preference::Bucket;
 use crate::eval::statistics::Rate;
 use crate::eval::task::Task;
@@ -54,9 +54,9 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
         all.rows.push(row);
     }
     let mut tables = vec![all];
-    for (group, rows) in &results.groups {
+    for Group { name: group, parts } in &results.groups {
         for (place, ((scorer, _), _)) in results.scorers.iter().enumerate() {
-            let rows = rows
+            let rows = parts
                 .iter()
                 .map(|(label, counts)| rate_row(label, &counts[place].rate));
             let title = format!("By {group}: {scorer}");
@@ -69,17 +69,10 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
     }
     let filled = buckets.iter().filter(|(_, buckets)| !buckets.is_empty());
     tables.extend(filled.map(|(title, buckets)| bucket_table(title, buckets)));
-    let settings = results.settings.0.iter();
     let plain =
         |value: &serde_json::Value| value.as_str().map_or(value.to_string(), str::to_string);
-    tables.push(NumberTable {
-        title: "What was measured".into(),
-        head: texts(&["", ""]),
-        rows: settings
-            .filter(|(name, _)| !name.ends_with("sha256"))
-            .map(|(name, value)| vec![name.clone(), plain(value)])
-            .collect(),
-    });
+    let settings = results.settings.0.iter();
+    let settings = settings.filter(|(name, _)| !name.ends_with("sha256"));
     let rules = results
         .scorers
         .iter()
@@ -93,6 +86,9 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
         cards: cards.collect(),
         notes: rules.collect(),
         tables,
+        settings: settings
+            .map(|(name, value)| [name.clone(), plain(value)])
+            .collect(),
         changes: Vec::new(),
     }
 }
@@ -129,12 +125,61 @@ pub(super) fn comparison_page(
     names: [&str; 2],
     task: Task,
 ) -> EvaluationPage {
+    let changed = |numbers: &[usize], won: bool| -> Vec<Change> {
+        numbers
+            .iter()
+            .filter_map(|number| change(*number, won, sides, &shown.scorer))
+            .collect()
+    };
+    let mut changes = changed(&shown.won, true);
+    changes.extend(changed(&shown.lost, false));
+    let test = shown.test;
+    EvaluationPage {
+        title: format!("{}: A and B", task.name()),
+        subtitle: format!(
+            "A: {}. B: {}. {} problems.",
+            names[0],
+            names[1],
+            sides[0].len()
+        ),
+        cards: vec![
+            ("A", percent(shown.rates[0].accuracy)),
+            ("B", percent(shown.rates[1].accuracy)),
+            ("Won", test.wins.to_string()),
+            ("Lost", test.losses.to_string()),
+            ("p", p_text(test.p_value)),
+        ],
+        notes: vec![verdict(shown)],
+        tables: vec![compared_table(compared)],
+        settings: Vec::new(),
+        changes,
+    }
+}
+
+/// What the test says, in words.
+fn verdict(shown: &Compared) -> String {
+    let test = shown.test;
+    let verdict = match test.p_value < 0.05 {
+        true => "chance alone seldom does that",
+        false => "chance alone often does that: the data do not say which model is better",
+    };
+    format!(
+        "By {}, B solves {} problems that A does not, and fails {} that A solves. Two equally good models part at least as \
+         unevenly with probability {} (exact McNemar test): {verdict}.",
+        shown.scorer,
+        test.wins,
+        test.losses,
+        p_text(test.p_value)
+    )
+}
+
+fn compared_table(compared: &[Compared]) -> NumberTable {
     let row = |one: &Compared| {
         let [a, b] = one.rates.map(|rate| percent(rate.accuracy));
         let (difference, [low, high]) = one.difference;
-        let (won, lost) = (one.test.wins.to_string(), one.test.losses.to_string());
         let spread = format!("{:+.2} to {:+.2}", 100.0 * low, 100.0 * high);
         let difference = format!("{:+.2}", 100.0 * difference);
+        let (won, lost) = (one.test.wins.to_string(), one.test.losses.to_string());
         vec![
             one.scorer.clone(),
             a,
@@ -156,49 +201,10 @@ pub(super) fn comparison_page(
         "lost",
         "McNemar p",
     ];
-    let test = shown.test;
-    let verdict = match test.p_value < 0.05 {
-        true => "chance alone seldom does that",
-        false => "chance alone often does that: the data do not say which model is better",
-    };
-    let note = format!(
-        "By {}, B solves {} problems that A does not, and fails {} that A solves. Two equally good models part at least as \
-         unevenly with probability {} (exact McNemar test): {verdict}.",
-        shown.scorer,
-        test.wins,
-        test.losses,
-        p_text(test.p_value)
-    );
-    let changed = |numbers: &[usize], won: bool| -> Vec<Change> {
-        numbers
-            .iter()
-            .filter_map(|number| change(*number, won, sides, &shown.scorer))
-            .collect()
-    };
-    let mut changes = changed(&shown.won, true);
-    changes.extend(changed(&shown.lost, false));
-    EvaluationPage {
-        title: format!("{}: A and B", task.name()),
-        subtitle: format!(
-            "A: {}. B: {}. {} problems.",
-            names[0],
-            names[1],
-            sides[0].len()
-        ),
-        cards: vec![
-            ("A", percent(shown.rates[0].accuracy)),
-            ("B", percent(shown.rates[1].accuracy)),
-            ("Won", test.wins.to_string()),
-            ("Lost", test.losses.to_string()),
-            ("p", p_text(test.p_value)),
-        ],
-        notes: vec![note],
-        tables: vec![NumberTable {
-            title: "Scorers".into(),
-            head: texts(&head),
-            rows: compared.iter().map(row).collect(),
-        }],
-        changes,
+    NumberTable {
+        title: "Scorers".into(),
+        head: texts(&head),
+        rows: compared.iter().map(row).collect(),
     }
 }
 

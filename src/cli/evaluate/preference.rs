@@ -6,15 +6,15 @@ use serde_json::json;
 use super::pages::results_page;
 use super::{EvaluateArgs, missing};
 use crate::cli::print_line;
-use crate::data::encode::{Compat, EncodeConfig, TruncationMode, encode_pairs};
-use crate::data::pair::read_pairs;
+use crate::data::encode::{Compat, EncodeConfig, EncodedDataset, TruncationMode, encode_pairs};
+use crate::data::pair::{PreferencePair, read_pairs};
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::eval::folder::model_settings;
+use crate::eval::folder::{Folder, model_settings};
 use crate::eval::judged::Results;
-use crate::eval::preference::{Margins, judge_pairs, margin_lines, score_pairs};
-use crate::eval::store::{Store, sha256};
+use crate::eval::preference::{Margins, PairScore, judge_pairs, margin_lines, score_pairs};
+use crate::eval::store::{Settings, Store, sha256};
 use crate::eval::task::Task;
 use crate::progress::ProgressMode;
 use crate::report::evaluation::write_evaluation_page;
@@ -55,14 +55,7 @@ pub(super) fn run<B: TrainBackend>(
     }
     let mut store = Store::open(&folder.file("pair-scores.jsonl"), &settings)?;
     let tokenizer = Tokenizer::from_folder(&model_folder)?;
-    let config = EncodeConfig {
-        compat: Compat::Trl1,
-        max_length: Some(args.max_length),
-        max_prompt_length: None,
-        truncation_mode: TruncationMode::KeepStart,
-        prompt_template: template,
-    };
-    let encoded = encode_pairs(&tokenizer, &pairs, &config)?.settle(true, false)?;
+    let encoded = encode(args, &pairs, &tokenizer, template)?;
     if mode != ProgressMode::Quiet {
         for line in encoded.report.summary() {
             eprintln!("{}: {line}", data.display());
@@ -85,19 +78,47 @@ pub(super) fn run<B: TrainBackend>(
         )?;
     }
     let (scores, _) = store.finish();
-    let judged = judge_pairs(&pairs, &scores, args.beta);
-    let margins = Margins::new(&pairs, &scores, args.beta);
-    let mut rules = task.rules();
+    let dropped = &encoded.report.dropped_prompt_too_long;
+    finish(args, &folder, &pairs, &scores, dropped, known)
+}
+
+fn encode(
+    args: &EvaluateArgs,
+    pairs: &[PreferencePair],
+    tokenizer: &Tokenizer,
+    prompt_template: PromptTemplate,
+) -> Result<EncodedDataset> {
+    let config = EncodeConfig {
+        compat: Compat::Trl1,
+        max_length: Some(args.max_length),
+        max_prompt_length: None,
+        truncation_mode: TruncationMode::KeepStart,
+        prompt_template,
+    };
+    // Nothing is trained here: pairs that would train on nothing still have scores.
+    encode_pairs(tokenizer, pairs, &config)?.settle(true, false)
+}
+
+/// Says what the scores mean, in the folder and on stdout.
+fn finish(
+    args: &EvaluateArgs,
+    folder: &Folder,
+    pairs: &[PreferencePair],
+    scores: &[PairScore],
+    dropped: &[String],
+    settings: Settings,
+) -> Result<()> {
+    let judged = judge_pairs(pairs, scores, args.beta);
+    let margins = Margins::new(pairs, scores, args.beta);
+    let mut rules = Task::Preference.rules();
     if args.adapter.is_none() {
         rules.retain(|rule| rule.0 != "reward");
     }
-    let mut results = Results::new(task.name(), &judged, &rules, known);
+    let mut results = Results::new(Task::Preference.name(), &judged, &rules, settings);
     results.more = margins.json();
-    let dropped = &encoded.report.dropped_prompt_too_long;
     if !dropped.is_empty() {
-        results
-            .more
-            .insert("dropped_prompt_too_long".into(), json!(dropped));
+        let name = "dropped_prompt_too_long".to_string();
+        results.more.insert(name, json!(dropped));
     }
     results.write(&folder.0, &judged)?;
     let page = results_page(&results, &margins.tables());

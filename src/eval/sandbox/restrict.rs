@@ -104,10 +104,7 @@ fn system_calls() -> Result<BpfProgram, String> {
     rules.insert(libc::SYS_open, vec![reads(1)?]);
     // Limits can be read, not set.
     rules.insert(libc::SYS_prlimit64, vec![when(2, SeccompCmpOp::Eq, 0)?]);
-    // Whether a file is a terminal, and that it closes with exec.
-    let ioctl = |request: u64| when(1, SeccompCmpOp::Eq, request as i64);
-    let requests =
-        [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX].map(|request| ioctl(request as u64));
+    let requests = REQUESTS.map(|request| when(1, SeccompCmpOp::Eq, request));
     rules.insert(
         libc::SYS_ioctl,
         requests.into_iter().collect::<Result<_, _>>()?,
@@ -118,6 +115,9 @@ fn system_calls() -> Result<BpfProgram, String> {
         .and_then(BpfProgram::try_from)
         .map_err(said("seccomp"))
 }
+
+/// Whether a file is a terminal (`TCGETS`), and that it closes with exec (`FIOCLEX`, `FIONCLEX`).
+const REQUESTS: [i64; 3] = [0x5401, 0x5451, 0x5450];
 
 const ALLOWED: &[i64] = &[
     // starting, ending
