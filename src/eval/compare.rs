@@ -132,7 +132,7 @@ pub fn comparison_table(compared: &[Compared], shown: &Compared, names: [&str; 2
     let mut lines = vec![
         format!("A  {}\nB  {}\n", names[0], names[1]),
         format!(
-            "{:<18}{:>9}{:>9}{:>10}   {:<19}{:>6}{:>7}{:>10}",
+            "{:<22}{:>9}{:>9}{:>10}   {:<19}{:>6}{:>7}{:>10}",
             "scorer", "A", "B", "B - A", "95 % interval", "wins", "losses", "McNemar p"
         ),
     ];
@@ -141,7 +141,7 @@ pub fn comparison_table(compared: &[Compared], shown: &Compared, names: [&str; 2
         let (difference, [low, high]) = one.difference;
         let interval = format!("{:+.2} to {:+.2}", 100.0 * low, 100.0 * high);
         lines.push(format!(
-            "{:<18}{first:>7.2} %{second:>7.2} %{:>10.2}   {interval:<19}{:>6}{:>7}{:>10}",
+            "{:<22}{first:>7.2} %{second:>7.2} %{:>10.2}   {interval:<19}{:>6}{:>7}{:>10}",
             one.scorer,
             100.0 * difference,
             one.test.wins,

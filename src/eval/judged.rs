@@ -203,11 +203,11 @@ impl Results {
     /// The table a person reads.
     pub fn table(&self) -> String {
         let mut lines = vec![format!(
-            "{:<18}{:>9}{:>8}{:>11}   {:<19}{:>9}",
+            "{:<22}{:>9}{:>8}{:>11}   {:<19}{:>10}",
             self.task, "correct", "of", "accuracy", "95 % interval", "no answer"
         )];
         for ((name, _), counted) in &self.scorers {
-            lines.push(row(name, counted) + &format!("{:>9}", counted.unanswered));
+            lines.push(row(name, counted) + &format!("{:>10}", counted.unanswered));
         }
         for Group { name, parts } in &self.groups {
             // One rule is enough to see where a model is weak: the last is the fairest of each task.
@@ -235,7 +235,7 @@ fn row(name: &str, counted: &Counted) -> String {
     } = counted.rate;
     let interval = format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high);
     format!(
-        "{name:<18}{correct:>9}{total:>8}{:>9.2} %   {interval:<19}",
+        "{name:<22}{correct:>9}{total:>8}{:>9.2} %   {interval:<19}",
         100.0 * accuracy
     )
 }

@@ -31,6 +31,20 @@ pub fn prompts(problems: &[Problem], template: &PromptTemplate, shots: &[Problem
     problems.iter().map(prompt).collect()
 }
 
+/// The numbers (from 1) of the prompts that leave no room for an answer among a model's `positions`.
+///
+/// # Errors
+/// The tokenizer cannot express a prompt.
+pub fn too_long(prompts: &[String], tokenizer: &Tokenizer, positions: usize) -> Result<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for (prompt, number) in prompts.iter().zip(1..) {
+        if tokenizer.encode(prompt, true)?.len() >= positions {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
 /// Who answers, and how.
 #[derive(Debug)]
 pub struct Answering<'a, B: TrainBackend> {
@@ -47,8 +61,8 @@ pub struct Answering<'a, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Answering<'_, B> {
-    /// Completes each of `prompts`, one a problem, that `store` does not hold yet; the whole text goes into `store`.
-    /// Returns the numbers (from 1) of the problems that leave no room for an answer: theirs is empty.
+    /// Completes each of `prompts`, one a problem, that `store` does not hold yet; the whole text goes into `store`. Those
+    /// whose number (from 1) is in `too_long` get an empty answer.
     ///
     /// # Errors
     /// As [`complete_each`]; or the store cannot be written. What is in the store stays.
@@ -56,34 +70,26 @@ impl<B: TrainBackend> Answering<'_, B> {
         &self,
         problems: &[Problem],
         prompts: &[String],
+        too_long: &[usize],
         store: &mut Store<String>,
-    ) -> Result<Vec<usize>> {
-        let progress = Progress::new(
-            "evaluate",
-            Some(problems.len() as u64),
-            "answers",
-            self.progress,
-        );
+    ) -> Result<()> {
+        let total = Some(problems.len() as u64);
+        let progress = Progress::new("evaluate", total, "answers", self.progress);
         let mut running = Running {
             scorers: self.scorers,
             correct: vec![0; self.scorers.len()],
             total: 0,
         };
-        let mut too_long = Vec::new();
-        let mut open = Vec::new();
-        for (index, (problem, prompt)) in problems.iter().zip(prompts).enumerate() {
-            let length = self.tokenizer.encode(prompt, true)?.len();
-            if length >= self.model.config.max_position_embeddings {
-                too_long.push(index + 1);
-                if !store.done().contains_key(&index) {
-                    store.put(index, prompt.clone())?;
-                }
-            }
-            match store.done().get(&index) {
-                Some(text) => running.count(problem, text),
-                None => open.push(index),
+        for number in too_long {
+            if !store.done().contains_key(&(number - 1)) {
+                store.put(number - 1, prompts[number - 1].clone())?;
             }
         }
+        for (index, text) in store.done() {
+            running.count(&problems[*index], text);
+        }
+        let open = (0..problems.len()).filter(|index| !store.done().contains_key(index));
+        let open: Vec<usize> = open.collect();
         progress.set_position((problems.len() - open.len()) as u64);
         let asked: Vec<String> = open.iter().map(|index| prompts[*index].clone()).collect();
         let on_event = |event: CompletionEvent<'_>| {
@@ -115,7 +121,7 @@ impl<B: TrainBackend> Answering<'_, B> {
                     problems.len()
                 ),
             }),
-            ended => ended.map(|()| too_long),
+            ended => ended,
         }
     }
 }

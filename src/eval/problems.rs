@@ -118,7 +118,7 @@ fn problem(row: &Value) -> std::result::Result<Problem, String> {
         Some(answer) if !boxes => answer.to_string(),
         _ => solution,
     };
-    let label = |keys: [&str; 2]| match keys.iter().find_map(|key| row.get(key))? {
+    let label = |keys: &[&str]| match keys.iter().find_map(|key| row.get(key))? {
         Value::String(label) => Some(label.clone()),
         Value::Number(label) => Some(format!("Level {label}")),
         _ => None,
@@ -126,8 +126,8 @@ fn problem(row: &Value) -> std::result::Result<Problem, String> {
     Ok(Problem {
         question: text_of(row, &["question", "problem"])?,
         ground_truth,
-        subject: label(["type", "subject"]),
-        level: label(["level", "level"]),
+        subject: label(&["type", "subject"]),
+        level: label(&["level"]),
     })
 }
 

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use arithmo::data::pair::PreferencePair;
+use arithmo::eval::preference::{Margins, PairScore};
+
 use serde_json::{Value, json};
 
 use crate::answers::json_lines;
@@ -198,5 +201,82 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     assert!(
         table.contains("likelihood-per-token") && !table.contains("reward"),
         "{table}"
+    );
+}
+
+/// A margin, the lengths of both sides, their votes.
+type Case = (f32, [usize; 2], Option<(i64, i64)>);
+
+/// Margins of -1, 0, 1, 2 and 3: counted, grouped and calibrated by hand.
+#[test]
+fn margins_are_grouped_by_votes_length_and_certainty() {
+    let cases = [
+        (-1.0, [10, 20], Some((2, 1))),
+        (0.0, [19, 20], Some((4, 2))),
+        (1.0, [30, 20], Some((9, 1))),
+        (2.0, [41, 20], Some((1, -1))),
+        (3.0, [8, 10], None),
+    ];
+    let pair = |(index, (_, _, votes)): (usize, &Case)| PreferencePair {
+        id: index.to_string(),
+        prompt: "?".into(),
+        chosen: "yes".into(),
+        rejected: "no".into(),
+        chosen_score: votes.map(|votes| votes.0),
+        rejected_score: votes.map(|votes| votes.1),
+    };
+    let score = |(index, (margin, tokens, _)): (usize, &Case)| PairScore {
+        id: index.to_string(),
+        policy: [-10.0 + 2.0 * margin, -20.0],
+        reference: Some([-10.0, -20.0]),
+        tokens: *tokens,
+    };
+    let pairs: Vec<_> = cases.iter().enumerate().map(pair).collect();
+    let scores: Vec<_> = cases.iter().enumerate().map(score).collect();
+    let margins = Margins::new(&pairs, &scores, 0.5);
+    assert_eq!(margins.of, "reward");
+    let (mean, [low, high]) = margins.mean.unwrap();
+    // Standard deviation sqrt(2.5), of five values.
+    assert!(
+        (mean - 1.0).abs() < 1e-6 && (high - low - 2.0 * 1.959964 * 0.5f64.sqrt()).abs() < 1e-5
+    );
+    let counts = |buckets: &[arithmo::eval::preference::Bucket]| {
+        let count = |bucket: &arithmo::eval::preference::Bucket| {
+            format!(
+                "{}: {} of {}",
+                bucket.name, bucket.rate.correct, bucket.rate.total
+            )
+        };
+        buckets.iter().map(count).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        counts(&margins.by_score_gap),
+        ["1: 0 of 1", "2: 1 of 2", "5 or more: 1 of 1"]
+    );
+    assert_eq!(
+        counts(&margins.by_length),
+        [
+            "at most half as long: 0 of 1",
+            "shorter: 1 of 1",
+            "about as long (10 %): 0 of 1",
+            "longer: 1 of 1",
+            "more than twice as long: 1 of 1"
+        ]
+    );
+    // sigmoid of 0, 1, 2, 3: 0.5, 0.7311, 0.8808, 0.9526.
+    assert_eq!(
+        counts(&margins.by_certainty),
+        [
+            "50 to 55 % sure: 0 of 1",
+            "70 to 75 % sure: 1 of 2",
+            "85 to 90 % sure: 1 of 1",
+            "95 to 100 % sure: 1 of 1"
+        ]
+    );
+    let expected = (0.5 + 2.0 * (0.7311 - 0.5) + (1.0 - 0.8808) + (1.0 - 0.9526)) / 5.0;
+    assert!(
+        (margins.calibration_error - expected).abs() < 1e-4,
+        "{}",
+        margins.calibration_error
     );
 }

@@ -15,7 +15,7 @@ use crate::eval::answers::STOP_STRINGS;
 use crate::eval::folder::{Folder, model_settings};
 use crate::eval::judged::{Results, judge_all};
 use crate::eval::pot::{run_programs, write_programs};
-use crate::eval::predict::{Answering, prompts};
+use crate::eval::predict::{Answering, prompts, too_long};
 use crate::eval::predictions::{
     Prediction, check_same_problems, read_predictions, write_predictions,
 };
@@ -24,6 +24,7 @@ use crate::eval::sandbox::Sandbox;
 use crate::eval::store::{Settings, Store, sha256};
 use crate::eval::task::Task;
 use crate::generate::{GenerateConfig, stop_ids};
+use crate::model::config::MistralConfig;
 use crate::progress::ProgressMode;
 use crate::report::evaluation::write_evaluation_page;
 
@@ -92,42 +93,40 @@ pub(super) fn run<B: TrainBackend>(
     if args.overwrite {
         folder.clear()?;
     }
+    let tokenizer = Tokenizer::from_folder(&model_folder)?;
+    let shape = MistralConfig::load(&model_folder)?;
+    let too_long = too_long(&asked.prompts, &tokenizer, shape.max_position_embeddings)?;
     if folder.is_complete(&settings)? {
         if mode != ProgressMode::Quiet {
-            eprintln!(
-                "{}: is complete; its answers are scored again",
-                folder.0.display()
-            );
+            let place = folder.0.display();
+            eprintln!("{place}: is complete; its answers are scored again");
         }
         let predictions = read_predictions(&folder.predictions())?;
-        return scoring.finish(&folder, &predictions, Some(&asked.problems), settings, &[]);
+        let problems = Some(&asked.problems[..]);
+        return scoring.finish(&folder, &predictions, problems, settings, &too_long);
     }
     let mut store = Store::open(&folder.partial(), &settings)?;
-    let tokenizer = Tokenizer::from_folder(&model_folder)?;
-    let model = model_args.load::<B>(&model_folder, device)?;
-    config.eos_ids = stop_ids(&model_folder, &model.config, tokenizer.eos_id())?;
-    let answering = Answering {
-        model: &model,
-        tokenizer: &tokenizer,
-        config: &config,
-        scorers: if task == Task::Gsm8kPot {
-            &[]
-        } else {
-            task.scorers()
-        },
-        progress: mode,
-    };
-    let too_long = answering.answer(&asked.problems, &asked.prompts, &mut store)?;
+    if store.done().len() < asked.problems.len() {
+        let model = model_args.load::<B>(&model_folder, device)?;
+        config.eos_ids = stop_ids(&model_folder, &model.config, tokenizer.eos_id())?;
+        let answering = Answering {
+            model: &model,
+            tokenizer: &tokenizer,
+            config: &config,
+            scorers: if task == Task::Gsm8kPot {
+                &[]
+            } else {
+                task.scorers()
+            },
+            progress: mode,
+        };
+        answering.answer(&asked.problems, &asked.prompts, &too_long, &mut store)?;
+    }
     let (texts, partial) = store.finish();
     let predictions = asked.predictions(texts);
     write_predictions(&folder.predictions(), &predictions)?;
-    scoring.finish(
-        &folder,
-        &predictions,
-        Some(&asked.problems),
-        settings,
-        &too_long,
-    )?;
+    let problems = Some(&asked.problems[..]);
+    scoring.finish(&folder, &predictions, problems, settings, &too_long)?;
     partial.remove()
 }
 
