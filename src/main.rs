@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use arithmo::cli::Cli;
+use arithmo::cli::{Cli, Command, sandbox_exec};
 use arithmo::{Error, Result, interrupt};
 use arithmo_backends::BackendKind;
 use clap::Parser;
@@ -10,19 +10,27 @@ use clap::Parser;
 fn main() -> ExitCode {
     keep_freed_memory();
     let cli = Cli::parse();
-    interrupt::install();
-    // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
-    // the pool exist already, it stays as it is.
-    let _ = rayon::ThreadPoolBuilder::new()
-        .use_current_thread()
-        .build_global();
-    match run(&cli) {
+    match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_status())
         }
     }
+}
+
+fn start(cli: &Cli) -> Result<()> {
+    // What becomes another program starts no thread before.
+    if let Command::SandboxExec(args) = &cli.command {
+        return sandbox_exec::run(args);
+    }
+    interrupt::install();
+    // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
+    // the pool exist already, it stays as it is.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
+    run(cli)
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -328,6 +328,41 @@ fn programs_run_only_if_allowed_and_failing_ones_count() {
     );
 }
 
+/// What a shell leaves open does not reach a program.
+#[test]
+#[cfg(unix)]
+fn programs_get_no_open_files() {
+    if !python_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let program = " import os\nos.fstat(9)\nprint(18)";
+    let file = predictions(folder.path(), "gsm8k.jsonl", &[program, " print(1000)"]);
+    let script = "exec 9</dev/zero; exec \"$@\"";
+    let status = Command::new("sh")
+        .args([
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_arithmo"),
+            "evaluate",
+            "gsm8k-pot",
+        ])
+        .args(["--allow-code-execution", "--predictions", text(&file)])
+        .output()
+        .unwrap();
+    assert!(status.status.success());
+    let programs = json_file(&folder.path().join("programs.json"));
+    assert!(
+        programs[0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("Bad file descriptor"),
+        "{programs}"
+    );
+    assert_eq!(programs[1]["output"], "1000\n");
+}
+
 #[test]
 fn two_evaluations_are_compared() {
     let folder = tempfile::tempdir().unwrap();

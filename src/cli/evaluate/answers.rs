@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::pages::results_page;
 use super::{EvaluateArgs, missing};
@@ -56,18 +56,18 @@ pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -
         .with("predictions", file.display().to_string())
         .with("predictions_sha256", sha256(file)?);
     // Scoring a run's own answers again forgets nothing of the run.
-    let settings = match folder.results()? {
-        Some(old) if folder.predictions() == *file && old["task"] == task.name() => {
-            serde_json::from_value(old["settings"].clone()).unwrap_or(scored)
-        }
-        _ => scored,
-    };
+    let own = |old: &Value| folder.predictions() == *file && old["task"] == task.name();
+    let old = folder.results()?.filter(own).unwrap_or_default();
+    let settings = serde_json::from_value(old["settings"].clone()).unwrap_or(scored);
+    let too_long: Vec<usize> =
+        serde_json::from_value(old["prompts_too_long"].clone()).unwrap_or_default();
     let scoring = Scoring {
         task,
         sandbox,
         mode,
     };
-    scoring.finish(&folder, &predictions, problems.as_deref(), settings, &[])
+    let problems = problems.as_deref();
+    scoring.finish(&folder, &predictions, problems, settings, &too_long)
 }
 
 /// Answers the problems and scores the answers.

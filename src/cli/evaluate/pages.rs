@@ -80,7 +80,7 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
     EvaluationPage {
         title: format!("Evaluation: {}", results.task),
         subtitle: format!(
-            "{} answers; all count, unanswered ones as wrong",
+            "{} in all; what has no answer counts as wrong",
             results.total
         ),
         cards: cards.collect(),

@@ -2,8 +2,8 @@
 //!
 //! Each program is a process of its own with an empty environment and an empty working folder. Before Python starts, this
 //! program, called anew as `arithmo sandbox-exec`, gives up what Python must not have (see `restrict`): limits on CPU
-//! time, memory and file size; system calls other than those for computing and reading; files other than Python's own. So
-//! there is no network, no second process and nothing to write to. A wall clock ends what waits.
+//! time, memory and file size (none); system calls other than those for computing and reading; files other than Python's
+//! own. So there is no network, no second process and nothing to write to. A wall clock ends what waits.
 //!
 //! Linux only: [`Sandbox::open`] tries everything that must fail, and refuses to run anything if one of it works.
 
@@ -161,7 +161,7 @@ impl Sandbox {
         }
         // -I: no user's packages, no PYTHON* variables, nothing from the working folder; -B: no bytecode is written.
         command.arg("--").arg(&self.python);
-        command.args(["-I", "-B", "-X", "utf8", "-c", program]);
+        command.args(["-I", "-B", "-X", "utf8", "-c", PRELUDE, program]);
         command.env_clear().stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         own_group(&mut command);
@@ -220,11 +220,23 @@ impl Sandbox {
 
 const REMEDY: &str = "use Linux 5.13 or newer, in a container one that allows seccomp and Landlock; or score the answers elsewhere";
 
+/// Runs the program that is its argument, without the files that whoever started the evaluation left open.
+const PRELUDE: &str = r#"
+import os, sys
+os.closerange(3, 1 << 20)
+exec(compile(sys.argv[1], "<program>", "exec"), {"__name__": "__main__"})
+"#;
+
 /// Each attempt must raise; the names of those that do not are printed.
 const TRIAL: &str = r#"
 import os, socket
 def environment():
     if not set(os.environ) - {"LC_CTYPE"}: raise OSError  # Python itself sets that one
+def open_files():
+    for fd in range(3, 64):
+        try: return os.fstat(fd)
+        except OSError: pass
+    raise OSError
 def folder():
     if not os.listdir("."): raise OSError
 attempts = {
@@ -236,6 +248,7 @@ attempts = {
     "the network": lambda: socket.socket(),
     "a second process": lambda: os.fork() or os._exit(0),
     "signals to others": lambda: os.kill(os.getppid(), 0),
+    "files others opened": open_files,
     "the environment": environment,
     "a working folder that is not empty": folder,
 }
