@@ -473,7 +473,7 @@ fn mistakes_are_named() {
     ))
     .to_string();
     let math = text(&fixture("math.jsonl")).to_string();
-    let cases: [(&[&str], i32, &[&str]); 17] = [
+    let cases: [(&[&str], i32, &[&str]); 22] = [
         (&["gsm8k"], 2, &["--model", "--data"]),
         (&["gsm9k", "--model", &model], 2, &["gsm8k"]),
         (
@@ -613,6 +613,47 @@ fn mistakes_are_named() {
                 "gsm8k.jsonl:1",
                 "ground_truth: is missing; the row has question, answer",
             ],
+        ),
+        (
+            &[
+                "gsm8k",
+                "--model",
+                &model,
+                "--data",
+                &data,
+                "--shots-from",
+                &data,
+            ],
+            2,
+            &["--shots"],
+        ),
+        (
+            &["gsm8k", "--model", &model, "--data", &data, "--beta", "0.2"],
+            1,
+            &["--beta: means nothing to gsm8k", "preference"],
+        ),
+        (
+            &[
+                "gsm8k-pot",
+                "--predictions",
+                &answers,
+                "--shots",
+                "1",
+                "--shots-from",
+                &data,
+            ],
+            2,
+            &["--shots"],
+        ),
+        (
+            &["gsm8k", "--predictions", &answers, "--scorer", "numeric"],
+            2,
+            &["--compare"],
+        ),
+        (
+            &["math", "--predictions", &answers, "--allow-code-execution"],
+            1,
+            &["--allow-code-execution: means nothing to math"],
         ),
         (
             &["preference", "--predictions", &answers],

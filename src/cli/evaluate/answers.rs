@@ -28,6 +28,9 @@ use crate::model::config::MistralConfig;
 use crate::progress::ProgressMode;
 use crate::report::evaluation::write_evaluation_page;
 
+/// The original project's.
+const MAX_NEW_TOKENS: usize = 1024;
+
 /// Scores a predictions file.
 pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -> Result<()> {
     let task = args.task.ok_or_else(|| missing("TASK"))?.task();
@@ -39,6 +42,7 @@ pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -
             "give --model and --data",
         ));
     }
+    args.check(task)?;
     let sandbox = args.sandbox(task)?;
     let mut predictions = read_predictions(file)?;
     let problems = args
@@ -169,23 +173,15 @@ impl Asked {
             None => task.template()?,
         };
         let (mut solved, mut shots) = (Vec::new(), None);
-        if let Some(file) = args.shots_from.as_deref().filter(|_| args.shots > 0) {
-            if task == Task::Gsm8kPot {
-                let problem = "examples are solved in words, gsm8k-pot asks for programs";
-                return Err(Error::invalid("--shots", problem, "leave it out"));
-            }
+        if let (Some(count), Some(file)) = (args.shots, &args.shots_from) {
             solved = read_problems(file)?;
-            if solved.len() < args.shots {
-                let problem = format!(
-                    "holds {} problems, --shots asks for {}",
-                    solved.len(),
-                    args.shots
-                );
+            if solved.len() < count {
+                let problem = format!("holds {} problems, --shots asks for {count}", solved.len());
                 return Err(Error::file(file, problem, "lower --shots"));
             }
-            solved.truncate(args.shots);
+            solved.truncate(count);
             refuse_given_away(file, &solved, &problems)?;
-            shots = Some((args.shots, sha256(file)?));
+            shots = Some((count, sha256(file)?));
         }
         let prompts = prompts(&problems, &template, &solved);
         Ok(Self {
@@ -203,7 +199,7 @@ impl Asked {
             None => Vec::new(),
         };
         GenerateConfig {
-            max_new_tokens: args.max_new_tokens,
+            max_new_tokens: args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
             batch_size: args.batch_size,
             stop,
             ..GenerateConfig::default()
@@ -216,7 +212,10 @@ impl Asked {
             .with("data", self.data.display().to_string())
             .with("data_sha256", sha256(&self.data)?)
             .with("problems", self.problems.len())
-            .with("max_new_tokens", args.max_new_tokens);
+            .with(
+                "max_new_tokens",
+                args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
+            );
         Ok(match &self.shots {
             Some((shots, sha256)) => settings
                 .with("shots", *shots)

@@ -44,10 +44,10 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Score these answers; no model runs, results.json goes beside them.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "compare"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "compare", "max_new_tokens", "shots", "prompt_template", "overwrite"])]
     pub predictions: Option<PathBuf>,
     /// Compare two evaluations: their folders, or predictions files.
-    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "model")]
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["model", "adapter", "data", "limit", "overwrite"])]
     pub compare: Option<Vec<PathBuf>>,
     /// Begin anew where an evaluation is already.
     #[arg(long)]
@@ -56,40 +56,45 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Put N solved problems before each question, in lm-eval's form.
-    #[arg(long, value_name = "N", requires = "shots_from", default_value_t = 0)]
-    pub shots: usize,
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "shots_from",
+        conflicts_with = "prompt_template"
+    )]
+    pub shots: Option<usize>,
     /// Where they come from: the first N of this file.
     #[arg(long, value_name = "FILE", requires = "shots")]
     pub shots_from: Option<PathBuf>,
-    /// At most this many tokens an answer.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub max_new_tokens: usize,
+    /// At most this many tokens an answer [default: 1024].
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
     /// Prompts, or pairs, computed together.
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
     /// gsm8k-pot: run the programs the model writes, in a sandbox.
     #[arg(long)]
     pub allow_code_execution: bool,
-    /// gsm8k-pot: the interpreter.
-    #[arg(long, value_name = "NAME|PATH", default_value = "python3")]
-    pub python: String,
-    /// gsm8k-pot: CPU seconds a program may use; twice that on the clock.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub program_seconds: u64,
-    /// gsm8k-pot: memory a program may use, in MiB, Python included.
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(32..=65536))]
-    pub program_memory: u64,
-    /// preference: DPO's beta.
-    #[arg(long, value_name = "B", default_value_t = 0.1)]
-    pub beta: f64,
+    /// gsm8k-pot: the interpreter [default: python3].
+    #[arg(long, value_name = "NAME|PATH")]
+    pub python: Option<String>,
+    /// gsm8k-pot: CPU seconds a program may use, twice that on the clock [default: 10].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub program_seconds: Option<u64>,
+    /// gsm8k-pot: memory a program may use, in MiB, Python included [default: 512].
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(32..=65536))]
+    pub program_memory: Option<u64>,
+    /// preference: DPO's beta [default: 0.1].
+    #[arg(long, value_name = "B")]
+    pub beta: Option<f64>,
+    /// preference: longest prompt + completion, in tokens [default: 1024].
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
     /// What a question, or a pair's prompt, is put into [default: the task's own].
     #[arg(long, value_name = "TEXT")]
     pub prompt_template: Option<String>,
-    /// preference: longest prompt + completion, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub max_length: usize,
-    /// compare: show the changes by this scorer [default: the last of the task's].
-    #[arg(long, value_name = "NAME")]
+    /// compare: show the changes by this scorer [default: numeric, equivalent or reward].
+    #[arg(long, value_name = "NAME", requires = "compare")]
     pub scorer: Option<String>,
 }
 
@@ -133,12 +138,54 @@ impl EvaluateArgs {
     }
 
     fn limits(&self) -> Limits {
+        let usual = Limits::default();
+        let cpu_seconds = self.program_seconds.unwrap_or(usual.cpu_seconds);
         Limits {
-            cpu_seconds: self.program_seconds,
-            wall: Duration::from_secs(2 * self.program_seconds),
-            memory_bytes: self.program_memory << 20,
-            ..Limits::default()
+            cpu_seconds,
+            wall: Duration::from_secs(2 * cpu_seconds),
+            memory_bytes: self
+                .program_memory
+                .map_or(usual.memory_bytes, |mib| mib << 20),
+            ..usual
         }
+    }
+
+    /// Refuses options that mean nothing to `task`.
+    fn check(&self, task: Task) -> Result<()> {
+        let words: &[Task] = &[Task::Gsm8k, Task::Math];
+        let programs: &[Task] = &[Task::Gsm8kPot];
+        let pairs: &[Task] = &[Task::Preference];
+        let answers: &[Task] = &[Task::Gsm8k, Task::Gsm8kPot, Task::Math];
+        let given = [
+            ("--shots", self.shots.is_some(), words),
+            ("--max-new-tokens", self.max_new_tokens.is_some(), answers),
+            (
+                "--allow-code-execution",
+                self.allow_code_execution,
+                programs,
+            ),
+            ("--python", self.python.is_some(), programs),
+            (
+                "--program-seconds",
+                self.program_seconds.is_some(),
+                programs,
+            ),
+            ("--program-memory", self.program_memory.is_some(), programs),
+            ("--beta", self.beta.is_some(), pairs),
+            ("--max-length", self.max_length.is_some(), pairs),
+        ];
+        for (flag, given, tasks) in given {
+            if given && !tasks.contains(&task) {
+                let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+                let problem = format!("means nothing to {}", task.name());
+                return Err(Error::invalid(
+                    flag,
+                    problem,
+                    format!("leave it out; it is for {}", names.join(", ")),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The sandbox, where the task needs one and the user allows it.
@@ -153,7 +200,8 @@ impl EvaluateArgs {
         }
         let launcher =
             std::env::current_exe().map_err(|e| Error::io("arithmo", "find itself", e))?;
-        Sandbox::open(&launcher, &self.python, self.limits()).map(Some)
+        let python = self.python.as_deref().unwrap_or("python3");
+        Sandbox::open(&launcher, python, self.limits()).map(Some)
     }
 }
 
@@ -180,6 +228,7 @@ pub fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let task = args.task.ok_or_else(|| missing("TASK"))?.task();
+    args.check(task)?;
     match task {
         Task::Preference => preference::run::<B>(args, mode, device),
         _ => answers::run::<B>(args, task, mode, device),

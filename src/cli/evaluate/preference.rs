@@ -19,6 +19,10 @@ use crate::eval::task::Task;
 use crate::progress::ProgressMode;
 use crate::report::evaluation::write_evaluation_page;
 
+/// As in run.toml.
+const MAX_LENGTH: usize = 1024;
+const BETA: f64 = 0.1;
+
 /// Scores the pairs and says how well they are told apart.
 pub(super) fn run<B: TrainBackend>(
     args: &EvaluateArgs,
@@ -39,14 +43,14 @@ pub(super) fn run<B: TrainBackend>(
         .with("data", data.display().to_string())
         .with("data_sha256", sha256(data)?)
         .with("pairs", pairs.len())
-        .with("max_length", args.max_length)
+        .with("max_length", args.max_length.unwrap_or(MAX_LENGTH))
         .with("prompt_template", String::from(template.clone()));
     let folder = args.folder(task);
     if args.overwrite {
         folder.clear()?;
     }
     // beta changes no score, only what is made of it.
-    let known = settings.clone().with("beta", args.beta);
+    let known = settings.clone().with("beta", args.beta.unwrap_or(BETA));
     if folder.is_complete(&known)? && mode != ProgressMode::Quiet {
         eprintln!(
             "{}: is complete; its scores are read again",
@@ -90,7 +94,7 @@ fn encode(
 ) -> Result<EncodedDataset> {
     let config = EncodeConfig {
         compat: Compat::Trl1,
-        max_length: Some(args.max_length),
+        max_length: Some(args.max_length.unwrap_or(MAX_LENGTH)),
         max_prompt_length: None,
         truncation_mode: TruncationMode::KeepStart,
         prompt_template,
@@ -108,8 +112,8 @@ fn finish(
     dropped: &[String],
     settings: Settings,
 ) -> Result<()> {
-    let judged = judge_pairs(pairs, scores, args.beta);
-    let margins = Margins::new(pairs, scores, args.beta);
+    let judged = judge_pairs(pairs, scores, args.beta.unwrap_or(BETA));
+    let margins = Margins::new(pairs, scores, args.beta.unwrap_or(BETA));
     let mut rules = Task::Preference.rules();
     if args.adapter.is_none() {
         rules.retain(|rule| rule.0 != "reward");
