@@ -473,7 +473,7 @@ fn mistakes_are_named() {
     ))
     .to_string();
     let math = text(&fixture("math.jsonl")).to_string();
-    let cases: [(&[&str], i32, &[&str]); 22] = [
+    let cases: [(&[&str], i32, &[&str]); 24] = [
         (&["gsm8k"], 2, &["--model", "--data"]),
         (&["gsm9k", "--model", &model], 2, &["gsm8k"]),
         (
@@ -648,7 +648,17 @@ fn mistakes_are_named() {
         (
             &["gsm8k", "--predictions", &answers, "--scorer", "numeric"],
             2,
-            &["--compare"],
+            &["--scorer", "cannot be used with", "--predictions"],
+        ),
+        (
+            &["--compare", &answers, &answers, "--beta", "0.2"],
+            2,
+            &["--beta", "cannot be used with", "--compare"],
+        ),
+        (
+            &["gsm8k", "--predictions", &answers, "--shots-from", &data],
+            2,
+            &["--shots-from", "cannot be used with", "--predictions"],
         ),
         (
             &["math", "--predictions", &answers, "--allow-code-execution"],

@@ -19,6 +19,29 @@ use crate::progress::ProgressMode;
 
 use super::model::{ModelArgs, WeightType};
 
+/// Arguments that say how answers are made.
+const GENERATING: [&str; 8] = [
+    "model",
+    "adapter",
+    "overwrite",
+    "shots",
+    "shots_from",
+    "max_new_tokens",
+    "max_length",
+    "prompt_template",
+];
+/// Arguments that say how answers are scored.
+const SCORING: [&str; 8] = [
+    "predictions",
+    "data",
+    "limit",
+    "beta",
+    "allow_code_execution",
+    "python",
+    "program_seconds",
+    "program_memory",
+];
+
 /// Arguments of `arithmo evaluate`.
 #[derive(Args, Clone, Debug)]
 pub struct EvaluateArgs {
@@ -44,10 +67,10 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Score these answers; no model runs, results.json goes beside them.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "compare", "max_new_tokens", "shots", "prompt_template", "overwrite"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = GENERATING)]
     pub predictions: Option<PathBuf>,
     /// Compare two evaluations: their folders, or predictions files.
-    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["model", "adapter", "data", "limit", "overwrite"])]
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = GENERATING, conflicts_with_all = SCORING)]
     pub compare: Option<Vec<PathBuf>>,
     /// Begin anew where an evaluation is already.
     #[arg(long)]
@@ -94,7 +117,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "TEXT")]
     pub prompt_template: Option<String>,
     /// compare: show the changes by this scorer [default: numeric, equivalent or reward].
-    #[arg(long, value_name = "NAME", requires = "compare")]
+    #[arg(long, value_name = "NAME", requires = "compare", conflicts_with_all = ["model", "predictions"])]
     pub scorer: Option<String>,
 }
 
