@@ -12,7 +12,7 @@ trap 'rm -f "$breaches"' EXIT
 everybody="error interrupt output progress read_at Error Result"
 allowed() {
   case $1 in
-    error | interrupt | output | progress | read_at | data | report) echo "" ;;
+    error | interrupt | output | process | progress | read_at | data | report) echo "" ;;
     model) echo "data" ;;
     lora) echo "data model" ;;
     dpo) echo "data model lora" ;;

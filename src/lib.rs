@@ -45,6 +45,7 @@ pub mod interrupt;
 pub mod lora;
 pub mod model;
 pub mod output;
+pub mod process;
 pub mod progress;
 mod read_at;
 pub mod report;

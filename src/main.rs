@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use arithmo::cli::{Cli, Command, sandbox_exec};
-use arithmo::{Error, Result, interrupt};
+use arithmo::{Error, Result, interrupt, process};
 use arithmo_backends::BackendKind;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    keep_freed_memory();
     let cli = Cli::parse();
     match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -24,12 +23,8 @@ fn start(cli: &Cli) -> Result<()> {
     if let Command::SandboxExec(args) = &cli.command {
         return sandbox_exec::run(args);
     }
+    process::set_up();
     interrupt::install();
-    // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
-    // the pool exist already, it stays as it is.
-    let _ = rayon::ThreadPoolBuilder::new()
-        .use_current_thread()
-        .build_global();
     run(cli)
 }
 
@@ -85,20 +80,3 @@ fn not_built(kind: BackendKind) -> Error {
         format!("build it with `cargo build --release --features {kind}`"),
     )
 }
-
-/// Has the C library keep what is freed instead of handing it back to the system, which would give it out again page by
-/// page: activations of the same size come and go thousands of times in a run.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(
-    unsafe_code,
-    reason = "a call of the C library that only sets two numbers, before any other thread is there"
-)]
-fn keep_freed_memory() {
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_freed_memory() {}

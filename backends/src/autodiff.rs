@@ -54,6 +54,10 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         B::pass_tokens()
     }
 
+    fn free_tokens() -> usize {
+        B::free_tokens()
+    }
+
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         B::computes_in(device, dtype)
     }

@@ -57,6 +57,12 @@ pub trait TrainBackend: Backend {
         8192
     }
 
+    /// Tokens that a pass of decoding computes in the time of one, because reading the weights takes that long; guessed
+    /// tokens that many cost nothing. 1: do not guess.
+    fn free_tokens() -> usize {
+        1
+    }
+
     /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         Self::supports_dtype(device, dtype)

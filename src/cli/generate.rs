@@ -32,6 +32,16 @@ pub struct GenerateArgs {
     /// Text put around each prompt, with {prompt} where it goes
     #[arg(long, value_name = "TEMPLATE", default_value = "{prompt}")]
     pub prompt_template: String,
+    #[command(flatten)]
+    pub(super) decoding: DecodingArgs,
+    /// Prompts decoded together
+    #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().batch_size)]
+    pub batch_size: usize,
+}
+
+/// How tokens are chosen and when to stop, for the subcommands that generate.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DecodingArgs {
     /// At most this many tokens a completion
     #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().max_new_tokens)]
     pub max_new_tokens: usize,
@@ -53,13 +63,14 @@ pub struct GenerateArgs {
     /// End a completion before this text; may be given more than once
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Prompts decoded together
-    #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().batch_size)]
-    pub batch_size: usize,
+    /// Do not guess tokens from the text so far: completions are the same, greedy ones come later
+    #[arg(long)]
+    pub no_lookup: bool,
 }
 
-impl GenerateArgs {
-    fn config(&self) -> GenerateConfig {
+impl DecodingArgs {
+    /// The settings these arguments say, without end tokens.
+    pub(super) fn config(&self, batch_size: usize) -> GenerateConfig {
         GenerateConfig {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
@@ -69,7 +80,8 @@ impl GenerateArgs {
             seed: self.seed,
             eos_ids: Vec::new(),
             stop: self.stop.clone(),
-            batch_size: self.batch_size,
+            batch_size,
+            lookup: !self.no_lookup,
         }
     }
 }
@@ -84,7 +96,7 @@ pub fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     // What can be checked before any weight is loaded is.
-    let mut config = args.config();
+    let mut config = args.decoding.config(args.batch_size);
     config.validate()?;
     let template = PromptTemplate::new(&args.prompt_template)?;
     let prompts = match &args.prompts {

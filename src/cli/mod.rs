@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, arguments to calls, no logic.
 
 pub mod bench;
+pub mod chat;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
@@ -54,6 +55,8 @@ pub enum Command {
     Score(score::ScoreArgs),
     /// Complete prompts.
     Generate(generate::GenerateArgs),
+    /// Talk to a model; its answers appear as they are made.
+    Chat(chat::ChatArgs),
     /// Write a base model and an adapter as one model.
     Merge(merge::MergeArgs),
     /// Say what devices there are, whether every operation is right on the one in use, and how fast it is.
@@ -101,6 +104,7 @@ impl Cli {
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),
+            Command::Chat(args) => chat::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Doctor(args) => doctor::run::<B>(args, device),
             Command::Bench(args) => bench::run::<B>(args, device),
@@ -112,12 +116,21 @@ impl Cli {
     }
 }
 
-/// Prints a result on stdout. A reader that has gone away (`| head`) is no error.
+/// Prints a result on stdout, as a line. A reader that has gone away (`| head`) is no error.
 ///
 /// # Errors
 /// stdout cannot be written.
 pub fn print_line(line: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{line}") {
+    print_text(&format!("{line}\n"))
+}
+
+/// As [`print_line`], without ending the line, and at once.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print_text(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::io("standard output", "write", error))
         }

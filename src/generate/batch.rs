@@ -2,7 +2,7 @@
 //! its place.
 //!
 //! Every pass computes only tokens that are wanted, packed one after another without padding: the rest of new prompts,
-//! or the newest token of every row. What all prompts begin with is computed once, kept once and seen by every row. No
+//! or the newest token of every row (and guesses of what follows: see [`super::lookup`]). What all prompts begin with is computed once, kept once and seen by every row. No
 //! completion depends on which others it was decoded with.
 
 use std::cmp::Reverse;
@@ -13,6 +13,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::config::{FinishReason, GenerateConfig, Generated};
 use super::listener::{Flow, GenerateProgress, Listener};
+use super::lookup::guess;
 use super::sampling::{Choice, choose};
 use crate::data::batch::{Sight, TokenRows};
 use crate::error::{Error, Result};
@@ -42,7 +43,7 @@ struct Fed {
     /// Its place in prompt and completion.
     position: usize,
     /// Whether the logits after it are wanted.
-    last: bool,
+    wanted: bool,
 }
 
 /// A job of generation.
@@ -53,6 +54,8 @@ pub(super) struct Batch<'a, B: TrainBackend> {
     table: PositionTable<B>,
     device: B::Device,
     cache: KvCache<B>,
+    /// Tokens of the shared beginning that are in the cache.
+    known: usize,
     /// What decodes now; `None`: free.
     rows: Vec<Option<Row>>,
     /// Prompts not begun, longest first: if memory is short, that shows at once.
@@ -76,6 +79,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         Self {
             table: model.position_table(positions, &device),
             cache: KvCache::new(model.layers.len(), shared_beginning(prompts), rows),
+            known: 0,
             rows: (0..rows).map(|_| None).collect(),
             waiting: waiting.into(),
             model,
@@ -85,10 +89,17 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         }
     }
 
-    /// Completes all prompts.
-    pub(super) fn run(mut self, listener: &mut impl Listener) -> Result<()> {
-        let shared = &self.prompts[0][..self.cache.shared()];
-        let beginning = fed(None, shared, 0, false);
+    /// For a single prompt, whose first `known` tokens (not all) are those of `cache`.
+    pub(super) fn with_cache(mut self, mut cache: KvCache<B>, known: usize) -> Self {
+        cache.keep(known);
+        (self.cache, self.known) = (cache, known);
+        self
+    }
+
+    /// Completes all prompts; the cache is given back.
+    pub(super) fn run(mut self, listener: &mut impl Listener) -> Result<KvCache<B>> {
+        let shared = &self.prompts[0][self.known..self.cache.shared()];
+        let beginning = fed(None, shared, self.known, false);
         for tokens in beginning.chunks(B::pass_tokens()) {
             self.pass(tokens);
         }
@@ -102,16 +113,15 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
                 tokens = self.newest_tokens();
             }
             if tokens.is_empty() {
-                return Ok(());
+                return Ok(self.cache);
             }
             // Only prompts make a pass this long.
             let mut logits = Vec::new();
             for tokens in tokens.chunks(B::pass_tokens()) {
                 logits.extend(self.pass(tokens));
             }
-            let rows = tokens.iter().filter(|token| token.last);
-            let rows: Vec<usize> = rows.filter_map(|token| token.row).collect();
-            self.step(&rows, Tensor::cat(logits, 0), listener)?;
+            tokens.retain(|token| token.wanted);
+            self.step(&tokens, Tensor::cat(logits, 0), listener)?;
         }
     }
 
@@ -140,16 +150,42 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         tokens
     }
 
-    /// The newest token of each row.
+    /// The newest token of each row, and guesses of what follows as far as they cost nothing.
     fn newest_tokens(&self) -> Vec<Fed> {
-        let newest = |(index, row): (usize, &Option<Row>)| {
-            let row = row.as_ref()?;
-            let before = self.prompts[row.prompt].len() + row.token_ids.len() - 1;
-            let id = row.token_ids.last()?;
-            Some(fed(Some(index), &[*id], before, true))
+        let live = self.rows.iter().flatten().count().max(1);
+        let free = match self.config.lookup && self.config.is_plainly_greedy() {
+            true => (B::free_tokens() / live).saturating_sub(1),
+            false => 0,
         };
-        let rows = self.rows.iter().enumerate();
-        rows.filter_map(newest).flatten().collect()
+        let mut tokens = Vec::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            let Some(row) = row else { continue };
+            let prompt = &self.prompts[row.prompt];
+            let guesses = guess(prompt, &row.token_ids, free.min(self.room(row) - 1));
+            let (position, id) = self.newest(row);
+            let ids: Vec<u32> = std::iter::once(id).chain(guesses).collect();
+            let fed = fed(Some(index), &ids, position, true).into_iter();
+            tokens.extend(fed.map(|token| Fed {
+                wanted: true,
+                ..token
+            }));
+        }
+        tokens
+    }
+
+    /// Position and id of a row's newest token.
+    fn newest(&self, row: &Row) -> (usize, u32) {
+        let prompt = &self.prompts[row.prompt];
+        let text = prompt.iter().chain(&row.token_ids);
+        let id = text.last().copied().unwrap_or_default();
+        (prompt.len() + row.token_ids.len() - 1, id)
+    }
+
+    /// Tokens that a row may still get.
+    fn room(&self, row: &Row) -> usize {
+        let (new, prompt) = (row.token_ids.len(), self.prompts[row.prompt].len());
+        let positions = self.model.config.max_position_embeddings;
+        (self.config.max_new_tokens - new).min(positions - prompt - new)
     }
 
     /// Computes `tokens` (at least one) and puts them in the cache: logits after those wanted, `[wanted, V]` in f32;
@@ -179,7 +215,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             });
             slots.push(slot as i64);
         }
-        let wanted = (0..).zip(tokens).filter(|(_, token)| token.last);
+        let wanted = (0..).zip(tokens).filter(|(_, token)| token.wanted);
         let mut wanted: Vec<i64> = wanted.map(|(index, _)| index).collect();
         let none = wanted.is_empty();
         if none {
@@ -194,34 +230,41 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         (!none).then(|| linear(hidden, self.model.head()).cast(DType::F32))
     }
 
-    /// Chooses a token for each of `rows` from its row of `logits`, and frees those that end with it.
+    /// Chooses a token after each of `tokens` from its row of `logits`, gives it to the row, and frees rows that end with
+    /// it. After a wrong guess nothing is taken.
     fn step(
         &mut self,
-        rows: &[usize],
+        tokens: &[Fed],
         logits: Tensor<B, 2>,
         listener: &mut impl Listener,
     ) -> Result<()> {
         let ids = {
-            let choice = |(row, at): (usize, &usize)| {
-                let Row { prompt, token_ids } = self.rows[*at].as_ref()?;
+            let choice = |(index, token): (usize, &Fed)| {
+                let row = self.rows[token.row?].as_ref()?;
                 Some(Choice {
-                    row,
-                    prompt: *prompt,
-                    prompt_ids: &self.prompts[*prompt],
-                    new_ids: token_ids,
+                    row: index,
+                    prompt: row.prompt,
+                    prompt_ids: &self.prompts[row.prompt],
+                    new_ids: &row.token_ids,
                 })
             };
-            let choices: Vec<_> = rows.iter().enumerate().filter_map(choice).collect();
+            let choices: Vec<_> = tokens.iter().enumerate().filter_map(choice).collect();
             choose(logits, &choices, self.config)?
         };
-        let mut finished = 0;
-        for (at, id) in rows.iter().zip(&ids) {
-            let Some(mut row) = self.rows[*at].take() else {
+        let (mut new_tokens, mut finished) = (0, 0);
+        for (token, id) in tokens.iter().zip(ids) {
+            let Some(at) = token.row else { continue };
+            let newest = self.rows[at].as_ref().map(|row| self.newest(row));
+            if newest != Some((token.position, token.id)) {
+                continue;
+            }
+            let Some(mut row) = self.rows[at].take() else {
                 continue;
             };
-            row.token_ids.push(*id);
-            match self.end_of(&row, *id, listener)? {
-                None => self.rows[*at] = Some(row),
+            row.token_ids.push(id);
+            new_tokens += 1;
+            match self.end_of(&row, id, listener)? {
+                None => self.rows[at] = Some(row),
                 Some(finish_reason) => {
                     let generated = Generated {
                         token_ids: row.token_ids,
@@ -233,7 +276,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             }
         }
         listener.step(GenerateProgress {
-            new_tokens: ids.len(),
+            new_tokens,
             finished,
         })
     }
@@ -251,9 +294,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         if listener.token(row.prompt, &row.token_ids)? == Flow::Stop {
             return Ok(Some(FinishReason::Stop));
         }
-        let (new, prompt) = (row.token_ids.len(), self.prompts[row.prompt].len());
-        let room = self.model.config.max_position_embeddings;
-        let full = new == self.config.max_new_tokens || prompt + new == room;
+        let full = self.room(row) == 0;
         Ok(full.then_some(FinishReason::Length))
     }
 }
@@ -264,7 +305,7 @@ fn fed(row: Option<usize>, ids: &[u32], position: usize, wanted: bool) -> Vec<Fe
         row,
         id: *id,
         position: position + index,
-        last: wanted && index + 1 == ids.len(),
+        wanted: wanted && index + 1 == ids.len(),
     };
     ids.iter().enumerate().map(one).collect()
 }

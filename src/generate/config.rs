@@ -31,6 +31,9 @@ pub struct GenerateConfig {
     pub stop: Vec<String>,
     /// Prompts decoded together.
     pub batch_size: usize,
+    /// Guess tokens from the text so far, where the backend computes them for nothing and the choice is greedy. Changes no
+    /// completion, only the time it takes.
+    pub lookup: bool,
 }
 
 impl Default for GenerateConfig {
@@ -45,11 +48,17 @@ impl Default for GenerateConfig {
             eos_ids: Vec::new(),
             stop: Vec::new(),
             batch_size: 8,
+            lookup: true,
         }
     }
 }
 
 impl GenerateConfig {
+    /// Whether the next token is the likeliest one, whatever came before.
+    pub(super) fn is_plainly_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
     /// Refuses what is impossible or contradicts itself.
     ///
     /// # Errors

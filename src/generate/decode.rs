@@ -4,8 +4,9 @@ use arithmo_backends::TrainBackend;
 
 use super::batch::Batch;
 use super::config::{GenerateConfig, Generated};
-use super::listener::{Events, GenerateEvent, GenerateProgress, Listener};
+use super::listener::{Events, Flow, GenerateEvent, GenerateProgress, Listener};
 use crate::error::{Error, Result};
+use crate::model::kv_cache::KvCache;
 use crate::model::mistral::Mistral;
 
 /// Completes each of `prompts` (token ids, BOS included where the model wants one); results are in the prompts' order.
@@ -59,7 +60,7 @@ pub fn generate_with<B: TrainBackend>(
     check_prompts(model, prompts)?;
     match prompts.is_empty() {
         true => Ok(()),
-        false => Batch::new(model, prompts, config).run(listener),
+        false => Batch::new(model, prompts, config).run(listener).map(|_| ()),
     }
 }
 
@@ -90,4 +91,69 @@ fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> R
         ));
     }
     Ok(())
+}
+
+/// Keys and values of a text, to go on from.
+#[derive(Clone, Debug)]
+pub struct Memory<B: TrainBackend> {
+    cache: KvCache<B>,
+    /// The tokens whose keys and values the cache begins with.
+    ids: Vec<u32>,
+}
+
+/// As [`generate_with`] for one prompt, of which `memory` may know the beginning; afterwards it knows all of it and the
+/// completion. It must be of the same model, adapter included.
+///
+/// # Errors
+/// As [`generate_with`]; the memory is then lost.
+pub fn generate_on<B: TrainBackend>(
+    memory: &mut Option<Memory<B>>,
+    model: &Mistral<B>,
+    prompt: &[u32],
+    config: &GenerateConfig,
+    listener: &mut impl Listener,
+) -> Result<Generated> {
+    config.validate()?;
+    let prompts = [prompt.to_vec()];
+    check_prompts(model, &prompts)?;
+    let mut batch = Batch::new(model, &prompts, config);
+    if let Some(Memory { cache, ids }) = memory.take() {
+        let common = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        batch = batch.with_cache(cache, common.min(prompt.len() - 1));
+    }
+    let mut last = Last {
+        listener,
+        generated: None,
+    };
+    let cache = batch.run(&mut last)?;
+    let generated = last.generated.ok_or_else(|| {
+        let problem = "a prompt was not completed";
+        Error::run(problem, "please report this")
+    })?;
+    // The last token was chosen, not computed.
+    let (_, computed) = generated.token_ids.split_last().unwrap_or((&0, &[]));
+    let ids = [prompt, computed].concat();
+    *memory = Some(Memory { cache, ids });
+    Ok(generated)
+}
+
+/// Keeps what is told to the listener last.
+struct Last<'a, L> {
+    listener: &'a mut L,
+    generated: Option<Generated>,
+}
+
+impl<L: Listener> Listener for Last<'_, L> {
+    fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
+        self.listener.token(index, token_ids)
+    }
+
+    fn finished(&mut self, index: usize, generated: &Generated) -> Result<()> {
+        self.generated = Some(generated.clone());
+        self.listener.finished(index, generated)
+    }
+
+    fn step(&mut self, progress: GenerateProgress) -> Result<()> {
+        self.listener.step(progress)
+    }
 }

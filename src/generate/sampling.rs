@@ -34,7 +34,7 @@ pub fn choose<B: TrainBackend>(
     config: &GenerateConfig,
 ) -> Result<Vec<u32>> {
     let [rows, vocabulary] = logits.dims();
-    if config.temperature == 0.0 && config.repetition_penalty == 1.0 {
+    if config.is_plainly_greedy() {
         let ids = most_likely(logits);
         return choices
             .iter()

@@ -94,19 +94,12 @@ pub fn complete_each<B: TrainBackend>(
 ) -> Result<()> {
     let encode = |prompt: &String| tokenizer.encode(&template.apply(prompt), true);
     let ids = prompts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-    let mut texts = Texts {
-        tokenizer,
-        prompts,
-        prompt_ids: &ids,
-        stops: &config.stop,
-        streams: HashMap::new(),
-        on_event,
-    };
+    let mut texts = Texts::new(tokenizer, prompts, &ids, &config.stop, on_event);
     generate_with(model, &ids, config, &mut texts)
 }
 
 /// Turns the tokens of all prompts into text.
-struct Texts<'a, F> {
+pub(super) struct Texts<'a, F> {
     tokenizer: &'a Tokenizer,
     prompts: &'a [String],
     prompt_ids: &'a [Vec<u32>],
@@ -117,6 +110,23 @@ struct Texts<'a, F> {
 }
 
 impl<'a, F> Texts<'a, F> {
+    pub(super) fn new(
+        tokenizer: &'a Tokenizer,
+        prompts: &'a [String],
+        prompt_ids: &'a [Vec<u32>],
+        stops: &'a [String],
+        on_event: F,
+    ) -> Self {
+        Self {
+            tokenizer,
+            prompts,
+            prompt_ids,
+            stops,
+            streams: HashMap::new(),
+            on_event,
+        }
+    }
+
     /// The stream of prompt `index`, taken out; a new one where its first token has just come.
     fn take(&mut self, index: usize) -> TextStream<'a> {
         let fresh = || TextStream::new(self.tokenizer, &self.prompt_ids[index], self.stops);

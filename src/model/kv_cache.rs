@@ -117,6 +117,16 @@ impl<B: TrainBackend> KvCache<B> {
         self.layout.shared + row * self.layout.room + index
     }
 
+    /// Of a cache of one row: makes its first `tokens` tokens the shared beginning, and forgets the others.
+    pub fn keep(&mut self, tokens: usize) {
+        assert_eq!(self.layout.rows, 1, "keep: rows");
+        self.layout.room = self.layout.slots() - tokens;
+        self.layout.shared = tokens;
+        for layer in &mut self.layers {
+            layer.layout = self.layout;
+        }
+    }
+
     /// Makes sure that each row has room for `tokens` tokens of its own. Slots move.
     pub fn reserve(&mut self, tokens: usize) {
         let room = tokens.next_multiple_of(BLOCK);

@@ -1,5 +1,6 @@
 //! Projections with their branches on slices: see [`crate::ops::adapted_linear`].
 
+use super::few_rows::{FEW, Output, Rows, Term, compute};
 use super::gemm::{Old, columns_of, product, rows, strided};
 use super::matrix::{Matrix, written};
 
@@ -41,14 +42,18 @@ pub(super) fn forward(
     residual: Option<Vec<f32>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, ranks) = (width(projections), ranks(projections));
-    let low = written(x.rows * ranks, |low| {
-        if ranks > 0 {
+    let few = x.rows <= FEW;
+    let low = written(x.rows * ranks, |low| match (ranks, few) {
+        (0, _) => {}
+        (_, true) => low_of_few(x, projections, low),
+        (_, false) => {
             let a = stacked(projections);
             let a = rows(&a, x.columns).transpose();
             let target = columns_of(low, ranks, 0, ranks);
             product(target, Old::Replace, 1.0, x.view(), a);
         }
     });
+    let project = if few { project_few } else { project };
     let output = match residual {
         Some(mut output) => {
             project(x, projections, &low, Old::Add, &mut output);
@@ -77,6 +82,60 @@ fn project(x: &Matrix, projections: &[HostProjection], low: &[f32], old: Old, ou
         }
         column += weight.rows;
     }
+}
+
+/// As [`project`], for a few rows: all that is to be computed is shared out among the threads at once.
+fn project_few(
+    x: &Matrix,
+    projections: &[HostProjection],
+    low: &[f32],
+    old: Old,
+    output: &mut [f32],
+) {
+    let (width, ranks, mut next) = (width(projections), ranks(projections), 0);
+    let terms = projections.iter().map(|projection| {
+        let mut terms = vec![term(1.0, x.values(), &projection.weight)];
+        if let Some((_, b, scaling)) = &projection.adapter {
+            let mut branch = term(*scaling, &low[next..], b);
+            (branch.x.count, branch.x.stride) = (x.rows, ranks);
+            terms.push(branch);
+            next += b.columns;
+        }
+        terms
+    });
+    compute(beside(output, width, old, terms));
+}
+
+/// `x A^T` of all branches.
+fn low_of_few(x: &Matrix, projections: &[HostProjection], low: &mut [f32]) {
+    let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
+    let terms = adapters.map(|(a, ..)| vec![term(1.0, x.values(), a)]);
+    compute(beside(low, ranks(projections), Old::Replace, terms));
+}
+
+fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
+    Term {
+        factor,
+        x: Rows::of(x, weight.columns),
+        w: Rows::of(weight.values(), weight.columns),
+    }
+}
+
+/// Results side by side in rows of `width` values, each as wide as its terms.
+fn beside<'a>(
+    output: &'a mut [f32],
+    width: usize,
+    old: Old,
+    terms: impl Iterator<Item = Vec<Term<'a>>>,
+) -> Vec<Output<'a>> {
+    let mut rest = columns_of(output, width, 0, width);
+    let mut outputs = Vec::new();
+    for terms in terms {
+        let (target, right) = rest.split_at_col_mut(terms[0].w.count);
+        rest = right;
+        outputs.push(Output { target, old, terms });
+    }
+    outputs
 }
 
 /// Gradients of x, if it is needed, and of each branch's `a` and `b`.

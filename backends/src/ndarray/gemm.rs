@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 const ROWS_A_THREAD: usize = 32;
 
 /// Products of fewer multiplications than this are not worth waking threads for.
-const SMALL: usize = 1 << 18;
+pub(super) const SMALL: usize = 1 << 18;
 
 /// A matrix in someone's slice.
 pub(super) type View<'a> = MatRef<'a, f32>;

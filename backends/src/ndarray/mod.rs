@@ -3,6 +3,8 @@
 mod adamw;
 mod adapted_linear;
 mod attention;
+mod awake;
+mod few_rows;
 mod gemm;
 mod log_probs;
 mod matrix;
@@ -46,21 +48,21 @@ where
         4096
     }
 
+    fn free_tokens() -> usize {
+        8
+    }
+
     fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::linear::reference(x, weight);
         };
-        let y = written(x_host.rows * w.rows, |y| {
-            let target = columns_of(y, w.rows, 0, w.rows);
-            product(
-                target,
-                Old::Replace,
-                1.0,
-                x_host.view(),
-                w.view().transpose(),
-            );
-        });
-        tensor(y, [x_host.rows, w.rows])
+        let (rows, width) = (x_host.rows, w.rows);
+        let only = [HostProjection {
+            weight: w,
+            adapter: None,
+        }];
+        let (y, _) = adapted_linear::forward(&x_host, &only, None);
+        tensor(y, [rows, width])
     }
 
     fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {

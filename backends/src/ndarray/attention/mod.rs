@@ -5,6 +5,7 @@
 //! it sees, softmax, product with the values.
 
 mod blocks;
+mod direct;
 
 use std::ops::Range;
 
@@ -114,6 +115,9 @@ impl Attention<'_> {
 
     /// Output `[Q, H * Dh]` and log-sum-exp `[Q, H]`.
     pub(super) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        if self.is_direct() {
+            return self.forward_direct();
+        }
         let AttentionConfig {
             heads, head_dim, ..
         } = *self.config;
