@@ -2,22 +2,30 @@
 
 use std::process::ExitCode;
 
-use arithmo::cli::Cli;
+use arithmo::cli::{Cli, Command, sandbox_exec};
 use arithmo::{Error, Result, interrupt, process};
 use arithmo_backends::BackendKind;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    process::set_up();
     let cli = Cli::parse();
-    interrupt::install();
-    match run(&cli) {
+    match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_status())
         }
     }
+}
+
+fn start(cli: &Cli) -> Result<()> {
+    // What becomes another program starts no thread before.
+    if let Command::SandboxExec(args) = &cli.command {
+        return sandbox_exec::run(args);
+    }
+    process::set_up();
+    interrupt::install();
+    run(cli)
 }
 
 fn run(cli: &Cli) -> Result<()> {

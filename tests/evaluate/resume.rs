@@ -1,0 +1,90 @@
+//! An evaluation that is stopped goes on where it was.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::command::{arithmo, json_file, model, printed, text};
+
+#[test]
+#[cfg(unix)]
+fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("many.jsonl");
+    let rows = (0..120).map(|n| format!("{}\n", json!({"question": format!("What is {n} plus {}?", 7 * n), "answer": format!("#### {}", 8 * n)})));
+    fs::write(&data, rows.collect::<String>()).unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let model = model();
+    let args = |output| {
+        [
+            "evaluate",
+            "gsm8k",
+            "--model",
+            &model,
+            "--data",
+            text(&data),
+            "--max-new-tokens",
+            "150",
+            "--batch-size",
+            "4",
+            "--output",
+            output,
+        ]
+        .map(str::to_string)
+    };
+    let partial = stopped.join("answers.partial.jsonl");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_arithmo"))
+        .args(args(text(&stopped)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = || fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
+    while lines() < 6 && child.try_wait().unwrap().is_none() {
+        sleep(Duration::from_millis(5));
+    }
+    Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(message.contains("the same command goes on"), "{message}");
+    let kept = lines();
+    assert!((6..=120).contains(&kept) && !stopped.join("predictions.json").exists());
+    // A line half written by a crash is done again.
+    let mut torn = fs::read_to_string(&partial).unwrap();
+    torn.truncate(torn.len() - 3);
+    fs::write(&partial, torn).unwrap();
+    let other = [
+        &args(text(&stopped))[..],
+        &["--limit".to_string(), "100".to_string()],
+    ]
+    .concat();
+    let other: Vec<&str> = other.iter().map(String::as_str).collect();
+    let refused = arithmo(&other);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("problems was 120, is 100"));
+    for output in [&whole, &stopped] {
+        let args = args(text(output));
+        printed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    assert_eq!(
+        json_file(&whole.join("predictions.json")),
+        json_file(&stopped.join("predictions.json"))
+    );
+    assert_eq!(
+        json_file(&whole.join("results.json")),
+        json_file(&stopped.join("results.json"))
+    );
+    assert!(!partial.exists());
+    // Damage inside is not passed over.
+    fs::write(&partial, "{\"settings\": {}}\nno JSON\n").unwrap();
+    fs::remove_file(stopped.join("results.json")).unwrap();
+    let again = args(text(&stopped));
+    let damaged = arithmo(&again.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(damaged.status.code(), Some(1));
+}
