@@ -33,7 +33,8 @@ fn model_and_adapter(folder: &Path) -> (PathBuf, PathBuf) {
         fs::copy(fixture.join(name), model.join(name)).unwrap();
     }
     let mut adapted = load::<B>(&model, DType::F32, &Default::default()).unwrap();
-    let lora = config(&[], false);
+    let mut lora = config(&[], false);
+    lora.lora_alpha = 90.0;
     attach_random(&mut adapted, &lora);
     fs::create_dir(&adapter).unwrap();
     save_adapter(&adapted, &lora, "owner/base", &adapter);
