@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
+use arithmo::data::arithmetic::{Split, problems};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
 use arithmo::{Error, Result};
@@ -64,12 +65,12 @@ pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
 fn config() -> MistralConfig {
     MistralConfig {
         vocab_size: VOCAB_SIZE,
-        hidden_size: 64,
-        intermediate_size: 144,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: Some(16),
+        hidden_size: 160,
+        intermediate_size: 416,
+        num_hidden_layers: 6,
+        num_attention_heads: 5,
+        num_key_value_heads: 1,
+        head_dim: Some(32),
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
         rope_theta: 10000.0,
@@ -144,9 +145,12 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
     Ok((json + "\n").into_bytes())
 }
 
-/// The texts the model will see, roughly: tags and the commonest entities taken out.
+/// The texts the model will see, roughly: problems of arithmetic, and rows with tags and the commonest entities taken out.
 fn texts(rows: &[Value]) -> Vec<String> {
-    let mut texts = vec!["Question: \n\nAnswer:".to_string(); 200];
+    let problems = problems(Split::Train, 1, 2000).into_iter();
+    let mut texts: Vec<String> = problems
+        .map(|problem| format!("Question: {}\n\nAnswer: {}", problem.prompt, problem.solution))
+        .collect();
     for row in rows {
         let answers = row["answers"].as_array().into_iter().flatten();
         let all = answers

@@ -9,7 +9,7 @@ pub enum Method {
     /// Direct preference optimization on pairs.
     #[default]
     Dpo,
-    /// Supervised fine-tuning on the chosen completions.
+    /// Supervised fine-tuning on prompts and completions.
     Sft,
 }
 

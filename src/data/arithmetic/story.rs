@@ -1,0 +1,276 @@
+//! The clauses that stories are made of.
+//!
+//! In templates `{name}` and `{other}` are two people, `{things}` what they count, `{n}` and `{k}` numbers.
+
+use super::{Dice, Problem, Split};
+
+const NAMES: [&str; 24] = [
+    "Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim",
+    "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Yara",
+    "Zoe",
+];
+
+const THINGS: [&str; 24] = [
+    "apples", "balls", "books", "buttons", "cards", "coins", "cookies", "cups", "dolls", "eggs",
+    "flowers", "marbles", "nuts", "pears", "pencils", "photos", "plates", "postcards", "ribbons",
+    "shells", "stamps", "stickers", "stones", "tickets",
+];
+
+/// How a story begins: with a number.
+const OPENERS: [&str; 6] = [
+    "{name} has {n} {things}.",
+    "{name} owns {n} {things}.",
+    "In the morning {name} counts {n} {things}.",
+    "There are {n} {things} in a box of {name}.",
+    "{name} starts the week with {n} {things}.",
+    "On a table of {name} lie {n} {things}.",
+];
+
+/// How it begins: with a product.
+const GROUP_OPENERS: [&str; 4] = [
+    "{name} has {k} boxes with {n} {things} in each.",
+    "{name} buys {k} packs of {n} {things}.",
+    "{name} fills {k} bags with {n} {things} each.",
+    "On each of {k} days {name} collects {n} {things}.",
+];
+
+const MORE: [&str; 6] = [
+    "{name} buys {n} more.",
+    "{other} gives {name} {n} {things}.",
+    "Then {name} finds another {n} {things}.",
+    "{name} wins {n} {things} in a game.",
+    "Later {other} brings {n} more {things}.",
+    "{n} {things} are added.",
+];
+
+const FEWER: [&str; 6] = [
+    "{name} gives {n} of them to {other}.",
+    "Then {n} {things} get lost.",
+    "{name} sells {n} {things}.",
+    "{other} takes {n} of them away.",
+    "{n} of the {things} break.",
+    "Later {name} throws {n} {things} out.",
+];
+
+const MORE_GROUPS: [&str; 3] = [
+    "Then {name} buys {k} packs of {n} {things}.",
+    "{other} brings {k} bags with {n} {things} each.",
+    "Each of {k} friends gives {name} {n} {things}.",
+];
+
+const FEWER_GROUPS: [&str; 3] = [
+    "{name} gives {n} {things} to each of {k} friends.",
+    "{name} sells {k} packs of {n} {things}.",
+    "On each of {k} days {n} {things} get lost.",
+];
+
+const TIMES: [&str; 2] = [
+    "A year later {name} has {k} times as many.",
+    "Soon there are {k} times as many {things}.",
+];
+
+const ASK: [&str; 5] = [
+    "How many {things} does {name} have now?",
+    "How many {things} are there in the end?",
+    "How many {things} is that?",
+    "What is the number of {things} now?",
+    "How many {things} are there now?",
+];
+
+const ASK_SHARE: [&str; 3] = [
+    "{name} shares them equally among {k} children. How many {things} does each child get?",
+    "They go into {k} equal rows. How many {things} are in a row?",
+    "{name} packs {k} into each bag. How many bags does {name} need?",
+];
+
+const ASK_PRICE: [&str; 3] = [
+    "Each one costs {k} dollars. How many dollars do all of them cost?",
+    "{name} sells them for {k} dollars each. How many dollars does {name} get?",
+    "Each of them weighs {k} grams. How many grams do they weigh together?",
+];
+
+const ASK_OTHER: [&str; 2] = [
+    "{other} has {n} more {things} than {name}. How many {things} does {other} have?",
+    "{other} needs {n} more than that. How many {things} does {other} need?",
+];
+
+const ASK_OTHER_LESS: [&str; 2] = [
+    "{other} has {n} {things} fewer than {name}. How many {things} does {other} have?",
+    "{other} needs {n} less than that. How many {things} does {other} need?",
+];
+
+const ASK_BOTH: [&str; 2] = [
+    "{other} has {n} more {things} than {name}. How many {things} do they have together?",
+    "{other} gets {n} more than that. How many {things} do the two have in all?",
+];
+
+/// Steps a solution has at most.
+const MOST_STEPS: usize = 3;
+
+/// A random problem of `split`; `None` where the dice led to none.
+pub(super) fn problem(split: Split, dice: &mut Dice) -> Option<Problem> {
+    let name = *dice.pick(&NAMES);
+    let other = *dice.pick(&NAMES);
+    if name == other {
+        return None;
+    }
+    let things = *dice.pick(&THINGS);
+    let mut story = Story {
+        people: [name, other],
+        things,
+        split,
+        dice,
+        value: 0,
+        sentences: Vec::new(),
+        steps: Vec::new(),
+        form: Vec::new(),
+    };
+    story.open()?;
+    for _ in 0..story.dice.from(0, 2) {
+        story.go_on()?;
+    }
+    story.ask()?;
+    story.finish()
+}
+
+struct Story<'a> {
+    people: [&'static str; 2],
+    things: &'static str,
+    split: Split,
+    dice: &'a mut Dice,
+    /// How many things there are by now.
+    value: i64,
+    sentences: Vec<String>,
+    steps: Vec<String>,
+    form: Vec<u8>,
+}
+
+impl Story<'_> {
+    /// Tells one of `templates`, of kind `kind`.
+    fn tell(&mut self, kind: u8, templates: &[&str], n: i64, k: i64) {
+        let index = self.dice.index(templates.len());
+        self.form.extend([kind, index as u8]);
+        let [name, other] = self.people;
+        let sentence = templates[index]
+            .replace("{name}", name)
+            .replace("{other}", other)
+            .replace("{things}", self.things)
+            .replace("{n}", &n.to_string())
+            .replace("{k}", &k.to_string());
+        self.sentences.push(sentence);
+    }
+
+    /// Notes a calculation; `None` where its sum or difference belongs to the other split.
+    fn calculate(&mut self, a: i64, sign: char, b: i64) -> Option<i64> {
+        let result = match sign {
+            '+' => a + b,
+            '-' => a - b,
+            '*' => a * b,
+            _ => a / b,
+        };
+        if matches!(sign, '+' | '-') && !self.split.holds([a, i64::from(sign == '+'), b]) {
+            return None;
+        }
+        self.steps.push(format!("{a} {sign} {b} = {result}."));
+        Some(result)
+    }
+
+    /// As [`Self::calculate`], with the first of some random `b` from 2 to `most` that fits.
+    fn calculate_some(&mut self, a: i64, sign: char, most: i64) -> Option<(i64, i64)> {
+        (0..40).find_map(|_| {
+            let b = self.dice.from(2, most);
+            Some((b, self.calculate(a, sign, b)?))
+        })
+    }
+
+    fn open(&mut self) -> Option<()> {
+        if self.dice.from(0, 3) > 0 {
+            self.value = self.dice.from(4, 60);
+            self.tell(0, &OPENERS, self.value, 0);
+            return Some(());
+        }
+        let (k, n) = (self.dice.from(2, 9), self.dice.from(2, 12));
+        self.value = self.calculate(k, '*', n)?;
+        self.tell(1, &GROUP_OPENERS, n, k);
+        Some(())
+    }
+
+    fn go_on(&mut self) -> Option<()> {
+        let value = self.value;
+        match self.dice.from(0, 9) {
+            0..=2 => {
+                let (n, sum) = self.calculate_some(value, '+', 50)?;
+                self.tell(2, &MORE, n, 0);
+                self.value = sum;
+            }
+            3..=5 => {
+                let (n, rest) = self.calculate_some(value, '-', (value - 1).clamp(2, 50))?;
+                self.tell(3, &FEWER, n, 0);
+                self.value = rest;
+            }
+            6..=8 => {
+                let (k, n) = (self.dice.from(2, 9), self.dice.from(2, 9));
+                let product = self.calculate(k, '*', n)?;
+                let (sign, kind, templates) = match self.dice.from(0, 1) {
+                    0 => ('+', 4, &MORE_GROUPS),
+                    _ => ('-', 5, &FEWER_GROUPS),
+                };
+                self.value = self.calculate(value, sign, product)?;
+                self.tell(kind, templates, n, k);
+            }
+            _ => {
+                let k = self.dice.from(2, 5);
+                self.value = self.calculate(value, '*', k).filter(|_| value <= 30)?;
+                self.tell(6, &TIMES, 0, k);
+            }
+        }
+        (self.value >= 2).then_some(())
+    }
+
+    fn ask(&mut self) -> Option<()> {
+        let value = self.value;
+        match self.dice.from(0, 9) {
+            0..=4 => self.tell(7, &ASK, 0, 0),
+            5 => {
+                let k = self.dice.from(2, 9);
+                self.value = self.calculate(value, '/', k).filter(|_| value % k == 0)?;
+                self.tell(8, &ASK_SHARE, 0, k);
+            }
+            6 => {
+                let k = self.dice.from(2, 9);
+                self.value = self.calculate(value, '*', k).filter(|_| value <= 30)?;
+                self.tell(9, &ASK_PRICE, 0, k);
+            }
+            7 => {
+                let (n, sum) = self.calculate_some(value, '+', 30)?;
+                self.tell(10, &ASK_OTHER, n, 0);
+                self.value = sum;
+            }
+            8 => {
+                let (n, rest) = self.calculate_some(value, '-', (value - 1).clamp(2, 30))?;
+                self.tell(11, &ASK_OTHER_LESS, n, 0);
+                self.value = rest;
+            }
+            _ => {
+                let (n, others) = self.calculate_some(value, '+', 20)?;
+                self.tell(12, &ASK_BOTH, n, 0);
+                self.value = self.calculate(value, '+', others)?;
+            }
+        }
+        Some(())
+    }
+
+    fn finish(self) -> Option<Problem> {
+        let steps = (1..=MOST_STEPS).contains(&self.steps.len());
+        let form = self.form.iter().map(|part| i64::from(*part));
+        if !steps || self.value < 1 || !self.split.holds(form) {
+            return None;
+        }
+        Some(Problem {
+            prompt: self.sentences.join(" "),
+            solution: format!("{} The answer is: {}", self.steps.join(" "), self.value),
+            answer: self.value,
+            form: self.form,
+        })
+    }
+}
