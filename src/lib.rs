@@ -39,6 +39,7 @@ pub mod demo;
 pub mod doctor;
 pub mod dpo;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod interrupt;
 pub mod lora;

@@ -1,0 +1,166 @@
+//! Every scorer on hand-made answers, and on real ones where they are at hand.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use arithmo::eval::answers::{
+    GSM8K_SCORERS, NUMERIC, completion_of, final_number, gsm8k_answer, parse_number,
+};
+use serde_json::Value;
+
+/// A file of the data kept beside the project, if it is there.
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared")
+        .join(path);
+    let there = path.exists();
+    if !there {
+        eprintln!("SKIPPED: no {}", path.display());
+    }
+    there.then_some(path)
+}
+
+pub(crate) fn json_lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn each_scorer_judges_each_answer_of_the_table() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/evaluate/answers.jsonl");
+    let rows = json_lines(&table);
+    assert!(rows.len() >= 150, "{}", rows.len());
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let text = |key: &str| row[key].as_str().unwrap();
+        for scorer in GSM8K_SCORERS {
+            let verdict = scorer.judge(text("ground_truth"), text("completion"));
+            if Value::from(verdict.correct) != row[scorer.name] {
+                wrong.push(format!("{}: {verdict:?} of {row}", scorer.name));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn numbers_have_one_value_however_they_are_written() {
+    for (same, different) in [
+        (
+            vec!["1000", "1,000", "1000.0", "$1,000.00", "1e3", "10^3 = 1000"],
+            "100",
+        ),
+        (
+            vec![
+                "-0.5",
+                "-1/2",
+                "$-.5",
+                r"-\frac{1}{2}",
+                r"-\dfrac12",
+                "\u{2212}0.50",
+            ],
+            "0.5",
+        ),
+        (
+            vec![
+                "3.25",
+                "3 1/4",
+                r"3\frac{1}{4}",
+                r"$3\tfrac14$ cups",
+                "13/4",
+                "325 / 100",
+            ],
+            "3/4",
+        ),
+    ] {
+        let values: Vec<_> = same.iter().map(|text| parse_number(text)).collect();
+        assert!(values[0].is_some(), "{same:?}");
+        assert!(
+            values.iter().all(|value| *value == values[0]),
+            "{same:?}: {values:?}"
+        );
+        assert_ne!(parse_number(different), values[0]);
+    }
+    for none in [
+        "", "twelve", "3:30", "2-3", "2 * 3", "1/0", "3!", "x3", "1, 2", "1.2.3",
+    ] {
+        assert_eq!(parse_number(none), None, "{none}");
+    }
+    // Too long to be an answer, and no reason to compute for hours.
+    assert_eq!(parse_number("1e999999999"), None);
+    assert_eq!(parse_number(&"9".repeat(100_000)), None);
+}
+
+#[test]
+fn completions_begin_after_the_prompt() {
+    for (question, prediction, completion) in [
+        ("2 + 2?", "Question: 2 + 2?\n\nAnswer: 4", " 4"),
+        (
+            "2 + 2?",
+            "Question: 1?\nAnswer: 1\n\nQuestion: 2 + 2?\nAnswer: 4\nAnswer: 5",
+            " 4\nAnswer: 5",
+        ),
+        (
+            "2 + 2?",
+            "Question: 2 + 2?. Write a Python program to solve this.\n\nAnswer: print(4)",
+            " print(4)",
+        ),
+        (" 2 + 2?\n", "Question: 2 + 2?\n\nAnswer:", ""),
+        ("2 + 2?", " only the answer, 4", " only the answer, 4"),
+        ("", "Question: \n\nAnswer: 4", "Question: \n\nAnswer: 4"),
+    ] {
+        assert_eq!(
+            completion_of(question, prediction),
+            completion,
+            "{prediction:?}"
+        );
+    }
+}
+
+/// 1,319 problems with four solutions each, sampled from two models and labelled by the data set's authors.
+#[test]
+fn real_solutions_are_judged_as_their_labels_say() {
+    let Some(path) = shared("data/gsm8k/example_model_solutions.jsonl") else {
+        return;
+    };
+    let mut judged = 0;
+    for row in json_lines(&path) {
+        let known = row["ground_truth"].as_str().unwrap();
+        for model in [
+            "6b_finetuning",
+            "6b_verification",
+            "175b_finetuning",
+            "175b_verification",
+        ] {
+            let solution = row[model]["solution"].as_str().unwrap();
+            let verdict = NUMERIC.judge(known, solution);
+            assert_eq!(
+                Value::from(verdict.correct),
+                row[model]["is_correct"],
+                "{known:?} {solution:?}"
+            );
+            judged += 1;
+        }
+    }
+    assert_eq!(judged, 4 * 1319);
+}
+
+/// Every known answer of the real test set is an integer that each of its written forms equals.
+#[test]
+fn known_answers_of_the_real_test_set_are_read() {
+    let Some(path) = shared("data/gsm8k/test.jsonl") else {
+        return;
+    };
+    let rows = json_lines(&path);
+    for row in &rows {
+        let known = row["answer"].as_str().unwrap();
+        let answer = gsm8k_answer(known);
+        let value = final_number(known).unwrap();
+        assert_eq!(value.to_string(), answer);
+        let text = format!("It is ${answer}.00 a day.");
+        assert!(NUMERIC.judge(known, &text).correct, "{text}");
+    }
+    assert_eq!(rows.len(), 1319);
+}
