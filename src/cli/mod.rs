@@ -8,6 +8,7 @@ pub mod merge;
 pub mod model;
 pub mod prepare;
 pub mod report;
+pub mod sample_pairs;
 pub mod score;
 pub mod train;
 
@@ -46,10 +47,12 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Turn Stack Exchange rows into preference pairs.
     Prepare(prepare::PrepareArgs),
-    /// Align a model with DPO and LoRA, as a run.toml says.
+    /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),
+    /// Make preference pairs from a model's own answers, checked against known ones.
+    SamplePairs(sample_pairs::SamplePairsArgs),
     /// Complete prompts.
     Generate(generate::GenerateArgs),
     /// Write a base model and an adapter as one model.
@@ -91,6 +94,7 @@ impl Cli {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::SamplePairs(args) => sample_pairs::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Doctor(args) => doctor::run::<B>(args, device),

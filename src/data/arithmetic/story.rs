@@ -4,64 +4,75 @@
 
 use super::{Dice, Problem, Split};
 
-const NAMES: [&str; 24] = [
-    "Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Henry", "Ines", "Jack", "Kim",
-    "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Yara",
-    "Zoe",
+const NAMES: [&str; 32] = [
+    "Aisha", "Anna", "Ben", "Carla", "Chen", "David", "Dora", "Emma", "Felix", "Grace", "Hana",
+    "Henry", "Ines", "Jack", "Juan", "Kim", "Leo", "Mia", "Nina", "Noah", "Olga", "Omar", "Paul",
+    "Rosa", "Ruth", "Sam", "Tina", "Umar", "Vera", "Will", "Yara", "Zoe",
 ];
 
-const THINGS: [&str; 24] = [
-    "apples", "balls", "books", "buttons", "cards", "coins", "cookies", "cups", "dolls", "eggs",
-    "flowers", "marbles", "nuts", "pears", "pencils", "photos", "plates", "postcards", "ribbons",
-    "shells", "stamps", "stickers", "stones", "tickets",
+const THINGS: [&str; 32] = [
+    "apples", "badges", "balloons", "balls", "beads", "books", "buttons", "candles", "cards",
+    "coins", "cookies", "cups", "dolls", "eggs", "flowers", "keys", "lemons", "marbles", "nuts",
+    "pears", "pencils", "photos", "plates", "postcards", "ribbons", "seeds", "shells", "spoons",
+    "stamps", "stickers", "stones", "tickets",
 ];
 
 /// How a story begins: with a number.
-const OPENERS: [&str; 6] = [
+const OPENERS: [&str; 8] = [
     "{name} has {n} {things}.",
     "{name} owns {n} {things}.",
     "In the morning {name} counts {n} {things}.",
     "There are {n} {things} in a box of {name}.",
     "{name} starts the week with {n} {things}.",
     "On a table of {name} lie {n} {things}.",
+    "{name} has been given {n} {things} by {other}.",
+    "{n} {things} belong to {name}.",
 ];
 
 /// How it begins: with a product.
-const GROUP_OPENERS: [&str; 4] = [
+const GROUP_OPENERS: [&str; 6] = [
     "{name} has {k} boxes with {n} {things} in each.",
     "{name} buys {k} packs of {n} {things}.",
     "{name} fills {k} bags with {n} {things} each.",
     "On each of {k} days {name} collects {n} {things}.",
+    "{name} lays out {k} rows of {n} {things}.",
+    "From each of {k} shops {name} brings {n} {things}.",
 ];
 
-const MORE: [&str; 6] = [
+const MORE: [&str; 8] = [
     "{name} buys {n} more.",
     "{other} gives {name} {n} {things}.",
     "Then {name} finds another {n} {things}.",
     "{name} wins {n} {things} in a game.",
     "Later {other} brings {n} more {things}.",
     "{n} {things} are added.",
+    "{other} lends {name} another {n}.",
+    "In a drawer there are {n} more.",
 ];
 
-const FEWER: [&str; 6] = [
+const FEWER: [&str; 8] = [
     "{name} gives {n} of them to {other}.",
     "Then {n} {things} get lost.",
     "{name} sells {n} {things}.",
     "{other} takes {n} of them away.",
     "{n} of the {things} break.",
     "Later {name} throws {n} {things} out.",
+    "Then {name} uses up {n}.",
+    "{name} takes {n} {things} to school and leaves them there.",
 ];
 
-const MORE_GROUPS: [&str; 3] = [
+const MORE_GROUPS: [&str; 4] = [
     "Then {name} buys {k} packs of {n} {things}.",
     "{other} brings {k} bags with {n} {things} each.",
     "Each of {k} friends gives {name} {n} {things}.",
+    "For {k} weeks {name} gets {n} {things} a week.",
 ];
 
-const FEWER_GROUPS: [&str; 3] = [
+const FEWER_GROUPS: [&str; 4] = [
     "{name} gives {n} {things} to each of {k} friends.",
     "{name} sells {k} packs of {n} {things}.",
     "On each of {k} days {n} {things} get lost.",
+    "For {k} weeks {name} gives away {n} {things} a week.",
 ];
 
 const TIMES: [&str; 2] = [
@@ -69,12 +80,18 @@ const TIMES: [&str; 2] = [
     "Soon there are {k} times as many {things}.",
 ];
 
-const ASK: [&str; 5] = [
+const HALF: [&str; 2] = [
+    "{name} keeps only half of them.",
+    "Half of the {things} go to {other}.",
+];
+
+const ASK: [&str; 6] = [
     "How many {things} does {name} have now?",
     "How many {things} are there in the end?",
     "How many {things} is that?",
     "What is the number of {things} now?",
     "How many {things} are there now?",
+    "Count the {things} that {name} has by now.",
 ];
 
 const ASK_SHARE: [&str; 3] = [
@@ -197,7 +214,7 @@ impl Story<'_> {
 
     fn go_on(&mut self) -> Option<()> {
         let value = self.value;
-        match self.dice.from(0, 9) {
+        match self.dice.from(0, 10) {
             0..=2 => {
                 let (n, sum) = self.calculate_some(value, '+', 50)?;
                 self.tell(2, &MORE, n, 0);
@@ -217,6 +234,10 @@ impl Story<'_> {
                 };
                 self.value = self.calculate(value, sign, product)?;
                 self.tell(kind, templates, n, k);
+            }
+            9 => {
+                self.value = self.calculate(value, '/', 2).filter(|_| value % 2 == 0)?;
+                self.tell(13, &HALF, 0, 0);
             }
             _ => {
                 let k = self.dice.from(2, 5);
