@@ -8,9 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::cli::generate::{GenerateArgs, run};
+use arithmo::data::prompt::PromptTemplate;
 use arithmo::data::tokenizer::Tokenizer;
-use arithmo::generate::{read_prompts, stop_ids};
+use arithmo::error::Error;
+use arithmo::generate::stream::TextStream;
+use arithmo::generate::{
+    Completion, CompletionEvent, FinishReason, GenerateConfig, GenerateEvent, complete_each,
+    generate_each, read_prompts, stop_ids,
+};
 use arithmo::model::config::MistralConfig;
+use arithmo::model::load::load;
 use arithmo::progress::ProgressMode;
 use burn::tensor::DType;
 use clap::Parser;
@@ -172,6 +179,128 @@ fn prompt_and_completion_together_are_the_whole_text() {
     }
 }
 
+/// Texts of all prompts, put together from what was streamed, and their completions in the order they ended.
+fn streamed(folder: &Path, config: &GenerateConfig) -> (Vec<String>, Vec<(usize, Completion)>) {
+    let tokenizer = Tokenizer::from_folder(folder).unwrap();
+    let model = load::<B>(folder, DType::F32, &Default::default()).unwrap();
+    let prompts = ["How many clips?", "12 and 30 make", "x"].map(String::from);
+    let template = PromptTemplate::default();
+    let (mut texts, mut ended) = (vec![String::new(); 3], Vec::new());
+    let result = complete_each(&model, &tokenizer, &prompts, &template, config, |event| {
+        match event {
+            CompletionEvent::Text { index, text } => texts[index].push_str(text),
+            CompletionEvent::Finished { index, completion } => {
+                ended.push((index, completion.clone()));
+            }
+            CompletionEvent::Step(_) => {}
+        }
+        Ok(())
+    });
+    result.unwrap();
+    (texts, ended)
+}
+
+#[test]
+fn text_comes_in_whole_characters() {
+    for name in ["byte-level", "sentencepiece-like"] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model_with_tokenizer(folder.path(), name);
+        let tokenizer = Tokenizer::from_folder(&model).unwrap();
+        let ids = |text: &str| tokenizer.encode(text, true).unwrap();
+        let (prompt, text) = (
+            ids("How many"),
+            ids("How many clips? 12 é, 3 😀\n\nQuestion"),
+        );
+        assert_eq!(text[..prompt.len()], prompt);
+        for (stops, expected) in [
+            (vec![], " clips? 12 é, 3 😀\n\nQuestion"),
+            (
+                vec!["\n\nQuestion".to_string(), " 😀".to_string()],
+                " clips? 12 é, 3",
+            ),
+            (
+                vec!["\n\nQueue".to_string()],
+                " clips? 12 é, 3 😀\n\nQuestion",
+            ),
+        ] {
+            let mut stream = TextStream::new(&tokenizer, &prompt, &stops);
+            let mut told = String::new();
+            for id in &text[prompt.len()..] {
+                if stream.stopped() {
+                    break;
+                }
+                told.push_str(stream.push(*id).unwrap());
+            }
+            told.push_str(stream.rest(stream.text()));
+            assert_eq!(told, expected, "{name}");
+            assert_eq!(stream.text(), expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn text_streams_and_ends_before_a_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_with_tokenizer(folder.path(), "byte-level");
+    let mut config = GenerateConfig {
+        max_new_tokens: 40,
+        temperature: 1.0,
+        ..GenerateConfig::default()
+    };
+    let (texts, free) = streamed(&model, &config);
+    assert_eq!(free.len(), 3);
+    for (index, completion) in &free {
+        assert_eq!(texts[*index], completion.completion);
+        assert_eq!(completion.finish_reason, FinishReason::Length);
+    }
+    // A stop that several tokens make up, and one that never comes.
+    let (first, whole) = &free[0];
+    let chars: Vec<(usize, char)> = whole.completion.char_indices().collect();
+    let stop = &whole.completion[chars[9].0..chars[14].0];
+    config.stop = vec!["never there".into(), stop.into()];
+    let (texts, stopped) = streamed(&model, &config);
+    for (index, completion) in &stopped {
+        let (_, free) = free.iter().find(|(free, _)| free == index).unwrap();
+        let count = completion.token_ids.len();
+        assert_eq!(completion.token_ids, free.token_ids[..count]);
+        assert_eq!(texts[*index], completion.completion);
+        match free.completion.find(stop) {
+            Some(end) => {
+                assert_eq!(completion.completion, free.completion[..end]);
+                assert_eq!(completion.finish_reason, FinishReason::Stop);
+                assert!(count < free.token_ids.len());
+            }
+            None => assert_eq!(completion, free),
+        }
+    }
+    let ended = stopped.iter().find(|(index, _)| index == first).unwrap();
+    assert_eq!(ended.1.finish_reason, FinishReason::Stop);
+}
+
+#[test]
+fn an_error_of_the_caller_ends_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_with_tokenizer(folder.path(), "byte-level");
+    let model = load::<B>(&model, DType::F32, &Default::default()).unwrap();
+    let mut ended = 0;
+    let prompts = [vec![5], vec![6], vec![7]];
+    let config = GenerateConfig {
+        batch_size: 1,
+        max_new_tokens: 2,
+        ..GenerateConfig::default()
+    };
+    let result = generate_each(&model, &prompts, &config, |event| match event {
+        GenerateEvent::Finished { .. } if ended == 1 => Err(Error::run("the disk is full", "")),
+        GenerateEvent::Finished { .. } => {
+            ended += 1;
+            Ok(())
+        }
+        GenerateEvent::Step(_) => Ok(()),
+    });
+    assert!(result.unwrap_err().to_string().contains("the disk is full"));
+    assert_eq!(ended, 1);
+}
+
 #[test]
 fn bad_input_is_refused_and_the_old_output_kept() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,6 +331,7 @@ fn bad_input_is_refused_and_the_old_output_kept() {
             vec!["--prompt", "x", "--adapter", "/nowhere"],
             "adapter_config.json",
         ),
+        (vec!["--prompt", "x", "--stop", ""], "--stop"),
         (vec!["--prompt", &long], "64 positions"),
         (vec!["--prompt", ""], "has no tokens"),
         (vec![], "--prompt"),

@@ -52,6 +52,11 @@ fn generation_stops_row_by_row() {
 }
 
 #[test]
+fn generation_does_not_depend_on_the_batch() {
+    suite::generate::does_not_depend_on_the_batch::<B>(&Default::default());
+}
+
+#[test]
 fn sampling_is_reproducible() {
     suite::generate::samples_reproducibly::<B>(&Default::default());
 }

@@ -77,7 +77,7 @@ fn training_matches_trl() {
     }
 }
 
-/// Greedy ids, and the key-value cache; the rest of generation runs on the host.
+/// Greedy ids, the key-value cache, rows that come and go; the rest of generation runs on the host.
 #[test]
 fn generation_matches_transformers() {
     if !starts() {
@@ -86,6 +86,7 @@ fn generation_matches_transformers() {
     let device = Default::default();
     suite::generate::equals_transformers::<Gpu>("tiny-b", &device);
     suite::generate::equals_no_cache::<Gpu>(&device);
+    suite::generate::does_not_depend_on_the_batch::<Gpu>(&device);
 }
 
 #[test]

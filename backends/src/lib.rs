@@ -143,6 +143,15 @@ pub trait TrainBackend: Backend {
         ops::attention::reference(query, key, value, mask, config)
     }
 
+    /// Rows of a matrix replaced, in place if possible: see [`ops::write_rows`].
+    fn write_rows(
+        target: Tensor<Self, 2>,
+        rows: &Tensor<Self, 1, Int>,
+        new: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        ops::write_rows::reference(target, rows, new)
+    }
+
     /// Attention of a sequence to itself: see [`ops::attention`].
     fn self_attention(
         qkv: Tensor<Self, 2>,

@@ -50,6 +50,9 @@ pub struct GenerateArgs {
     /// Seed of sampling
     #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().seed)]
     pub seed: u64,
+    /// End a completion before this text; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
     /// Prompts decoded together
     #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().batch_size)]
     pub batch_size: usize,
@@ -65,6 +68,7 @@ impl GenerateArgs {
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
             eos_ids: Vec::new(),
+            stop: self.stop.clone(),
             batch_size: self.batch_size,
         }
     }
@@ -97,7 +101,7 @@ pub fn run<B: TrainBackend>(
 
     let progress = Progress::new("generate", Some(prompts.len() as u64), "prompts", mode);
     let mut tokens = 0;
-    let completions = complete(&model, &tokenizer, prompts, &template, &config, |step| {
+    let completions = complete(&model, &tokenizer, &prompts, &template, &config, |step| {
         tokens += step.new_tokens;
         progress.set_message(format!("{tokens} tokens"));
         progress.inc(step.finished as u64);

@@ -1,6 +1,8 @@
 //! Evaluation: answers of a model scored against known ones, with intervals and paired tests.
 
 pub mod answers;
+pub mod sandbox;
+pub mod statistics;
 
 use regex::Regex;
 

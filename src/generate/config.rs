@@ -27,6 +27,8 @@ pub struct GenerateConfig {
     pub seed: u64,
     /// Generation stops at any of these ids.
     pub eos_ids: Vec<u32>,
+    /// A completion ends before the first of these texts in it, where text is known: see [`complete`](super::complete).
+    pub stop: Vec<String>,
     /// Prompts decoded together.
     pub batch_size: usize,
 }
@@ -41,6 +43,7 @@ impl Default for GenerateConfig {
             repetition_penalty: 1.0,
             seed: 42,
             eos_ids: Vec::new(),
+            stop: Vec::new(),
             batch_size: 8,
         }
     }
@@ -79,6 +82,13 @@ impl GenerateConfig {
                 problem,
                 "1 is off, usual values are 1 to 1.3",
             )
+        } else if self.stop.iter().any(String::is_empty) {
+            let problem = "is an empty text, which stands everywhere".into();
+            (
+                "--stop",
+                problem,
+                "give the text to stop at, or leave it out",
+            )
         } else if greedy && cut {
             let problem = "top_k and top_p have no meaning without sampling".into();
             (
@@ -99,6 +109,8 @@ impl GenerateConfig {
 pub enum FinishReason {
     /// The model produced an end token.
     Eos,
+    /// The text reached a stop string.
+    Stop,
     /// `max_new_tokens`, or the last position the model has.
     Length,
 }
@@ -106,7 +118,7 @@ pub enum FinishReason {
 /// One completion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Generated {
-    /// The new tokens, the end token included if there was one.
+    /// The new tokens, the end token or the tokens of the stop string included if there were any.
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,

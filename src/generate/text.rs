@@ -1,5 +1,6 @@
 //! Generation from text to text: prompts of a file in, completions as `out.jsonl` holds them out.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -7,8 +8,10 @@ use arithmo_backends::TrainBackend;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::config::{FinishReason, GenerateConfig};
-use super::decode::{GenerateProgress, generate};
+use super::config::{FinishReason, GenerateConfig, Generated};
+use super::decode::generate_with;
+use super::listener::{Flow, GenerateProgress, Listener};
+use super::stream::TextStream;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -19,40 +22,150 @@ use crate::model::mistral::Mistral;
 pub struct Completion {
     /// The prompt as given, without the template.
     pub prompt: String,
-    /// The generated text, special tokens left out; prompt and completion together are the whole text.
+    /// The generated text, special tokens left out; prompt and completion together are the whole text, but for a stop
+    /// string, before which it ends.
     pub completion: String,
-    /// The generated tokens, the end token included if there was one.
+    /// The generated tokens, the end token or the tokens of the stop string included if there were any.
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
 
-/// Puts each prompt into the template, encodes it (with BOS where the tokenizer adds one) and completes it.
+/// What [`complete_each`]'s callback is told, as it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompletionEvent<'a> {
+    /// The completion of the prompt `index` goes on with `text`: whole characters, and nothing of a stop string.
+    Text {
+        /// Index of the prompt in the caller's list.
+        index: usize,
+        /// Never empty.
+        text: &'a str,
+    },
+    /// The prompt `index` is complete; all of its text was told of before.
+    Finished {
+        /// Index of the prompt in the caller's list.
+        index: usize,
+        /// Its completion.
+        completion: &'a Completion,
+    },
+    /// A step of decoding is done.
+    Step(GenerateProgress),
+}
+
+/// Puts each prompt into the template, encodes it (with BOS where the tokenizer adds one) and completes it, up to an end
+/// token or the first of `config.stop`; results are in the prompts' order.
 ///
 /// # Errors
-/// As [`generate`], or the tokenizer fails.
+/// As [`complete_each`].
 pub fn complete<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
-    prompts: Vec<String>,
+    prompts: &[String],
     template: &PromptTemplate,
     config: &GenerateConfig,
-    on_progress: impl FnMut(GenerateProgress),
+    mut on_progress: impl FnMut(GenerateProgress),
 ) -> Result<Vec<Completion>> {
+    let mut all = vec![None; prompts.len()];
+    complete_each(model, tokenizer, prompts, template, config, |event| {
+        match event {
+            CompletionEvent::Text { .. } => {}
+            CompletionEvent::Finished { index, completion } => {
+                all[index] = Some(completion.clone());
+            }
+            CompletionEvent::Step(progress) => on_progress(progress),
+        }
+        Ok(())
+    })?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// As [`complete`], for callers that show text as it comes, or keep each completion the moment it ends. An error of
+/// `on_event` ends the whole.
+///
+/// # Errors
+/// As [`generate_with`], or the tokenizer fails.
+pub fn complete_each<B: TrainBackend>(
+    model: &Mistral<B>,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+    template: &PromptTemplate,
+    config: &GenerateConfig,
+    on_event: impl FnMut(CompletionEvent<'_>) -> Result<()>,
+) -> Result<()> {
     let encode = |prompt: &String| tokenizer.encode(&template.apply(prompt), true);
     let ids = prompts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-    let all = generate(model, &ids, config, on_progress)?;
-    let completions = prompts.into_iter().zip(ids.iter().zip(all));
-    completions
-        .map(|(prompt, (prompt_ids, generated))| {
-            Ok(Completion {
-                prompt,
-                completion: decode_after(tokenizer, prompt_ids, &generated.token_ids)?,
-                token_ids: generated.token_ids,
-                finish_reason: generated.finish_reason,
-            })
-        })
-        .collect()
+    let mut texts = Texts {
+        tokenizer,
+        prompts,
+        prompt_ids: &ids,
+        stops: &config.stop,
+        streams: HashMap::new(),
+        on_event,
+    };
+    generate_with(model, &ids, config, &mut texts)
+}
+
+/// Turns the tokens of all prompts into text.
+struct Texts<'a, F> {
+    tokenizer: &'a Tokenizer,
+    prompts: &'a [String],
+    prompt_ids: &'a [Vec<u32>],
+    stops: &'a [String],
+    /// Of the prompts being completed.
+    streams: HashMap<usize, TextStream<'a>>,
+    on_event: F,
+}
+
+impl<'a, F> Texts<'a, F> {
+    /// The stream of prompt `index`, taken out; a new one where its first token has just come.
+    fn take(&mut self, index: usize) -> TextStream<'a> {
+        let fresh = || TextStream::new(self.tokenizer, &self.prompt_ids[index], self.stops);
+        self.streams.remove(&index).unwrap_or_else(fresh)
+    }
+}
+
+impl<F: FnMut(CompletionEvent<'_>) -> Result<()>> Listener for Texts<'_, F> {
+    fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
+        let mut stream = self.take(index);
+        if let Some(id) = token_ids.last() {
+            let text = stream.push(*id)?;
+            if !text.is_empty() {
+                (self.on_event)(CompletionEvent::Text { index, text })?;
+            }
+        }
+        let flow = match stream.stopped() {
+            true => Flow::Stop,
+            false => Flow::Continue,
+        };
+        self.streams.insert(index, stream);
+        Ok(flow)
+    }
+
+    fn finished(&mut self, index: usize, generated: &Generated) -> Result<()> {
+        let stream = self.take(index);
+        let text = match generated.finish_reason {
+            FinishReason::Stop => stream.text().to_string(),
+            FinishReason::Eos | FinishReason::Length => {
+                let (prompt, new) = (&self.prompt_ids[index], &generated.token_ids);
+                decode_after(self.tokenizer, prompt, new)?
+            }
+        };
+        let rest = stream.rest(&text);
+        if !rest.is_empty() {
+            (self.on_event)(CompletionEvent::Text { index, text: rest })?;
+        }
+        let completion = &Completion {
+            prompt: self.prompts[index].clone(),
+            completion: text,
+            token_ids: generated.token_ids.clone(),
+            finish_reason: generated.finish_reason,
+        };
+        (self.on_event)(CompletionEvent::Finished { index, completion })
+    }
+
+    fn step(&mut self, progress: GenerateProgress) -> Result<()> {
+        (self.on_event)(CompletionEvent::Step(progress))
+    }
 }
 
 /// The text that `new` adds to `prompt`. Decoded on its own it would lose its leading space, as a text's first word does.

@@ -43,12 +43,16 @@ impl<B: TrainBackend> Attention<B> {
         let (seed, config) = (context.dropout_seed, self.config());
         let qkv = project(&[&self.q_proj, &self.k_proj, &self.v_proj], x, None, seed);
         let qkv = rope(qkv, &context.angles, config.heads + config.kv_heads);
-        let attended = match cache {
+        let attended = match cache.zip(context.slots.as_ref()) {
             None => self_attention(qkv, mask, &config),
-            Some(cache) => {
+            Some((cache, slots)) => {
                 let [query, key, value] = split(qkv, mask, &config);
-                let (key, value) = cache.append(key, value);
-                attention(query, key, value, mask, &config)
+                let [key, value] = cache.write(key, value, slots);
+                let mask = AttentionMask {
+                    queries: None,
+                    ..mask.clone()
+                };
+                attention(query, key, value, &mask, &config)
             }
         };
         project(&[&self.o_proj], attended, Some(residual), seed)

@@ -25,6 +25,8 @@ pub struct SequenceContext<B: TrainBackend> {
     pub mask: AttentionMask<B>,
     /// The mask of the last layer, where only some tokens' hidden states are wanted; `None`: all are.
     pub last_mask: Option<AttentionMask<B>>,
+    /// The slots of a cache that the tokens' keys and values go to, `[T]`; `None` without a cache.
+    pub slots: Option<Tensor<B, 1, Int>>,
     /// `Some` only while training with dropout.
     pub dropout_seed: Option<u64>,
 }
@@ -35,18 +37,6 @@ impl<B: TrainBackend> ModelInput<B> {
     /// # Panics
     /// If a position lies outside the table: callers check lengths against `max_position_embeddings` first.
     pub fn new(rows: &TokenRows, table: &PositionTable<B>, device: &B::Device) -> Self {
-        Self::with_keys(rows, &rows.sight, &rows.hidden, table, device)
-    }
-
-    /// As [`Self::new`], for queries that also see cached keys: `sight` tells for each query which slots of the cache
-    /// it sees, `hidden` which slots nobody does (empty: there are none).
-    pub fn with_keys(
-        rows: &TokenRows,
-        sight: &[Sight],
-        hidden: &[bool],
-        table: &PositionTable<B>,
-        device: &B::Device,
-    ) -> Self {
         let last = rows.positions.iter().max().copied().unwrap_or(0);
         assert!(
             (last as usize) < table.positions(),
@@ -54,11 +44,12 @@ impl<B: TrainBackend> ModelInput<B> {
             table.positions()
         );
         let positions = ints(rows.positions.clone(), device);
-        let hidden = hidden.iter().any(|hidden| *hidden).then(|| {
-            let flags = hidden.iter().map(|hidden| i64::from(*hidden));
+        let hidden = rows.hidden.iter().any(|hidden| *hidden).then(|| {
+            let flags = rows.hidden.iter().map(|hidden| i64::from(*hidden));
             ints(flags.collect(), device)
         });
-        let near = sight
+        let near = rows
+            .sight
             .iter()
             .zip(&rows.positions)
             .map(|(sight, position)| sight.within(table.window, *position));
@@ -73,9 +64,16 @@ impl<B: TrainBackend> ModelInput<B> {
                 angles: table.angles(&positions),
                 mask,
                 last_mask: None,
+                slots: None,
                 dropout_seed: None,
             },
         }
+    }
+
+    /// The same tokens with their keys and values in a cache, at `slots` `[T]`; what each sees is then counted in slots.
+    pub fn in_cache(mut self, slots: Vec<i64>, device: &B::Device) -> Self {
+        self.context.slots = Some(ints(slots, device));
+        self
     }
 
     /// Only the hidden states of the tokens `queries` (ascending, at least one) are wanted: what the last layer does for
@@ -124,6 +122,7 @@ impl<B: TrainBackend> SequenceContext<B> {
             },
             mask: self.mask.to_autodiff(),
             last_mask: self.last_mask.as_ref().map(AttentionMask::to_autodiff),
+            slots: self.slots.clone().map(Tensor::from_inner),
             dropout_seed: self.dropout_seed,
         }
     }

@@ -1,65 +1,86 @@
 //! Keys and values of the tokens seen so far, so that each new token is computed once.
 //!
-//! Room is made in blocks of slots: a step then writes its tokens in place, and shapes change only once a block, which
-//! keeps a GPU's tuned and fused kernels. Slots not yet written are given to attention too; whoever builds the mask
-//! leaves them out (see [`KvCache::slots`]).
+//! All tokens lie in one list of slots: first those of a beginning that all rows share, once, then each row's own. Who
+//! sees which slots is up to the mask, so a row needs no padding, and one that has ended is simply written over.
+//!
+//! Room is made in blocks: a step then writes its tokens in place, and shapes change only once a block, which keeps a
+//! GPU's tuned and fused kernels.
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{TrainBackend, ops::write_rows::write_rows};
 use burn::tensor::{Int, Tensor};
 
-/// Slots are made this many at a time.
+/// A row's slots are made this many at a time.
 const BLOCK: usize = 64;
+
+/// Where the tokens lie, the same in every layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Layout {
+    /// Slots of the shared beginning.
+    shared: usize,
+    rows: usize,
+    /// Slots of each row.
+    room: usize,
+}
+
+impl Layout {
+    fn slots(self) -> usize {
+        self.shared + self.rows * self.room
+    }
+}
 
 /// The cache of one layer; empty at first.
 #[derive(Clone, Debug)]
 pub struct LayerCache<B: TrainBackend> {
-    /// Keys (already turned by their positions) and values, `[B, slots, H_kv * Dh]`.
-    seen: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
-    /// `B`
-    rows: usize,
-    /// Slots written.
-    used: usize,
+    /// Keys (already turned by their positions) and values, `[slots, H_kv * Dh]`; zero where nothing was written.
+    written: Option<[Tensor<B, 2>; 2]>,
+    layout: Layout,
 }
 
 impl<B: TrainBackend> LayerCache<B> {
-    /// Writes the new tokens' keys and values, `[B * S, H_kv * Dh]` each, behind the others and returns all slots,
-    /// `[B * KvCache::slots(tokens so far), H_kv * Dh]`; unwritten ones are zero.
-    pub fn append(
+    /// Writes the new tokens' keys and values, `[T, H_kv * Dh]` each, to `slots` `[T]` and returns those of all slots,
+    /// `[slots, H_kv * Dh]`.
+    pub fn write(
         &mut self,
         key: Tensor<B, 2>,
         value: Tensor<B, 2>,
-    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
-        let [tokens, width] = key.dims();
-        let by_row = [self.rows, tokens / self.rows, width];
-        let (keys, values) = self.seen.take().unzip();
-        let all = (
-            self.write(keys, key.reshape(by_row)),
-            self.write(values, value.reshape(by_row)),
-        );
-        self.used += tokens / self.rows;
-        self.seen = Some(all.clone());
-        let slots = self.rows * KvCache::<B>::slots(self.used);
-        (all.0.reshape([slots, width]), all.1.reshape([slots, width]))
+        slots: &Tensor<B, 1, Int>,
+    ) -> [Tensor<B, 2>; 2] {
+        let empty = || {
+            let ([_, width], options) = (key.dims(), (&key.device(), key.dtype()));
+            [(); 2].map(|()| Tensor::zeros([self.layout.slots(), width], options))
+        };
+        let [keys, values] = self.written.take().unwrap_or_else(empty);
+        let all = [
+            write_rows(keys, slots, key),
+            write_rows(values, slots, value),
+        ];
+        self.written.insert(all).clone()
     }
 
-    /// `new` behind the used slots of `buffer`, which grows if it must.
-    fn write(&self, buffer: Option<Tensor<B, 3>>, new: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [batch, length, width] = new.dims();
-        let (start, end) = (self.used, self.used + length);
-        let zeros = |slots| {
-            let options = (&new.device(), new.dtype());
-            Tensor::zeros([batch, slots, width], options)
-        };
-        let slots = KvCache::<B>::slots(end);
-        let buffer = match buffer {
-            None => zeros(slots),
-            Some(buffer) if buffer.dims()[1] == slots => buffer,
-            Some(buffer) => {
-                let more = slots - buffer.dims()[1];
-                Tensor::cat(vec![buffer, zeros(more)], 1)
+    /// Moves to a layout with more room for each row.
+    fn grow(&mut self, new: Layout) {
+        let old = std::mem::replace(&mut self.layout, new);
+        let grown = |side: Tensor<B, 2>| {
+            let ([_, width], options) = (side.dims(), (&side.device(), side.dtype()));
+            let zeros = Tensor::<B, 3>::zeros([new.rows, new.room - old.room, width], options);
+            let own = side.clone().narrow(0, old.shared, old.rows * old.room);
+            let own = Tensor::cat(vec![own.reshape([old.rows, old.room, width]), zeros], 1);
+            let own = own.reshape([new.rows * new.room, width]);
+            match new.shared {
+                0 => own,
+                shared => Tensor::cat(vec![side.narrow(0, 0, shared), own], 0),
             }
         };
-        buffer.slice_assign([0..batch, start..end, 0..width], new)
+        self.written = match self.written.take() {
+            Some(sides) if old.room > 0 => Some(sides.map(grown)),
+            Some(sides) => {
+                let options = (&sides[0].device(), sides[0].dtype());
+                let zeros = [new.rows * new.room, sides[0].dims()[1]];
+                let with_rows = |side| Tensor::cat(vec![side, Tensor::zeros(zeros, options)], 0);
+                Some(sides.map(with_rows))
+            }
+            None => None,
+        };
     }
 }
 
@@ -68,33 +89,42 @@ impl<B: TrainBackend> LayerCache<B> {
 pub struct KvCache<B: TrainBackend> {
     /// In the order of the model's layers.
     pub layers: Vec<LayerCache<B>>,
+    layout: Layout,
 }
 
 impl<B: TrainBackend> KvCache<B> {
-    /// An empty cache of `rows` rows for a model of `layers` layers.
-    pub fn new(layers: usize, rows: usize) -> Self {
+    /// An empty cache for a model of `layers` layers: `rows` rows behind a shared beginning of `shared` tokens.
+    pub fn new(layers: usize, shared: usize, rows: usize) -> Self {
+        let room = 0;
+        let layout = Layout { shared, rows, room };
         let empty = LayerCache {
-            seen: None,
-            rows,
-            used: 0,
+            written: None,
+            layout,
         };
         Self {
             layers: vec![empty; layers],
+            layout,
         }
     }
 
-    /// Slots, written or not, of a row that holds `tokens` tokens: the number of keys its mask must describe.
-    pub fn slots(tokens: usize) -> usize {
-        tokens.next_multiple_of(BLOCK)
+    /// Tokens of the shared beginning; they lie in the first slots.
+    pub fn shared(&self) -> usize {
+        self.layout.shared
     }
 
-    /// Keeps only the given rows of the batch, in that order.
-    pub fn keep_rows(&mut self, rows: &Tensor<B, 1, Int>) {
-        for layer in &mut self.layers {
-            layer.rows = rows.dims()[0];
-            layer.seen = layer.seen.take().map(|(keys, values)| {
-                (keys.select(0, rows.clone()), values.select(0, rows.clone()))
-            });
+    /// The slot of a token of row `row`, the `index`-th behind the shared beginning.
+    pub fn slot(&self, row: usize, index: usize) -> usize {
+        self.layout.shared + row * self.layout.room + index
+    }
+
+    /// Makes sure that each row has room for `tokens` tokens of its own. Slots move.
+    pub fn reserve(&mut self, tokens: usize) {
+        let room = tokens.next_multiple_of(BLOCK);
+        if room > self.layout.room {
+            self.layout.room = room;
+            for layer in &mut self.layers {
+                layer.grow(self.layout);
+            }
         }
     }
 }

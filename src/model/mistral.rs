@@ -124,15 +124,17 @@ impl<B: TrainBackend> Mistral<B> {
         self.layers[index].forward(x, context, mask, None)
     }
 
-    /// As [`Self::hidden_states`], for new tokens after those in `cache`, which grows by them.
+    /// As [`Self::hidden_states`], for tokens that see those in `cache` and join them ([`ModelInput::in_cache`]).
     pub fn hidden_states_cached(
         &self,
         input: &ModelInput<B>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
         let (mut x, context) = (self.embed(input.token_ids.clone()), &input.context);
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, context, &context.mask, Some(cache));
+        let caches = cache.layers.iter_mut();
+        for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+            let mask = context.mask_of(index, self.layers.len());
+            x = layer.forward(x, context, mask, Some(cache));
         }
         self.norm.forward(x)
     }

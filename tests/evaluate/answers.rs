@@ -4,8 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::eval::answers::{
-    GSM8K_SCORERS, NUMERIC, completion_of, final_number, gsm8k_answer, parse_number,
+    GSM8K_SCORERS, MATH_SCORERS, NUMERIC, completion_of, equivalent, final_number, gsm8k_answer,
+    parse_number, same_when_normalized,
 };
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
 
 /// A file of the data kept beside the project, if it is there.
@@ -18,6 +21,12 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
         eprintln!("SKIPPED: no {}", path.display());
     }
     there.then_some(path)
+}
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/evaluate")
+        .join(name)
 }
 
 pub(crate) fn json_lines(path: &Path) -> Vec<Value> {
@@ -163,4 +172,111 @@ fn known_answers_of_the_real_test_set_are_read() {
         assert!(NUMERIC.judge(known, &text).correct, "{text}");
     }
     assert_eq!(rows.len(), 1319);
+}
+
+#[test]
+fn formulas_are_compared_as_the_table_says() {
+    let mut wrong = Vec::new();
+    for row in json_lines(&fixture("formulas.jsonl")) {
+        let (known, answer) = (
+            row["known"].as_str().unwrap(),
+            row["answer"].as_str().unwrap(),
+        );
+        for (rule, same) in [
+            ("hendrycks", same_when_normalized as fn(&str, &str) -> bool),
+            ("equivalent", equivalent),
+        ] {
+            for (one, other) in [(known, answer), (answer, known)] {
+                if Value::from(same(one, other)) != row[rule] {
+                    wrong.push(format!("{rule}: {row}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn answers_to_math_problems_are_found() {
+    let known = r"So $x = 2$, and the sum is $\boxed{\frac{1}{4}}$.";
+    for (completion, expected) in [
+        (r" It is $\boxed{\frac14}$.", [false, true, true]),
+        (
+            r" It is $\boxed{0.25}$. The answer is: \frac{1}{4}",
+            [true, false, true],
+        ),
+        (r" The answer is: $0.25$", [false, false, true]),
+        (
+            r" Final Answer: The final answer is $\frac{1}{4}$. I hope it is correct.",
+            [false, false, true],
+        ),
+        (
+            r" \boxed{\frac{1}{4}}. Problem: 1 + 1? \boxed{2}",
+            [false, true, true],
+        ),
+        (r" It is a quarter, \frac{1}{4}.", [false, false, false]),
+        (r" \boxed{\frac{1}{4}", [false, false, false]),
+    ] {
+        let verdicts = MATH_SCORERS.map(|scorer| scorer.judge(known, completion).correct);
+        assert_eq!(verdicts, expected, "{completion}");
+    }
+}
+
+/// Nothing a model writes makes a scorer panic or take long.
+#[test]
+fn no_text_is_too_odd() {
+    let pieces = [
+        "\\frac",
+        "\\sqrt",
+        "{",
+        "}",
+        "\\boxed",
+        "\\boxed{",
+        "(",
+        "]",
+        "1",
+        ",",
+        ".",
+        "-",
+        "/",
+        "%",
+        "\\text{ ",
+        "#### ",
+        "é",
+        "\u{2212}",
+        "\0",
+        "The answer is: ",
+        "= ",
+        "\\{",
+        "\\cup",
+        "Question:",
+        " ",
+        "\n",
+        "$",
+        "10^",
+        "9e",
+    ];
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    for length in 0..3000 {
+        let text: String = (0..length % 24)
+            .map(|_| pieces[random.next_u32() as usize % pieces.len()])
+            .collect();
+        for scorer in GSM8K_SCORERS.iter().chain(&MATH_SCORERS) {
+            scorer.judge("#### 5", &text);
+            scorer.judge(&text, &text);
+        }
+    }
+    for long in [
+        "(".repeat(5000),
+        "\\boxed{".repeat(1000),
+        "1/".repeat(2500),
+        "1,".repeat(2500),
+    ] {
+        assert!(
+            !MATH_SCORERS[2]
+                .judge("7", &format!("{long} answer is {long}"))
+                .correct
+        );
+        assert!(!NUMERIC.judge("7", &long).correct);
+    }
 }

@@ -54,10 +54,18 @@ pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
 
 /// A random model with grouped queries, a window shorter than the texts and `head_dim * heads != hidden_size`.
 fn random_model<B: TrainBackend>(positions: usize, device: &B::Device) -> Mistral<B> {
+    windowed_model(positions, "5", device)
+}
+
+fn windowed_model<B: TrainBackend>(
+    positions: usize,
+    window: &str,
+    device: &B::Device,
+) -> Mistral<B> {
     let text = format!(
         r#"{{"model_type": "mistral", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
-            "max_position_embeddings": {positions}, "sliding_window": 5, "initializer_range": 0.5,
+            "max_position_embeddings": {positions}, "sliding_window": {window}, "initializer_range": 0.5,
             "tie_word_embeddings": true}}"#
     );
     let config = MistralConfig::parse(&text, "config.json".as_ref()).unwrap();
@@ -131,6 +139,45 @@ pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
     reasons.sort_unstable();
     reasons.dedup();
     assert!(reasons.len() > 2, "rows of different lengths: {reasons:?}");
+}
+
+/// Greedy completions do not depend on the other prompts: not on how many are decoded together, nor their order, nor on
+/// what they all begin with, which is computed once. More prompts than rows, that end at different times.
+pub fn does_not_depend_on_the_batch<B: TrainBackend>(device: &B::Device) {
+    for (window, shared) in [("null", 0), ("null", 37), ("23", 37), ("5", 18)] {
+        let model = windowed_model::<B>(200, window, device);
+        let beginning = random_prompts(&[shared]).remove(0);
+        let rests = random_prompts(&[7, 1, 66, 12, 3, 29, 2, 15, 1, 40, 5]);
+        let prompts: Vec<Vec<u32>> = rests
+            .iter()
+            .map(|rest| [&beginning[..], rest].concat())
+            .collect();
+        let mut config = GenerateConfig {
+            max_new_tokens: 30,
+            batch_size: 1,
+            ..GenerateConfig::default()
+        };
+        let free = complete(&model, &prompts[..1], &config);
+        config.eos_ids = vec![free[0][9], 3, 8];
+        let alone: Vec<_> = prompts
+            .iter()
+            .map(|prompt| complete(&model, std::slice::from_ref(prompt), &config).remove(0))
+            .collect();
+        let lengths: std::collections::BTreeSet<_> = alone.iter().map(Vec::len).collect();
+        assert!(lengths.len() > 3, "rows of different lengths: {lengths:?}");
+        for (batch_size, step) in [(1, 1), (3, 4), (8, 7), (32, 3)] {
+            config.batch_size = batch_size;
+            let order: Vec<usize> = (0..prompts.len())
+                .map(|at| at * step % prompts.len())
+                .collect();
+            let prompts: Vec<_> = order.iter().map(|at| prompts[*at].clone()).collect();
+            let together = complete(&model, &prompts, &config);
+            for (ours, at) in together.iter().zip(order) {
+                let what = format!("window {window}, {shared} shared, batches of {batch_size}");
+                assert_eq!(*ours, alone[at], "{what}, prompt {at}");
+            }
+        }
+    }
 }
 
 /// Sampled completions repeat with the seed, differ without it, and depend on no other prompt of the batch.

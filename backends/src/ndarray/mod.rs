@@ -208,6 +208,23 @@ where
         attend(inputs, &host_mask(mask), config)
     }
 
+    fn write_rows(
+        target: Tensor<Self, 2>,
+        rows: &Tensor<Self, 1, Int>,
+        new: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let Some(from) = Matrix::new(new.clone()) else {
+            return ops::write_rows::reference(target, rows, new);
+        };
+        let (shape, width) = (target.dims(), from.columns);
+        // Consumed, so that it is written in place if it can be.
+        let mut values = Matrix::new(target).map_or(Vec::new(), Matrix::into_values);
+        for (index, row) in integers(rows).into_iter().enumerate() {
+            values[row * width..][..width].copy_from_slice(from.row(index));
+        }
+        tensor(values, shape)
+    }
+
     fn self_attention(
         qkv: Tensor<Self, 2>,
         mask: &AttentionMask<Self>,

@@ -8,6 +8,7 @@ pub mod log_probs;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod write_rows;
 
 use burn::tensor::DType;
 

@@ -6,11 +6,13 @@
 mod arithmo;
 mod boxed;
 mod lm_eval;
+mod math;
 mod numeric;
 
 pub use arithmo::{ARITHMO, stated_answer};
 pub use boxed::last_boxed;
 pub use lm_eval::{FLEXIBLE_EXTRACT, STOP_STRINGS, STRICT_MATCH, until};
+pub use math::{MATH_SCORERS, equivalent, math_answer, normalized, same_when_normalized};
 pub use numeric::{NUMERIC, final_number, parse_number};
 
 /// What a scorer says of one completion.

@@ -79,6 +79,15 @@ pub fn parse_number(text: &str) -> Option<BigRational> {
     stated_number(&plain(text))
 }
 
+/// The value of a text that is a number to its last letter: `-1/2`, `1{,}000.5`, `-\frac{1}{2}`, `1 1/2`.
+pub(super) fn whole_number_text(text: &str) -> Option<BigRational> {
+    let text = plain(text);
+    let text = text.trim();
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let (number, end) = numbers(text).next()?;
+    number.filter(|_| end == text.len() && NUMBER.find(text).is_some_and(|all| all.start() == 0))
+}
+
 fn first_line(text: &str) -> &str {
     let text = text.trim_start();
     let end = SENTENCE.find(text).map_or(text.len(), |end| end.start());
