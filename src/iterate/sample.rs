@@ -229,7 +229,7 @@ fn sample<B: TrainBackend>(
     let progress = Progress::new("sample", total, "answers", options.progress);
     let (template, config) = (&options.prompt_template, &options.generate);
     let mut tokens = 0;
-    let completions = complete(model, tokenizer, prompts, template, config, |step| {
+    let completions = complete(model, tokenizer, &prompts, template, config, |step| {
         tokens += step.new_tokens;
         progress.set_message(format!("{tokens} tokens"));
         progress.inc(step.finished as u64);
