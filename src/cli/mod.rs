@@ -3,12 +3,14 @@
 pub mod bench;
 pub mod demo;
 pub mod doctor;
+pub mod evaluate;
 pub mod generate;
 pub mod merge;
 pub mod model;
 pub mod prepare;
 pub mod report;
 pub mod sample_pairs;
+pub mod sandbox_exec;
 pub mod score;
 pub mod train;
 
@@ -63,6 +65,11 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Draw a run's plots and write its page.
     Report(report::ReportArgs),
+    /// Score a model's answers to GSM8K or MATH, or its preferences; compare two evaluations.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Runs a program in the sandbox of `evaluate gsm8k-pot`.
+    #[command(hide = true)]
+    SandboxExec(sandbox_exec::SandboxExecArgs),
 }
 
 impl Cli {
@@ -80,6 +87,8 @@ impl Cli {
                 ),
             ),
             Command::Report(args) => Some(report::run(args)),
+            Command::Evaluate(args) => evaluate::run_without_model(args, mode),
+            Command::SandboxExec(args) => Some(sandbox_exec::run(args)),
             _ => None,
         }
     }
@@ -99,7 +108,8 @@ impl Cli {
             Command::Merge(args) => merge::run::<B>(args, mode, device),
             Command::Doctor(args) => doctor::run::<B>(args, device),
             Command::Bench(args) => bench::run::<B>(args, device),
-            Command::Prepare(_) | Command::Report(_) => {
+            Command::Evaluate(args) => evaluate::run::<B>(args, mode, device),
+            Command::Prepare(_) | Command::Report(_) | Command::SandboxExec(_) => {
                 self.run_without_backend().unwrap_or(Ok(()))
             }
         }

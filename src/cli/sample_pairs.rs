@@ -6,10 +6,10 @@ use arithmo_backends::TrainBackend;
 use clap::Args;
 
 use super::model::ModelArgs;
-use crate::data::problem::read_problems;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::problems::read_problems;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::iterate::sample::{SampleOptions, sample_pairs};
 use crate::progress::ProgressMode;

@@ -8,7 +8,6 @@ pub mod html;
 pub mod pair;
 pub mod preference;
 pub mod prepare;
-pub mod problem;
 pub mod prompt;
 pub mod sample;
 pub mod stack_exchange;

@@ -274,7 +274,6 @@ impl Columns {
         };
         match self.row.get_mut(*key).map(Value::take) {
             Some(Value::String(text)) => Ok(text),
-            Some(Value::Number(number)) if *key == "answer" => Ok(number.to_string()),
             Some(Value::Array(_) | Value::Object(_)) => Err(conversational(key)),
             other => {
                 let other = other.unwrap_or_default();

@@ -1,8 +1,18 @@
 //! Evaluation: answers of a model scored against known ones, with intervals and paired tests.
 
 pub mod answers;
+pub mod compare;
+pub mod folder;
+pub mod judged;
+pub mod pot;
+pub mod predict;
+pub mod predictions;
+pub mod preference;
+pub mod problems;
 pub mod sandbox;
 pub mod statistics;
+pub mod store;
+pub mod task;
 
 use regex::Regex;
 

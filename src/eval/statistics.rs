@@ -71,6 +71,22 @@ pub fn mean_interval(values: &[f64]) -> Option<(f64, [f64; 2])> {
     Some((mean, [mean - half, mean + half]))
 }
 
+/// Difference of two accuracies on the same `total` problems (second less first) with its 95 % interval: Wald's, from the
+/// problems that differ (Agresti, Categorical Data Analysis, section 11.1).
+pub fn paired_difference(wins: usize, losses: usize, total: usize) -> (f64, [f64; 2]) {
+    let (wins, losses, n) = (wins as f64, losses as f64, total.max(1) as f64);
+    let difference = (wins - losses) / n;
+    let half = Z
+        * (wins + losses - (wins - losses).powi(2) / n)
+            .max(0.0)
+            .sqrt()
+        / n;
+    (
+        difference,
+        [(difference - half).max(-1.0), (difference + half).min(1.0)],
+    )
+}
+
 /// McNemar's test on the problems where two models differ (1947, <https://doi.org/10.1007/BF02295996>).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct McNemar {
@@ -155,6 +171,17 @@ mod tests {
         // Thousands of differences: 2 * P(X <= 1900) of B(4000, 1/2), by the normal with continuity: z = 99.5 / 31.6228.
         let large = McNemar::new(2100, 1900).p_value;
         assert!((large - 0.001_65).abs() < 2e-5, "{large}");
+    }
+
+    /// Agresti, table 11.1: 1,600 voters approve 944 and then 880 times, 86 change to approval and 150 away from it.
+    #[test]
+    fn paired_differences_have_the_published_interval() {
+        let (difference, [low, high]) = paired_difference(86, 150, 1600);
+        close(difference, -0.04);
+        assert!(
+            (low + 0.059).abs() < 5e-4 && (high + 0.021).abs() < 5e-4,
+            "{low} {high}"
+        );
     }
 
     #[test]

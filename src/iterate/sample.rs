@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::pairing::{Checked, PairingConfig, pair_up};
 use crate::data::pair::{PairWriter, PreferencePair};
-use crate::data::problem::KnownProblem;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::NUMERIC;
+use crate::eval::problems::Problem;
 use crate::generate::{Completion, FinishReason, GenerateConfig, complete};
 use crate::model::mistral::Mistral;
 use crate::output::write_whole;
@@ -171,7 +171,7 @@ impl SampleStats {
 pub fn sample_pairs<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
-    problems: &[KnownProblem],
+    problems: &[Problem],
     options: &SampleOptions,
     output: &Path,
 ) -> Result<SampleStats> {
@@ -183,14 +183,15 @@ pub fn sample_pairs<B: TrainBackend>(
         pairs_per_problem: options.pairs_per_problem,
     };
     let mut balance = 0;
-    for (problem, completions) in problems.iter().zip(completions.chunks(options.samples)) {
+    let by_problem = problems.iter().zip(completions.chunks(options.samples));
+    for (number, (problem, completions)) in (1..).zip(by_problem) {
         let samples: Vec<Checked> = completions.iter().map(|c| check(problem, c)).collect();
         let pairs = pair_up(&samples, &config, &mut balance);
         stats.count(&samples, &pairs);
         for (index, (right, wrong)) in pairs.iter().enumerate() {
             writer.write(&PreferencePair {
-                id: format!("{}-{}", problem.id, index + 1),
-                prompt: problem.prompt.clone(),
+                id: format!("{number}-{}", index + 1),
+                prompt: problem.question.clone(),
                 chosen: right.text.clone(),
                 rejected: wrong.text.clone(),
                 chosen_score: None,
@@ -220,10 +221,10 @@ fn stats_path(output: &Path) -> PathBuf {
 fn sample<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
-    problems: &[KnownProblem],
+    problems: &[Problem],
     options: &SampleOptions,
 ) -> Result<Vec<Completion>> {
-    let times = |problem: &KnownProblem| std::iter::repeat_n(problem.prompt.clone(), options.samples);
+    let times = |problem: &Problem| std::iter::repeat_n(problem.question.clone(), options.samples);
     let prompts: Vec<String> = problems.iter().flat_map(times).collect();
     let total = Some(prompts.len() as u64);
     let progress = Progress::new("sample", total, "answers", options.progress);
@@ -238,8 +239,8 @@ fn sample<B: TrainBackend>(
     Ok(completions)
 }
 
-fn check(problem: &KnownProblem, completion: &Completion) -> Checked {
-    let verdict = NUMERIC.judge(&problem.solution, &completion.completion);
+fn check(problem: &Problem, completion: &Completion) -> Checked {
+    let verdict = NUMERIC.judge(&problem.ground_truth, &completion.completion);
     Checked {
         text: completion.completion.clone(),
         tokens: completion.token_ids.len(),

@@ -6,6 +6,7 @@
 //! bucket of tokens), `scores-before.jsonl` and `scores-after.jsonl`.
 
 mod axis;
+pub mod evaluation;
 mod figures;
 mod page;
 mod png;

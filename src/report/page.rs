@@ -14,15 +14,7 @@ const STYLE: &str = include_str!("page.css");
 
 /// The page of `run`; `figures` with their SVG text.
 pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
-    let name = escape(&run.name);
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{name} \u{b7} arithmo</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <header>\n<h1>{name}</h1>\n<p class=\"dim\">{}</p>\n</header>\n",
-        escape(&subtitle(run))
-    );
+    let mut html = String::new();
     html.push_str(&cards(&run.metrics));
     html.push_str(&warnings(&run.warnings));
     html.push_str(&plots(figures));
@@ -32,12 +24,21 @@ pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
     html.push_str(&data_table(&run.manifest));
     html.push_str(&metrics_table(&run.metrics));
     html.push_str(&manifest_tables(&run.manifest));
+    document(&run.name, &subtitle(run), &html, "metrics.jsonl")
+}
+
+/// A whole page: everything it needs inside, light and dark, for wide and narrow screens. `body` is HTML, the rest text.
+pub(super) fn document(title: &str, subtitle: &str, body: &str, made_from: &str) -> String {
+    let [title, subtitle, made_from] = [title, subtitle, made_from].map(escape);
     let version = env!("CARGO_PKG_VERSION");
-    let _ = write!(
-        html,
-        "<footer>Made by arithmo {version} from metrics.jsonl.</footer>\n</body>\n</html>\n"
-    );
-    html
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{title} \u{b7} arithmo</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <header>\n<h1>{title}</h1>\n<p class=\"dim\">{subtitle}</p>\n</header>\n{body}\
+         <footer>Made by arithmo {version} from {made_from}.</footer>\n</body>\n</html>\n"
+    )
 }
 
 fn subtitle(run: &Run) -> String {
@@ -79,14 +80,25 @@ fn cards(metrics: &Metrics) -> String {
         ),
         ("Peak memory", bytes(memory)),
     ];
-    let mut html = "<dl class=\"cards\">\n".to_string();
-    for (name, value) in cards
-        .iter()
-        .filter(|(_, value)| !value.starts_with('\u{2013}'))
-    {
-        let _ = writeln!(html, "<div><dt>{name}</dt><dd>{value}</dd></div>");
-    }
-    html + "</dl>\n"
+    let known = cards
+        .into_iter()
+        .filter(|(_, value)| !value.starts_with('\u{2013}'));
+    card_list(known)
+}
+
+/// Names and values as cards.
+pub(super) fn card_list<'a>(cards: impl Iterator<Item = (&'a str, String)>) -> String {
+    let card = |(name, value): (&str, String)| {
+        format!(
+            "<div><dt>{}</dt><dd>{}</dd></div>\n",
+            escape(name),
+            escape(&value)
+        )
+    };
+    format!(
+        "<dl class=\"cards\">\n{}</dl>\n",
+        cards.map(card).collect::<String>()
+    )
 }
 
 /// Bytes in the unit of which there are at least one.
@@ -247,7 +259,7 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-fn table<'a>(
+pub(super) fn table<'a>(
     class: &str,
     head: Option<&[String]>,
     rows: impl Iterator<Item = &'a [String]>,
@@ -262,7 +274,7 @@ fn table<'a>(
 }
 
 /// Text as HTML content.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -15,13 +15,11 @@ use super::{Row, conversational, from_row};
 use crate::error::{Error, Result};
 
 /// Columns read where the table has them.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 8] = [
     "id",
     "prompt",
     "question",
     "completion",
-    "answer",
-    "solution",
     "chosen",
     "rejected",
     "chosen_score",

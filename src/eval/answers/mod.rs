@@ -15,8 +15,10 @@ pub use lm_eval::{FLEXIBLE_EXTRACT, STOP_STRINGS, STRICT_MATCH, until};
 pub use math::{MATH_SCORERS, equivalent, math_answer, normalized, same_when_normalized};
 pub use numeric::{NUMERIC, final_number, parse_number};
 
+use serde::{Deserialize, Serialize};
+
 /// What a scorer says of one completion.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The answer found in the completion, as the scorer compares it; `None`: it found none.
     pub answer: Option<String>,

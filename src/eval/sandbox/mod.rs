@@ -182,7 +182,8 @@ impl Sandbox {
             ));
         }
         if !status.success() {
-            let last = errors.lines().rfind(|line| !line.trim().is_empty());
+            let refused = errors.lines().find(|line| line.contains(REFUSED));
+            let last = refused.or(errors.lines().rfind(|line| !line.trim().is_empty()));
             return failed(last.map_or_else(|| ended_by(status), str::to_string));
         }
         match std::str::from_utf8(output) {
@@ -207,7 +208,7 @@ impl Sandbox {
                 "in the sandbox these still work: {}",
                 output.trim()
             )),
-            Outcome::Failed { reason } if reason.starts_with(REFUSED) => refuse(reason),
+            Outcome::Failed { reason } if reason.contains(REFUSED) => refuse(reason),
             Outcome::Failed { reason } => refuse(format!(
                 "{} does not start in the sandbox: {reason}",
                 self.python.display()

@@ -47,15 +47,16 @@ fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
 }
 
 fn limits(cpu_seconds: u64, memory_bytes: u64) -> Result<(), String> {
-    for (resource, most) in [
-        (Resource::Cpu, cpu_seconds),
-        (Resource::As, memory_bytes),
-        (Resource::Fsize, 0),
-        (Resource::Core, 0),
-        (Resource::Nofile, 64),
+    for (resource, warned, most) in [
+        // The warning ends a program that does not handle it, and says why it ended.
+        (Resource::Cpu, cpu_seconds, cpu_seconds + 1),
+        (Resource::As, memory_bytes, memory_bytes),
+        (Resource::Fsize, 0, 0),
+        (Resource::Core, 0, 0),
+        (Resource::Nofile, 64, 64),
     ] {
         let limit = Rlimit {
-            current: Some(most),
+            current: Some(warned),
             maximum: Some(most),
         };
         setrlimit(resource, limit).map_err(said("limits"))?;
