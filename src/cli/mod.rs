@@ -5,6 +5,7 @@ pub mod demo;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
+pub mod iterate;
 pub mod merge;
 pub mod model;
 pub mod prepare;
@@ -55,6 +56,8 @@ pub enum Command {
     Score(score::ScoreArgs),
     /// Make preference pairs from a model's own answers, checked against known ones.
     SamplePairs(sample_pairs::SamplePairsArgs),
+    /// Sample, train and measure in rounds, as an iterate.toml says.
+    Iterate(iterate::IterateArgs),
     /// Complete prompts.
     Generate(generate::GenerateArgs),
     /// Write a base model and an adapter as one model.
@@ -103,6 +106,7 @@ impl Cli {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::Iterate(args) => iterate::run::<B>(args, mode, device),
             Command::SamplePairs(args) => sample_pairs::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),

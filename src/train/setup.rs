@@ -10,8 +10,8 @@ use burn::tensor::{DType, Element};
 use serde_json::{Value, json};
 
 use crate::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, ModelDtype, Reference as ReferenceChoice,
-    RunConfig, TargetModules,
+    GradientCheckpointing, InitLoraWeights, LossType, Reference as ReferenceChoice, RunConfig,
+    TargetModules,
 };
 use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair};
 use crate::data::prompt::PromptTemplate;
@@ -172,13 +172,7 @@ fn policy<B: TrainBackend>(
         };
         return Ok((train_all(policy), None));
     }
-    let wanted = match config.model.dtype {
-        ModelDtype::Auto => None,
-        ModelDtype::F32 => Some(DType::F32),
-        ModelDtype::Bf16 => Some(DType::BF16),
-        ModelDtype::F16 => Some(DType::F16),
-    };
-    let dtype = load::resolve_dtype::<B>(model_folder, wanted, device)?;
+    let dtype = load::resolve_dtype::<B>(model_folder, config.model.dtype.dtype(), device)?;
     let mut policy = load::load::<Autodiff<B>>(model_folder, dtype, device)?;
     let lora = match &config.lora.adapter {
         Some(folder) => {

@@ -6,6 +6,10 @@
 //! all sums and differences `(a, b)`: a held-out problem has a form that no training problem has, and none of the sums and
 //! differences of its solution occurs in any training problem. Products and quotients are those of the multiplication
 //! table, in both.
+//!
+//! A model learns from what people write, mistakes included: [`lessons`] are solutions by pupils, many of whom make the
+//! usual mistakes (four boxes of nine are 4 + 9, half of them is 2 less, the last step is forgotten), with some wordings
+//! more often than with others.
 
 mod story;
 
@@ -13,20 +17,28 @@ use std::collections::HashSet;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 /// A problem.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The question.
     pub prompt: String,
-    /// The way to the answer, which it ends with: `8 + 5 = 13. The answer is: 13`.
+    /// The way to the answer, which it ends with: `8 + 5 = 13. The answer is: 13`. Of a lesson it may be wrong.
     pub solution: String,
-    /// The answer.
+    /// The right answer.
     pub answer: i64,
     /// Numbers of its templates, in order.
-    #[serde(skip)]
     pub form: Vec<u8>,
+}
+
+impl Problem {
+    /// The problem as GSM8K has it: `question`, and `answer` with the result after `####`.
+    pub fn known(&self) -> Value {
+        let steps = self.solution.split(" The answer is: ").next();
+        let answer = format!("{}\n#### {}", steps.unwrap_or_default(), self.answer);
+        json!({"question": self.prompt, "answer": answer})
+    }
 }
 
 /// Which problems.
@@ -53,12 +65,22 @@ impl Split {
     }
 }
 
-/// `count` different problems. The same seed gives the same problems, and a larger count begins with those of a smaller.
+/// `count` different problems with right solutions. The same seed gives the same problems, and a larger count begins with
+/// those of a smaller.
 pub fn problems(split: Split, seed: u64, count: usize) -> Vec<Problem> {
+    different(split, false, seed, count)
+}
+
+/// As [`problems`] to learn from, with solutions by pupils.
+pub fn lessons(seed: u64, count: usize) -> Vec<Problem> {
+    different(Split::Train, true, seed, count)
+}
+
+fn different(split: Split, by_pupil: bool, seed: u64, count: usize) -> Vec<Problem> {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
     let (mut problems, mut met) = (Vec::with_capacity(count), HashSet::new());
     while problems.len() < count {
-        if let Some(problem) = story::problem(split, &mut dice)
+        if let Some(problem) = story::problem(split, by_pupil, &mut dice)
             && met.insert(problem.prompt.clone())
         {
             problems.push(problem);
@@ -94,8 +116,13 @@ mod tests {
 
     /// The calculations of a solution, `[a, operator, b, result]`.
     fn calculations(problem: &Problem) -> Vec<(i64, char, i64, i64)> {
-        let (steps, answer) = problem.solution.split_once(" The answer is: ").unwrap();
+        let (answer, steps) = calculations_of(&problem.solution);
         assert_eq!(answer, problem.answer.to_string());
+        steps
+    }
+
+    fn calculations_of(solution: &str) -> (&str, Vec<(i64, char, i64, i64)>) {
+        let (steps, answer) = solution.split_once(" The answer is: ").unwrap();
         let step = |step: &str| {
             let words: Vec<&str> = step.trim().trim_end_matches('.').split(' ').collect();
             let [a, sign, b, "=", c] = words[..] else {
@@ -104,7 +131,7 @@ mod tests {
             let number = |word: &str| word.parse::<i64>().unwrap();
             (number(a), sign.parse().unwrap(), number(b), number(c))
         };
-        steps.split_inclusive('.').map(step).collect()
+        (answer, steps.split_inclusive('.').map(step).collect())
     }
 
     #[test]
@@ -151,6 +178,31 @@ mod tests {
         assert!(train.0.is_disjoint(&held_out.0));
         assert!(train.1.is_disjoint(&held_out.1));
         assert!(train.0.len() > 4000 && held_out.0.len() > 1000, "few forms");
+    }
+
+    #[test]
+    fn pupils_make_mistakes_and_calculate_right_all_the_same() {
+        let lessons = lessons(5, 2000);
+        let wrong = |lesson: &&Problem| !lesson.solution.ends_with(&format!(": {}", lesson.answer));
+        let wrong = lessons.iter().filter(wrong).count();
+        assert!((600..1200).contains(&wrong), "{wrong} of 2000");
+        let held_out: HashSet<_> = problems(Split::HeldOut, 11, 8000)
+            .iter()
+            .flat_map(calculations)
+            .filter(|step| "+-".contains(step.1))
+            .collect();
+        for lesson in &lessons {
+            for (a, sign, b, c) in calculations_of(&lesson.solution).1 {
+                let right = match sign {
+                    '+' => a + b,
+                    '-' => a - b,
+                    '*' => a * b,
+                    _ => a / b,
+                };
+                assert_eq!(c, right, "{lesson:?}");
+                assert!(!held_out.contains(&(a, sign, b, c)), "{lesson:?}");
+            }
+        }
     }
 
     #[test]
