@@ -22,7 +22,7 @@ pub const PROJECTIONS: [&str; 7] = [
 ];
 
 /// The losses that can be trained with; the others are known by name only.
-const BUILT_LOSSES: [LossType; 2] = [LossType::Sigmoid, LossType::SigmoidNorm];
+const BUILT_LOSSES: [LossType; 3] = [LossType::Sigmoid, LossType::SigmoidNorm, LossType::Sft];
 
 /// An error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -304,7 +304,11 @@ impl DpoSection {
         for loss in &self.loss_type {
             built(BUILT_LOSSES.contains(loss), "dpo.loss_type", loss)?;
         }
-        built(self.loss_type.len() == 1, "dpo.loss_type", &self.loss_type)?;
+        // One preference loss, and perhaps the chosen side's cross-entropy beside it.
+        let of_sft = self.loss_type.iter().filter(|loss| **loss == LossType::Sft);
+        let others = self.loss_type.len() - of_sft.clone().count();
+        let fits = others == 1 && of_sft.count() <= 1;
+        built(fits, "dpo.loss_type", &self.loss_type)?;
         self.validate_weights()?;
         positive(self.beta, "dpo.beta")?;
         below(self.label_smoothing, 0.5, "dpo.label_smoothing")?;
@@ -352,7 +356,7 @@ impl DpoSection {
             problem,
             "give one weight a loss, or remove the key",
         )?;
-        built(weights.iter().all(|weight| *weight == 1.0), key, weights)
+        weights.iter().try_for_each(|weight| not_negative(*weight, key))
     }
 }
 

@@ -261,15 +261,6 @@ fn shared_beginning([chosen, rejected]: [&EncodedSequence; 2]) -> usize {
     (0..equal).find(differs).unwrap_or(equal)
 }
 
-/// Tokens of both sides that are attended to, each side counted in full (TRL's `num_tokens`).
-pub fn attended_tokens(pair: &EncodedPair) -> usize {
-    let sides = [&pair.chosen, &pair.rejected];
-    sides
-        .map(|side| side.ids.len() - side.hidden.len())
-        .iter()
-        .sum()
-}
-
 /// Tokens the pair takes in a row.
 pub fn packed_tokens(pair: &EncodedPair) -> usize {
     let sides = [&pair.chosen, &pair.rejected];
@@ -281,6 +272,7 @@ pub fn packed_tokens(pair: &EncodedPair) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::sample::Sample;
 
     fn side(ids: &[u32], completion_start: usize, hidden: &[usize]) -> EncodedSequence {
         EncodedSequence {
@@ -339,7 +331,7 @@ mod tests {
         assert_eq!(batch.targets, [6, 2, 8, 2, 7, 8, 9, 2]);
         assert_eq!(batch.counts, [2, 2, 1, 3]);
         assert_eq!(packed_tokens(&first) + packed_tokens(&second), 6);
-        assert_eq!(attended_tokens(&first), 7);
+        assert_eq!(first.attended_tokens(), 7);
     }
 
     #[test]

@@ -102,7 +102,9 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
                 true => 1e-2 * config.dpo.beta * logps,
                 false => 0.0,
             };
-            let ln_2 = (micro.loss - std::f64::consts::LN_2).abs() < 1e-6 + rounding;
+            let plain = config.dpo.loss_type.len() == 1 && config.dpo.loss_weights.is_none();
+            let off = (micro.loss - std::f64::consts::LN_2).abs();
+            let ln_2 = !plain || off < 1e-6 + rounding;
             if !ln_2 || rewards.iter().any(|reward| reward.abs() > rounding) {
                 return Err(Error::run(
                     format!(

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::dpo::log_probs::{CompletionLogProbs, DeviceBatch, score};
-use crate::dpo::loss::{DpoLoss, PairLogProbs};
+use crate::dpo::loss::{DpoLoss, PairLogProbs, chosen_shares};
 use crate::dpo::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
 use crate::dpo::reference::Reference;
 use crate::lora::linear::parameters;
@@ -147,11 +147,15 @@ impl<B: TrainBackend> Learner<B> {
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
         let passes = passes(micro_batches, self.config.pass_tokens);
+        let shares: Vec<f64> = micro_batches.iter().flat_map(|pairs| shares(pairs)).collect();
+        let mut shares = shares.as_slice();
         let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
             let batch = PreferenceBatch::new(&pass.pairs);
-            let (output, grads) = self.one_pass(&batch, &pass.weights, seed);
+            let (of_pass, rest) = shares.split_at(pass.pairs.len());
+            shares = rest;
+            let (output, grads) = self.one_pass(&batch, [&pass.weights, of_pass], seed);
             packed.push(output);
             batches.push(batch);
             sum = add_all(sum, grads);
@@ -189,16 +193,18 @@ impl<B: TrainBackend> Learner<B> {
     pub fn evaluate(&self, pairs: &[&EncodedPair]) -> MicroBatchMetrics {
         let mut outputs = Vec::new();
         let policy = self.policy.valid();
+        let shares = shares(pairs);
         for pass in passes(&[pairs.to_vec()], self.config.pass_tokens) {
             let batch = PreferenceBatch::new(&pass.pairs);
             let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
             let policy = score(&policy, &on_device, LogProbStats::All);
             let reference = self.reference.compute(&on_device);
-            let loss = self.config.loss.forward(
-                &PairLogProbs::split(policy.sums.clone()),
-                &PairLogProbs::split(reference.clone()),
-                &batch.counts,
-            );
+            let of_policy = PairLogProbs::split(policy.sums.clone());
+            let of_reference = PairLogProbs::split(reference.clone());
+            let config = &self.config.loss;
+            let loss = config.forward(&of_policy, &of_reference, &batch.counts);
+            // One share for all: the pairs are one micro-batch.
+            let loss = config.add_sft(loss, &of_policy, &shares[..pass.pairs.len()]);
             let packed = pack(loss, policy, reference);
             let numbers: Vec<f64> = packed.into_data().iter::<f64>().collect();
             outputs.extend(unpack(std::slice::from_ref(&batch), &numbers));
@@ -210,7 +216,7 @@ impl<B: TrainBackend> Learner<B> {
     fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        weights: &[f64],
+        [weights, shares]: [&[f64]; 2],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
@@ -225,6 +231,7 @@ impl<B: TrainBackend> Learner<B> {
             let of_policy = PairLogProbs::split(policy.sums.clone());
             let config = &self.config.loss;
             let losses = config.forward(&of_policy, &of_reference, &batch.counts);
+            let losses = config.add_sft(losses, &of_policy, shares);
             let dtype = losses.dtype();
             let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
             let weights = Tensor::from_data(weights, (&self.device, dtype));
@@ -251,6 +258,12 @@ impl<B: TrainBackend> Learner<B> {
             self.reference.remember(id, sums);
         }
     }
+}
+
+/// The [`chosen_shares`] of a micro-batch.
+fn shares(pairs: &[&EncodedPair]) -> Vec<f64> {
+    let counts: Vec<usize> = pairs.iter().map(|pair| pair.chosen.scored_tokens()).collect();
+    chosen_shares(&counts)
 }
 
 /// Whether every `lora_b` is zero, so that the adapter adds nothing.

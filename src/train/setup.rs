@@ -255,6 +255,34 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
     }
 }
 
+/// One preference loss, and perhaps `sft`, each with its weight.
+fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
+    let dpo = &config.dpo;
+    let weight = |index: usize| {
+        let weights = dpo.loss_weights.as_ref();
+        weights.and_then(|weights| weights.get(index)).copied().unwrap_or(1.0)
+    };
+    let (mut preference, mut sft_weight) = (None, 0.0);
+    for (index, loss) in dpo.loss_type.iter().enumerate() {
+        match loss {
+            LossType::Sigmoid => preference = Some((DpoLossType::Sigmoid, weight(index))),
+            LossType::SigmoidNorm => preference = Some((DpoLossType::SigmoidNorm, weight(index))),
+            LossType::Sft => sft_weight = weight(index),
+            other => {
+                let problem = format!("{other:?} is not built yet");
+                return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
+            }
+        }
+    }
+    let (loss_type, weight) = preference.unwrap_or((DpoLossType::Sigmoid, 0.0));
+    Ok(DpoLoss {
+        loss_type,
+        beta: dpo.beta,
+        weight,
+        sft_weight,
+    })
+}
+
 fn learner_config<B: TrainBackend>(
     config: &RunConfig,
     lora: Option<&LoraConfig>,
@@ -262,20 +290,9 @@ fn learner_config<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<LearnerConfig> {
     let train = &config.train;
-    let loss_type = match config.dpo.loss_type.as_slice() {
-        [LossType::Sigmoid] => DpoLossType::Sigmoid,
-        [LossType::SigmoidNorm] => DpoLossType::SigmoidNorm,
-        other => {
-            let problem = format!("{other:?} is not built yet");
-            return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
-        }
-    };
     let dropout = lora.is_some_and(|lora| lora.lora_dropout > 0.0) && train.dropout_is_active();
     Ok(LearnerConfig {
-        loss: DpoLoss {
-            loss_type,
-            beta: config.dpo.beta,
-        },
+        loss: dpo_loss(config)?,
         max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
         activations: match train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
