@@ -122,14 +122,19 @@ fn the_numbers_move(demo: &Path, out: &str) {
     let metrics = json_lines(&demo.join("run/metrics.jsonl"));
     let number = |line: &Value, key: &str| line[key].as_f64().unwrap();
     let first = &metrics[0];
-    assert!((number(first, "loss") - std::f64::consts::LN_2).abs() < 1e-6);
+    // ln 2, and the cross-entropy of the right answers.
+    let beside = number(first, "loss") - std::f64::consts::LN_2;
+    assert!(beside > 0.0 && beside < 1.0, "{first}");
     assert_eq!(number(first, "rewards/margins"), 0.0);
     let steps: Vec<&Value> = metrics
         .iter()
         .filter(|line| line.get("loss").is_some())
         .collect();
     let last = number(steps.last().unwrap(), "loss");
-    assert!(last < 0.66, "loss of the last step: {last}");
+    assert!(
+        last < number(first, "loss"),
+        "loss of the last step: {last}"
+    );
     let held_out = metrics
         .iter()
         .rfind(|line| line.get("eval_loss").is_some())
@@ -145,7 +150,9 @@ fn the_numbers_move(demo: &Path, out: &str) {
             .find(|words| words.join(" ").starts_with(name));
         found.unwrap_or_else(|| panic!("no row {name}: {out}"))
     };
-    assert_eq!(row("1 0.6931")[..3], ["1", "0.6931", "0.0000"]);
+    let loss = format!("{:.4}", number(first, "loss"));
+    let first = row(&format!("1 {loss}"));
+    assert_eq!(first[..3], ["1", &loss, "0.0000"]);
     let shown = format!("{:.4}", number(held_out, "eval_loss"));
     assert_eq!(row("held out")[2], shown);
     // So does the one of the answers.
@@ -202,8 +209,13 @@ fn the_assets_are_what_their_program_makes() {
     let weights = fs::read(folder.join("model/model.safetensors")).unwrap();
     assert!(weights.len() < 5_000_000, "{} bytes", weights.len());
     let recipe = fs::read_to_string(folder.join("../README.md")).unwrap();
-    let hash = hash_file(&folder.join("model/model.safetensors")).unwrap().sha256;
-    assert!(recipe.contains(&hash), "assets/README.md does not name {hash}");
+    let hash = hash_file(&folder.join("model/model.safetensors"))
+        .unwrap()
+        .sha256;
+    assert!(
+        recipe.contains(&hash),
+        "assets/README.md does not name {hash}"
+    );
     let committed = ["", "model"].map(|sub| fs::read_dir(folder.join(sub)).unwrap());
     let files = committed
         .into_iter()

@@ -10,8 +10,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
-    ops, Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
-    RotaryAngles, TrainBackend, Turn,
+    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
+    RotaryAngles, TrainBackend, Turn, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -406,8 +406,7 @@ impl<B: TrainBackend> Backward<B, 2> for LogProbsBackward {
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let of_log_probs = grad.narrow(1, 0, 1);
         if let (Some(parent), Some((states, head, targets))) = (head_parent, of_head) {
-            let d_head =
-                ops::log_probs::head_gradient(states, head, targets, of_log_probs.clone());
+            let d_head = ops::log_probs::head_gradient(states, head, targets, of_log_probs.clone());
             grads.register::<B>(parent.id, primitive(d_head));
         }
         if let (Some(parent), Some(slopes)) = (parent, slopes) {

@@ -1,7 +1,7 @@
 //! Rebuilds `assets/demo/`: the rows and the small model that `arithmo demo` works on.
 //!
-//! `cargo run --release --example demo_assets [-- --lessons | --texts]`: everything, or only what the training takes, or
-//! everything but the weights, which take minutes.
+//! `cargo run --release --example demo_assets`: everything; with `-- --texts` all but the weights, which take minutes. The
+//! training can be done apart: `-- --lessons`, `arithmo train --config configs/sft.toml`, `-- --weights`.
 
 mod model;
 mod problems;
@@ -31,12 +31,14 @@ fn main() -> Result<()> {
         None => {
             write(&assets, files()?)?;
             model::write_training(&work)?;
-            write(&assets, vec![model::trained(&work)?])
+            model::train()?;
+            write(&assets, vec![model::weights(&work)?])
         }
         Some("--lessons") => model::write_training(&work),
         Some("--texts") => write(&assets, files()?),
+        Some("--weights") => write(&assets, vec![model::weights(&work)?]),
         Some(other) => {
-            let remedy = "give --lessons, --texts, or nothing";
+            let remedy = "give --texts, --lessons, --weights, or nothing";
             Err(Error::invalid(other, "is unknown", remedy))
         }
     }

@@ -31,7 +31,7 @@ const VOCAB_SIZE: usize = 768;
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
 /// Lessons the model is trained on, and the seed they are drawn with.
-const LESSONS: (u64, usize) = (1, 160_000);
+const LESSONS: (u64, usize) = (1, 90_000);
 
 /// The model folder's files but the weights, as paths below `assets/demo`.
 pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
@@ -56,7 +56,9 @@ pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
         ("tokenizer.json", tokenizer(rows)?),
         ("tokenizer_config.json", pretty(tokenizer_config)),
     ];
-    Ok(files.map(|(name, bytes)| (format!("model/{name}"), bytes)).into())
+    Ok(files
+        .map(|(name, bytes)| (format!("model/{name}"), bytes))
+        .into())
 }
 
 /// Writes what `configs/sft.toml` reads: the model's shape and tokenizer, and the lessons.
@@ -69,21 +71,28 @@ pub(crate) fn write_training(work: &Path) -> Result<()> {
     let (seed, count) = LESSONS;
     let line = |lesson: arithmo::data::arithmetic::Problem| {
         let completion = format!(" {}", lesson.solution);
-        format!("{}\n", json!({"prompt": lesson.prompt, "completion": completion}))
+        format!(
+            "{}\n",
+            json!({"prompt": lesson.prompt, "completion": completion})
+        )
     };
     let lines: String = lessons(seed, count).into_iter().map(line).collect();
     write_whole(&work.join("lessons.jsonl"), lines.as_bytes())
 }
 
-/// Trains the model; gives the weights' file, in bfloat16.
-pub(crate) fn trained(work: &Path) -> Result<(String, Vec<u8>)> {
+/// Trains the model.
+pub(crate) fn train() -> Result<()> {
     let run_config = RunConfig::load(&super::root().join("configs/sft.toml"), &[])?;
     let options = RunOptions {
         existing: Existing::Overwrite,
         dry_run: false,
         progress: ProgressMode::detect(false),
     };
-    run::<Cpu>(&run_config, &options, &Default::default())?;
+    run::<Cpu>(&run_config, &options, &Default::default()).map(|_| ())
+}
+
+/// The trained weights' file, in bfloat16.
+pub(crate) fn weights(work: &Path) -> Result<(String, Vec<u8>)> {
     let mut weights = load_safetensors_f32(&work.join("run/model/model.safetensors"))?;
     let out = work.join("bf16");
     arithmo::output::remove(&out)?;
@@ -162,7 +171,12 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
 fn texts(rows: &[Value]) -> Vec<String> {
     let problems = problems(Split::Train, 1, 2000).into_iter();
     let mut texts: Vec<String> = problems
-        .map(|problem| format!("Question: {}\n\nAnswer: {}", problem.prompt, problem.solution))
+        .map(|problem| {
+            format!(
+                "Question: {}\n\nAnswer: {}",
+                problem.prompt, problem.solution
+            )
+        })
         .collect();
     for row in rows {
         let answers = row["answers"].as_array().into_iter().flatten();

@@ -35,7 +35,11 @@ pub struct SamplePairsArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub pairs_per_problem: usize,
     /// Text put around each problem, with {prompt} where it goes.
-    #[arg(long, value_name = "TEMPLATE", default_value = "Question: {prompt}\n\nAnswer:")]
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        default_value = "Question: {prompt}\n\nAnswer:"
+    )]
     pub prompt_template: String,
     /// At most this many tokens an answer.
     #[arg(long, value_name = "N", default_value_t = 512)]

@@ -356,7 +356,9 @@ impl DpoSection {
             problem,
             "give one weight a loss, or remove the key",
         )?;
-        weights.iter().try_for_each(|weight| not_negative(*weight, key))
+        weights
+            .iter()
+            .try_for_each(|weight| not_negative(*weight, key))
     }
 }
 

@@ -350,7 +350,10 @@ impl Outcome {
         self.rejected_cut = false;
         self.identical_after_truncation = false;
         self.refusal = self.refusal.filter(|why| *why != Refusal::IdenticalSides);
-        let lost = self.sides.as_ref().is_some_and(|(side, _)| side.scored_tokens() == 0);
+        let lost = self
+            .sides
+            .as_ref()
+            .is_some_and(|(side, _)| side.scored_tokens() == 0);
         if self.refusal.is_none() && lost {
             self.refusal = Some(Refusal::LostByTruncation);
         }

@@ -328,7 +328,9 @@ mod tests {
         DemoFolder::create(&path, SIZE, false).unwrap();
         fs::write(path.join("mine.txt"), "mine").unwrap();
         fs::write(path.join("rows.jsonl"), "changed").unwrap();
-        let error = DemoFolder::create(&path, SIZE, false).unwrap_err().to_string();
+        let error = DemoFolder::create(&path, SIZE, false)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--overwrite"), "{error}");
         DemoFolder::create(&path, SIZE, true).unwrap();
         assert_eq!(fs::read_to_string(path.join("mine.txt")).unwrap(), "mine");
@@ -336,7 +338,9 @@ mod tests {
         // A folder of somebody else's, with a folder named like one of ours.
         let other = parent.path().join("other");
         fs::create_dir_all(other.join("model")).unwrap();
-        let error = DemoFolder::create(&other, SIZE, true).unwrap_err().to_string();
+        let error = DemoFolder::create(&other, SIZE, true)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("no demo made it"), "{error}");
         assert!(other.join("model").is_dir());
         let file = parent.path().join("file");

@@ -67,7 +67,10 @@ impl DemoSummary {
         let numeric = Task::Gsm8k.main_rule();
         let compared = all.into_iter().find(|one| one.scorer == numeric);
         let compared = compared.ok_or_else(|| {
-            Error::run("no answer was judged", "run the demo again with --overwrite")
+            Error::run(
+                "no answer was judged",
+                "run the demo again with --overwrite",
+            )
         })?;
         let summary = Self {
             folder: folder.path().to_path_buf(),
@@ -156,7 +159,8 @@ impl fmt::Display for DemoSummary {
         }
         writeln!(
             f,
-            "\nStep 1 comes before the first update: the loss is ln 2, every margin 0, and a tie counts as wrong.\n"
+            "\nStep 1 comes before the first update: the loss is ln 2 plus the cross-entropy of the right answers, every margin 0,\n\
+             and a tie counts as wrong. Held out are pairs of voted answers, which say little to this model.\n"
         )?;
         self.fmt_answers(f)?;
         writeln!(f, "\nFiles, in {}:\n", self.folder.display())?;
@@ -242,7 +246,9 @@ impl DemoSummary {
             notes: Vec::new(),
             tables: vec![NumberTable {
                 title: "Right answers".into(),
-                head: ["", "right", "accuracy", "95 % interval"].map(String::from).into(),
+                head: ["", "right", "accuracy", "95 % interval"]
+                    .map(String::from)
+                    .into(),
                 rows: [("before", before), ("after", after)].map(row).into(),
             }],
             changes: self.changes.clone(),

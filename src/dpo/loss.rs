@@ -139,7 +139,10 @@ mod tests {
         let losses = loss.add_sft(losses, &policy, &chosen_shares(&[2, 6]));
         let losses = losses.into_data().to_vec::<f64>().unwrap();
         let preference = |margin: f64| 0.5 * (-0.5 * margin).exp().ln_1p();
-        let expected = [preference(1.0) + 0.1 * 3.0 / 4.0, preference(-2.0) + 0.1 * 5.0 / 4.0];
+        let expected = [
+            preference(1.0) + 0.1 * 3.0 / 4.0,
+            preference(-2.0) + 0.1 * 5.0 / 4.0,
+        ];
         for (ours, theirs) in losses.iter().zip(expected) {
             assert!((ours - theirs).abs() < 1e-6, "{losses:?} {expected:?}");
         }

@@ -67,10 +67,7 @@ pub fn pair_up<'a>(
 }
 
 /// Each text once, most shared result first; without a result last.
-fn candidates<'a>(
-    samples: &'a [Checked],
-    wanted: impl Fn(&Checked) -> bool,
-) -> Vec<Candidate<'a>> {
+fn candidates<'a>(samples: &'a [Checked], wanted: impl Fn(&Checked) -> bool) -> Vec<Candidate<'a>> {
     let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
     for answer in samples.iter().filter_map(|sample| sample.answer.as_deref()) {
         *votes.entry(answer).or_default() += 1;
@@ -78,7 +75,10 @@ fn candidates<'a>(
     let mut found: Vec<Candidate<'a>> = Vec::new();
     for sample in samples.iter().filter(|sample| wanted(sample)) {
         if found.iter().all(|other| other.sample.text != sample.text) {
-            let of_answer = sample.answer.as_deref().and_then(|answer| votes.get(answer));
+            let of_answer = sample
+                .answer
+                .as_deref()
+                .and_then(|answer| votes.get(answer));
             found.push(Candidate {
                 sample,
                 votes: of_answer.copied().unwrap_or(0),

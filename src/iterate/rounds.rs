@@ -275,7 +275,13 @@ impl<'a> Rounds<'a> {
                 prompt_template: self.prompt_template.clone(),
                 progress: self.mode,
             };
-            sample_pairs(model, &self.tokenizer, &self.problems(round), &options, &output)?;
+            sample_pairs(
+                model,
+                &self.tokenizer,
+                &self.problems(round),
+                &options,
+                &output,
+            )?;
         }
         let text = std::fs::read_to_string(&output).map_err(|e| Error::io(&output, "read", e))?;
         Ok(text.lines().count())

@@ -202,7 +202,8 @@ pub fn sample_pairs<B: TrainBackend>(
     stats.finish();
     if stats.pairs == 0 {
         let problem = format!("no pair came about: {}", stats.summary());
-        let remedy = "raise --samples or --temperature, or take problems the model sometimes solves";
+        let remedy =
+            "raise --samples or --temperature, or take problems the model sometimes solves";
         return Err(Error::run(problem, remedy));
     }
     let json = serde_json::to_vec_pretty(&stats)

@@ -147,7 +147,10 @@ impl<B: TrainBackend> Learner<B> {
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
         let passes = passes(micro_batches, self.config.pass_tokens);
-        let shares: Vec<f64> = micro_batches.iter().flat_map(|pairs| shares(pairs)).collect();
+        let shares: Vec<f64> = micro_batches
+            .iter()
+            .flat_map(|pairs| shares(pairs))
+            .collect();
         let mut shares = shares.as_slice();
         let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
@@ -179,7 +182,12 @@ impl<B: TrainBackend> Learner<B> {
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
             self.remember(&batches, &pairs);
-            apply(&mut self.policy, &mut self.optimizer, learning_rate, clipped);
+            apply(
+                &mut self.policy,
+                &mut self.optimizer,
+                learning_rate,
+                clipped,
+            );
         }
         StepOutput {
             loss: MicroBatchMetrics::mean(&micro_batches).0,
@@ -262,7 +270,10 @@ impl<B: TrainBackend> Learner<B> {
 
 /// The [`chosen_shares`] of a micro-batch.
 fn shares(pairs: &[&EncodedPair]) -> Vec<f64> {
-    let counts: Vec<usize> = pairs.iter().map(|pair| pair.chosen.scored_tokens()).collect();
+    let counts: Vec<usize> = pairs
+        .iter()
+        .map(|pair| pair.chosen.scored_tokens())
+        .collect();
     chosen_shares(&counts)
 }
 

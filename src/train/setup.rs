@@ -260,7 +260,10 @@ fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
     let dpo = &config.dpo;
     let weight = |index: usize| {
         let weights = dpo.loss_weights.as_ref();
-        weights.and_then(|weights| weights.get(index)).copied().unwrap_or(1.0)
+        weights
+            .and_then(|weights| weights.get(index))
+            .copied()
+            .unwrap_or(1.0)
     };
     let (mut preference, mut sft_weight) = (None, 0.0);
     for (index, loss) in dpo.loss_type.iter().enumerate() {
@@ -395,7 +398,11 @@ fn lengths<S: Sample>(samples: &[S]) -> Value {
         }
         buckets
     };
-    let side = |index: usize| samples.iter().filter_map(move |s| s.sides().get(index).copied());
+    let side = |index: usize| {
+        samples
+            .iter()
+            .filter_map(move |s| s.sides().get(index).copied())
+    };
     let prompts = &mut side(0).map(|side| side.completion_start);
     let mut lengths = json!({"bucket_size": LENGTH_BUCKET, "prompt": histogram(prompts)});
     for (index, name) in S::SIDES.iter().enumerate() {

@@ -142,7 +142,12 @@ impl<B: TrainBackend> Method<B> for SftLearner<B> {
         let loss = mean(all, |token| -token[0]);
         let applied = grad_norm.is_finite() && loss.is_finite();
         if applied {
-            apply(&mut self.policy, &mut self.optimizer, learning_rate, clipped);
+            apply(
+                &mut self.policy,
+                &mut self.optimizer,
+                learning_rate,
+                clipped,
+            );
         }
         StepOutput {
             loss,
@@ -171,7 +176,10 @@ fn measure(examples: usize, tokens: &[Token]) -> MicroBatchMetrics {
     MicroBatchMetrics {
         pairs: examples,
         loss: mean(tokens, |token| -token[0]),
-        values: vec![mean(tokens, |token| token[2]), mean(tokens, |token| token[1])],
+        values: vec![
+            mean(tokens, |token| token[2]),
+            mean(tokens, |token| token[1]),
+        ],
     }
 }
 

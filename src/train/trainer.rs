@@ -18,9 +18,9 @@ use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::method::{Method, StepOutput};
 use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
-use crate::train::result::TrainedWeights;
 use crate::train::setup::{self, RunData};
 
 /// A run under way: the learner and everything around it.
@@ -267,11 +267,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
                 Err(error) => format!("and the state before it could not be saved: {error}"),
             },
         };
-        let ids: Vec<&str> = batches
-            .iter()
-            .flatten()
-            .map(|sample| sample.id())
-            .collect();
+        let ids: Vec<&str> = batches.iter().flatten().map(|sample| sample.id()).collect();
         let losses: Vec<f64> = output
             .micro_batches
             .iter()

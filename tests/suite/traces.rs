@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use arithmo::data::sample::Sample;
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };
 use arithmo::data::pair::PreferencePair;
+use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};

@@ -126,7 +126,13 @@ where
         };
         let d_weight = written(g.columns * x_host.columns, |d| {
             let target = columns_of(d, x_host.columns, 0, x_host.columns);
-            product(target, Old::Replace, 1.0, g.view().transpose(), x_host.view());
+            product(
+                target,
+                Old::Replace,
+                1.0,
+                g.view().transpose(),
+                x_host.view(),
+            );
         });
         tensor(d_weight, [g.columns, x_host.columns])
     }

@@ -156,7 +156,9 @@ mod tests {
             // Every number of the story is used, and only those.
             let told = problem.prompt.split(|c: char| !c.is_ascii_digit());
             for number in told.filter_map(|word| word.parse::<i64>().ok()) {
-                let used = steps.iter().any(|(a, _, b, _)| *a == number || *b == number);
+                let used = steps
+                    .iter()
+                    .any(|(a, _, b, _)| *a == number || *b == number);
                 assert!(used, "{number}: {problem:?}");
             }
             assert!(!problem.prompt.contains(['{', '}']), "{problem:?}");

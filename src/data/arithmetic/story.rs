@@ -11,10 +11,38 @@ const NAMES: [&str; 32] = [
 ];
 
 const THINGS: [&str; 32] = [
-    "apples", "badges", "balloons", "balls", "beads", "books", "buttons", "candles", "cards",
-    "coins", "cookies", "cups", "dolls", "eggs", "flowers", "keys", "lemons", "marbles", "nuts",
-    "pears", "pencils", "photos", "plates", "postcards", "ribbons", "seeds", "shells", "spoons",
-    "stamps", "stickers", "stones", "tickets",
+    "apples",
+    "badges",
+    "balloons",
+    "balls",
+    "beads",
+    "books",
+    "buttons",
+    "candles",
+    "cards",
+    "coins",
+    "cookies",
+    "cups",
+    "dolls",
+    "eggs",
+    "flowers",
+    "keys",
+    "lemons",
+    "marbles",
+    "nuts",
+    "pears",
+    "pencils",
+    "photos",
+    "plates",
+    "postcards",
+    "ribbons",
+    "seeds",
+    "shells",
+    "spoons",
+    "stamps",
+    "stickers",
+    "stones",
+    "tickets",
 ];
 
 /// How a story begins: with a number.
@@ -125,7 +153,7 @@ const ASK_BOTH: [&str; 2] = [
 const MOST_STEPS: usize = 3;
 
 /// Of a hundred pupils, how many make the usual mistake with a wording that invites it, and with another one.
-const SLIPS: [i64; 2] = [65, 30];
+const SLIPS: [i64; 2] = [85, 65];
 
 /// A random problem of `split`, solved rightly or, for `by_pupil`, perhaps with usual mistakes; `None` where the dice led
 /// to none.
@@ -199,7 +227,13 @@ struct Story<'a> {
 
 impl Story<'_> {
     /// Tells one of `templates`, of kind `kind`; `slip` is the usual mistake with the last step but `before`.
-    fn tell(&mut self, kind: u8, templates: &[&str], [n, k]: [i64; 2], slip: Option<(Slip, usize)>) {
+    fn tell(
+        &mut self,
+        kind: u8,
+        templates: &[&str],
+        [n, k]: [i64; 2],
+        slip: Option<(Slip, usize)>,
+    ) {
         let index = self.dice.index(templates.len());
         self.form.extend([kind, index as u8]);
         let [name, other] = self.people;
@@ -246,7 +280,10 @@ impl Story<'_> {
     fn calculate_some(&mut self, sign: char, most: i64) -> Option<(i64, Operand)> {
         (0..40).find_map(|_| {
             let number = self.dice.from(2, most);
-            Some((number, self.calculate(self.value, sign, Operand::Told(number))?))
+            Some((
+                number,
+                self.calculate(self.value, sign, Operand::Told(number))?,
+            ))
         })
     }
 
