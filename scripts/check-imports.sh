@@ -22,8 +22,9 @@ allowed() {
     eval) echo "data model lora dpo generate config" ;;
     doctor) echo "data" ;;
     bench) echo "config data model lora dpo train doctor" ;;
-    demo) echo "config data model lora dpo train report" ;;
-    cli) echo "config data model lora dpo generate train eval report demo doctor bench" ;;
+    iterate) echo "config data model lora dpo train generate eval" ;;
+    demo) echo "config data model lora dpo train generate eval iterate report" ;;
+    cli) echo "config data model lora dpo generate train eval iterate report demo doctor bench" ;;
     *) return 1 ;;
   esac
 }

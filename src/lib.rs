@@ -42,6 +42,7 @@ pub mod error;
 pub mod eval;
 pub mod generate;
 pub mod interrupt;
+pub mod iterate;
 pub mod lora;
 pub mod model;
 pub mod output;

@@ -6,9 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, ModelDtype, Optim, RunConfig, TargetModules,
+    GradientCheckpointing, InitLoraWeights, LossType, Method, ModelDtype, Optim, RunConfig,
+    TargetModules,
 };
 use arithmo::data::encode::{Compat, TruncationMode};
+use arithmo::iterate::rounds::IterateConfig;
 use arithmo::train::schedule::SchedulerType;
 use arithmo::train::setup::lora_config;
 
@@ -176,7 +178,7 @@ fn contradictions_and_what_is_not_built_are_refused_at_their_line() {
     for (text, key, problem) in table(
         r#"
         output_dir = '' | output_dir | is empty
-        method = 'sft' | method | not built yet
+        [model] ; from_scratch = true | model.from_scratch | an adapter on random weights
         [model] ; quantization = 'nf4' | model.quantization | "nf4" is not built yet
         [model] ; double_quant = true | model.double_quant | "none"
         [data] ; prompt_template = 'Q' | data.prompt_template | 0 times
@@ -200,7 +202,8 @@ fn contradictions_and_what_is_not_built_are_refused_at_their_line() {
         [dpo] ; loss_type = ['sigmoid', 'sigmoid_norm'] | dpo.loss_type | not built yet
         [dpo] ; loss_type = [] | dpo.loss_type | is empty
         [dpo] ; loss_weights = [1.0, 2.0] | dpo.loss_weights | 2 weights for 1 losses
-        [dpo] ; loss_weights = [0.5] | dpo.loss_weights | not built yet
+        [dpo] ; loss_weights = [-0.5] | dpo.loss_weights | 0 or more
+        [dpo] ; loss_type = ['sft'] | dpo.loss_type | not built yet
         [dpo] ; label_smoothing = 0.5 | dpo.label_smoothing | less than 0.5
         [dpo] ; ld_alpha = 0.5 | dpo.ld_alpha | not built yet
         [dpo] ; f_divergence_type = 'js_divergence' | dpo.f_divergence_type | not built yet
@@ -401,8 +404,19 @@ fn every_preset_is_valid() {
     names.sort();
     assert_eq!(
         names,
-        ["mistral-7b-lora.toml", "original.toml", "tiny.toml"]
+        [
+            "iterate.toml",
+            "mistral-7b-lora.toml",
+            "original.toml",
+            "sft.toml",
+            "tiny.toml"
+        ]
     );
+    let iterate = IterateConfig::load(&folder.join("iterate.toml")).unwrap();
+    assert_eq!(iterate.run, Path::new("configs/tiny.toml"));
+    let sft = load("sft.toml");
+    assert_eq!(sft.method, Method::Sft);
+    assert!(sft.model.from_scratch && !sft.model.use_peft);
 
     let original = load("original.toml");
     assert_eq!(original.data.compat, Compat::Trl074);

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use arithmo::train::manifest::hash_file;
 use serde_json::Value;
 
 #[path = "../examples/demo_assets/main.rs"]
@@ -44,7 +45,9 @@ fn json_lines(path: &Path) -> Vec<Value> {
 #[test]
 fn the_demo_trains_and_its_commands_do_the_same() {
     let parent = tempfile::tempdir().unwrap();
-    let (out, err) = succeeded(arithmo(parent.path(), &["demo"]));
+    // Small: 60 problems to learn from. What a full one gains is measured by `cargo bench --bench demo`.
+    let small = ["demo", "--problems", "60", "--seed", "7"];
+    let (out, err) = succeeded(arithmo(parent.path(), &small));
     let demo = parent.path().join("arithmo-demo");
 
     // Everything the last table lists is there.
@@ -53,7 +56,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         .skip_while(|line| !line.starts_with("Files, in arithmo-demo"))
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
         .collect();
-    assert_eq!(listed.len(), 11, "{out}");
+    assert_eq!(listed.len(), 15, "{out}");
     for name in listed {
         assert!(demo.join(name).exists(), "{name}");
     }
@@ -61,7 +64,14 @@ fn the_demo_trains_and_its_commands_do_the_same() {
 
     // The same commands, on the files the demo started from, in a folder of their own.
     let again = tempfile::tempdir().unwrap();
-    for input in ["rows.jsonl", "prepare.toml", "run.toml", "model"] {
+    for input in [
+        "rows.jsonl",
+        "prepare.toml",
+        "problems.jsonl",
+        "problems.held-out.jsonl",
+        "run.toml",
+        "model",
+    ] {
         copy(
             &demo.join(input),
             &again.path().join("arithmo-demo").join(input),
@@ -71,7 +81,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("$ "))
         .collect();
-    assert_eq!(commands.len(), 5, "{err}");
+    assert_eq!(commands.len(), 7, "{err}");
     let script = format!(
         "arithmo() {{ {ARITHMO} --backend ndarray \"$@\"; }}\nset -e\n{}",
         commands.join("\n")
@@ -85,9 +95,14 @@ fn the_demo_trains_and_its_commands_do_the_same() {
     for name in [
         "pairs.jsonl",
         "pairs.held-out.jsonl",
+        "own-pairs.jsonl",
+        "own-pairs.stats.json",
         "run/adapter/adapter_model.safetensors",
-        "run/scores-before.jsonl",
-        "run/scores-after.jsonl",
+        "before/predictions.json",
+        "before/results.json",
+        "after/predictions.json",
+        "after/results.json",
+        "comparison/comparison.json",
     ] {
         let (ours, theirs) = (
             fs::read(demo.join(name)).unwrap(),
@@ -97,7 +112,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
     }
 
     // A second time it touches nothing, and says what to do.
-    let refused = arithmo(parent.path(), &["demo"]);
+    let refused = arithmo(parent.path(), &small);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("--overwrite"));
     assert!(demo.join("run/report/index.html").is_file());
@@ -107,30 +122,24 @@ fn the_numbers_move(demo: &Path, out: &str) {
     let metrics = json_lines(&demo.join("run/metrics.jsonl"));
     let number = |line: &Value, key: &str| line[key].as_f64().unwrap();
     let first = &metrics[0];
-    assert!((number(first, "loss") - std::f64::consts::LN_2).abs() < 1e-6);
+    // ln 2, and the cross-entropy of the right answers.
+    let beside = number(first, "loss") - std::f64::consts::LN_2;
+    assert!(beside > 0.0 && beside < 1.0, "{first}");
     assert_eq!(number(first, "rewards/margins"), 0.0);
     let steps: Vec<&Value> = metrics
         .iter()
         .filter(|line| line.get("loss").is_some())
         .collect();
-    let last: f64 = steps
-        .iter()
-        .rev()
-        .take(10)
-        .map(|line| number(line, "loss"))
-        .sum::<f64>()
-        / 10.0;
-    assert!(last < 0.55, "mean loss of the last ten steps: {last}");
+    let last = number(steps.last().unwrap(), "loss");
+    assert!(
+        last < number(first, "loss"),
+        "loss of the last step: {last}"
+    );
     let held_out = metrics
         .iter()
         .rfind(|line| line.get("eval_loss").is_some())
         .unwrap();
-    assert!(number(held_out, "eval_loss") < 0.55, "{held_out}");
-    assert!(number(held_out, "eval_rewards/margins") > 0.5, "{held_out}");
-    assert!(
-        number(held_out, "eval_rewards/accuracies") > 0.65,
-        "{held_out}"
-    );
+    assert!(number(held_out, "eval_loss").is_finite(), "{held_out}");
     // The table shows the file's numbers.
     let row = |name: &str| {
         let words = out
@@ -141,9 +150,20 @@ fn the_numbers_move(demo: &Path, out: &str) {
             .find(|words| words.join(" ").starts_with(name));
         found.unwrap_or_else(|| panic!("no row {name}: {out}"))
     };
-    assert_eq!(row("1 0.6931")[..3], ["1", "0.6931", "0.0000"]);
+    let loss = format!("{:.4}", number(first, "loss"));
+    let first = row(&format!("1 {loss}"));
+    assert_eq!(first[..3], ["1", &loss, "0.0000"]);
     let shown = format!("{:.4}", number(held_out, "eval_loss"));
     assert_eq!(row("held out")[2], shown);
+    // So does the one of the answers.
+    for when in ["before", "after"] {
+        let results = fs::read(demo.join(when).join("results.json")).unwrap();
+        let results: Value = serde_json::from_slice(&results).unwrap();
+        let right = &results["scorers"]["numeric"]["correct"];
+        assert_eq!(row(when)[1], right.to_string(), "{results}");
+    }
+    let pairs = json_lines(&demo.join("own-pairs.jsonl"));
+    assert!(pairs.len() > 10, "{} pairs", pairs.len());
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -173,7 +193,7 @@ fn a_folder_of_somebody_else_is_left_alone() {
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
 }
 
-/// `cargo run --example demo_assets` gives the committed files.
+/// `cargo run --release --example demo_assets` gives the committed files.
 #[test]
 fn the_assets_are_what_their_program_makes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
@@ -182,15 +202,26 @@ fn the_assets_are_what_their_program_makes() {
         let committed = fs::read(folder.join(name)).unwrap();
         assert!(
             &committed == bytes,
-            "{name}: run `cargo run --example demo_assets`"
+            "{name}: run `cargo run --release --example demo_assets`"
         );
     }
+    // The weights take minutes to train: assets/README.md has their hash.
+    let weights = fs::read(folder.join("model/model.safetensors")).unwrap();
+    assert!(weights.len() < 5_000_000, "{} bytes", weights.len());
+    let recipe = fs::read_to_string(folder.join("../README.md")).unwrap();
+    let hash = hash_file(&folder.join("model/model.safetensors"))
+        .unwrap()
+        .sha256;
+    assert!(
+        recipe.contains(&hash),
+        "assets/README.md does not name {hash}"
+    );
     let committed = ["", "model"].map(|sub| fs::read_dir(folder.join(sub)).unwrap());
     let files = committed
         .into_iter()
         .flatten()
         .filter(|entry| entry.as_ref().unwrap().path().is_file());
-    assert_eq!(files.count(), made.len());
+    assert_eq!(files.count(), made.len() + 1);
     let bytes: usize = made.values().map(Vec::len).sum();
     assert!(bytes < 900_000, "{bytes} bytes in the program");
 }

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
     Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
-    RotaryAngles, TrainBackend, Turn,
+    RotaryAngles, TrainBackend, Turn, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -74,7 +74,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         residual: Option<Tensor<Self, 2>>,
     ) -> Adapted<Self> {
         let x = tensor(x);
-        let mut nodes = vec![x.node];
+        let (mut nodes, mut of_weights) = (vec![x.node], Vec::new());
         let x = float::<B, 2>(x.primitive);
         let inner: Vec<_> = projections
             .iter()
@@ -89,8 +89,10 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
                         dropout_mask: adapter.dropout_mask.clone().map(Tensor::inner),
                     }
                 });
+                let weight = tensor(projection.weight.clone());
+                of_weights.push(weight.node);
                 Projection {
-                    weight: frozen("adapted_linear: weight", projection.weight.clone()),
+                    weight: float(weight.primitive),
                     adapter,
                 }
             })
@@ -101,14 +103,19 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
             float::<B, 2>(residual.primitive)
         });
         let has_residual = residual.is_some();
+        let trained = of_weights.iter().any(|node| !node.requirement.is_none());
+        if trained {
+            nodes.extend(of_weights);
+        }
         let Adapted { output, low } = B::adapted_linear(x.clone(), &inner, residual);
         let low_here = low.clone().map(Tensor::from_inner);
         let state = AdaptedState {
-            // The gradients of branches alone are made of it.
-            x: low.is_some().then_some(x),
+            // Only the gradients of branches and weights are made of it.
+            x: (trained || low.is_some()).then_some(x),
             projections: inner,
             low,
             has_residual,
+            trained,
         };
         macro_rules! with_inputs {
             ($($count:literal)*) => {
@@ -121,18 +128,19 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
                 }
             };
         }
-        // The input, two matrices a branch, a residual.
+        // The input, two matrices a branch, a residual, the weights if they are trained.
         Adapted {
-            output: with_inputs!(1 2 3 4 5 6 7 8),
+            output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11),
             low: low_here,
         }
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
-        let (x, weight) = (tensor(x), frozen("rms_norm: weight", weight));
-        let (node, x) = (x.node, float::<B, 2>(x.primitive));
+        let (x, weight) = (tensor(x), tensor(weight));
+        let nodes = [x.node, weight.node];
+        let (x, weight) = (float::<B, 2>(x.primitive), float::<B, 1>(weight.primitive));
         let output = B::rms_norm(x.clone(), weight.clone(), epsilon);
-        record!(NormBackward, [node], (x, weight, epsilon), output)
+        record!(NormBackward, nodes, (x, weight, epsilon), output)
     }
 
     fn rope(
@@ -182,13 +190,17 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         stats: LogProbStats,
         _with_slopes: bool,
     ) -> LogProbs<Self> {
-        let (hidden, lm_head) = (tensor(hidden), frozen("log_probs: head", lm_head));
-        let tracked = !hidden.node.requirement.is_none();
+        let (hidden, lm_head) = (tensor(hidden), tensor(lm_head));
+        let [tracked, trained] = [&hidden, &lm_head].map(|t| !t.node.requirement.is_none());
+        let nodes = [hidden.node, lm_head.node];
         let states = float::<B, 2>(hidden.primitive);
+        let (head, targets) = (float::<B, 2>(lm_head.primitive), targets.inner());
+        // Handles, kept only where the head is trained.
+        let of_head = trained.then(|| (states.clone(), head.clone(), targets.clone()));
         let LogProbs { columns, slopes } =
-            B::completion_log_probs(states, lm_head, targets.inner(), stats, tracked);
+            B::completion_log_probs(states, head, targets, stats, tracked);
         LogProbs {
-            columns: record!(LogProbsBackward, [hidden.node], slopes, columns),
+            columns: record!(LogProbsBackward, nodes, (slopes, of_head), columns),
             slopes: None,
         }
     }
@@ -238,7 +250,7 @@ impl<B: TrainBackend> Backward<B, 1> for LinearBackward {
     }
 }
 
-/// Inputs: `x`, then `a` and `b` of each branch, then the residual if there is one.
+/// Inputs: `x`, then `a` and `b` of each branch, then the residual if there is one, then the weights if any is trained.
 #[derive(Debug)]
 struct AdaptedBackward;
 
@@ -249,6 +261,7 @@ struct AdaptedState<B: Backend> {
     projections: Vec<Projection<B>>,
     low: Option<Tensor<B, 2>>,
     has_residual: bool,
+    trained: bool,
 }
 
 impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
@@ -262,13 +275,19 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
             projections,
             low,
             has_residual,
+            trained,
         } = ops.state;
         let of_residual = has_residual.then(|| grad.clone());
+        let of_weights = match (trained, &x) {
+            (true, Some(x)) => weight_gradients(&projections, x.clone(), grad.clone()),
+            _ => Vec::new(),
+        };
         let d = B::adapted_linear_backward(x, &projections, low, grad, needs_x);
         let of_adapters = d.adapters.into_iter().flatten().map(Some);
         let all = std::iter::once(d.x)
             .chain(of_adapters)
-            .chain(std::iter::once(of_residual));
+            .chain(has_residual.then_some(of_residual))
+            .chain(of_weights);
         for (parent, grad) in ops.parents.into_iter().zip(all) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<B>(parent.id, primitive(grad));
@@ -277,18 +296,38 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
     }
 }
 
+/// The gradient of each projection's weight.
+fn weight_gradients<B: TrainBackend>(
+    projections: &[Projection<B>],
+    x: Tensor<B, 2>,
+    grad: Tensor<B, 2>,
+) -> Vec<Option<Tensor<B, 2>>> {
+    let all = B::linear_weight_gradient(x, grad);
+    let mut row = 0;
+    let rows = projections.iter().map(|projection| {
+        let [d_out, _] = projection.weight.dims();
+        row += d_out;
+        Some(all.clone().narrow(0, row - d_out, d_out))
+    });
+    rows.collect()
+}
+
 /// Saves the input.
 #[derive(Debug)]
 struct NormBackward;
 
-impl<B: TrainBackend> Backward<B, 1> for NormBackward {
+impl<B: TrainBackend> Backward<B, 2> for NormBackward {
     type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [parent] = ops.parents;
-        let grad = float(grads.consume::<B>(&ops.node));
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent, of_weight] = ops.parents;
+        let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
+        let (x, weight, epsilon) = ops.state;
+        if let Some(of_weight) = of_weight {
+            let d_weight = B::rms_norm_weight_gradient(x.clone(), epsilon, grad.clone());
+            grads.register::<B>(of_weight.id, primitive(d_weight));
+        }
         if let Some(parent) = parent {
-            let (x, weight, epsilon) = ops.state;
             let d_x = B::rms_norm_backward(x, weight, epsilon, grad);
             grads.register::<B>(parent.id, primitive(d_x));
         }
@@ -352,18 +391,26 @@ impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
     }
 }
 
-/// Saves the slope of each log-probability, which forward computed with it.
+/// Saves the slope of each log-probability, which forward computed with it, and what the gradient of a trained head is
+/// made of: handles of the states, the head and the targets.
 #[derive(Debug)]
 struct LogProbsBackward;
 
-impl<B: TrainBackend> Backward<B, 1> for LogProbsBackward {
-    type State = Option<Tensor<B, 2>>;
+type OfHead<B> = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [parent] = ops.parents;
+impl<B: TrainBackend> Backward<B, 2> for LogProbsBackward {
+    type State = (Option<Tensor<B, 2>>, Option<OfHead<B>>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let ([parent, head_parent], (slopes, of_head)) = (ops.parents, ops.state);
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
-        if let (Some(parent), Some(slopes)) = (parent, ops.state) {
-            let of_log_probs = grad.narrow(1, 0, 1).cast(slopes.dtype());
+        let of_log_probs = grad.narrow(1, 0, 1);
+        if let (Some(parent), Some((states, head, targets))) = (head_parent, of_head) {
+            let d_head = ops::log_probs::head_gradient(states, head, targets, of_log_probs.clone());
+            grads.register::<B>(parent.id, primitive(d_head));
+        }
+        if let (Some(parent), Some(slopes)) = (parent, slopes) {
+            let of_log_probs = of_log_probs.cast(slopes.dtype());
             grads.register::<B>(parent.id, primitive(slopes * of_log_probs));
         }
     }

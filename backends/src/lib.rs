@@ -78,7 +78,7 @@ pub trait TrainBackend: Backend {
         ops::linear::reference_backward(grad, weight)
     }
 
-    /// Frozen projections of one input, side by side, with their low-rank branches: see [`ops::adapted_linear`].
+    /// Projections of one input, side by side, with their low-rank branches: see [`ops::adapted_linear`].
     fn adapted_linear(
         x: Tensor<Self, 2>,
         projections: &[Projection<Self>],
@@ -87,8 +87,8 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference(x, projections, residual)
     }
 
-    /// Gradients of [`Self::adapted_linear`], that of `x` only if it is needed: see [`ops::adapted_linear`]. `x` is given
-    /// where a projection has a branch.
+    /// Gradients of [`Self::adapted_linear`] but those of the weights, that of `x` only if it is needed: see
+    /// [`ops::adapted_linear`]. `x` is given where a projection has a branch.
     fn adapted_linear_backward(
         x: Option<Tensor<Self, 2>>,
         projections: &[Projection<Self>],
@@ -99,7 +99,12 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x)
     }
 
-    /// Root-mean-square norm with a frozen weight: see [`ops::rms_norm`].
+    /// Gradient of projections with respect to their weights, one below the other: see [`ops::linear`].
+    fn linear_weight_gradient(x: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::linear::reference_weight_gradient(x, grad)
+    }
+
+    /// Root-mean-square norm: see [`ops::rms_norm`].
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
         ops::rms_norm::reference(x, weight, epsilon)
     }
@@ -112,6 +117,15 @@ pub trait TrainBackend: Backend {
         grad: Tensor<Self, 2>,
     ) -> Tensor<Self, 2> {
         ops::rms_norm::reference_backward(x, weight, epsilon, grad)
+    }
+
+    /// Gradient of [`Self::rms_norm`] with respect to the weight: see [`ops::rms_norm`].
+    fn rms_norm_weight_gradient(
+        x: Tensor<Self, 2>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 1> {
+        ops::rms_norm::reference_weight_gradient(x, epsilon, grad)
     }
 
     /// Turns the first heads of each token by its angles, or back: see [`ops::rope`].
@@ -186,7 +200,7 @@ pub trait TrainBackend: Backend {
         ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
     }
 
-    /// One optimizer step of all tensors of an adapter: see [`ops::adamw`].
+    /// One optimizer step of all trained tensors: see [`ops::adamw`].
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
         ops::adamw::reference(tensors)
     }

@@ -304,3 +304,118 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
     );
     assert_close(fused.0, expected);
 }
+
+/// The gradients of `leaves` under a loss that weighs `y` with `dy`, after `y` itself.
+fn with_gradients(
+    y: Tensor<Train, 2>,
+    dy: &Tensor<Train, 2>,
+    leaves: &[Tensor<Train, 2>],
+) -> Vec<Tensor<Inner, 2>> {
+    let grads = (y.clone() * dy.clone()).sum().backward();
+    let grads = leaves.iter().map(|leaf| leaf.grad(&grads).unwrap());
+    std::iter::once(y.inner()).chain(grads).collect()
+}
+
+#[test]
+fn trained_projections_get_their_gradient() {
+    let (x, dy) = (random([7, 5]), random([7, 9]));
+    let weights = [random([2, 5]), random([4, 5]), random([3, 5])];
+    for residual in [None, Some(random([7, 9]))] {
+        let run = |fused: bool| {
+            let _only_graph = graph_lock();
+            let x = x.clone().require_grad();
+            let weights = weights.clone().map(Tensor::require_grad);
+            let residual = residual.clone().map(Tensor::require_grad);
+            let mut leaves = vec![x.clone()];
+            leaves.extend(weights.clone());
+            leaves.extend(residual.clone());
+            let y = match fused {
+                true => {
+                    let projections = weights.map(|weight| Projection {
+                        weight,
+                        adapter: None,
+                    });
+                    adapted_linear::adapted_linear(x, &projections, residual)
+                }
+                false => {
+                    let y = x.matmul(Tensor::cat(weights.to_vec(), 0).transpose());
+                    residual.map_or(y.clone(), |residual| y + residual)
+                }
+            };
+            with_gradients(y, &dy, &leaves)
+        };
+        for (fused, plain) in run(true).into_iter().zip(run(false)) {
+            assert_close(fused, plain);
+        }
+    }
+}
+
+/// One of two projections is trained, and has a branch beside: each gets its gradient, the frozen one none.
+#[test]
+fn a_trained_projection_may_stand_beside_a_frozen_one() {
+    let _only_graph = graph_lock();
+    let (x, dy) = (random([7, 5]), random([7, 6]));
+    let (trained, frozen) = (random([2, 5]).require_grad(), random([4, 5]));
+    let (a, b) = (random([3, 5]).require_grad(), random([2, 3]).require_grad());
+    let adapter = Adapter {
+        a: a.clone(),
+        b: b.clone(),
+        scaling: 0.5,
+        dropout_mask: None,
+    };
+    let projections = [(&trained, Some(adapter)), (&frozen, None)];
+    let projections = projections.map(|(weight, adapter)| Projection {
+        weight: weight.clone(),
+        adapter,
+    });
+    let y = adapted_linear::adapted_linear(x.clone(), &projections, None);
+    let grads = (y * dy.clone()).sum().backward();
+    let dy = dy.inner().narrow(1, 0, 2);
+    let d_weight = dy.clone().transpose().matmul(x.clone().inner());
+    assert_close(trained.grad(&grads).unwrap(), d_weight);
+    let low = x.inner().matmul(a.clone().inner().transpose());
+    assert_close(b.grad(&grads).unwrap(), dy.transpose().matmul(low) * 0.5);
+    assert!(frozen.grad(&grads).is_none() && a.grad(&grads).is_some());
+}
+
+#[test]
+fn a_trained_norm_and_a_trained_head_get_their_gradient() {
+    let (x, dy) = (random([7, 12]), random([7, 12]));
+    let weight = random([1, 12]);
+    let run = |fused: bool| {
+        let _only_graph = graph_lock();
+        let (x, weight) = (x.clone().require_grad(), weight.clone().require_grad());
+        let flat = weight.clone().squeeze_dim::<1>(0);
+        let y = match fused {
+            true => rms_norm::rms_norm(x.clone(), flat, 1e-2),
+            false => rms_norm::reference(x.clone(), flat, 1e-2),
+        };
+        with_gradients(y, &dy, &[x, weight])
+    };
+    for (fused, plain) in run(true).into_iter().zip(run(false)) {
+        assert_close(fused, plain);
+    }
+
+    let (hidden, head, dy) = (random([9, 5]), random([11, 5]), random([9, 1]));
+    let targets = ints::<1>(&[0, 3, 10, 2, 2, 7, 1, 9, 5], [9]);
+    for stats in [LogProbStats::None, LogProbStats::All] {
+        let run = |fused: bool| {
+            let _only_graph = graph_lock();
+            let (hidden, head) = (hidden.clone().require_grad(), head.clone().require_grad());
+            let (states, targets) = (hidden.clone(), targets.clone());
+            let logps = match fused {
+                true => log_probs::completion_log_probs(states, head.clone(), targets, stats)
+                    .narrow(1, 0, 1),
+                false => {
+                    let logits = states.matmul(head.clone().transpose());
+                    let all = burn::tensor::activation::log_softmax(logits, 1);
+                    all.gather(1, targets.unsqueeze_dim::<2>(1))
+                }
+            };
+            with_gradients(logps, &dy, &[hidden, head])
+        };
+        for (fused, plain) in run(true).into_iter().zip(run(false)) {
+            assert_close(fused, plain);
+        }
+    }
+}

@@ -1,17 +1,18 @@
-//! Rebuilds `assets/demo/`: the rows and the tiny model that `arithmo demo` works on. The same bytes on every machine.
+//! Rebuilds `assets/demo/`: the rows and the small model that `arithmo demo` works on.
 //!
-//! `cargo run --example demo_assets [-- FOLDER]`
+//! `cargo run --release --example demo_assets`: everything; with `-- --texts` all but the weights, which take minutes. The
+//! training can be done apart: `-- --lessons`, `arithmo train --config configs/sft.toml`, `-- --weights`.
 
 mod model;
 mod problems;
 mod rows;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use arithmo::Result;
 use arithmo::output::write_whole;
+use arithmo::{Error, Result};
 
-/// Every file: its path below the folder, and its bytes.
+/// What is written where, by path below `assets/demo`; all but the weights.
 ///
 /// # Errors
 /// A temporary folder cannot be written.
@@ -24,10 +25,27 @@ pub(crate) fn files() -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 fn main() -> Result<()> {
-    let folder = std::env::args()
-        .nth(1)
-        .map_or_else(default_folder, PathBuf::from);
-    for (name, bytes) in files()? {
+    let assets = root().join("assets/demo");
+    let work = root().join("target/demo_assets");
+    match std::env::args().nth(1).as_deref() {
+        None => {
+            write(&assets, files()?)?;
+            model::write_training(&work)?;
+            model::train()?;
+            write(&assets, vec![model::weights(&work)?])
+        }
+        Some("--lessons") => model::write_training(&work),
+        Some("--texts") => write(&assets, files()?),
+        Some("--weights") => write(&assets, vec![model::weights(&work)?]),
+        Some(other) => {
+            let remedy = "give --texts, --lessons, --weights, or nothing";
+            Err(Error::invalid(other, "is unknown", remedy))
+        }
+    }
+}
+
+fn write(folder: &Path, files: Vec<(String, Vec<u8>)>) -> Result<()> {
+    for (name, bytes) in files {
         let path = folder.join(name);
         write_whole(&path, &bytes)?;
         eprintln!("{:>8} bytes  {}", bytes.len(), path.display());
@@ -35,6 +53,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn default_folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets/demo")
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

@@ -1,14 +1,21 @@
-//! The tiny model: a byte-level BPE tokenizer trained on the rows, and random weights in Mistral's shape.
+//! The small model: a byte-level BPE tokenizer trained on rows and problems, and weights trained from random ones on lessons
+//! in arithmetic, by `configs/sft.toml`.
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 
+use arithmo::config::RunConfig;
+use arithmo::data::arithmetic::{Split, lessons, problems};
 use arithmo::model::config::MistralConfig;
-use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
+use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, load_safetensors_f32, save_folder};
+use arithmo::output::write_whole;
+use arithmo::progress::ProgressMode;
+use arithmo::train::folder::Existing;
+use arithmo::train::run::{RunOptions, run};
 use arithmo::{Error, Result};
+use arithmo_backends::ndarray::Cpu;
 use burn::tensor::DType;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -23,16 +30,16 @@ use tokenizers::{AddedToken, TokenizerBuilder};
 const VOCAB_SIZE: usize = 768;
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
-/// The model folder's files, as paths below `assets/demo`.
+/// Lessons the model is trained on, and the seed they are drawn with.
+const LESSONS: (u64, usize) = (1, 90_000);
+
+/// The model folder's files but the weights, as paths below `assets/demo`.
 pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder", "make", e))?;
-    let folder = folder.path().join("model");
     let config = config();
-    save_folder(&folder, &config, weights(&config), MAX_SHARD_BYTES, None)?;
-    let read = |name: &str| {
-        let path = folder.join(name);
-        fs::read(&path).map_err(|e| Error::io(path, "read", e))
-    };
+    config.save(folder.path())?;
+    let path = folder.path().join("config.json");
+    let config_json = fs::read(&path).map_err(|e| Error::io(path, "read", e))?;
     let pretty = |value: Value| format!("{value:#}\n").into_bytes();
     let tokenizer_config = json!({
         "add_bos_token": true,
@@ -43,33 +50,72 @@ pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
         "unk_token": SPECIAL[0],
     });
     let generation_config = json!({"bos_token_id": 1, "eos_token_id": 2});
-    Ok(vec![
-        ("model/config.json".to_string(), read("config.json")?),
-        (
-            "model/generation_config.json".to_string(),
-            pretty(generation_config),
-        ),
-        (
-            "model/model.safetensors".to_string(),
-            read("model.safetensors")?,
-        ),
-        ("model/tokenizer.json".to_string(), tokenizer(rows)?),
-        (
-            "model/tokenizer_config.json".to_string(),
-            pretty(tokenizer_config),
-        ),
-    ])
+    let files = [
+        ("config.json", config_json),
+        ("generation_config.json", pretty(generation_config)),
+        ("tokenizer.json", tokenizer(rows)?),
+        ("tokenizer_config.json", pretty(tokenizer_config)),
+    ];
+    Ok(files
+        .map(|(name, bytes)| (format!("model/{name}"), bytes))
+        .into())
+}
+
+/// Writes what `configs/sft.toml` reads: the model's shape and tokenizer, and the lessons.
+pub(crate) fn write_training(work: &Path) -> Result<()> {
+    for (name, bytes) in super::files()? {
+        if name.starts_with("model/") {
+            write_whole(&work.join(name), &bytes)?;
+        }
+    }
+    let (seed, count) = LESSONS;
+    let line = |lesson: arithmo::data::arithmetic::Problem| {
+        let completion = format!(" {}", lesson.solution);
+        format!(
+            "{}\n",
+            json!({"prompt": lesson.prompt, "completion": completion})
+        )
+    };
+    let lines: String = lessons(seed, count).into_iter().map(line).collect();
+    write_whole(&work.join("lessons.jsonl"), lines.as_bytes())
+}
+
+/// Trains the model.
+pub(crate) fn train() -> Result<()> {
+    let run_config = RunConfig::load(&super::root().join("configs/sft.toml"), &[])?;
+    let options = RunOptions {
+        existing: Existing::Overwrite,
+        dry_run: false,
+        progress: ProgressMode::detect(false),
+    };
+    run::<Cpu>(&run_config, &options, &Default::default()).map(|_| ())
+}
+
+/// The trained weights' file, in bfloat16.
+pub(crate) fn weights(work: &Path) -> Result<(String, Vec<u8>)> {
+    let mut weights = load_safetensors_f32(&work.join("run/model/model.safetensors"))?;
+    let out = work.join("bf16");
+    arithmo::output::remove(&out)?;
+    let tensors = config().tensors().into_iter().map(|(name, shape)| {
+        let values = weights.remove(&name).map(|(_, values)| values);
+        let missing = Error::run(format!("{name} was not trained"), "mend this example");
+        OutTensor::new(name, shape, DType::BF16, move || values.ok_or(missing))
+    });
+    save_folder(&out, &config(), tensors, MAX_SHARD_BYTES, None)?;
+    let path = out.join("model.safetensors");
+    let bytes = fs::read(&path).map_err(|e| Error::io(path, "read", e))?;
+    Ok(("model/model.safetensors".to_string(), bytes))
 }
 
 fn config() -> MistralConfig {
     MistralConfig {
         vocab_size: VOCAB_SIZE,
-        hidden_size: 64,
-        intermediate_size: 144,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: Some(16),
+        hidden_size: 160,
+        intermediate_size: 416,
+        num_hidden_layers: 6,
+        num_attention_heads: 5,
+        num_key_value_heads: 1,
+        head_dim: Some(32),
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
         rope_theta: 10000.0,
@@ -82,29 +128,6 @@ fn config() -> MistralConfig {
         pad_token_id: None,
         torch_dtype: Some("bfloat16".to_string()),
     }
-}
-
-/// Uniform weights of standard deviation 1 (embedding) or 1 / sqrt(inputs) (all others); norms are 1.
-fn weights(config: &MistralConfig) -> Vec<OutTensor<'static>> {
-    let mut generator = ChaCha8Rng::seed_from_u64(7);
-    let tensor = |(name, shape): (String, Vec<usize>)| {
-        let bound = match (name.contains("embed"), shape.as_slice()) {
-            (_, [_]) => None,
-            (true, _) => Some(3f64.sqrt()),
-            (false, shape) => shape.last().map(|inputs| (3.0 / *inputs as f64).sqrt()),
-        };
-        let values = (0..shape.iter().product()).map(|_| match bound {
-            None => 1.0,
-            Some(bound) => {
-                // 24 random bits are a multiple of 2^-24 in [0, 1): the same on every machine.
-                let unit = f64::from(generator.next_u32() >> 8) / f64::from(1 << 24);
-                ((2.0 * unit - 1.0) * bound) as f32
-            }
-        });
-        let values: Vec<f32> = values.collect();
-        OutTensor::new(name, shape, DType::BF16, move || Ok(values))
-    };
-    config.tensors().into_iter().map(tensor).collect()
 }
 
 /// `tokenizer.json`: digits one by one as Mistral has them, `<s>` in front.
@@ -144,9 +167,17 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
     Ok((json + "\n").into_bytes())
 }
 
-/// The texts the model will see, roughly: tags and the commonest entities taken out.
+/// The texts the model will see, roughly: problems of arithmetic, and rows with tags and the commonest entities taken out.
 fn texts(rows: &[Value]) -> Vec<String> {
-    let mut texts = vec!["Question: \n\nAnswer:".to_string(); 200];
+    let problems = problems(Split::Train, 1, 2000).into_iter();
+    let mut texts: Vec<String> = problems
+        .map(|problem| {
+            format!(
+                "Question: {}\n\nAnswer: {}",
+                problem.prompt, problem.solution
+            )
+        })
+        .collect();
     for row in rows {
         let answers = row["answers"].as_array().into_iter().flatten();
         let all = answers

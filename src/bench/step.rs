@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::BenchOptions;
 use crate::config::{GradientCheckpointing, TargetModules};
-use crate::data::batch::attended_tokens;
 use crate::data::encode::{EncodedPair, EncodedSequence};
+use crate::data::sample::Sample;
 use crate::doctor::speed::{median, timed};
 use crate::dpo::loss::{DpoLoss, DpoLossType};
 use crate::dpo::reference::Reference;
@@ -86,6 +86,8 @@ impl<B: TrainBackend> Setup<B> {
             loss: DpoLoss {
                 loss_type: DpoLossType::Sigmoid,
                 beta: 0.1,
+                weight: 1.0,
+                sft_weight: 0.0,
             },
             max_grad_norm: Some(1.0),
             activations,
@@ -138,7 +140,7 @@ impl<B: TrainBackend> Setup<B> {
         let recomputed = again.sum::<f64>() / tokens as f64;
         Ok(Run {
             tokens,
-            attended: pairs.iter().map(attended_tokens).sum(),
+            attended: pairs.iter().map(Sample::attended_tokens).sum(),
             recomputed,
             precomputed: options.precomputed,
             seconds: median(seconds),
@@ -324,7 +326,7 @@ mod tests {
         assert_eq!(pair.chosen.completion_start, 154);
         assert_eq!(pair.chosen.scored_tokens(), 180);
         // Prompt twice, and the last token of each side.
-        assert_eq!(attended_tokens(pair), 512 + 154 + 2);
+        assert_eq!(pair.attended_tokens(), 512 + 154 + 2);
     }
 
     #[test]

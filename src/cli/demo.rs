@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use arithmo_backends::TrainBackend;
 use clap::Args;
 
-use crate::demo::{DemoOptions, demo};
+use crate::demo::{DemoOptions, DemoSize, demo};
 use crate::error::Result;
 use crate::progress::ProgressMode;
 
-/// The whole way on a small example: pairs, training, scores before and after, a report.
+/// The whole way on a small example: pairs, training, answers before and after, a report.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
     /// Folder for everything the demo writes.
@@ -18,6 +18,12 @@ pub struct DemoArgs {
     /// Replace a demo that is already there.
     #[arg(long)]
     pub overwrite: bool,
+    /// Seed of problems, samples and training.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Problems to sample answers to; half as many are held out.
+    #[arg(long, value_name = "N", default_value_t = 1000, hide = true)]
+    pub problems: usize,
 }
 
 /// Runs the demo; prints its results on stdout.
@@ -27,6 +33,10 @@ pub struct DemoArgs {
 pub fn run<B: TrainBackend>(args: &DemoArgs, mode: ProgressMode, device: &B::Device) -> Result<()> {
     let options = DemoOptions {
         output: args.output.clone(),
+        size: DemoSize {
+            problems: args.problems,
+            seed: args.seed,
+        },
         overwrite: args.overwrite,
         progress: mode,
     };

@@ -6,10 +6,12 @@ pub mod demo;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
+pub mod iterate;
 pub mod merge;
 pub mod model;
 pub mod prepare;
 pub mod report;
+pub mod sample_pairs;
 pub mod sandbox_exec;
 pub mod score;
 pub mod train;
@@ -49,10 +51,14 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Turn Stack Exchange rows into preference pairs.
     Prepare(prepare::PrepareArgs),
-    /// Align a model with DPO and LoRA, as a run.toml says.
+    /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),
+    /// Make preference pairs from a model's own answers, checked against known ones.
+    SamplePairs(sample_pairs::SamplePairsArgs),
+    /// Sample, train and measure in rounds, as an iterate.toml says.
+    Iterate(iterate::IterateArgs),
     /// Complete prompts.
     Generate(generate::GenerateArgs),
     /// Talk to a model; its answers appear as they are made.
@@ -103,6 +109,8 @@ impl Cli {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
+            Command::Iterate(args) => iterate::run::<B>(args, mode, device),
+            Command::SamplePairs(args) => sample_pairs::run::<B>(args, mode, device),
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Chat(args) => chat::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),

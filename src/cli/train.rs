@@ -11,7 +11,7 @@ use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
 use crate::train::run::{RunOptions, run as run_training};
 
-/// Align a model with DPO and LoRA, as a run.toml says.
+/// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
     /// The run's configuration (see configs/).
@@ -31,7 +31,7 @@ pub struct TrainArgs {
     pub dry_run: bool,
 }
 
-/// Trains; prints the adapter's folder on stdout.
+/// Trains; prints the folder of the adapter (or the model) on stdout.
 ///
 /// # Errors
 /// As [`run_training`].
@@ -52,8 +52,8 @@ pub fn run<B: TrainBackend>(
         progress: mode,
     };
     let summary = run_training::<B>(&config, &options, device)?;
-    if let Some(adapter) = summary.adapter {
-        super::print_line(&adapter.display().to_string())?;
+    if let Some(output) = summary.output {
+        super::print_line(&output.display().to_string())?;
     }
     Ok(())
 }

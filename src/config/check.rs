@@ -5,7 +5,7 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use super::RunConfig;
-use super::options::{FDivergence, LossType, Method, Quantization, TargetModules};
+use super::options::{FDivergence, LossType, Method, ModelDtype, Quantization, TargetModules};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 use crate::data::encode::Compat;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub const PROJECTIONS: [&str; 7] = [
 ];
 
 /// The losses that can be trained with; the others are known by name only.
-const BUILT_LOSSES: [LossType; 2] = [LossType::Sigmoid, LossType::SigmoidNorm];
+const BUILT_LOSSES: [LossType; 3] = [LossType::Sigmoid, LossType::SigmoidNorm, LossType::Sft];
 
 /// An error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -98,17 +98,51 @@ impl RunConfig {
             "is empty",
             "name the folder the run is written to, as \"runs/dpo\"",
         )?;
-        built(self.method == Method::Dpo, "method", self.method)?;
         self.model.validate()?;
         self.data.validate()?;
         self.lora.validate()?;
         self.dpo.validate(self.data.compat)?;
         self.train.validate()?;
+        self.validate_method()?;
         ensure(
             self.train.eval_steps == 0 || self.data.eval_file.is_some(),
             "train.eval_steps",
             "there is nothing to evaluate: data.eval_file is not given",
             "give data.eval_file, or remove the key",
+        )
+    }
+
+    /// Refuses tables and keys that the chosen method, or training all weights, does not have.
+    fn validate_method(&self) -> Result<()> {
+        if self.method == Method::Sft {
+            ensure(
+                self.dpo == DpoSection::default(),
+                "dpo",
+                "has no effect: method is \"sft\"",
+                "remove the table, or set method = \"dpo\"",
+            )?;
+            ensure(
+                self.data.compat == Compat::Trl1,
+                "data.compat",
+                "is not built for method = \"sft\"",
+                "remove the key",
+            )?;
+        }
+        if self.model.use_peft {
+            return Ok(());
+        }
+        ensure(
+            self.lora == LoraSection::default(),
+            "lora",
+            "has no effect: model.use_peft is false, all weights are trained",
+            "remove the table, or model.use_peft",
+        )?;
+        let full = matches!(self.model.dtype, ModelDtype::Auto | ModelDtype::F32);
+        ensure(
+            full,
+            "model.dtype",
+            "must be \"f32\" where all weights are trained (model.use_peft = false): small updates would be lost in 16 bits",
+            "remove the key",
         )
     }
 }
@@ -128,7 +162,13 @@ impl ModelSection {
             "is true, but model.quantization is \"none\"",
             "remove the key",
         )?;
-        built(!quantized, "model.quantization", self.quantization)
+        built(!quantized, "model.quantization", self.quantization)?;
+        ensure(
+            !(self.from_scratch && self.use_peft),
+            "model.from_scratch",
+            "an adapter on random weights learns nothing of use",
+            "set model.use_peft = false to train all weights, or remove the key",
+        )
     }
 }
 
@@ -264,7 +304,11 @@ impl DpoSection {
         for loss in &self.loss_type {
             built(BUILT_LOSSES.contains(loss), "dpo.loss_type", loss)?;
         }
-        built(self.loss_type.len() == 1, "dpo.loss_type", &self.loss_type)?;
+        // One preference loss, and perhaps the chosen side's cross-entropy beside it.
+        let of_sft = self.loss_type.iter().filter(|loss| **loss == LossType::Sft);
+        let others = self.loss_type.len() - of_sft.clone().count();
+        let fits = others == 1 && of_sft.count() <= 1;
+        built(fits, "dpo.loss_type", &self.loss_type)?;
         self.validate_weights()?;
         positive(self.beta, "dpo.beta")?;
         below(self.label_smoothing, 0.5, "dpo.label_smoothing")?;
@@ -312,7 +356,9 @@ impl DpoSection {
             problem,
             "give one weight a loss, or remove the key",
         )?;
-        built(weights.iter().all(|weight| *weight == 1.0), key, weights)
+        weights
+            .iter()
+            .try_for_each(|weight| not_negative(*weight, key))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The values that keys of `run.toml` choose from, under the names their users know from TRL, PEFT and transformers.
 
+use burn::tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What is trained.
@@ -9,7 +10,7 @@ pub enum Method {
     /// Direct preference optimization on pairs.
     #[default]
     Dpo,
-    /// Supervised fine-tuning on the chosen completions.
+    /// Supervised fine-tuning on prompts and completions.
     Sft,
 }
 
@@ -26,6 +27,18 @@ pub enum ModelDtype {
     Bf16,
     /// IEEE half.
     F16,
+}
+
+impl ModelDtype {
+    /// The type asked for; `None` for auto.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+        }
+    }
 }
 
 /// Four-bit storage of the frozen weights (Dettmers et al. 2023, QLoRA).

@@ -27,6 +27,10 @@ pub struct ModelSection {
     pub quantization: Quantization,
     /// Whether the quantization scales are themselves quantized (saves about 0.4 bit a weight).
     pub double_quant: bool,
+    /// Whether an adapter is trained (`[lora]`); false: all weights are, in f32, and the result is a model folder.
+    pub use_peft: bool,
+    /// Whether training starts from random weights: of the model only `config.json` and the tokenizer are read.
+    pub from_scratch: bool,
 }
 
 impl Default for ModelSection {
@@ -37,6 +41,8 @@ impl Default for ModelSection {
             dtype: ModelDtype::Auto,
             quantization: Quantization::None,
             double_quant: false,
+            use_peft: true,
+            from_scratch: false,
         }
     }
 }
@@ -210,7 +216,7 @@ pub struct TrainSection {
     pub num_train_epochs: Option<f64>,
     /// Largest global L2 norm of the gradient; 0: never clipped.
     pub max_grad_norm: f64,
-    /// Decoupled weight decay on all LoRA weights.
+    /// Decoupled weight decay on all trained weights but those of norms.
     pub weight_decay: f64,
     /// Decay of the first moment.
     pub adam_beta1: f64,

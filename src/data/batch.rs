@@ -1,6 +1,6 @@
 //! Batches on the host: rows of token ids, and preference pairs packed into one row.
 
-use super::encode::{EncodedPair, EncodedSequence};
+use super::encode::{EncodedExample, EncodedPair, EncodedSequence};
 
 /// What a token sees, by index: two ranges of tokens (`[start, end)`), before any sliding window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl TokenRows {
     }
 }
 
-/// Encoded pairs packed into one row without padding, each prompt once.
+/// Encoded pairs packed into one row without padding, each prompt once; or examples, one completion each.
 ///
 /// A pair is its shared beginning (the prompt, and the first tokens of the completions as far as they are equal), then
 /// the rest of chosen, then the rest of rejected, whose positions start again after the shared beginning. Each rest sees
@@ -112,9 +112,9 @@ pub struct PreferenceBatch {
     pub predicting: Vec<i64>,
     /// The completion token each of them predicts, `[T]`.
     pub targets: Vec<i64>,
-    /// Completion tokens scored of each sequence, `[2N]`; sums to `T`.
+    /// Completion tokens scored of each sequence, `[2N]`, of examples `[N]`; sums to `T`.
     pub counts: Vec<usize>,
-    /// Ids of the `N` pairs.
+    /// Ids of the `N` pairs or examples.
     pub ids: Vec<String>,
 }
 
@@ -135,16 +135,7 @@ impl PreferenceBatch {
     pub fn new(pairs: &[&EncodedPair]) -> Self {
         let mut tokens = TokenRows::default();
         let places: Vec<Place> = pairs.iter().map(|pair| place(&mut tokens, pair)).collect();
-        tokens.rows = 1;
-        tokens.length = tokens.ids.len();
-        let mut batch = Self {
-            tokens,
-            queries: Vec::new(),
-            predicting: Vec::new(),
-            targets: Vec::new(),
-            counts: Vec::new(),
-            ids: pairs.iter().map(|pair| pair.id.clone()).collect(),
-        };
+        let mut batch = Self::of(tokens, pairs.iter().map(|pair| pair.id.clone()));
         for side in 0..2 {
             for (pair, place) in pairs.iter().zip(&places) {
                 batch.score([&pair.chosen, &pair.rejected][side], place, side);
@@ -152,6 +143,41 @@ impl PreferenceBatch {
         }
         batch.number_queries();
         batch
+    }
+
+    /// Packs `examples`, each a sequence that sees itself alone.
+    pub fn of_examples(examples: &[&EncodedExample]) -> Self {
+        let mut tokens = TokenRows::default();
+        let mut starts = Vec::with_capacity(examples.len());
+        for example in examples {
+            let ids = &example.sequence.ids;
+            starts.push(tokens.run(&ids[..(ids.len() - 1).max(1)], 0, [0, 0]));
+        }
+        let mut batch = Self::of(tokens, examples.iter().map(|example| example.id.clone()));
+        for (example, start) in examples.iter().zip(starts) {
+            let place = Place {
+                shared: 0,
+                shared_start: start,
+                rests: [start, start],
+            };
+            batch.score(&example.sequence, &place, 0);
+        }
+        batch.number_queries();
+        batch
+    }
+
+    /// A batch of `tokens` in one row, of which none is scored yet.
+    fn of(mut tokens: TokenRows, ids: impl Iterator<Item = String>) -> Self {
+        tokens.rows = 1;
+        tokens.length = tokens.ids.len();
+        Self {
+            tokens,
+            queries: Vec::new(),
+            predicting: Vec::new(),
+            targets: Vec::new(),
+            counts: Vec::new(),
+            ids: ids.collect(),
+        }
     }
 
     /// Number of pairs, `N`.
@@ -235,15 +261,6 @@ fn shared_beginning([chosen, rejected]: [&EncodedSequence; 2]) -> usize {
     (0..equal).find(differs).unwrap_or(equal)
 }
 
-/// Tokens of both sides that are attended to, each side counted in full (TRL's `num_tokens`).
-pub fn attended_tokens(pair: &EncodedPair) -> usize {
-    let sides = [&pair.chosen, &pair.rejected];
-    sides
-        .map(|side| side.ids.len() - side.hidden.len())
-        .iter()
-        .sum()
-}
-
 /// Tokens the pair takes in a row.
 pub fn packed_tokens(pair: &EncodedPair) -> usize {
     let sides = [&pair.chosen, &pair.rejected];
@@ -255,6 +272,7 @@ pub fn packed_tokens(pair: &EncodedPair) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::sample::Sample;
 
     fn side(ids: &[u32], completion_start: usize, hidden: &[usize]) -> EncodedSequence {
         EncodedSequence {
@@ -313,7 +331,25 @@ mod tests {
         assert_eq!(batch.targets, [6, 2, 8, 2, 7, 8, 9, 2]);
         assert_eq!(batch.counts, [2, 2, 1, 3]);
         assert_eq!(packed_tokens(&first) + packed_tokens(&second), 6);
-        assert_eq!(attended_tokens(&first), 7);
+        assert_eq!(first.attended_tokens(), 7);
+    }
+
+    #[test]
+    fn examples_are_sequences_of_their_own() {
+        let example = |sequence| EncodedExample {
+            id: "e".into(),
+            sequence,
+        };
+        let first = example(side(&[1, 5, 6, 2], 2, &[]));
+        let second = example(side(&[1, 5, 2], 0, &[]));
+        let batch = PreferenceBatch::of_examples(&[&first, &second]);
+        assert_eq!(batch.tokens.ids, [1, 5, 6, 1, 5]);
+        assert_eq!(batch.tokens.positions, [0, 1, 2, 0, 1]);
+        let seen = [[0, 1], [0, 2], [0, 3], [3, 4], [3, 5]];
+        assert_eq!(own(&batch.tokens), seen);
+        assert_eq!(batch.queries, [1, 2, 3, 4]);
+        assert_eq!(batch.targets, [6, 2, 5, 2]);
+        assert_eq!(batch.counts, [2, 2]);
     }
 
     #[test]

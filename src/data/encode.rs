@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 
 pub use report::{EncodeReport, Refusal, Refused};
 
+use crate::data::example::Example;
 use crate::data::pair::PreferencePair;
 use crate::data::prompt::PromptTemplate;
+use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -48,6 +50,15 @@ pub struct EncodedPair {
     pub chosen: EncodedSequence,
     /// Prompt and other completion. Under truncation its prompt can differ from chosen's.
     pub rejected: EncodedSequence,
+}
+
+/// An example of supervised fine-tuning ready for the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedExample {
+    /// The id of the [`Example`].
+    pub id: String,
+    /// Prompt and completion.
+    pub sequence: EncodedSequence,
 }
 
 /// Whose tokenisation, truncation and metric definitions to follow.
@@ -137,18 +148,18 @@ impl EncodeConfig {
     }
 }
 
-/// Encoded pairs and what happened to the others.
+/// Encoded pairs (or examples) and what happened to the others.
 #[derive(Clone, Debug)]
-pub struct EncodedDataset {
-    /// Pairs in input order, without the dropped ones. Before [`settle`](Self::settle) it still holds the refused ones.
-    pub pairs: Vec<EncodedPair>,
+pub struct EncodedDataset<S = EncodedPair> {
+    /// In input order, without the dropped ones. Before [`settle`](Self::settle) it still holds the refused ones.
+    pub pairs: Vec<S>,
     /// What was dropped, cut or refused.
     pub report: EncodeReport,
     /// For each of `pairs`, whether it is refused.
     refused: Vec<bool>,
 }
 
-impl EncodedDataset {
+impl<S: Sample> EncodedDataset<S> {
     /// Decides what happens to refused pairs: an error (both false), trained on as TRL would
     /// (`allow_empty_completions`), or left out (`skip_untrainable`).
     ///
@@ -163,11 +174,10 @@ impl EncodedDataset {
             self.refused = vec![false; self.pairs.len()];
         }
         // A sequence without any token has nothing to be trained on, whatever was allowed.
-        let empty =
-            |pair: &&EncodedPair| pair.chosen.ids.is_empty() || pair.rejected.ids.is_empty();
+        let empty = |pair: &&S| pair.sides().iter().any(|side| side.ids.is_empty());
         if let Some(pair) = self.pairs.iter().find(empty) {
             return Err(Error::invalid(
-                format!("pair {}", pair.id),
+                place(pair),
                 "has neither prompt nor completion tokens",
                 "leave it out: data.skip_untrainable = true",
             ));
@@ -176,10 +186,11 @@ impl EncodedDataset {
             return Err(Error::invalid(
                 "data",
                 format!(
-                    "none of {} pairs is left to train on",
-                    self.report.pairs_read
+                    "none of {} {} is left to train on",
+                    self.report.pairs_read,
+                    S::NAME
                 ),
-                "raise data.max_length; --dry-run lists what happened to each pair",
+                "raise data.max_length; --dry-run lists what happened to each",
             ));
         }
         self.report.pairs_kept = self.pairs.len();
@@ -193,16 +204,16 @@ impl EncodedDataset {
     /// sequence is longer than `max_positions`.
     pub fn check_fits(&self, vocab_size: usize, max_positions: usize) -> Result<()> {
         for pair in &self.pairs {
-            let place = format!("pair {}", pair.id);
-            let ids = pair.chosen.ids.iter().chain(&pair.rejected.ids);
-            if let Some(id) = ids.copied().find(|id| *id as usize >= vocab_size) {
+            let (place, sides) = (place(pair), pair.sides());
+            let mut ids = sides.iter().flat_map(|side| &side.ids);
+            if let Some(id) = ids.find(|id| **id as usize >= vocab_size) {
                 return Err(Error::invalid(
                     place,
                     format!("has the token id {id}, but the model only has {vocab_size} tokens"),
                     "take tokenizer and weights from one and the same model",
                 ));
             }
-            let longest = pair.chosen.ids.len().max(pair.rejected.ids.len());
+            let longest = sides.iter().map(|side| side.ids.len()).max().unwrap_or(0);
             if longest > max_positions {
                 return Err(Error::invalid(
                     place,
@@ -215,6 +226,11 @@ impl EncodedDataset {
         }
         Ok(())
     }
+}
+
+/// What an error calls a sample.
+fn place<S: Sample>(sample: &S) -> String {
+    format!("{} {}", S::NAME.trim_end_matches('s'), sample.id())
 }
 
 /// Encodes all pairs, in order, on all processor cores.
@@ -233,24 +249,74 @@ pub fn encode_pairs(
         Compat::Trl074 => encode_trl074(tokenizer, pair, config),
     };
     let outcomes: Vec<Outcome> = pairs.par_iter().map(encode).collect::<Result<_>>()?;
-    let mut dataset = EncodedDataset {
-        pairs: Vec::with_capacity(pairs.len()),
-        report: EncodeReport::new(config),
-        refused: Vec::with_capacity(pairs.len()),
+    let ids = pairs.iter().map(|pair| &pair.id);
+    let dataset = collect(config, ids.zip(outcomes), |id, (chosen, rejected)| {
+        EncodedPair {
+            id: id.clone(),
+            chosen,
+            rejected,
+        }
+    });
+    Ok(dataset)
+}
+
+/// Encodes all examples, in order, as TRL 1.x's `SFTTrainer` does prompts with completions: as [`encode_pairs`] does a
+/// side of a pair. In the report the completion is the chosen side.
+///
+/// # Errors
+/// As [`encode_pairs`], or other rules than TRL 1.x's are asked for.
+pub fn encode_examples(
+    tokenizer: &Tokenizer,
+    examples: &[Example],
+    config: &EncodeConfig,
+) -> Result<EncodedDataset<EncodedExample>> {
+    config.validate()?;
+    if config.compat != Compat::Trl1 {
+        let problem = "is not built for supervised fine-tuning";
+        return Err(Error::invalid("data.compat", problem, "remove the key"));
+    }
+    let encode = |example: &Example| {
+        let twice = PreferencePair {
+            id: String::new(),
+            prompt: example.prompt.clone(),
+            chosen: example.completion.clone(),
+            rejected: example.completion.clone(),
+            chosen_score: None,
+            rejected_score: None,
+        };
+        encode_trl1(tokenizer, &twice, config).map(Outcome::of_one_side)
     };
-    for (source, outcome) in pairs.iter().zip(outcomes) {
-        dataset.report.count(source, &outcome);
-        if let Some((chosen, rejected)) = outcome.sides {
+    let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
+    let ids = examples.iter().map(|example| &example.id);
+    let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _)| {
+        EncodedExample {
+            id: id.clone(),
+            sequence,
+        }
+    });
+    Ok(dataset)
+}
+
+/// What was encoded, and the report of it.
+fn collect<'a, S>(
+    config: &EncodeConfig,
+    outcomes: impl Iterator<Item = (&'a String, Outcome)>,
+    sample: impl Fn(&String, (EncodedSequence, EncodedSequence)) -> S,
+) -> EncodedDataset<S> {
+    let mut dataset = EncodedDataset {
+        pairs: Vec::new(),
+        report: EncodeReport::new(config),
+        refused: Vec::new(),
+    };
+    for (id, outcome) in outcomes {
+        dataset.report.count(id, &outcome);
+        if let Some(sides) = outcome.sides {
             dataset.refused.push(outcome.refusal.is_some());
-            dataset.pairs.push(EncodedPair {
-                id: source.id.clone(),
-                chosen,
-                rejected,
-            });
+            dataset.pairs.push(sample(id, sides));
         }
     }
     dataset.report.pairs_kept = dataset.pairs.len();
-    Ok(dataset)
+    dataset
 }
 
 /// What became of one pair.
@@ -276,6 +342,21 @@ impl Outcome {
         }
         self.identical_after_truncation = self.refusal.is_none() && chosen == rejected;
         self.sides = Some((chosen, rejected));
+        self
+    }
+
+    /// The same of an example, given as a pair of equal sides: that they are equal is no finding.
+    fn of_one_side(mut self) -> Self {
+        self.rejected_cut = false;
+        self.identical_after_truncation = false;
+        self.refusal = self.refusal.filter(|why| *why != Refusal::IdenticalSides);
+        let lost = self
+            .sides
+            .as_ref()
+            .is_some_and(|(side, _)| side.scored_tokens() == 0);
+        if self.refusal.is_none() && lost {
+            self.refusal = Some(Refusal::LostByTruncation);
+        }
         self
     }
 }
@@ -305,7 +386,11 @@ fn encode_trl1(
         let end = if completion.ends_with(eos) { "" } else { eos };
         tokenizer.encode(&[&prompt, completion, end].concat(), true)
     };
-    let (chosen, rejected) = (joint(&pair.chosen)?, joint(&pair.rejected)?);
+    let chosen = joint(&pair.chosen)?;
+    let rejected = match pair.rejected == pair.chosen {
+        true => chosen.clone(),
+        false => joint(&pair.rejected)?,
+    };
     // The last prompt token may have merged with the completion's first characters: the prompt ends before it.
     let prompt = tokenizer.encode(&prompt, true)?;
     let start = common_prefix(&prompt, &chosen).min(common_prefix(&prompt, &rejected));

@@ -13,8 +13,6 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::output::WholeFile;
 
-const COLUMNS: &str = "each row needs prompt (or question), chosen and rejected, all of them text";
-
 /// One line of `pairs.jsonl`.
 ///
 /// When read by [`read_pairs`], `question` is accepted for `prompt`; `id` may be missing and is then the line number.
@@ -46,11 +44,31 @@ pub struct PreferencePair {
 /// # Errors
 /// The file cannot be read, is of another kind, is empty, or a row is not a pair; file, line or row, and key are named.
 pub fn read_pairs(path: &Path) -> Result<Vec<PreferencePair>> {
+    read_rows(path)
+}
+
+/// What a file's rows become.
+pub(super) trait Row: Sized {
+    /// What they are called, several of them.
+    const NAME: &'static str;
+    /// Which columns a row needs.
+    const COLUMNS: &'static str;
+    /// Columns a table must have: all of one of these.
+    const REQUIRED: &'static [&'static [&'static str]];
+
+    /// Takes a row's columns; its number is its id if it has none.
+    fn from_columns(row: &mut Columns) -> std::result::Result<Self, BadRow>;
+
+    fn id_mut(&mut self) -> &mut String;
+}
+
+/// As [`read_pairs`], for other kinds of rows.
+pub(super) fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>> {
     let extension = path
         .extension()
         .and_then(|e| e.to_str())
         .unwrap_or_default();
-    let mut pairs = match extension.to_ascii_lowercase().as_str() {
+    let mut rows: Vec<T> = match extension.to_ascii_lowercase().as_str() {
         "jsonl" | "ndjson" => read_lines(path)?,
         "json" => read_json(path)?,
         "parquet" => columns::read_parquet(path)?,
@@ -62,11 +80,12 @@ pub fn read_pairs(path: &Path) -> Result<Vec<PreferencePair>> {
             ));
         }
     };
-    if pairs.is_empty() {
-        return Err(Error::file(path, "holds no pairs", COLUMNS));
+    if rows.is_empty() {
+        let problem = format!("holds no {}", T::NAME);
+        return Err(Error::file(path, problem, T::COLUMNS));
     }
-    make_ids_unique(&mut pairs);
-    Ok(pairs)
+    make_ids_unique(&mut rows);
+    Ok(rows)
 }
 
 /// Writes pairs one by one as JSON lines; the file appears under its name when [`finish`](Self::finish) is called.
@@ -127,17 +146,17 @@ pub fn write_pairs<'a>(
     writer.finish()
 }
 
-fn read_lines(path: &Path) -> Result<Vec<PreferencePair>> {
+fn read_lines<T: Row>(path: &Path) -> Result<Vec<T>> {
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let mut reader = BufReader::with_capacity(1 << 18, file);
-    let (mut pairs, mut line, mut number) = (Vec::new(), Vec::new(), 0usize);
+    let (mut rows, mut line, mut number) = (Vec::new(), Vec::new(), 0usize);
     loop {
         line.clear();
         let read = reader
             .read_until(b'\n', &mut line)
             .map_err(|e| Error::io(path, "read", e))?;
         if read == 0 {
-            return Ok(pairs);
+            return Ok(rows);
         }
         number += 1;
         let text = utf8(path, &line, number)?;
@@ -161,11 +180,11 @@ fn read_lines(path: &Path) -> Result<Vec<PreferencePair>> {
                 "mend or remove the line; .jsonl holds one object a line",
             )
         })?;
-        pairs.push(pair_from_row(row, number).map_err(|e| e.at(place()))?);
+        rows.push(from_row(row, number).map_err(|e| e.at(place()))?);
     }
 }
 
-fn read_json(path: &Path) -> Result<Vec<PreferencePair>> {
+fn read_json<T: Row>(path: &Path) -> Result<Vec<T>> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     let text = utf8(path, &bytes, 1)?.trim_start_matches('\u{feff}');
     if text.trim_start().starts_with('{') {
@@ -184,7 +203,7 @@ fn read_json(path: &Path) -> Result<Vec<PreferencePair>> {
     })?;
     let place = |row: usize| format!("{}: row {row}", path.display());
     let rows = rows.into_iter().zip(1..);
-    rows.map(|(value, row)| pair_from_row(value, row).map_err(|e| e.at(place(row))))
+    rows.map(|(value, row)| from_row(value, row).map_err(|e| e.at(place(row))))
         .collect()
 }
 
@@ -210,7 +229,7 @@ fn utf8<'a>(path: &Path, bytes: &'a [u8], first_line: usize) -> Result<&'a str> 
 
 /// What is wrong with a row, before it is known where the row stands.
 #[derive(Debug)]
-struct BadRow {
+pub(super) struct BadRow {
     problem: String,
     remedy: &'static str,
 }
@@ -221,55 +240,83 @@ impl BadRow {
     }
 }
 
-/// A row of any source as a pair; `number` is its id if it has none.
-fn pair_from_row(row: Value, number: usize) -> std::result::Result<PreferencePair, BadRow> {
-    let Value::Object(mut row) = row else {
-        let problem = format!("is {}, not an object", kind(&row));
-        return Err(BadRow {
-            problem,
-            remedy: COLUMNS,
-        });
-    };
-    let prompt_key = if row.contains_key("prompt") {
-        "prompt"
-    } else {
-        "question"
-    };
-    Ok(PreferencePair {
-        id: take_id(&mut row)?.unwrap_or_else(|| number.to_string()),
-        prompt: take_text(&mut row, prompt_key)?,
-        chosen: take_text(&mut row, "chosen")?,
-        rejected: take_text(&mut row, "rejected")?,
-        chosen_score: take_score(&mut row, "chosen_score")?,
-        rejected_score: take_score(&mut row, "rejected_score")?,
-    })
+/// The columns of one row of any source.
+pub(super) struct Columns {
+    row: Map<String, Value>,
+    number: usize,
+    /// What is said where one is missing.
+    remedy: &'static str,
 }
 
-fn take_text(row: &mut Map<String, Value>, key: &str) -> std::result::Result<String, BadRow> {
-    match row.remove(key) {
-        Some(Value::String(text)) => Ok(text),
-        Some(Value::Array(_) | Value::Object(_)) => Err(conversational(key)),
-        Some(other) => {
-            let problem = format!("{key}: is {}, not text", kind(&other));
-            Err(BadRow {
-                problem,
-                remedy: COLUMNS,
-            })
-        }
-        None => {
-            let name = if key == "question" {
-                "prompt (or question)"
-            } else {
-                key
+impl Columns {
+    /// The id, or else the row's number.
+    pub(super) fn id(&mut self) -> std::result::Result<String, BadRow> {
+        Ok(take_id(&mut self.row)?.unwrap_or_else(|| self.number.to_string()))
+    }
+
+    /// The text in the first of the columns `keys` that there is.
+    pub(super) fn text(&mut self, keys: &[&str]) -> std::result::Result<String, BadRow> {
+        let found = keys.iter().find(|key| self.row.contains_key(**key));
+        let bad = |problem| BadRow {
+            problem,
+            remedy: self.remedy,
+        };
+        let Some(key) = found else {
+            let mut have: Vec<&str> = self.row.keys().map(String::as_str).collect();
+            have.truncate(8);
+            let name = match keys {
+                [one] => (*one).to_string(),
+                [first, rest @ ..] => format!("{first} (or {})", rest.join(", ")),
+                [] => String::new(),
             };
-            let mut keys: Vec<&str> = row.keys().map(String::as_str).collect();
-            keys.truncate(8);
-            let problem = format!("{name}: is missing; the row has {}", keys.join(", "));
-            Err(BadRow {
-                problem,
-                remedy: COLUMNS,
-            })
+            let problem = format!("{name}: is missing; the row has {}", have.join(", "));
+            return Err(bad(problem));
+        };
+        match self.row.get_mut(*key).map(Value::take) {
+            Some(Value::String(text)) => Ok(text),
+            Some(Value::Array(_) | Value::Object(_)) => Err(conversational(key)),
+            other => {
+                let other = other.unwrap_or_default();
+                Err(bad(format!("{key}: is {}, not text", kind(&other))))
+            }
         }
+    }
+}
+
+/// A row of any source.
+fn from_row<T: Row>(row: Value, number: usize) -> std::result::Result<T, BadRow> {
+    match row {
+        Value::Object(row) => T::from_columns(&mut Columns {
+            row,
+            number,
+            remedy: T::COLUMNS,
+        }),
+        other => Err(BadRow {
+            problem: format!("is {}, not an object", kind(&other)),
+            remedy: T::COLUMNS,
+        }),
+    }
+}
+
+impl Row for PreferencePair {
+    const NAME: &'static str = "pairs";
+    const COLUMNS: &'static str =
+        "each row needs prompt (or question), chosen and rejected, all of them text";
+    const REQUIRED: &'static [&'static [&'static str]] = &[&["chosen", "rejected"]];
+
+    fn from_columns(row: &mut Columns) -> std::result::Result<Self, BadRow> {
+        Ok(Self {
+            id: row.id()?,
+            prompt: row.text(&["prompt", "question"])?,
+            chosen: row.text(&["chosen"])?,
+            rejected: row.text(&["rejected"])?,
+            chosen_score: take_score(&mut row.row, "chosen_score")?,
+            rejected_score: take_score(&mut row.row, "rejected_score")?,
+        })
+    }
+
+    fn id_mut(&mut self) -> &mut String {
+        &mut self.id
     }
 }
 
@@ -325,22 +372,22 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Appends `#2`, `#3`, ... to ids that were met before.
-fn make_ids_unique(pairs: &mut [PreferencePair]) {
-    let mut met: HashMap<String, usize> = HashMap::with_capacity(pairs.len());
-    for pair in pairs {
-        let count = met.get(&pair.id).copied().unwrap_or(0) + 1;
-        let mut id = pair.id.clone();
+fn make_ids_unique<T: Row>(rows: &mut [T]) {
+    let mut met: HashMap<String, usize> = HashMap::with_capacity(rows.len());
+    for given in rows.iter_mut().map(T::id_mut) {
+        let count = met.get(given).copied().unwrap_or(0) + 1;
+        let mut id = given.clone();
         for n in count.. {
             if n > 1 {
-                id = format!("{}#{n}", pair.id);
+                id = format!("{given}#{n}");
             }
             if !met.contains_key(&id) {
-                met.insert(pair.id.clone(), n);
+                met.insert(given.clone(), n);
                 break;
             }
         }
         met.entry(id.clone()).or_insert(1);
-        pair.id = id;
+        *given = id;
     }
 }
 

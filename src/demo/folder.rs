@@ -1,17 +1,17 @@
-//! The demo's folder: what is put into it at the start, where each thing is, the commands that work on it.
+//! The demo's folder: what is put into it at the start, where each thing is.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::config::RunConfig;
+use crate::data::arithmetic::{Problem, Split, problems};
 use crate::error::{Error, Result};
 use crate::output::{remove, write_whole};
 
 /// Rows in the schema of HuggingFaceH4/stack-exchange-preferences (see assets/README.md).
 const ROWS: &[u8] = include_bytes!("../../assets/demo/rows.jsonl");
 
-/// The files of the tiny model.
+/// The files of the small model.
 const MODEL: [(&str, &[u8]); 5] = [
     (
         "config.json",
@@ -45,33 +45,41 @@ const PREPARE: &str = "# The default rules, but for a larger held-out part: ther
 const MARK: &str = "This folder was made by `arithmo demo`.";
 
 /// Everything in the folder, with what it is.
-pub(super) const CONTENTS: [(&str, &str); 11] = [
+pub(super) const CONTENTS: [(&str, &str); 15] = [
     ("rows.jsonl", "questions with voted answers, made up"),
     ("prepare.toml", "rules of prepare"),
     ("pairs.jsonl", "preference pairs for training"),
     ("pairs.held-out.jsonl", "pairs never trained on"),
     ("pairs.stats.json", "every row that became no pair, and why"),
-    ("model", "the tiny model, a Hugging Face folder"),
+    ("problems.jsonl", "problems whose answers are known"),
+    ("problems.held-out.jsonl", "problems never trained on"),
+    ("model", "the small model, a Hugging Face folder"),
+    ("before", "its answers to the held-out problems, judged"),
+    ("own-pairs.jsonl", "its own answers, right beside wrong"),
     ("run.toml", "the training run's configuration"),
     ("run/adapter", "the trained LoRA adapter, a PEFT folder"),
-    ("run/metrics.jsonl", "loss, rewards, margins of every step"),
-    (
-        "run/scores-after.jsonl",
-        "log-probabilities of the held-out pairs (before: scores-before.jsonl)",
-    ),
-    ("run/report/index.html", "the page to look at"),
+    ("after", "the answers with the adapter, judged"),
+    ("comparison/index.html", "the page of what changed"),
+    ("run/report/index.html", "the page of the training"),
 ];
 
 /// What [`DemoFolder::create`] writes or the steps leave; nothing else in the folder is ever touched.
-const OWN: [&str; 8] = [
+const OWN: [&str; 15] = [
     "rows.jsonl",
     "prepare.toml",
     "pairs.jsonl",
     "pairs.held-out.jsonl",
     "pairs.stats.json",
+    "problems.jsonl",
+    "problems.held-out.jsonl",
     "model",
+    "before",
+    "own-pairs.jsonl",
+    "own-pairs.stats.json",
     "run.toml",
     "run",
+    "after",
+    "comparison",
 ];
 
 /// The folder the demo works in.
@@ -81,11 +89,11 @@ pub struct DemoFolder {
 }
 
 impl DemoFolder {
-    /// Makes the folder and writes the inputs: rows, model, configurations.
+    /// Makes the folder and writes the inputs: rows, problems, model, configurations.
     ///
     /// # Errors
     /// It holds something that is no demo, or a demo and `overwrite` is not set; or it cannot be written.
-    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
+    pub fn create(path: &Path, size: DemoSize, overwrite: bool) -> Result<Self> {
         let folder = Self {
             path: path.to_path_buf(),
         };
@@ -102,7 +110,11 @@ impl DemoFolder {
         for (name, bytes) in MODEL {
             write_whole(&folder.model().join(name), bytes)?;
         }
-        write_whole(&folder.run_config(), folder.run_toml()?.as_bytes())?;
+        let DemoSize { problems, seed } = size;
+        write_problems(&folder.problems(), Split::Train, seed, problems)?;
+        let held_out = folder.held_out_problems();
+        write_problems(&held_out, Split::HeldOut, seed, problems.div_ceil(2))?;
+        write_whole(&folder.run_config(), folder.run_toml(seed)?.as_bytes())?;
         Ok(folder)
     }
 
@@ -136,12 +148,13 @@ impl DemoFolder {
     }
 
     /// `configs/tiny.toml`, with this folder's paths.
-    fn run_toml(&self) -> Result<String> {
+    fn run_toml(&self, seed: u64) -> Result<String> {
         let mut text = TINY.replace("configs/tiny.toml", &shell(&self.run_config()));
+        text = text.replace("seed = 42 ", &format!("seed = {seed} "));
         for (name, path) in [
             ("runs/tiny", self.run()),
             ("arithmo-demo/model", self.model()),
-            ("arithmo-demo/pairs.jsonl", self.pairs()),
+            ("arithmo-demo/own-pairs.jsonl", self.own_pairs()),
             ("arithmo-demo/pairs.held-out.jsonl", self.held_out()),
         ] {
             let Some(path) = path.to_str() else {
@@ -183,7 +196,32 @@ impl DemoFolder {
         self.path.join("pairs.held-out.jsonl")
     }
 
-    /// The tiny model.
+    /// Problems to sample answers to.
+    pub fn problems(&self) -> PathBuf {
+        self.path.join("problems.jsonl")
+    }
+
+    /// Problems to measure with.
+    pub fn held_out_problems(&self) -> PathBuf {
+        self.path.join("problems.held-out.jsonl")
+    }
+
+    /// Pairs of the model's own answers.
+    pub fn own_pairs(&self) -> PathBuf {
+        self.path.join("own-pairs.jsonl")
+    }
+
+    /// The evaluation `before` or `after` training.
+    pub fn evaluation(&self, when: &str) -> PathBuf {
+        self.path.join(when)
+    }
+
+    /// What the two evaluations differ in.
+    pub fn comparison(&self) -> PathBuf {
+        self.path.join("comparison")
+    }
+
+    /// The small model.
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
     }
@@ -202,44 +240,25 @@ impl DemoFolder {
     pub fn adapter(&self) -> PathBuf {
         self.run().join("adapter")
     }
+}
 
-    /// Scores of the held-out pairs; `when` is `before` or `after`. The report looks for them under this name.
-    pub fn scores(&self, when: &str) -> PathBuf {
-        self.run().join(format!("scores-{when}.jsonl"))
-    }
+/// How much the demo does.
+#[derive(Clone, Copy, Debug)]
+pub struct DemoSize {
+    /// Problems whose answers are sampled; half as many are held out.
+    pub problems: usize,
+    /// Seeds problems, samples and training.
+    pub seed: u64,
+}
 
-    pub(super) fn prepare_command(&self) -> String {
-        let (input, config) = (shell(&self.rows()), shell(&self.prepare_config()));
-        let output = shell(&self.pairs());
-        format!("arithmo prepare --input {input} --config {config} --output {output}")
-    }
-
-    pub(super) fn score_command(&self, config: &RunConfig, after: bool) -> String {
-        let adapter = match after {
-            true => format!(" --adapter {}", shell(&self.adapter())),
-            false => String::new(),
-        };
-        format!(
-            "arithmo score --model {}{adapter} --dtype f32 --data {} --max-length {} --prompt-template {} --output {}",
-            shell(&self.model()),
-            shell(&self.held_out()),
-            config.data.max_length,
-            quote(&config.data.prompt_template),
-            shell(&self.scores(if after { "after" } else { "before" })),
-        )
-    }
-
-    pub(super) fn train_command(&self) -> String {
-        format!("arithmo train --config {}", shell(&self.run_config()))
-    }
-
-    pub(super) fn report_command(&self) -> String {
-        format!("arithmo report --run {}", shell(&self.run()))
-    }
+fn write_problems(path: &Path, split: Split, seed: u64, count: usize) -> Result<()> {
+    let line = |problem: &Problem| format!("{}\n", problem.known());
+    let lines: String = problems(split, seed, count).iter().map(line).collect();
+    write_whole(path, lines.as_bytes())
 }
 
 /// A path as a word of a shell command.
-fn shell(path: &Path) -> String {
+pub(super) fn shell(path: &Path) -> String {
     quote(&path.to_string_lossy())
 }
 
@@ -259,6 +278,12 @@ fn quote(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RunConfig;
+
+    const SIZE: DemoSize = DemoSize {
+        problems: 5,
+        seed: 42,
+    };
 
     #[test]
     fn words_mean_the_same_to_bash() {
@@ -283,12 +308,12 @@ mod tests {
     #[test]
     fn the_run_is_the_tiny_preset_in_another_place() {
         let parent = tempfile::tempdir().unwrap();
-        let folder = DemoFolder::create(&parent.path().join("it's \"here\""), false).unwrap();
+        let folder = DemoFolder::create(&parent.path().join("it's \"here\""), SIZE, false).unwrap();
         let run = RunConfig::load(&folder.run_config(), &[]).unwrap();
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny.toml");
         let tiny = RunConfig::load(&tiny, &[]).unwrap();
         assert_eq!(run.output_dir, folder.run());
-        assert_eq!(run.data.train_file, folder.pairs());
+        assert_eq!(run.data.train_file, folder.own_pairs());
         assert_eq!(run.data.eval_file, Some(folder.held_out()));
         let different: Vec<String> = tiny.diff(&run);
         assert_eq!(different.len(), 3, "{different:?}");
@@ -300,22 +325,26 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("demo");
         fs::create_dir(&path).unwrap();
-        DemoFolder::create(&path, false).unwrap();
+        DemoFolder::create(&path, SIZE, false).unwrap();
         fs::write(path.join("mine.txt"), "mine").unwrap();
         fs::write(path.join("rows.jsonl"), "changed").unwrap();
-        let error = DemoFolder::create(&path, false).unwrap_err().to_string();
+        let error = DemoFolder::create(&path, SIZE, false)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--overwrite"), "{error}");
-        DemoFolder::create(&path, true).unwrap();
+        DemoFolder::create(&path, SIZE, true).unwrap();
         assert_eq!(fs::read_to_string(path.join("mine.txt")).unwrap(), "mine");
         assert_eq!(fs::read(path.join("rows.jsonl")).unwrap(), ROWS);
         // A folder of somebody else's, with a folder named like one of ours.
         let other = parent.path().join("other");
         fs::create_dir_all(other.join("model")).unwrap();
-        let error = DemoFolder::create(&other, true).unwrap_err().to_string();
+        let error = DemoFolder::create(&other, SIZE, true)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("no demo made it"), "{error}");
         assert!(other.join("model").is_dir());
         let file = parent.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(DemoFolder::create(&file, true).is_err());
+        assert!(DemoFolder::create(&file, SIZE, true).is_err());
     }
 }

@@ -1,7 +1,9 @@
-//! `demo`: the whole way from voted answers to a measured adapter, on what is embedded in the program.
+//! `demo`: the whole way from voted answers and checked ones to a better model, measured, on what is embedded in the program.
 //!
-//! Five steps, each of which is one command the user can run on the same files: prepare, score, train, score, report.
+//! Six steps, each of which is one or two commands the user can run on the same files: prepare, evaluate, sample-pairs,
+//! train, evaluate and compare, report.
 
+mod commands;
 mod folder;
 mod summary;
 
@@ -10,18 +12,21 @@ use std::path::PathBuf;
 use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 
-pub use folder::DemoFolder;
+pub use folder::{DemoFolder, DemoSize};
 pub use summary::DemoSummary;
 
 use crate::config::RunConfig;
-use crate::data::encode::{EncodedPair, encode_pairs};
-use crate::data::pair::read_pairs;
 use crate::data::prepare::{PrepareOptions, Rules, Source, prepare};
 use crate::data::stack_exchange::Format;
 use crate::data::tokenizer::Tokenizer;
-use crate::dpo::score::{ScoreOptions, write_scores};
 use crate::error::{Error, Result};
+use crate::eval::judged::Judged;
+use crate::eval::problems::read_problems;
+use crate::eval::task::Task;
+use crate::generate::{GenerateConfig, stop_ids};
 use crate::interrupt;
+use crate::iterate::measure::{Measured, measure};
+use crate::iterate::sample::{SampleOptions, sample_pairs};
 use crate::lora::adapter;
 use crate::model::load::load;
 use crate::model::mistral::Mistral;
@@ -29,16 +34,21 @@ use crate::progress::ProgressMode;
 use crate::report::write_report;
 use crate::train::folder::Existing;
 use crate::train::run::{RunOptions, run as run_training};
-use crate::train::setup::encode_config;
 
-/// Pairs scored together; does not change a number beyond rounding.
-const SCORE_BATCH: usize = 4;
+/// Answers sampled of each problem.
+const SAMPLES: usize = 8;
+/// Tokens of an answer; the longest right one has about 45.
+const MAX_NEW_TOKENS: usize = 80;
+/// Answers decoded together.
+const BATCH: usize = 64;
 
 /// How the demo is run.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
     /// The folder everything is written to.
     pub output: PathBuf,
+    /// How much is done.
+    pub size: DemoSize,
     /// Replace a demo that is already there.
     pub overwrite: bool,
     /// Where progress and explanations go.
@@ -50,11 +60,14 @@ pub struct DemoOptions {
 /// # Errors
 /// The folder holds something already, or cannot be written; or the user interrupts.
 pub fn demo<B: TrainBackend>(options: &DemoOptions, device: &B::Device) -> Result<DemoSummary> {
-    let folder = DemoFolder::create(&options.output, options.overwrite)?;
+    let folder = DemoFolder::create(&options.output, options.size, options.overwrite)?;
     let config = RunConfig::load(&folder.run_config(), &[])?;
+    let tokenizer = Tokenizer::from_folder(&folder.model())?;
     let demo = Demo {
         folder,
         config,
+        tokenizer,
+        seed: options.size.seed,
         progress: options.progress,
     };
     demo.run::<B>(device).map_err(|error| match error {
@@ -68,6 +81,8 @@ pub fn demo<B: TrainBackend>(options: &DemoOptions, device: &B::Device) -> Resul
 struct Demo {
     folder: DemoFolder,
     config: RunConfig,
+    tokenizer: Tokenizer,
+    seed: u64,
     progress: ProgressMode,
 }
 
@@ -75,21 +90,25 @@ impl Demo {
     fn run<B: TrainBackend>(&self, device: &B::Device) -> Result<DemoSummary> {
         let folder = &self.folder;
         self.say(
-            "1/5  Pairs. Of each question's answers, the best voted against the worst; a fifth of the pairs is held out.",
-            &folder.prepare_command(),
-        );
+            "1/6  Pairs from votes. Of each question's answers, the best voted against the worst; a fifth of the pairs is held out.",
+            &[folder.prepare_command()],
+        )?;
         self.prepare()?;
         self.say(
-            "2/5  Before. How likely the model, as it is, finds both answers of each held-out pair.",
-            &folder.score_command(&self.config, false),
-        );
-        let pairs = self.held_out()?;
+            "2/6  Before. The model answers problems of a kind and with sums it was never trained on.",
+            &[folder.evaluate_command("before")],
+        )?;
         let mut model: Mistral<B> = load(&folder.model(), DType::F32, device)?;
-        self.score(&model, &pairs, "before", device)?;
+        let before = self.measure(&model, "before")?;
         self.say(
-            "3/5  Training. DPO moves a LoRA adapter; the model's own weights stay as they are.",
-            &folder.train_command(),
-        );
+            "3/6  Pairs from its own answers. It answers other problems eight times each; the known results tell right from wrong.",
+            &[folder.sample_command(self.seed)],
+        )?;
+        self.sample(&model)?;
+        self.say(
+            "4/6  Training. DPO moves a LoRA adapter towards the right answers; the model's own weights stay as they are.",
+            &[folder.train_command()],
+        )?;
         let options = RunOptions {
             existing: Existing::Refuse,
             dry_run: false,
@@ -102,17 +121,17 @@ impl Demo {
             other => other,
         })?;
         self.say(
-            "4/5  After. The same held-out pairs, with the adapter on the model.",
-            &folder.score_command(&self.config, true),
-        );
+            "5/6  After. The same problems, with the adapter on the model.",
+            &[folder.evaluate_command("after"), folder.compare_command()],
+        )?;
         adapter::load(&mut model, &folder.adapter(), device)?;
-        self.score(&model, &pairs, "after", device)?;
+        let after = self.measure(&model, "after")?;
         self.say(
-            "5/5  Report. All curves and numbers of the run on one page.",
-            &folder.report_command(),
-        );
+            "6/6  Report. All curves and numbers of the training on one page.",
+            &[folder.report_command()],
+        )?;
         write_report(&folder.run())?;
-        DemoSummary::read(folder, &self.config)
+        DemoSummary::read(folder, &self.config, [&before, &after])
     }
 
     fn prepare(&self) -> Result<()> {
@@ -130,39 +149,63 @@ impl Demo {
         Ok(())
     }
 
-    /// The held-out pairs, encoded as in training.
-    fn held_out(&self) -> Result<Vec<EncodedPair>> {
-        let tokenizer = Tokenizer::from_folder(&self.folder.model())?;
-        let pairs = read_pairs(&self.folder.held_out())?;
-        let encoded = encode_pairs(&tokenizer, &pairs, &encode_config(&self.config)?)?;
-        Ok(encoded.settle(true, false)?.pairs)
+    fn generate<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<GenerateConfig> {
+        let eos = self.tokenizer.eos_id();
+        Ok(GenerateConfig {
+            max_new_tokens: MAX_NEW_TOKENS,
+            batch_size: BATCH,
+            eos_ids: stop_ids(&self.folder.model(), &model.config, eos)?,
+            ..GenerateConfig::default()
+        })
     }
 
-    fn score<B: TrainBackend>(
-        &self,
-        model: &Mistral<B>,
-        pairs: &[EncodedPair],
-        when: &str,
-        device: &B::Device,
-    ) -> Result<()> {
-        let options = ScoreOptions {
-            batch_size: SCORE_BATCH,
-            per_token: false,
+    fn measure<B: TrainBackend>(&self, model: &Mistral<B>, when: &str) -> Result<Vec<Judged>> {
+        let folder = &self.folder;
+        let (path, adapter) = (folder.model(), folder.adapter());
+        let name = path.display().to_string();
+        let measured = Measured {
+            model: (&path, &name),
+            adapter: (when == "after").then_some(adapter.as_path()),
+            data: &folder.held_out_problems(),
+            generate: &self.generate(model)?,
             progress: self.progress,
         };
-        write_scores(model, pairs, &self.folder.scores(when), &options, device)?;
-        match interrupt::requested() {
-            true => Err(Error::Interrupted {
-                note: format!("stopped after the scores {when} training"),
-            }),
-            false => Ok(()),
-        }
+        measure(model, &self.tokenizer, &measured, &folder.evaluation(when))
     }
 
-    /// What happens next, and the command that does the same.
-    fn say(&self, what: &str, command: &str) {
+    fn sample<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<()> {
+        let options = SampleOptions {
+            samples: SAMPLES,
+            pairs_per_problem: 1,
+            generate: GenerateConfig {
+                temperature: 1.0,
+                seed: self.seed,
+                ..self.generate(model)?
+            },
+            prompt_template: Task::Gsm8k.template()?,
+            progress: self.progress,
+        };
+        let problems = read_problems(&self.folder.problems())?;
+        let output = self.folder.own_pairs();
+        let stats = sample_pairs(model, &self.tokenizer, &problems, &options, &output)?;
         if self.progress != ProgressMode::Quiet {
-            eprintln!("\n{what}\n     $ {command}");
+            eprintln!("{}", stats.summary());
         }
+        Ok(())
+    }
+
+    /// What happens next, and the commands that do the same; unless the user has asked to stop.
+    fn say(&self, what: &str, commands: &[String]) -> Result<()> {
+        if interrupt::requested() {
+            let note = "stopped between two steps".to_string();
+            return Err(Error::Interrupted { note });
+        }
+        if self.progress != ProgressMode::Quiet {
+            eprintln!("\n{what}");
+            for command in commands {
+                eprintln!("     $ {command}");
+            }
+        }
+        Ok(())
     }
 }

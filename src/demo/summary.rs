@@ -1,4 +1,4 @@
-//! What the demo prints at the end: the course of training, held-out pairs before and after, where everything is.
+//! What the demo prints at the end: the course of training, held-out problems before and after, where everything is.
 
 use std::fmt;
 use std::fs;
@@ -9,7 +9,10 @@ use serde_json::Value;
 use super::folder::{CONTENTS, DemoFolder};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::report::{ScoreChanges, score_changes};
+use crate::eval::compare::{Compared, compare, p_text, write_comparison};
+use crate::eval::judged::Judged;
+use crate::eval::task::Task;
+use crate::report::evaluation::{Change, EvaluationPage, NumberTable, Side, write_evaluation_page};
 
 /// Groups of steps the table shows after the first step.
 const GROUPS: usize = 4;
@@ -30,15 +33,25 @@ pub struct DemoSummary {
     beta: f64,
     /// First column of the table, and the mean of each of [`COLUMNS`] over those steps.
     rows: Vec<(String, [f64; COLUMNS.len()])>,
-    scores: ScoreChanges,
+    /// By the numeric scorer.
+    compared: Compared,
+    /// Problems that one of the two solves, those of the second first.
+    changes: Vec<Change>,
 }
+
+/// Changed answers that are printed.
+const SHOWN: usize = 5;
 
 impl DemoSummary {
     /// Reads the finished demo's files.
     ///
     /// # Errors
     /// A file of the run is missing or not what a run writes.
-    pub(super) fn read(folder: &DemoFolder, config: &RunConfig) -> Result<Self> {
+    pub(super) fn read(
+        folder: &DemoFolder,
+        config: &RunConfig,
+        sides: [&[Judged]; 2],
+    ) -> Result<Self> {
         let path = folder.run().join("metrics.jsonl");
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
         let lines: Vec<Value> = text
@@ -46,20 +59,34 @@ impl DemoSummary {
             .map(serde_json::from_str)
             .collect::<std::result::Result<_, _>>()
             .map_err(|e| Error::file(&path, e, "run the demo again with --overwrite"))?;
-        let scores = score_changes(&folder.run())?.ok_or_else(|| {
-            let problem = "holds no scores of pairs before and after training";
-            Error::file(
-                &folder.run(),
-                problem,
+        let names = ["before", "after"].map(|when| folder.evaluation(when).display().to_string());
+        let names = [names[0].as_str(), names[1].as_str()];
+        let all = compare(sides[0], sides[1], names)?;
+        let comparison = folder.comparison();
+        write_comparison(&comparison.join("comparison.json"), &all, names)?;
+        let numeric = Task::Gsm8k.main_rule();
+        let compared = all.into_iter().find(|one| one.scorer == numeric);
+        let compared = compared.ok_or_else(|| {
+            Error::run(
+                "no answer was judged",
                 "run the demo again with --overwrite",
             )
         })?;
-        Ok(Self {
+        let summary = Self {
             folder: folder.path().to_path_buf(),
             beta: config.dpo.beta,
             rows: table(&lines),
-            scores,
-        })
+            changes: changes(&compared, sides),
+            compared,
+        };
+        write_evaluation_page(&comparison.join("index.html"), &summary.page())?;
+        Ok(summary)
+    }
+
+    /// Accuracy on the held-out problems before and after, and McNemar's exact p-value.
+    pub fn accuracies(&self) -> ([f64; 2], f64) {
+        let rates = self.compared.rates;
+        (rates.map(|rate| rate.accuracy), self.compared.test.p_value)
     }
 
     /// Mean loss of the first step and of the last group of steps.
@@ -132,42 +159,128 @@ impl fmt::Display for DemoSummary {
         }
         writeln!(
             f,
-            "\nStep 1 comes before the first update: the loss is ln 2, every margin 0, and a tie counts as wrong.\n"
+            "\nStep 1 comes before the first update: the loss is ln 2 plus the cross-entropy of the right answers, every margin 0,\n\
+             and a tie counts as wrong. Held out are pairs of voted answers, which say little to this model.\n"
         )?;
-        self.fmt_scores(f)?;
+        self.fmt_answers(f)?;
         writeln!(f, "\nFiles, in {}:\n", self.folder.display())?;
         for (name, what) in CONTENTS {
             writeln!(f, "  {name:<24}{what}")?;
         }
-        let page = self.folder.join("run/report/index.html");
+        let pages = ["comparison/index.html", "run/report/index.html"];
+        let [changed, curves] = pages.map(|page| self.folder.join(page));
         write!(
             f,
-            "\nOpen {} in a browser. Every command above can be run again;\nprepare and train then need --overwrite.",
-            page.display()
+            "\nOpen {} and {} in a browser.\nEvery command above can be run again; prepare, sample-pairs and train then need \
+             --overwrite.",
+            changed.display(),
+            curves.display()
         )
     }
 }
 
 impl DemoSummary {
-    fn fmt_scores(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scores = &self.scores;
+    fn fmt_answers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, after] = &self.compared.rates;
+        let total = before.total;
         writeln!(
             f,
-            "{:<42}{:>12}{:>12}",
-            format!("The {} held-out pairs", scores.pairs),
-            "before",
-            "after"
+            "{:<32}{:>9}{:>9}   95 % interval",
+            format!("The {total} held-out problems"),
+            "right",
+            "accuracy"
         )?;
-        for [name, before, after, _] in &scores.rows {
-            writeln!(f, "  {name:<40}{before:>12}{after:>12}")?;
+        for (name, rate) in [("before", before), ("after", after)] {
+            let [low, high] = rate.interval_95.map(|bound| 100.0 * bound);
+            writeln!(
+                f,
+                "  {name:<30}{:>9}{:>7.1} %   {low:.1} to {high:.1} %",
+                rate.correct,
+                100.0 * rate.accuracy
+            )?;
         }
-        let (grew, pairs) = (scores.margin_grew, scores.pairs);
+        let (difference, [low, high]) = self.compared.difference;
+        let test = &self.compared.test;
         writeln!(
             f,
-            "\nThe margin between chosen and rejected grew in {grew} of {pairs} pairs. The model is tiny and its weights are\n\
-             random: it learns which wording gets the votes, not arithmetic."
+            "\nThe difference is {:+.1} points (95 % interval {:+.1} to {:+.1}): {} problems won, {} lost; if that were chance,\n\
+             a split this uneven would have the probability {} (McNemar's exact test).\n",
+            100.0 * difference,
+            100.0 * low,
+            100.0 * high,
+            test.wins,
+            test.losses,
+            p_text(test.p_value)
+        )?;
+        for change in self.changes.iter().take(SHOWN) {
+            let [before, after] = &change.sides;
+            writeln!(f, "  {}", change.question)?;
+            writeln!(f, "    before: {}", before.text.trim())?;
+            writeln!(f, "    after:  {}\n", after.text.trim())?;
+        }
+        write!(
+            f,
+            "The model is small and learnt from pupils, mistakes included (assets/README.md): it often knows better than it\n\
+             writes at first, which is what such training can bring out.\n"
         )
     }
+
+    fn page(&self) -> EvaluationPage {
+        let [before, after] = self.compared.rates;
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        let row = |(name, rate): (&str, crate::eval::statistics::Rate)| {
+            let [low, high] = rate.interval_95;
+            let interval = format!("{} to {}", percent(low), percent(high));
+            let numbers = [rate.correct.to_string(), percent(rate.accuracy), interval];
+            [vec![name.to_string()], numbers.to_vec()].concat()
+        };
+        let p = p_text(self.compared.test.p_value);
+        EvaluationPage {
+            title: "Before and after".into(),
+            subtitle: format!("{} held-out problems", before.total),
+            cards: vec![
+                ("before", percent(before.accuracy)),
+                ("after", percent(after.accuracy)),
+                ("McNemar p", p),
+            ],
+            notes: Vec::new(),
+            tables: vec![NumberTable {
+                title: "Right answers".into(),
+                head: ["", "right", "accuracy", "95 % interval"]
+                    .map(String::from)
+                    .into(),
+                rows: [("before", before), ("after", after)].map(row).into(),
+            }],
+            changes: self.changes.clone(),
+        }
+    }
+}
+
+/// What one of the two solves: won ones first.
+fn changes(compared: &Compared, sides: [&[Judged]; 2]) -> Vec<Change> {
+    let side = |name: &str, judged: &Judged| {
+        let verdict = judged.verdicts.get(&compared.scorer);
+        Side {
+            name: name.to_string(),
+            text: judged.completion.clone(),
+            answer: verdict.and_then(|verdict| verdict.answer.clone()),
+            correct: verdict.is_some_and(|verdict| verdict.correct),
+        }
+    };
+    let won = compared.won.iter().map(|number| (*number, true));
+    let lost = compared.lost.iter().map(|number| (*number, false));
+    let change = |(number, won): (usize, bool)| {
+        let before = sides[0].get(number - 1)?;
+        let after = sides[1].get(number - 1)?;
+        Some(Change {
+            number,
+            won,
+            question: before.question.clone(),
+            known: before.ground_truth.clone(),
+            sides: [side("before", before), side("after", after)],
+        })
+    };
+    won.chain(lost).filter_map(change).collect()
 }
 
 #[cfg(test)]

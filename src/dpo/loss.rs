@@ -22,6 +22,12 @@ pub struct DpoLoss {
     pub loss_type: DpoLossType,
     /// Strength of the pull towards the reference.
     pub beta: f64,
+    /// What the preference loss is multiplied with.
+    pub weight: f64,
+    /// What is added: this times the mean cross-entropy of a micro-batch's chosen tokens (TRL's loss type `sft`; the
+    /// second term of equation 1 of arXiv 2404.19733). It keeps chosen answers likely where `log p` of both sides would
+    /// fall. 0: nothing.
+    pub sft_weight: f64,
 }
 
 /// Log-probabilities of the two completions of `N` pairs, in nats, summed over tokens.
@@ -70,8 +76,34 @@ impl DpoLoss {
                 per_token(chosen, of_chosen) - per_token(rejected, of_rejected)
             }
         };
-        log_sigmoid(margin * self.beta).neg()
+        log_sigmoid(margin * self.beta).neg() * self.weight
     }
+
+    /// Adds the cross-entropy of the chosen completions to `losses` `[N]`, if that was asked for.
+    ///
+    /// `shares` are those of [`chosen_shares`], one a pair: with them the mean over a micro-batch's pairs is the mean over
+    /// its chosen tokens.
+    pub fn add_sft<B: Backend>(
+        &self,
+        losses: Tensor<B, 1>,
+        policy: &PairLogProbs<B>,
+        shares: &[f64],
+    ) -> Tensor<B, 1> {
+        if self.sft_weight == 0.0 {
+            return losses;
+        }
+        let (device, dtype) = (losses.device(), losses.dtype());
+        let shares: Vec<f64> = shares.iter().map(|share| share * self.sft_weight).collect();
+        let shares = TensorData::new(shares, losses.shape()).convert_dtype(dtype);
+        let shares = Tensor::from_data(shares, (&device, dtype));
+        losses - policy.chosen.clone() * shares
+    }
+}
+
+/// For each pair of a micro-batch, pairs over chosen tokens of the micro-batch; `counts` are the chosen tokens of each pair.
+pub fn chosen_shares(counts: &[usize]) -> Vec<f64> {
+    let tokens: usize = counts.iter().sum();
+    vec![counts.len() as f64 / tokens.max(1) as f64; counts.len()]
 }
 
 /// Divides each sum by its number of tokens (at least one).
@@ -80,4 +112,42 @@ fn per_token<B: Backend>(sums: Tensor<B, 1>, counts: &[usize]) -> Tensor<B, 1> {
     let device = sums.device();
     let shape = [counts.len()];
     sums.clone() / Tensor::from_data(TensorData::new(counts, shape), (&device, sums.dtype()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: margins 1 and -2 at beta 0.5, half weight; cross-entropies 3 and 5 over 2 + 6 tokens, weight 0.1.
+    #[test]
+    fn weighted_losses_are_sums() {
+        type B = burn_ndarray::NdArray<f64>;
+        let vector = |values: [f64; 2]| Tensor::<B, 1>::from_floats(values, &Default::default());
+        let side = |chosen, rejected| PairLogProbs {
+            chosen: vector(chosen),
+            rejected: vector(rejected),
+        };
+        let policy = side([-3.0, -5.0], [-4.0, -4.0]);
+        let reference = side([-3.0, -4.0], [-3.0, -5.0]);
+        let loss = DpoLoss {
+            loss_type: DpoLossType::Sigmoid,
+            beta: 0.5,
+            weight: 0.5,
+            sft_weight: 0.1,
+        };
+        let losses = loss.forward(&policy, &reference, &[2, 6, 3, 3]);
+        let losses = loss.add_sft(losses, &policy, &chosen_shares(&[2, 6]));
+        let losses = losses.into_data().to_vec::<f64>().unwrap();
+        let preference = |margin: f64| 0.5 * (-0.5 * margin).exp().ln_1p();
+        let expected = [
+            preference(1.0) + 0.1 * 3.0 / 4.0,
+            preference(-2.0) + 0.1 * 5.0 / 4.0,
+        ];
+        for (ours, theirs) in losses.iter().zip(expected) {
+            assert!((ours - theirs).abs() < 1e-6, "{losses:?} {expected:?}");
+        }
+        // The mean is that of all eight tokens.
+        let sft = (losses[0] + losses[1] - preference(1.0) - preference(-2.0)) / 2.0;
+        assert!((sft - 0.1 * 8.0 / 8.0).abs() < 1e-6);
+    }
 }

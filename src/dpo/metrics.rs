@@ -22,15 +22,15 @@ pub struct CompletionOutput {
     pub tokens: Vec<[f64; 4]>,
 }
 
-/// The values TRL logs for one micro-batch, in [`KEYS`]' order, with the number of pairs they stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The values TRL logs for one micro-batch, with the number of pairs (or examples) they stand for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MicroBatchMetrics {
     /// Pairs in the micro-batch.
     pub pairs: usize,
-    /// Mean loss over the pairs.
+    /// Mean loss.
     pub loss: f64,
-    /// One value a key of [`KEYS`].
-    pub values: [f64; KEYS.len()],
+    /// One value a key; of pairs the keys are [`KEYS`].
+    pub values: Vec<f64>,
 }
 
 /// Metric names, as TRL writes them.
@@ -74,15 +74,16 @@ impl MicroBatchMetrics {
         Self {
             pairs: pairs.len(),
             loss: mean(pairs.iter().map(|pair| pair.loss)),
-            values,
+            values: values.to_vec(),
         }
     }
 
     /// TRL's average over micro-batches: unweighted, for the keys and the loss alike.
-    pub fn mean(batches: &[Self]) -> (f64, [f64; KEYS.len()]) {
+    pub fn mean(batches: &[Self]) -> (f64, Vec<f64>) {
         let loss = mean(batches.iter().map(|batch| batch.loss));
-        let values = std::array::from_fn(|key| mean(batches.iter().map(|batch| batch.values[key])));
-        (loss, values)
+        let keys = batches.first().map_or(0, |batch| batch.values.len());
+        let of_key = |key: usize| mean(batches.iter().filter_map(|b| b.values.get(key)).copied());
+        (loss, (0..keys).map(of_key).collect())
     }
 
     /// The loss weighted by pairs, as the Trainer's evaluation reports it.

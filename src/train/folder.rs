@@ -1,4 +1,4 @@
-//! The folder of a run: `manifest.json`, `metrics.jsonl`, `checkpoints/step-N/`, `adapter/`.
+//! The folder of a run: `manifest.json`, `metrics.jsonl`, `checkpoints/step-N/`, `adapter/` or `model/`.
 
 use std::path::{Path, PathBuf};
 
@@ -26,12 +26,13 @@ pub struct RunFolder {
 }
 
 /// Everything a run writes; nothing else in the folder is ever touched.
-const OWN: [&str; 6] = [
+const OWN: [&str; 7] = [
     "manifest.json",
     METRICS_FILE,
     EVENTS_FOLDER,
     "checkpoints",
     "adapter",
+    "model",
     "report",
 ];
 
@@ -51,6 +52,11 @@ impl RunFolder {
     /// `adapter/`
     pub fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
+    }
+
+    /// `model/`, where all weights are trained
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model")
     }
 
     /// Refuses early a folder that holds a run.

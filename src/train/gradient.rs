@@ -1,8 +1,8 @@
-//! Gradients of the adapter, block by block.
+//! Gradients of what is trained (an adapter, or all weights), block by block.
 //!
 //! Each block (decoder layer) has a graph of its own. The upper blocks may keep theirs from the forward pass; the others
 //! keep their input alone and are computed again in backward (gradient checkpointing, arXiv 1604.06174). Backward goes
-//! from the last block to the first adapted one, outside autodiff's own backward, so it works on every backend; what is
+//! from the last block to the first trained one, outside autodiff's own backward, so it works on every backend; what is
 //! kept changes no bit of the gradients, because each block's graph is the same.
 
 use arithmo_backends::{TrainBackend, backward_from, graph_lock};
@@ -12,8 +12,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
 use crate::model::input::{ModelInput, SequenceContext};
-use crate::model::linear::Linear;
-use crate::model::mistral::{DecoderLayer, Mistral};
+use crate::model::mistral::Mistral;
+use crate::train::parameters::{gradients_of, is_trained};
 
 /// A loss and whatever else is wanted of the forward pass.
 pub struct Loss<B: AutodiffBackend, Out> {
@@ -31,13 +31,12 @@ enum Block<B: TrainBackend> {
     Kept(Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 2>),
     /// Its input alone.
     Input(Tensor<B, 2>),
-    /// Nothing: no adapter at or below it.
+    /// Nothing: nothing at or below it is trained.
     Frozen,
 }
 
-/// Gradients of `loss(final hidden states [Q, D])` with respect to the adapter's tensors, in the order of
-/// [`crate::lora::linear::parameters`]; of the upper `keep` blocks the activations are kept, the others are computed
-/// again.
+/// Gradients of `loss(final hidden states [Q, D])` with respect to the trained tensors, in the order of
+/// [`crate::train::parameters`]; of the upper `keep` blocks the activations are kept, the others are computed again.
 pub fn gradients<B: TrainBackend, Out>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,
@@ -49,10 +48,15 @@ pub fn gradients<B: TrainBackend, Out>(
     let (blocks, top) = forward(policy, input, &context, keep);
     let top = Tensor::from_inner(top).require_grad();
     let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
-    let mut above = top.grad(&loss.backward());
+    let grads = loss.backward();
+    let mut above = top.grad(&grads);
     drop(top);
+    let mut by_part = vec![gradients_of(&policy.lm_head, &grads)];
+    by_part.push(gradients_of(&policy.norm, &grads));
+    // Where the embedding is the head too.
+    let of_head = gradients_of(&policy.embed_tokens, &grads);
+    drop(grads);
 
-    let mut by_block = Vec::new();
     for (index, block) in blocks.into_iter().enumerate().rev() {
         let (x, y) = match block {
             Block::Frozen => break,
@@ -66,10 +70,21 @@ pub fn gradients<B: TrainBackend, Out>(
         let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
         let grads = backward_from(y, of_y);
         above = x.grad(&grads);
-        let branches = policy.layers[index].projections();
-        by_block.push(collect(branches.into_iter().flat_map(branch), &grads));
+        by_part.push(gradients_of(&policy.layers[index], &grads));
     }
-    (output, by_block.into_iter().rev().flatten().collect())
+    if is_trained(&policy.embed_tokens) {
+        let y = policy.embed(Tensor::from_inner(input.token_ids.clone()));
+        let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
+        let grads = backward_from(y, of_y);
+        let of_rows = gradients_of(&policy.embed_tokens, &grads).into_iter();
+        by_part.push(
+            of_rows
+                .zip(of_head)
+                .map(|(rows, head)| rows + head)
+                .collect(),
+        );
+    }
+    (output, by_part.into_iter().rev().flatten().collect())
 }
 
 /// The forward pass through all blocks: what each leaves behind, and the residual stream above the last. `context` is that
@@ -81,7 +96,7 @@ fn forward<B: TrainBackend>(
     keep: usize,
 ) -> (Vec<Block<B>>, Tensor<B, 2>) {
     let inner = policy.valid();
-    let (first, count) = (first_adapted(policy), policy.layers.len());
+    let (first, count) = (first_trained(policy), policy.layers.len());
     let mut x = inner.embed(input.token_ids.clone());
     let mut blocks = Vec::with_capacity(count);
     for index in 0..count {
@@ -102,43 +117,24 @@ fn forward<B: TrainBackend>(
     (blocks, x)
 }
 
-/// A block's input as the start of its graph. Below the first adapted block no gradient is wanted.
+/// A block's input as the start of its graph. Where nothing below the block is trained, no gradient is wanted.
 fn leaf<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
     index: usize,
     x: Tensor<B, 2>,
 ) -> Tensor<Autodiff<B>, 2> {
     let x = Tensor::from_inner(x);
-    match index == first_adapted(policy) {
+    match index == first_trained(policy) && !is_trained(&policy.embed_tokens) {
         true => x,
         false => x.require_grad(),
     }
 }
 
-/// The lowest block with an adapter; the number of blocks if none has.
-fn first_adapted<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> usize {
-    let adapted = |layer: &DecoderLayer<_>| layer.projections().iter().any(|l| l.lora.is_some());
-    let layers = &policy.layers;
-    layers.iter().position(adapted).unwrap_or(layers.len())
-}
-
-fn branch<B: TrainBackend>(linear: &Linear<B>) -> Vec<Tensor<B, 2>> {
-    match &linear.lora {
-        Some(lora) => vec![lora.lora_a.val(), lora.lora_b.val()],
-        None => Vec::new(),
+/// The lowest block with something trained at or below it; the number of blocks if there is none.
+fn first_trained<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> usize {
+    if is_trained(&policy.embed_tokens) {
+        return 0;
     }
-}
-
-/// The gradient of each tensor; zero for one the loss does not depend on.
-fn collect<B: TrainBackend>(
-    tensors: impl Iterator<Item = Tensor<Autodiff<B>, 2>>,
-    grads: &<Autodiff<B> as AutodiffBackend>::Gradients,
-) -> Grads<B> {
-    tensors
-        .map(|tensor| {
-            tensor
-                .grad(grads)
-                .unwrap_or_else(|| tensor.inner().zeros_like())
-        })
-        .collect()
+    let layers = &policy.layers;
+    layers.iter().position(is_trained).unwrap_or(layers.len())
 }

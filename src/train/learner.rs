@@ -11,15 +11,18 @@ use burn::tensor::{Tensor, TensorData};
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::dpo::log_probs::{CompletionLogProbs, DeviceBatch, score};
-use crate::dpo::loss::{DpoLoss, PairLogProbs};
+use crate::dpo::loss::{DpoLoss, PairLogProbs, chosen_shares};
 use crate::dpo::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
 use crate::dpo::reference::Reference;
-use crate::lora::linear::{parameters, set_parameters};
+use crate::lora::linear::parameters;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 use crate::train::gradient::{Loss, gradients};
-use crate::train::optimizer::{AdamW, NamedUpdate, clip_by_global_norm};
+use crate::train::method::{add_all, apply, mix};
+use crate::train::optimizer::{AdamW, clip_by_global_norm};
 use crate::train::pass::passes;
+
+pub use crate::train::method::StepOutput;
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +72,11 @@ impl Activations {
 /// Policy, reference and optimizer.
 #[derive(Debug)]
 pub struct Learner<B: TrainBackend> {
-    /// The model being trained: frozen weights and an adapter.
+    /// The model being trained, of which those tensors change that require a gradient: an adapter's, or all.
     pub policy: Mistral<Autodiff<B>>,
     /// The model it is compared with.
     pub reference: Reference<B>,
-    /// Moments of the adapter's tensors.
+    /// Moments of the trained tensors.
     pub optimizer: AdamW<B>,
     /// Rotary angles.
     table: PositionTable<B>,
@@ -81,17 +84,6 @@ pub struct Learner<B: TrainBackend> {
     starts_as_reference: bool,
     remember_reference: bool,
     device: B::Device,
-}
-
-/// What a step did, or would have done if a number was not finite.
-#[derive(Clone, Debug)]
-pub struct StepOutput {
-    /// One entry a micro-batch.
-    pub micro_batches: Vec<MicroBatchMetrics>,
-    /// Global L2 norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// False: loss or gradient was not finite, and nothing was changed.
-    pub applied: bool,
 }
 
 impl<B: TrainBackend> Learner<B> {
@@ -155,11 +147,18 @@ impl<B: TrainBackend> Learner<B> {
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
         let passes = passes(micro_batches, self.config.pass_tokens);
+        let shares: Vec<f64> = micro_batches
+            .iter()
+            .flat_map(|pairs| shares(pairs))
+            .collect();
+        let mut shares = shares.as_slice();
         let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
             let batch = PreferenceBatch::new(&pass.pairs);
-            let (output, grads) = self.one_pass(&batch, &pass.weights, seed);
+            let (of_pass, rest) = shares.split_at(pass.pairs.len());
+            shares = rest;
+            let (output, grads) = self.one_pass(&batch, [&pass.weights, of_pass], seed);
             packed.push(output);
             batches.push(batch);
             sum = add_all(sum, grads);
@@ -183,9 +182,15 @@ impl<B: TrainBackend> Learner<B> {
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
             self.remember(&batches, &pairs);
-            self.apply(learning_rate, clipped);
+            apply(
+                &mut self.policy,
+                &mut self.optimizer,
+                learning_rate,
+                clipped,
+            );
         }
         StepOutput {
+            loss: MicroBatchMetrics::mean(&micro_batches).0,
             micro_batches,
             grad_norm,
             applied,
@@ -196,16 +201,18 @@ impl<B: TrainBackend> Learner<B> {
     pub fn evaluate(&self, pairs: &[&EncodedPair]) -> MicroBatchMetrics {
         let mut outputs = Vec::new();
         let policy = self.policy.valid();
+        let shares = shares(pairs);
         for pass in passes(&[pairs.to_vec()], self.config.pass_tokens) {
             let batch = PreferenceBatch::new(&pass.pairs);
             let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
             let policy = score(&policy, &on_device, LogProbStats::All);
             let reference = self.reference.compute(&on_device);
-            let loss = self.config.loss.forward(
-                &PairLogProbs::split(policy.sums.clone()),
-                &PairLogProbs::split(reference.clone()),
-                &batch.counts,
-            );
+            let of_policy = PairLogProbs::split(policy.sums.clone());
+            let of_reference = PairLogProbs::split(reference.clone());
+            let config = &self.config.loss;
+            let loss = config.forward(&of_policy, &of_reference, &batch.counts);
+            // One share for all: the pairs are one micro-batch.
+            let loss = config.add_sft(loss, &of_policy, &shares[..pass.pairs.len()]);
             let packed = pack(loss, policy, reference);
             let numbers: Vec<f64> = packed.into_data().iter::<f64>().collect();
             outputs.extend(unpack(std::slice::from_ref(&batch), &numbers));
@@ -217,7 +224,7 @@ impl<B: TrainBackend> Learner<B> {
     fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        weights: &[f64],
+        [weights, shares]: [&[f64]; 2],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
@@ -232,6 +239,7 @@ impl<B: TrainBackend> Learner<B> {
             let of_policy = PairLogProbs::split(policy.sums.clone());
             let config = &self.config.loss;
             let losses = config.forward(&of_policy, &of_reference, &batch.counts);
+            let losses = config.add_sft(losses, &of_policy, shares);
             let dtype = losses.dtype();
             let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
             let weights = Tensor::from_data(weights, (&self.device, dtype));
@@ -258,17 +266,15 @@ impl<B: TrainBackend> Learner<B> {
             self.reference.remember(id, sums);
         }
     }
+}
 
-    /// Applies the clipped gradient.
-    fn apply(&mut self, learning_rate: f64, grads: Vec<Tensor<B, 2>>) {
-        let updates = parameters(&self.policy).into_iter().zip(grads);
-        let updates = updates.map(|((name, param), grad)| {
-            let param = param.inner();
-            NamedUpdate { name, param, grad }
-        });
-        let values = self.optimizer.step(learning_rate, updates.collect());
-        set_parameters(&mut self.policy, values);
-    }
+/// The [`chosen_shares`] of a micro-batch.
+fn shares(pairs: &[&EncodedPair]) -> Vec<f64> {
+    let counts: Vec<usize> = pairs
+        .iter()
+        .map(|pair| pair.chosen.scored_tokens())
+        .collect();
+    chosen_shares(&counts)
 }
 
 /// Whether every `lora_b` is zero, so that the adapter adds nothing.
@@ -320,19 +326,4 @@ fn unpack(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
         }));
     }
     outputs
-}
-
-/// `sum + grads`, tensor by tensor; an empty sum is zero.
-fn add_all<B: TrainBackend>(sum: Vec<Tensor<B, 2>>, grads: Vec<Tensor<B, 2>>) -> Vec<Tensor<B, 2>> {
-    match sum.is_empty() {
-        true => grads,
-        false => sum.into_iter().zip(grads).map(|(s, g)| s + g).collect(),
-    }
-}
-
-/// A dropout seed of its own for every pass of every step; never `seed` itself, from which the adapter's start
-/// and the data's order are drawn.
-fn mix(seed: u64, step: usize, pass: usize) -> u64 {
-    let salt = ((step as u64) << 20 | pass as u64) + 1;
-    seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

@@ -22,18 +22,23 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay: each step first multiplies a parameter by `1 - lr * weight_decay`.
+    /// Decoupled weight decay: each step first multiplies a parameter by `1 - lr * weight_decay`; not the weights of
+    /// norms, as in transformers' `Trainer`.
     pub weight_decay: f64,
 }
 
 impl AdamWConfig {
-    /// The numbers of step `step`, from 1, at learning rate `lr`.
-    fn factors(&self, lr: f64, step: u64) -> AdamWFactors {
+    /// The numbers of step `step`, from 1, of the parameter `name` at learning rate `lr`.
+    fn factors(&self, lr: f64, step: u64, name: &str) -> AdamWFactors {
+        let weight_decay = match name.contains("norm.") {
+            true => 0.0,
+            false => self.weight_decay,
+        };
         AdamWFactors {
             beta1: self.beta1,
             beta2: self.beta2,
             epsilon: self.epsilon,
-            shrink: 1.0 - lr * self.weight_decay,
+            shrink: 1.0 - lr * weight_decay,
             step_size: lr / (1.0 - self.beta1.powf(step as f64)),
             root_correction: (1.0 - self.beta2.powf(step as f64)).sqrt(),
         }
@@ -101,14 +106,14 @@ impl<B: TrainBackend> AdamW<B> {
                 exp_avg_sq: grad.zeros_like(),
             });
             let step = moments.step + 1;
-            steps.push((name, step));
             tensors.push(AdamWTensor {
                 param,
                 grad,
                 exp_avg: moments.exp_avg,
                 exp_avg_sq: moments.exp_avg_sq,
-                factors: self.config.factors(lr, step),
+                factors: self.config.factors(lr, step, &name),
             });
+            steps.push((name, step));
         }
         let updates = B::adamw(tensors).into_iter().zip(steps);
         let updates = updates.map(|(update, (name, step))| {

@@ -3,14 +3,14 @@
 //! The gradient of a step is a weighted sum over its pairs, so how they are grouped changes nothing but speed and memory:
 //! many short pairs in one pass use the machine better, and a pass of few tokens needs little memory.
 
-use crate::data::batch::packed_tokens;
 use crate::data::encode::EncodedPair;
+use crate::data::sample::Sample;
 
-/// Pairs computed in one forward and backward pass.
-#[derive(Clone, Debug, Default)]
-pub struct Pass<'a> {
+/// Pairs (or examples) computed in one forward and backward pass.
+#[derive(Clone, Debug)]
+pub struct Pass<'a, S = EncodedPair> {
     /// The pairs, in the order of the step.
-    pub pairs: Vec<&'a EncodedPair>,
+    pub pairs: Vec<&'a S>,
     /// The weight of each pair's loss in the step's.
     pub weights: Vec<f64>,
     /// Tokens of the packed row.
@@ -19,24 +19,26 @@ pub struct Pass<'a> {
 
 /// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens; a longer pair is a pass
 /// by itself. The step's loss is the mean over micro-batches of their means.
-pub fn passes<'a>(micro_batches: &[Vec<&'a EncodedPair>], budget: usize) -> Vec<Pass<'a>> {
-    let mut passes = vec![Pass::default()];
+pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec<Pass<'a, S>> {
+    let mut passes: Vec<Pass<'a, S>> = Vec::new();
     for pairs in micro_batches {
         let weight = 1.0 / (micro_batches.len() * pairs.len()) as f64;
         for pair in pairs {
-            let tokens = packed_tokens(pair);
-            let full = |pass: &Pass<'_>| !pass.pairs.is_empty() && pass.tokens + tokens > budget;
-            if passes.last().is_none_or(full) {
-                passes.push(Pass::default());
-            }
-            if let Some(pass) = passes.last_mut() {
-                pass.pairs.push(pair);
-                pass.weights.push(weight);
-                pass.tokens += tokens;
+            let tokens = pair.packed_tokens();
+            match passes.last_mut() {
+                Some(pass) if pass.tokens + tokens <= budget => {
+                    pass.pairs.push(pair);
+                    pass.weights.push(weight);
+                    pass.tokens += tokens;
+                }
+                _ => passes.push(Pass {
+                    pairs: vec![pair],
+                    weights: vec![weight],
+                    tokens,
+                }),
             }
         }
     }
-    passes.retain(|pass| !pass.pairs.is_empty());
     passes
 }
 

@@ -4,15 +4,18 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 
-use crate::config::RunConfig;
+use crate::config::{Method as MethodName, RunConfig};
 use crate::data::encode::EncodeReport;
-use crate::data::tokenizer::copy_tokenizer_files;
 use crate::error::Result;
+use crate::lora::LoraConfig;
 use crate::model::hub::Hub;
 use crate::progress::ProgressMode;
 use crate::train::folder::{Existing, RunFolder};
+use crate::train::learner::Learner;
 use crate::train::logger::{MetricsLog, Record};
+use crate::train::method::Method;
 use crate::train::setup;
+use crate::train::sft::SftLearner;
 use crate::train::trainer::Trainer;
 
 /// How a run is started.
@@ -31,8 +34,8 @@ pub struct RunOptions {
 pub struct RunSummary {
     /// Optimizer steps done; 0 after a dry run.
     pub steps: usize,
-    /// The adapter folder; `None` after a dry run.
-    pub adapter: Option<PathBuf>,
+    /// The folder of the adapter, or of the model where all weights are trained; `None` after a dry run.
+    pub output: Option<PathBuf>,
     /// The last logged values.
     pub last: Option<Record>,
 }
@@ -47,6 +50,21 @@ pub fn run<B: TrainBackend>(
     options: &RunOptions,
     device: &B::Device,
 ) -> Result<RunSummary> {
+    match config.method {
+        MethodName::Dpo => run_method::<B, Learner<B>>(config, options, device, setup::learner),
+        MethodName::Sft => {
+            run_method::<B, SftLearner<B>>(config, options, device, setup::sft_learner)
+        }
+    }
+}
+
+/// `learner` makes the method's learner, with the settings of the adapter if it trains one.
+fn run_method<B: TrainBackend, M: Method<B>>(
+    config: &RunConfig,
+    options: &RunOptions,
+    device: &B::Device,
+    learner: impl Fn(&RunConfig, &Path, &B::Device) -> Result<(M, Option<LoraConfig>)>,
+) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     if !options.dry_run {
         folder.check(options.existing)?;
@@ -54,7 +72,7 @@ pub fn run<B: TrainBackend>(
     let model = &config.model;
     let model_folder =
         Hub::open(options.progress).resolve(&model.model_name_or_path, &model.revision)?;
-    let data = setup::load_data(config, &model_folder, &mut |file, report| {
+    let data = setup::load_data::<M::Sample>(config, &model_folder, &mut |file, report| {
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
@@ -66,13 +84,13 @@ pub fn run<B: TrainBackend>(
     if options.dry_run {
         return Ok(RunSummary {
             steps: 0,
-            adapter: None,
+            output: None,
             last: None,
         });
     }
-    let manifest = setup::manifest::<B>(config, &data, &model_folder, device)?;
+    let manifest = setup::manifest::<B, _>(config, &data, &model_folder, device)?;
     let resumed = folder.resume_point(options.existing, &manifest)?;
-    let (learner, lora) = setup::learner::<B>(config, &model_folder, device)?;
+    let (learner, lora) = learner(config, &model_folder, device)?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
 
     let step = resumed
@@ -83,14 +101,11 @@ pub fn run<B: TrainBackend>(
     if let Some(checkpoint) = &resumed {
         trainer.restore(checkpoint)?;
     }
-    trainer.precompute_reference(options.progress)?;
+    trainer.precompute(options.progress)?;
     let last = trainer.run(options.progress)?;
-    let adapter = folder.adapter();
-    trainer.save_adapter(&adapter)?;
-    copy_tokenizer_files(&model_folder, &adapter)?;
     Ok(RunSummary {
         steps: trainer.steps(),
-        adapter: Some(adapter),
+        output: Some(trainer.save(&model_folder)?),
         last,
     })
 }

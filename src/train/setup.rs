@@ -6,16 +6,16 @@ use std::path::Path;
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::DType;
+use burn::tensor::{DType, Element};
 use serde_json::{Value, json};
 
 use crate::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, ModelDtype, Reference as ReferenceChoice,
-    RunConfig, TargetModules,
+    GradientCheckpointing, InitLoraWeights, LossType, Reference as ReferenceChoice, RunConfig,
+    TargetModules,
 };
-use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair, encode_pairs};
-use crate::data::pair::read_pairs;
+use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair};
 use crate::data::prompt::PromptTemplate;
+use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::dpo::loss::{DpoLoss, DpoLossType};
 use crate::dpo::reference::Reference;
@@ -29,7 +29,9 @@ use crate::model::mistral::Mistral;
 use crate::train::learner::{Activations, Learner, LearnerConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
 use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::parameters::train_all;
 use crate::train::sampler::Sampler;
+use crate::train::sft::{SftConfig, SftLearner};
 
 /// Of the memory that is left, what kept activations may take; the rest is for what a block computes on the way.
 const ACTIVATIONS_SHARE: f64 = 0.6;
@@ -43,11 +45,11 @@ const LENGTH_BUCKET: usize = 64;
 
 /// The encoded data of a run.
 #[derive(Clone, Debug)]
-pub struct RunData {
-    /// Training pairs, in file order.
-    pub train: Vec<EncodedPair>,
-    /// Held-out pairs; empty without `data.eval_file`.
-    pub eval: Vec<EncodedPair>,
+pub struct RunData<S = EncodedPair> {
+    /// Training pairs (or examples), in file order.
+    pub train: Vec<S>,
+    /// Held-out ones; empty without `data.eval_file`.
+    pub eval: Vec<S>,
     /// What encoding did to the training pairs.
     pub train_report: EncodeReport,
     /// What encoding did to the held-out pairs.
@@ -59,16 +61,16 @@ pub struct RunData {
 ///
 /// # Errors
 /// A file cannot be read, pairs are refused, or ids or lengths do not fit the model.
-pub fn load_data(
+pub fn load_data<S: Sample>(
     config: &RunConfig,
     model_folder: &Path,
     reported: &mut dyn FnMut(&Path, &EncodeReport),
-) -> Result<RunData> {
+) -> Result<RunData<S>> {
     let model = MistralConfig::load(model_folder)?;
     let tokenizer = Tokenizer::from_folder(model_folder)?;
     let settings = encode_config(config)?;
     let mut encode = |file: &Path| {
-        let encoded = encode_pairs(&tokenizer, &read_pairs(file)?, &settings)?;
+        let encoded = S::load(file, &tokenizer, &settings)?;
         reported(file, &encoded.report);
         let data = &config.data;
         let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
@@ -111,14 +113,66 @@ pub fn learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
     device: &B::Device,
-) -> Result<(Learner<B>, LoraConfig)> {
-    let wanted = match config.model.dtype {
-        ModelDtype::Auto => None,
-        ModelDtype::F32 => Some(DType::F32),
-        ModelDtype::Bf16 => Some(DType::BF16),
-        ModelDtype::F16 => Some(DType::F16),
+) -> Result<(Learner<B>, Option<LoraConfig>)> {
+    let (policy, lora) = policy::<B>(config, model_folder, device)?;
+    // Weights are never changed in place: where all are trained, the base is the model as it was.
+    let reference = match (config.dpo.reference, &config.lora.adapter) {
+        (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
+            Reference::initial(policy.valid())
+        }
+        _ => Reference::base(policy.valid()),
     };
-    let dtype = load::resolve_dtype::<B>(model_folder, wanted, device)?;
+    let learner_config = learner_config(config, lora.as_ref(), &policy, device)?;
+    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
+    let learner = Learner::new(policy, reference, optimizer, learner_config, device);
+    Ok((learner, lora))
+}
+
+/// As [`learner`], for supervised fine-tuning.
+///
+/// # Errors
+/// As [`learner`].
+pub fn sft_learner<B: TrainBackend>(
+    config: &RunConfig,
+    model_folder: &Path,
+    device: &B::Device,
+) -> Result<(SftLearner<B>, Option<LoraConfig>)> {
+    let (policy, lora) = policy::<B>(config, model_folder, device)?;
+    let LearnerConfig {
+        max_grad_norm,
+        activations,
+        pass_tokens,
+        dropout_seed,
+        ..
+    } = learner_config(config, lora.as_ref(), &policy, device)?;
+    let sft = SftConfig {
+        max_grad_norm,
+        activations,
+        pass_tokens,
+        dropout_seed,
+    };
+    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
+    Ok((SftLearner::new(policy, optimizer, sft, device), lora))
+}
+
+/// The model with what is trained of it: an adapter, whose settings are given back, or all weights.
+fn policy<B: TrainBackend>(
+    config: &RunConfig,
+    model_folder: &Path,
+    device: &B::Device,
+) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
+    if !config.model.use_peft {
+        let dtype = load::resolve_dtype::<B>(model_folder, Some(full_dtype::<B>()), device)?;
+        let policy = match config.model.from_scratch {
+            true => {
+                let shape = MistralConfig::load(model_folder)?;
+                load::random(shape, config.seed, dtype, device)?
+            }
+            false => load::load(model_folder, dtype, device)?,
+        };
+        return Ok((train_all(policy), None));
+    }
+    let dtype = load::resolve_dtype::<B>(model_folder, config.model.dtype.dtype(), device)?;
     let mut policy = load::load::<Autodiff<B>>(model_folder, dtype, device)?;
     let lora = match &config.lora.adapter {
         Some(folder) => {
@@ -132,18 +186,12 @@ pub fn learner<B: TrainBackend>(
             lora
         }
     };
-    let reference = match (config.dpo.reference, &config.lora.adapter) {
-        (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
-            Reference::initial(policy.valid())
-        }
-        _ => Reference::base(policy.valid()),
-    };
-    let learner_config = learner_config(config, &lora, &policy, device)?;
-    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
-    Ok((
-        Learner::new(policy, reference, optimizer, learner_config, device),
-        lora,
-    ))
+    Ok((policy, Some(lora)))
+}
+
+/// The type of weights that are trained themselves: the backend's own, f32.
+fn full_dtype<B: TrainBackend>() -> DType {
+    <B::FloatElem as Element>::dtype()
 }
 
 /// A starting adapter brings its own settings: a key of `[lora]` that says otherwise (and not merely its default)
@@ -207,27 +255,47 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
     }
 }
 
+/// One preference loss, and perhaps `sft`, each with its weight.
+fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
+    let dpo = &config.dpo;
+    let weight = |index: usize| {
+        let weights = dpo.loss_weights.as_ref();
+        weights
+            .and_then(|weights| weights.get(index))
+            .copied()
+            .unwrap_or(1.0)
+    };
+    let (mut preference, mut sft_weight) = (None, 0.0);
+    for (index, loss) in dpo.loss_type.iter().enumerate() {
+        match loss {
+            LossType::Sigmoid => preference = Some((DpoLossType::Sigmoid, weight(index))),
+            LossType::SigmoidNorm => preference = Some((DpoLossType::SigmoidNorm, weight(index))),
+            LossType::Sft => sft_weight = weight(index),
+            other => {
+                let problem = format!("{other:?} is not built yet");
+                return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
+            }
+        }
+    }
+    let (loss_type, weight) = preference.unwrap_or((DpoLossType::Sigmoid, 0.0));
+    Ok(DpoLoss {
+        loss_type,
+        beta: dpo.beta,
+        weight,
+        sft_weight,
+    })
+}
+
 fn learner_config<B: TrainBackend>(
     config: &RunConfig,
-    lora: &LoraConfig,
+    lora: Option<&LoraConfig>,
     policy: &Mistral<Autodiff<B>>,
     device: &B::Device,
 ) -> Result<LearnerConfig> {
     let train = &config.train;
-    let loss_type = match config.dpo.loss_type.as_slice() {
-        [LossType::Sigmoid] => DpoLossType::Sigmoid,
-        [LossType::SigmoidNorm] => DpoLossType::SigmoidNorm,
-        other => {
-            let problem = format!("{other:?} is not built yet");
-            return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
-        }
-    };
-    let dropout = train.dropout_is_active() && lora.lora_dropout > 0.0;
+    let dropout = lora.is_some_and(|lora| lora.lora_dropout > 0.0) && train.dropout_is_active();
     Ok(LearnerConfig {
-        loss: DpoLoss {
-            loss_type,
-            beta: config.dpo.beta,
-        },
+        loss: dpo_loss(config)?,
         max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
         activations: match train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
@@ -267,7 +335,7 @@ pub fn weights(config: &MistralConfig) -> usize {
 }
 
 /// The order of the training data.
-pub fn sampler(config: &RunConfig, data: &RunData) -> Sampler {
+pub fn sampler<S>(config: &RunConfig, data: &RunData<S>) -> Sampler {
     Sampler {
         samples: data.train.len(),
         batch_size: config.train.per_device_train_batch_size,
@@ -280,9 +348,9 @@ pub fn sampler(config: &RunConfig, data: &RunData) -> Sampler {
 ///
 /// # Errors
 /// A file that was read a moment ago cannot be read again.
-pub fn manifest<B: TrainBackend>(
+pub fn manifest<B: TrainBackend, S: Sample>(
     config: &RunConfig,
-    data: &RunData,
+    data: &RunData<S>,
     model_folder: &Path,
     device: &B::Device,
 ) -> Result<RunManifest> {
@@ -310,19 +378,19 @@ pub fn manifest<B: TrainBackend>(
     });
     let steps = config.train.total_steps(data.train.len()) as u64;
     manifest.counts = BTreeMap::from([
-        ("train_pairs".to_string(), data.train.len() as u64),
-        ("eval_pairs".to_string(), data.eval.len() as u64),
+        (format!("train_{}", S::NAME), data.train.len() as u64),
+        (format!("eval_{}", S::NAME), data.eval.len() as u64),
         ("optimizer_steps".to_string(), steps),
     ]);
     Ok(manifest)
 }
 
 /// Histograms of token counts: prompts, and completions without their prompt.
-fn lengths(pairs: &[EncodedPair]) -> Value {
-    let histogram = |length: &dyn Fn(&EncodedPair) -> usize| {
+fn lengths<S: Sample>(samples: &[S]) -> Value {
+    let histogram = |lengths: &mut dyn Iterator<Item = usize>| {
         let mut buckets = Vec::new();
-        for pair in pairs {
-            let bucket = length(pair) / LENGTH_BUCKET;
+        for length in lengths {
+            let bucket = length / LENGTH_BUCKET;
             if buckets.len() <= bucket {
                 buckets.resize(bucket + 1, 0u64);
             }
@@ -330,10 +398,16 @@ fn lengths(pairs: &[EncodedPair]) -> Value {
         }
         buckets
     };
-    json!({
-        "bucket_size": LENGTH_BUCKET,
-        "prompt": histogram(&|pair| pair.chosen.completion_start),
-        "chosen": histogram(&|pair| pair.chosen.ids.len() - pair.chosen.completion_start),
-        "rejected": histogram(&|pair| pair.rejected.ids.len() - pair.rejected.completion_start),
-    })
+    let side = |index: usize| {
+        samples
+            .iter()
+            .filter_map(move |s| s.sides().get(index).copied())
+    };
+    let prompts = &mut side(0).map(|side| side.completion_start);
+    let mut lengths = json!({"bucket_size": LENGTH_BUCKET, "prompt": histogram(prompts)});
+    for (index, name) in S::SIDES.iter().enumerate() {
+        let completions = &mut side(index).map(|side| side.ids.len() - side.completion_start);
+        lengths[*name] = json!(histogram(completions));
+    }
+    lengths
 }

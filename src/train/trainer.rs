@@ -1,39 +1,35 @@
 //! The loop of a run: steps, logs, evaluation, checkpoints, interruption.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arithmo_backends::TrainBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::data::batch::attended_tokens;
-use crate::data::encode::EncodedPair;
-use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
+use crate::data::sample::Sample;
+use crate::dpo::metrics::MicroBatchMetrics;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::lora::{LoraConfig, adapter};
+use crate::lora::LoraConfig;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::folder::RunFolder;
-use crate::train::learner::{Learner, StepOutput};
 use crate::train::logger::{MetricsLog, Record};
+use crate::train::method::{Method, StepOutput};
 use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
 use crate::train::setup::{self, RunData};
 
-/// The file of a checkpoint with the reference's log-probabilities of the pairs seen so far, by id.
-const REFERENCE: &str = "reference_log_probs.json";
-
 /// A run under way: the learner and everything around it.
 #[derive(Debug)]
-pub struct Trainer<'a, B: TrainBackend> {
+pub struct Trainer<'a, B: TrainBackend, M: Method<B>> {
     config: &'a RunConfig,
-    data: &'a RunData,
-    learner: Learner<B>,
-    lora: LoraConfig,
+    data: &'a RunData<M::Sample>,
+    learner: M,
+    weights: TrainedWeights,
     log: MetricsLog,
     sampler: Sampler,
     schedule: Schedule,
@@ -54,16 +50,16 @@ struct Window {
     since: f64,
 }
 
-impl<'a, B: TrainBackend> Trainer<'a, B> {
+impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
     /// A run at its first step.
     ///
     /// # Errors
     /// The schedule's numbers do not fit together.
     pub fn new(
         config: &'a RunConfig,
-        data: &'a RunData,
-        mut learner: Learner<B>,
-        lora: LoraConfig,
+        data: &'a RunData<M::Sample>,
+        mut learner: M,
+        lora: Option<LoraConfig>,
         log: MetricsLog,
         device: &B::Device,
     ) -> Result<Self> {
@@ -72,10 +68,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
-        let again = total_steps > sampler.steps_per_epoch();
-        if again && !config.dpo.precompute_ref_log_probs {
-            learner.remember_reference();
-        }
+        learner.begin(config, total_steps > sampler.steps_per_epoch());
         let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
         let state = TrainState {
             seed: config.seed,
@@ -87,7 +80,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             config,
             data,
             learner,
-            lora,
+            weights: TrainedWeights::new(config, lora),
             log,
             sampler,
             schedule,
@@ -101,21 +94,14 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     /// Takes up the run where `checkpoint` left it.
     ///
     /// # Errors
-    /// The checkpoint does not fit the adapter.
+    /// The checkpoint does not fit what is trained.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let weights = checkpoint.tensors(adapter::CHECKPOINT_GROUP)?;
-        adapter::restore(
-            &mut self.learner.policy,
-            weights,
-            checkpoint.path(),
-            &self.device,
-        )?;
         let moments = checkpoint.tensors("optimizer")?;
-        let optimizer_config = AdamWConfig::from(&self.config.train);
-        self.learner.optimizer = AdamW::import(optimizer_config, moments, &self.device)?;
-        if self.learner.remembers_reference() {
-            self.restore_reference(checkpoint)?;
-        }
+        let moments = AdamW::import(AdamWConfig::from(&self.config.train), moments, &self.device)?;
+        let (policy, optimizer) = self.learner.trained();
+        self.weights.restore(policy, checkpoint, &self.device)?;
+        *optimizer = moments;
+        self.learner.restore_files(checkpoint)?;
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {
             serde_json::Value::Null => Window::default(),
@@ -129,51 +115,15 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         Ok(())
     }
 
-    fn restore_reference(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        if !checkpoint.holds(REFERENCE) {
-            return Ok(());
-        }
-        let bytes = checkpoint.file(REFERENCE)?;
-        let known: BTreeMap<String, [f32; 2]> =
-            serde_json::from_slice(&bytes).map_err(|error| {
-                let problem = format!("{REFERENCE} cannot be read: {error}");
-                let remedy = "remove this checkpoint folder: the one before it is used then";
-                Error::file(checkpoint.path(), problem, remedy)
-            })?;
-        for (id, sums) in known {
-            self.learner.reference.remember(&id, sums);
-        }
-        Ok(())
-    }
-
-    /// `precompute_ref_log_probs`: one pass of the reference over the training pairs.
+    /// What the method computes over all training samples before the first step.
     ///
     /// # Errors
     /// The user interrupts.
-    pub fn precompute_reference(&mut self, mode: ProgressMode) -> Result<()> {
-        if !self.config.dpo.precompute_ref_log_probs || self.state.step >= self.total_steps {
-            return Ok(());
+    pub fn precompute(&mut self, mode: ProgressMode) -> Result<()> {
+        match self.state.step < self.total_steps {
+            true => self.learner.precompute(&self.data.train, self.config, mode),
+            false => Ok(()),
         }
-        let train = &self.data.train;
-        let progress = Progress::new("reference", Some(train.len() as u64), "pairs", mode);
-        let size = self.config.dpo.precompute_ref_batch_size;
-        let size = size
-            .unwrap_or(self.config.train.per_device_train_batch_size)
-            .max(1);
-        for pairs in train.chunks(size) {
-            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            self.learner.precompute_reference(&pairs);
-            progress.inc(pairs.len() as u64);
-            if interrupt::requested() {
-                let note = format!(
-                    "stopped before step {}; go on with --resume",
-                    self.state.step + 1
-                );
-                return Err(Error::Interrupted { note });
-            }
-        }
-        progress.finish();
-        Ok(())
     }
 
     /// Trains to the last step; gives the last line of metrics.
@@ -216,7 +166,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         let started = Instant::now();
         let step = self.state.step;
         let plan = self.sampler.plan(step);
-        let batches: Vec<Vec<&EncodedPair>> = plan
+        let batches: Vec<Vec<&M::Sample>> = plan
             .micro_batches
             .iter()
             .map(|indices| indices.iter().map(|i| &self.data.train[*i]).collect())
@@ -227,16 +177,15 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             return Err(self.not_finite(&output, &batches));
         }
         if step == 0 {
-            self.check_first_step(&output)?;
+            self.learner.check_first_step(&output, self.config)?;
         }
-        let tokens: usize = batches.iter().flatten().map(|p| attended_tokens(p)).sum();
+        let samples = batches.iter().flatten();
+        let tokens: usize = samples.map(|sample| sample.attended_tokens()).sum();
         self.state.step += 1;
         self.state.num_tokens += tokens as u64;
         self.state.seconds += started.elapsed().as_secs_f64();
         self.window.tokens += tokens as u64;
-        self.window
-            .losses
-            .push(MicroBatchMetrics::mean(&output.micro_batches).0);
+        self.window.losses.push(output.loss);
         self.window.micro_batches.extend(output.micro_batches);
         let due = self
             .state
@@ -247,7 +196,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         }
         let record = self.record(plan.epoch, rate, output.grad_norm);
         self.log.log(&record)?;
-        progress.set_message(status(&record));
+        progress.set_message(status(&record, M::WATCHED));
         Ok(Some(record))
     }
 
@@ -269,7 +218,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 window.tokens as f64 / seconds.max(1e-9),
             )
             .with("seconds", self.state.seconds);
-        for (key, value) in KEYS.iter().zip(values) {
+        for (key, value) in M::KEYS.iter().zip(values) {
             record = record.with(*key, value);
         }
         match B::peak_memory_bytes(&self.device) {
@@ -289,55 +238,27 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         }
         let mut metrics = Vec::new();
         let size = self.config.train.per_device_eval_batch_size.max(1);
-        for pairs in self.data.eval.chunks(size) {
-            let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            metrics.push(self.learner.evaluate(&pairs));
+        for samples in self.data.eval.chunks(size) {
+            let samples: Vec<&M::Sample> = samples.iter().collect();
+            metrics.push(self.learner.evaluate(&samples));
         }
         let (_, values) = MicroBatchMetrics::mean(&metrics);
         let mut record = Record::new(self.state.step as u64)
             .with("eval_loss", MicroBatchMetrics::loss_by_pairs(&metrics))
             .with("eval_num_tokens", self.state.num_tokens as f64);
-        for (key, value) in KEYS.iter().zip(values) {
+        for (key, value) in M::KEYS.iter().zip(values) {
             record = record.with(format!("eval_{key}"), value);
         }
         progress.println(&format!(
             "step {} eval: {}",
             self.state.step,
-            status(&record)
+            status(&record, M::WATCHED)
         ));
         self.log.log(&record)
     }
 
-    /// The cheapest self-check there is: where policy and reference are the same function, the loss is ln 2 and every
-    /// reward 0. Exactly, unless the reference was computed beforehand: in batches of other widths sums round otherwise.
-    fn check_first_step(&self, output: &StepOutput) -> Result<()> {
-        if !self.learner.starts_as_reference() {
-            return Ok(());
-        }
-        for micro in &output.micro_batches {
-            let rewards = &micro.values[..2];
-            let logps = micro.values[4].abs().max(micro.values[5].abs());
-            let rounding = match self.config.dpo.precompute_ref_log_probs {
-                true => 1e-2 * self.config.dpo.beta * logps,
-                false => 0.0,
-            };
-            let ln_2 = (micro.loss - std::f64::consts::LN_2).abs() < 1e-6 + rounding;
-            if !ln_2 || rewards.iter().any(|reward| reward.abs() > rounding) {
-                return Err(Error::run(
-                    format!(
-                        "self-check failed: before the first update policy and reference are the same \
-                         function, but the loss is {} (not ln 2) and the rewards {rewards:?} (not 0)",
-                        micro.loss
-                    ),
-                    "this backend computes wrongly here: try --backend with another, and report it",
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps the last good state and says which pairs broke the step.
-    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&EncodedPair>]) -> Error {
+    /// Keeps the last good state and says which samples broke the step.
+    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&M::Sample>]) -> Error {
         let saved = match self.state.step {
             0 => "nothing was trained yet".to_string(),
             // Nothing is pruned: the weights that broke this step may be no good, and an earlier checkpoint be wanted.
@@ -346,11 +267,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 Err(error) => format!("and the state before it could not be saved: {error}"),
             },
         };
-        let ids: Vec<&str> = batches
-            .iter()
-            .flatten()
-            .map(|pair| pair.id.as_str())
-            .collect();
+        let ids: Vec<&str> = batches.iter().flatten().map(|sample| sample.id()).collect();
         let losses: Vec<f64> = output
             .micro_batches
             .iter()
@@ -358,9 +275,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             .collect();
         Error::run(
             format!(
-                "step {} is not finite: losses {losses:?}, gradient norm {}, pairs {}; {saved}",
+                "step {} is not finite: losses {losses:?}, gradient norm {}, {} {}; {saved}",
                 self.state.step + 1,
                 output.grad_norm,
+                M::Sample::NAME,
                 ids.join(", ")
             ),
             match self.state.step {
@@ -374,31 +292,23 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
 
     /// Saves the state; of the checkpoints, the newest `keep` stay (0: all).
     fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
-        let weights = adapter::tensors(&self.learner.policy);
+        let weights = self.weights.tensors(self.learner.policy());
         check_finite(self.state.step, &weights)?;
         self.log.sync()?;
         let done = self.state.step % self.sampler.steps_per_epoch();
         self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
         self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
         let metrics = serde_json::to_value(&self.window).map_err(defect)?;
-        let mut files = vec![(
-            adapter::CONFIG.to_string(),
-            self.adapter_config().into_bytes(),
-        )];
-        let known = self.learner.reference.known();
-        if self.learner.remembers_reference() && !known.is_empty() {
-            // Computed anew among other pairs they would round otherwise, and the run not end as if uninterrupted.
-            let known = serde_json::to_vec(known).map_err(defect)?;
-            files.push((REFERENCE.to_string(), known));
-        }
+        let mut files = self.weights.files(self.learner.policy());
+        files.extend(self.learner.files()?);
         let snapshot = Snapshot {
             state: TrainState {
                 metrics,
                 ..self.state.clone()
             },
             groups: vec![
-                (adapter::CHECKPOINT_GROUP.to_string(), weights),
-                ("optimizer".to_string(), self.learner.optimizer.export()),
+                (self.weights.group().to_string(), weights),
+                ("optimizer".to_string(), self.learner.optimizer().export()),
             ],
             files,
         };
@@ -407,23 +317,15 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         Ok(())
     }
 
-    /// Writes the adapter as a PEFT folder.
+    /// Writes what was trained: the adapter as a PEFT folder, or the whole model as a Hugging Face folder; tokenizer
+    /// files come from `model_folder`. Returns the folder.
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
-        adapter::save(&self.learner.policy, &self.adapter_config(), folder)
-    }
-
-    fn adapter_config(&self) -> String {
-        let model = &self.config.model;
-        let name = &model.model_name_or_path;
-        adapter::config_json(
-            &self.learner.policy,
-            &self.lora,
-            name,
-            Some(&model.revision),
-        )
+    pub fn save(&self, model_folder: &Path) -> Result<PathBuf> {
+        let folder = RunFolder::new(&self.config.output_dir);
+        self.weights
+            .save(self.learner.policy(), &folder, model_folder)
     }
 }
 
@@ -447,18 +349,13 @@ fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
 }
 
 /// The figures people watch.
-fn status(record: &Record) -> String {
-    let shown = [
-        ("loss", "loss"),
-        ("rewards/margins", "margin"),
-        ("rewards/accuracies", "acc"),
-    ];
+fn status(record: &Record, watched: &[(&str, &str)]) -> String {
     let mut parts = Vec::new();
-    for (key, name) in shown {
+    for (key, name) in watched {
         let value = record
             .values
             .iter()
-            .find(|(k, _)| k.trim_start_matches("eval_") == key);
+            .find(|(k, _)| k.trim_start_matches("eval_") == *key);
         if let Some((_, value)) = value {
             parts.push(format!("{name} {value:.4}"));
         }

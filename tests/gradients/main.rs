@@ -150,6 +150,8 @@ fn dpo_loss() -> DpoLoss {
     DpoLoss {
         loss_type: DpoLossType::Sigmoid,
         beta: BETA,
+        weight: 1.0,
+        sft_weight: 0.0,
     }
 }
 
@@ -406,7 +408,7 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
     let pairs = pairs(4, 7);
     let batches = [micro_batch(&pairs)];
     let mut learner = learner(policy, learner_config());
-    let first = learner.step(0, 0.02, &batches).micro_batches[0];
+    let first = learner.step(0, 0.02, &batches).micro_batches.remove(0);
     for step in 1..60 {
         learner.step(step, 0.02, &batches);
     }

@@ -97,6 +97,8 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
         loss: DpoLoss {
             loss_type: DpoLossType::Sigmoid,
             beta: 0.3,
+            weight: 1.0,
+            sft_weight: 0.0,
         },
         max_grad_norm: Some(1.0),
         activations: activations(recompute),
@@ -130,7 +132,7 @@ fn starts_at_ln_2(step: &StepOutput) {
     for micro in &step.micro_batches {
         let off = micro.loss - std::f64::consts::LN_2;
         assert!(off.abs() < 1e-6, "the loss is off ln 2 by {off:e}");
-        for (key, value) in KEYS.iter().zip(micro.values) {
+        for (key, value) in KEYS.iter().zip(micro.values.clone()) {
             assert!(
                 !key.starts_with("rewards/") || value == 0.0,
                 "{key} is {value}"
@@ -156,7 +158,7 @@ pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Dev
         for (ours, theirs) in ours.micro_batches.iter().zip(&theirs.micro_batches) {
             let off = (ours.loss - theirs.loss).abs();
             assert!(off < 1e-4, "step {step}: loss off by {off:e}");
-            for ((key, ours), theirs) in KEYS.iter().zip(ours.values).zip(theirs.values) {
+            for ((key, ours), theirs) in KEYS.iter().zip(&ours.values).zip(&theirs.values) {
                 let off = (ours - theirs).abs() / theirs.abs().max(1.0);
                 assert!(off < 1e-4, "step {step}: {key} {ours} for {theirs}");
             }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use arithmo::data::batch::attended_tokens;
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };
 use arithmo::data::pair::PreferencePair;
+use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
@@ -155,6 +155,8 @@ impl Run {
             loss: DpoLoss {
                 loss_type,
                 beta: self.number("beta"),
+                weight: 1.0,
+                sft_weight: 0.0,
             },
             max_grad_norm,
             activations: activations(recompute),
@@ -197,7 +199,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
         attended += batches
             .iter()
             .flatten()
-            .map(|pair| attended_tokens(pair))
+            .map(|pair| pair.attended_tokens())
             .sum::<usize>();
         let rate = schedule.rate(step);
         let output = learner.step(step, rate, &batches);

@@ -121,6 +121,23 @@ where
         }
     }
 
+    fn linear_weight_gradient(x: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (Some(x_host), Some(g)) = (Matrix::new(x.clone()), Matrix::new(grad.clone())) else {
+            return ops::linear::reference_weight_gradient(x, grad);
+        };
+        let d_weight = written(g.columns * x_host.columns, |d| {
+            let target = columns_of(d, x_host.columns, 0, x_host.columns);
+            product(
+                target,
+                Old::Replace,
+                1.0,
+                g.view().transpose(),
+                x_host.view(),
+            );
+        });
+        tensor(d_weight, [g.columns, x_host.columns])
+    }
+
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
         let (Some(host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::rms_norm::reference(x, weight, epsilon);
@@ -143,6 +160,20 @@ where
         let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
         row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon as f32, &mut d);
         tensor(d, shape)
+    }
+
+    fn rms_norm_weight_gradient(
+        x: Tensor<Self, 2>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 1> {
+        let (Some(x_host), Some(g)) = (Matrix::new(x.clone()), Matrix::new(grad.clone())) else {
+            return ops::rms_norm::reference_weight_gradient(x, epsilon, grad);
+        };
+        let columns = x_host.columns;
+        let (x, grad) = (x_host.values(), g.values());
+        let d_weight = row_wise::rms_norm_weight_gradient(x, columns, epsilon as f32, grad);
+        tensor(d_weight, [columns])
     }
 
     fn rope(

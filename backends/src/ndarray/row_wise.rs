@@ -87,6 +87,28 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (sum(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
 }
 
+/// See [`crate::ops::rms_norm`]. On one thread: the rows of a pass are summed faster than threads wake.
+pub(super) fn rms_norm_weight_gradient(
+    x: &[f32],
+    columns: usize,
+    epsilon: f32,
+    grad: &[f32],
+) -> Vec<f32> {
+    let mut d_weight = vec![0.0; columns];
+    vectorized(
+        #[inline(always)]
+        || {
+            for (x, grad) in x.chunks_exact(columns).zip(grad.chunks_exact(columns)) {
+                let inverse = inverse_rms(x, epsilon);
+                for ((d, x), grad) in d_weight.iter_mut().zip(x).zip(grad) {
+                    *d += grad * x * inverse;
+                }
+            }
+        },
+    );
+    d_weight
+}
+
 /// See [`crate::ops::rope`]; `x` has `columns` columns and is turned in place, `cos` and `sin` have `half`.
 pub(super) fn rope(
     x: &mut [f32],

@@ -1,19 +1,20 @@
-//! Frozen projections of one input, each with or without a low-rank branch (LoRA, arXiv 2106.09685), side by side in
+//! Projections of one input, each with or without a low-rank branch (LoRA, arXiv 2106.09685), side by side in
 //! one result: `y_i = x W_i^T + s_i (x A_i^T) B_i^T`, plus a residual where one is given.
 //!
 //! One operation for all projections of an input, because then `x A^T` is one product for all branches, `dx` is summed
-//! where it is made, and nothing is saved for backward but `x`, handles of the weights and the narrow `x A^T`. No
-//! weight-shaped temporary exists in either direction.
+//! where it is made, and nothing is saved for backward but `x`, handles of the weights and the narrow `x A^T`. Weights are
+//! frozen as a rule, and no weight-shaped temporary exists in either direction; one that requires a gradient gets it
+//! ([`TrainBackend::linear_weight_gradient`]).
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::accumulator;
 use crate::TrainBackend;
 
-/// A frozen weight with, perhaps, a branch.
+/// A weight with, perhaps, a branch.
 #[derive(Clone, Debug)]
 pub struct Projection<B: Backend> {
-    /// `[D_out, D_in]`, of the input's dtype; never gets a gradient.
+    /// `[D_out, D_in]`, of the input's dtype.
     pub weight: Tensor<B, 2>,
     /// The trainable branch.
     pub adapter: Option<Adapter<B>>,
@@ -58,8 +59,7 @@ pub struct AdaptedGrads<B: Backend> {
 /// - returns `[T, sum of D_out]`, the projections side by side, of x's dtype
 ///
 /// # Panics
-/// If shapes or dtypes do not fit together (Burn 0.21 promotes nothing: mixed dtypes would be silently wrong on GPUs),
-/// or, under autodiff, if a weight requires a gradient, which this operation would drop.
+/// If shapes or dtypes do not fit together (Burn 0.21 promotes nothing: mixed dtypes would be silently wrong on GPUs).
 pub fn adapted_linear<B: TrainBackend>(
     x: Tensor<B, 2>,
     projections: &[Projection<B>],

@@ -36,6 +36,12 @@ pub fn reference<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B,
     x.matmul(weight.transpose())
 }
 
+/// The reference body of [`TrainBackend::linear_weight_gradient`]: of `x [T, D_in]` and `grad [T, D_out]`, the gradient
+/// `dW = dy^T x` `[D_out, D_in]`. For projections side by side `D_out` is their sum, and the gradients are its rows.
+pub fn reference_weight_gradient<B: Backend>(x: Tensor<B, 2>, grad: Tensor<B, 2>) -> Tensor<B, 2> {
+    grad.transpose().matmul(x)
+}
+
 /// The reference body of [`TrainBackend::frozen_linear_backward`]: `grad [T, D_out]` to `[T, D_in]`.
 pub fn reference_backward<B: Backend>(grad: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
     grad.matmul(weight)

@@ -2,9 +2,10 @@
 //!
 //! `logp_t = z_t[target_t] - logsumexp(z_t)` with `z = hidden W^T`, computed in f32 over chunks of rows. The gradient is
 //! `d hidden_t = g_t (W[target_t] - softmax(z_t) W)`: but for the factor `g_t` of each row it is known as soon as the
-//! logits are, so it is computed with them, and backward only scales it. The head gets no gradient.
+//! logits are, so it is computed with them, and backward only scales it. A head that is trained gets its gradient from the
+//! logits, computed again.
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, backend::Backend};
 
 use super::accumulator;
 use crate::TrainBackend;
@@ -36,12 +37,12 @@ impl LogProbStats {
 ///
 /// # Shapes
 /// - hidden: `[T, D]`, states after the final norm that predict the targets
-/// - lm_head: `[V, D]`, frozen, of hidden's dtype
+/// - lm_head: `[V, D]`, of hidden's dtype
 /// - targets: `[T]`, ids below `V`
 /// - returns `[T, 1]` or `[T, 4]`: see [`LogProbStats`]
 ///
 /// # Panics
-/// If shapes or dtypes do not fit together, or, under autodiff, if the head requires a gradient.
+/// If shapes or dtypes do not fit together.
 pub fn completion_log_probs<B: TrainBackend>(
     hidden: Tensor<B, 2>,
     lm_head: Tensor<B, 2>,
@@ -97,6 +98,39 @@ pub fn reference<B: TrainBackend>(
         columns: Tensor::cat(columns, 0),
         slopes: with_slopes.then(|| Tensor::cat(slopes, 0)),
     }
+}
+
+/// Gradient of the head `[V, D]`: the sum over rows of `g_t (onehot(target_t) - softmax(z_t)) hidden_t^T`.
+///
+/// # Shapes
+/// - hidden: `[T, D]`; lm_head: `[V, D]`; targets: `[T]`
+/// - of_log_probs: `g`, the gradient of each log-probability, `[T, 1]`, in the accumulator's dtype
+pub fn head_gradient<B: TrainBackend>(
+    hidden: Tensor<B, 2>,
+    lm_head: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    of_log_probs: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let mut sum = None;
+    for (start, len) in chunks(hidden.dims()[0], lm_head.dims()[0]) {
+        let hidden = hidden.clone().narrow(0, start, len);
+        let targets = targets.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
+        let of_log_probs = of_log_probs.clone().narrow(0, start, len);
+        let logits = logits(hidden.clone(), &lm_head);
+        let softmax = (logits.clone() - log_sum_exp(logits)).exp();
+        let of_logits = (softmax * of_log_probs.clone().neg()).scatter(
+            1,
+            targets,
+            of_log_probs,
+            IndexingUpdateOp::Add,
+        );
+        let of_head = B::linear_weight_gradient(hidden, of_logits.cast(lm_head.dtype()));
+        sum = Some(match sum {
+            Some(sum) => of_head + sum,
+            None => of_head,
+        });
+    }
+    sum.unwrap_or_else(|| lm_head.zeros_like())
 }
 
 /// The columns of some rows; `shifted` are the log-probabilities of the whole vocabulary.

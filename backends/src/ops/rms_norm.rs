@@ -1,4 +1,4 @@
-//! RMSNorm (arXiv 1910.07467): `y = x / sqrt(mean(x^2) + epsilon) * weight`, with a frozen weight.
+//! RMSNorm (arXiv 1910.07467): `y = x / sqrt(mean(x^2) + epsilon) * weight`.
 //!
 //! One operation because backward needs no more than `x`, where the separate operations would keep four tensors of its
 //! size.
@@ -17,7 +17,7 @@ use crate::TrainBackend;
 /// - returns `[T, D]`, of x's dtype
 ///
 /// # Panics
-/// If widths or dtypes differ, or, under autodiff, if the weight requires a gradient, which this operation would drop.
+/// If widths or dtypes differ.
 pub fn rms_norm<B: TrainBackend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 1>,
@@ -52,6 +52,17 @@ pub fn reference_backward<B: Backend>(
     let grad = (grad * weight.unsqueeze()).cast(normed.dtype());
     let along = (grad.clone() * normed.clone()).mean_dim(1);
     ((grad - normed * along) / rms).cast(dtype)
+}
+
+/// The reference body of [`TrainBackend::rms_norm_weight_gradient`]: the sum over tokens of `grad * x / rms`, `[D]`.
+pub fn reference_weight_gradient<B: Backend>(
+    x: Tensor<B, 2>,
+    epsilon: f64,
+    grad: Tensor<B, 2>,
+) -> Tensor<B, 1> {
+    let dtype = x.dtype();
+    let (normed, _) = normed(x, epsilon);
+    (grad * normed.cast(dtype)).sum_dim(0).squeeze_dim(0)
 }
 
 /// `x / rms` and `rms = sqrt(mean(x^2) + epsilon)` `[T, 1]`, in the accumulator's dtype.

@@ -6,7 +6,6 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Compat, EncodeConfig, Outcome};
-use crate::data::pair::PreferencePair;
 use crate::error::{Error, Result};
 
 /// Ids an error message lists of each kind.
@@ -81,13 +80,13 @@ impl EncodeReport {
         }
     }
 
-    pub(super) fn count(&mut self, pair: &PreferencePair, outcome: &Outcome) {
+    pub(super) fn count(&mut self, id: &str, outcome: &Outcome) {
         self.pairs_read += 1;
         if let Some(refusal) = outcome.refusal {
             self.refused
                 .entry(refusal)
                 .or_default()
-                .push(pair.id.clone());
+                .push(id.to_string());
         }
         for (happened, list) in [
             (outcome.sides.is_none(), &mut self.dropped_prompt_too_long),
@@ -102,7 +101,7 @@ impl EncodeReport {
             ),
         ] {
             if happened {
-                list.push(pair.id.clone());
+                list.push(id.to_string());
             }
         }
     }

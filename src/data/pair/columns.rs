@@ -11,14 +11,15 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
-use super::{COLUMNS, PreferencePair, conversational, pair_from_row};
+use super::{Row, conversational, from_row};
 use crate::error::{Error, Result};
 
 /// Columns read where the table has them.
-const WANTED: [&str; 7] = [
+const WANTED: [&str; 8] = [
     "id",
     "prompt",
     "question",
+    "completion",
     "chosen",
     "rejected",
     "chosen_score",
@@ -26,7 +27,7 @@ const WANTED: [&str; 7] = [
 ];
 
 /// Reads every row of the table at `path`.
-pub(super) fn read_parquet(path: &Path) -> Result<Vec<PreferencePair>> {
+pub(super) fn read_parquet<T: Row>(path: &Path) -> Result<Vec<T>> {
     let damaged = |what: String, e: ParquetError| {
         Error::file(
             path,
@@ -37,7 +38,7 @@ pub(super) fn read_parquet(path: &Path) -> Result<Vec<PreferencePair>> {
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let reader =
         SerializedFileReader::new(file).map_err(|e| damaged("the footer".to_string(), e))?;
-    let columns = find_columns(path, &reader)?;
+    let columns = find_columns::<T>(path, &reader)?;
     let mut pairs = Vec::new();
     for group in 0..reader.num_row_groups() {
         let first = pairs.len() + 1;
@@ -52,14 +53,14 @@ pub(super) fn read_parquet(path: &Path) -> Result<Vec<PreferencePair>> {
                 .collect();
             let number = pairs.len() + 1;
             let place = || format!("{}: row {number}", path.display());
-            pairs.push(pair_from_row(Value::Object(row), number).map_err(|e| e.at(place()))?);
+            pairs.push(from_row(Value::Object(row), number).map_err(|e| e.at(place()))?);
         }
     }
     Ok(pairs)
 }
 
 /// Names and leaf indices of the wanted columns, which must be flat and of a type that is read here.
-fn find_columns(
+fn find_columns<T: Row>(
     path: &Path,
     reader: &SerializedFileReader<File>,
 ) -> Result<Vec<(&'static str, usize)>> {
@@ -87,10 +88,9 @@ fn find_columns(
         }
         found.push((name, index));
     }
-    if ["chosen", "rejected"]
-        .iter()
-        .any(|name| !found.iter().any(|(found, _)| found == name))
-    {
+    let has = |name: &&str| found.iter().any(|(found, _)| found == name);
+    if !T::REQUIRED.iter().any(|all| all.iter().all(has)) {
+        let wanted: Vec<String> = T::REQUIRED.iter().map(|all| all.join(" and ")).collect();
         let have: Vec<&str> = schema
             .root_schema()
             .get_fields()
@@ -98,10 +98,11 @@ fn find_columns(
             .map(|f| f.name())
             .collect();
         let problem = format!(
-            "has no columns chosen and rejected, only {}",
+            "has no columns {}, only {}",
+            wanted.join(" or "),
             have.join(", ")
         );
-        return Err(Error::file(path, problem, COLUMNS));
+        return Err(Error::file(path, problem, T::COLUMNS));
     }
     Ok(found)
 }

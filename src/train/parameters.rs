@@ -1,0 +1,153 @@
+//! What a run trains: the tensors of the policy that require a gradient, by name, as matrices (a norm's weight `[D]` is
+//! `[1, D]` here), in the order of the model's fields.
+
+use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::AutodiffBackend;
+
+use crate::model::mistral::Mistral;
+
+type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
+
+/// Has every weight of `model` trained.
+pub fn train_all<B: TrainBackend>(model: Mistral<Autodiff<B>>) -> Mistral<Autodiff<B>> {
+    struct All;
+    impl<B: TrainBackend> ModuleMapper<Autodiff<B>> for All {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: Param<Tensor<Autodiff<B>, D>>,
+        ) -> Param<Tensor<Autodiff<B>, D>> {
+            Param::initialized(param.id, param.val().require_grad())
+        }
+    }
+    model.map(&mut All)
+}
+
+/// The trained tensors with their names in files: Hugging Face's for the model's own weights
+/// (`model.layers.0.mlp.up_proj.weight`), PEFT's below `base_model.model.` for an adapter's.
+pub fn parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<(String, Tensor<B, 2>)> {
+    struct Values<B: TrainBackend> {
+        path: Vec<String>,
+        found: Vec<(String, Tensor<B, 2>)>,
+    }
+    impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Values<B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
+            let tensor = param.val();
+            if tensor.is_require_grad() {
+                let name = file_name(&self.path);
+                self.found.push((name, as_matrix(tensor.inner())));
+            }
+        }
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+    }
+    let mut values = Values {
+        path: Vec::new(),
+        found: Vec::new(),
+    };
+    model.visit(&mut values);
+    values.found
+}
+
+/// Replaces the trained tensors by `values`, in the order of [`parameters`]; each stays trained.
+///
+/// # Panics
+/// If their number or sizes differ.
+pub fn set_parameters<B: TrainBackend>(
+    model: &mut Mistral<Autodiff<B>>,
+    values: Vec<Tensor<B, 2>>,
+) {
+    struct Replace<B: TrainBackend>(std::vec::IntoIter<Tensor<B, 2>>);
+    impl<B: TrainBackend> ModuleMapper<Autodiff<B>> for Replace<B> {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: Param<Tensor<Autodiff<B>, D>>,
+        ) -> Param<Tensor<Autodiff<B>, D>> {
+            let old = param.val();
+            match old.is_require_grad() {
+                false => param,
+                true => {
+                    let value = self.0.next();
+                    assert!(value.is_some(), "set_parameters: too few values");
+                    let value = value.map_or(old.clone().inner(), |v| v.reshape(old.dims()));
+                    Param::initialized(param.id, Tensor::from_inner(value).require_grad())
+                }
+            }
+        }
+    }
+    let mut replace = Replace(values.into_iter());
+    *model = model.clone().map(&mut replace);
+    let left = replace.0.len();
+    assert_eq!(left, 0, "set_parameters: {left} values too many");
+}
+
+/// The gradients of a part's trained tensors, in the order of [`parameters`]; zero for one the loss does not depend on.
+pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
+    part: &M,
+    grads: &Gradients<B>,
+) -> Vec<Tensor<B, 2>> {
+    struct Found<'a, B: TrainBackend> {
+        grads: &'a Gradients<B>,
+        found: Vec<Tensor<B, 2>>,
+    }
+    impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Found<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
+            let tensor = param.val();
+            if tensor.is_require_grad() {
+                let grad = tensor.grad(self.grads);
+                let grad = grad.unwrap_or_else(|| tensor.inner().zeros_like());
+                self.found.push(as_matrix(grad));
+            }
+        }
+    }
+    let mut found = Found {
+        grads,
+        found: Vec::new(),
+    };
+    part.visit(&mut found);
+    found.found
+}
+
+/// Whether anything of a part is trained.
+pub(super) fn is_trained<B: TrainBackend, M: Module<Autodiff<B>>>(part: &M) -> bool {
+    struct Any(bool);
+    impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Any {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
+            self.0 |= param.val().is_require_grad();
+        }
+    }
+    let mut any = Any(false);
+    part.visit(&mut any);
+    any.0
+}
+
+fn as_matrix<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 2> {
+    let columns = tensor.dims()[D - 1];
+    let rows = tensor.shape().num_elements() / columns.max(1);
+    tensor.reshape([rows, columns])
+}
+
+/// Field names to a tensor's name.
+fn file_name(path: &[String]) -> String {
+    let (mut parts, mut last) = (Vec::new(), "weight");
+    for part in path {
+        match part.as_str() {
+            "lora" | "weight" => {}
+            "lora_a" => last = "lora_A.weight",
+            "lora_b" => last = "lora_B.weight",
+            part => parts.push(part),
+        }
+    }
+    let model = if path.first().is_some_and(|first| first == "lm_head") {
+        ""
+    } else {
+        "model."
+    };
+    format!("{model}{}.{last}", parts.join("."))
+}

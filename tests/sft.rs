@@ -1,0 +1,315 @@
+//! Supervised fine-tuning of all weights: ten steps against torch, gradients against finite differences, a run from random
+//! weights to a model folder, interrupted and resumed.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::fs;
+use std::path::Path;
+
+use arithmo::config::RunConfig;
+use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::encode::{EncodedExample, EncodedSequence};
+use arithmo::dpo::log_probs::{DeviceBatch, score};
+use arithmo::model::config::MistralConfig;
+use arithmo::model::load::{load, random};
+use arithmo::model::mistral::Mistral;
+use arithmo::model::weights::WeightFiles;
+use arithmo::progress::ProgressMode;
+use arithmo::train::folder::Existing;
+use arithmo::train::gradient::{Loss, gradients};
+use arithmo::train::learner::Activations;
+use arithmo::train::method::Method;
+use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::parameters::{parameters, set_parameters, train_all};
+use arithmo::train::run::{RunOptions, run};
+use arithmo::train::sft::{SftConfig, SftLearner};
+use arithmo_backends::LogProbStats;
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Tensor};
+use burn_ndarray::NdArray;
+use serde_json::Value;
+
+type Narrow = NdArray<f32>;
+type Wide = NdArray<f64>;
+
+fn fixtures() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
+}
+
+fn golden() -> Value {
+    serde_json::from_slice(&fs::read(fixtures().join("sft/golden.json")).unwrap()).unwrap()
+}
+
+fn examples(golden: &Value) -> Vec<EncodedExample> {
+    let list = golden["examples"].as_array().unwrap().iter().enumerate();
+    list.map(|(index, example)| EncodedExample {
+        id: index.to_string(),
+        sequence: EncodedSequence {
+            ids: serde_json::from_value(example["ids"].clone()).unwrap(),
+            completion_start: example["completion_start"].as_u64().unwrap() as usize,
+            hidden: Vec::new(),
+        },
+    })
+    .collect()
+}
+
+#[track_caller]
+fn assert_near(what: &str, ours: f64, theirs: &Value, tolerance: f64) {
+    let theirs = theirs.as_f64().unwrap();
+    let near = (ours - theirs).abs() <= tolerance * theirs.abs().max(1.0);
+    assert!(near, "{what}: {ours}, torch {theirs}");
+}
+
+/// Loss, gradient norm, metrics and final weights of `tests/fixtures/sft/make.py`, in f32 on both sides.
+#[test]
+fn ten_steps_are_those_of_torch() {
+    let (golden, device) = (golden(), Default::default());
+    let examples = examples(&golden);
+    for (pass_tokens, activations) in [(4096, Activations::Keep), (24, Activations::Recompute)] {
+        let folder = fixtures().join("sft/model");
+        let policy = load::<Autodiff<Narrow>>(&folder, DType::F32, &device).unwrap();
+        let setting = |name: &str| golden["settings"][name].as_f64().unwrap();
+        let optimizer = AdamW::new(AdamWConfig {
+            beta1: setting("beta1"),
+            beta2: setting("beta2"),
+            epsilon: setting("epsilon"),
+            weight_decay: setting("weight_decay"),
+        });
+        let config = SftConfig {
+            max_grad_norm: Some(setting("max_grad_norm")),
+            activations,
+            pass_tokens,
+            dropout_seed: None,
+        };
+        let mut learner = SftLearner::new(train_all(policy), optimizer, config, &device);
+        let micro: Vec<Vec<usize>> =
+            serde_json::from_value(golden["micro_batches"].clone()).unwrap();
+        let batches: Vec<Vec<&EncodedExample>> = micro
+            .iter()
+            .map(|batch| batch.iter().map(|index| &examples[*index]).collect())
+            .collect();
+        for (step, expected) in golden["steps"].as_array().unwrap().iter().enumerate() {
+            let output = learner.step(step, setting("learning_rate"), &batches);
+            assert!(output.applied);
+            let what = format!("step {step}");
+            assert_near(&what, output.loss, &expected["loss"], 2e-5);
+            assert_near(&what, output.grad_norm, &expected["grad_norm"], 1e-4);
+            for (ours, theirs) in output
+                .micro_batches
+                .iter()
+                .zip(expected["micro_batches"].as_array().unwrap())
+            {
+                for (key, value) in SftLearner::<Narrow>::KEYS.iter().zip(&ours.values) {
+                    assert_near(&format!("{what}: {key}"), *value, &theirs[*key], 2e-5);
+                }
+            }
+        }
+        for (name, weight) in parameters(learner.policy()) {
+            let theirs = golden["weights_after"][&name].as_array().unwrap();
+            let ours: Vec<f32> = weight.into_data().to_vec().unwrap();
+            assert_eq!(ours.len(), theirs.len(), "{name}");
+            for (ours, theirs) in ours.iter().zip(theirs) {
+                assert_near(&name, f64::from(*ours), theirs, 2e-4);
+            }
+        }
+    }
+}
+
+fn small(tied: bool) -> MistralConfig {
+    let config = MistralConfig::load(&fixtures().join("sft/model")).unwrap();
+    MistralConfig {
+        tie_word_embeddings: tied,
+        sliding_window: Some(5),
+        ..config
+    }
+}
+
+fn loss(model: &Mistral<Wide>, on_device: &DeviceBatch<Wide>) -> f64 {
+    let sums = score(model, on_device, LogProbStats::None).sums;
+    -sums.into_data().iter::<f64>().sum::<f64>()
+}
+
+/// Every weight's gradient, whatever activations are kept, against differences of the loss.
+#[test]
+fn all_gradients_are_slopes() {
+    let (golden, device) = (golden(), Default::default());
+    let examples = examples(&golden);
+    let refs: Vec<&EncodedExample> = examples.iter().collect();
+    let batch = PreferenceBatch::of_examples(&refs);
+    for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
+        let model: Mistral<Autodiff<Wide>> = random(small(tied), 5, DType::F64, &device).unwrap();
+        let mut model = train_all(model);
+        let table = model.valid().position_table(32, &device);
+        let on_device = DeviceBatch::new(&batch, &table, &device);
+        let completions = on_device.completions.to_autodiff::<Autodiff<Wide>>();
+        let head = model.head();
+        let (_, grads) = gradients(&model, &on_device.input, keep, |hidden| Loss {
+            loss: completions
+                .score(hidden, head, LogProbStats::All)
+                .sums
+                .sum()
+                .neg(),
+            output: (),
+        });
+        let all = parameters(&model);
+        assert_eq!(all.len(), grads.len());
+        assert_eq!(all.len(), if tied { 20 } else { 21 });
+        for (index, (name, weight)) in all.iter().enumerate() {
+            let grad: Vec<f64> = grads[index].clone().into_data().to_vec().unwrap();
+            let count = grad.len();
+            for at in [0, count / 3, count - 1] {
+                let mut at_distance = |distance: f64| {
+                    let mut values: Vec<f64> = weight.clone().into_data().to_vec().unwrap();
+                    values[at] += distance;
+                    let changed = Tensor::<Wide, 1>::from_floats(values.as_slice(), &device);
+                    let mut values: Vec<_> = all.iter().map(|(_, weight)| weight.clone()).collect();
+                    values[index] = changed.reshape(weight.dims());
+                    set_parameters(&mut model, values);
+                    loss(&model.valid(), &on_device)
+                };
+                let step = 1e-5;
+                let slope = (at_distance(step) - at_distance(-step)) / (2.0 * step);
+                let near = (grad[at] - slope).abs() < 1e-6 * slope.abs().max(1.0);
+                assert!(near, "{name}[{at}]: {} is not {slope}", grad[at]);
+            }
+        }
+    }
+}
+
+fn write_inputs(folder: &Path) -> String {
+    let model = folder.join("model");
+    fs::create_dir_all(&model).unwrap();
+    let shape = MistralConfig {
+        vocab_size: 512,
+        ..small(false)
+    };
+    let shape = MistralConfig {
+        max_position_embeddings: 128,
+        ..shape
+    };
+    shape.save(&model).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(
+            fixtures().join("tokenizer/byte-level").join(name),
+            model.join(name),
+        )
+        .unwrap();
+    }
+    let line = |n: usize| {
+        format!(
+            "{{\"prompt\": \"{n} + 1 =\", \"completion\": \" {}\"}}\n",
+            n + 1
+        )
+    };
+    fs::write(
+        folder.join("train.jsonl"),
+        (0..20).map(line).collect::<String>(),
+    )
+    .unwrap();
+    let path = |name: &str| toml::Value::String(folder.join(name).display().to_string());
+    format!(
+        "output_dir = {}\nmethod = \"sft\"\n[model]\nmodel_name_or_path = {}\nuse_peft = false\nfrom_scratch = true\n\
+         [data]\ntrain_file = {}\neval_file = {}\n[train]\nper_device_train_batch_size = 3\n\
+         gradient_accumulation_steps = 2\nlearning_rate = 0.02\nwarmup_steps = 2\nmax_steps = 9\nsave_steps = 4\n\
+         save_total_limit = 0\nweight_decay = 0.1\n",
+        path("run"),
+        path("model"),
+        path("train.jsonl"),
+        path("train.jsonl"),
+    )
+}
+
+fn start(folder: &Path, existing: Existing) -> arithmo::Result<()> {
+    let config = RunConfig::load(&folder.join("run.toml"), &[])?;
+    let options = RunOptions {
+        existing,
+        dry_run: false,
+        progress: ProgressMode::Quiet,
+    };
+    let summary = run::<Narrow>(&config, &options, &Default::default())?;
+    assert_eq!(summary.output, Some(folder.join("run/model")));
+    Ok(())
+}
+
+#[test]
+fn a_run_from_random_weights_learns_and_resumes_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("run.toml"), write_inputs(folder)).unwrap();
+    start(folder, Existing::Refuse).unwrap();
+    let metrics = || {
+        let text = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.collect::<Vec<Value>>()
+    };
+    let lines = metrics();
+    let losses: Vec<f64> = lines
+        .iter()
+        .filter_map(|line| line["loss"].as_f64())
+        .collect();
+    assert_eq!(losses.len(), 9);
+    assert!((losses[0] - 512f64.ln()).abs() < 0.5, "{losses:?}");
+    assert!(losses[8] < losses[0] - 1.0, "{losses:?}");
+    let last = lines.last().unwrap();
+    assert!(last["eval_loss"].as_f64().unwrap() < losses[0], "{last}");
+    for key in [
+        "mean_token_accuracy",
+        "entropy",
+        "num_tokens",
+        "grad_norm",
+        "learning_rate",
+    ] {
+        assert!(lines[0][key].is_number(), "{key}: {}", lines[0]);
+    }
+    // The model is a folder that opens; its tokenizer came along.
+    let model = folder.join("run/model");
+    let files = WeightFiles::open(&model).unwrap();
+    files
+        .check(&MistralConfig::load(&model).unwrap().tensors())
+        .unwrap();
+    assert!(model.join("tokenizer.json").is_file());
+    let weights = fs::read(model.join("model.safetensors")).unwrap();
+
+    // As if it had been killed after step 4.
+    for rest in ["checkpoints/step-8", "checkpoints/step-9", "model"] {
+        fs::remove_dir_all(folder.join("run").join(rest)).unwrap();
+    }
+    start(folder, Existing::Resume).unwrap();
+    assert!(fs::read(model.join("model.safetensors")).unwrap() == weights);
+    let again: Vec<f64> = metrics()
+        .iter()
+        .filter_map(|line| line["loss"].as_f64())
+        .collect();
+    assert_eq!(again, losses);
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let text = write_inputs(folder);
+    for (change, said) in [
+        ("[lora]\nr = 8\n", "use_peft is false"),
+        ("[dpo]\nbeta = 0.2\n", "method is \"sft\""),
+        ("[data]\ncompat = \"trl-0.7.4\"\n", "data.compat"),
+        ("[model]\ndtype = \"bf16\"\n", "model.dtype"),
+        ("[model]\nuse_peft = true\n", "model.from_scratch"),
+    ] {
+        let (header, key) = change.split_once('\n').unwrap();
+        let name = key.split(' ').next().unwrap();
+        let kept = text
+            .lines()
+            .filter(|line| !line.starts_with(&format!("{name} =")));
+        let mut lines: Vec<String> = kept.map(String::from).collect();
+        match lines.iter().position(|line| line == header) {
+            Some(at) => lines.insert(at + 1, key.to_string()),
+            None => lines.push(change.to_string()),
+        }
+        fs::write(folder.join("run.toml"), lines.join("\n")).unwrap();
+        let error = start(folder, Existing::Refuse).unwrap_err().to_string();
+        assert!(error.contains(said), "{change}: {error}");
+    }
+}
