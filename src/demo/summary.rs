@@ -251,6 +251,7 @@ impl DemoSummary {
                     .into(),
                 rows: [("before", before), ("after", after)].map(row).into(),
             }],
+            settings: Vec::new(),
             changes: self.changes.clone(),
         }
     }
