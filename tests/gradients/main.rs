@@ -294,7 +294,7 @@ fn the_loss_is_the_definition(
     };
     let reference: Vec<f64> = sides(pairs).iter().map(of_bare).collect();
     let output = learner(policy, learner_config()).step(0, 0.0, &[micro_batch(pairs)]);
-    let micro = output.micro_batches[0];
+    let micro = &output.micro_batches[0];
     assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
     let chosen = (reward(0) + reward(1) + reward(2)) / 3.0;
