@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         let options = DemoOptions {
             output: folder.join(seed.to_string()),
             size: DemoSize {
-                problems: 1000,
+                problems: 2000,
                 seed,
             },
             overwrite: false,

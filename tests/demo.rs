@@ -45,8 +45,8 @@ fn json_lines(path: &Path) -> Vec<Value> {
 #[test]
 fn the_demo_trains_and_its_commands_do_the_same() {
     let parent = tempfile::tempdir().unwrap();
-    // Small: 60 problems to learn from. What a full one gains is measured by `cargo bench --bench demo`.
-    let small = ["demo", "--problems", "60", "--seed", "7"];
+    // Small: 80 problems to learn from. What a full one gains is measured by `cargo bench --bench demo`.
+    let small = ["demo", "--problems", "80", "--seed", "7"];
     let (out, err) = succeeded(arithmo(parent.path(), &small));
     let demo = parent.path().join("arithmo-demo");
 
@@ -56,7 +56,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         .skip_while(|line| !line.starts_with("Files, in arithmo-demo"))
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
         .collect();
-    assert_eq!(listed.len(), 15, "{out}");
+    assert_eq!(listed.len(), 16, "{out}");
     for name in listed {
         assert!(demo.join(name).exists(), "{name}");
     }
@@ -81,7 +81,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("$ "))
         .collect();
-    assert_eq!(commands.len(), 7, "{err}");
+    assert_eq!(commands.len(), 8, "{err}");
     let script = format!(
         "arithmo() {{ {ARITHMO} --backend ndarray \"$@\"; }}\nset -e\n{}",
         commands.join("\n")
@@ -97,6 +97,7 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         "pairs.held-out.jsonl",
         "own-pairs.jsonl",
         "own-pairs.stats.json",
+        "train.jsonl",
         "run/adapter/adapter_model.safetensors",
         "before/predictions.json",
         "before/results.json",

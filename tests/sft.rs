@@ -1,5 +1,5 @@
-//! Supervised fine-tuning of all weights: ten steps against torch, gradients against finite differences, a run from random
-//! weights to a model folder, interrupted and resumed.
+//! Supervised fine-tuning of all weights: ten steps against torch; a run from random weights to a model folder, interrupted
+//! and resumed. (Gradients against finite differences: tests/gradients/full.rs.)
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -7,31 +7,24 @@ use std::fs;
 use std::path::Path;
 
 use arithmo::config::RunConfig;
-use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
-use arithmo::dpo::log_probs::{DeviceBatch, score};
 use arithmo::model::config::MistralConfig;
-use arithmo::model::load::{load, random};
-use arithmo::model::mistral::Mistral;
+use arithmo::model::load::load;
 use arithmo::model::weights::WeightFiles;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
-use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::learner::Activations;
 use arithmo::train::method::Method;
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
-use arithmo::train::parameters::{parameters, set_parameters, train_all};
+use arithmo::train::parameters::{parameters, train_all};
 use arithmo::train::run::{RunOptions, run};
 use arithmo::train::sft::{SftConfig, SftLearner};
-use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
-use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 use burn_ndarray::NdArray;
 use serde_json::Value;
 
 type Narrow = NdArray<f32>;
-type Wide = NdArray<f64>;
 
 fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
@@ -116,65 +109,8 @@ fn ten_steps_are_those_of_torch() {
     }
 }
 
-fn small(tied: bool) -> MistralConfig {
-    let config = MistralConfig::load(&fixtures().join("sft/model")).unwrap();
-    MistralConfig {
-        tie_word_embeddings: tied,
-        sliding_window: Some(5),
-        ..config
-    }
-}
-
-fn loss(model: &Mistral<Wide>, on_device: &DeviceBatch<Wide>) -> f64 {
-    let sums = score(model, on_device, LogProbStats::None).sums;
-    -sums.into_data().iter::<f64>().sum::<f64>()
-}
-
-/// Every weight's gradient, whatever activations are kept, against differences of the loss.
-#[test]
-fn all_gradients_are_slopes() {
-    let (golden, device) = (golden(), Default::default());
-    let examples = examples(&golden);
-    let refs: Vec<&EncodedExample> = examples.iter().collect();
-    let batch = PreferenceBatch::of_examples(&refs);
-    for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
-        let model: Mistral<Autodiff<Wide>> = random(small(tied), 5, DType::F64, &device).unwrap();
-        let mut model = train_all(model);
-        let table = model.valid().position_table(32, &device);
-        let on_device = DeviceBatch::new(&batch, &table, &device);
-        let completions = on_device.completions.to_autodiff::<Autodiff<Wide>>();
-        let head = model.head();
-        let (_, grads) = gradients(&model, &on_device.input, keep, |hidden| Loss {
-            loss: completions
-                .score(hidden, head, LogProbStats::All)
-                .sums
-                .sum()
-                .neg(),
-            output: (),
-        });
-        let all = parameters(&model);
-        assert_eq!(all.len(), grads.len());
-        assert_eq!(all.len(), if tied { 20 } else { 21 });
-        for (index, (name, weight)) in all.iter().enumerate() {
-            let grad: Vec<f64> = grads[index].clone().into_data().to_vec().unwrap();
-            let count = grad.len();
-            for at in [0, count / 3, count - 1] {
-                let mut at_distance = |distance: f64| {
-                    let mut values: Vec<f64> = weight.clone().into_data().to_vec().unwrap();
-                    values[at] += distance;
-                    let changed = Tensor::<Wide, 1>::from_floats(values.as_slice(), &device);
-                    let mut values: Vec<_> = all.iter().map(|(_, weight)| weight.clone()).collect();
-                    values[index] = changed.reshape(weight.dims());
-                    set_parameters(&mut model, values);
-                    loss(&model.valid(), &on_device)
-                };
-                let step = 1e-5;
-                let slope = (at_distance(step) - at_distance(-step)) / (2.0 * step);
-                let near = (grad[at] - slope).abs() < 1e-6 * slope.abs().max(1.0);
-                assert!(near, "{name}[{at}]: {} is not {slope}", grad[at]);
-            }
-        }
-    }
+fn small() -> MistralConfig {
+    MistralConfig::load(&fixtures().join("sft/model")).unwrap()
 }
 
 fn write_inputs(folder: &Path) -> String {
@@ -182,7 +118,7 @@ fn write_inputs(folder: &Path) -> String {
     fs::create_dir_all(&model).unwrap();
     let shape = MistralConfig {
         vocab_size: 512,
-        ..small(false)
+        ..small()
     };
     let shape = MistralConfig {
         max_position_embeddings: 128,

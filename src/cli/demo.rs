@@ -21,8 +21,8 @@ pub struct DemoArgs {
     /// Seed of problems, samples and training.
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// Problems to sample answers to; half as many are held out.
-    #[arg(long, value_name = "N", default_value_t = 1000, hide = true)]
+    /// Problems to sample answers to; a quarter as many are held out.
+    #[arg(long, value_name = "N", default_value_t = 2000, hide = true)]
     pub problems: usize,
 }
 

@@ -35,6 +35,11 @@ impl DemoFolder {
         )
     }
 
+    pub(super) fn join_command(&self) -> String {
+        let [own, voted] = [self.own_pairs(), self.pairs()].map(|path| shell(&path));
+        format!("cat {own} {voted} > {}", shell(&self.train_pairs()))
+    }
+
     pub(super) fn train_command(&self) -> String {
         format!("arithmo train --config {}", shell(&self.run_config()))
     }

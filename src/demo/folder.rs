@@ -45,7 +45,7 @@ const PREPARE: &str = "# The default rules, but for a larger held-out part: ther
 const MARK: &str = "This folder was made by `arithmo demo`.";
 
 /// Everything in the folder, with what it is.
-pub(super) const CONTENTS: [(&str, &str); 15] = [
+pub(super) const CONTENTS: [(&str, &str); 16] = [
     ("rows.jsonl", "questions with voted answers, made up"),
     ("prepare.toml", "rules of prepare"),
     ("pairs.jsonl", "preference pairs for training"),
@@ -56,6 +56,7 @@ pub(super) const CONTENTS: [(&str, &str); 15] = [
     ("model", "the small model, a Hugging Face folder"),
     ("before", "its answers to the held-out problems, judged"),
     ("own-pairs.jsonl", "its own answers, right beside wrong"),
+    ("train.jsonl", "the pairs of both kinds"),
     ("run.toml", "the training run's configuration"),
     ("run/adapter", "the trained LoRA adapter, a PEFT folder"),
     ("after", "the answers with the adapter, judged"),
@@ -64,7 +65,7 @@ pub(super) const CONTENTS: [(&str, &str); 15] = [
 ];
 
 /// What [`DemoFolder::create`] writes or the steps leave; nothing else in the folder is ever touched.
-const OWN: [&str; 15] = [
+const OWN: [&str; 16] = [
     "rows.jsonl",
     "prepare.toml",
     "pairs.jsonl",
@@ -76,6 +77,7 @@ const OWN: [&str; 15] = [
     "before",
     "own-pairs.jsonl",
     "own-pairs.stats.json",
+    "train.jsonl",
     "run.toml",
     "run",
     "after",
@@ -113,7 +115,7 @@ impl DemoFolder {
         let DemoSize { problems, seed } = size;
         write_problems(&folder.problems(), Split::Train, seed, problems)?;
         let held_out = folder.held_out_problems();
-        write_problems(&held_out, Split::HeldOut, seed, problems.div_ceil(2))?;
+        write_problems(&held_out, Split::HeldOut, seed, problems.div_ceil(4))?;
         write_whole(&folder.run_config(), folder.run_toml(seed)?.as_bytes())?;
         Ok(folder)
     }
@@ -154,7 +156,7 @@ impl DemoFolder {
         for (name, path) in [
             ("runs/tiny", self.run()),
             ("arithmo-demo/model", self.model()),
-            ("arithmo-demo/own-pairs.jsonl", self.own_pairs()),
+            ("arithmo-demo/train.jsonl", self.train_pairs()),
             ("arithmo-demo/pairs.held-out.jsonl", self.held_out()),
         ] {
             let Some(path) = path.to_str() else {
@@ -211,6 +213,11 @@ impl DemoFolder {
         self.path.join("own-pairs.jsonl")
     }
 
+    /// Those, and the pairs from votes.
+    pub fn train_pairs(&self) -> PathBuf {
+        self.path.join("train.jsonl")
+    }
+
     /// The evaluation `before` or `after` training.
     pub fn evaluation(&self, when: &str) -> PathBuf {
         self.path.join(when)
@@ -245,7 +252,7 @@ impl DemoFolder {
 /// How much the demo does.
 #[derive(Clone, Copy, Debug)]
 pub struct DemoSize {
-    /// Problems whose answers are sampled; half as many are held out.
+    /// Problems whose answers are sampled; a quarter as many are held out.
     pub problems: usize,
     /// Seeds problems, samples and training.
     pub seed: u64,
@@ -313,7 +320,7 @@ mod tests {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny.toml");
         let tiny = RunConfig::load(&tiny, &[]).unwrap();
         assert_eq!(run.output_dir, folder.run());
-        assert_eq!(run.data.train_file, folder.own_pairs());
+        assert_eq!(run.data.train_file, folder.train_pairs());
         assert_eq!(run.data.eval_file, Some(folder.held_out()));
         let different: Vec<String> = tiny.diff(&run);
         assert_eq!(different.len(), 3, "{different:?}");

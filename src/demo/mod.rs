@@ -30,6 +30,7 @@ use crate::iterate::sample::{SampleOptions, sample_pairs};
 use crate::lora::adapter;
 use crate::model::load::load;
 use crate::model::mistral::Mistral;
+use crate::output::write_whole;
 use crate::progress::ProgressMode;
 use crate::report::write_report;
 use crate::train::folder::Existing;
@@ -106,9 +107,10 @@ impl Demo {
         )?;
         self.sample(&model)?;
         self.say(
-            "4/6  Training. DPO moves a LoRA adapter towards the right answers; the model's own weights stay as they are.",
-            &[folder.train_command()],
+            "4/6  Training. DPO moves a LoRA adapter towards the right and the voted answers; the model's own weights stay as they are.",
+            &[folder.join_command(), folder.train_command()],
         )?;
+        self.join()?;
         let options = RunOptions {
             existing: Existing::Refuse,
             dry_run: false,
@@ -192,6 +194,17 @@ impl Demo {
             eprintln!("{}", stats.summary());
         }
         Ok(())
+    }
+
+    /// The pairs of both kinds as one file.
+    fn join(&self) -> Result<()> {
+        let folder = &self.folder;
+        let mut both = Vec::new();
+        for path in [folder.own_pairs(), folder.pairs()] {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
+            both.extend(bytes);
+        }
+        write_whole(&folder.train_pairs(), &both)
     }
 
     /// What happens next, and the commands that do the same; unless the user has asked to stop.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 mod dropout;
+mod full;
 #[path = "../fixtures/plain/mod.rs"]
 mod plain;
 #[path = "../fixtures/tiny/mod.rs"]
