@@ -123,9 +123,9 @@ fn the_numbers_move(demo: &Path, out: &str) {
     let metrics = json_lines(&demo.join("run/metrics.jsonl"));
     let number = |line: &Value, key: &str| line[key].as_f64().unwrap();
     let first = &metrics[0];
-    // ln 2, and the cross-entropy of the right answers.
+    // ln 2, and the cross-entropy of the chosen answers.
     let beside = number(first, "loss") - std::f64::consts::LN_2;
-    assert!(beside > 0.0 && beside < 1.0, "{first}");
+    assert!(beside > 0.0, "{first}");
     assert_eq!(number(first, "rewards/margins"), 0.0);
     let steps: Vec<&Value> = metrics
         .iter()

@@ -159,7 +159,7 @@ impl fmt::Display for DemoSummary {
         }
         writeln!(
             f,
-            "\nStep 1 comes before the first update: the loss is ln 2 plus the cross-entropy of the right answers, every margin 0,\n\
+            "\nStep 1 comes before the first update: the loss is ln 2 plus the cross-entropy of the chosen answers, every margin 0,\n\
              and a tie counts as wrong. Held out are pairs of voted answers.\n"
         )?;
         self.fmt_answers(f)?;
