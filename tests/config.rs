@@ -173,56 +173,57 @@ fn broken_toml_names_its_line() {
     );
 }
 
+/// A file, `;` for its line ends, the key that is refused, and what is said of it.
+const REFUSED: &str = r#"
+    output_dir = '' | output_dir | is empty
+    [model] ; from_scratch = true | model.from_scratch | an adapter on random weights
+    [model] ; quantization = 'nf4' | model.quantization | "nf4" is not built yet
+    [model] ; double_quant = true | model.double_quant | "none"
+    [data] ; prompt_template = 'Q' | data.prompt_template | 0 times
+    [data] ; prompt_template = '{prompt}{prompt}' | data.prompt_template | 2 times
+    [data] ; max_length = 1 | data.max_length | is 1
+    [data] ; max_prompt_length = 64 | data.max_prompt_length | no such option
+    [data] ; compat = 'trl-0.7.4' ; max_prompt_length = 512 | data.max_prompt_length | train on nothing
+    [data] ; skip_untrainable = true ; allow_empty_completions = true | data.skip_untrainable | contradicts
+    [lora] ; r = 0 | lora.r | at least 1
+    [lora] ; lora_alpha = 0 | lora.lora_alpha | above 0
+    [lora] ; lora_dropout = 1.0 | lora.lora_dropout | less than 1
+    [lora] ; lora_dropout = -0.1 | lora.lora_dropout | at least 0
+    [lora] ; lora_dropout = nan | lora.lora_dropout | NaN
+    [lora] ; target_modules = [] | lora.target_modules | is empty
+    [lora] ; target_modules = ['q_proj', 'lm_head'] | lora.target_modules | `lm_head`
+    [lora] ; target_modules = ['q_proj', 'q_proj'] | lora.target_modules | twice
+    [lora] ; use_dora = true | lora.use_dora | not built yet
+    [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
+    [dpo] ; beta = 0 | dpo.beta | above 0
+    [dpo] ; loss_type = 'ipo' | dpo.loss_type | "ipo" is not built yet
+    [dpo] ; loss_type = ['sigmoid', 'sigmoid_norm'] | dpo.loss_type | not built yet
+    [dpo] ; loss_type = [] | dpo.loss_type | is empty
+    [dpo] ; loss_weights = [1.0, 2.0] | dpo.loss_weights | 2 weights for 1 losses
+    [dpo] ; loss_weights = [-0.5] | dpo.loss_weights | 0 or more
+    [dpo] ; loss_type = ['sft'] | dpo.loss_type | not built yet
+    [dpo] ; label_smoothing = 0.5 | dpo.label_smoothing | less than 0.5
+    [dpo] ; ld_alpha = 0.5 | dpo.ld_alpha | not built yet
+    [dpo] ; f_divergence_type = 'js_divergence' | dpo.f_divergence_type | not built yet
+    [dpo] ; precompute_ref_batch_size = 0 | dpo.precompute_ref_batch_size | at least 1
+    [train] ; per_device_train_batch_size = 0 | train.per_device_train_batch_size | at least 1
+    [train] ; gradient_accumulation_steps = 0 | train.gradient_accumulation_steps | at least 1
+    [train] ; logging_steps = 0 | train.logging_steps | at least 1
+    [train] ; learning_rate = -1e-5 | train.learning_rate | -0.00001
+    [train] ; learning_rate = inf | train.learning_rate | finite
+    [train] ; adam_beta2 = 1.0 | train.adam_beta2 | less than 1
+    [train] ; max_steps = 0 | train.max_steps | is 0
+    [train] ; num_train_epochs = 0 | train.num_train_epochs | above 0
+    [train] ; warmup_steps = 2.5 | train.warmup_steps | whole number
+    [train] ; warmup_ratio = 1.5 | train.warmup_ratio | from 0 to 1
+    [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | not built yet
+    [train] ; lr_scheduler_kwargs.power = 2 | train.lr_scheduler_kwargs.power | does not use it
+    [train] ; eval_steps = 5 | train.eval_steps | data.eval_file
+"#;
+
 #[test]
 fn contradictions_and_what_is_not_built_are_refused_at_their_line() {
-    for (text, key, problem) in table(
-        r#"
-        output_dir = '' | output_dir | is empty
-        [model] ; from_scratch = true | model.from_scratch | an adapter on random weights
-        [model] ; quantization = 'nf4' | model.quantization | "nf4" is not built yet
-        [model] ; double_quant = true | model.double_quant | "none"
-        [data] ; prompt_template = 'Q' | data.prompt_template | 0 times
-        [data] ; prompt_template = '{prompt}{prompt}' | data.prompt_template | 2 times
-        [data] ; max_length = 1 | data.max_length | is 1
-        [data] ; max_prompt_length = 64 | data.max_prompt_length | no such option
-        [data] ; compat = 'trl-0.7.4' ; max_prompt_length = 512 | data.max_prompt_length | train on nothing
-        [data] ; skip_untrainable = true ; allow_empty_completions = true | data.skip_untrainable | contradicts
-        [lora] ; r = 0 | lora.r | at least 1
-        [lora] ; lora_alpha = 0 | lora.lora_alpha | above 0
-        [lora] ; lora_dropout = 1.0 | lora.lora_dropout | less than 1
-        [lora] ; lora_dropout = -0.1 | lora.lora_dropout | at least 0
-        [lora] ; lora_dropout = nan | lora.lora_dropout | NaN
-        [lora] ; target_modules = [] | lora.target_modules | is empty
-        [lora] ; target_modules = ['q_proj', 'lm_head'] | lora.target_modules | `lm_head`
-        [lora] ; target_modules = ['q_proj', 'q_proj'] | lora.target_modules | twice
-        [lora] ; use_dora = true | lora.use_dora | not built yet
-        [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
-        [dpo] ; beta = 0 | dpo.beta | above 0
-        [dpo] ; loss_type = 'ipo' | dpo.loss_type | "ipo" is not built yet
-        [dpo] ; loss_type = ['sigmoid', 'sigmoid_norm'] | dpo.loss_type | not built yet
-        [dpo] ; loss_type = [] | dpo.loss_type | is empty
-        [dpo] ; loss_weights = [1.0, 2.0] | dpo.loss_weights | 2 weights for 1 losses
-        [dpo] ; loss_weights = [-0.5] | dpo.loss_weights | 0 or more
-        [dpo] ; loss_type = ['sft'] | dpo.loss_type | not built yet
-        [dpo] ; label_smoothing = 0.5 | dpo.label_smoothing | less than 0.5
-        [dpo] ; ld_alpha = 0.5 | dpo.ld_alpha | not built yet
-        [dpo] ; f_divergence_type = 'js_divergence' | dpo.f_divergence_type | not built yet
-        [dpo] ; precompute_ref_batch_size = 0 | dpo.precompute_ref_batch_size | at least 1
-        [train] ; per_device_train_batch_size = 0 | train.per_device_train_batch_size | at least 1
-        [train] ; gradient_accumulation_steps = 0 | train.gradient_accumulation_steps | at least 1
-        [train] ; logging_steps = 0 | train.logging_steps | at least 1
-        [train] ; learning_rate = -1e-5 | train.learning_rate | -0.00001
-        [train] ; learning_rate = inf | train.learning_rate | finite
-        [train] ; adam_beta2 = 1.0 | train.adam_beta2 | less than 1
-        [train] ; max_steps = 0 | train.max_steps | is 0
-        [train] ; num_train_epochs = 0 | train.num_train_epochs | above 0
-        [train] ; warmup_steps = 2.5 | train.warmup_steps | whole number
-        [train] ; warmup_ratio = 1.5 | train.warmup_ratio | from 0 to 1
-        [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | not built yet
-        [train] ; lr_scheduler_kwargs.power = 2 | train.lr_scheduler_kwargs.power | does not use it
-        [train] ; eval_steps = 5 | train.eval_steps | data.eval_file
-        "#,
-    ) {
+    for (text, key, problem) in table(REFUSED) {
         let error = refused(&text);
         let name = key.rsplit('.').next().unwrap();
         let line = 1 + text

@@ -62,7 +62,17 @@ fn the_demo_trains_and_its_commands_do_the_same() {
     }
     the_numbers_move(&demo, &out);
 
-    // The same commands, on the files the demo started from, in a folder of their own.
+    the_commands_do_the_same(&demo, &err);
+
+    // A second time it touches nothing, and says what to do.
+    let refused = arithmo(parent.path(), &small);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("--overwrite"));
+    assert!(demo.join("run/report/index.html").is_file());
+}
+
+/// The commands the demo prints, on the files it started from, in a folder of their own.
+fn the_commands_do_the_same(demo: &Path, err: &str) {
     let again = tempfile::tempdir().unwrap();
     for input in [
         "rows.jsonl",
@@ -111,12 +121,6 @@ fn the_demo_trains_and_its_commands_do_the_same() {
         );
         assert!(ours == theirs, "{name} differs");
     }
-
-    // A second time it touches nothing, and says what to do.
-    let refused = arithmo(parent.path(), &small);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused.stderr).contains("--overwrite"));
-    assert!(demo.join("run/report/index.html").is_file());
 }
 
 fn the_numbers_move(demo: &Path, out: &str) {

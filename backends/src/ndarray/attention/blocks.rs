@@ -63,7 +63,7 @@ impl Seen {
 
     /// Columns of the scores.
     pub(super) fn width(&self) -> usize {
-        let columns = self.stretches.iter().map(|keys| columns_of(keys));
+        let columns = self.stretches.iter().map(columns_of);
         columns.sum()
     }
 
