@@ -14,6 +14,8 @@
 )]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
+mod peer;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,28 +90,13 @@ fn main() {
 }
 
 fn settings() -> Settings {
-    let arguments: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|a| a != "--bench")
-        .collect();
-    let value = |name: &str, default: usize| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.map_or(default, |at| arguments[at + 1].parse().unwrap())
-    };
-    let Some(inputs) = arguments.first() else {
-        println!("no INPUTS folder given: nothing was measured (see the head of benches/dpo.rs)");
-        std::process::exit(0);
-    };
-    let peer = std::env::var("ARITHMO_PEER_PYTHON").ok();
-    if peer.is_none() {
-        println!("ARITHMO_PEER_PYTHON is not set: the peer was not measured");
-    }
+    let (arguments, inputs) = peer::Arguments::read(file!());
     Settings {
-        inputs: PathBuf::from(inputs),
-        rounds: value("--rounds", 2),
-        steps: value("--steps", 12),
-        scenario: value("--scenario", 0),
-        peer,
+        inputs,
+        rounds: arguments.number("--rounds", 2),
+        steps: arguments.number("--steps", 12),
+        scenario: arguments.number("--scenario", 0),
+        peer: peer::python(),
     }
 }
 

@@ -6,9 +6,12 @@
 //!
 //! `INPUTS` is a folder of make_inputs.py (a model with random weights, prompts); the peer runs hf_generate.py on it. Both
 //! complete the first prompts of the file, as many as the batch size, in f32 and with a key-value cache; end tokens do
-//! not end anything. Ours runs with and without guessing tokens from the text so far. The runs take turns; the best of each is compared. Table first, one JSON line last.
+//! not end anything. Ours runs with and without guessing tokens from the text so far. The runs take turns; the best of each is
+//! compared. Table first, one JSON line last.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+
+mod peer;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,33 +80,16 @@ fn main() {
 }
 
 fn settings() -> Settings {
-    let arguments: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|a| a != "--bench")
-        .collect();
-    let value = |name: &str, default: usize| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.map_or(default, |at| arguments[at + 1].parse().unwrap())
-    };
-    let Some(inputs) = arguments.first() else {
-        println!(
-            "no INPUTS folder given: nothing was measured (see the head of benches/generate.rs)"
-        );
-        std::process::exit(0);
-    };
-    let peer = std::env::var("ARITHMO_PEER_PYTHON").ok();
-    if peer.is_none() {
-        println!("ARITHMO_PEER_PYTHON is not set: the peer was not measured");
-    }
+    let (arguments, inputs) = peer::Arguments::read(file!());
     Settings {
-        inputs: PathBuf::from(inputs),
-        new: value("--new", 128),
-        rounds: value("--rounds", 2),
-        batches: match value("--batch", 0) {
+        inputs,
+        new: arguments.number("--new", 128),
+        rounds: arguments.number("--rounds", 2),
+        batches: match arguments.number("--batch", 0) {
             0 => vec![1, 8, 32],
             one => vec![one],
         },
-        peer,
+        peer: peer::python(),
     }
 }
 

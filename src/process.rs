@@ -1,6 +1,6 @@
 //! How the process is set up to compute on the CPU: its memory and its threads.
 
-/// To be called by the main thread, before anything else.
+/// To be called by the main thread, before it computes anything or starts a thread.
 pub fn set_up() {
     keep_freed_memory();
     // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should

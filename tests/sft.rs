@@ -13,12 +13,12 @@ use arithmo::model::load::load;
 use arithmo::model::weights::WeightFiles;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
-use arithmo::train::learner::Activations;
+use arithmo::train::learner::{Activations, StepConfig};
 use arithmo::train::method::Method;
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::parameters::{parameters, train_all};
 use arithmo::train::run::{RunOptions, run};
-use arithmo::train::sft::{SftConfig, SftLearner};
+use arithmo::train::sft::SftLearner;
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn_ndarray::NdArray;
@@ -69,7 +69,7 @@ fn ten_steps_are_those_of_torch() {
             epsilon: setting("epsilon"),
             weight_decay: setting("weight_decay"),
         });
-        let config = SftConfig {
+        let config = StepConfig {
             max_grad_norm: Some(setting("max_grad_norm")),
             activations,
             pass_tokens,

@@ -21,7 +21,7 @@ use crate::lora::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
 use crate::lora::linear::{attach, trainable};
 use crate::model::config::MistralConfig;
 use crate::model::load::random_on_device;
-use crate::train::learner::{Activations, Learner, LearnerConfig};
+use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::pass::passes;
 use crate::train::setup::what_fits;
@@ -89,10 +89,12 @@ impl<B: TrainBackend> Setup<B> {
                 weight: 1.0,
                 sft_weight: 0.0,
             },
-            max_grad_norm: Some(1.0),
-            activations,
-            pass_tokens: B::pass_tokens(),
-            dropout_seed: None,
+            step: StepConfig {
+                max_grad_norm: Some(1.0),
+                activations,
+                pass_tokens: B::pass_tokens(),
+                dropout_seed: None,
+            },
         };
         let optimizer = AdamW::new(AdamWConfig {
             beta1: 0.9,

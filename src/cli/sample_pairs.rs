@@ -11,6 +11,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::problems::read_problems;
 use crate::generate::{GenerateConfig, stop_ids};
+use crate::iterate::rounds::SampleSection;
 use crate::iterate::sample::{SampleOptions, sample_pairs};
 use crate::progress::ProgressMode;
 
@@ -29,10 +30,10 @@ pub struct SamplePairsArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Answers a problem.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = SampleSection::default().samples)]
     pub samples: usize,
     /// Most pairs of one problem.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = SampleSection::default().pairs_per_problem)]
     pub pairs_per_problem: usize,
     /// Text put around each problem, with {prompt} where it goes.
     #[arg(
@@ -42,22 +43,22 @@ pub struct SamplePairsArgs {
     )]
     pub prompt_template: String,
     /// At most this many tokens an answer.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = SampleSection::default().max_new_tokens)]
     pub max_new_tokens: usize,
     /// The higher, the freer.
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(long, value_name = "T", default_value_t = SampleSection::default().temperature)]
     pub temperature: f64,
     /// Sample among the K most likely tokens; 0: all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = SampleSection::default().top_k)]
     pub top_k: usize,
     /// Sample among the fewest tokens that hold this probability; 1: all.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = SampleSection::default().top_p)]
     pub top_p: f64,
     /// Seed of sampling.
     #[arg(long, value_name = "N", default_value_t = GenerateConfig::default().seed)]
     pub seed: u64,
     /// Answers decoded together.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = SampleSection::default().batch_size)]
     pub batch_size: usize,
 }
 

@@ -172,7 +172,13 @@ impl Demo {
             generate: &self.generate(model)?,
             progress: self.progress,
         };
-        measure(model, &self.tokenizer, &measured, &folder.evaluation(when))
+        let measured = measure(model, &self.tokenizer, &measured, &folder.evaluation(when));
+        measured.map_err(|error| match error {
+            Error::Interrupted { note } => Error::Interrupted {
+                note: format!("{note}: {}", folder.evaluate_command(when)),
+            },
+            other => other,
+        })
     }
 
     fn sample<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<()> {

@@ -21,6 +21,16 @@ pub struct Prediction {
 
 const FORM: &str = "a predictions file is an array of {\"question\", \"ground_truth\", \"prediction\"}, as evaluate writes it";
 
+/// `texts`, prompt and answer each, as predictions of `problems`.
+pub fn predictions(problems: &[Problem], texts: Vec<String>) -> Vec<Prediction> {
+    let prediction = |(problem, prediction): (&Problem, String)| Prediction {
+        question: problem.question.clone(),
+        ground_truth: problem.ground_truth.clone(),
+        prediction,
+    };
+    problems.iter().zip(texts).map(prediction).collect()
+}
+
 /// Reads a predictions file: an array, or JSON lines.
 ///
 /// # Errors

@@ -26,6 +26,18 @@ impl Settings {
         self
     }
 
+    /// Adds what is asked: the first `problems` problems of `data`, answers of at most `max_new_tokens` tokens.
+    ///
+    /// # Errors
+    /// `data` cannot be read.
+    pub fn asking(self, data: &Path, problems: usize, max_new_tokens: usize) -> Result<Self> {
+        Ok(self
+            .with("data", data.display().to_string())
+            .with("data_sha256", sha256(data)?)
+            .with("problems", problems)
+            .with("max_new_tokens", max_new_tokens))
+    }
+
     /// What differs in `new`, in words. Where files lie does not count, what is in them does: their hashes are settings too.
     pub fn differences(&self, new: &Self) -> Vec<String> {
         let missing = Value::Null;

@@ -2,8 +2,8 @@
 //! its place.
 //!
 //! Every pass computes only tokens that are wanted, packed one after another without padding: the rest of new prompts,
-//! or the newest token of every row (and guesses of what follows: see [`super::lookup`]). What all prompts begin with is computed once, kept once and seen by every row. No
-//! completion depends on which others it was decoded with.
+//! or the newest token of every row (and guesses of what follows: see [`super::lookup`]). What all prompts begin with is
+//! computed once, kept once and seen by every row. No completion depends on which others it was decoded with.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;

@@ -4,21 +4,20 @@ use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 
-use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::NUMERIC;
 use crate::eval::folder::{Folder, model_settings};
 use crate::eval::judged::{Judged, Results, count, judge_all};
-use crate::eval::predict::prompts;
-use crate::eval::predictions::{Prediction, write_predictions};
+use crate::eval::predict::{Answering, prompts};
+use crate::eval::predictions::{predictions, write_predictions};
 use crate::eval::problems::read_problems;
 use crate::eval::statistics::Rate;
-use crate::eval::store::sha256;
+use crate::eval::store::Store;
 use crate::eval::task::Task;
-use crate::generate::{GenerateConfig, complete};
+use crate::generate::GenerateConfig;
 use crate::model::mistral::Mistral;
-use crate::progress::{Progress, ProgressMode};
+use crate::progress::ProgressMode;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +37,8 @@ pub struct Measured<'a> {
 /// Answers the problems with `model` and scores the answers; `folder` gets predictions, verdicts and results.
 ///
 /// # Errors
-/// The problems cannot be read, generation fails or is interrupted, or a file cannot be written.
+/// The problems cannot be read, generation fails or is interrupted (answers so far are kept, the same call goes on), or a
+/// file cannot be written.
 pub fn measure<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
@@ -48,33 +48,31 @@ pub fn measure<B: TrainBackend>(
     let problems = read_problems(measured.data)?;
     let template = Task::Gsm8k.template()?;
     let prompts = prompts(&problems, &template, &[]);
-    let total = Some(prompts.len() as u64);
-    let progress = Progress::new("evaluate", total, "answers", measured.progress);
-    let (as_it_is, config) = (PromptTemplate::default(), measured.generate);
-    let completions = complete(model, tokenizer, &prompts, &as_it_is, config, |step| {
-        progress.inc(step.finished as u64);
-    })?;
-    progress.finish();
-    let answered = problems.iter().zip(completions);
-    let predictions: Vec<Prediction> = answered
-        .map(|(problem, completion)| Prediction {
-            question: problem.question.clone(),
-            ground_truth: problem.ground_truth.clone(),
-            prediction: completion.prompt + &completion.completion,
-        })
-        .collect();
-    let folder = Folder(folder.to_path_buf());
-    write_predictions(&folder.predictions(), &predictions)?;
     let (model_folder, name) = measured.model;
     let settings = model_settings(name, model_folder, measured.adapter)?
-        .with("data", measured.data.display().to_string())
-        .with("data_sha256", sha256(measured.data)?)
-        .with("problems", problems.len())
-        .with("max_new_tokens", config.max_new_tokens)
+        .asking(
+            measured.data,
+            problems.len(),
+            measured.generate.max_new_tokens,
+        )?
         .with("prompt_template", String::from(template));
+    let folder = Folder(folder.to_path_buf());
+    let mut store = Store::open(&folder.partial(), &settings)?;
+    let answering = Answering {
+        model,
+        tokenizer,
+        config: measured.generate,
+        scorers: Task::Gsm8k.scorers(),
+        progress: measured.progress,
+    };
+    answering.answer(&problems, &prompts, &[], &mut store)?;
+    let (texts, partial) = store.finish();
+    let predictions = predictions(&problems, texts);
+    write_predictions(&folder.predictions(), &predictions)?;
     let judged = judge_all(&predictions, Some(&problems), Task::Gsm8k.scorers());
     let rules = Task::Gsm8k.rules();
     Results::new(Task::Gsm8k.name(), &judged, &rules, settings).write(&folder.0, &judged)?;
+    partial.remove()?;
     Ok(judged)
 }
 

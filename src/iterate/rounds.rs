@@ -25,7 +25,7 @@ use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::model::load::{load, resolve_dtype};
 use crate::model::mistral::Mistral;
-use crate::output::{remove, write_whole};
+use crate::output::write_whole;
 use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
 use crate::train::run::{RunOptions, run as run_training};
@@ -321,7 +321,6 @@ impl<'a> Rounds<'a> {
         let judged = match verdicts.is_file() {
             true => read_judged(&verdicts)?,
             false => {
-                remove(&folder.0)?;
                 let adapter = (round > 0).then(|| self.adapter(round));
                 let measured = Measured {
                     model: (&self.folder, &self.name),

@@ -22,51 +22,15 @@ use crate::train::method::{add_all, apply, mix};
 use crate::train::optimizer::{AdamW, clip_by_global_norm};
 use crate::train::pass::passes;
 
-pub use crate::train::method::StepOutput;
+pub use crate::train::method::{Activations, StepConfig, StepOutput};
 
 /// What does not change from step to step.
 #[derive(Clone, Copy, Debug)]
 pub struct LearnerConfig {
     /// The loss.
     pub loss: DpoLoss,
-    /// Largest global L2 norm of the gradient; `None`: never clipped.
-    pub max_grad_norm: Option<f64>,
-    /// Which activations are kept for backward, and which are computed again.
-    pub activations: Activations,
-    /// Most tokens computed together: see [`passes`].
-    pub pass_tokens: usize,
-    /// `Some`: the adapter's dropout acts, drawn from this seed.
-    pub dropout_seed: Option<u64>,
-}
-
-/// Which blocks (decoder layers) keep their activations for backward; the others compute them again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    /// All blocks keep them.
-    Keep,
-    /// No block does (gradient checkpointing, arXiv 1604.06174).
-    Recompute,
-    /// As many blocks as fit.
-    Fit {
-        /// Bytes there are.
-        available: u64,
-        /// Bytes a block keeps of each token.
-        per_token: u64,
-    },
-}
-
-impl Activations {
-    /// How many of the upper blocks keep their activations in a pass of `tokens` tokens.
-    pub fn keep(self, tokens: usize) -> usize {
-        match self {
-            Self::Keep => usize::MAX,
-            Self::Recompute => 0,
-            Self::Fit {
-                available,
-                per_token,
-            } => (available / (per_token * tokens as u64).max(1)) as usize,
-        }
-    }
+    /// What every method has.
+    pub step: StepConfig,
 }
 
 /// Policy, reference and optimizer.
@@ -98,7 +62,7 @@ impl<B: TrainBackend> Learner<B> {
         let positions = policy.config.max_position_embeddings;
         let table = policy.valid().position_table(positions, device);
         // A copy has no dropout; a silent adapter is silent under dropout too.
-        let same = reference.is_copy() && config.dropout_seed.is_none();
+        let same = reference.is_copy() && config.step.dropout_seed.is_none();
         let starts_as_reference = same || adapter_is_silent(&policy);
         Self {
             policy,
@@ -136,7 +100,7 @@ impl<B: TrainBackend> Learner<B> {
     }
 
     /// One optimizer step, number `step` from 0, at `learning_rate`, over `micro_batches`, whose mean losses are
-    /// averaged. They are computed in passes of at most [`LearnerConfig::pass_tokens`] tokens, whatever their size.
+    /// averaged. They are computed in passes of at most [`StepConfig::pass_tokens`] tokens, whatever their size.
     ///
     /// # Panics
     /// If a sequence is longer than the model's `max_position_embeddings`; lengths are checked before training.
@@ -146,7 +110,7 @@ impl<B: TrainBackend> Learner<B> {
         learning_rate: f64,
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
-        let passes = passes(micro_batches, self.config.pass_tokens);
+        let passes = passes(micro_batches, self.config.step.pass_tokens);
         let shares: Vec<f64> = micro_batches
             .iter()
             .flat_map(|pairs| shares(pairs))
@@ -154,7 +118,11 @@ impl<B: TrainBackend> Learner<B> {
         let mut shares = shares.as_slice();
         let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
-            let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
+            let seed = self
+                .config
+                .step
+                .dropout_seed
+                .map(|seed| mix(seed, step, index));
             let batch = PreferenceBatch::new(&pass.pairs);
             let (of_pass, rest) = shares.split_at(pass.pairs.len());
             shares = rest;
@@ -163,7 +131,7 @@ impl<B: TrainBackend> Learner<B> {
             batches.push(batch);
             sum = add_all(sum, grads);
         }
-        let max_grad_norm = self.config.max_grad_norm.unwrap_or(0.0);
+        let max_grad_norm = self.config.step.max_grad_norm.unwrap_or(0.0);
         let (clipped, norm) = clip_by_global_norm(sum, max_grad_norm);
         packed.push(norm);
 
@@ -202,7 +170,7 @@ impl<B: TrainBackend> Learner<B> {
         let mut outputs = Vec::new();
         let policy = self.policy.valid();
         let shares = shares(pairs);
-        for pass in passes(&[pairs.to_vec()], self.config.pass_tokens) {
+        for pass in passes(&[pairs.to_vec()], self.config.step.pass_tokens) {
             let batch = PreferenceBatch::new(&pass.pairs);
             let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
             let policy = score(&policy, &on_device, LogProbStats::All);
@@ -233,7 +201,7 @@ impl<B: TrainBackend> Learner<B> {
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
         let head = self.policy.head();
         let of_reference = PairLogProbs::split(Tensor::from_inner(reference.clone()));
-        let keep = self.config.activations.keep(batch.tokens.length);
+        let keep = self.config.step.activations.keep(batch.tokens.length);
         gradients(&self.policy, &on_device.input, keep, |hidden| {
             let policy = completions.score(hidden, head, LogProbStats::All);
             let of_policy = PairLogProbs::split(policy.sums.clone());

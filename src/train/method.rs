@@ -14,6 +14,49 @@ use crate::train::checkpoint::Checkpoint;
 use crate::train::optimizer::{AdamW, NamedUpdate};
 use crate::train::parameters::{parameters, set_parameters};
 
+/// What does not change from step to step, whatever the method.
+#[derive(Clone, Copy, Debug)]
+pub struct StepConfig {
+    /// Largest global L2 norm of the gradient; `None`: never clipped.
+    pub max_grad_norm: Option<f64>,
+    /// Which activations are kept for backward, and which are computed again.
+    pub activations: Activations,
+    /// Most tokens computed together: see [`passes`](crate::train::pass::passes).
+    pub pass_tokens: usize,
+    /// `Some`: the adapter's dropout acts, drawn from this seed.
+    pub dropout_seed: Option<u64>,
+}
+
+/// Which blocks (decoder layers) keep their activations for backward; the others compute them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// All blocks keep them.
+    Keep,
+    /// No block does (gradient checkpointing, arXiv 1604.06174).
+    Recompute,
+    /// As many blocks as fit.
+    Fit {
+        /// Bytes there are.
+        available: u64,
+        /// Bytes a block keeps of each token.
+        per_token: u64,
+    },
+}
+
+impl Activations {
+    /// How many of the upper blocks keep their activations in a pass of `tokens` tokens.
+    pub fn keep(self, tokens: usize) -> usize {
+        match self {
+            Self::Keep => usize::MAX,
+            Self::Recompute => 0,
+            Self::Fit {
+                available,
+                per_token,
+            } => (available / (per_token * tokens as u64).max(1)) as usize,
+        }
+    }
+}
+
 /// What a step did, or would have done if a number was not finite.
 #[derive(Clone, Debug)]
 pub struct StepOutput {

@@ -26,12 +26,12 @@ use crate::lora::{self, LoraConfig};
 use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
-use crate::train::learner::{Activations, Learner, LearnerConfig};
+use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::parameters::train_all;
 use crate::train::sampler::Sampler;
-use crate::train::sft::{SftConfig, SftLearner};
+use crate::train::sft::SftLearner;
 
 /// Of the memory that is left, what kept activations may take; the rest is for what a block computes on the way.
 const ACTIVATIONS_SHARE: f64 = 0.6;
@@ -122,7 +122,10 @@ pub fn learner<B: TrainBackend>(
         }
         _ => Reference::base(policy.valid()),
     };
-    let learner_config = learner_config(config, lora.as_ref(), &policy, device)?;
+    let learner_config = LearnerConfig {
+        loss: dpo_loss(config)?,
+        step: step_config(config, lora.as_ref(), &policy, device),
+    };
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     let learner = Learner::new(policy, reference, optimizer, learner_config, device);
     Ok((learner, lora))
@@ -138,21 +141,9 @@ pub fn sft_learner<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<(SftLearner<B>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, device)?;
-    let LearnerConfig {
-        max_grad_norm,
-        activations,
-        pass_tokens,
-        dropout_seed,
-        ..
-    } = learner_config(config, lora.as_ref(), &policy, device)?;
-    let sft = SftConfig {
-        max_grad_norm,
-        activations,
-        pass_tokens,
-        dropout_seed,
-    };
+    let step = step_config(config, lora.as_ref(), &policy, device);
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
-    Ok((SftLearner::new(policy, optimizer, sft, device), lora))
+    Ok((SftLearner::new(policy, optimizer, step, device), lora))
 }
 
 /// The model with what is trained of it: an adapter, whose settings are given back, or all weights.
@@ -286,16 +277,15 @@ fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
     })
 }
 
-fn learner_config<B: TrainBackend>(
+fn step_config<B: TrainBackend>(
     config: &RunConfig,
     lora: Option<&LoraConfig>,
     policy: &Mistral<Autodiff<B>>,
     device: &B::Device,
-) -> Result<LearnerConfig> {
+) -> StepConfig {
     let train = &config.train;
     let dropout = lora.is_some_and(|lora| lora.lora_dropout > 0.0) && train.dropout_is_active();
-    Ok(LearnerConfig {
-        loss: dpo_loss(config)?,
+    StepConfig {
         max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
         activations: match train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
@@ -306,7 +296,7 @@ fn learner_config<B: TrainBackend>(
             .max_tokens_per_pass
             .unwrap_or_else(|| B::pass_tokens()),
         dropout_seed: dropout.then_some(config.seed),
-    })
+    }
 }
 
 /// `gradient_checkpointing = "auto"`: as many blocks keep their activations as fit into the memory that is left once the

@@ -13,26 +13,12 @@ use crate::dpo::metrics::MicroBatchMetrics;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 use crate::train::gradient::{Loss, gradients};
-use crate::train::learner::Activations;
-use crate::train::method::{Method, StepOutput, add_all, apply, mix};
+use crate::train::method::{Method, StepConfig, StepOutput, add_all, apply, mix};
 use crate::train::optimizer::{AdamW, clip_by_global_norm};
 use crate::train::pass::{Pass, passes};
 
 /// Columns of a token's numbers: log-probability, entropy, argmax match, mean logit.
 type Token = [f64; 4];
-
-/// What does not change from step to step.
-#[derive(Clone, Copy, Debug)]
-pub struct SftConfig {
-    /// Largest global L2 norm of the gradient; `None`: never clipped.
-    pub max_grad_norm: Option<f64>,
-    /// Which activations are kept for backward, and which are computed again.
-    pub activations: Activations,
-    /// Most tokens computed together: see [`passes`].
-    pub pass_tokens: usize,
-    /// `Some`: the adapter's dropout acts, drawn from this seed.
-    pub dropout_seed: Option<u64>,
-}
 
 /// The model being trained, all of it or an adapter, and its optimizer.
 #[derive(Debug)]
@@ -40,7 +26,7 @@ pub struct SftLearner<B: TrainBackend> {
     policy: Mistral<Autodiff<B>>,
     optimizer: AdamW<B>,
     table: PositionTable<B>,
-    config: SftConfig,
+    config: StepConfig,
     device: B::Device,
 }
 
@@ -49,7 +35,7 @@ impl<B: TrainBackend> SftLearner<B> {
     pub fn new(
         policy: Mistral<Autodiff<B>>,
         optimizer: AdamW<B>,
-        config: SftConfig,
+        config: StepConfig,
         device: &B::Device,
     ) -> Self {
         let positions = policy.config.max_position_embeddings;

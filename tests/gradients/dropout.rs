@@ -3,7 +3,7 @@
 use arithmo::lora::TargetModules;
 use arithmo::lora::linear::parameters;
 use arithmo::model::linear::{Linear, LowRank, project};
-use arithmo::train::learner::{Activations, LearnerConfig};
+use arithmo::train::learner::Activations;
 use burn::module::Param;
 use burn::tensor::Tensor;
 
@@ -63,11 +63,8 @@ fn dropout_acts_only_when_asked_and_the_same_seed_gives_the_same_run() {
     let batches = pairs.each_ref().map(|pairs| micro_batch(pairs));
     let train = |dropout: f64, dropout_seed: Option<u64>, activations: Activations| {
         let (policy, _) = policy(false, TargetModules::AllLinear, dropout);
-        let config = LearnerConfig {
-            dropout_seed,
-            activations,
-            ..learner_config()
-        };
+        let mut config = learner_config();
+        (config.step.dropout_seed, config.step.activations) = (dropout_seed, activations);
         let mut learner = learner(policy, config);
         for step in 0..4 {
             learner.step(step, 0.01, &batches);

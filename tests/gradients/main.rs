@@ -25,7 +25,7 @@ use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Activations, Learner, LearnerConfig};
+use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
@@ -170,10 +170,12 @@ fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
 fn learner_config() -> LearnerConfig {
     LearnerConfig {
         loss: dpo_loss(),
-        max_grad_norm: Some(1.0),
-        activations: Activations::Keep,
-        pass_tokens: 1000,
-        dropout_seed: None,
+        step: StepConfig {
+            max_grad_norm: Some(1.0),
+            activations: Activations::Keep,
+            pass_tokens: 1000,
+            dropout_seed: None,
+        },
     }
 }
 
@@ -353,10 +355,8 @@ fn the_learner_averages_gradients_over_micro_batches() {
     let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
     // Whatever they are computed in: one pass, passes that cut across micro-batches, one pass a pair.
     for pass_tokens in [1000, 25, 1] {
-        let config = LearnerConfig {
-            pass_tokens,
-            ..learner_config()
-        };
+        let mut config = learner_config();
+        config.step.pass_tokens = pass_tokens;
         let micro_batches = micro_batches.each_ref().map(|pairs| micro_batch(pairs));
         let output = learner(policy.clone(), config).step(0, 0.0, &micro_batches);
         let ours = output.grad_norm;

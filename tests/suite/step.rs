@@ -14,7 +14,7 @@ use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepOutput};
+use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -100,10 +100,12 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
             weight: 1.0,
             sft_weight: 0.0,
         },
-        max_grad_norm: Some(1.0),
-        activations: activations(recompute),
-        pass_tokens: 100,
-        dropout_seed: None,
+        step: StepConfig {
+            max_grad_norm: Some(1.0),
+            activations: activations(recompute),
+            pass_tokens: 100,
+            dropout_seed: None,
+        },
     };
     Learner::new(policy, reference, optimizer, config, device)
 }

@@ -13,7 +13,7 @@ use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
 use arithmo::dpo::reference::Reference;
 use arithmo::lora::{adapter, linear::parameters};
 use arithmo::model::load::load;
-use arithmo::train::learner::{Learner, LearnerConfig, StepOutput};
+use arithmo::train::learner::{Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::sampler::Sampler;
 use arithmo::train::schedule::{Schedule, SchedulerKwargs};
@@ -158,11 +158,13 @@ impl Run {
                 weight: 1.0,
                 sft_weight: 0.0,
             },
-            max_grad_norm,
-            activations: activations(recompute),
-            // Passes that cut across micro-batches.
-            pass_tokens: 500,
-            dropout_seed: None,
+            step: StepConfig {
+                max_grad_norm,
+                activations: activations(recompute),
+                // Passes that cut across micro-batches.
+                pass_tokens: 500,
+                dropout_seed: None,
+            },
         };
         let optimizer = AdamW::new(AdamWConfig {
             beta1: self.number("adam_beta1"),

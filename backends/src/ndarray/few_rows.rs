@@ -282,12 +282,8 @@ fn dots<S: Simd, const M: usize, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::super::gemm::columns_of;
+    use super::super::matrix::numbers;
     use super::*;
-
-    fn numbers(count: usize, step: usize) -> Vec<f32> {
-        let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
-        (0..count).map(number).collect()
-    }
 
     /// Every remainder of rows, columns and vectors; shared out or not; two terms, added to what is there.
     #[test]

@@ -128,12 +128,8 @@ fn share(target: MatMut<'_, f32>, old: Old, factor: f32, [a, b]: [View<'_>; 2], 
 
 #[cfg(test)]
 mod tests {
+    use super::super::matrix::numbers;
     use super::*;
-
-    fn numbers(count: usize, step: usize) -> Vec<f32> {
-        let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
-        (0..count).map(number).collect()
-    }
 
     /// Every way a product is shared out, transposed operands, a target within wider rows, added to what is there.
     #[test]

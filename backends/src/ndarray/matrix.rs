@@ -160,3 +160,10 @@ where
         }
     }
 }
+
+/// `count` whole numbers from -11 to 11, the more alike the smaller `step`: their products and sums are exact.
+#[cfg(test)]
+pub(super) fn numbers(count: usize, step: usize) -> Vec<f32> {
+    let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
+    (0..count).map(number).collect()
+}

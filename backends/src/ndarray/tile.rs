@@ -183,12 +183,8 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::matrix::numbers;
     use super::*;
-
-    fn numbers(count: usize, step: usize) -> Vec<f32> {
-        let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
-        (0..count).map(number).collect()
-    }
 
     /// Every size of tile and what is left over, both ways to read the left operand, a target within wider rows.
     #[test]

@@ -17,7 +17,7 @@ use crate::eval::judged::{Results, judge_all};
 use crate::eval::pot::{run_programs, write_programs};
 use crate::eval::predict::{Answering, prompts, too_long};
 use crate::eval::predictions::{
-    Prediction, check_same_problems, read_predictions, write_predictions,
+    Prediction, check_same_problems, predictions, read_predictions, write_predictions,
 };
 use crate::eval::problems::{Problem, read_problems};
 use crate::eval::sandbox::Sandbox;
@@ -127,7 +127,7 @@ pub(super) fn run<B: TrainBackend>(
         answering.answer(&asked.problems, &asked.prompts, &too_long, &mut store)?;
     }
     let (texts, partial) = store.finish();
-    let predictions = asked.predictions(texts);
+    let predictions = predictions(&asked.problems, texts);
     write_predictions(&folder.predictions(), &predictions)?;
     let problems = Some(&asked.problems[..]);
     scoring.finish(&folder, &predictions, problems, settings, &too_long)?;
@@ -208,30 +208,17 @@ impl Asked {
 
     fn settings(&self, args: &EvaluateArgs, model_folder: &Path) -> Result<Settings> {
         let model = args.model.as_deref().unwrap_or_default();
-        let settings = model_settings(model, model_folder, args.adapter.as_deref())?
-            .with("data", self.data.display().to_string())
-            .with("data_sha256", sha256(&self.data)?)
-            .with("problems", self.problems.len())
-            .with(
-                "max_new_tokens",
-                args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
-            );
+        let settings = model_settings(model, model_folder, args.adapter.as_deref())?.asking(
+            &self.data,
+            self.problems.len(),
+            args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
+        )?;
         Ok(match &self.shots {
             Some((shots, sha256)) => settings
                 .with("shots", *shots)
                 .with("shots_sha256", sha256.as_str()),
             None => settings.with("prompt_template", self.template.as_str()),
         })
-    }
-
-    fn predictions(&self, texts: Vec<String>) -> Vec<Prediction> {
-        let pairs = self.problems.iter().zip(texts);
-        let prediction = |(problem, prediction): (&Problem, String)| Prediction {
-            question: problem.question.clone(),
-            ground_truth: problem.ground_truth.clone(),
-            prediction,
-        };
-        pairs.map(prediction).collect()
     }
 }
 
