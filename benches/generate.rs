@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use arithmo::allocator::CacheAligned;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{GenerateConfig, generate, read_prompts};
 use arithmo::model::load::load;
@@ -26,6 +27,9 @@ use burn::tensor::DType;
 use serde_json::{Value, json};
 
 type B = burn_ndarray::NdArray<f32>;
+
+#[global_allocator]
+static ALLOCATOR: CacheAligned = CacheAligned;
 
 struct Settings {
     inputs: PathBuf,

@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use arithmo::cli::{Cli, Command, sandbox_exec};
-use arithmo::{Error, Result, interrupt, process};
+use arithmo::{Error, Result, allocator, interrupt, process};
 use arithmo_backends::BackendKind;
 use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: allocator::CacheAligned = allocator::CacheAligned;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

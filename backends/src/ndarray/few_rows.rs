@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::awake::keep_awake;
 use super::gemm::{Old, SMALL};
+use super::sums::sums_of;
 
 /// Up to this many rows are few; beyond, a general product is faster.
 pub(super) const FEW: usize = 128;
@@ -19,6 +20,12 @@ pub(super) const FEW: usize = 128;
 /// Rows of `x` and of `W` whose products are computed together; their sums stay in registers.
 const X_ROWS: usize = 4;
 const W_ROWS: usize = 6;
+
+/// Of longer rows some columns are computed after others: what is computed together stays in the nearest cache.
+const COLUMNS: usize = 1024;
+
+/// Values of the widest vectors.
+const LANES: usize = 16;
 
 /// Rows of `columns` values, each `stride` after the one before.
 #[derive(Clone, Copy)]
@@ -40,6 +47,7 @@ impl<'a> Rows<'a> {
         }
     }
 
+    #[inline(always)]
     fn row(&self, index: usize) -> &'a [f32] {
         &self.values[index * self.stride..][..self.columns]
     }
@@ -54,13 +62,23 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Consecutive rows from `start` on.
+    /// The same rows, of each only these columns.
+    fn columns(&self, columns: Range<usize>) -> Self {
+        Self {
+            values: &self.values[columns.start..],
+            columns: columns.len(),
+            ..*self
+        }
+    }
+
+    /// Consecutive rows from `start` on, a loop for the reason given at [`dots`].
     #[inline(always)]
     fn several<const N: usize>(&self, start: usize) -> [&'a [f32]; N] {
-        std::array::from_fn(
-            #[inline(always)]
-            |index| self.row(start + index),
-        )
+        let mut rows = [&[][..]; N];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = self.row(start + index);
+        }
+        rows
     }
 }
 
@@ -70,6 +88,24 @@ pub(super) struct Term<'a> {
     pub(super) factor: f32,
     pub(super) x: Rows<'a>,
     pub(super) w: Rows<'a>,
+}
+
+impl Term<'_> {
+    /// The term as a sum of such whose rows are short enough.
+    fn parts(&self) -> impl Iterator<Item = Self> {
+        let columns = self.x.columns;
+        let count = columns.div_ceil(COLUMNS).max(1);
+        let width = columns.div_ceil(count).next_multiple_of(LANES);
+        (0..count).map(move |part| {
+            let start = (part * width).min(columns);
+            let end = (start + width).min(columns);
+            Term {
+                factor: self.factor,
+                x: self.x.columns(start..end),
+                w: self.w.columns(start..end),
+            }
+        })
+    }
 }
 
 /// Some columns of a result and what they are the sum of.
@@ -116,11 +152,11 @@ impl<'a> Output<'a> {
     /// On the calling thread.
     pub(super) fn compute(mut self) {
         let mut old = self.old;
-        for term in &self.terms {
+        for term in self.terms.iter().flat_map(Term::parts) {
             pulp::Arch::new().dispatch(Product {
                 target: self.target.as_mut(),
                 old,
-                term: *term,
+                term,
             });
             old = Old::Add;
         }
@@ -204,8 +240,11 @@ impl Product<'_> {
         let ahead = (ahead.unwrap_or_default(), w.stride);
         let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), ahead);
         for (row, sums) in sums.iter().enumerate() {
-            for (column, sum) in sums.iter().enumerate() {
-                let place = self.target.as_mut().get_mut(x_row + row, w_row + column);
+            let target = self.target.as_mut().row_mut(x_row + row);
+            let Some(target) = target.subcols_mut(w_row, N).try_as_row_major_mut() else {
+                unreachable!("a row of a row-major matrix")
+            };
+            for (place, sum) in target.as_slice_mut().iter_mut().zip(sums) {
                 *place = match self.old {
                     Old::Replace => factor * sum,
                     Old::Add => *place + factor * sum,
@@ -270,13 +309,7 @@ fn dots<S: Simd, const M: usize, const N: usize>(
             }
         }
     }
-    let mut totals = [[0f32; N]; M];
-    for m in 0..M {
-        for n in 0..N {
-            totals[m][n] = simd.reduce_sum_f32s(sums[m][n]);
-        }
-    }
-    totals
+    sums_of(simd, sums)
 }
 
 #[cfg(test)]

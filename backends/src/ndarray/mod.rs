@@ -9,6 +9,7 @@ mod gemm;
 mod log_probs;
 mod matrix;
 mod row_wise;
+mod sums;
 mod tile;
 mod vector;
 
