@@ -78,6 +78,7 @@ impl DecodingArgs {
             top_p: self.top_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
+            places: None,
             eos_ids: Vec::new(),
             stop: self.stop.clone(),
             batch_size,

@@ -9,10 +9,12 @@ use super::model::ModelArgs;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::folder::model_settings;
 use crate::eval::problems::read_problems;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::iterate::rounds::SampleSection;
-use crate::iterate::sample::{SampleOptions, sample_pairs};
+use crate::iterate::sample::{SampleOptions, partial_path, sample_pairs};
+use crate::output::remove;
 use crate::progress::ProgressMode;
 
 /// Sample answers to problems, check them, and pair right with wrong.
@@ -26,7 +28,7 @@ pub struct SamplePairsArgs {
     /// The pairs; counts go to a file beside it (pairs.stats.json).
     #[arg(long, value_name = "FILE", default_value = "pairs.jsonl")]
     pub output: PathBuf,
-    /// Replace the output if it is there.
+    /// Replace the output if it is there, and what an interrupted run has kept.
     #[arg(long)]
     pub overwrite: bool,
     /// Answers a problem.
@@ -96,7 +98,15 @@ pub fn run<B: TrainBackend>(
     let tokenizer = Tokenizer::from_folder(&folder)?;
     let model = args.model.load::<B>(&folder, device)?;
     options.generate.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
-    let stats = sample_pairs(&model, &tokenizer, &problems, &options, &args.output)?;
+    if args.overwrite {
+        remove(&partial_path(&args.output))?;
+    }
+    let asked = model_settings(&args.model.model, &folder, args.model.adapter.as_deref())?.asking(
+        &args.data,
+        problems.len(),
+        args.max_new_tokens,
+    )?;
+    let stats = sample_pairs(&model, &tokenizer, &problems, &options, asked, &args.output)?;
     if mode != ProgressMode::Quiet {
         eprintln!("{}", stats.summary());
     }

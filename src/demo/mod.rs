@@ -20,6 +20,7 @@ use crate::data::prepare::{PrepareOptions, Rules, Source, prepare};
 use crate::data::stack_exchange::Format;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::folder::model_settings;
 use crate::eval::judged::Judged;
 use crate::eval::problems::read_problems;
 use crate::eval::task::Task;
@@ -195,7 +196,14 @@ impl Demo {
         };
         let problems = read_problems(&self.folder.problems())?;
         let output = self.folder.own_pairs();
-        let stats = sample_pairs(model, &self.tokenizer, &problems, &options, &output)?;
+        let name = self.folder.model().display().to_string();
+        let max_new_tokens = options.generate.max_new_tokens;
+        let asked = model_settings(&name, &self.folder.model(), None)?.asking(
+            &self.folder.problems(),
+            problems.len(),
+            max_new_tokens,
+        )?;
+        let stats = sample_pairs(model, &self.tokenizer, &problems, &options, asked, &output)?;
         if self.progress != ProgressMode::Quiet {
             eprintln!("{}", stats.summary());
         }

@@ -7,7 +7,7 @@ use super::problems::Problem;
 use super::store::Store;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{CompletionEvent, GenerateConfig, complete_each};
 use crate::model::mistral::Mistral;
 use crate::progress::{Progress, ProgressMode};
@@ -113,16 +113,7 @@ impl<B: TrainBackend> Answering<'_, B> {
             on_event,
         );
         progress.finish();
-        match ended {
-            Err(Error::Interrupted { .. }) => Err(Error::Interrupted {
-                note: format!(
-                    "{} of {} answers are kept; the same command goes on",
-                    store.done().len(),
-                    problems.len()
-                ),
-            }),
-            ended => ended,
-        }
+        store.kept(ended, problems.len())
     }
 }
 

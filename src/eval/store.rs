@@ -139,6 +139,22 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         Ok(())
     }
 
+    /// What to say where an interrupted run left some of `total` records undone; any other end is as it was.
+    ///
+    /// # Errors
+    /// `ended`, if it is one.
+    pub fn kept(&self, ended: Result<()>, total: usize) -> Result<()> {
+        match ended {
+            Err(Error::Interrupted { .. }) => Err(Error::Interrupted {
+                note: format!(
+                    "{} of {total} answers are kept; the same command goes on",
+                    self.done.len()
+                ),
+            }),
+            ended => ended,
+        }
+    }
+
     /// All records in order; the file goes when its content is elsewhere: call [`Finished::remove`] then.
     pub fn finish(self) -> (Vec<T>, Finished) {
         (self.done.into_values().collect(), Finished(self.path))
@@ -180,7 +196,7 @@ pub fn refuse_others(path: &Path, old: &Settings, new: &Settings) -> Result<()> 
     if differences.is_empty() {
         return Ok(());
     }
-    let problem = format!("belongs to another evaluation: {}", differences.join("; "));
+    let problem = format!("was begun with other settings: {}", differences.join("; "));
     Err(Error::file(
         path,
         problem,

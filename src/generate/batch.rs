@@ -243,7 +243,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
                 let row = self.rows[token.row?].as_ref()?;
                 Some(Choice {
                     row: index,
-                    prompt: row.prompt,
+                    prompt: self.config.place(row.prompt),
                     prompt_ids: &self.prompts[row.prompt],
                     new_ids: &row.token_ids,
                 })

@@ -25,6 +25,9 @@ pub struct GenerateConfig {
     pub repetition_penalty: f64,
     /// Seed of sampling. The same prompt at the same place of the list draws the same numbers in any batch.
     pub seed: u64,
+    /// The places of the prompts in the list they are part of, for the numbers they draw; absent: as they come here. What
+    /// is left of a list is sampled as it would have been with the rest.
+    pub places: Option<Vec<usize>>,
     /// Generation stops at any of these ids.
     pub eos_ids: Vec<u32>,
     /// A completion ends before the first of these texts in it, where text is known: see [`complete`](super::complete).
@@ -45,6 +48,7 @@ impl Default for GenerateConfig {
             top_p: 1.0,
             repetition_penalty: 1.0,
             seed: 42,
+            places: None,
             eos_ids: Vec::new(),
             stop: Vec::new(),
             batch_size: 8,
@@ -54,6 +58,14 @@ impl Default for GenerateConfig {
 }
 
 impl GenerateConfig {
+    /// The place of the prompt `index`: see [`Self::places`].
+    pub(super) fn place(&self, index: usize) -> usize {
+        let places = self.places.as_ref();
+        places
+            .and_then(|places| places.get(index).copied())
+            .unwrap_or(index)
+    }
+
     /// Whether the next token is the likeliest one, whatever came before.
     pub(super) fn is_plainly_greedy(&self) -> bool {
         self.temperature == 0.0 && self.repetition_penalty == 1.0

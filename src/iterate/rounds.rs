@@ -15,7 +15,7 @@ use crate::config::RunConfig;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::folder::Folder;
+use crate::eval::folder::{Folder, model_settings};
 use crate::eval::judged::read_judged;
 use crate::eval::problems::{Problem, read_problems};
 use crate::eval::statistics::Rate;
@@ -275,13 +275,14 @@ impl<'a> Rounds<'a> {
                 prompt_template: self.prompt_template.clone(),
                 progress: self.mode,
             };
-            sample_pairs(
-                model,
-                &self.tokenizer,
-                &self.problems(round),
-                &options,
-                &output,
+            let adapter = (round > 1).then(|| self.adapter(round - 1));
+            let problems = self.problems(round);
+            let asked = model_settings(&self.name, &self.folder, adapter.as_deref())?.asking(
+                &sample.data,
+                problems.len(),
+                sample.max_new_tokens,
             )?;
+            sample_pairs(model, &self.tokenizer, &problems, &options, asked, &output)?;
         }
         let text = std::fs::read_to_string(&output).map_err(|e| Error::io(&output, "read", e))?;
         Ok(text.lines().count())

@@ -12,7 +12,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::NUMERIC;
 use crate::eval::problems::Problem;
-use crate::generate::{Completion, FinishReason, GenerateConfig, complete};
+use crate::eval::store::{Settings, Store};
+use crate::generate::{Completion, CompletionEvent, FinishReason, GenerateConfig, complete_each};
 use crate::model::mistral::Mistral;
 use crate::output::write_whole;
 use crate::progress::{Progress, ProgressMode};
@@ -163,31 +164,36 @@ impl SampleStats {
     }
 }
 
-/// Samples answers to `problems` and writes the pairs to `output`, and beside it `STEM.stats.json`.
+/// Samples answers to `problems` and writes the pairs to `output`, and beside it `STEM.stats.json`. `asked` says which model
+/// answers what.
 ///
 /// # Errors
-/// A setting cannot give pairs, generation fails or is interrupted (nothing is written then), no pair comes about, or a
-/// file cannot be written.
+/// A setting cannot give pairs, generation fails or is interrupted (the answers so far are kept in `STEM.partial.jsonl`, and
+/// the same call goes on), that file was begun with other settings, no pair comes about, or a file cannot be written.
 pub fn sample_pairs<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
     problems: &[Problem],
     options: &SampleOptions,
+    asked: Settings,
     output: &Path,
 ) -> Result<SampleStats> {
     options.validate()?;
-    let mut writer = PairWriter::create(output)?;
-    let completions = sample(model, tokenizer, problems, options)?;
     let mut stats = SampleStats::new(options);
+    let settings = serde_json::to_value(&stats.settings)
+        .map_err(|e| Error::run(e, "this is a defect of the program: report it"))?;
+    let mut store = Store::open(&partial_path(output), &asked.with("sampling", settings))?;
+    sample(model, tokenizer, problems, options, &mut store)?;
+    let (samples, partial) = store.finish();
+    let mut writer = PairWriter::create(output)?;
     let config = PairingConfig {
         pairs_per_problem: options.pairs_per_problem,
     };
     let mut balance = 0;
-    let by_problem = problems.iter().zip(completions.chunks(options.samples));
-    for (number, (problem, completions)) in (1..).zip(by_problem) {
-        let samples: Vec<Checked> = completions.iter().map(|c| check(problem, c)).collect();
-        let pairs = pair_up(&samples, &config, &mut balance);
-        stats.count(&samples, &pairs);
+    let by_problem = problems.iter().zip(samples.chunks(options.samples));
+    for (number, (problem, samples)) in (1..).zip(by_problem) {
+        let pairs = pair_up(samples, &config, &mut balance);
+        stats.count(samples, &pairs);
         for (index, (right, wrong)) in pairs.iter().enumerate() {
             writer.write(&PreferencePair {
                 id: format!("{number}-{}", index + 1),
@@ -201,6 +207,7 @@ pub fn sample_pairs<B: TrainBackend>(
     }
     stats.finish();
     if stats.pairs == 0 {
+        partial.remove()?;
         let problem = format!("no pair came about: {}", stats.summary());
         let remedy =
             "raise --samples or --temperature, or take problems the model sometimes solves";
@@ -210,7 +217,13 @@ pub fn sample_pairs<B: TrainBackend>(
         .map_err(|e| Error::run(e, "this is a defect of the program: report it"))?;
     write_whole(&stats_path(output), &json)?;
     writer.finish()?;
+    partial.remove()?;
     Ok(stats)
+}
+
+/// `pairs.jsonl` -> `pairs.partial.jsonl`
+pub fn partial_path(output: &Path) -> PathBuf {
+    output.with_extension("partial.jsonl")
 }
 
 /// `pairs.jsonl` -> `pairs.stats.json`
@@ -218,26 +231,47 @@ fn stats_path(output: &Path) -> PathBuf {
     output.with_extension("stats.json")
 }
 
-/// `samples` answers to each problem, problem by problem.
+/// `samples` answers to each problem, problem by problem: those that `store` does not hold yet.
 fn sample<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
     problems: &[Problem],
     options: &SampleOptions,
-) -> Result<Vec<Completion>> {
-    let times = |problem: &Problem| std::iter::repeat_n(problem.question.clone(), options.samples);
-    let prompts: Vec<String> = problems.iter().flat_map(times).collect();
-    let total = Some(prompts.len() as u64);
-    let progress = Progress::new("sample", total, "answers", options.progress);
-    let (template, config) = (&options.prompt_template, &options.generate);
+    store: &mut Store<Checked>,
+) -> Result<()> {
+    let total = problems.len() * options.samples;
+    let progress = Progress::new("sample", Some(total as u64), "answers", options.progress);
+    let open = (0..total).filter(|place| !store.done().contains_key(place));
+    let open: Vec<usize> = open.collect();
+    progress.set_position((total - open.len()) as u64);
+    let of = |place: usize| &problems[place / options.samples];
+    let prompts: Vec<String> = open
+        .iter()
+        .map(|place| of(*place).question.clone())
+        .collect();
+    let config = GenerateConfig {
+        places: Some(open.clone()),
+        ..options.generate.clone()
+    };
     let mut tokens = 0;
-    let completions = complete(model, tokenizer, &prompts, template, config, |step| {
-        tokens += step.new_tokens;
-        progress.set_message(format!("{tokens} tokens"));
-        progress.inc(step.finished as u64);
-    })?;
+    let template = &options.prompt_template;
+    let ended = complete_each(model, tokenizer, &prompts, template, &config, |event| {
+        match event {
+            CompletionEvent::Text { .. } => {}
+            CompletionEvent::Finished { index, completion } => {
+                let place = open[index];
+                store.put(place, check(of(place), completion))?;
+                progress.inc(1);
+            }
+            CompletionEvent::Step(step) => {
+                tokens += step.new_tokens;
+                progress.set_message(format!("{tokens} tokens"));
+            }
+        }
+        Ok(())
+    });
     progress.finish();
-    Ok(completions)
+    store.kept(ended, total)
 }
 
 fn check(problem: &Problem, completion: &Completion) -> Checked {
