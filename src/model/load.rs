@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
-use burn::module::Param;
 use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::attention::Attention;
 use super::config::MistralConfig;
-use super::linear::{Linear, frozen_param};
+use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
 use super::rms_norm::RmsNorm;
@@ -210,8 +209,8 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         Ok(RmsNorm::frozen(weight, self.config.rms_norm_eps))
     }
 
-    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Param<Tensor<B, 2>>> {
-        Ok(frozen_param(self.tensor(path, [rows, columns])?))
+    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
+        Ok(WeightParam::frozen(self.tensor(path, [rows, columns])?))
     }
 
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {

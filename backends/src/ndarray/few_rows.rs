@@ -1,4 +1,5 @@
-//! Products of a few rows with weights as they are stored, `x W^T`: what decoding spends its time on.
+//! Products of a few rows with weights as they are stored, `x W^T`: what decoding spends its time on. Packed weights have
+//! kernels of their own ([`super::packed`]).
 //!
 //! With few rows a weight is read faster than it can be laid out for a general product, so it is used where it lies, each
 //! row of it once. A value of the result is one sum over vectors along its row, added up at the end: in the same order
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 
 use super::awake::keep_awake;
 use super::gemm::{Old, SMALL};
+use super::packed::{HostPacked, few_product};
 use super::sums::sums_of;
 
 /// Up to this many rows are few; beyond, a general product is faster.
@@ -48,7 +50,7 @@ impl<'a> Rows<'a> {
     }
 
     #[inline(always)]
-    fn row(&self, index: usize) -> &'a [f32] {
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
         &self.values[index * self.stride..][..self.columns]
     }
 
@@ -87,24 +89,32 @@ impl<'a> Rows<'a> {
 pub(super) struct Term<'a> {
     pub(super) factor: f32,
     pub(super) x: Rows<'a>,
-    pub(super) w: Rows<'a>,
+    pub(super) w: Weights<'a>,
 }
 
-impl Term<'_> {
-    /// The term as a sum of such whose rows are short enough.
-    fn parts(&self) -> impl Iterator<Item = Self> {
-        let columns = self.x.columns;
-        let count = columns.div_ceil(COLUMNS).max(1);
-        let width = columns.div_ceil(count).next_multiple_of(LANES);
-        (0..count).map(move |part| {
-            let start = (part * width).min(columns);
-            let end = (start + width).min(columns);
-            Term {
-                factor: self.factor,
-                x: self.x.columns(start..end),
-                w: self.w.columns(start..end),
-            }
-        })
+/// Rows of a weight.
+#[derive(Clone, Copy)]
+pub(super) enum Weights<'a> {
+    Floats(Rows<'a>),
+    /// From a row on.
+    Packed(&'a HostPacked, usize),
+}
+
+impl Weights<'_> {
+    /// All rows of the weight, or of the part that is looked at.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Floats(rows) => rows.count,
+            Self::Packed(weight, first) => weight.rows - first,
+        }
+    }
+
+    /// Rows from `start` on, `count` of them.
+    fn part(self, start: usize, count: usize) -> Self {
+        match self {
+            Self::Floats(rows) => Self::Floats(rows.part(start, count)),
+            Self::Packed(weight, first) => Self::Packed(weight, first + start),
+        }
     }
 }
 
@@ -118,8 +128,8 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn work(&self) -> usize {
-        let terms = self.terms.iter();
-        terms.map(|t| t.x.count * t.w.count * t.w.columns).sum()
+        let (width, terms) = (self.target.ncols(), self.terms.iter());
+        terms.map(|t| t.x.count * width * t.x.columns).sum()
     }
 
     /// Parts of `width` columns, the last may be narrower.
@@ -152,12 +162,12 @@ impl<'a> Output<'a> {
     /// On the calling thread.
     pub(super) fn compute(mut self) {
         let mut old = self.old;
-        for term in self.terms.iter().flat_map(Term::parts) {
-            pulp::Arch::new().dispatch(Product {
-                target: self.target.as_mut(),
-                old,
-                term,
-            });
+        for term in &self.terms {
+            let (target, Term { factor, x, w }) = (self.target.as_mut(), *term);
+            match w {
+                Weights::Floats(w) => float_product(target, old, factor, x, w),
+                Weights::Packed(w, first) => few_product(target, old, factor, x, (w, first)),
+            }
             old = Old::Add;
         }
     }
@@ -185,10 +195,37 @@ pub(super) fn compute(outputs: Vec<Output<'_>>) {
         .for_each(Output::compute);
 }
 
+/// `target = factor * x W^T`, or `target += factor * x W^T`, on the calling thread.
+///
+/// Long rows some columns after others.
+pub(super) fn float_product(
+    mut target: MatMut<'_, f32>,
+    mut old: Old,
+    factor: f32,
+    x: Rows<'_>,
+    w: Rows<'_>,
+) {
+    let parts = x.columns.div_ceil(COLUMNS).max(1);
+    let width = x.columns.div_ceil(parts).next_multiple_of(LANES);
+    for part in 0..parts {
+        let [start, end] = [part, part + 1].map(|part| (part * width).min(x.columns));
+        pulp::Arch::new().dispatch(Product {
+            target: target.as_mut(),
+            old,
+            factor,
+            x: x.columns(start..end),
+            w: w.columns(start..end),
+        });
+        old = Old::Add;
+    }
+}
+
 struct Product<'a> {
     target: MatMut<'a, f32>,
     old: Old,
-    term: Term<'a>,
+    factor: f32,
+    x: Rows<'a>,
+    w: Rows<'a>,
 }
 
 impl WithSimd for Product<'_> {
@@ -196,7 +233,7 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let (x, w) = (self.term.x, self.term.w);
+        let (x, w) = (self.x, self.w);
         let whole = w.count - w.count % W_ROWS;
         for w_row in (0..whole).step_by(W_ROWS) {
             self.rows::<S, W_ROWS>(simd, x, w_row);
@@ -235,7 +272,7 @@ impl Product<'_> {
         w_row: usize,
         ahead: Range<usize>,
     ) {
-        let Term { factor, x, w } = self.term;
+        let (factor, x, w) = (self.factor, self.x, self.w);
         let ahead = w.values.get(ahead.start * w.stride..ahead.end * w.stride);
         let ahead = (ahead.unwrap_or_default(), w.stride);
         let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), ahead);
@@ -338,7 +375,7 @@ mod tests {
                 let base = Term {
                     factor: 1.0,
                     x: Rows::of(&x, k),
-                    w: Rows::of(&w, k),
+                    w: Weights::Floats(Rows::of(&w, k)),
                 };
                 let branch = Term {
                     factor: 0.5,
@@ -348,7 +385,7 @@ mod tests {
                         columns: 2,
                         stride: 5,
                     },
-                    w: Rows::of(&b, 2),
+                    w: Weights::Floats(Rows::of(&b, 2)),
                 };
                 compute(vec![Output {
                     target: columns_of(&mut ours, stride, column, n),
@@ -387,7 +424,7 @@ mod tests {
                 terms: vec![Term {
                     factor: 1.0,
                     x: Rows::of(&x, k).part(first, count),
-                    w: Rows::of(&w, k),
+                    w: Weights::Floats(Rows::of(&w, k)),
                 }],
             }]);
             y
