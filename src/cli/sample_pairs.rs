@@ -94,7 +94,7 @@ pub fn run<B: TrainBackend>(
     let problems = read_problems(&args.data)?;
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
-    let model = args.model.load::<B>(&folder, device)?;
+    let model = args.model.load::<B>(&folder, mode, device)?;
     options.generate.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
     let stats = sample_pairs(&model, &tokenizer, &problems, &options, &args.output)?;
     if mode != ProgressMode::Quiet {

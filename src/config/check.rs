@@ -162,7 +162,12 @@ impl ModelSection {
             "is true, but model.quantization is \"none\"",
             "remove the key",
         )?;
-        built(!quantized, "model.quantization", self.quantization)?;
+        ensure(
+            !quantized || self.use_peft,
+            "model.quantization",
+            "packed weights cannot be trained themselves, and model.use_peft is false",
+            "remove the key; or set model.use_peft = true to train an adapter on them",
+        )?;
         ensure(
             !(self.from_scratch && self.use_peft),
             "model.from_scratch",

@@ -1,7 +1,11 @@
 //! The values that keys of `run.toml` choose from, under the names their users know from TRL, PEFT and transformers.
 
+use arithmo_backends::Format;
 use burn::tensor::DType;
+use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::model::quantize;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +45,8 @@ impl ModelDtype {
     }
 }
 
-/// Four-bit storage of the frozen weights (Dettmers et al. 2023, QLoRA).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Storage of the frozen projections in few bits (Dettmers et al. 2023, QLoRA), as bitsandbytes packs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantization {
     /// Weights as they are.
@@ -52,6 +56,24 @@ pub enum Quantization {
     Nf4,
     /// 4-bit float, bitsandbytes' default type.
     Fp4,
+    /// 8 bits, blockwise.
+    Int8,
+}
+
+impl Quantization {
+    /// What it asks for; `None`: weights as they are stored.
+    pub fn with(self, double_quant: bool) -> Option<quantize::Quantization> {
+        let format = match self {
+            Self::None => return None,
+            Self::Nf4 => Format::Nf4,
+            Self::Fp4 => Format::Fp4,
+            Self::Int8 => Format::Int8,
+        };
+        Some(quantize::Quantization {
+            format,
+            double_quant,
+        })
+    }
 }
 
 /// The model a policy is compared with.

@@ -11,6 +11,7 @@ use super::options::{
     Quantization, Reference, TargetModules, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
+use crate::model::quantize;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
 /// `[model]`: the weights training starts from.
@@ -23,7 +24,7 @@ pub struct ModelSection {
     pub revision: String,
     /// Type of the base weights.
     pub dtype: ModelDtype,
-    /// Four-bit storage of the frozen projections.
+    /// Storage of the frozen projections in few bits.
     pub quantization: Quantization,
     /// Whether the quantization scales are themselves quantized (saves about 0.4 bit a weight).
     pub double_quant: bool,
@@ -44,6 +45,13 @@ impl Default for ModelSection {
             use_peft: true,
             from_scratch: false,
         }
+    }
+}
+
+impl ModelSection {
+    /// How projections are packed; `None`: they are as stored.
+    pub fn quantize(&self) -> Option<quantize::Quantization> {
+        self.quantization.with(self.double_quant)
     }
 }
 
