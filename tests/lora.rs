@@ -10,7 +10,7 @@ use std::path::Path;
 
 use arithmo::lora::adapter;
 use arithmo::lora::linear::{attach, parameters, trainable};
-use arithmo::model::linear::frozen_param;
+use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
@@ -37,7 +37,7 @@ fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
         };
         let (d_out, d_in) = linear.dims();
         let (w, a, b) = (
-            values(&linear.weight.val()),
+            values(&linear.weight.floats(DType::F32)),
             values(&lora.lora_a.val()),
             values(&lora.lora_b.val()),
         );
@@ -48,7 +48,8 @@ fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
             (f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()) as f32
         });
         let sum = TensorData::new(sum.collect::<Vec<_>>(), [d_out, d_in]);
-        linear.weight = frozen_param(Tensor::from_data(sum, &Default::default()));
+        let sum: Tensor<_, 2> = Tensor::from_data(sum, &Default::default());
+        linear.weight = WeightParam::frozen(sum);
     }
     model
 }

@@ -1,17 +1,19 @@
 //! The backward rule of every operation, written once for every backend.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
-    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs, Projection,
-    RotaryAngles, TrainBackend, Turn, ops,
+    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs,
+    PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -62,8 +64,24 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         B::computes_in(device, dtype)
     }
 
-    fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (x, weight) = (tensor(x), frozen("linear: weight", weight));
+    fn unpack(weight: &PackedWeight<Self>, rows: Range<usize>, dtype: DType) -> Tensor<Self, 2> {
+        Tensor::from_inner(B::unpack(&weight.valid(), rows, dtype))
+    }
+
+    fn unpack_rows(
+        weight: &PackedWeight<Self>,
+        ids: Tensor<Self, 1, Int>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        Tensor::from_inner(B::unpack_rows(&weight.valid(), ids.inner(), dtype))
+    }
+
+    fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
+        let weight = match weight {
+            Weight::Float(weight) => Weight::Float(frozen("linear: weight", weight)),
+            Weight::Packed(weight) => Weight::Packed(weight.valid()),
+        };
+        let x = tensor(x);
         let output = B::frozen_linear(float(x.primitive), weight.clone());
         record!(LinearBackward, [x.node], weight, output)
     }
@@ -89,12 +107,9 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
                         dropout_mask: adapter.dropout_mask.clone().map(Tensor::inner),
                     }
                 });
-                let weight = tensor(projection.weight.clone());
-                of_weights.push(weight.node);
-                Projection {
-                    weight: float(weight.primitive),
-                    adapter,
-                }
+                let (weight, of_weight) = inner_weight(projection.weight.clone());
+                of_weights.extend(of_weight.map(|weight| weight.node));
+                Projection { weight, adapter }
             })
             .collect();
         let residual = residual.map(|residual| {
@@ -185,22 +200,30 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
 
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
-        lm_head: Tensor<Self, 2>,
+        lm_head: Weight<Self>,
         targets: Tensor<Self, 1, Int>,
         stats: LogProbStats,
         _with_slopes: bool,
     ) -> LogProbs<Self> {
-        let (hidden, lm_head) = (tensor(hidden), tensor(lm_head));
-        let [tracked, trained] = [&hidden, &lm_head].map(|t| !t.node.requirement.is_none());
-        let nodes = [hidden.node, lm_head.node];
-        let states = float::<B, 2>(hidden.primitive);
-        let (head, targets) = (float::<B, 2>(lm_head.primitive), targets.inner());
+        let (hidden, (head, of_head)) = (tensor(hidden), inner_weight(lm_head));
+        let tracked = !hidden.node.requirement.is_none();
+        let of_head = of_head.map(|head| head.node);
+        let of_head = of_head.filter(|node| !node.requirement.is_none());
+        let (states, targets) = (float::<B, 2>(hidden.primitive), targets.inner());
         // Handles, kept only where the head is trained.
-        let of_head = trained.then(|| (states.clone(), head.clone(), targets.clone()));
+        let trained = match (&head, &of_head) {
+            (Weight::Float(head), Some(_)) => Some((states.clone(), head.clone(), targets.clone())),
+            _ => None,
+        };
         let LogProbs { columns, slopes } =
             B::completion_log_probs(states, head, targets, stats, tracked);
+        let state = (slopes, trained);
+        let columns = match of_head {
+            Some(node) => record!(LogProbsBackward, [hidden.node, node], state, columns),
+            None => record!(LogProbsBackward, [hidden.node], state, columns),
+        };
         LogProbs {
-            columns: record!(LogProbsBackward, nodes, (slopes, of_head), columns),
+            columns,
             slopes: None,
         }
     }
@@ -238,7 +261,7 @@ impl<B: Backend, const D: usize> Backward<B, 1> for GivenGradient<D> {
 struct LinearBackward;
 
 impl<B: TrainBackend> Backward<B, 1> for LinearBackward {
-    type State = Tensor<B, 2>;
+    type State = Weight<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [parent] = ops.parents;
@@ -296,7 +319,7 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
     }
 }
 
-/// The gradient of each projection's weight.
+/// The gradient of each projection's weight, but of packed ones.
 fn weight_gradients<B: TrainBackend>(
     projections: &[Projection<B>],
     x: Tensor<B, 2>,
@@ -304,10 +327,13 @@ fn weight_gradients<B: TrainBackend>(
 ) -> Vec<Option<Tensor<B, 2>>> {
     let all = B::linear_weight_gradient(x, grad);
     let mut row = 0;
-    let rows = projections.iter().map(|projection| {
+    let rows = projections.iter().filter_map(|projection| {
         let [d_out, _] = projection.weight.dims();
         row += d_out;
-        Some(all.clone().narrow(0, row - d_out, d_out))
+        match projection.weight {
+            Weight::Float(_) => Some(Some(all.clone().narrow(0, row - d_out, d_out))),
+            Weight::Packed(_) => None,
+        }
     });
     rows.collect()
 }
@@ -392,17 +418,18 @@ impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
 }
 
 /// Saves the slope of each log-probability, which forward computed with it, and what the gradient of a trained head is
-/// made of: handles of the states, the head and the targets.
+/// made of: handles of the states, the head and the targets. Inputs: the states, and the head if it is trained.
 #[derive(Debug)]
 struct LogProbsBackward;
 
 type OfHead<B> = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
 
-impl<B: TrainBackend> Backward<B, 2> for LogProbsBackward {
+impl<B: TrainBackend, const N: usize> Backward<B, N> for LogProbsBackward {
     type State = (Option<Tensor<B, 2>>, Option<OfHead<B>>);
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([parent, head_parent], (slopes, of_head)) = (ops.parents, ops.state);
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let (mut parents, (slopes, of_head)) = (ops.parents.into_iter(), ops.state);
+        let (parent, head_parent) = (parents.next().flatten(), parents.next().flatten());
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let of_log_probs = grad.narrow(1, 0, 1);
         if let (Some(parent), Some((states, head, targets))) = (head_parent, of_head) {
@@ -427,6 +454,20 @@ fn frozen<B: Backend, C: CheckpointStrategy, const D: usize>(
         "{name} requires a gradient, which would be dropped"
     );
     float(weight.primitive)
+}
+
+/// The inner weight, and the tensor of one that may be trained.
+fn inner_weight<B: TrainBackend, C: CheckpointStrategy>(
+    weight: Weight<Ad<B, C>>,
+) -> (Weight<B>, Option<FloatTensor<Ad<B, C>>>) {
+    match weight {
+        Weight::Float(weight) => {
+            let weight = tensor(weight);
+            let inner = float(weight.primitive.clone());
+            (Weight::Float(inner), Some(weight))
+        }
+        Weight::Packed(weight) => (Weight::Packed(weight.valid()), None),
+    }
 }
 
 fn inner_mask<B: Backend, C: CheckpointStrategy>(

@@ -20,6 +20,8 @@ pub mod ops;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
@@ -28,6 +30,7 @@ pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::log_probs::{LogProbStats, LogProbs};
+pub use ops::packed::{Format, PackedWeight, Scales, Weight};
 pub use ops::rope::{RotaryAngles, Turn};
 
 /// A Burn backend that can train: plain [`Backend`] plus the operations of [`ops`].
@@ -68,13 +71,27 @@ pub trait TrainBackend: Backend {
         Self::supports_dtype(device, dtype)
     }
 
+    /// Some rows of a packed weight as floats, `[rows, D_in]`: see [`ops::packed`].
+    fn unpack(weight: &PackedWeight<Self>, rows: Range<usize>, dtype: DType) -> Tensor<Self, 2> {
+        ops::packed::reference(weight, rows, dtype)
+    }
+
+    /// The rows `ids` of a packed weight as floats, `[T, D_in]`: see [`ops::packed`].
+    fn unpack_rows(
+        weight: &PackedWeight<Self>,
+        ids: Tensor<Self, 1, Int>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        ops::packed::reference_rows(weight, ids, dtype)
+    }
+
     /// A projection by a frozen weight: see [`ops::linear`].
-    fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+    fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
         ops::linear::reference(x, weight)
     }
 
     /// Gradient of [`Self::frozen_linear`] with respect to its input: see [`ops::linear`].
-    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
         ops::linear::reference_backward(grad, weight)
     }
 
@@ -192,7 +209,7 @@ pub trait TrainBackend: Backend {
     /// [`ops::log_probs`].
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
-        lm_head: Tensor<Self, 2>,
+        lm_head: Weight<Self>,
         targets: Tensor<Self, 1, Int>,
         stats: LogProbStats,
         with_slopes: bool,

@@ -34,7 +34,7 @@ fn linear_matches_and_leaves_no_gradient_on_the_weight() {
         let y = if fused {
             linear::linear(x.clone(), weight.clone())
         } else {
-            linear::reference(x.clone(), weight.clone())
+            linear::reference(x.clone(), weight.clone().into())
         };
         let grads = (y.clone() * dy.clone()).sum().backward();
         (y.inner(), x.grad(&grads).unwrap(), weight.grad(&grads))
@@ -188,7 +188,7 @@ fn adapted_linear_matches() {
         dropout_mask: dropout.then(|| random([7, 5])),
     };
     let frozen = |d_out, adapter| Projection {
-        weight: random([d_out, 5]),
+        weight: random([d_out, 5]).into(),
         adapter,
     };
     let several = vec![
@@ -271,7 +271,7 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
         let (hidden_, head, targets) = (hidden.clone(), head.clone(), targets.clone());
         let all = match fused {
             true => log_probs::completion_log_probs(hidden_, head, targets, stats),
-            false => log_probs::reference(hidden_, head, targets, stats, false).columns,
+            false => log_probs::reference(hidden_, head.into(), targets, stats, false).columns,
         };
         let grads = (all.clone().narrow(1, 0, 1) * dy.clone()).sum().backward();
         (all.inner(), hidden.grad(&grads).unwrap())
@@ -334,7 +334,7 @@ fn trained_projections_get_their_gradient() {
             let y = match fused {
                 true => {
                     let projections = weights.map(|weight| Projection {
-                        weight,
+                        weight: weight.into(),
                         adapter: None,
                     });
                     adapted_linear::adapted_linear(x, &projections, residual)
@@ -367,7 +367,7 @@ fn a_trained_projection_may_stand_beside_a_frozen_one() {
     };
     let projections = [(&trained, Some(adapter)), (&frozen, None)];
     let projections = projections.map(|(weight, adapter)| Projection {
-        weight: weight.clone(),
+        weight: weight.clone().into(),
         adapter,
     });
     let y = adapted_linear::adapted_linear(x.clone(), &projections, None);

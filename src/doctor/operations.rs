@@ -35,13 +35,18 @@ fn of_linear<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
         let [dy, dy32] = checker.matrix([tokens, d_out]);
         checker.compare(
             "frozen_linear",
-            || vec![B::frozen_linear(x.clone(), weight.clone())],
-            || vec![linear::reference(x32.clone(), weight32.clone())],
+            || vec![B::frozen_linear(x.clone(), weight.clone().into())],
+            || vec![linear::reference(x32.clone(), weight32.clone().into())],
         )?;
         checker.compare(
             "frozen_linear backward",
-            || vec![B::frozen_linear_backward(dy.clone(), weight.clone())],
-            || vec![linear::reference_backward(dy32.clone(), weight32.clone())],
+            || vec![B::frozen_linear_backward(dy.clone(), weight.clone().into())],
+            || {
+                vec![linear::reference_backward(
+                    dy32.clone(),
+                    weight32.clone().into(),
+                )]
+            },
         )?;
     }
     Ok(())
@@ -122,7 +127,10 @@ fn projections<B: TrainBackend>(
         });
         for (side, weight) in sides.iter_mut().zip(weights) {
             let adapter = adapter.clone();
-            side.push(Projection { weight, adapter });
+            side.push(Projection {
+                weight: weight.into(),
+                adapter,
+            });
         }
     }
     sides
@@ -202,13 +210,23 @@ fn of_log_probs<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
                 || {
                     let (hidden, head, targets) = (hidden.clone(), head.clone(), targets.clone());
                     certain(B::completion_log_probs(
-                        hidden, head, targets, stats, slopes,
+                        hidden,
+                        head.into(),
+                        targets,
+                        stats,
+                        slopes,
                     ))
                 },
                 || {
                     let (hidden, head) = (hidden32.clone(), head32.clone());
                     let targets = targets.clone();
-                    certain(log_probs::reference(hidden, head, targets, stats, slopes))
+                    certain(log_probs::reference(
+                        hidden,
+                        head.into(),
+                        targets,
+                        stats,
+                        slopes,
+                    ))
                 },
             )?;
         }

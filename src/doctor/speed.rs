@@ -137,7 +137,7 @@ fn product<B: TrainBackend>(
     let mut tokens = 16;
     let x = loop {
         let x = random::<B>([tokens, d_in], dtype, device);
-        let forward = || B::frozen_linear(x.clone(), weight.clone());
+        let forward = || B::frozen_linear(x.clone(), weight.clone().into());
         forward();
         let (seconds, _) = timed::<B, _>(device, forward)?;
         if seconds > LONG_ENOUGH || tokens >= MOST_TOKENS {
@@ -146,10 +146,10 @@ fn product<B: TrainBackend>(
         tokens *= 4;
     };
     let tokens = x.dims()[0];
-    let forward = || B::frozen_linear(x.clone(), weight.clone());
+    let forward = || B::frozen_linear(x.clone(), weight.clone().into());
     let forward = median_seconds::<B, _>(device, forward)?;
     let dy = random::<B>([tokens, d_out], dtype, device);
-    let backward = || B::frozen_linear_backward(dy.clone(), weight.clone());
+    let backward = || B::frozen_linear_backward(dy.clone(), weight.clone().into());
     let backward = median_seconds::<B, _>(device, backward)?;
     let flop = 2.0 * (tokens * d_in * d_out) as f64;
     Ok(Product {

@@ -1,7 +1,7 @@
 //! Log-probabilities of completions: from hidden states to one number a sequence.
 
 use arithmo_backends::ops::log_probs::completion_log_probs;
-use arithmo_backends::{LogProbStats, TrainBackend};
+use arithmo_backends::{LogProbStats, TrainBackend, Weight};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Element, Int, Tensor, TensorData};
 
@@ -85,7 +85,7 @@ impl<B: TrainBackend> Completions<B> {
     pub fn score(
         &self,
         hidden: Tensor<B, 2>,
-        head: Tensor<B, 2>,
+        head: impl Into<Weight<B>>,
         stats: LogProbStats,
     ) -> CompletionLogProbs<B> {
         let [rows, longest] = self.mask.dims();

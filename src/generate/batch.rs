@@ -69,7 +69,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         prompts: &'a [Vec<u32>],
         config: &'a GenerateConfig,
     ) -> Self {
-        let device = model.embed_tokens.val().device();
+        let device = model.device();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let wanted = longest.saturating_add(config.max_new_tokens);
         let positions = wanted.min(model.config.max_position_embeddings);

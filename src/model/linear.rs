@@ -4,10 +4,11 @@
 //! *is* (its initialisation, its files, which projections get one) is decided in [`crate::lora`].
 
 use arithmo_backends::{
-    Adapter, Projection, TrainBackend, ops, ops::adapted_linear::adapted_linear,
+    Adapter, PackedWeight, Projection, TrainBackend, Weight, ops,
+    ops::adapted_linear::adapted_linear,
 };
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -29,11 +30,56 @@ pub struct LowRank<B: TrainBackend> {
     pub site: u64,
 }
 
+/// A matrix of the model: a projection's, the embedding, the head.
+#[derive(Module, Debug)]
+pub enum WeightParam<B: TrainBackend> {
+    /// `[D_out, D_in]`, as stored by Hugging Face.
+    Float(Param<Tensor<B, 2>>),
+    /// In few bits: never trained, and so no parameter.
+    Packed(PackedWeight<B>),
+}
+
+impl<B: TrainBackend> WeightParam<B> {
+    /// A weight `[D_out, D_in]` that is not trained.
+    pub fn frozen(weight: impl Into<Weight<B>>) -> Self {
+        match weight.into() {
+            Weight::Float(weight) => Self::Float(frozen_param(weight)),
+            Weight::Packed(weight) => Self::Packed(weight),
+        }
+    }
+
+    /// `[D_out, D_in]`
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Float(weight) => weight.dims(),
+            Self::Packed(weight) => weight.dims,
+        }
+    }
+
+    /// The weight as operations take it.
+    pub fn val(&self) -> Weight<B> {
+        match self {
+            Self::Float(weight) => Weight::Float(weight.val()),
+            Self::Packed(weight) => Weight::Packed(weight.clone()),
+        }
+    }
+
+    /// All values in `dtype`, `[D_out, D_in]`.
+    pub fn floats(&self, dtype: DType) -> Tensor<B, 2> {
+        self.val().floats(dtype)
+    }
+
+    /// The rows `ids` `[T]`, `[T, D_in]`; unpacked ones in `dtype`.
+    pub fn rows(&self, ids: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
+        self.val().rows(ids, dtype)
+    }
+}
+
 /// A projection whose weight is frozen.
 #[derive(Module, Debug)]
 pub struct Linear<B: TrainBackend> {
     /// `[D_out, D_in]`, as stored by Hugging Face.
-    pub weight: Param<Tensor<B, 2>>,
+    pub weight: WeightParam<B>,
     /// The trainable branch, if an adapter is attached here.
     pub lora: Option<LowRank<B>>,
 }
@@ -42,7 +88,7 @@ impl<B: TrainBackend> Linear<B> {
     /// A projection by `weight` `[D_out, D_in]`, without a branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
         Self {
-            weight: frozen_param(weight),
+            weight: WeightParam::frozen(weight),
             lora: None,
         }
     }

@@ -1,14 +1,14 @@
 //! The Mistral model (arXiv 2310.06825), with Hugging Face's field names.
 
-use arithmo_backends::{AttentionMask, TrainBackend, ops::linear::linear};
-use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor};
+use arithmo_backends::{AttentionMask, TrainBackend, Weight, ops::linear::linear};
+use burn::module::Module;
+use burn::tensor::{DType, Int, Tensor};
 
 use super::attention::Attention;
 use super::config::MistralConfig;
 use super::input::{ModelInput, SequenceContext};
 use super::kv_cache::{KvCache, LayerCache};
-use super::linear::Linear;
+use super::linear::{Linear, WeightParam};
 use super::mlp::Mlp;
 use super::positions::PositionTable;
 use super::rms_norm::RmsNorm;
@@ -91,13 +91,13 @@ pub const PROJECTIONS: [&str; 7] = [
 #[derive(Module, Debug)]
 pub struct Mistral<B: TrainBackend> {
     /// `[V, D]`
-    pub embed_tokens: Param<Tensor<B, 2>>,
+    pub embed_tokens: WeightParam<B>,
     /// The decoder layers.
     pub layers: Vec<DecoderLayer<B>>,
     /// The final norm.
     pub norm: RmsNorm<B>,
     /// `[V, D]`; `None` where the embedding is used (`tie_word_embeddings`).
-    pub lm_head: Option<Param<Tensor<B, 2>>>,
+    pub lm_head: Option<WeightParam<B>>,
     /// Shapes and constants.
     #[module(skip)]
     pub config: MistralConfig,
@@ -146,11 +146,11 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// Embeds ids `[T]`: `[T, D]`.
     pub fn embed(&self, token_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.embed_tokens.val().select(0, token_ids)
+        self.embed_tokens.rows(token_ids, self.dtype())
     }
 
     /// The matrix from hidden states to logits, `[V, D]`.
-    pub fn head(&self) -> Tensor<B, 2> {
+    pub fn head(&self) -> Weight<B> {
         match &self.lm_head {
             Some(head) => head.val(),
             None => self.embed_tokens.val(),
@@ -176,7 +176,17 @@ impl<B: TrainBackend> Mistral<B> {
         let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
         let values =
             4 * config.hidden_size + heads * config.head_dim() + 3 * config.intermediate_size;
-        values * self.embed_tokens.val().dtype().size()
+        values * self.dtype().size()
+    }
+
+    /// The type that is computed in: that of the residual stream.
+    pub fn dtype(&self) -> DType {
+        self.norm.weight.val().dtype()
+    }
+
+    /// Where the model is.
+    pub fn device(&self) -> B::Device {
+        self.norm.weight.val().device()
     }
 
     /// Every projection with its Hugging Face module name (`model.layers.0.self_attn.q_proj`).

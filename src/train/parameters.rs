@@ -138,7 +138,8 @@ fn file_name(path: &[String]) -> String {
     let (mut parts, mut last) = (Vec::new(), "weight");
     for part in path {
         match part.as_str() {
-            "lora" | "weight" => {}
+            // `Float`: the variant of a weight.
+            "lora" | "weight" | "Float" => {}
             "lora_a" => last = "lora_A.weight",
             "lora_b" => last = "lora_B.weight",
             part => parts.push(part),

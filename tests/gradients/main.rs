@@ -430,13 +430,13 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
 /// Every weight that is not the adapter's.
 fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
     let mut all = vec![
-        policy.embed_tokens.val().into_data(),
-        policy.head().into_data(),
+        policy.embed_tokens.floats(DType::F64).into_data(),
+        policy.head().floats(DType::F64).into_data(),
     ];
     all.extend(
         policy
             .projections()
-            .map(|(_, linear)| linear.weight.val().into_data()),
+            .map(|(_, linear)| linear.weight.floats(DType::F64).into_data()),
     );
     let norms = |layer: &arithmo::model::mistral::DecoderLayer<A>| {
         let norms = [&layer.input_layernorm, &layer.post_attention_layernorm];

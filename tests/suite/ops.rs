@@ -170,7 +170,7 @@ pub fn linear<B: TrainBackend>(device: &B::Device) {
             DType::F64,
             Layout::Contiguous,
             &exact_device(),
-            linear::reference,
+            |x, weight| linear::reference(x, weight.into()),
         );
         check::<B>(
             &format!("linear {tokens}x{d_in}x{d_out}"),
@@ -442,7 +442,10 @@ fn adapted_on<A: burn::tensor::backend::AutodiffBackend>(
                 dropout_mask: dropout.then(|| ones * kept * 1.5),
             }
         });
-        projections.push(Projection { weight, adapter });
+        projections.push(Projection {
+            weight: weight.into(),
+            adapter,
+        });
     }
     let residual = next(dtype, layout).map(Tensor::require_grad);
     leaves.extend(residual.clone());
@@ -562,7 +565,7 @@ fn log_probs_of<B: TrainBackend>(shapes: &[[usize; 3]], device: &B::Device) {
             Layout::Contiguous,
             &exact_device(),
             |hidden, head, targets, stats| {
-                log_probs::reference(hidden, head, targets, stats, false).columns
+                log_probs::reference(hidden, head.into(), targets, stats, false).columns
             },
         );
         let on_b = |dtype, layout| {

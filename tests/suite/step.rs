@@ -228,7 +228,7 @@ pub fn half_precision<B: TrainBackend>(device: &B::Device) -> bool {
     for (name, tensor) in parameters(&learner.policy) {
         assert_eq!(tensor.dtype(), DType::F32, "{name}");
     }
-    assert_eq!(learner.policy.head().dtype(), DType::F16);
+    assert!(learner.policy.head().fits(DType::F16));
     true
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
         outputs.push(([tokens, shape.rank()].into(), DType::F32));
     }
     let mut inputs = vec![queued(&x)];
-    inputs.extend(tensors(projections));
+    inputs.extend(tensors(projections, x.dtype()));
     // One product for all branches, unless dropout gives each an input of its own.
     let many: Vec<_> = adapters(projections)
         .map(|adapter| adapter.a.clone())
@@ -74,7 +74,7 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     if let Some((x, low)) = x.as_ref().zip(low.as_ref()) {
         inputs.extend([queued(x), queued(low)]);
     }
-    inputs.extend(tensors(projections));
+    inputs.extend(tensors(projections, grad.dtype()));
     let kernel = BackwardPass { shape, needs_x };
     let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
     let x = if needs_x { outputs.next() } else { None };
@@ -93,10 +93,10 @@ fn adapters<B: CubeGpu>(projections: &[Projection<B>]) -> impl Iterator<Item = &
 }
 
 /// The tensors of all projections, in the order in which [`Shapes::parts`] takes them.
-fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>> {
+fn tensors<B: CubeGpu>(projections: &[Projection<B>], dtype: DType) -> Vec<Queued<B::Runtime>> {
     let mut tensors = Vec::new();
     for projection in projections {
-        tensors.push(queued(&projection.weight));
+        tensors.push(queued(&projection.weight.clone().floats(dtype)));
         if let Some(adapter) = &projection.adapter {
             tensors.extend([queued(&adapter.a), queued(&adapter.b)]);
             tensors.extend(adapter.dropout_mask.as_ref().map(queued));

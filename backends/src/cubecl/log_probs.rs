@@ -11,7 +11,7 @@ use super::launch::{
     UNITS, cube_max, cube_sum, cubes, empty, matmul, rows, transposed, vector_size,
 };
 use super::queue::{CubeGpu, Kernel, fixed, queue, queued, queued_int, tensor};
-use crate::{LogProbStats, LogProbs};
+use crate::{LogProbStats, LogProbs, Weight};
 
 /// Logits alive at once: 2^24 values are 64 MiB in f32.
 const CHUNK_VALUES: usize = 1 << 24;
@@ -29,12 +29,13 @@ const LOWEST: f32 = -3e38;
 /// [`crate::TrainBackend::completion_log_probs`].
 pub(crate) fn completion_log_probs<B: CubeGpu>(
     hidden: BurnTensor<B, 2>,
-    lm_head: BurnTensor<B, 2>,
+    lm_head: Weight<B>,
     targets: BurnTensor<B, 1, IntKind>,
     stats: LogProbStats,
     with_slopes: bool,
 ) -> LogProbs<B> {
     let ([count, width], [vocabulary, _]) = (hidden.dims(), lm_head.dims());
+    let lm_head = lm_head.floats(hidden.dtype());
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
     for (start, len) in chunks(count, vocabulary) {
         let of_hidden = queued(&hidden.clone().narrow(0, start, len));

@@ -91,7 +91,7 @@ macro_rules! cube_operations {
 
         fn completion_log_probs(
             hidden: Tensor<Self, 2>,
-            lm_head: Tensor<Self, 2>,
+            lm_head: $crate::Weight<Self>,
             targets: Tensor<Self, 1, burn::tensor::Int>,
             stats: $crate::LogProbStats,
             with_slopes: bool,

@@ -5,19 +5,21 @@
 
 use std::fmt::Debug;
 
-use burn::tensor::{DType, Int, Shape, Tensor, TensorPrimitive, backend::Backend};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::fusion::FusionCubeRuntime;
 use burn_cubecl::{CubeBackend, CubeRuntime, tensor::CubeTensor};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
+use crate::TrainBackend;
+
 /// A tensor that is or will be on the device.
 pub(crate) type Queued<R> = FusionTensor<FusionCubeRuntime<R>>;
 
 /// A backend that our kernels run on.
 pub(crate) trait CubeGpu:
-    Backend<
+    TrainBackend<
         FloatTensorPrimitive = Queued<<Self as CubeGpu>::Runtime>,
         IntTensorPrimitive = Queued<<Self as CubeGpu>::Runtime>,
     >

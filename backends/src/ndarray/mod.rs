@@ -14,7 +14,7 @@ mod vector;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
@@ -25,7 +25,7 @@ use self::gemm::{Old, columns_of, product};
 use self::matrix::{Matrix, integers, tensor, written};
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
+    LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, Weight, ops,
 };
 
 /// Training on the CPU in f32.
@@ -53,8 +53,8 @@ where
         8
     }
 
-    fn frozen_linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
+    fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
+        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), floats(&weight)) else {
             return ops::linear::reference(x, weight);
         };
         let (rows, width) = (x_host.rows, w.rows);
@@ -66,8 +66,8 @@ where
         tensor(y, [rows, width])
     }
 
-    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let (Some(g), Some(w)) = (Matrix::new(grad.clone()), Matrix::new(weight.clone())) else {
+    fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
+        let (Some(g), Some(w)) = (Matrix::new(grad.clone()), floats(&weight)) else {
             return ops::linear::reference_backward(grad, weight);
         };
         let d_x = written(g.rows * w.columns, |d_x| {
@@ -287,13 +287,12 @@ where
 
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
-        lm_head: Tensor<Self, 2>,
+        lm_head: Weight<Self>,
         targets: Tensor<Self, 1, Int>,
         stats: LogProbStats,
         with_slopes: bool,
     ) -> LogProbs<Self> {
-        let (Some(h), Some(head)) = (Matrix::new(hidden.clone()), Matrix::new(lm_head.clone()))
-        else {
+        let (Some(h), Some(head)) = (Matrix::new(hidden.clone()), floats(&lm_head)) else {
             return ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes);
         };
         let (rows, width, targets) = (h.rows, h.columns, integers(&targets));
@@ -359,10 +358,24 @@ where
             )),
             None => None,
         };
-        let weight = Matrix::new(projection.weight.clone())?;
+        let weight = floats(&projection.weight)?;
         Some(HostProjection { weight, adapter })
     };
     projections.iter().map(one).collect()
+}
+
+/// A weight's values; `None` for f64.
+fn floats<E, I, Q>(weight: &Weight<NdArray<E, I, Q>>) -> Option<Matrix>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    match weight {
+        Weight::Float(weight) => Matrix::new(weight.clone()),
+        Weight::Packed(_) => Matrix::new(weight.clone().floats(DType::F32)),
+    }
 }
 
 fn host_mask<E, I, Q>(mask: &AttentionMask<NdArray<E, I, Q>>) -> HostMask

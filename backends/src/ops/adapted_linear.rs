@@ -9,13 +9,13 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::accumulator;
-use crate::TrainBackend;
+use crate::{TrainBackend, Weight};
 
 /// A weight with, perhaps, a branch.
 #[derive(Clone, Debug)]
 pub struct Projection<B: Backend> {
-    /// `[D_out, D_in]`, of the input's dtype.
-    pub weight: Tensor<B, 2>,
+    /// `[D_out, D_in]`: floats of the input's dtype, or packed.
+    pub weight: Weight<B>,
     /// The trainable branch.
     pub adapter: Option<Adapter<B>>,
 }
@@ -85,12 +85,12 @@ pub fn adapted_linear<B: TrainBackend>(
     B::adapted_linear(x, projections, residual).output
 }
 
-fn check<B: Backend>(projection: &Projection<B>, [tokens, d_in]: [usize; 2], dtype: DType) {
+fn check<B: TrainBackend>(projection: &Projection<B>, [tokens, d_in]: [usize; 2], dtype: DType) {
     let [d_out, w_in] = projection.weight.dims();
     assert_eq!(
-        (d_in, dtype),
-        (w_in, projection.weight.dtype()),
-        "adapted_linear: x is [{tokens}, {d_in}], weight [{d_out}, {w_in}]"
+        (d_in, true),
+        (w_in, projection.weight.fits(dtype)),
+        "adapted_linear: x is [{tokens}, {d_in}] of {dtype:?}, weight [{d_out}, {w_in}]"
     );
     let Some(Adapter {
         a, b, dropout_mask, ..

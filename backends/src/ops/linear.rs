@@ -5,35 +5,36 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::TrainBackend;
+use crate::{TrainBackend, Weight};
 
 /// Projects tokens by a frozen weight.
 ///
 /// # Shapes
 /// - x: `[T, D_in]`
-/// - weight: `[D_out, D_in]`, of the same dtype as `x`
+/// - weight: `[D_out, D_in]`, of the same dtype as `x`, or packed
 /// - returns `[T, D_out]`
 ///
 /// # Panics
 /// If widths or dtypes differ (Burn 0.21 promotes nothing: mixed dtypes would be silently wrong on GPUs), or, under
 /// autodiff, if the weight requires a gradient, which this operation would drop.
-pub fn linear<B: TrainBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn linear<B: TrainBackend>(x: Tensor<B, 2>, weight: impl Into<Weight<B>>) -> Tensor<B, 2> {
+    let weight = weight.into();
     let ([tokens, d_in], [d_out, w_in]) = (x.dims(), weight.dims());
     assert_eq!(
         d_in, w_in,
         "linear: x is [{tokens}, {d_in}], weight is [{d_out}, {w_in}]"
     );
-    assert_eq!(
-        x.dtype(),
-        weight.dtype(),
+    assert!(
+        weight.fits(x.dtype()),
         "linear: x and weight must have one dtype"
     );
     B::frozen_linear(x, weight)
 }
 
 /// The reference body of [`TrainBackend::frozen_linear`].
-pub fn reference<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
-    x.matmul(weight.transpose())
+pub fn reference<B: TrainBackend>(x: Tensor<B, 2>, weight: Weight<B>) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    x.matmul(weight.floats(dtype).transpose())
 }
 
 /// The reference body of [`TrainBackend::linear_weight_gradient`]: of `x [T, D_in]` and `grad [T, D_out]`, the gradient
@@ -43,6 +44,7 @@ pub fn reference_weight_gradient<B: Backend>(x: Tensor<B, 2>, grad: Tensor<B, 2>
 }
 
 /// The reference body of [`TrainBackend::frozen_linear_backward`]: `grad [T, D_out]` to `[T, D_in]`.
-pub fn reference_backward<B: Backend>(grad: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
-    grad.matmul(weight)
+pub fn reference_backward<B: TrainBackend>(grad: Tensor<B, 2>, weight: Weight<B>) -> Tensor<B, 2> {
+    let dtype = grad.dtype();
+    grad.matmul(weight.floats(dtype))
 }

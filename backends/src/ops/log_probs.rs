@@ -8,7 +8,7 @@
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, backend::Backend};
 
 use super::accumulator;
-use crate::TrainBackend;
+use crate::{TrainBackend, Weight};
 
 /// Logits alive at once: 2^23 values are 32 MiB in f32.
 const CHUNK_VALUES: usize = 1 << 23;
@@ -37,7 +37,7 @@ impl LogProbStats {
 ///
 /// # Shapes
 /// - hidden: `[T, D]`, states after the final norm that predict the targets
-/// - lm_head: `[V, D]`, of hidden's dtype
+/// - lm_head: `[V, D]`, of hidden's dtype, or packed
 /// - targets: `[T]`, ids below `V`
 /// - returns `[T, 1]` or `[T, 4]`: see [`LogProbStats`]
 ///
@@ -45,19 +45,19 @@ impl LogProbStats {
 /// If shapes or dtypes do not fit together.
 pub fn completion_log_probs<B: TrainBackend>(
     hidden: Tensor<B, 2>,
-    lm_head: Tensor<B, 2>,
+    lm_head: impl Into<Weight<B>>,
     targets: Tensor<B, 1, Int>,
     stats: LogProbStats,
 ) -> Tensor<B, 2> {
+    let lm_head = lm_head.into();
     let ([tokens, width], [vocabulary, head_width]) = (hidden.dims(), lm_head.dims());
     assert_eq!(
         width, head_width,
         "log_probs: hidden [{tokens}, {width}], head [{vocabulary}, {head_width}]"
     );
     assert_eq!(targets.dims(), [tokens], "log_probs: one target a row");
-    assert_eq!(
-        hidden.dtype(),
-        lm_head.dtype(),
+    assert!(
+        lm_head.fits(hidden.dtype()),
         "log_probs: hidden and head must have one dtype"
     );
     B::completion_log_probs(hidden, lm_head, targets, stats, false).columns
@@ -76,21 +76,21 @@ pub struct LogProbs<B: Backend> {
 /// The reference body of [`TrainBackend::completion_log_probs`].
 pub fn reference<B: TrainBackend>(
     hidden: Tensor<B, 2>,
-    lm_head: Tensor<B, 2>,
+    lm_head: Weight<B>,
     targets: Tensor<B, 1, Int>,
     stats: LogProbStats,
     with_slopes: bool,
 ) -> LogProbs<B> {
-    let chunks = chunks(hidden.dims()[0], lm_head.dims()[0]);
+    let (chunks, dtype) = (chunks(hidden.dims()[0], lm_head.dims()[0]), hidden.dtype());
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
     for (start, len) in chunks {
         let logits = logits(hidden.clone().narrow(0, start, len), &lm_head);
         let targets = targets.clone().narrow(0, start, len);
         let shifted = logits.clone() - log_sum_exp(logits.clone());
         if with_slopes {
-            let softmax = shifted.clone().exp().cast(lm_head.dtype());
+            let softmax = shifted.clone().exp().cast(dtype);
             let of_all = B::frozen_linear_backward(softmax, lm_head.clone());
-            slopes.push(lm_head.clone().select(0, targets.clone()) - of_all);
+            slopes.push(lm_head.clone().rows(targets.clone(), dtype) - of_all);
         }
         columns.push(columns_of(logits, shifted, targets, stats));
     }
@@ -116,7 +116,7 @@ pub fn head_gradient<B: TrainBackend>(
         let hidden = hidden.clone().narrow(0, start, len);
         let targets = targets.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
         let of_log_probs = of_log_probs.clone().narrow(0, start, len);
-        let logits = logits(hidden.clone(), &lm_head);
+        let logits = logits(hidden.clone(), &lm_head.clone().into());
         let softmax = (logits.clone() - log_sum_exp(logits)).exp();
         let of_logits = (softmax * of_log_probs.clone().neg()).scatter(
             1,
@@ -160,7 +160,7 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)
 }
 
 /// `hidden W^T` in the accumulator's dtype, `[rows, V]`.
-fn logits<B: TrainBackend>(hidden: Tensor<B, 2>, lm_head: &Tensor<B, 2>) -> Tensor<B, 2> {
+fn logits<B: TrainBackend>(hidden: Tensor<B, 2>, lm_head: &Weight<B>) -> Tensor<B, 2> {
     let dtype = accumulator(hidden.dtype());
     B::frozen_linear(hidden, lm_head.clone()).cast(dtype)
 }

@@ -5,6 +5,7 @@ pub mod adapted_linear;
 pub mod attention;
 pub mod linear;
 pub mod log_probs;
+pub mod packed;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -1,7 +1,7 @@
 //! Projections with and without branches, dropout and a residual.
 
 use arithmo_backends::{Adapter, Projection, TrainBackend, ops};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor};
 
 use super::host::{Cpu, Gpu, Host, Layout, Source, close, starts, tolerance, variants};
 
@@ -37,14 +37,14 @@ impl Case {
         self.projections.iter().map(of).collect()
     }
 
-    fn on<B: Backend>(
+    fn on<B: TrainBackend>(
         &self,
         numbers: &[Numbers],
         dtype: DType,
         layout: Layout,
     ) -> Vec<Projection<B>> {
         let of = |numbers: &Numbers| Projection {
-            weight: numbers.weight.on(dtype, layout),
+            weight: numbers.weight.on::<B>(dtype, layout).into(),
             adapter: numbers.adapter.as_ref().map(|[a, b, mask]| Adapter {
                 a: a.on(DType::F32, Layout::Contiguous),
                 b: b.on(DType::F32, Layout::Contiguous),

@@ -21,7 +21,7 @@ fn check(shape: [usize; 3], variants: &[(DType, Layout)], slack: f32) {
         let with_slopes = stats == LogProbStats::All;
         let exact: LogProbs<Cpu> = ops::log_probs::reference(
             hidden.exact(),
-            head.exact(),
+            head.exact().into(),
             on::<Cpu>(&targets),
             stats,
             with_slopes,
@@ -30,7 +30,7 @@ fn check(shape: [usize; 3], variants: &[(DType, Layout)], slack: f32) {
             let what = format!("log_probs {shape:?} {stats:?} {dtype:?} {layout:?}");
             let ours = Gpu::completion_log_probs(
                 hidden.on(*dtype, *layout),
-                head.on(*dtype, *layout),
+                Tensor::into(head.on(*dtype, *layout)),
                 on::<Gpu>(&targets),
                 stats,
                 with_slopes,

@@ -1,0 +1,228 @@
+//! Packed weights: unpacked by the definition, on every format, odd sizes, and blocks that span rows.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
+
+use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
+use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_ndarray::NdArray;
+
+type Cpu = NdArray<f32>;
+
+/// A packed weight's parts as numbers.
+struct Host {
+    format: Format,
+    dims: [usize; 2],
+    words: Vec<u32>,
+    plain: Vec<f32>,
+    double: Option<(Vec<u32>, Vec<f32>, f32)>,
+}
+
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    *seed >> 33
+}
+
+impl Host {
+    /// Random indices and scales.
+    fn random(format: Format, dims: [usize; 2], double: bool) -> Self {
+        let seed = &mut ((dims[0] * 31 + dims[1]) as u64);
+        let count = dims[0] * dims[1];
+        let mut words: Vec<u32> = (0..count.div_ceil(format.per_word()))
+            .map(|_| (random(seed) ^ (random(seed) << 20)) as u32)
+            .collect();
+        if format == Format::Bf16 {
+            // Exponents near 0: numbers between 2^-7 and 2^8.
+            let tame = |half: u32| (half & 0x83ff) | 0x3c00;
+            words = words
+                .iter()
+                .map(|w| (tame(w >> 16) << 16) | tame(w & 0xffff))
+                .collect();
+        }
+        let blocks = count.div_ceil(BLOCK);
+        let positive = |seed: &mut u64| (random(seed) % 1000 + 1) as f32 / 777.0;
+        let plain = (0..blocks).map(|_| positive(seed)).collect();
+        let double = double.then(|| {
+            let words = (0..blocks.div_ceil(4))
+                .map(|_| random(seed) as u32)
+                .collect();
+            let absmax = (0..blocks.div_ceil(NESTED_BLOCK))
+                .map(|_| positive(seed))
+                .collect();
+            (words, absmax, 1.25)
+        });
+        Self {
+            format,
+            dims,
+            words,
+            plain,
+            double,
+        }
+    }
+
+    fn on<B: Backend>(&self) -> PackedWeight<B> {
+        fn ints<B: Backend>(values: &[u32]) -> Tensor<B, 1, Int> {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::from_data(data, (&Default::default(), DType::U32))
+        }
+        fn floats<B: Backend>(values: &[f32]) -> Tensor<B, 1> {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::from_data(data, (&Default::default(), DType::F32))
+        }
+        let scales = match (&self.double, self.format) {
+            (_, Format::Bf16) => None,
+            (None, _) => Some(Scales::Plain(floats(&self.plain))),
+            (Some((words, absmax, offset)), _) => Some(Scales::Double {
+                words: ints(words),
+                absmax: floats(absmax),
+                offset: *offset,
+            }),
+        };
+        PackedWeight {
+            format: self.format,
+            dims: self.dims,
+            words: ints(&self.words),
+            scales,
+        }
+    }
+
+    /// The value at a place of the flattened weight, by way of bytes.
+    fn value(&self, place: usize) -> f32 {
+        let byte = |words: &[u32], at: usize| words[at / 4].to_le_bytes()[at % 4];
+        let block = place / BLOCK;
+        let scale = match &self.double {
+            None => self.plain[block],
+            Some((words, absmax, offset)) => {
+                let code = dynamic_code()[usize::from(byte(words, block))];
+                code * absmax[block / NESTED_BLOCK] + offset
+            }
+        };
+        match self.format {
+            Format::Nf4 | Format::Fp4 => {
+                let pair = byte(&self.words, place / 2);
+                let index = if place % 2 == 0 { pair >> 4 } else { pair & 15 };
+                self.format.code()[usize::from(index)] * scale
+            }
+            Format::Int8 => dynamic_code()[usize::from(byte(&self.words, place))] * scale,
+            Format::Bf16 => {
+                let half = [0, 1].map(|i| byte(&self.words, 2 * place + i));
+                f32::from_le_bytes([0, 0, half[0], half[1]])
+            }
+        }
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        let [_, d_in] = self.dims;
+        (row * d_in..(row + 1) * d_in)
+            .map(|place| self.value(place))
+            .collect()
+    }
+}
+
+fn values<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+fn all_cases() -> Vec<Host> {
+    let mut cases = Vec::new();
+    for format in [Format::Nf4, Format::Fp4, Format::Int8, Format::Bf16] {
+        for dims in [[1, 1], [3, 5], [7, 96], [5, 64], [12, 129], [40, 1000]] {
+            cases.push(Host::random(format, dims, false));
+            if format != Format::Bf16 {
+                cases.push(Host::random(format, dims, true));
+            }
+        }
+    }
+    cases
+}
+
+fn unpacks<B: TrainBackend>(dtype: DType) {
+    for case in all_cases() {
+        let (packed, [d_out, d_in]) = (case.on::<B>(), case.dims);
+        packed.check();
+        let rows = |rows: &[usize]| {
+            rows.iter()
+                .flat_map(|row| case.row(*row))
+                .collect::<Vec<_>>()
+        };
+        for range in [0..d_out, 0..1, d_out / 2..d_out] {
+            let ours = B::unpack(&packed, range.clone(), dtype);
+            assert_eq!((ours.dims(), ours.dtype()), ([range.len(), d_in], dtype));
+            let what = format!("{:?} {:?} {range:?}", case.format, case.dims);
+            assert_eq!(values(ours), rows(&range.collect::<Vec<_>>()), "{what}");
+        }
+        let ids = [d_out - 1, 0, d_out / 2, 0];
+        let data = TensorData::new(ids.map(|id| id as i64).to_vec(), [4]);
+        let ours = B::unpack_rows(&packed, Tensor::from_data(data, &Default::default()), dtype);
+        assert_eq!(ours.dtype(), dtype);
+        assert_eq!(
+            values(ours),
+            rows(&ids),
+            "{:?} {:?}",
+            case.format,
+            case.dims
+        );
+    }
+}
+
+#[test]
+fn unpacked_values_are_the_definition() {
+    unpacks::<Cpu>(DType::F32);
+    unpacks::<NdArray<f64>>(DType::F64);
+    unpacks::<Autodiff<Cpu>>(DType::F32);
+}
+
+/// Bytes as bitsandbytes writes them: 0x0f is the lowest and the highest value, 0x74 zero and the one below -0.25.
+#[test]
+fn bytes_and_halves_stand_in_order() {
+    let host = Host {
+        format: Format::Nf4,
+        dims: [2, 3],
+        words: vec![u32::from_le_bytes([0x0f, 0x74, 0xe8, 0])],
+        plain: vec![2.0],
+        double: None,
+    };
+    let ours = values(Cpu::unpack(&host.on(), 0..2, DType::F32));
+    let expected = [-2.0, 2.0, 0.0, -0.568_882_76, 1.445_913_7, 0.159_160_6];
+    assert_eq!(ours, expected);
+}
+
+/// Moved under autodiff and back, all parts stay.
+#[test]
+fn a_packed_weight_goes_through_autodiff() {
+    let host = Host::random(Format::Nf4, [7, 96], true);
+    let there = PackedWeight::<Autodiff<Cpu>>::from_inner(host.on());
+    let ours = Cpu::unpack(&there.valid(), 0..7, DType::F32);
+    assert_eq!(
+        values(ours),
+        values(Cpu::unpack(&host.on(), 0..7, DType::F32))
+    );
+}
+
+#[test]
+#[should_panic(expected = "packed: words of Nf4")]
+fn parts_that_do_not_fit_are_refused() {
+    let mut packed = Host::random(Format::Nf4, [7, 96], false).on::<Cpu>();
+    packed.dims = [8, 96];
+    packed.check();
+}
+
+/// The map's ends, its steps, and that it is in order.
+#[test]
+fn the_dynamic_map_has_a_power_of_ten_for_each_exponent() {
+    let code = dynamic_code();
+    assert_eq!((code.len(), code[127], code[255]), (256, 0.0, 1.0));
+    assert!(code.is_sorted_by(|a, b| a < b));
+    assert_eq!(code[128], 5.500_000_4e-7);
+    assert_eq!((code[0], code[254]), (-0.992_968_74, 0.992_968_74));
+    assert_eq!(
+        Format::Fp4.code()[..4],
+        [0.0, 0.005_208_333_5, 2.0 / 3.0, 1.0]
+    );
+    assert_eq!(Format::Fp4.code()[10], -2.0 / 3.0);
+}
