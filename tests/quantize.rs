@@ -59,7 +59,7 @@ fn check_four_bits(files: &WeightFiles, weight: &str, name: &str, format: Format
     assert_eq!(plain.scales, HostScales::Plain(floats("absmax")), "{name}");
 }
 
-/// Scales packed in 8 bits: the true nearest code, where bitsandbytes' CPU table now and then takes the next.
+/// Scales packed in 8 bits. Their mean is rounded once here; torch sums in f32, and may be off by its last bit.
 #[track_caller]
 fn check_double(files: &WeightFiles, weight: &str, names: [&str; 3], format: Format) {
     let double = packed(files, weight, to(format, true));
@@ -78,23 +78,18 @@ fn check_double(files: &WeightFiles, weight: &str, names: [&str; 3], format: For
         "{offset} for {mean}"
     );
     let nested = files.tensor_f32(nested).unwrap();
-    for (ours, theirs) in absmax.iter().zip(&nested) {
-        assert!(
-            (ours - theirs).abs() <= 1e-6 * theirs,
-            "{ours} for {theirs}"
-        );
-    }
-    assert_eq!(absmax.len(), nested.len());
+    assert_close(weight, absmax, &nested, 2e-7 * mean.abs());
     let theirs = files.bytes(codes).unwrap();
     let ours = bytes_of(words, theirs.len());
-    let others = ours
-        .iter()
-        .zip(&theirs)
-        .filter(|(ours, theirs)| ours != theirs);
-    let others: Vec<_> = others.collect();
+    let others: Vec<_> = ours.iter().zip(&theirs).filter(|(a, b)| a != b).collect();
+    let most = if *offset == mean {
+        0
+    } else {
+        theirs.len() / 100
+    };
     assert!(
-        others.len() * 50 <= theirs.len(),
-        "{others:?} of {}",
+        others.len() <= most,
+        "{weight}: {others:?} of {}",
         theirs.len()
     );
     assert!(
@@ -136,13 +131,17 @@ fn eight_bits_are_bitsandbytes() {
         let ours = packed(&files, weight, to(Format::Int8, false));
         let scales = files.tensor_f32(&format!("{name}.absmax")).unwrap();
         assert_eq!(ours.scales, HostScales::Plain(scales));
-        let theirs = files.bytes(&format!("{name}.nearest")).unwrap();
-        assert_eq!(bytes_of(&ours.words, theirs.len()), theirs, "{weight}");
+        let theirs = files.bytes(&format!("{name}.codes")).unwrap();
+        let ours = bytes_of(&ours.words, theirs.len());
+        // Not the fifth block: bitsandbytes' inverse of its tiny scale is infinite, and ours is not.
+        let blocks = ours.chunks(64).zip(theirs.chunks(64)).enumerate();
+        for (block, (ours, theirs)) in blocks.filter(|(block, _)| *block != 4) {
+            assert_eq!(ours, theirs, "{weight}: block {block}");
+        }
     }
     let ours = packed(&files, "ragged", to(Format::Int8, false)).unpack();
     let theirs = files.tensor_f32("ragged.int8.dequantised").unwrap();
-    // Where the table of bitsandbytes' CPU backend misses the nearest, it takes the next.
-    assert_close("ragged int8", &ours, &theirs, 0.02);
+    assert_close("ragged int8", &ours, &theirs, 1e-7);
 }
 
 #[test]
@@ -152,12 +151,6 @@ fn the_reference_matrix_is_packed_alike() {
     };
     let files = WeightFiles::open_file(&path).unwrap();
     check_four_bits(&files, "weight", "", Format::Nf4);
-    let names = [
-        "double.absmax_u8_nearest",
-        "double.nested_absmax",
-        "double.offset",
-    ];
-    check_double(&files, "weight", names, Format::Nf4);
     let ours = packed(&files, "weight", to(Format::Nf4, false)).unpack();
     assert_eq!(ours, files.tensor_f32("dequantised").unwrap());
     let names = ["double.absmax_u8", "double.nested_absmax", "double.offset"];
@@ -289,9 +282,7 @@ fn folders_of_transformers_open() {
         let model = load_as::<B>(&plain, DType::F32, Some(to), &nowhere, &Default::default());
         let model = model.unwrap();
         assert_eq!(model.config.quantization, Some(to));
-        // One of their 8-bit scales, and the last bit of their mean, may be another.
-        let tolerance = if double { 5e-3 } else { 1e-4 };
-        assert_close(name, &logits(&model, &[&ids]), &opened, tolerance);
+        assert_close(name, &logits(&model, &[&ids]), &opened, 1e-4);
     }
 }
 

@@ -173,7 +173,7 @@ impl Default for TargetModules {
     }
 }
 
-/// PEFT's `init_lora_weights`: `true` or `"gaussian"`. `lora_B` starts at zero under both.
+/// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. `lora_B` starts at zero under the first two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: `lora_A ~ U(-1/sqrt(in), 1/sqrt(in))`, PEFT's Kaiming-uniform with `a = sqrt(5)`.
@@ -181,6 +181,9 @@ pub enum InitLoraWeights {
     KaimingUniform,
     /// `"gaussian"`: `lora_A ~ N(0, 1/r)`, standard deviation `1/r`.
     Gaussian,
+    /// `"loftq"`: the best approximation of what packing took from the weights (Li et al. 2023); needs
+    /// `model.quantization`.
+    LoftQ,
 }
 
 /// `"auto"`, `true` or `false`: whether block activations are recomputed in the backward pass (slower, less memory).
@@ -233,6 +236,7 @@ impl Serialize for InitLoraWeights {
         match self {
             Self::KaimingUniform => serializer.serialize_bool(true),
             Self::Gaussian => serializer.serialize_str("gaussian"),
+            Self::LoftQ => serializer.serialize_str("loftq"),
         }
     }
 }
@@ -242,7 +246,10 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
         match Loose::deserialize(deserializer)? {
             Loose::Flag(true) => Ok(Self::KaimingUniform),
             Loose::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
-            _ => Err(serde::de::Error::custom("expected true or \"gaussian\"")),
+            Loose::Name(name) if name == "loftq" => Ok(Self::LoftQ),
+            _ => Err(serde::de::Error::custom(
+                "expected true, \"gaussian\" or \"loftq\"",
+            )),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
 use super::quantize::cache::{Cache, pack};
-use super::quantize::{Quantization, Quantized, bitsandbytes, is_projection};
+use super::quantize::{Quantization, Quantized, bitsandbytes, is_projection, words};
 use super::rms_norm::RmsNorm;
 use super::weights::WeightFiles;
 use crate::error::{Error, Result};
@@ -107,6 +107,36 @@ fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> E
         ),
         "leave quantization out: they are used as they are; or give the full-precision model",
     )
+}
+
+/// A model of the weights `values` makes, name by name: row-major, with the type they are stored in (F32, BF16 or F16), to
+/// which they are rounded. Projections are packed where `config` says so.
+///
+/// # Errors
+/// `values` fails, or a weight to be packed is not finite.
+pub fn from_values<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    device: &B::Device,
+    values: &mut dyn FnMut(&str) -> Result<(Vec<f32>, DType)>,
+) -> Result<Mistral<B>> {
+    let packed = config.quantization;
+    build(config, dtype, device, &mut |name, shape| {
+        let (values, stored) = values(name)?;
+        let to = packed.filter(|_| is_projection(name));
+        if let (Some(to), &[d_out, d_in]) = (to, shape) {
+            let read = |first: usize, out: &mut [f32]| {
+                out.copy_from_slice(&values[first..first + out.len()]);
+                Ok(())
+            };
+            return Quantized::pack(name, [d_out, d_in], to, read).map(Values::Packed);
+        }
+        let data = TensorData::new(values, shape.to_vec()).convert_dtype(stored);
+        Ok(match (shape.len(), stored, dtype) {
+            (2, DType::BF16, DType::F32) => Values::Halves(words(data.as_bytes())),
+            _ => Values::Host(data.convert_dtype(dtype)),
+        })
+    })
 }
 
 /// A model with random weights: normal with standard deviation `initializer_range`, norms at one. Same seed, same

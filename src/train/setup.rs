@@ -22,11 +22,12 @@ use crate::dpo::reference::Reference;
 use crate::error::{Error, Result};
 use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
-use crate::lora::{self, LoraConfig};
+use crate::lora::{self, LoraConfig, loftq};
 use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
+use crate::model::weights::WeightFiles;
 use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
@@ -190,6 +191,10 @@ fn policy<B: TrainBackend>(
         None => {
             let lora = lora_config(config);
             lora::linear::attach(&mut policy, &lora, config.seed, device)?;
+            if lora.init == LoraInit::LoftQ {
+                let files = WeightFiles::open(model_folder)?;
+                loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
+            }
             lora
         }
     };
@@ -258,6 +263,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
+            InitLoraWeights::LoftQ => LoraInit::LoftQ,
         },
     }
 }

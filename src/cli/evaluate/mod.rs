@@ -20,9 +20,10 @@ use crate::progress::ProgressMode;
 use super::model::{ModelArgs, QuantizeArgs, WeightType};
 
 /// Arguments that say how answers are made.
-const GENERATING: [&str; 8] = [
+const GENERATING: [&str; 9] = [
     "model",
     "adapter",
+    "quantization",
     "overwrite",
     "shots",
     "shots_from",

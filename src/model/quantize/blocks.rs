@@ -1,5 +1,7 @@
 //! Blocks of values as codes: the nearest code of each scaled value, packed into words.
 
+use std::sync::LazyLock;
+
 use arithmo_backends::Format;
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK};
 
@@ -46,6 +48,11 @@ impl Codebook {
         }
     }
 
+    /// The code nearest to a scaled value; of two as near, the lower.
+    fn nearest_one(&self, value: f32) -> u8 {
+        self.codes[self.bounds.partition_point(|bound| *bound < value)]
+    }
+
     /// Packs one block, the last one of a matrix perhaps shorter, and returns its scale.
     fn pack_block(&self, values: &[f32], words: &mut [u32]) -> f32 {
         let largest = magnitude(values);
@@ -62,7 +69,10 @@ impl Codebook {
                 false => value * inverse,
             };
         }
-        let codes = self.nearest(&scaled);
+        let codes = match self.bits == 8 && largest == 0.0 {
+            true => [0; BLOCK],
+            false => self.nearest(&scaled),
+        };
         self.write(&codes, values.len(), words);
         absmax
     }
@@ -70,7 +80,7 @@ impl Codebook {
     /// The code nearest to each value.
     fn nearest(&self, scaled: &[f32; BLOCK]) -> [u8; BLOCK] {
         if self.bits == 8 {
-            return scaled.map(|value| self.nearest_one(value));
+            return scaled.map(nearest_of_256);
         }
         // Bound by bound over the block, which compiles to vector comparisons: twice as fast as searching.
         let mut ranks = [0i32; BLOCK];
@@ -80,10 +90,6 @@ impl Codebook {
             }
         }
         ranks.map(|rank| self.codes[rank as usize])
-    }
-
-    fn nearest_one(&self, value: f32) -> u8 {
-        self.codes[self.bounds.partition_point(|bound| *bound < value)]
     }
 
     /// The first `count` codes, four bytes a word; of two 4-bit codes in a byte, the first is the high one.
@@ -107,23 +113,39 @@ pub(super) fn pack_scales(absmax: &[f32]) -> (Vec<u32>, Vec<f32>, f32) {
     // The mean rounded once; torch's own, summed in f32 in an order of the machine's, is at most an ulp or two away.
     let sum: f64 = absmax.iter().copied().map(f64::from).sum();
     let offset = (sum / absmax.len().max(1) as f64) as f32;
-    let codebook = Codebook::new(Format::Int8);
     let (mut codes, mut nested) = (Vec::with_capacity(absmax.len()), Vec::new());
     for block in absmax.chunks(NESTED_BLOCK) {
         let rest: Vec<f32> = block.iter().map(|scale| scale - offset).collect();
         let largest = magnitude(&rest);
         let inverse = 1.0 / largest.max(SMALLEST);
-        codes.extend(
-            rest.iter()
-                .map(|value| codebook.nearest_one(value * inverse)),
-        );
+        match largest == 0.0 {
+            true => codes.resize(codes.len() + rest.len(), 0),
+            false => codes.extend(rest.iter().map(|value| nearest_of_256(value * inverse))),
+        }
         nested.push(largest);
     }
     (words(&codes), nested, offset)
 }
 
+/// Steps between -1 and 1 for which the nearest 8-bit code is known.
+const STEPS: usize = 1 << 16;
+
+/// The 8-bit code nearest to a scaled value rounded to a step: what bitsandbytes' CPU backend takes, where a code a little
+/// nearer may be missed (its CUDA backend takes that).
+fn nearest_of_256(value: f32) -> u8 {
+    static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let codebook = Codebook::new(Format::Int8);
+        let step = |step: usize| -1.0 + 2.0 * step as f32 / (STEPS - 1) as f32;
+        (0..STEPS)
+            .map(|at| codebook.nearest_one(step(at)))
+            .collect()
+    });
+    let step = (value.clamp(-1.0, 1.0) + 1.0) * 0.5 * (STEPS - 1) as f32 + 0.5;
+    TABLE[step as usize & (STEPS - 1)]
+}
+
 /// Bytes as words, little-endian, the last one filled with zeros.
-pub(super) fn words(bytes: &[u8]) -> Vec<u32> {
+pub fn words(bytes: &[u8]) -> Vec<u32> {
     let word = |four: &[u8]| (four.iter().rev()).fold(0, |word, byte| word << 8 | u32::from(*byte));
     bytes.chunks(4).map(word).collect()
 }

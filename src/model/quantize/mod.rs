@@ -3,7 +3,8 @@
 //! The flattened matrix is cut into blocks of 64. A block is scaled by its largest magnitude, its `absmax`, and each value
 //! becomes the nearest of the format's codes. Double quantisation packs the scales too: less their mean, in blocks of 256,
 //! in 8 bits. Codes, halfway points and the rule for what lies on one are those of bitsandbytes 0.50's CPU backend
-//! (MIT, `bitsandbytes/backends/default/ops.py`, `functional.py`: `get_4bit_type`, `create_dynamic_map`).
+//! (MIT; `bitsandbytes/functional.py`: `get_4bit_type`, `create_dynamic_map`; 4 bits: `backends/default/ops.py`; 8 bits:
+//! `csrc/cpu_ops.cpp`).
 
 pub mod bitsandbytes;
 mod blocks;
@@ -15,6 +16,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 
+pub use self::blocks::words;
 use self::blocks::{Codebook, pack_scales};
 use super::mistral::PROJECTIONS;
 use crate::error::{Error, Result};
