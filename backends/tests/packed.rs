@@ -5,7 +5,9 @@
 )]
 
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
-use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
+use arithmo_backends::{
+    Adapter, Format, LogProbStats, PackedWeight, Projection, Scales, TrainBackend, Weight, ops,
+};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
@@ -225,4 +227,176 @@ fn the_dynamic_map_has_a_power_of_ten_for_each_exponent() {
         [0.0, 0.005_208_333_5, 2.0 / 3.0, 1.0]
     );
     assert_eq!(Format::Fp4.code()[10], -2.0 / 3.0);
+}
+
+/// Numbers from -1 to 1.
+fn floats<B: Backend>(shape: [usize; 2], seed: u64, dtype: DType) -> Tensor<B, 2> {
+    let seed = &mut (seed + 1);
+    let value = |_| (random(seed) % 2001) as f32 / 1000.0 - 1.0;
+    let values: Vec<f32> = (0..shape[0] * shape[1]).map(value).collect();
+    let data = TensorData::new(values, shape).convert_dtype(dtype);
+    Tensor::from_data(data, (&Default::default(), dtype))
+}
+
+#[track_caller]
+fn close<B: Backend>(what: &str, ours: Tensor<B, 2>, exact: Tensor<Exact, 2>) {
+    assert_eq!(ours.dims(), exact.dims(), "{what}");
+    let (ours, exact) = (ours.into_data(), exact.into_data());
+    let exact: Vec<f64> = exact.iter().collect();
+    let scale = exact.iter().fold(1.0, |max: f64, v| max.max(v.abs()));
+    for (at, (ours, exact)) in ours.iter::<f64>().zip(exact).enumerate() {
+        assert!(
+            (ours - exact).abs() <= 1e-5 * scale,
+            "{what}: value {at} is {ours}, not {exact} (scale {scale})"
+        );
+    }
+}
+
+type Exact = NdArray<f64>;
+
+/// Weights that are packed, and one that is not.
+fn projections<B: TrainBackend>(
+    weights: &[(Weight<B>, usize)],
+    dtype: DType,
+) -> Vec<Projection<B>> {
+    let of = |(weight, rank): &(Weight<B>, usize)| {
+        let [d_out, d_in] = weight.dims();
+        Projection {
+            weight: weight.clone(),
+            adapter: (*rank > 0).then(|| Adapter {
+                a: floats([*rank, d_in], 5, dtype),
+                b: floats([d_out, *rank], 6, dtype),
+                scaling: 0.75,
+                dropout_mask: None,
+            }),
+        }
+    };
+    weights.iter().map(of).collect()
+}
+
+/// Packed projections beside a float one against the reference in f64 with the same values: few rows and many, rows that
+/// begin within words and blocks, beyond a tile.
+#[test]
+fn products_are_those_of_the_unpacked_values() {
+    for format in [Format::Nf4, Format::Fp4, Format::Int8, Format::Bf16] {
+        for (double, d_in, widths) in [
+            (false, 5, [3, 2]),
+            (true, 96, [7, 20]),
+            (false, 129, [12, 5]),
+            (true, 320, [33, 70]),
+            (false, 1100, [600, 40]),
+            (true, 64, [1, 1030]),
+        ] {
+            let hosts = widths.map(|d_out| Host::random(format, [d_out, d_in], double));
+            for tokens in [1, 3, 7, 129, 200] {
+                let what = format!("{format:?} {tokens}x{d_in}x{widths:?}");
+                check_products(&what, &hosts, tokens);
+            }
+        }
+    }
+}
+
+fn check_products(what: &str, hosts: &[Host; 2], tokens: usize) {
+    let d_in = hosts[0].dims[1];
+    let plain = Host::random(Format::Nf4, [4, d_in], false);
+    let unpacked = |host: &Host| Exact::unpack(&host.on(), 0..host.dims[0], DType::F64);
+    let ours = [
+        (hosts[0].on::<Cpu>().into(), 3),
+        (Cpu::unpack(&plain.on(), 0..4, DType::F32).into(), 2),
+        (hosts[1].on::<Cpu>().into(), 0),
+    ];
+    let exact = [
+        (unpacked(&hosts[0]).into(), 3),
+        (unpacked(&plain).into(), 2),
+        (unpacked(&hosts[1]).into(), 0),
+    ];
+    let width = hosts[0].dims[0] + 4 + hosts[1].dims[0];
+    let (ours, exact) = (
+        projections(&ours, DType::F32),
+        projections(&exact, DType::F64),
+    );
+    let x = || floats::<Cpu>([tokens, d_in], 1, DType::F32);
+    let exact_x = || floats::<Exact>([tokens, d_in], 1, DType::F64);
+    for residual in [false, true] {
+        let y = Cpu::adapted_linear(
+            x(),
+            &ours,
+            residual.then(|| floats([tokens, width], 2, DType::F32)),
+        );
+        let expected = ops::adapted_linear::reference(
+            exact_x(),
+            &exact,
+            residual.then(|| floats([tokens, width], 2, DType::F64)),
+        );
+        close(what, y.output, expected.output);
+        let grad = floats([tokens, width], 3, DType::F32);
+        let d = Cpu::adapted_linear_backward(Some(x()), &ours, y.low, grad, true);
+        let grad = floats([tokens, width], 3, DType::F64);
+        let expected = ops::adapted_linear::reference_backward(
+            Some(exact_x()),
+            &exact,
+            expected.low,
+            grad,
+            true,
+        );
+        close(&format!("{what}: dx"), d.x.unwrap(), expected.x.unwrap());
+        for (ours, exact) in d.adapters.into_iter().zip(expected.adapters) {
+            for (ours, exact) in ours.into_iter().zip(exact) {
+                close(&format!("{what}: d adapter"), ours, exact);
+            }
+        }
+    }
+    let first = || ours[0].weight.clone();
+    let exact_first = || exact[0].weight.clone();
+    close(
+        &format!("{what}: linear"),
+        Cpu::frozen_linear(x(), first()),
+        ops::linear::reference(exact_x(), exact_first()),
+    );
+    let grad = [tokens, first().dims()[0]];
+    close(
+        &format!("{what}: linear backward"),
+        Cpu::frozen_linear_backward(floats(grad, 4, DType::F32), first()),
+        ops::linear::reference_backward(floats(grad, 4, DType::F64), exact_first()),
+    );
+}
+
+/// A packed head: log-probabilities and slopes.
+#[test]
+fn log_probs_are_those_of_the_unpacked_head() {
+    for format in [Format::Nf4, Format::Int8, Format::Bf16] {
+        for [vocabulary, d_in] in [[11, 5], [301, 64], [1030, 96]] {
+            let head = Host::random(format, [vocabulary, d_in], false);
+            let exact = Exact::unpack(&head.on(), 0..vocabulary, DType::F64);
+            let targets: Vec<i64> = (0..77).map(|at| at * 5 % vocabulary as i64).collect();
+            fn on<B: Backend>(targets: &[i64]) -> Tensor<B, 1, Int> {
+                let data = TensorData::new(targets.to_vec(), [targets.len()]);
+                Tensor::from_data(data, &Default::default())
+            }
+            let hidden = [77, d_in];
+            let (ours, expected) = (
+                Cpu::completion_log_probs(
+                    floats(hidden, 1, DType::F32),
+                    head.on::<Cpu>().into(),
+                    on(&targets),
+                    LogProbStats::None,
+                    true,
+                ),
+                ops::log_probs::reference(
+                    floats::<Exact>(hidden, 1, DType::F64),
+                    exact.into(),
+                    on(&targets),
+                    LogProbStats::None,
+                    true,
+                ),
+            );
+            let what = format!("{format:?} {vocabulary}x{d_in}");
+            close(&what, ours.columns, expected.columns);
+            close(
+                &format!("{what}: slopes"),
+                ours.slopes.unwrap(),
+                expected.slopes.unwrap(),
+            );
+        }
+    }
 }

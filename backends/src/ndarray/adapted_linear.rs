@@ -2,19 +2,82 @@
 
 use std::ops::Range;
 
+use faer::MatMut;
 use rayon::prelude::*;
 
 use super::awake::keep_awake;
-use super::few_rows::{FEW, Output, Rows, Term, compute};
+use super::few_rows::{FEW, Output, Rows, Term, Weights, compute};
 use super::gemm::{Old, Product, ROWS_A_THREAD, View, columns_of, product, product_here, rows};
 use super::matrix::{Matrix, split, written};
+use super::packed::{HostPacked, times, times_transposed};
 
 /// A projection's weights.
 pub(super) struct HostProjection {
     /// `[D_out, D_in]`
-    pub(super) weight: Matrix,
+    pub(super) weight: HostWeight,
     /// `a` `[r, D_in]`, `b` `[D_out, r]` and the scaling.
     pub(super) adapter: Option<(Matrix, Matrix, f32)>,
+}
+
+/// A weight on slices.
+pub(super) enum HostWeight {
+    Float(Matrix),
+    Packed(HostPacked),
+}
+
+impl HostWeight {
+    /// `D_out`
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Float(weight) => weight.rows,
+            Self::Packed(weight) => weight.rows,
+        }
+    }
+
+    /// `D_in`
+    pub(super) fn columns(&self) -> usize {
+        match self {
+            Self::Float(weight) => weight.columns,
+            Self::Packed(weight) => weight.columns,
+        }
+    }
+
+    /// Row `index` into `row`.
+    pub(super) fn copy_row(&self, index: usize, row: &mut [f32]) {
+        match self {
+            Self::Float(weight) => row.copy_from_slice(weight.row(index)),
+            Self::Packed(weight) => weight.unpack_row(index, row),
+        }
+    }
+
+    /// `x W^T` to `target`: floats by `product`, packed ones on all threads.
+    pub(super) fn times_transposed(
+        &self,
+        product: Product,
+        target: MatMut<'_, f32>,
+        old: Old,
+        x: View<'_>,
+    ) {
+        match self {
+            Self::Float(weight) => product(target, old, 1.0, x, weight.view().transpose()),
+            Self::Packed(weight) => times_transposed(target, old, x, weight),
+        }
+    }
+
+    /// `factor * y W` to `target`: floats by `product`, packed ones on all threads.
+    pub(super) fn times(
+        &self,
+        product: Product,
+        target: MatMut<'_, f32>,
+        old: Old,
+        factor: f32,
+        y: View<'_>,
+    ) {
+        match self {
+            Self::Float(weight) => product(target, old, factor, y, weight.view()),
+            Self::Packed(weight) => times(target, old, factor, y, weight),
+        }
+    }
 }
 
 impl HostProjection {
@@ -25,12 +88,17 @@ impl HostProjection {
 
 /// Columns of all projections side by side.
 pub(super) fn width(projections: &[HostProjection]) -> usize {
-    projections.iter().map(|p| p.weight.rows).sum()
+    projections.iter().map(|p| p.weight.rows()).sum()
 }
 
 /// Ranks of all branches together.
 pub(super) fn ranks(projections: &[HostProjection]) -> usize {
     projections.iter().map(HostProjection::rank).sum()
+}
+
+fn any_packed(projections: &[HostProjection]) -> bool {
+    let packed = |p: &HostProjection| matches!(p.weight, HostWeight::Packed(_));
+    projections.iter().any(packed)
 }
 
 /// All `a` below each other, `[sum of r, D_in]`.
@@ -58,9 +126,9 @@ pub(super) fn forward(
         project_few(x, projections, &low, old, &mut output);
         return (output, low);
     }
-    let a = stacked(projections);
+    let (a, together) = (stacked(projections), any_packed(projections));
     by_rows(
-        x.rows,
+        (x.rows, together),
         [(&mut output, width), (&mut low, ranks)],
         |part, [output, low]| {
             let x = rows_of(x, &part);
@@ -71,15 +139,15 @@ pub(super) fn forward(
             }
             let (mut column, mut next) = (0, 0);
             for HostProjection { weight, adapter } in projections {
-                let target = columns_of(output, width, column, weight.rows);
-                (part.product)(target, old, 1.0, x, weight.view().transpose());
+                let target = columns_of(output, width, column, weight.rows());
+                weight.times_transposed(part.product, target, old, x);
                 if let Some((_, b, scaling)) = adapter {
                     let low = rows(low, ranks).subcols(next, b.columns);
-                    let target = columns_of(output, width, column, weight.rows);
+                    let target = columns_of(output, width, column, weight.rows());
                     (part.product)(target, Old::Add, *scaling, low, b.view().transpose());
                     next += b.columns;
                 }
-                column += weight.rows;
+                column += weight.rows();
             }
         },
     );
@@ -93,16 +161,17 @@ struct Part {
 }
 
 /// Shares rows out among the threads, each of which does all of `f` for its own: threads meet once, not at every product.
-/// Few rows stay together, and their products are shared out.
+/// Few rows stay together, and their products are shared out; so do those that meet packed weights, of which every tile is
+/// to be unpacked once.
 ///
 /// `outputs` are written row by row; each comes with the length of a row.
 fn by_rows(
-    count: usize,
+    (count, together): (usize, bool),
     [first, second]: [(&mut Vec<f32>, usize); 2],
     f: impl Fn(Part, [&mut [f32]; 2]) + Sync,
 ) {
     let threads = rayon::current_num_threads();
-    if threads == 1 || count < ROWS_A_THREAD * threads {
+    if threads == 1 || together || count < ROWS_A_THREAD * threads {
         let (rows, product) = (0..count, product as Product);
         return f(Part { rows, product }, [first.0, second.0]);
     }
@@ -134,7 +203,15 @@ fn project_few(
 ) {
     let (width, ranks, mut next) = (width(projections), ranks(projections), 0);
     let terms = projections.iter().map(|projection| {
-        let mut terms = vec![term(1.0, x.values(), &projection.weight)];
+        let of_weight = match &projection.weight {
+            HostWeight::Float(weight) => term(1.0, x.values(), weight),
+            HostWeight::Packed(weight) => Term {
+                factor: 1.0,
+                x: Rows::of(x.values(), weight.columns),
+                w: Weights::Packed(weight, 0),
+            },
+        };
+        let mut terms = vec![of_weight];
         if let Some((_, b, scaling)) = &projection.adapter {
             let mut branch = term(*scaling, &low[next..], b);
             (branch.x.count, branch.x.stride) = (x.rows, ranks);
@@ -157,7 +234,7 @@ fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
     Term {
         factor,
         x: Rows::of(x, weight.columns),
-        w: Rows::of(weight.values(), weight.columns),
+        w: Weights::Floats(Rows::of(weight.values(), weight.columns)),
     }
 }
 
@@ -171,7 +248,7 @@ fn beside<'a>(
     let mut rest = columns_of(output, width, 0, width);
     let mut outputs = Vec::new();
     for terms in terms {
-        let (target, right) = rest.split_at_col_mut(terms[0].w.count);
+        let (target, right) = rest.split_at_col_mut(terms[0].w.count());
         rest = right;
         outputs.push(Output { target, old, terms });
     }
@@ -195,9 +272,9 @@ pub(super) fn backward(
     let of_x = if needs_x { d_in } else { 0 };
     let mut d_low = written(grad.rows * ranks, |_| ());
     let mut d_x = written(grad.rows * of_x, |_| ());
-    let a = stacked(projections);
+    let (a, together) = (stacked(projections), any_packed(projections));
     by_rows(
-        grad.rows,
+        (grad.rows, together),
         [(&mut d_low, ranks), (&mut d_x, of_x)],
         |part, [d_low, d_x]| {
             let grad = rows_of(grad, &part);
@@ -211,9 +288,10 @@ pub(super) fn backward(
             }
             let (mut column, mut old) = (0, Old::Replace);
             for HostProjection { weight, .. } in projections {
-                let dy = grad.subcols(column, weight.rows);
-                (part.product)(columns_of(d_x, d_in, 0, d_in), old, 1.0, dy, weight.view());
-                (column, old) = (column + weight.rows, Old::Add);
+                let dy = grad.subcols(column, weight.rows());
+                let target = columns_of(d_x, d_in, 0, d_in);
+                weight.times(part.product, target, old, 1.0, dy);
+                (column, old) = (column + weight.rows(), Old::Add);
             }
             if ranks > 0 {
                 let target = columns_of(d_x, d_in, 0, d_in);
@@ -281,7 +359,7 @@ fn branches(projections: &[HostProjection]) -> impl Iterator<Item = Branch<'_>> 
     let (mut next_column, mut next) = (0, 0);
     projections.iter().filter_map(move |projection| {
         let (column, first) = (next_column, next);
-        next_column += projection.weight.rows;
+        next_column += projection.weight.rows();
         next += projection.rank();
         let (_, b, scaling) = projection.adapter.as_ref()?;
         Some(Branch {
@@ -294,5 +372,5 @@ fn branches(projections: &[HostProjection]) -> impl Iterator<Item = Branch<'_>> 
 }
 
 fn width_of_input(projections: &[HostProjection]) -> usize {
-    projections.first().map_or(0, |p| p.weight.columns)
+    projections.first().map_or(0, |p| p.weight.columns())
 }

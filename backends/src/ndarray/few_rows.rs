@@ -1,4 +1,5 @@
-//! Products of a few rows with weights as they are stored, `x W^T`: what decoding spends its time on.
+//! Products of a few rows with weights as they are stored, `x W^T`: what decoding spends its time on. Packed weights have
+//! kernels of their own ([`super::packed`]).
 //!
 //! With few rows a weight is read faster than it can be laid out for a general product, so it is used where it lies, each
 //! row of it once. A value of the result is one sum over vectors along its row, added up at the end: in the same order
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 
 use super::awake::keep_awake;
 use super::gemm::{Old, SMALL};
+use super::packed::{HostPacked, few_product};
 
 /// Up to this many rows are few; beyond, a general product is faster.
 pub(super) const FEW: usize = 128;
@@ -40,7 +42,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn row(&self, index: usize) -> &'a [f32] {
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
         &self.values[index * self.stride..][..self.columns]
     }
 
@@ -69,7 +71,33 @@ impl<'a> Rows<'a> {
 pub(super) struct Term<'a> {
     pub(super) factor: f32,
     pub(super) x: Rows<'a>,
-    pub(super) w: Rows<'a>,
+    pub(super) w: Weights<'a>,
+}
+
+/// Rows of a weight.
+#[derive(Clone, Copy)]
+pub(super) enum Weights<'a> {
+    Floats(Rows<'a>),
+    /// From a row on.
+    Packed(&'a HostPacked, usize),
+}
+
+impl Weights<'_> {
+    /// All rows of the weight, or of the part that is looked at.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Floats(rows) => rows.count,
+            Self::Packed(weight, first) => weight.rows - first,
+        }
+    }
+
+    /// Rows from `start` on, `count` of them.
+    fn part(self, start: usize, count: usize) -> Self {
+        match self {
+            Self::Floats(rows) => Self::Floats(rows.part(start, count)),
+            Self::Packed(weight, first) => Self::Packed(weight, first + start),
+        }
+    }
 }
 
 /// Some columns of a result and what they are the sum of.
@@ -82,8 +110,8 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn work(&self) -> usize {
-        let terms = self.terms.iter();
-        terms.map(|t| t.x.count * t.w.count * t.w.columns).sum()
+        let (width, terms) = (self.target.ncols(), self.terms.iter());
+        terms.map(|t| t.x.count * width * t.x.columns).sum()
     }
 
     /// Parts of `width` columns, the last may be narrower.
@@ -117,11 +145,11 @@ impl<'a> Output<'a> {
     pub(super) fn compute(mut self) {
         let mut old = self.old;
         for term in &self.terms {
-            pulp::Arch::new().dispatch(Product {
-                target: self.target.as_mut(),
-                old,
-                term: *term,
-            });
+            let (target, Term { factor, x, w }) = (self.target.as_mut(), *term);
+            match w {
+                Weights::Floats(w) => float_product(target, old, factor, x, w),
+                Weights::Packed(w, first) => few_product(target, old, factor, x, (w, first)),
+            }
             old = Old::Add;
         }
     }
@@ -149,10 +177,29 @@ pub(super) fn compute(outputs: Vec<Output<'_>>) {
         .for_each(Output::compute);
 }
 
+/// `target = factor * x W^T`, or `target += factor * x W^T`, on the calling thread.
+pub(super) fn float_product(
+    target: MatMut<'_, f32>,
+    old: Old,
+    factor: f32,
+    x: Rows<'_>,
+    w: Rows<'_>,
+) {
+    pulp::Arch::new().dispatch(Product {
+        target,
+        old,
+        factor,
+        x,
+        w,
+    });
+}
+
 struct Product<'a> {
     target: MatMut<'a, f32>,
     old: Old,
-    term: Term<'a>,
+    factor: f32,
+    x: Rows<'a>,
+    w: Rows<'a>,
 }
 
 impl WithSimd for Product<'_> {
@@ -160,7 +207,7 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let (x, w) = (self.term.x, self.term.w);
+        let (x, w) = (self.x, self.w);
         let whole = w.count - w.count % W_ROWS;
         for w_row in (0..whole).step_by(W_ROWS) {
             self.rows::<S, W_ROWS>(simd, x, w_row);
@@ -199,7 +246,7 @@ impl Product<'_> {
         w_row: usize,
         ahead: Range<usize>,
     ) {
-        let Term { factor, x, w } = self.term;
+        let (factor, x, w) = (self.factor, self.x, self.w);
         let ahead = w.values.get(ahead.start * w.stride..ahead.end * w.stride);
         let ahead = (ahead.unwrap_or_default(), w.stride);
         let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), ahead);
@@ -305,7 +352,7 @@ mod tests {
                 let base = Term {
                     factor: 1.0,
                     x: Rows::of(&x, k),
-                    w: Rows::of(&w, k),
+                    w: Weights::Floats(Rows::of(&w, k)),
                 };
                 let branch = Term {
                     factor: 0.5,
@@ -315,7 +362,7 @@ mod tests {
                         columns: 2,
                         stride: 5,
                     },
-                    w: Rows::of(&b, 2),
+                    w: Weights::Floats(Rows::of(&b, 2)),
                 };
                 compute(vec![Output {
                     target: columns_of(&mut ours, stride, column, n),
@@ -354,7 +401,7 @@ mod tests {
                 terms: vec![Term {
                     factor: 1.0,
                     x: Rows::of(&x, k).part(first, count),
-                    w: Rows::of(&w, k),
+                    w: Weights::Floats(Rows::of(&w, k)),
                 }],
             }]);
             y

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::adapted_linear::HostWeight;
 use super::gemm::{Old, columns_of, product, rows as matrix, strided};
 use super::matrix::{Matrix, written};
 use super::vector::{exp, max, sum, sum2, vectorized};
@@ -13,43 +14,32 @@ const CHUNK_VALUES: usize = 1 << 22;
 /// Columns `[T, 1 or 4]` and, if asked for, slopes `[T, D]`.
 pub(super) fn forward(
     hidden: &Matrix,
-    head: &Matrix,
+    head: &HostWeight,
     targets: &[usize],
     stats: LogProbStats,
     with_slopes: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let (vocabulary, width, count) = (head.rows, head.columns, stats.columns());
+    let (vocabulary, width, count) = (head.rows(), head.columns(), stats.columns());
     let size = (CHUNK_VALUES / vocabulary.max(1)).clamp(16, 1024);
     let mut columns = vec![0f32; targets.len() * count];
     let mut slopes = with_slopes.then(|| vec![0f32; targets.len() * width]);
     let mut logits = written(size.min(targets.len()) * vocabulary, |_| ());
-    let head_view = head.view();
     for (chunk, targets) in targets.chunks(size).enumerate() {
         let (start, rows) = (chunk * size, targets.len());
         let logits = &mut logits[..rows * vocabulary];
         let states = strided(&hidden.values()[start * width..], rows, width, width);
-        product(
-            columns_of(logits, vocabulary, 0, vocabulary),
-            Old::Replace,
-            1.0,
-            states,
-            head_view.transpose(),
-        );
+        let target = columns_of(logits, vocabulary, 0, vocabulary);
+        head.times_transposed(product, target, Old::Replace, states);
         let columns = &mut columns[start * count..][..rows * count];
         reduce(logits, vocabulary, targets, columns);
         if let Some(slopes) = &mut slopes {
             let slopes = &mut slopes[start * width..][..rows * width];
             for (slope, target) in slopes.chunks_exact_mut(width).zip(targets) {
-                slope.copy_from_slice(head.row(*target));
+                head.copy_row(*target, slope);
             }
             let softmax = matrix(logits, vocabulary);
-            product(
-                columns_of(slopes, width, 0, width),
-                Old::Add,
-                -1.0,
-                softmax,
-                head_view,
-            );
+            let target = columns_of(slopes, width, 0, width);
+            head.times(product, target, Old::Add, -1.0, softmax);
         }
     }
     (columns, slopes)

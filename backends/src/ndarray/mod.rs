@@ -8,10 +8,12 @@ mod few_rows;
 mod gemm;
 mod log_probs;
 mod matrix;
+mod packed;
 mod row_wise;
 mod tile;
 mod vector;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{DType, Int, Tensor};
@@ -19,13 +21,15 @@ use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
 
-use self::adapted_linear::HostProjection;
+use self::adapted_linear::{HostProjection, HostWeight};
 use self::attention::{Attention, Heads, HostMask, Inputs};
 use self::gemm::{Old, columns_of, product};
 use self::matrix::{Matrix, integers, tensor, written};
+use self::packed::HostPacked;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, Weight, ops,
+    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight,
+    ops,
 };
 
 /// Training on the CPU in f32.
@@ -53,11 +57,36 @@ where
         8
     }
 
+    fn unpack(weight: &PackedWeight<Self>, rows: Range<usize>, dtype: DType) -> Tensor<Self, 2> {
+        let shape = [rows.len(), weight.dims[1]];
+        match HostPacked::new(weight.clone()) {
+            Some(host) => tensor::<Self, 2>(host.unpack_rows(rows), shape).cast(dtype),
+            None => ops::packed::reference(weight, rows, dtype),
+        }
+    }
+
+    fn unpack_rows(
+        weight: &PackedWeight<Self>,
+        ids: Tensor<Self, 1, Int>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        let Some(host) = HostPacked::new(weight.clone()) else {
+            return ops::packed::reference_rows(weight, ids, dtype);
+        };
+        let (ids, columns) = (integers(&ids), host.columns);
+        let values = written(ids.len() * columns, |values| {
+            for (id, row) in ids.iter().zip(values.chunks_exact_mut(columns.max(1))) {
+                host.unpack_row(*id, row);
+            }
+        });
+        tensor::<Self, 2>(values, [ids.len(), columns]).cast(dtype)
+    }
+
     fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
-        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), floats(&weight)) else {
+        let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), host_weight(&weight)) else {
             return ops::linear::reference(x, weight);
         };
-        let (rows, width) = (x_host.rows, w.rows);
+        let (rows, width) = (x_host.rows, w.rows());
         let only = [HostProjection {
             weight: w,
             adapter: None,
@@ -67,14 +96,15 @@ where
     }
 
     fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
-        let (Some(g), Some(w)) = (Matrix::new(grad.clone()), floats(&weight)) else {
+        let (Some(g), Some(w)) = (Matrix::new(grad.clone()), host_weight(&weight)) else {
             return ops::linear::reference_backward(grad, weight);
         };
-        let d_x = written(g.rows * w.columns, |d_x| {
-            let target = columns_of(d_x, w.columns, 0, w.columns);
-            product(target, Old::Replace, 1.0, g.view(), w.view());
+        let columns = w.columns();
+        let d_x = written(g.rows * columns, |d_x| {
+            let target = columns_of(d_x, columns, 0, columns);
+            w.times(product, target, Old::Replace, 1.0, g.view());
         });
-        tensor(d_x, [g.rows, w.columns])
+        tensor(d_x, [g.rows, columns])
     }
 
     fn adapted_linear(
@@ -292,7 +322,7 @@ where
         stats: LogProbStats,
         with_slopes: bool,
     ) -> LogProbs<Self> {
-        let (Some(h), Some(head)) = (Matrix::new(hidden.clone()), floats(&lm_head)) else {
+        let (Some(h), Some(head)) = (Matrix::new(hidden.clone()), host_weight(&lm_head)) else {
             return ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes);
         };
         let (rows, width, targets) = (h.rows, h.columns, integers(&targets));
@@ -358,14 +388,14 @@ where
             )),
             None => None,
         };
-        let weight = floats(&projection.weight)?;
+        let weight = host_weight(&projection.weight)?;
         Some(HostProjection { weight, adapter })
     };
     projections.iter().map(one).collect()
 }
 
-/// A weight's values; `None` for f64.
-fn floats<E, I, Q>(weight: &Weight<NdArray<E, I, Q>>) -> Option<Matrix>
+/// A weight on slices; `None` for f64.
+fn host_weight<E, I, Q>(weight: &Weight<NdArray<E, I, Q>>) -> Option<HostWeight>
 where
     E: FloatNdArrayElement,
     I: IntNdArrayElement,
@@ -373,8 +403,8 @@ where
     NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
 {
     match weight {
-        Weight::Float(weight) => Matrix::new(weight.clone()),
-        Weight::Packed(_) => Matrix::new(weight.clone().floats(DType::F32)),
+        Weight::Float(weight) => Matrix::new(weight.clone()).map(HostWeight::Float),
+        Weight::Packed(weight) => HostPacked::new(weight.clone()).map(HostWeight::Packed),
     }
 }
 

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::Attention;
-use crate::ndarray::few_rows::{Output, Rows, Term};
+use crate::ndarray::few_rows::{Output, Rows, Term, Weights};
 use crate::ndarray::gemm::{Old, SMALL, columns_of};
 use crate::ndarray::matrix::written;
 use crate::ndarray::vector::{exp, max, update_and_sum, vectorized};
@@ -80,7 +80,11 @@ impl Attention<'_> {
             Output {
                 target: columns_of(&mut scores, keys, column, range.len()),
                 old: Old::Replace,
-                terms: vec![Term { factor, x, w }],
+                terms: vec![Term {
+                    factor,
+                    x,
+                    w: Weights::Floats(w),
+                }],
             }
             .compute();
             column += range.len();

@@ -1,0 +1,239 @@
+//! Packed weights on the CPU beside floats: projections of one row and of a few as decoding has them, in bytes of weights a
+//! second beside what memory copies, and of many rows forward and back as training has them.
+//!
+//! ```text
+//! cargo bench -p arithmo-backends --bench packed -- [--rounds 5]
+//! ```
+//!
+//! Weights are as large as a layer's of Mistral 7B, so that no cache holds them. The best round counts. Table first, one
+//! JSON line last.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use arithmo_backends::ndarray::Cpu;
+use arithmo_backends::{
+    Adapter, Format, PackedWeight, Projection, Scales, TrainBackend, Weight, ops,
+};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+/// `[D_out, D_in]` of a layer's seven projections: those of one input together.
+const LAYER: [&[[usize; 2]]; 4] = [
+    &[[4096, 4096], [1024, 4096], [1024, 4096]],
+    &[[4096, 4096]],
+    &[[14336, 4096], [14336, 4096]],
+    &[[4096, 14336]],
+];
+
+/// Rows that decoding has.
+const DECODING: [usize; 4] = [1, 2, 4, 8];
+
+/// Rows that training has.
+const TRAINING: [usize; 2] = [512, 2048];
+
+/// How the weights are kept; `None`: floats.
+const KINDS: [(&str, Option<Format>, bool); 6] = [
+    ("f32", None, false),
+    ("bf16", Some(Format::Bf16), false),
+    ("int8", Some(Format::Int8), false),
+    ("nf4", Some(Format::Nf4), false),
+    ("nf4 double", Some(Format::Nf4), true),
+    ("fp4", Some(Format::Fp4), false),
+];
+
+fn main() {
+    let rounds = rounds();
+    let copied = copy_bandwidth(rounds);
+    println!("memory copies {copied:.1} GB/s, read and written bytes together");
+    let mut lines = Vec::new();
+    println!("\ndecoding: ms a layer (GB of weights a second, share of what memory copies)");
+    header(&DECODING);
+    let mut training = Vec::new();
+    for (name, format, double) in KINDS {
+        let layer = layer(format, double);
+        let bytes: usize = layer.iter().flatten().map(bytes).sum();
+        let mut line = format!("{name:>12}");
+        for rows in DECODING {
+            let seconds = best(rounds, || forward(&layer, rows));
+            let rate = bytes as f64 / seconds / 1e9;
+            let share = 100.0 * rate / copied;
+            line += &format!(" {:>8.2} ({rate:>4.1}, {share:>3.0} %)", 1e3 * seconds);
+            lines.push(json(name, "decode", rows, seconds, bytes));
+        }
+        println!("{line}");
+        if name == "fp4" {
+            continue;
+        }
+        for rows in TRAINING {
+            let seconds = best(rounds.min(3), || step(&layer, rows));
+            training.push((name, rows, seconds));
+            lines.push(json(name, "train", rows, seconds, bytes));
+        }
+    }
+    println!("\ntraining: seconds forward and back of a layer, r = 16 everywhere (times f32)");
+    header(&TRAINING);
+    for (name, ..) in KINDS {
+        let mut line = format!("{name:>12}");
+        for rows in TRAINING {
+            let of = |kind: &str| {
+                let found = training
+                    .iter()
+                    .find(|(name, r, _)| (*name, *r) == (kind, rows));
+                found.map(|(_, _, seconds)| *seconds)
+            };
+            if let Some((ours, floats)) = of(name).zip(of("f32")) {
+                line += &format!(" {ours:>12.3} ({:.3})", ours / floats);
+            }
+        }
+        println!("{line}");
+    }
+    let lines = lines.join(",");
+    println!("{{\"copy_gb_s\":{copied:.2},\"results\":[{lines}]}}");
+}
+
+fn header(rows: &[usize]) {
+    let rows: Vec<String> = rows.iter().map(|rows| format!("{rows:>22}")).collect();
+    println!("{:>12}{}", "rows", rows.concat());
+}
+
+fn json(name: &str, what: &str, rows: usize, seconds: f64, bytes: usize) -> String {
+    format!(
+        "{{\"weights\":\"{name}\",\"what\":\"{what}\",\"rows\":{rows},\"seconds\":{seconds:.6},\"bytes\":{bytes}}}"
+    )
+}
+
+fn rounds() -> usize {
+    let arguments: Vec<String> = std::env::args().collect();
+    let at = arguments.iter().position(|argument| argument == "--rounds");
+    at.and_then(|at| arguments.get(at + 1)?.parse().ok())
+        .unwrap_or(5)
+}
+
+/// Seconds of the fastest of some rounds, after one that does not count.
+fn best(rounds: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let round = |_| {
+        let start = Instant::now();
+        f();
+        start.elapsed().as_secs_f64()
+    };
+    (0..rounds).map(round).fold(f64::INFINITY, f64::min)
+}
+
+/// GB a second, read and written, that all threads copy.
+fn copy_bandwidth(rounds: usize) -> f64 {
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let share = (512 << 20) / threads;
+    let from = vec![1u8; share * threads];
+    let mut to = vec![2u8; share * threads];
+    let seconds = best(rounds, || {
+        std::thread::scope(|scope| {
+            for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
+                scope.spawn(|| to.copy_from_slice(from));
+            }
+        });
+        black_box(&to);
+    });
+    2.0 * from.len() as f64 / seconds / 1e9
+}
+
+fn random(count: usize) -> impl Iterator<Item = u32> {
+    let mut seed = 7u64;
+    (0..count).map(move |_| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 32) as u32
+    })
+}
+
+fn floats<const D: usize>(shape: [usize; D]) -> Tensor<Cpu, D> {
+    let values = random(shape.iter().product()).map(|n| (n >> 8) as f32 / 8_388_608.0 - 1.0);
+    Tensor::from_data(
+        TensorData::new(values.collect(), shape),
+        &Default::default(),
+    )
+}
+
+fn words(count: usize, mask: u32) -> Tensor<Cpu, 1, Int> {
+    let values: Vec<u32> = random(count).map(|word| word & mask).collect();
+    let place = (&Default::default(), DType::U32);
+    Tensor::from_data(TensorData::new(values, [count]), place)
+}
+
+fn weight(format: Option<Format>, double: bool, dims: [usize; 2]) -> Weight<Cpu> {
+    let Some(format) = format else {
+        return floats(dims).into();
+    };
+    let count = dims[0] * dims[1];
+    let blocks = count.div_ceil(ops::packed::BLOCK);
+    let scales = match (format, double) {
+        (Format::Bf16, _) => None,
+        (_, false) => Some(Scales::Plain(floats([blocks]))),
+        (_, true) => Some(Scales::Double {
+            words: words(blocks.div_ceil(4), u32::MAX),
+            absmax: floats([blocks.div_ceil(ops::packed::NESTED_BLOCK)]),
+            offset: 0.1,
+        }),
+    };
+    // Of 16 bits no huge numbers.
+    let mask = if format == Format::Bf16 {
+        0xbfff_bfff
+    } else {
+        u32::MAX
+    };
+    Weight::Packed(PackedWeight {
+        format,
+        dims,
+        words: words(count.div_ceil(format.per_word()), mask),
+        scales,
+    })
+}
+
+type Layer = Vec<Vec<Weight<Cpu>>>;
+
+fn layer(format: Option<Format>, double: bool) -> Layer {
+    let group = |dims: &&[[usize; 2]]| dims.iter().map(|d| weight(format, double, *d)).collect();
+    LAYER.iter().map(group).collect()
+}
+
+fn bytes(weight: &Weight<Cpu>) -> usize {
+    match weight {
+        Weight::Float(weight) => 4 * weight.shape().num_elements(),
+        Weight::Packed(weight) => weight.bytes(),
+    }
+}
+
+fn projections(group: &[Weight<Cpu>], rank: usize) -> Vec<Projection<Cpu>> {
+    let of = |weight: &Weight<Cpu>| {
+        let [d_out, d_in] = weight.dims();
+        Projection {
+            weight: weight.clone(),
+            adapter: (rank > 0).then(|| Adapter {
+                a: floats([rank, d_in]),
+                b: floats([d_out, rank]),
+                scaling: 1.0,
+                dropout_mask: None,
+            }),
+        }
+    };
+    group.iter().map(of).collect()
+}
+
+fn forward(layer: &Layer, rows: usize) {
+    for group in layer {
+        let [_, d_in] = group[0].dims();
+        let x = floats([rows, d_in]);
+        black_box(Cpu::adapted_linear(x, &projections(group, 0), None).output);
+    }
+}
+
+fn step(layer: &Layer, rows: usize) {
+    for group in layer {
+        let [_, d_in] = group[0].dims();
+        let (x, projections) = (floats([rows, d_in]), projections(group, 16));
+        let y = Cpu::adapted_linear(x.clone(), &projections, None);
+        let d = Cpu::adapted_linear_backward(Some(x), &projections, y.low, y.output, true);
+        black_box(d);
+    }
+}

@@ -1,0 +1,328 @@
+//! Packed weights on slices: see [`crate::ops::packed`].
+//!
+//! Products of many rows take a tile of the weight at a time, unpacked once for all rows ([`tiles`]); those of a few rows
+//! multiply with the indices as they lie ([`few`]).
+
+mod few;
+mod tiles;
+mod vectors;
+
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor};
+use burn_ndarray::{
+    FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
+};
+use rayon::prelude::*;
+
+use self::vectors::{Decoder, Job, Lookup, dispatch};
+use super::matrix::{Matrix, written};
+use crate::ops::packed::{BLOCK, NESTED_BLOCK};
+use crate::{Format, PackedWeight, Scales};
+
+pub(super) use self::few::product as few_product;
+pub(super) use self::tiles::{times, times_transposed};
+
+/// The most lanes of a vector.
+const LANES: usize = 16;
+
+/// Blocks that are unpacked at a time.
+const SCALES: usize = 128;
+
+/// Values a thread unpacks at a time.
+const SHARE: usize = 1 << 16;
+
+/// A packed weight whose parts are slices.
+pub(super) struct HostPacked {
+    pub(super) format: Format,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    words: Words,
+    scales: HostScales,
+}
+
+enum HostScales {
+    None,
+    Plain(Matrix),
+    Double {
+        words: Words,
+        absmax: Matrix,
+        offset: f32,
+    },
+}
+
+/// Words in order.
+struct Words {
+    tensor: NdArrayTensor,
+    /// If they do not lie so in `tensor`, or are of another type.
+    ordered: Option<Vec<u32>>,
+}
+
+impl Words {
+    fn new<E, I, Q>(tensor: Tensor<NdArray<E, I, Q>, 1, Int>) -> Self
+    where
+        E: FloatNdArrayElement,
+        I: IntNdArrayElement,
+        Q: QuantElement,
+        NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+    {
+        let data = tensor.clone();
+        let tensor = tensor.into_primitive();
+        let lies_in_order = match &tensor {
+            NdArrayTensor::U32(storage) => storage.view().to_slice().is_some(),
+            _ => false,
+        };
+        let ordered = (!lies_in_order).then(|| data.into_data().iter::<u32>().collect());
+        Self { tensor, ordered }
+    }
+
+    fn values(&self) -> &[u32] {
+        match (&self.ordered, &self.tensor) {
+            (Some(values), _) => values,
+            (None, NdArrayTensor::U32(storage)) => storage.view().to_slice().unwrap_or(&[]),
+            (None, _) => &[],
+        }
+    }
+}
+
+impl HostPacked {
+    /// `None` where a scale is not f32.
+    pub(super) fn new<E, I, Q>(weight: PackedWeight<NdArray<E, I, Q>>) -> Option<Self>
+    where
+        E: FloatNdArrayElement,
+        I: IntNdArrayElement,
+        Q: QuantElement,
+        NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+    {
+        let PackedWeight {
+            format,
+            dims: [rows, columns],
+            words,
+            scales,
+        } = weight;
+        let scales = match scales {
+            None => HostScales::None,
+            Some(Scales::Plain(absmax)) => HostScales::Plain(Matrix::new(absmax)?),
+            Some(Scales::Double {
+                words,
+                absmax,
+                offset,
+            }) => HostScales::Double {
+                words: Words::new(words),
+                absmax: Matrix::new(absmax)?,
+                offset,
+            },
+        };
+        Some(Self {
+            format,
+            rows,
+            columns,
+            words: Words::new(words),
+            scales,
+        })
+    }
+
+    /// Values of the flattened weight from `start` on, on the calling thread.
+    pub(super) fn unpack(&self, start: usize, values: &mut [f32]) {
+        // As many blocks at a time as their scales have room on the stack.
+        let mut scales = [0f32; SCALES];
+        let (mut start, mut rest) = (start, values);
+        while !rest.is_empty() {
+            let end = (start / BLOCK + SCALES) * BLOCK;
+            let (values, behind) = rest.split_at_mut(rest.len().min(end - start));
+            let blocks = (start + values.len()).div_ceil(BLOCK) - start / BLOCK;
+            let scales = match self.scales {
+                HostScales::None => &mut [],
+                _ => &mut scales[..blocks],
+            };
+            self.scales(start / BLOCK, scales);
+            let run = Run {
+                words: self.words.values(),
+                start,
+                values,
+                scales,
+                block: BLOCK,
+                offset: None,
+            };
+            dispatch(self.format, run);
+            (start, rest) = (end, behind);
+        }
+    }
+
+    /// The scales from block `first` on, as many as `scales` holds; where the format has none, nothing is written.
+    fn scales(&self, first: usize, scales: &mut [f32]) {
+        match &self.scales {
+            HostScales::None => (),
+            HostScales::Plain(absmax) => {
+                scales.copy_from_slice(&absmax.values()[first..][..scales.len()]);
+            }
+            HostScales::Double {
+                words,
+                absmax,
+                offset,
+            } => dispatch(
+                Format::Int8,
+                Run {
+                    words: words.values(),
+                    start: first,
+                    values: scales,
+                    scales: &absmax.values()[first / NESTED_BLOCK..],
+                    block: NESTED_BLOCK,
+                    offset: Some(*offset),
+                },
+            ),
+        }
+    }
+
+    /// `count` rows from `first` on, of each `columns`, side by side; on the calling thread.
+    fn unpack_tile(&self, rows: Range<usize>, columns: Range<usize>, tile: &mut [f32]) {
+        if columns.len() == self.columns {
+            return self.unpack(rows.start * self.columns, tile);
+        }
+        for (row, values) in rows.zip(tile.chunks_exact_mut(columns.len().max(1))) {
+            self.unpack(row * self.columns + columns.start, values);
+        }
+    }
+
+    /// One row.
+    pub(super) fn unpack_row(&self, row: usize, values: &mut [f32]) {
+        self.unpack(row * self.columns, values);
+    }
+
+    /// `rows`, on all threads.
+    pub(super) fn unpack_rows(&self, rows: Range<usize>) -> Vec<f32> {
+        written(rows.len() * self.columns, |values| {
+            let parts = values.par_chunks_mut(SHARE).enumerate();
+            parts.for_each(|(part, values)| {
+                self.unpack(rows.start * self.columns + part * SHARE, values);
+            });
+        })
+    }
+}
+
+/// Values of packed indices from `start` on: `code * scale + offset`.
+struct Run<'a> {
+    words: &'a [u32],
+    start: usize,
+    values: &'a mut [f32],
+    /// From the block on that `start` is in; none: 1 everywhere.
+    scales: &'a [f32],
+    /// Values that share a scale.
+    block: usize,
+    offset: Option<f32>,
+}
+
+impl Job for Run<'_> {
+    /// A vector of words at a time, of which each index in turn is laid out over the lanes.
+    #[inline(always)]
+    fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D) {
+        let Self {
+            words,
+            start,
+            values,
+            scales,
+            block,
+            offset,
+        } = self;
+        let (lanes, per_word) = (S::F32_LANES, D::PER_WORD);
+        let (end, first_block) = (start + values.len(), start / block);
+        // For each vector of values the word of each lane, and where in it its index stands.
+        let (mut of_lanes, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
+        let mut numbers = [0u32; LANES];
+        for at in 0..per_word {
+            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
+                *number = ((at * lanes + lane) / per_word) as u32;
+            }
+            of_lanes[at] = simd.partial_load_u32s(&numbers[..lanes]);
+        }
+        if lanes >= per_word {
+            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
+                *number = D::shift(lane);
+            }
+            shifts = simd.partial_load_u32s(&numbers[..lanes]);
+        }
+        let chunk = lanes * per_word;
+        for first in (start / chunk * chunk..end).step_by(chunk) {
+            let from = &words[(first / per_word).min(words.len())..];
+            let these = simd.partial_load_u32s(&from[..from.len().min(lanes)]);
+            for at in 0..per_word {
+                let place = first + at * lanes;
+                if place + lanes <= start || place >= end {
+                    continue;
+                }
+                let shift = match lanes >= per_word {
+                    true => shifts,
+                    false => simd.splat_u32s(D::shift(at)),
+                };
+                let indices = simd.spread(these, of_lanes[at]);
+                let indices = simd.wrapping_dyn_shr_u32s(indices, shift);
+                let mut value = decoder.look_up(simd, indices);
+                if !scales.is_empty() {
+                    let scale = scales[(place.max(start)) / block - first_block];
+                    value = simd.mul_f32s(value, simd.splat_f32s(scale));
+                }
+                if let Some(offset) = offset {
+                    value = simd.add_f32s(value, simd.splat_f32s(offset));
+                }
+                if place >= start && place + lanes <= end {
+                    let target = &mut values[place - start..][..lanes];
+                    S::as_mut_simd_f32s(target).0[0] = value;
+                } else {
+                    let mut all = [0f32; LANES];
+                    simd.partial_store_f32s(&mut all[..lanes], value);
+                    let wanted = place.max(start)..(place + lanes).min(end);
+                    let of_all = wanted.start - place..wanted.end - place;
+                    values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::vectors::on_kind;
+    use super::*;
+
+    /// Every format on every kind of processor, from and to places within words, vectors and blocks.
+    #[test]
+    fn runs_are_the_definition() {
+        let words: Vec<u32> = (0..500u32)
+            .map(|at| at.wrapping_mul(2_654_435_769))
+            .collect();
+        let scales: Vec<f32> = (0..40).map(|at| 0.5 + at as f32 / 8.0).collect();
+        for format in [Format::Nf4, Format::Fp4, Format::Int8, Format::Bf16] {
+            let bits = format.bits();
+            let index = |place: usize| {
+                let at = place % format.per_word();
+                let at = if bits == 4 { at ^ 1 } else { at };
+                let mask = (1u64 << bits) - 1;
+                (u64::from(words[place / format.per_word()]) >> (at * bits) & mask) as usize
+            };
+            for (start, count) in [(0, 1), (0, 64), (3, 5), (60, 10), (64, 640), (77, 801)] {
+                let first = start / BLOCK;
+                let expected: Vec<f32> = (start..start + count)
+                    .map(|place| format.code()[index(place)] * scales[place / BLOCK - first] - 1.5)
+                    .collect();
+                for kind in 0..3 {
+                    let mut values = vec![f32::NAN; count];
+                    let run = Run {
+                        words: &words,
+                        start,
+                        values: &mut values,
+                        scales: &scales,
+                        block: BLOCK,
+                        offset: Some(-1.5),
+                    };
+                    if on_kind(kind, format, run) {
+                        let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+                        assert!(
+                            values.iter().zip(&expected).all(equal),
+                            "{format:?} {start}+{count} kind {kind}: {values:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
