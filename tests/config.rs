@@ -177,7 +177,11 @@ fn broken_toml_names_its_line() {
 const REFUSED: &str = r#"
     output_dir = '' | output_dir | is empty
     [model] ; from_scratch = true | model.from_scratch | an adapter on random weights
-    [model] ; quantization = 'nf4' | model.quantization | "nf4" is not built yet
+    [model] ; quantization = 'int8' ; use_peft = false | model.quantization | cannot be trained themselves
+    [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | model.quantization is neither
+    [model] ; quantization = 'int8' ; [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | neither
+    [model] ; quantization = 'nf4' ; [lora] ; init_lora_weights = 'loftq' ; adapter = 'a' | lora.init_lora_weights | brings its own
+    [lora] ; loftq_config = { loftq_bits = 2 } | lora.loftq_config.loftq_bits | 2 is not built yet
     [model] ; double_quant = true | model.double_quant | "none"
     [data] ; prompt_template = 'Q' | data.prompt_template | 0 times
     [data] ; prompt_template = '{prompt}{prompt}' | data.prompt_template | 2 times

@@ -123,6 +123,11 @@ fn bench_counts_what_it_computes() {
     assert_eq!(result["runs"][0]["flop_per_weight_and_token"], 4.0);
     let per_rank = (20 + 48) + 2 * (20 + 16) + (48 + 20) + 3 * (20 + 44);
     assert_eq!(result["trainable"], 16 * per_rank);
+    for format in ["nf4", "fp4", "int8"] {
+        let result = of(&["--quantization", format, "--double-quant"]);
+        assert_eq!(result["quantization"]["quantization"], format);
+        assert_eq!(result["quantization"]["double_quant"], true);
+    }
     let result = of(&["--gradient-checkpointing", "true"]);
     assert_eq!(result["runs"][0]["flop_per_weight_and_token"], 8.0);
     assert_eq!(result["runs"][0]["mfu"], Value::Null);
@@ -132,8 +137,8 @@ fn bench_counts_what_it_computes() {
 fn bench_refuses_what_it_cannot_do() {
     for (arguments, place, remedy) in [
         (
-            &["--shape", TINY, "--quantization", "nf4"][..],
-            "--quantization nf4",
+            &["--shape", TINY, "--quantization", "none", "--double-quant"][..],
+            "--double-quant",
             "leave it out",
         ),
         (&["--shape", "no-such-shape"], "--shape", "mistral-7b"),

@@ -8,11 +8,15 @@ use std::fs;
 use std::path::Path;
 
 use arithmo::lora::adapter;
-use arithmo::lora::merge::{MergeConfig, MergeSummary, merge};
-use arithmo::model::load::load;
+use arithmo::lora::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
+use arithmo::model::load::{load, load_as};
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
 use arithmo::model::weights::WeightFiles;
+use arithmo_backends::Format;
 use burn::tensor::DType;
+use serde_json::Value;
 use suite::adapters::{
     base_and_adapter, base_of, config, logits, random_logits, refused_dora, runs, shape,
 };
@@ -26,16 +30,10 @@ fn merged_logits_equal_pefts() {
     let mut compared = 0;
     for (name, folder, run) in runs() {
         let golden = folder.join("merged_logits.safetensors");
-        let plain_base = run["base_precision"] == "f32" || run["base_precision"] == "bf16";
-        if golden.is_file() && plain_base && !refused_dora(&folder) {
-            let bf16 = run["base_precision"] == "bf16";
-            compare_merged(
-                &name,
-                &base_of(&run),
-                &folder,
-                &Tensors::open(&golden),
-                bf16,
-            );
+        // Of the run with bitsandbytes itself nothing was merged.
+        let merged = run["base_precision"] != "bnb4";
+        if golden.is_file() && merged && !refused_dora(&folder) {
+            compare_merged(&name, &run, &folder, &Tensors::open(&golden));
             compared += 1;
         }
     }
@@ -45,18 +43,44 @@ fn merged_logits_equal_pefts() {
     );
 }
 
-fn compare_merged(name: &str, base: &Path, adapter: &Path, golden: &Tensors, bf16: bool) {
+/// What a run's base was packed as.
+fn packed_as(run: &Value) -> Option<Quantization> {
+    let double_quant = run["base_precision"] == "nf4dq";
+    let packed = double_quant || run["base_precision"] == "nf4";
+    packed.then_some(Quantization {
+        format: Format::Nf4,
+        double_quant,
+    })
+}
+
+fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
+    let (base, bf16, packed) = (
+        base_of(run),
+        run["base_precision"] == "bf16",
+        packed_as(run),
+    );
     let (shape, ids) = golden.i64("input_ids");
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
     let ids: Vec<&[u32]> = ids.chunks(shape[1]).collect();
     let (_, theirs) = golden.f32("merged_logits");
 
-    let mut model = load::<B>(base, DType::F32, &Default::default()).unwrap();
+    let mut model = load_as::<B>(
+        &base,
+        DType::F32,
+        packed,
+        &Cache::none(),
+        &Default::default(),
+    )
+    .unwrap();
     adapter::load(&mut model, adapter, &Default::default()).unwrap();
     let active = logits(&model, &ids);
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("merged");
-    run_merge(base, adapter, &output, None).unwrap();
+    let settings = MergeConfig {
+        packed,
+        ..settings(&base, adapter, &output, None)
+    };
+    merge::<B>(&settings, &Default::default(), |_| ()).unwrap();
     let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
     let merged = logits(&merged, &ids);
     // Of a bf16 model, PEFT's logits were computed in bf16: they differ by rounding, and are a loose check only.
@@ -82,14 +106,80 @@ fn run_merge(
     output: &Path,
     dtype: Option<DType>,
 ) -> arithmo::Result<MergeSummary> {
-    let config = MergeConfig {
+    let config = settings(base, adapter, output, dtype);
+    merge::<B>(&config, &Default::default(), |_| ())
+}
+
+fn settings(base: &Path, adapter: &Path, output: &Path, dtype: Option<DType>) -> MergeConfig {
+    MergeConfig {
         model: base.to_path_buf(),
         adapter: adapter.to_path_buf(),
         output: output.to_path_buf(),
         dtype,
+        packed: None,
+        target: MergeTarget::default(),
         overwrite: false,
-    };
-    merge::<B>(&config, &Default::default(), |_| ())
+    }
+}
+
+/// Of a packed base: the floats it stands for make the model that was trained, whatever else is merged into makes another;
+/// what is measured in memory is what is written.
+#[test]
+fn a_packed_base_merges_into_three_targets() {
+    for stored in [DType::F32, DType::BF16] {
+        let (folder, base, adapter_folder, _) =
+            base_and_adapter(&config(&["v_proj", "down_proj"], false), stored);
+        for (format, double_quant) in [
+            (Format::Nf4, true),
+            (Format::Fp4, false),
+            (Format::Int8, true),
+        ] {
+            let to = Quantization {
+                format,
+                double_quant,
+            };
+            let nowhere = Cache::none();
+            let model = load_as::<B>(&base, DType::F32, Some(to), &nowhere, &Default::default());
+            let mut model = model.unwrap();
+            adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap();
+            let trained = random_logits(&model);
+            let far = |logits: &[f32]| {
+                let differences = logits.iter().zip(&trained).map(|(a, b)| (a - b).abs());
+                differences.fold(0f32, f32::max)
+            };
+            let targets = [
+                MergeTarget::Dequantized,
+                MergeTarget::Original,
+                MergeTarget::Requantized,
+            ];
+            let outputs = targets.map(|target| {
+                let output = folder.path().join(format!("{to:?} {target:?}"));
+                let settings = MergeConfig {
+                    packed: Some(to),
+                    target,
+                    ..settings(&base, &adapter_folder, &output, None)
+                };
+                merge::<B>(&settings, &Default::default(), |_| ()).unwrap();
+                let written = load::<B>(&output, DType::F32, &Default::default()).unwrap();
+                let repacked = (target == MergeTarget::Requantized).then_some(to);
+                assert_eq!(written.config.quantization, repacked);
+                let measured = merged_model::<B>(&settings, DType::F32, &Default::default());
+                let (written, measured) =
+                    (random_logits(&written), random_logits(&measured.unwrap()));
+                assert_close(&format!("{target:?}"), &measured, &written, 1e-5);
+                written
+            });
+            let [exact, original, requantized] = outputs.map(|logits| far(&logits));
+            let rounding = if stored == DType::F32 { 3e-5 } else { 0.2 };
+            assert!(exact < rounding, "{to:?}: {exact}");
+            if stored == DType::F32 {
+                assert!(
+                    original > 100.0 * exact && requantized > 100.0 * exact,
+                    "{to:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -148,6 +238,8 @@ fn merging_spares_what_is_there() {
         adapter: adapter_folder.clone(),
         output: output.to_path_buf(),
         dtype: None,
+        packed: None,
+        target: MergeTarget::default(),
         overwrite,
     };
     let run = |output: &Path, overwrite| {

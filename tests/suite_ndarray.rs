@@ -141,4 +141,13 @@ mod training_matches_trl {
             "lora_dropout0.5_is_disabled",
         ]);
     }
+
+    #[test]
+    fn on_packed_bases() {
+        replay(&[
+            "nf4_dequantised_base",
+            "nf4_double_quant_base",
+            "qlora_bnb_cpu",
+        ]);
+    }
 }

@@ -210,12 +210,11 @@ fn folders_that_are_not_safetensors_say_what_they_are() {
     assert!(message().contains("neither model.safetensors"));
     fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
     assert!(message().contains("pytorch_model.bin"));
-    let header = json!({"w": entry("U8", &[1], 0, 1),
-        "w.quant_state.bitsandbytes__nf4": entry("U8", &[1], 1, 2)});
+    let header = json!({"w": entry("I8", &[1], 0, 1), "w.SCB": entry("U8", &[1], 1, 2)});
     let error = open_raw(&header.to_string(), &[0, 0])
         .unwrap_err()
         .to_string();
-    assert!(error.contains("bitsandbytes"), "{error}");
+    assert!(error.contains("LLM.int8()"), "{error}");
 }
 
 #[test]
@@ -323,11 +322,14 @@ fn the_reference_models_fit_their_configs() {
             "{name}"
         );
     }
-    let quantized = WeightFiles::open(&reference.join("nf4/tiny-a-bnb4")).unwrap_err();
-    assert!(
-        quantized.to_string().contains("bitsandbytes"),
-        "{quantized}"
+    let (config, packed) = (
+        MistralConfig::load(&reference.join("nf4/tiny-a-bnb4")).unwrap(),
+        WeightFiles::open(&reference.join("nf4/tiny-a-bnb4")).unwrap(),
     );
+    packed.check(&config.tensors()).unwrap();
+    let error = packed.tensor_f32("model.layers.0.mlp.up_proj.weight");
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("packed by bitsandbytes"), "{error}");
 }
 
 /// A model of one layer with odd sizes, tied embeddings and a head width that does not follow from the hidden size.

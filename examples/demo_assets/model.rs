@@ -127,6 +127,7 @@ fn config() -> MistralConfig {
         eos_token_id: vec![2],
         pad_token_id: None,
         torch_dtype: Some("bfloat16".to_string()),
+        quantization: None,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::doctor::{Out, device_name};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::load::dtype_for;
+use crate::model::quantize::{Quantization, is_projection};
 use crate::train::setup::weights;
 
 /// Of the memory there is, what weights may take: a step needs some too.
@@ -41,6 +42,8 @@ pub struct BenchOptions {
     pub rank: usize,
     /// Type of the weights; `None`: the shape's own, or f32 if the device does not compute in it.
     pub dtype: Option<DType>,
+    /// How the projections are packed; `None`: they are of this type too.
+    pub quantize: Option<Quantization>,
     /// Whether the reference's log-probabilities are known beforehand.
     pub precomputed: bool,
     /// Steps timed, after one that is not.
@@ -64,7 +67,7 @@ pub fn bench<B: TrainBackend>(
     let mut config = options.shape.clone();
     config.num_hidden_layers = options.layers.unwrap_or(config.num_hidden_layers);
     let dtype = dtype_for::<B>(&config, options.dtype, device)?;
-    check_memory::<B>(&config, dtype, device)?;
+    check_memory::<B>(&config, options.quantize, dtype, device)?;
     let name = device_name::<B>(device);
     let peak = options.peak_flops(B::device_name(device).as_deref(), dtype);
     out(&options.title(config.num_hidden_layers))?;
@@ -107,10 +110,18 @@ pub fn bench<B: TrainBackend>(
 /// Weights that do not fit would end the program without a word.
 fn check_memory<B: TrainBackend>(
     config: &MistralConfig,
+    packed: Option<Quantization>,
     dtype: DType,
     device: &B::Device,
 ) -> Result<()> {
-    let needed = (weights(config) * dtype.size()) as f64;
+    let bytes = config.tensors().into_iter().map(|(name, shape)| {
+        let (count, packed) = (
+            shape.iter().product(),
+            packed.filter(|_| is_projection(&name)),
+        );
+        packed.map_or(count * dtype.size(), |packed| packed.bytes(count))
+    });
+    let needed = bytes.sum::<usize>() as f64;
     match B::available_memory_bytes(device) {
         Some(available) if needed > available as f64 * WEIGHTS_SHARE => Err(Error::invalid(
             "--shape",
@@ -119,7 +130,7 @@ fn check_memory<B: TrainBackend>(
                 needed / 1e9,
                 available as f64 / 1e9
             ),
-            "use fewer layers: --layers 2, or a smaller --dtype",
+            "use fewer layers: --layers 2, a smaller --dtype, or --quantization nf4",
         )),
         _ => Ok(()),
     }
@@ -185,9 +196,10 @@ impl BenchOptions {
             false => "reference computed",
         };
         let weights = format!(
-            "{:.2} M random weights in {}; rank {} on {}: {:.2} M trainable; {reference}",
+            "{:.2} M random weights in {}{}; rank {} on {}: {:.2} M trainable; {reference}",
             weights(&setup.config) as f64 / 1e6,
             setup.dtype.name(),
+            self.packed_as(),
             self.rank,
             targets(&self.targets),
             setup.trainable as f64 / 1e6,
@@ -202,6 +214,24 @@ impl BenchOptions {
         vec![weights, pair, columns.to_string(), String::new()]
     }
 
+    fn packed_as(&self) -> String {
+        let double = |packed: Quantization| {
+            if packed.double_quant {
+                ", scales in 8 bits"
+            } else {
+                ""
+            }
+        };
+        let packed = self.quantize.map(|packed| {
+            format!(
+                ", projections packed as {}{}",
+                packed.name(),
+                double(packed)
+            )
+        });
+        packed.unwrap_or_default()
+    }
+
     fn json<B: TrainBackend>(&self, setup: &Setup<B>, device: &str) -> Value {
         json!({
             "command": "bench",
@@ -210,6 +240,7 @@ impl BenchOptions {
             "layers_of_shape": self.shape.num_hidden_layers,
             "weights": weights(&setup.config),
             "dtype": setup.dtype.name(),
+            "quantization": self.quantize.map(|packed| packed.description()),
             "device": device,
             "targets": targets(&self.targets),
             "rank": self.rank,

@@ -75,7 +75,8 @@ impl<B: TrainBackend> Setup<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self> {
-        let mut policy = random_on_device::<Autodiff<B>>(config.clone(), dtype, device)?;
+        let mut policy =
+            random_on_device::<Autodiff<B>>(config.clone(), dtype, options.quantize, device)?;
         attach(&mut policy, &lora(options), 1, device)?;
         let activations = match options.checkpointing {
             GradientCheckpointing::On => Activations::Recompute,

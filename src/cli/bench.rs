@@ -5,9 +5,9 @@ use clap::{Args, ValueEnum};
 
 use crate::bench::{BenchOptions, bench, shape};
 use crate::config::{GradientCheckpointing, TargetModules};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-use super::model::WeightType;
+use super::model::{QuantizeArgs, WeightType};
 
 /// Measure a DPO step of a model with random weights.
 #[derive(Args, Clone, Debug)]
@@ -35,9 +35,8 @@ pub struct BenchArgs {
     /// Type of the weights; auto: that of the shape, or f32 if the backend does not compute in it.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
-    /// Weights in 4 bits.
-    #[arg(long, value_enum, default_value = "none")]
-    pub quantization: Quantization,
+    #[command(flatten)]
+    pub(super) quantize: QuantizeArgs,
     /// Take the reference's log-probabilities as known (precompute_ref_log_probs).
     #[arg(long)]
     pub precomputed: bool,
@@ -61,15 +60,6 @@ pub enum Targets {
     AllLinear,
 }
 
-/// How weights are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Quantization {
-    /// In `--dtype`.
-    None,
-    /// In 4 bits; not built yet.
-    Nf4,
-}
-
 /// As `gradient_checkpointing` in run.toml.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Checkpointing {
@@ -84,13 +74,8 @@ pub enum Checkpointing {
 /// Measures; prints on stdout.
 ///
 /// # Errors
-/// As [`bench()`]; or 4-bit weights are asked for.
+/// As [`bench()`].
 pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> {
-    if args.quantization == Quantization::Nf4 {
-        let problem = "4-bit weights are not built yet";
-        let remedy = "leave it out: weights are then held in --dtype";
-        return Err(Error::invalid("--quantization nf4", problem, remedy));
-    }
     let options = BenchOptions {
         name: args.shape.clone(),
         shape: shape(&args.shape)?,
@@ -102,6 +87,7 @@ pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> 
         },
         rank: args.rank,
         dtype: args.dtype.dtype(),
+        quantize: args.quantize.quantization()?,
         precomputed: args.precomputed,
         steps: args.steps,
         checkpointing: match args.gradient_checkpointing {

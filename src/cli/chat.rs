@@ -48,7 +48,7 @@ pub fn run<B: TrainBackend>(args: &ChatArgs, mode: ProgressMode, device: &B::Dev
     }
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
-    let model = args.model.load::<B>(&folder, device)?;
+    let model = args.model.load::<B>(&folder, mode, device)?;
     config.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
     let with_adapter = args.model.adapter.is_some();
     let mut chat = Chat {

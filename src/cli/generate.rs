@@ -109,7 +109,7 @@ pub fn run<B: TrainBackend>(
 
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
-    let model = args.model.load::<B>(&folder, device)?;
+    let model = args.model.load::<B>(&folder, mode, device)?;
     config.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
 
     let progress = Progress::new("generate", Some(prompts.len() as u64), "prompts", mode);

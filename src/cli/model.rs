@@ -6,11 +6,14 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 use clap::{Args, ValueEnum};
 
-use crate::error::Result;
+use crate::config::Quantization;
+use crate::error::{Error, Result};
 use crate::lora::adapter;
 use crate::model::hub::Hub;
-use crate::model::load::{load, resolve_dtype};
+use crate::model::load::{load_as, resolve_dtype};
 use crate::model::mistral::Mistral;
+use crate::model::quantize;
+use crate::model::quantize::cache::Cache;
 use crate::progress::ProgressMode;
 
 /// Which model.
@@ -28,6 +31,46 @@ pub struct ModelArgs {
     /// Type of the weights in memory; auto: as stored, or f32 if the backend does not compute in it.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
+    #[command(flatten)]
+    pub(super) quantize: QuantizeArgs,
+}
+
+/// Whether projections are packed.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct QuantizeArgs {
+    /// Hold the projections in 4 bits (nf4, fp4) or 8 (int8), packed as bitsandbytes packs them; packed models are kept in
+    /// the user's cache folder.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "none|nf4|fp4|int8",
+        hide_possible_values = true
+    )]
+    pub quantization: Option<Quantization>,
+    /// Pack the scales too: about 0.4 bit a weight less.
+    #[arg(long, requires = "quantization")]
+    pub double_quant: bool,
+}
+
+impl QuantizeArgs {
+    /// What is asked for; `None`: projections as they are stored.
+    ///
+    /// # Errors
+    /// `--double-quant` has nothing to act on.
+    pub fn quantization(&self) -> Result<Option<quantize::Quantization>> {
+        let to = self
+            .quantization
+            .unwrap_or_default()
+            .with(self.double_quant);
+        match to.is_none() && self.double_quant {
+            true => Err(Error::invalid(
+                "--double-quant",
+                "has no effect: --quantization is none",
+                "leave it out",
+            )),
+            false => Ok(to),
+        }
+    }
 }
 
 /// Types a model's weights can be held in, or written in.
@@ -64,16 +107,50 @@ impl ModelArgs {
         Hub::open(progress).resolve(&self.model, &self.revision)
     }
 
-    /// Loads the model in `folder`, with the adapter if one is named.
+    /// Loads the model in `folder`, packed if asked for, with the adapter if one is named.
     ///
     /// # Errors
     /// A file is damaged, or model and adapter do not fit together.
-    pub fn load<B: TrainBackend>(&self, folder: &Path, device: &B::Device) -> Result<Mistral<B>> {
+    pub fn load<B: TrainBackend>(
+        &self,
+        folder: &Path,
+        mode: ProgressMode,
+        device: &B::Device,
+    ) -> Result<Mistral<B>> {
         let dtype = resolve_dtype::<B>(folder, self.dtype.dtype(), device)?;
-        let mut model = load(folder, dtype, device)?;
+        let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
+        let mut model = load_as(folder, dtype, to, &cache, device)?;
         if let Some(folder) = &self.adapter {
             adapter::load(&mut model, folder, device)?;
+            note_other_base(folder, model.config.quantization, mode)?;
         }
         Ok(model)
     }
+}
+
+/// An adapter makes up for the rounding of the weights it was trained on: on others it does a little less well.
+fn note_other_base(
+    adapter: &Path,
+    now: Option<quantize::Quantization>,
+    mode: ProgressMode,
+) -> Result<()> {
+    let Some(then) = adapter::trained_on(adapter)? else {
+        return Ok(());
+    };
+    if Some(then) != now && mode != ProgressMode::Quiet {
+        let double = if then.double_quant {
+            " --double-quant"
+        } else {
+            ""
+        };
+        eprintln!(
+            "note: {}: this adapter was trained on a base in {}, and is used on one in {}; --quantization {}{double} is what \
+             it was trained on",
+            adapter.display(),
+            then.name(),
+            now.map_or("full", |now| now.name()),
+            then.name(),
+        );
+    }
+    Ok(())
 }

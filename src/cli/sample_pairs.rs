@@ -96,16 +96,18 @@ pub fn run<B: TrainBackend>(
     let problems = read_problems(&args.data)?;
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
-    let model = args.model.load::<B>(&folder, device)?;
+    let model = args.model.load::<B>(&folder, mode, device)?;
     options.generate.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
     if args.overwrite {
         remove(&partial_path(&args.output))?;
     }
-    let asked = model_settings(&args.model.model, &folder, args.model.adapter.as_deref())?.asking(
-        &args.data,
-        problems.len(),
-        args.max_new_tokens,
-    )?;
+    let asked = model_settings(
+        &args.model.model,
+        &folder,
+        model.config.quantization,
+        args.model.adapter.as_deref(),
+    )?
+    .asking(&args.data, problems.len(), args.max_new_tokens)?;
     let stats = sample_pairs(&model, &tokenizer, &problems, &options, asked, &args.output)?;
     if mode != ProgressMode::Quiet {
         eprintln!("{}", stats.summary());

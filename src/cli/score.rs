@@ -66,7 +66,7 @@ pub fn run<B: TrainBackend>(
             eprintln!("{}: {line}", args.data.display());
         }
     }
-    let model = args.model.load::<B>(&folder, device)?;
+    let model = args.model.load::<B>(&folder, mode, device)?;
     encoded.check_fits(
         model.config.vocab_size,
         model.config.max_position_embeddings,

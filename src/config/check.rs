@@ -5,7 +5,9 @@ use std::fmt::Display;
 use serde::Serialize;
 
 use super::RunConfig;
-use super::options::{FDivergence, LossType, Method, ModelDtype, Quantization, TargetModules};
+use super::options::{
+    FDivergence, InitLoraWeights, LossType, Method, ModelDtype, Quantization, TargetModules,
+};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 use crate::data::encode::Compat;
 use crate::error::{Error, Result};
@@ -104,11 +106,40 @@ impl RunConfig {
         self.dpo.validate(self.data.compat)?;
         self.train.validate()?;
         self.validate_method()?;
+        self.validate_loftq()?;
         ensure(
             self.train.eval_steps == 0 || self.data.eval_file.is_some(),
             "train.eval_steps",
             "there is nothing to evaluate: data.eval_file is not given",
             "give data.eval_file, or remove the key",
+        )
+    }
+
+    /// LoftQ makes up for packing, and is a start.
+    fn validate_loftq(&self) -> Result<()> {
+        let (lora, key) = (&self.lora, "lora.init_lora_weights");
+        let bits = &lora.loftq_config.loftq_bits;
+        built(*bits == 4, "lora.loftq_config.loftq_bits", bits)?;
+        let times = &lora.loftq_config.loftq_iter;
+        built(*times == 1, "lora.loftq_config.loftq_iter", times)?;
+        if lora.init_lora_weights != InitLoraWeights::LoftQ {
+            return Ok(());
+        }
+        let four_bits = matches!(
+            self.model.quantization,
+            Quantization::Nf4 | Quantization::Fp4
+        );
+        ensure(
+            four_bits,
+            key,
+            "\"loftq\" makes up for what 4 bits take from the weights, and model.quantization is neither \"nf4\" nor \"fp4\"",
+            "set model.quantization = \"nf4\", or remove the key",
+        )?;
+        ensure(
+            lora.adapter.is_none(),
+            key,
+            "has no effect: lora.adapter brings its own weights",
+            "remove the key, or lora.adapter",
         )
     }
 
@@ -162,7 +193,12 @@ impl ModelSection {
             "is true, but model.quantization is \"none\"",
             "remove the key",
         )?;
-        built(!quantized, "model.quantization", self.quantization)?;
+        ensure(
+            !quantized || self.use_peft,
+            "model.quantization",
+            "packed weights cannot be trained themselves, and model.use_peft is false",
+            "remove the key; or set model.use_peft = true to train an adapter on them",
+        )?;
         ensure(
             !(self.from_scratch && self.use_peft),
             "model.from_scratch",

@@ -16,7 +16,7 @@ pub use options::{
     FDivergence, GradientCheckpointing, InitLoraWeights, LoraBias, LossType, Method, ModelDtype,
     Optim, Quantization, Reference, TargetModules,
 };
-pub use sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
+pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSection, TrainSection};
 
 use crate::error::{Error, Result};
 use source::Source;

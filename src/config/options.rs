@@ -1,7 +1,11 @@
 //! The values that keys of `run.toml` choose from, under the names their users know from TRL, PEFT and transformers.
 
+use arithmo_backends::Format;
 use burn::tensor::DType;
+use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::model::quantize;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +45,8 @@ impl ModelDtype {
     }
 }
 
-/// Four-bit storage of the frozen weights (Dettmers et al. 2023, QLoRA).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Storage of the frozen projections in few bits (Dettmers et al. 2023, QLoRA), as bitsandbytes packs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantization {
     /// Weights as they are.
@@ -52,6 +56,24 @@ pub enum Quantization {
     Nf4,
     /// 4-bit float, bitsandbytes' default type.
     Fp4,
+    /// 8 bits, blockwise.
+    Int8,
+}
+
+impl Quantization {
+    /// What it asks for; `None`: weights as they are stored.
+    pub fn with(self, double_quant: bool) -> Option<quantize::Quantization> {
+        let format = match self {
+            Self::None => return None,
+            Self::Nf4 => Format::Nf4,
+            Self::Fp4 => Format::Fp4,
+            Self::Int8 => Format::Int8,
+        };
+        Some(quantize::Quantization {
+            format,
+            double_quant,
+        })
+    }
 }
 
 /// The model a policy is compared with.
@@ -151,7 +173,7 @@ impl Default for TargetModules {
     }
 }
 
-/// PEFT's `init_lora_weights`: `true` or `"gaussian"`. `lora_B` starts at zero under both.
+/// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. `lora_B` starts at zero under the first two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: `lora_A ~ U(-1/sqrt(in), 1/sqrt(in))`, PEFT's Kaiming-uniform with `a = sqrt(5)`.
@@ -159,6 +181,9 @@ pub enum InitLoraWeights {
     KaimingUniform,
     /// `"gaussian"`: `lora_A ~ N(0, 1/r)`, standard deviation `1/r`.
     Gaussian,
+    /// `"loftq"`: the best approximation of what packing took from the weights (Li et al. 2023); needs
+    /// `model.quantization`.
+    LoftQ,
 }
 
 /// `"auto"`, `true` or `false`: whether block activations are recomputed in the backward pass (slower, less memory).
@@ -211,6 +236,7 @@ impl Serialize for InitLoraWeights {
         match self {
             Self::KaimingUniform => serializer.serialize_bool(true),
             Self::Gaussian => serializer.serialize_str("gaussian"),
+            Self::LoftQ => serializer.serialize_str("loftq"),
         }
     }
 }
@@ -220,7 +246,10 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
         match Loose::deserialize(deserializer)? {
             Loose::Flag(true) => Ok(Self::KaimingUniform),
             Loose::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
-            _ => Err(serde::de::Error::custom("expected true or \"gaussian\"")),
+            Loose::Name(name) if name == "loftq" => Ok(Self::LoftQ),
+            _ => Err(serde::de::Error::custom(
+                "expected true, \"gaussian\" or \"loftq\"",
+            )),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::options::{
     Quantization, Reference, TargetModules, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
+use crate::model::quantize;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
 /// `[model]`: the weights training starts from.
@@ -23,7 +24,7 @@ pub struct ModelSection {
     pub revision: String,
     /// Type of the base weights.
     pub dtype: ModelDtype,
-    /// Four-bit storage of the frozen projections.
+    /// Storage of the frozen projections in few bits.
     pub quantization: Quantization,
     /// Whether the quantization scales are themselves quantized (saves about 0.4 bit a weight).
     pub double_quant: bool,
@@ -44,6 +45,13 @@ impl Default for ModelSection {
             use_peft: true,
             from_scratch: false,
         }
+    }
+}
+
+impl ModelSection {
+    /// How projections are packed; `None`: they are as stored.
+    pub fn quantize(&self) -> Option<quantize::Quantization> {
+        self.quantization.with(self.double_quant)
     }
 }
 
@@ -108,8 +116,10 @@ pub struct LoraSection {
     pub use_dora: bool,
     /// PEFT adapter folder to start from.
     pub adapter: Option<PathBuf>,
-    /// How `lora_A` starts.
+    /// How the adapter starts.
     pub init_lora_weights: InitLoraWeights,
+    /// The numbers of `init_lora_weights = "loftq"`.
+    pub loftq_config: LoftqConfig,
     /// Which biases are trained: none.
     pub bias: LoraBias,
     /// A bias on `lora_B`. Not built yet.
@@ -129,9 +139,29 @@ impl Default for LoraSection {
             use_dora: false,
             adapter: None,
             init_lora_weights: InitLoraWeights::KaimingUniform,
+            loftq_config: LoftqConfig::default(),
             bias: LoraBias::None,
             lora_bias: false,
             modules_to_save: None,
+        }
+    }
+}
+
+/// `lora.loftq_config` (Li et al. 2023, LoftQ), PEFT's names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoftqConfig {
+    /// Bits of the packed weights: 4.
+    pub loftq_bits: usize,
+    /// Times that weights and adapter are fitted to each other: 1. The packed weights are then those of no adapter.
+    pub loftq_iter: usize,
+}
+
+impl Default for LoftqConfig {
+    fn default() -> Self {
+        Self {
+            loftq_bits: 4,
+            loftq_iter: 1,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a configuration may say but probably does not mean.
 
-use super::{Reference, RunConfig};
+use super::{InitLoraWeights, Method, Reference, RunConfig};
 
 impl RunConfig {
     /// What is allowed but probably not meant, one sentence each, beginning with the key.
@@ -12,6 +12,7 @@ impl RunConfig {
             }
         };
         let (train, data) = (&self.train, &self.data);
+        let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
         warn(
             self.dpo.label_smoothing > 0.0,
             format!(
@@ -27,8 +28,14 @@ impl RunConfig {
             ),
         );
         warn(
-            self.dpo.reference == Reference::Initial && self.lora.adapter.is_none(),
+            self.dpo.reference == Reference::Initial && self.lora.adapter.is_none() && !loftq,
             "dpo.reference: \"initial\" without lora.adapter is the base model: a new adapter changes nothing".into(),
+        );
+        warn(
+            self.dpo.reference != Reference::Initial && loftq && self.method == Method::Dpo,
+            "dpo.reference: the policy starts nearer to the full weights than the packed base it is compared with; \
+             reference = \"initial\" compares it with its start"
+                .into(),
         );
         warn(
             train.max_steps > 0 && train.num_train_epochs.is_some(),

@@ -198,7 +198,7 @@ impl Demo {
         let output = self.folder.own_pairs();
         let name = self.folder.model().display().to_string();
         let max_new_tokens = options.generate.max_new_tokens;
-        let asked = model_settings(&name, &self.folder.model(), None)?.asking(
+        let asked = model_settings(&name, &self.folder.model(), None, None)?.asking(
             &self.folder.problems(),
             problems.len(),
             max_new_tokens,

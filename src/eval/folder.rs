@@ -9,6 +9,7 @@ use super::store::{Settings, refuse_others, sha256};
 use super::task::Task;
 use crate::error::{Error, Result};
 use crate::lora::adapter;
+use crate::model::quantize::Quantization;
 use crate::output::remove;
 
 /// An evaluation's folder.
@@ -102,11 +103,16 @@ impl Folder {
     }
 }
 
-/// What names a model: its folder's shape and size, and the adapter's weights.
+/// What names a model: its folder's shape and size, what it is packed as, and the adapter's weights.
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn model_settings(name: &str, folder: &Path, adapter: Option<&Path>) -> Result<Settings> {
+pub fn model_settings(
+    name: &str,
+    folder: &Path,
+    packed: Option<Quantization>,
+    adapter: Option<&Path>,
+) -> Result<Settings> {
     let mut bytes = 0;
     let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read", e))?;
     for entry in entries.flatten() {
@@ -119,10 +125,15 @@ pub fn model_settings(name: &str, folder: &Path, adapter: Option<&Path>) -> Resu
             bytes += fs::metadata(entry.path()).map_or(0, |data| data.len());
         }
     }
-    let settings = Settings::default()
+    let mut settings = Settings::default()
         .with("model", name)
         .with("model_config_sha256", sha256(&folder.join("config.json"))?)
         .with("model_bytes", bytes);
+    if let Some(packed) = packed {
+        settings = settings
+            .with("quantization", packed.name())
+            .with("double_quant", packed.double_quant);
+    }
     Ok(match adapter {
         Some(adapter) => settings
             .with("adapter", adapter.display().to_string())

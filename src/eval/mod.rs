@@ -1,6 +1,7 @@
 //! Evaluation: answers of a model scored against known ones, with intervals and paired tests.
 
 pub mod answers;
+pub mod change;
 pub mod compare;
 pub mod folder;
 pub mod judged;

@@ -49,7 +49,8 @@ pub fn measure<B: TrainBackend>(
     let template = Task::Gsm8k.template()?;
     let prompts = prompts(&problems, &template, &[]);
     let (model_folder, name) = measured.model;
-    let settings = model_settings(name, model_folder, measured.adapter)?
+    let packed = model.config.quantization;
+    let settings = model_settings(name, model_folder, packed, measured.adapter)?
         .asking(
             measured.data,
             problems.len(),

@@ -23,8 +23,10 @@ use crate::generate::{GenerateConfig, stop_ids};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
-use crate::model::load::{load, resolve_dtype};
+use crate::model::load::{load_as, resolve_dtype};
 use crate::model::mistral::Mistral;
+use crate::model::quantize::Quantization;
+use crate::model::quantize::cache::Cache;
 use crate::output::write_whole;
 use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
@@ -197,6 +199,7 @@ struct Rounds<'a> {
     folder: PathBuf,
     name: String,
     dtype: Option<burn::tensor::DType>,
+    quantize: Option<Quantization>,
     tokenizer: Tokenizer,
     problems: Vec<Problem>,
     prompt_template: PromptTemplate,
@@ -221,6 +224,7 @@ impl<'a> Rounds<'a> {
             config,
             name: name.clone(),
             dtype: run.model.dtype.dtype(),
+            quantize: run.model.quantize(),
             tokenizer,
             problems: read_problems(&sample.data)?,
             prompt_template: PromptTemplate::new(&run.data.prompt_template)?,
@@ -232,7 +236,8 @@ impl<'a> Rounds<'a> {
 
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
         let dtype = resolve_dtype::<B>(&self.folder, self.dtype, device)?;
-        load(&self.folder, dtype, device)
+        let cache = Cache::of_user(self.mode);
+        load_as(&self.folder, dtype, self.quantize, &cache, device)
     }
 
     fn path(&self, round: usize, name: &str) -> PathBuf {
@@ -277,11 +282,9 @@ impl<'a> Rounds<'a> {
             };
             let adapter = (round > 1).then(|| self.adapter(round - 1));
             let problems = self.problems(round);
-            let asked = model_settings(&self.name, &self.folder, adapter.as_deref())?.asking(
-                &sample.data,
-                problems.len(),
-                sample.max_new_tokens,
-            )?;
+            let asked =
+                model_settings(&self.name, &self.folder, self.quantize, adapter.as_deref())?
+                    .asking(&sample.data, problems.len(), sample.max_new_tokens)?;
             sample_pairs(model, &self.tokenizer, &problems, &options, asked, &output)?;
         }
         let text = std::fs::read_to_string(&output).map_err(|e| Error::io(&output, "read", e))?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
@@ -13,6 +14,7 @@ use super::linear::{attach_one, parameters, set_parameters};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::mistral::{Mistral, PROJECTIONS};
+use crate::model::quantize::Quantization;
 use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
 
@@ -24,6 +26,9 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const CHECKPOINT_GROUP: &str = "adapter_model";
 /// The weights of an adapter folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// What the base was packed as while the adapter was trained, where it was; PEFT does not mind the file.
+pub const BASE: &str = "base_quantization.json";
 
 /// The two matrices of each branch, by the module's name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
 /// then `lora_b` `[D_out, r]`, in f32.
@@ -80,7 +85,8 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
     LoraConfig::from_json(&text, &path.display().to_string())
 }
 
-/// Writes `model`'s adapter as a PEFT folder with `config` (see [`config_json`]); each file is whole or absent.
+/// Writes `model`'s adapter as a PEFT folder with `config` (see [`config_json`]), and a note if its base is packed; each file
+/// is whole or absent.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -89,7 +95,30 @@ pub fn save<B: TrainBackend>(model: &Mistral<B>, config: &str, folder: &Path) ->
         .map(|(name, data)| (name, data.shape.to_vec(), data.iter::<f32>().collect()))
         .collect();
     save_safetensors(&folder.join(WEIGHTS), &tensors)?;
+    if let Some(packed) = model.config.quantization {
+        let text = format!("{:#}\n", packed.description());
+        write_whole(&folder.join(BASE), text.as_bytes())?;
+    }
     write_whole(&folder.join(CONFIG), config.as_bytes())
+}
+
+/// What the base of the adapter in `folder` was packed as while it was trained; `None`: not at all, or it is not known.
+///
+/// # Errors
+/// It is noted, and the note cannot be read.
+pub fn trained_on(folder: &Path) -> Result<Option<Quantization>> {
+    let path = folder.join(BASE);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(&path, "read", e)),
+    };
+    let noted = serde_json::from_slice(&text).ok();
+    let noted = noted.and_then(|value| Quantization::from_description(&value));
+    noted.map(Some).ok_or_else(|| {
+        let problem = "does not say what the adapter's base was packed as";
+        Error::file(&path, problem, "remove the file: it is a note only")
+    })
 }
 
 /// The adapter's tensors under PEFT's names, bit for bit.

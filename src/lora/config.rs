@@ -16,7 +16,7 @@ pub enum TargetModules {
     Pattern(String),
 }
 
-/// How `lora_a` starts; `lora_b` always starts at zero.
+/// How `lora_a` starts; `lora_b` starts at zero, but for LoftQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LoraInit {
     /// PEFT's default: `kaiming_uniform(a = sqrt(5))`, which is uniform in `±1 / sqrt(D_in)`.
@@ -24,6 +24,9 @@ pub enum LoraInit {
     KaimingUniform,
     /// Normal with standard deviation `1 / r`.
     Gaussian,
+    /// Both as the best approximation of what packing took from the weight: see [`loftq`](super::loftq). Until then, and in
+    /// files, as the default: PEFT would compute it again whenever it opens the adapter.
+    LoftQ,
 }
 
 /// Settings of an adapter. Names and meanings are PEFT's.
@@ -106,7 +109,7 @@ impl LoraConfig {
             false => json!(self.lora_alpha),
         };
         let init = match self.init {
-            LoraInit::KaimingUniform => json!(true),
+            LoraInit::KaimingUniform | LoraInit::LoftQ => json!(true),
             LoraInit::Gaussian => json!("gaussian"),
         };
         let config = json!({

@@ -115,7 +115,7 @@ fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorDa
     let bound = 1.0 / (d_in as f64).sqrt();
     let deviation = 1.0 / config.r as f64;
     let values = (0..config.r * d_in).map(|_| match config.init {
-        LoraInit::KaimingUniform => ((unit() * 2.0 - 1.0) * bound) as f32,
+        LoraInit::KaimingUniform | LoraInit::LoftQ => ((unit() * 2.0 - 1.0) * bound) as f32,
         LoraInit::Gaussian => {
             let radius = (-2.0 * unit().ln()).sqrt();
             (radius * (std::f64::consts::TAU * unit()).cos() * deviation) as f32

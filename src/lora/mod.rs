@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod config;
 pub mod linear;
+pub mod loftq;
 pub mod merge;
 
 pub use config::{LoraConfig, TargetModules};

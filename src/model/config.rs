@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::quantize::Quantization;
 use crate::error::{Error, Result};
 use crate::output::write_whole;
 
@@ -49,6 +50,8 @@ pub struct MistralConfig {
     pub pad_token_id: Option<u32>,
     /// Type the weights were saved in, as `float32`, `bfloat16`; informative, the safetensors header decides.
     pub torch_dtype: Option<String>,
+    /// How the projections are packed in the files (`quantization_config`); `None`: they are floats.
+    pub quantization: Option<Quantization>,
 }
 
 impl MistralConfig {
@@ -56,7 +59,7 @@ impl MistralConfig {
     ///
     /// # Errors
     /// The file is missing or not JSON, a size is missing or impossible, or the model is of a kind that is not
-    /// implemented (another `model_type`, another activation, RoPE scaling, biases, quantised weights).
+    /// implemented (another `model_type`, another activation, RoPE scaling, biases, weights quantised otherwise than by bitsandbytes in 4 bits).
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
@@ -102,6 +105,7 @@ impl MistralConfig {
             eos_token_id: fields.ids("eos_token_id")?,
             pad_token_id: fields.ids("pad_token_id")?.first().copied(),
             torch_dtype: fields.dtype(),
+            quantization: fields.quantization()?,
         };
         config.validate(path)?;
         Ok(config)
@@ -162,7 +166,7 @@ impl MistralConfig {
             [one] => json!(one),
             many => json!(many),
         };
-        json!({
+        let mut config = json!({
             "architectures": ["MistralForCausalLM"],
             "attention_dropout": self.attention_dropout,
             "bos_token_id": self.bos_token_id,
@@ -185,7 +189,11 @@ impl MistralConfig {
             "torch_dtype": self.torch_dtype,
             "use_cache": true,
             "vocab_size": self.vocab_size,
-        })
+        });
+        if let Some(quantization) = &self.quantization {
+            config["quantization_config"] = quantization.to_json(self.torch_dtype.as_deref());
+        }
+        config
     }
 
     fn validate(&self, path: &Path) -> Result<()> {
@@ -293,6 +301,24 @@ impl Fields<'_> {
             .map(|name| name.trim_start_matches("torch.").to_string())
     }
 
+    /// How the weights are packed, if they are.
+    fn quantization(&self) -> Result<Option<Quantization>> {
+        let Some(config) = self.get("quantization_config") else {
+            return Ok(None);
+        };
+        let quantization = Quantization::from_json(config);
+        quantization.map(Some).ok_or_else(|| {
+            let method = config.get("quant_method").unwrap_or(&Value::Null);
+            Error::file(
+                self.path,
+                format!(
+                    "the weights are quantised by {method}; of what is quantised already, bitsandbytes' 4 bits are read"
+                ),
+                "give the full-precision model; quantise it here with model.quantization",
+            )
+        })
+    }
+
     /// `rope_parameters.rope_theta` (transformers 5) or `rope_theta`.
     fn rope_theta(&self) -> Result<f64> {
         match self
@@ -337,12 +363,6 @@ impl Fields<'_> {
                 );
             }
         }
-        if self.get("quantization_config").is_some() {
-            return unsupported(
-                "the weights are quantised (quantization_config)".to_string(),
-                "give the full-precision model; quantise it here with model.quantization",
-            );
-        }
         self.refuse_rope_scaling()
     }
 
@@ -369,6 +389,8 @@ impl Fields<'_> {
 
 #[cfg(test)]
 mod tests {
+    use arithmo_backends::Format;
+
     use super::*;
 
     fn base() -> Value {
@@ -439,7 +461,12 @@ mod tests {
             ("rope_parameters", json!({"rope_type": "linear"}), "linear"),
             (
                 "quantization_config",
-                json!({"load_in_4bit": true}),
+                json!({"quant_method": "gptq", "bits": 4}),
+                "quantised by \"gptq\"",
+            ),
+            (
+                "quantization_config",
+                json!({"quant_method": "bitsandbytes", "load_in_8bit": true}),
                 "quantised",
             ),
             ("vocab_size", json!(null), "vocab_size is missing"),
@@ -468,6 +495,10 @@ mod tests {
         config.sliding_window = None;
         config.head_dim = Some(4);
         config.rope_theta = 1e6;
+        config.quantization = Some(Quantization {
+            format: Format::Nf4,
+            double_quant: true,
+        });
         config.torch_dtype = Some("bfloat16".to_string());
         config.save(folder.path()).unwrap();
         assert_eq!(MistralConfig::load(folder.path()).unwrap(), config);

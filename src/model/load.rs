@@ -1,8 +1,8 @@
-//! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, or from random numbers.
+//! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, packed on the way if asked for; or from random numbers.
 
 use std::path::Path;
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{Format, PackedWeight, TrainBackend};
 use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -12,11 +12,14 @@ use super::config::MistralConfig;
 use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
+use super::quantize::cache::{Cache, pack};
+use super::quantize::{Quantization, Quantized, bitsandbytes, is_projection, words};
 use super::rms_norm::RmsNorm;
 use super::weights::WeightFiles;
 use crate::error::{Error, Result};
+use crate::interrupt;
 
-/// Loads the model in `folder` onto `device`, its weights in `dtype`.
+/// Loads the model in `folder` onto `device`, its weights in `dtype`; projections that are packed in the files stay so.
 ///
 /// Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
 ///
@@ -27,11 +30,112 @@ pub fn load<B: TrainBackend>(
     dtype: DType,
     device: &B::Device,
 ) -> Result<Mistral<B>> {
+    load_as(folder, dtype, None, &Cache::none(), device)
+}
+
+/// As [`load`], with the projections packed as `to`: from `cache`, if they were before. Beside the packed model, a piece of
+/// a tensor for each thread is in memory.
+///
+/// # Errors
+/// As [`load`]; or the weights are packed otherwise already, or one is not finite.
+pub fn load_as<B: TrainBackend>(
+    folder: &Path,
+    dtype: DType,
+    to: Option<Quantization>,
+    cache: &Cache,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
-    build(config, dtype, device, &mut |name, _| {
-        files.tensor_data(name, dtype).map(Values::Host)
+    let to = match (config.quantization, to) {
+        (Some(stored), Some(asked)) if stored != asked => {
+            return Err(packed_already(folder, stored, asked));
+        }
+        (Some(_), _) | (None, None) => None,
+        (None, to) => to,
+    };
+    if let Some(to) = to
+        && let Some(packed) = cache.packed(folder, &config, &files, to)?
+    {
+        return load(&packed, dtype, device);
+    }
+    let packed = to.or(config.quantization);
+    let in_few_bits = packed.is_some();
+    let config = MistralConfig {
+        quantization: packed,
+        ..config
+    };
+    build(config, dtype, device, &mut |name, shape| {
+        if interrupt::requested() {
+            let note = "stopped while the model was loaded".to_string();
+            return Err(Error::Interrupted { note });
+        }
+        let &[d_out, d_in] = shape else {
+            return files.tensor_data(name, dtype).map(Values::Host);
+        };
+        match to.filter(|_| is_projection(name)) {
+            _ if files.is_packed(name) => {
+                bitsandbytes::read(&files, name, [d_out, d_in]).map(Values::Packed)
+            }
+            Some(to) => pack(&files, name, [d_out, d_in], to).map(Values::Packed),
+            // Exact, and half of what f32 takes where nothing computes in 16 bits.
+            None if in_few_bits && (files.dtype(name)?, dtype) == (DType::BF16, DType::F32) => {
+                files.words(name).map(Values::Halves)
+            }
+            None => files.tensor_data(name, dtype).map(Values::Host),
+        }
+    })
+}
+
+fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> Error {
+    let double = |of: Quantization| {
+        if of.double_quant {
+            " with double_quant"
+        } else {
+            ""
+        }
+    };
+    Error::file(
+        folder,
+        format!(
+            "the weights are packed as {}{} already, and cannot be packed as {}{}",
+            stored.name(),
+            double(stored),
+            asked.name(),
+            double(asked)
+        ),
+        "leave quantization out: they are used as they are; or give the full-precision model",
+    )
+}
+
+/// A model of the weights `values` makes, name by name: row-major, with the type they are stored in (F32, BF16 or F16), to
+/// which they are rounded. Projections are packed where `config` says so.
+///
+/// # Errors
+/// `values` fails, or a weight to be packed is not finite.
+pub fn from_values<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    device: &B::Device,
+    values: &mut dyn FnMut(&str) -> Result<(Vec<f32>, DType)>,
+) -> Result<Mistral<B>> {
+    let packed = config.quantization;
+    build(config, dtype, device, &mut |name, shape| {
+        let (values, stored) = values(name)?;
+        let to = packed.filter(|_| is_projection(name));
+        if let (Some(to), &[d_out, d_in]) = (to, shape) {
+            let read = |first: usize, out: &mut [f32]| {
+                out.copy_from_slice(&values[first..first + out.len()]);
+                Ok(())
+            };
+            return Quantized::pack(name, [d_out, d_in], to, read).map(Values::Packed);
+        }
+        let data = TensorData::new(values, shape.to_vec()).convert_dtype(stored);
+        Ok(match (shape.len(), stored, dtype) {
+            (2, DType::BF16, DType::F32) => Values::Halves(words(data.as_bytes())),
+            _ => Values::Host(data.convert_dtype(dtype)),
+        })
     })
 }
 
@@ -59,17 +163,25 @@ pub fn random<B: TrainBackend>(
 }
 
 /// A model with random weights that never were on the host, for measurements: uniform with standard deviation
-/// `initializer_range`, norms at one.
+/// `initializer_range`, norms at one; packed as `to`, random codes.
 pub fn random_on_device<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
+    to: Option<Quantization>,
     device: &B::Device,
 ) -> Result<Mistral<B>> {
-    let bound = config.initializer_range * 3f64.sqrt();
-    build(config, dtype, device, &mut |_, shape| {
-        Ok(match shape {
-            [_] => Values::Ones,
-            _ => Values::Uniform(bound),
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let deviation = config.initializer_range;
+    build(config, dtype, device, &mut |name, shape| {
+        Ok(match (shape, to.filter(|_| is_projection(name))) {
+            ([_], _) => Values::Ones,
+            (&[d_out, d_in], Some(to)) => Values::Packed(Quantized::random(
+                [d_out, d_in],
+                to,
+                deviation as f32,
+                &mut rng,
+            )),
+            _ => Values::Uniform(deviation * 3f64.sqrt()),
         })
     })
 }
@@ -123,6 +235,10 @@ pub fn dtype_for<B: TrainBackend>(
 enum Values {
     /// Numbers from the host, in the model's dtype.
     Host(TensorData),
+    /// A packed matrix.
+    Packed(Quantized),
+    /// A matrix of bf16, two a word.
+    Halves(Vec<u32>),
     Ones,
     /// Random numbers between plus and minus this.
     Uniform(f64),
@@ -210,24 +326,58 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
-        Ok(WeightParam::frozen(self.tensor(path, [rows, columns])?))
+        let (dims, device, dtype) = ([rows, columns], self.device, self.dtype);
+        let values = (self.source)(&format!("{path}.weight"), &dims)?;
+        Ok(B::memory_persistent_allocations(
+            device,
+            values,
+            |values| match values {
+                Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
+                Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
+                values => WeightParam::frozen(float(values, dims, device, dtype)),
+            },
+        ))
     }
 
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
         let values = (self.source)(&format!("{path}.weight"), &shape)?;
-        let place = (self.device, self.dtype);
+        let (device, dtype) = (self.device, self.dtype);
         // Weights live as long as the program: pools keep them out of the way of activations.
-        Ok(B::memory_persistent_allocations(
-            self.device,
-            values,
-            |values| match values {
-                Values::Host(data) => Tensor::from_data(data, place),
-                Values::Ones => Tensor::ones(shape, place),
-                Values::Uniform(bound) => {
-                    Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
-                }
-            },
-        ))
+        Ok(B::memory_persistent_allocations(device, values, |values| {
+            float(values, shape, device, dtype)
+        }))
+    }
+}
+
+/// A tensor of floats of `dtype`.
+fn float<B: TrainBackend, const D: usize>(
+    values: Values,
+    shape: [usize; D],
+    device: &B::Device,
+    dtype: DType,
+) -> Tensor<B, D> {
+    let place = (device, dtype);
+    match values {
+        Values::Host(data) => Tensor::from_data(data, place),
+        Values::Uniform(bound) => {
+            Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+        }
+        Values::Ones | Values::Packed(_) | Values::Halves(_) => Tensor::ones(shape, place),
+    }
+}
+
+/// A matrix of bf16, two a word.
+fn halves<B: TrainBackend>(
+    words: Vec<u32>,
+    dims: [usize; 2],
+    device: &B::Device,
+) -> PackedWeight<B> {
+    let words = TensorData::new(words, [(dims[0] * dims[1]).div_ceil(2)]);
+    PackedWeight {
+        format: Format::Bf16,
+        dims,
+        words: Tensor::from_data(words, (device, DType::U32)),
+        scales: None,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod load;
 pub mod mistral;
 pub mod mlp;
 pub mod positions;
+pub mod quantize;
 pub mod rms_norm;
 
 pub mod save;

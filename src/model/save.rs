@@ -12,6 +12,8 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use super::config::MistralConfig;
+use super::quantize::bitsandbytes::{self, Part};
+use super::quantize::{Quantization, Quantized};
 use super::weights::WeightFiles;
 use crate::data::tokenizer::copy_tokenizer_files;
 use crate::error::{Error, Result};
@@ -21,16 +23,22 @@ use crate::output::{WholeFile, write_whole};
 /// Largest shard transformers writes by default, bytes.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// A tensor to be written; its values are asked for only when its turn comes.
+/// A tensor to be written, or a packed matrix; its values are asked for only when its turn comes.
 pub struct OutTensor<'a> {
     /// Name in the file, as `model.norm.weight`.
     pub name: String,
-    /// Shape in the file; weights are `[out, in]`.
+    /// Shape; weights are `[out, in]`.
     pub shape: Vec<usize>,
-    /// Type in the file: F32, BF16 or F16, rounded to nearest even.
+    /// Type in the file: F32, BF16 or F16, rounded to nearest even; of a packed matrix, the type its values had.
     pub dtype: DType,
-    /// Makes the values, row-major, as many as `shape` says.
-    pub values: Box<dyn FnOnce() -> Result<Vec<f32>> + 'a>,
+    values: Values<'a>,
+}
+
+/// What makes the values.
+enum Values<'a> {
+    /// Row-major, as many as the shape says.
+    Floats(Box<dyn FnOnce() -> Result<Vec<f32>> + 'a>),
+    Packed(Quantization, Box<dyn FnOnce() -> Result<Quantized> + 'a>),
 }
 
 impl<'a> OutTensor<'a> {
@@ -45,13 +53,51 @@ impl<'a> OutTensor<'a> {
             name: name.into(),
             shape,
             dtype,
-            values: Box::new(values),
+            values: Values::Floats(Box::new(values)),
+        }
+    }
+
+    /// A matrix `[D_out, D_in]` that `pack` makes when asked, packed as `to`; its values were `dtype`.
+    pub fn packed(
+        name: impl Into<String>,
+        dims: [usize; 2],
+        dtype: DType,
+        to: Quantization,
+        pack: impl FnOnce() -> Result<Quantized> + 'a,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            shape: dims.to_vec(),
+            dtype,
+            values: Values::Packed(to, Box::new(pack)),
+        }
+    }
+
+    /// The tensors it becomes in the file, in order.
+    fn parts(&self) -> Vec<Part> {
+        match (&self.values, self.shape.as_slice()) {
+            (Values::Packed(to, _), &[d_out, d_in]) => {
+                bitsandbytes::parts(&self.name, [d_out, d_in], *to)
+            }
+            _ => vec![Part {
+                name: self.name.clone(),
+                dtype: self.dtype,
+                shape: self.shape.clone(),
+            }],
         }
     }
 
     /// Bytes in the file.
     fn bytes(&self) -> u64 {
-        (self.shape.iter().product::<usize>() * self.dtype.size()) as u64
+        self.parts().iter().map(|part| part.bytes() as u64).sum()
+    }
+
+    /// Bytes of which it takes a multiple.
+    fn unit(&self) -> usize {
+        match self.values {
+            Values::Floats(_) => self.dtype.size(),
+            Values::Packed(..) => 8,
+        }
     }
 }
 
@@ -162,7 +208,8 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     let mut weight_map = Map::new();
     for (tensors, number) in shards.into_iter().zip(1..) {
         let name = format!("model-{number:05}-of-{count:05}.safetensors");
-        weight_map.extend(tensors.iter().map(|t| (t.name.clone(), json!(name))));
+        let names = tensors.iter().flat_map(OutTensor::parts);
+        weight_map.extend(names.map(|part| (part.name, json!(name))));
         write_file(&folder.join(name), tensors)?;
     }
     weight_map.sort_keys();
@@ -173,9 +220,9 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     )
 }
 
-/// One safetensors file; wide types first, so that every tensor is aligned to its element.
+/// One safetensors file; packed matrices and wide types first, so that every tensor is aligned to its element.
 fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
-    tensors.sort_by_key(|tensor| Reverse(tensor.dtype.size()));
+    tensors.sort_by_key(|tensor| Reverse(tensor.unit()));
     let header = header(&tensors)?;
     let fail = |e| Error::io(path, "write", e);
     let mut file = WholeFile::create(path)?;
@@ -198,15 +245,20 @@ fn header(tensors: &[OutTensor<'_>]) -> Result<String> {
     entries.insert("__metadata__".to_string(), json!({"format": "pt"}));
     let mut start = 0;
     for tensor in tensors {
-        let Some((dtype, _)) = dtype_names(tensor.dtype) else {
-            return Err(bug(tensor, "cannot be written in this type"));
-        };
-        let end = start + tensor.bytes();
-        let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]});
-        if entries.insert(tensor.name.clone(), entry).is_some() {
-            return Err(bug(tensor, "would be written twice"));
+        for part in tensor.parts() {
+            let Some(dtype) = stored_name(part.dtype) else {
+                return Err(bug(
+                    &format!("{tensor:?}"),
+                    "cannot be written in this type",
+                ));
+            };
+            let end = start + part.bytes();
+            let entry = json!({"dtype": dtype, "shape": part.shape, "data_offsets": [start, end]});
+            if entries.insert(part.name, entry).is_some() {
+                return Err(bug(&format!("{tensor:?}"), "would be written twice"));
+            }
+            start = end;
         }
-        start = end;
     }
     let mut text = Value::Object(entries).to_string();
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
@@ -217,13 +269,23 @@ fn header(tensors: &[OutTensor<'_>]) -> Result<String> {
 fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Result<()> {
     let (what, dtype) = (format!("{tensor:?}"), tensor.dtype);
     let wanted = tensor.shape.iter().product::<usize>();
-    let values = (tensor.values)()?;
+    let values = match tensor.values {
+        Values::Floats(values) => values()?,
+        Values::Packed(to, pack) => {
+            let packed = pack()?;
+            if packed.quantization() != to || packed.dims != tensor.shape[..] {
+                return Err(bug(&what, "was packed otherwise"));
+            }
+            let dtype = dtype_name(dtype).unwrap_or("float32");
+            let bytes = bitsandbytes::bytes(&tensor.name, &packed, dtype);
+            return file
+                .write_all(&bytes)
+                .map_err(|e| Error::io(path, "write", e));
+        }
+    };
     if values.len() != wanted {
-        let problem = format!("{what} was made with {} values", values.len());
-        return Err(Error::run(
-            problem,
-            "this is a defect of arithmo: please report it",
-        ));
+        let problem = format!("was made with {} values", values.len());
+        return Err(bug(&what, &problem));
     }
     let mut bytes = Vec::with_capacity(1 << 18);
     for block in values.chunks(1 << 16) {
@@ -241,19 +303,30 @@ fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Res
     Ok(())
 }
 
-fn bug(tensor: &OutTensor<'_>, problem: &str) -> Error {
+fn bug(tensor: &str, problem: &str) -> Error {
     Error::run(
-        format!("{tensor:?} {problem}"),
+        format!("{tensor} {problem}"),
         "this is a defect of arithmo: please report it",
     )
 }
 
-/// The name of a type in safetensors and in `config.json`.
-fn dtype_names(dtype: DType) -> Option<(&'static str, &'static str)> {
+/// The name of a type in safetensors.
+fn stored_name(dtype: DType) -> Option<&'static str> {
     match dtype {
-        DType::F32 => Some(("F32", "float32")),
-        DType::BF16 => Some(("BF16", "bfloat16")),
-        DType::F16 => Some(("F16", "float16")),
+        DType::F32 => Some("F32"),
+        DType::BF16 => Some("BF16"),
+        DType::F16 => Some("F16"),
+        DType::U8 => Some("U8"),
+        _ => None,
+    }
+}
+
+/// The name of a type in `config.json`.
+fn dtype_name(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("float32"),
+        DType::BF16 => Some("bfloat16"),
+        DType::F16 => Some("float16"),
         _ => None,
     }
 }
@@ -262,7 +335,7 @@ fn dtype_names(dtype: DType) -> Option<(&'static str, &'static str)> {
 fn common_dtype(tensors: &[OutTensor<'_>]) -> Option<&'static str> {
     let mut values = BTreeMap::new();
     for tensor in tensors {
-        if let Some((_, name)) = dtype_names(tensor.dtype) {
+        if let Some(name) = dtype_name(tensor.dtype) {
             *values.entry(name).or_insert(0) += tensor.shape.iter().product::<usize>();
         }
     }

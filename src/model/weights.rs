@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use burn::tensor::{DType, TensorData};
 use bytemuck::Pod;
@@ -20,11 +21,15 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use self::header::read_header;
+use super::quantize::bitsandbytes::STATE;
 use crate::error::{Error, Result};
 use crate::read_at::read_exact_at;
 
 /// Elements a thread reads at once: they stay in its cache until they are converted.
 const PIECE: usize = 1 << 16;
+
+/// First bytes of a tensor that tell it from others.
+const IDENTIFYING: usize = 4096;
 
 const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
 
@@ -56,7 +61,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// No safetensors there (a folder with only `pytorch_model.bin` says so), a shard is missing, a header is cut off
-    /// or inconsistent (file and byte are named), index and shards disagree, or the weights are quantised.
+    /// or inconsistent (file and byte are named), index and shards disagree, or the weights are quantised by LLM.int8().
     pub fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
@@ -67,7 +72,7 @@ impl WeightFiles {
         } else {
             return Err(no_safetensors(folder));
         };
-        weights.refuse_quantized()?;
+        weights.refuse_llm_int8()?;
         Ok(weights)
     }
 
@@ -169,6 +174,56 @@ impl WeightFiles {
         Ok(self.entry(name)?.dtype)
     }
 
+    /// The folder or file opened.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Whether a tensor is packed by bitsandbytes: see [`quantize::bitsandbytes`](super::quantize::bitsandbytes).
+    pub fn is_packed(&self, name: &str) -> bool {
+        let state = format!("{name}{STATE}");
+        let mut from = self.tensors.range(state.clone()..);
+        from.next()
+            .is_some_and(|(found, _)| found.starts_with(&state))
+    }
+
+    /// Bytes of a tensor as stored.
+    ///
+    /// # Errors
+    /// There is no tensor of this name.
+    pub fn byte_count(&self, name: &str) -> Result<usize> {
+        Ok(self.entry(name)?.len)
+    }
+
+    /// Tells `hear` what distinguishes these weights from others without reading them all: each file's name, size and time,
+    /// each tensor's description and first bytes.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn identify(&self, hear: &mut dyn FnMut(&[u8])) -> Result<()> {
+        for (path, file) in &self.files {
+            let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
+            let time = data.modified().ok();
+            let time = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let text = format!("{:?} {} {time:?}\n", path.file_name(), data.len());
+            hear(text.as_bytes());
+        }
+        for (name, entry) in &self.tensors {
+            let (dtype, shape) = (entry.dtype, &entry.shape);
+            hear(
+                format!(
+                    "{name} {dtype:?} {shape:?} {} {}\n",
+                    entry.file, entry.start
+                )
+                .as_bytes(),
+            );
+            let mut first = vec![0u8; entry.len.min(IDENTIFYING)];
+            self.read_elements(entry, 0, &mut first)?;
+            hear(&first);
+        }
+        Ok(())
+    }
+
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|entry| entry.len as u64).sum()
@@ -183,6 +238,60 @@ impl WeightFiles {
         let mut bytes = vec![0; entry.len];
         self.read_elements(entry, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The bytes of one tensor as little-endian words, the last one filled with zeros.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn words(&self, name: &str) -> Result<Vec<u32>> {
+        let entry = self.entry(name)?;
+        let (whole, rest) = (entry.len / 4, entry.len % 4);
+        let mut words = room::<u32>(entry.len.div_ceil(4));
+        let pieces = words[..whole].par_chunks_mut(PIECE).enumerate();
+        pieces.try_for_each(|(index, piece)| self.read_elements(entry, index * PIECE, piece))?;
+        if rest > 0 {
+            let mut bytes = [0u8; 4];
+            self.read_elements(entry, 4 * whole, &mut bytes[..rest])?;
+            words[whole] = u32::from_le_bytes(bytes);
+        }
+        Ok(words)
+    }
+
+    /// Fills `values` with a tensor's as f32, from its element `first` on.
+    ///
+    /// # Errors
+    /// As [`tensor_f32`](Self::tensor_f32).
+    ///
+    /// # Panics
+    /// If it has fewer elements.
+    pub fn read_f32(&self, name: &str, first: usize, values: &mut [f32]) -> Result<()> {
+        let entry = self.entry(name)?;
+        let count: usize = entry.shape.iter().product();
+        assert!(first + values.len() <= count, "{name} has {count} elements");
+        match entry.dtype {
+            DType::F32 => self.read_elements(entry, first, values),
+            DType::F16 => self.read_piece(entry, first, values, |from: &[f16], to| {
+                from.convert_to_f32_slice(to);
+            }),
+            DType::BF16 => self.read_piece(entry, first, values, each(bf16::to_f32)),
+            DType::F64 => self.read_piece(entry, first, values, each(|v: f64| v as f32)),
+            other => Err(self.not_a_float(name, other)),
+        }
+    }
+
+    /// As [`read_elements`](Self::read_elements), of a tensor that is stored as `S`.
+    fn read_piece<S: Pod>(
+        &self,
+        entry: &Entry,
+        first: usize,
+        values: &mut [f32],
+        convert: impl Fn(&[S], &mut [f32]),
+    ) -> Result<()> {
+        let mut stored = bytemuck::zeroed_vec::<S>(values.len());
+        self.read_elements(entry, first, &mut stored)?;
+        convert(&stored, values);
+        Ok(())
     }
 
     /// One tensor as f32, converted from F64, F32, F16 or BF16.
@@ -295,6 +404,8 @@ impl WeightFiles {
         for (name, shape) in expected {
             match self.tensors.get(name) {
                 None => problems.push(format!("missing: {name} {shape:?}")),
+                // Its shape stands in its state, which is checked when it is read.
+                Some(_) if self.is_packed(name) => {}
                 Some(entry) if entry.shape != *shape => problems.push(format!(
                     "wrong shape: {name} is {:?}, the config asks for {shape:?}",
                     entry.shape
@@ -308,9 +419,16 @@ impl WeightFiles {
         let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let ignored =
             |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        // `X.weight.absmax` and the like belong to a packed `X.weight`.
+        let of_packed = |name: &str| {
+            let base = name
+                .find(".weight.")
+                .map(|at| &name[..at + ".weight".len()]);
+            base.is_some_and(|base| known.contains(base) && self.is_packed(base))
+        };
         let extra = self
             .names()
-            .filter(|name| !known.contains(name) && !ignored(name));
+            .filter(|name| !known.contains(name) && !ignored(name) && !of_packed(name));
         problems.extend(extra.map(|name| format!("not part of the model: {name}")));
         if problems.is_empty() {
             return Ok(());
@@ -337,6 +455,10 @@ impl WeightFiles {
     }
 
     fn not_a_float(&self, name: &str, dtype: DType) -> Error {
+        if self.is_packed(name) {
+            let problem = format!("{name} is packed by bitsandbytes, and is needed in full here");
+            return Error::file(&self.place, problem, "give the full-precision model");
+        }
         Error::file(
             &self.place,
             format!("{name}: {dtype:?} is not one of F64, F32, F16, BF16"),
@@ -344,16 +466,13 @@ impl WeightFiles {
         )
     }
 
-    /// bitsandbytes stores `weight` as packed U8 with `weight.absmax`, `weight.quant_state.*` or int8 `SCB` beside it.
-    fn refuse_quantized(&self) -> Result<()> {
-        let sign = |name: &&str| {
-            name.contains(".quant_state.") || name.ends_with(".absmax") || name.ends_with(".SCB")
-        };
-        match self.names().find(sign) {
+    /// bitsandbytes' LLM.int8() stores a scale a row, `SCB`, beside each weight.
+    fn refuse_llm_int8(&self) -> Result<()> {
+        match self.names().find(|name| name.ends_with(".SCB")) {
             None => Ok(()),
             Some(name) => Err(Error::file(
                 &self.place,
-                format!("the weights are quantised by bitsandbytes ({name})"),
+                format!("the weights are quantised by LLM.int8() ({name})"),
                 "give the full-precision model; quantise it here with model.quantization",
             )),
         }

@@ -63,7 +63,7 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     config: &RunConfig,
     options: &RunOptions,
     device: &B::Device,
-    learner: impl Fn(&RunConfig, &Path, &B::Device) -> Result<(M, Option<LoraConfig>)>,
+    learner: impl Fn(&RunConfig, &Path, ProgressMode, &B::Device) -> Result<(M, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     if !options.dry_run {
@@ -90,7 +90,7 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     }
     let manifest = setup::manifest::<B, _>(config, &data, &model_folder, device)?;
     let resumed = folder.resume_point(options.existing, &manifest)?;
-    let (learner, lora) = learner(config, &model_folder, device)?;
+    let (learner, lora) = learner(config, &model_folder, options.progress, device)?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
 
     let step = resumed

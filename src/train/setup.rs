@@ -22,10 +22,13 @@ use crate::dpo::reference::Reference;
 use crate::error::{Error, Result};
 use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
-use crate::lora::{self, LoraConfig};
+use crate::lora::{self, LoraConfig, loftq};
 use crate::model::config::MistralConfig;
 use crate::model::load;
 use crate::model::mistral::Mistral;
+use crate::model::quantize::cache::Cache;
+use crate::model::weights::WeightFiles;
+use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
 use crate::train::optimizer::{AdamW, AdamWConfig};
@@ -112,9 +115,10 @@ pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
 pub fn learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(Learner<B>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, device)?;
+    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     // Weights are never changed in place: where all are trained, the base is the model as it was.
     let reference = match (config.dpo.reference, &config.lora.adapter) {
         (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
@@ -138,9 +142,10 @@ pub fn learner<B: TrainBackend>(
 pub fn sft_learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(SftLearner<B>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, device)?;
+    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, device);
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     Ok((SftLearner::new(policy, optimizer, step, device), lora))
@@ -150,6 +155,7 @@ pub fn sft_learner<B: TrainBackend>(
 fn policy<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
     if !config.model.use_peft {
@@ -161,10 +167,21 @@ fn policy<B: TrainBackend>(
             }
             false => load::load(model_folder, dtype, device)?,
         };
+        if let Some(packed) = policy.config.quantization {
+            return Err(Error::file(
+                model_folder,
+                format!(
+                    "the weights are packed as {}, and cannot be trained themselves",
+                    packed.name()
+                ),
+                "set model.use_peft = true to train an adapter on them, or give the full-precision model",
+            ));
+        }
         return Ok((train_all(policy), None));
     }
     let dtype = load::resolve_dtype::<B>(model_folder, config.model.dtype.dtype(), device)?;
-    let mut policy = load::load::<Autodiff<B>>(model_folder, dtype, device)?;
+    let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
+    let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;
     let lora = match &config.lora.adapter {
         Some(folder) => {
             let lora = adapter::load(&mut policy, folder, device)?;
@@ -174,6 +191,10 @@ fn policy<B: TrainBackend>(
         None => {
             let lora = lora_config(config);
             lora::linear::attach(&mut policy, &lora, config.seed, device)?;
+            if lora.init == LoraInit::LoftQ {
+                let files = WeightFiles::open(model_folder)?;
+                loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
+            }
             lora
         }
     };
@@ -242,6 +263,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
+            InitLoraWeights::LoftQ => LoraInit::LoftQ,
         },
     }
 }

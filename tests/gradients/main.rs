@@ -5,6 +5,7 @@
 
 mod dropout;
 mod full;
+mod packed;
 #[path = "../fixtures/plain/mod.rs"]
 mod plain;
 #[path = "../fixtures/tiny/mod.rs"]

@@ -23,3 +23,15 @@ pub fn write_model(folder: &Path, shape: &MistralConfig, dtype: DType) {
     });
     save_folder(folder, shape, tensors.collect::<Vec<_>>(), 4000, None).unwrap();
 }
+
+/// As [`write_model`] in f32, with a NaN as element 5 of the weight `name`.
+pub fn write_not_finite(folder: &Path, shape: &MistralConfig, name: &str) {
+    let tensors = (0..).zip(shape.tensors()).map(|(seed, (tensor, shape))| {
+        let mut values = uniform(seed, shape.iter().product(), 0.4);
+        if tensor == name {
+            values[5] = f32::NAN;
+        }
+        OutTensor::new(tensor, shape, DType::F32, || Ok(values))
+    });
+    save_folder(folder, shape, tensors.collect::<Vec<_>>(), 4000, None).unwrap();
+}

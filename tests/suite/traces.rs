@@ -12,12 +12,14 @@ use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
 use arithmo::dpo::reference::Reference;
 use arithmo::lora::{adapter, linear::parameters};
-use arithmo::model::load::load;
+use arithmo::model::load::load_as;
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
 use arithmo::train::learner::{Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::sampler::Sampler;
 use arithmo::train::schedule::{Schedule, SchedulerKwargs};
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{Format, TrainBackend};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::DType;
@@ -57,6 +59,24 @@ impl Run {
         self.folder
             .join("../../models")
             .join(self.config["model"].as_str().unwrap())
+    }
+
+    /// How the run's base is packed.
+    fn quantization(&self) -> Option<Quantization> {
+        let double_quant = match self.config["base_precision"].as_str().unwrap() {
+            "nf4" | "bnb4" => false,
+            "nf4dq" => true,
+            _ => return None,
+        };
+        Some(Quantization {
+            format: Format::Nf4,
+            double_quant,
+        })
+    }
+
+    /// Whether bitsandbytes computed it, in bf16 now and then: a loose check of what is named below.
+    fn is_loose(&self) -> bool {
+        self.config["base_precision"] == "bnb4"
     }
 
     /// The dataset's pairs, encoded by us and checked id by id against TRL's.
@@ -129,7 +149,9 @@ impl Run {
     }
 
     fn learner<B: TrainBackend>(&self, recompute: bool, device: &B::Device) -> Learner<B> {
-        let mut policy = load::<Autodiff<B>>(&self.model_folder(), DType::F32, device).unwrap();
+        let (folder, to) = (self.model_folder(), self.quantization());
+        let policy = load_as::<Autodiff<B>>(&folder, DType::F32, to, &Cache::none(), device);
+        let mut policy = policy.unwrap();
         let start = tempfile::tempdir().unwrap();
         let copy = |from: &str, to: &str| {
             std::fs::copy(self.folder.join(from), start.path().join(to)).unwrap();
@@ -206,14 +228,18 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
         let rate = schedule.rate(step);
         let output = learner.step(step, rate, &batches);
         let what = format!("{name} step {}", step + 1);
-        check_step(&what, &output, expected);
+        match run.is_loose() {
+            true => check_loosely(&what, &output, expected),
+            false => check_step(&what, &output, expected),
+        }
         check("learning_rate", &what, rate, expected, 1e-12);
         check("epoch", &what, plan.epoch, expected, 1e-9);
         check("num_tokens", &what, attended as f64, expected, 0.0);
         evaluate(&run, &learner, step + 1);
     }
     if steps == run.trace.len() {
-        check_adapter(&run.folder, &learner);
+        let tolerance = if run.is_loose() { 1e-2 } else { 2e-4 };
+        check_adapter(&run.folder, &learner, tolerance);
     }
 }
 
@@ -226,6 +252,25 @@ fn check(key: &str, what: &str, ours: f64, expected: &Value, tolerance: f64) {
         difference <= tolerance,
         "{what} {key}: {ours} for {theirs} (off by {difference:e})"
     );
+}
+
+fn check_loosely(what: &str, output: &StepOutput, expected: &Value) {
+    assert!(output.applied);
+    let (loss, values) = MicroBatchMetrics::mean(&output.micro_batches);
+    check("loss", what, loss, expected, 5e-3 * loss.abs().max(1.0));
+    let norm = expected["grad_norm"].as_f64().unwrap();
+    check(
+        "grad_norm",
+        what,
+        output.grad_norm,
+        expected,
+        4e-2 * norm.abs(),
+    );
+    for (key, value) in KEYS.iter().zip(values) {
+        if key.starts_with("logps/") {
+            check(key, what, value, expected, 0.1);
+        }
+    }
 }
 
 fn check_step(what: &str, output: &StepOutput, expected: &Value) {
@@ -312,13 +357,13 @@ fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize) {
     check_metrics(&format!("eval at {step}"), "eval_", loss, &values, expected);
 }
 
-fn check_adapter<B: TrainBackend>(folder: &Path, learner: &Learner<B>) {
+fn check_adapter<B: TrainBackend>(folder: &Path, learner: &Learner<B>, tolerance: f32) {
     let golden = Tensors::open(&folder.join("adapter_model.safetensors"));
     let ours = parameters(&learner.policy);
     assert_eq!(golden.names().len(), ours.len());
     for (name, tensor) in ours {
         let values = tensor.into_data().to_vec::<f32>().unwrap();
         let theirs = golden.f32(&format!("base_model.model.{name}")).1;
-        assert_close(&name, &values, &theirs, 2e-4);
+        assert_close(&name, &values, &theirs, tolerance);
     }
 }

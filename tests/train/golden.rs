@@ -103,6 +103,12 @@ impl Golden {
                 }
             }
         }
+        match self.config["base_precision"].as_str().unwrap() {
+            "nf4dq" => settings
+                .extend(["model.quantization=nf4", "model.double_quant=true"].map(String::from)),
+            "nf4" => settings.push("model.quantization=nf4".into()),
+            _ => {}
+        }
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
@@ -262,6 +268,12 @@ fn continued_adapter() {
 #[test]
 fn precomputed_reference() {
     replay("precompute_ref");
+}
+
+#[test]
+fn packed_base() {
+    replay("nf4_dequantised_base");
+    replay("nf4_double_quant_base");
 }
 
 /// With warmup the first two steps see the starting weights: their pairs, scored with and without the adapter.

@@ -111,7 +111,7 @@ pub(super) fn run<B: TrainBackend>(
     }
     let mut store = Store::open(&folder.partial(), &settings)?;
     if store.done().len() < asked.problems.len() {
-        let model = model_args.load::<B>(&model_folder, device)?;
+        let model = model_args.load::<B>(&model_folder, mode, device)?;
         config.eos_ids = stop_ids(&model_folder, &model.config, tokenizer.eos_id())?;
         let answering = Answering {
             model: &model,
@@ -208,7 +208,8 @@ impl Asked {
 
     fn settings(&self, args: &EvaluateArgs, model_folder: &Path) -> Result<Settings> {
         let model = args.model.as_deref().unwrap_or_default();
-        let settings = model_settings(model, model_folder, args.adapter.as_deref())?.asking(
+        let (packed, adapter) = (args.quantize.quantization()?, args.adapter.as_deref());
+        let settings = model_settings(model, model_folder, packed, adapter)?.asking(
             &self.data,
             self.problems.len(),
             args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),

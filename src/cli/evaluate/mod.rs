@@ -17,12 +17,13 @@ use crate::eval::sandbox::{Limits, Sandbox};
 use crate::eval::task::Task;
 use crate::progress::ProgressMode;
 
-use super::model::{ModelArgs, WeightType};
+use super::model::{ModelArgs, QuantizeArgs, WeightType};
 
 /// Arguments that say how answers are made.
-const GENERATING: [&str; 8] = [
+const GENERATING: [&str; 9] = [
     "model",
     "adapter",
+    "quantization",
     "overwrite",
     "shots",
     "shots_from",
@@ -60,6 +61,8 @@ pub struct EvaluateArgs {
     /// Type of the weights in memory; auto: as stored, or f32 if the backend does not compute in it.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
+    #[command(flatten)]
+    pub(super) quantize: QuantizeArgs,
     /// The problems, or the pairs of preference: .jsonl or .json.
     #[arg(long, value_name = "FILE", required_unless_present_any = ["predictions", "compare"])]
     pub data: Option<PathBuf>,
@@ -152,6 +155,7 @@ impl EvaluateArgs {
             revision: self.revision.clone(),
             adapter: self.adapter.clone(),
             dtype: self.dtype,
+            quantize: self.quantize,
         })
     }
 

@@ -39,7 +39,9 @@ pub(super) fn run<B: TrainBackend>(
     };
     let model_args = args.model_args()?;
     let model_folder = model_args.folder(mode)?;
-    let settings = model_settings(&model_args.model, &model_folder, args.adapter.as_deref())?
+    let packed = args.quantize.quantization()?;
+    let adapter = args.adapter.as_deref();
+    let settings = model_settings(&model_args.model, &model_folder, packed, adapter)?
         .with("data", data.display().to_string())
         .with("data_sha256", sha256(data)?)
         .with("pairs", pairs.len())
@@ -66,7 +68,7 @@ pub(super) fn run<B: TrainBackend>(
         }
     }
     if store.done().len() < encoded.pairs.len() {
-        let model = model_args.load::<B>(&model_folder, device)?;
+        let model = model_args.load::<B>(&model_folder, mode, device)?;
         encoded.check_fits(
             model.config.vocab_size,
             model.config.max_position_embeddings,

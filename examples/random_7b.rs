@@ -1,0 +1,105 @@
+//! Writes a model of Mistral-7B's exact shape with random weights: 14.5 GB of bf16 in shards, for measurements.
+//!
+//! `cargo run --release --example random_7b -- DIR [config.json]`; with a `config.json`, a model of that shape instead.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use arithmo::Result;
+use arithmo::bench::shape;
+use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
+use arithmo::progress::{Progress, ProgressMode};
+use burn::tensor::DType;
+use rayon::prelude::*;
+
+/// Values made by a thread at once.
+const PIECE: usize = 1 << 16;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(folder), config) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: cargo run --release --example random_7b -- DIR [config.json]");
+        return ExitCode::from(2);
+    };
+    match write(
+        Path::new(&folder),
+        config.as_deref().unwrap_or("mistral-7b"),
+    ) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn write(folder: &Path, name: &str) -> Result<()> {
+    let (config, start) = (shape(name)?, Instant::now());
+    let tensors = config.tensors();
+    let weights: usize = tensors
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
+    let progress = Progress::new(
+        "write",
+        Some(tensors.len() as u64),
+        "weights",
+        ProgressMode::detect(false),
+    );
+    let deviation = config.initializer_range as f32;
+    let out = (1..).zip(tensors).map(|(seed, (name, shape))| {
+        let (progress, count, norm) = (&progress, shape.iter().product(), shape.len() == 1);
+        OutTensor::new(name, shape, DType::BF16, move || {
+            progress.inc(1);
+            match norm {
+                true => Ok(vec![1.0; count]),
+                false => Ok(bell(seed, count, deviation)),
+            }
+        })
+    });
+    // Any tokenizer does whose ids are in the vocabulary.
+    let tokenizer =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/byte-level");
+    save_folder(
+        folder,
+        &config,
+        out.collect::<Vec<_>>(),
+        MAX_SHARD_BYTES,
+        Some(&tokenizer),
+    )?;
+    progress.finish();
+    let seconds = start.elapsed().as_secs_f64();
+    let gigabytes = 2.0 * weights as f64 / 1e9;
+    println!(
+        "{}: {weights} weights, {gigabytes:.1} GB in {seconds:.0} s",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Numbers around 0 with this standard deviation: sums of four even ones, nearly normal.
+fn bell(seed: u64, count: usize, deviation: f32) -> Vec<f32> {
+    let mut values = vec![0f32; count];
+    // Four numbers below 2^16, less their mean; a sum's variance is 4 / 12 of the range's square.
+    let scale = deviation * 3f32.sqrt() / 65_536.0;
+    values
+        .par_chunks_mut(PIECE)
+        .enumerate()
+        .for_each(|(index, piece)| {
+            let mut state = seed << 40 | index as u64;
+            for value in piece {
+                // SplitMix64.
+                state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+                let mut mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+                mixed ^= mixed >> 31;
+                let sum = (mixed & 0xFFFF)
+                    + (mixed >> 16 & 0xFFFF)
+                    + (mixed >> 32 & 0xFFFF)
+                    + (mixed >> 48);
+                *value = (sum as f32 - 131_070.0) * scale;
+            }
+        });
+    values
+}

@@ -1,0 +1,185 @@
+//! What merging changes: each target against the packed base with its adapter, on a few texts.
+
+use arithmo_backends::TrainBackend;
+
+use super::MergeArgs;
+use crate::data::pair::{PreferencePair, read_pairs};
+use crate::data::prompt::PromptTemplate;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Result;
+use crate::eval::change::{Change, Texts, change, observe};
+use crate::generate::stop_ids;
+use crate::lora::adapter;
+use crate::lora::merge::{MergeConfig, MergeTarget, merged_model};
+use crate::model::config::MistralConfig;
+use crate::model::load::{load_as, resolve_dtype};
+use crate::model::quantize::Quantization;
+use crate::model::quantize::cache::Cache;
+use crate::progress::{Progress, ProgressMode};
+use crate::train::manifest::RunManifest;
+
+/// Texts measured on.
+const TEXTS: usize = 8;
+
+/// Tokens of an answer.
+const ANSWER: usize = 32;
+
+/// Where a run's own pairs are not at hand.
+const BUILT_IN: [(&str, &str); TEXTS] = [
+    ("Question: What is 12 + 30?\n\nAnswer:", " 12 + 30 = 42."),
+    (
+        "Question: A train covers 180 km in 3 hours. How fast is it?\n\nAnswer:",
+        " 180 / 3 = 60, so it covers 60 km an hour.",
+    ),
+    (
+        "Question: Solve 2x - 6 = 10.\n\nAnswer:",
+        " Adding 6 gives 2x = 16, so x = 8.",
+    ),
+    (
+        "Question: Is 91 a prime number?\n\nAnswer:",
+        " No: 91 = 7 * 13.",
+    ),
+    (
+        "Question: What is the derivative of x^3?\n\nAnswer:",
+        " By the power rule it is 3x^2.",
+    ),
+    (
+        "Question: Anna has 5 apples and gives away 2. How many are left?\n\nAnswer:",
+        " 5 - 2 = 3 apples are left.",
+    ),
+    (
+        "Question: Why is the sum of two odd numbers even?\n\nAnswer:",
+        " (2a + 1) + (2b + 1) = 2(a + b + 1), which is a multiple of 2.",
+    ),
+    (
+        "Question: What is the area of a circle of radius 2?\n\nAnswer:",
+        " It is pi * 2^2 = 4 pi, about 12.57.",
+    ),
+];
+
+/// Says on stderr how far each target is from what was trained.
+///
+/// # Errors
+/// `--data` cannot be read, base and adapter do not fit together, or the user interrupts.
+pub(super) fn measure<B: TrainBackend>(
+    args: &MergeArgs,
+    config: &MergeConfig,
+    to: Quantization,
+    mode: ProgressMode,
+    device: &B::Device,
+) -> Result<()> {
+    let folder = &config.model;
+    if !folder.join("tokenizer.json").is_file() {
+        eprintln!("note: the base has no tokenizer.json: what merging changes is not measured");
+        return Ok(());
+    }
+    let (shape, tokenizer) = (
+        MistralConfig::load(folder)?,
+        Tokenizer::from_folder(folder)?,
+    );
+    let (texts, source) = texts(args, &tokenizer, shape.max_position_embeddings)?;
+    let eos = stop_ids(folder, &shape, tokenizer.eos_id())?;
+    let dtype = resolve_dtype::<B>(folder, None, device)?;
+    let targets = [
+        ("dequantized", MergeTarget::Dequantized),
+        ("original", MergeTarget::Original),
+        ("requantized", MergeTarget::Requantized),
+    ];
+    let possible = |target| shape.quantization.is_none() || target != MergeTarget::Original;
+    let progress = Progress::new("measure", Some(targets.len() as u64 + 1), "models", mode);
+    let trained = {
+        let asked = Some(to);
+        let mut model = load_as::<B>(folder, dtype, asked, &Cache::of_user(mode), device)?;
+        adapter::load(&mut model, &config.adapter, device)?;
+        observe(&model, &texts, ANSWER, &eos, device)?
+    };
+    progress.inc(1);
+    progress.println(&format!(
+        "against the base in {} with its adapter, on {} {source} ({} tokens):",
+        to.name(),
+        texts.len(),
+        texts.tokens()
+    ));
+    progress.println(
+        "target        mean |change of log-prob|   KL, nats a token   greedy answers equal",
+    );
+    for (name, target) in targets.into_iter().filter(|(_, target)| possible(*target)) {
+        let one = MergeConfig {
+            target,
+            ..config.clone()
+        };
+        let model = merged_model::<B>(&one, dtype, device)?;
+        let merged = observe(&model, &texts, ANSWER, &eos, device)?;
+        let written = if target == config.target {
+            "  <- written"
+        } else {
+            ""
+        };
+        progress.println(&format!(
+            "{}{written}",
+            line(name, &change(&texts, &trained, &merged))
+        ));
+        progress.inc(1);
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn line(name: &str, change: &Change) -> String {
+    format!(
+        "{name:<13} {:>23.6}   {:>16.3e}   {:>13} of {}",
+        change.log_prob, change.kl, change.same_answers, change.answers
+    )
+}
+
+/// The texts, and what they are called: of `--data`, of the run the adapter lies in, or built in.
+fn texts(
+    args: &MergeArgs,
+    tokenizer: &Tokenizer,
+    positions: usize,
+) -> Result<(Texts, &'static str)> {
+    let (pairs, template, source) = match (&args.data, of_run(args)) {
+        (Some(data), run) => {
+            let template = run.map_or_else(|| PromptTemplate::new("{prompt}"), |(_, own)| Ok(own));
+            (read_pairs(data)?, template?, "texts of --data")
+        }
+        (None, Some((pairs, template))) => (pairs, template, "texts of the run"),
+        (None, None) => (
+            built_in(),
+            PromptTemplate::new("{prompt}")?,
+            "built-in texts",
+        ),
+    };
+    let mut texts = Texts::new(positions);
+    let every = pairs.len().div_ceil(TEXTS).max(1);
+    for pair in pairs.iter().step_by(every) {
+        let prompt = template.apply(&pair.prompt);
+        let whole = format!("{prompt}{}", pair.chosen);
+        texts.push(
+            tokenizer.encode(&prompt, true)?,
+            tokenizer.encode(&whole, true)?,
+        );
+    }
+    Ok((texts, source))
+}
+
+/// The pairs of the run whose folder the adapter lies in, if they are still there: held-out ones if it has any.
+fn of_run(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
+    let run = RunManifest::read(args.adapter.parent()?).ok()??;
+    let data = run.config.data;
+    let file = data.eval_file.unwrap_or(data.train_file);
+    let template = PromptTemplate::new(&data.prompt_template).ok()?;
+    Some((read_pairs(&file).ok()?, template))
+}
+
+fn built_in() -> Vec<PreferencePair> {
+    let pair = |(prompt, answer): (&str, &str)| PreferencePair {
+        id: prompt.to_string(),
+        prompt: prompt.to_string(),
+        chosen: answer.to_string(),
+        rejected: String::new(),
+        chosen_score: None,
+        rejected_score: None,
+    };
+    BUILT_IN.map(pair).to_vec()
+}
