@@ -5,9 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use arithmo::data::batch::TokenRows;
 use arithmo::model::config::MistralConfig;
+use arithmo::model::input::ModelInput;
+use arithmo::model::linear::WeightParam;
+use arithmo::model::load::load;
 use arithmo::model::save::{OutTensor, load_safetensors_f32, save_folder, save_safetensors};
 use arithmo::model::weights::WeightFiles;
+use arithmo_backends::Format;
 use burn::tensor::DType;
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -469,4 +474,52 @@ fn small_files_keep_every_bit_and_open_in_the_safetensors_crate() {
     let wrong = [("a".to_string(), vec![2], vec![0.3])];
     assert!(save_safetensors(&path, &wrong).is_err());
     assert_eq!(fs::read(&path).unwrap(), bytes);
+}
+
+/// On a backend that does not compute in bf16 a model is held in it all the same: half of the bytes, the same results.
+#[test]
+fn a_model_is_held_in_bf16_where_nothing_computes_in_it() {
+    type B = burn_ndarray::NdArray<f32>;
+    let device = Default::default();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/model");
+    let held = load::<B>(&folder, DType::BF16, &device).unwrap();
+    let wide = load::<B>(&folder, DType::F32, &device).unwrap();
+    let packed = |weight: &WeightParam<B>| match weight {
+        WeightParam::Packed(packed) => packed.format == Format::Bf16,
+        WeightParam::Float(_) => false,
+    };
+    assert!(packed(&held.embed_tokens) && packed(held.lm_head.as_ref().unwrap()));
+    assert!(held.projections().all(|(_, linear)| packed(&linear.weight)));
+    assert!(
+        wide.projections()
+            .all(|(_, linear)| !packed(&linear.weight))
+    );
+
+    // Few rows and many, of which each has kernels of its own.
+    for tokens in [3, 200] {
+        let ids: Vec<u32> = (0..tokens).map(|at| at * 37 % 700).collect();
+        let logits = [&held, &wide].map(|model| {
+            let rows = TokenRows::right_padded(&[&ids], 0);
+            let input = ModelInput::new(&rows, &model.position_table(256, &device), &device);
+            model.forward(&input).into_data().to_vec::<f32>().unwrap()
+        });
+        let [held, wide] = logits;
+        let away = held.iter().zip(&wide).map(|(a, b)| (a - b).abs());
+        assert!(away.fold(0f32, f32::max) < 1e-4, "{tokens} tokens");
+    }
+
+    // What is stored in f32 is rounded, to nearest even as everywhere.
+    let config = tiny_config();
+    let stored = tempfile::tempdir().unwrap();
+    let stored = stored.path().join("model");
+    let all = out_tensors(&config, DType::F32);
+    save_folder(&stored, &config, all, u64::MAX, Some(&tokenizer_folder())).unwrap();
+    let held = load::<B>(&stored, DType::BF16, &device).unwrap();
+    let files = WeightFiles::open(&stored).unwrap();
+    for (name, linear) in held.projections() {
+        let values = files.tensor_f32(&format!("{name}.weight")).unwrap();
+        let rounded: Vec<f32> = values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+        let ours = linear.weight.floats(DType::F32).into_data();
+        assert_eq!(ours.to_vec::<f32>().unwrap(), rounded, "{name}");
+    }
 }

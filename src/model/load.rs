@@ -21,7 +21,8 @@ use crate::interrupt;
 
 /// Loads the model in `folder` onto `device`, its weights in `dtype`; projections that are packed in the files stay so.
 ///
-/// Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
+/// In bf16 a model is held on every backend: where `device` does not compute in it, matrices are words of two values, widened
+/// when they are used. Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
 ///
 /// # Errors
 /// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).
@@ -61,7 +62,11 @@ pub fn load_as<B: TrainBackend>(
         return load(&packed, dtype, device);
     }
     let packed = to.or(config.quantization);
-    let in_few_bits = packed.is_some();
+    // Exact, and half of what f32 takes where nothing computes in 16 bits.
+    let halves = match packed {
+        Some(_) => [DType::BF16, DType::F32].contains(&dtype),
+        None => dtype == DType::BF16,
+    } && !B::computes_in(device, DType::BF16);
     let config = MistralConfig {
         quantization: packed,
         ..config
@@ -79,8 +84,7 @@ pub fn load_as<B: TrainBackend>(
                 bitsandbytes::read(&files, name, [d_out, d_in]).map(Values::Packed)
             }
             Some(to) => pack(&files, name, [d_out, d_in], to).map(Values::Packed),
-            // Exact, and half of what f32 takes where nothing computes in 16 bits.
-            None if in_few_bits && (files.dtype(name)?, dtype) == (DType::BF16, DType::F32) => {
+            None if halves && files.dtype(name)? == DType::BF16 => {
                 files.words(name).map(Values::Halves)
             }
             None => files.tensor_data(name, dtype).map(Values::Host),
@@ -190,19 +194,22 @@ pub fn random_on_device<B: TrainBackend>(
 /// backend's default.
 ///
 /// # Errors
-/// The device cannot compute in the wanted dtype.
+/// The device cannot compute in the wanted dtype, nor hold it ([`load`]).
 pub fn resolve_dtype<B: TrainBackend>(
     folder: &Path,
     wanted: Option<DType>,
     device: &B::Device,
 ) -> Result<DType> {
-    dtype_for::<B>(&MistralConfig::load(folder)?, wanted, device)
+    match wanted {
+        Some(DType::BF16) => Ok(DType::BF16),
+        _ => dtype_for::<B>(&MistralConfig::load(folder)?, wanted, device),
+    }
 }
 
-/// As [`resolve_dtype`], for a model of this shape.
+/// As [`resolve_dtype`], for a model of this shape, which is to be computed in it.
 ///
 /// # Errors
-/// As [`resolve_dtype`].
+/// The device cannot compute in the wanted dtype.
 pub fn dtype_for<B: TrainBackend>(
     config: &MistralConfig,
     wanted: Option<DType>,
@@ -254,7 +261,10 @@ fn build<B: TrainBackend>(
 ) -> Result<Mistral<B>> {
     let mut builder = Builder::<B> {
         config: &config,
-        dtype,
+        dtype: match B::computes_in(device, dtype) {
+            true => dtype,
+            false => <B::FloatElem as Element>::dtype(),
+        },
         device,
         source,
     };
@@ -279,6 +289,7 @@ fn build<B: TrainBackend>(
 
 struct Builder<'a, 'b, B: TrainBackend> {
     config: &'a MistralConfig,
+    /// What is computed in.
     dtype: DType,
     device: &'a B::Device,
     source: &'a mut Source<'b>,
@@ -334,6 +345,9 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
             |values| match values {
                 Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
                 Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
+                Values::Host(data) if data.dtype == DType::BF16 && dtype != DType::BF16 => {
+                    WeightParam::frozen(halves(words(data.as_bytes()), dims, device))
+                }
                 values => WeightParam::frozen(float(values, dims, device, dtype)),
             },
         ))
