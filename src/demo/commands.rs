@@ -36,8 +36,8 @@ impl DemoFolder {
     }
 
     pub(super) fn join_command(&self) -> String {
-        let [own, voted] = [self.own_pairs(), self.pairs()].map(|path| shell(&path));
-        format!("cat {own} {voted} > {}", shell(&self.train_pairs()))
+        let [voted, own] = [self.pairs(), self.own_pairs()].map(|path| shell(&path));
+        format!("cat {voted} {own} > {}", shell(&self.train_pairs()))
     }
 
     pub(super) fn train_command(&self) -> String {

@@ -56,7 +56,7 @@ pub(super) const CONTENTS: [(&str, &str); 16] = [
     ("model", "the small model, a Hugging Face folder"),
     ("before", "its answers to the held-out problems, judged"),
     ("own-pairs.jsonl", "its own answers, right beside wrong"),
-    ("train.jsonl", "the pairs of both kinds"),
+    ("train.jsonl", "the pairs of both kinds, voted ones first"),
     ("run.toml", "the training run's configuration"),
     ("run/adapter", "the trained LoRA adapter, a PEFT folder"),
     ("after", "the answers with the adapter, judged"),

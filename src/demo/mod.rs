@@ -210,11 +210,12 @@ impl Demo {
         Ok(())
     }
 
-    /// The pairs of both kinds as one file.
+    /// The pairs of both kinds as one file, in the order they are trained on: the voted ones, whose texts are far from what the
+    /// model writes, would drown its own if they came between them.
     fn join(&self) -> Result<()> {
         let folder = &self.folder;
         let mut both = Vec::new();
-        for path in [folder.own_pairs(), folder.pairs()] {
+        for path in [folder.pairs(), folder.own_pairs()] {
             let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
             both.extend(bytes);
         }

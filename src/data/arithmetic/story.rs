@@ -153,7 +153,7 @@ const ASK_BOTH: [&str; 2] = [
 const MOST_STEPS: usize = 3;
 
 /// Of a hundred pupils, how many make the usual mistake with a wording that invites it, and with another one.
-const SLIPS: [i64; 2] = [85, 65];
+const SLIPS: [i64; 2] = [85, 50];
 
 /// A random problem of `split`, solved rightly or, for `by_pupil`, perhaps with usual mistakes; `None` where the dice led
 /// to none.
