@@ -5,6 +5,8 @@
 //! all there is to do; a block's scale multiplies the sum of its products. The order of sums is the same whatever the
 //! number of rows, so that no row's result depends on the others.
 
+use std::ops::Range;
+
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
@@ -75,23 +77,13 @@ impl Job for Few<'_> {
         let x = arranged::<S, D>(self.x, columns);
         let blocks = columns / BLOCK;
         // One more, for half a vector behind the last.
-        let mut scales = [(); W_ROWS].map(|()| vec![0f32; blocks + 1]);
+        let mut scales = vec![0f32; W_ROWS * blocks + 1];
         let count = self.target.ncols();
         for start in (0..count).step_by(W_ROWS) {
-            let row = self.first + start;
             let rows = W_ROWS.min(count - start);
-            for (row, scales) in (row..row + rows).zip(&mut scales) {
-                self.w.scales(row * blocks, &mut scales[..blocks]);
-            }
-            let scales = scales.each_ref().map(Vec::as_slice);
-            match rows {
-                W_ROWS => self.rows::<S, D, W_ROWS>(simd, decoder, &x, start, scales),
-                _ => {
-                    for (index, scales) in scales[..rows].iter().enumerate() {
-                        self.rows::<S, D, 1>(simd, decoder, &x, start + index, [*scales]);
-                    }
-                }
-            }
+            let first = (self.first + start) * blocks;
+            self.w.scales(first, &mut scales[..rows * blocks]);
+            self.rows(simd, decoder, &x, start..start + rows, &scales);
         }
     }
 }
@@ -117,56 +109,55 @@ fn arranged<S: Lookup, D: Decoder<S>>(x: Rows<'_>, columns: usize) -> Vec<f32> {
 }
 
 impl Few<'_> {
-    /// The columns of `N` rows of `W`, the first of which goes to column `start`.
+    /// Some columns, at most [`W_ROWS`].
     #[inline(always)]
-    fn rows<S: Lookup, D: Decoder<S>, const N: usize>(
+    fn rows<S: Lookup, D: Decoder<S>>(
         &mut self,
         simd: S,
         decoder: D,
         x: &[f32],
-        start: usize,
-        scales: [&[f32]; N],
+        columns: Range<usize>,
+        scales: &[f32],
     ) {
-        let columns = self.w.columns;
-        let per_row = columns / D::PER_WORD;
-        let words = self.w.words.values();
-        let mut of_rows = [&[][..]; N];
-        for n in 0..N {
-            of_rows[n] = &words[(self.first + start + n) * per_row..][..per_row];
+        let per_row = self.w.columns / D::PER_WORD;
+        let all = self.w.words.values();
+        let mut words = [&[][..]; W_ROWS];
+        for n in 0..W_ROWS {
+            // Where there are fewer, the last is taken again, for nothing.
+            let row = self.first + columns.start + n.min(columns.len() - 1);
+            words[n] = &all[row * per_row..][..per_row];
         }
-        let length = columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
+        let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
         for x_row in (0..self.x.count).step_by(X_ROWS) {
-            let x = &x[x_row * length..];
+            let (x, columns) = (&x[x_row * length..], columns.clone());
             match self.x.count - x_row {
-                1 => self.tile::<S, D, 1, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                2 => self.tile::<S, D, 2, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                3 => self.tile::<S, D, 3, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                _ => {
-                    self.tile::<S, D, X_ROWS, N>(simd, decoder, x, of_rows, scales, [x_row, start])
-                }
+                1 => self.tile::<S, D, 1>(simd, decoder, (x, x_row), words, scales, columns),
+                2 => self.tile::<S, D, 2>(simd, decoder, (x, x_row), words, scales, columns),
+                3 => self.tile::<S, D, 3>(simd, decoder, (x, x_row), words, scales, columns),
+                _ => self.tile::<S, D, X_ROWS>(simd, decoder, (x, x_row), words, scales, columns),
             }
         }
     }
 
     #[inline(always)]
-    fn tile<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
+    fn tile<S: Lookup, D: Decoder<S>, const M: usize>(
         &mut self,
         simd: S,
         decoder: D,
-        x: &[f32],
-        words: [&[u32]; N],
-        scales: [&[f32]; N],
-        [x_row, column]: [usize; 2],
+        (x, x_row): (&[f32], usize),
+        words: [&[u32]; W_ROWS],
+        scales: &[f32],
+        columns: Range<usize>,
     ) {
         let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
         let mut of_rows = [&[][..]; M];
         for m in 0..M {
             of_rows[m] = S::as_simd_f32s(&x[m * length..][..length]).0;
         }
-        let sums = dots::<S, D, M, N>(simd, decoder, of_rows, words, scales);
+        let sums = dots::<S, D, M, W_ROWS>(simd, decoder, of_rows, words, scales);
         for (m, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                let place = self.target.rb_mut().get_mut(x_row + m, column + n);
+            for (column, sum) in columns.clone().zip(sums) {
+                let place = self.target.rb_mut().get_mut(x_row + m, column);
                 *place = match self.old {
                     Old::Replace => self.factor * sum,
                     Old::Add => *place + self.factor * sum,
@@ -183,7 +174,7 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     decoder: D,
     x: [&[S::f32s]; M],
     words: [&[u32]; N],
-    scales: [&[f32]; N],
+    scales: &[f32],
 ) -> [[f32; N]; M] {
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     let count = words[0].len();
@@ -192,17 +183,19 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     for n in 0..N {
         vectors[n] = &S::as_simd_u32s(words[n]).0[..whole];
     }
+    let blocks = count * D::PER_WORD / BLOCK;
+    let mut these = [simd.splat_u32s(0); N];
     for chunk in 0..whole {
         for n in 0..N {
-            let these = vectors[n][chunk];
-            add::<S, D, M, N>(simd, decoder, x, these, (n, chunk), scales[n], &mut sums);
+            these[n] = vectors[n][chunk];
         }
+        add::<S, D, M, N>(simd, decoder, x, these, chunk, (scales, blocks), &mut sums);
     }
     if whole * lanes < count {
         for n in 0..N {
-            let these = simd.partial_load_u32s(&words[n][whole * lanes..]);
-            add::<S, D, M, N>(simd, decoder, x, these, (n, whole), scales[n], &mut sums);
+            these[n] = simd.partial_load_u32s(&words[n][whole * lanes..]);
         }
+        add::<S, D, M, N>(simd, decoder, x, these, whole, (scales, blocks), &mut sums);
     }
     let mut totals = [[0f32; N]; M];
     for m in 0..M {
@@ -213,48 +206,50 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     totals
 }
 
-/// Adds to the sums of row `n` what one vector of its words gives.
+/// Adds to the sums what vector `chunk` of each row's words gives. `scales` are `blocks` of each row.
 #[inline(always)]
 fn add<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     simd: S,
     decoder: D,
     x: [&[S::f32s]; M],
-    words: S::u32s,
-    (n, chunk): (usize, usize),
-    scales: &[f32],
+    words: [S::u32s; N],
+    chunk: usize,
+    (scales, blocks): (&[f32], usize),
     sums: &mut [[S::f32s; N]; M],
 ) {
-    let mut of_block = [simd.splat_f32s(0.0); M];
-    if !D::SCALED {
-        for m in 0..M {
-            of_block[m] = sums[m][n];
-        }
-    }
+    let mut products = match D::SCALED {
+        true => [[simd.splat_f32s(0.0); N]; M],
+        false => *sums,
+    };
     let mut here = [&[][..]; M];
     for m in 0..M {
         here[m] = &x[m][chunk * D::PER_WORD..][..D::PER_WORD];
     }
     for at in 0..D::PER_WORD {
-        let shifted = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(D::shift(at)));
-        let value = decoder.look_up(simd, shifted);
-        for m in 0..M {
-            of_block[m] = simd.mul_add_e_f32s(here[m][at], value, of_block[m]);
+        let shift = simd.splat_u32s(D::shift(at));
+        for n in 0..N {
+            let indices = simd.wrapping_dyn_shr_u32s(words[n], shift);
+            let value = decoder.look_up(simd, indices);
+            for m in 0..M {
+                products[m][n] = simd.mul_add_e_f32s(here[m][at], value, products[m][n]);
+            }
         }
     }
     if !D::SCALED {
-        for m in 0..M {
-            sums[m][n] = of_block[m];
-        }
+        *sums = products;
         return;
     }
     // Words of a block against those of a vector.
     let (of_a_block, lanes) = (BLOCK / D::PER_WORD, S::U32_LANES);
-    let scale = match lanes > of_a_block {
-        true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
-        false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
-    };
-    for m in 0..M {
-        sums[m][n] = simd.mul_add_e_f32s(of_block[m], scale, sums[m][n]);
+    for n in 0..N {
+        let scales = &scales[n * blocks..];
+        let scale = match lanes > of_a_block {
+            true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
+            false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
+        };
+        for m in 0..M {
+            sums[m][n] = simd.mul_add_e_f32s(products[m][n], scale, sums[m][n]);
+        }
     }
 }
 
