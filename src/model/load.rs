@@ -72,7 +72,7 @@ pub fn load_as<B: TrainBackend>(
             return Err(Error::Interrupted { note });
         }
         let &[d_out, d_in] = shape else {
-            return files.tensor_data(name, dtype).map(Values::Host);
+            return files.tensor_data(name, dtype).map(host);
         };
         match to.filter(|_| is_projection(name)) {
             _ if files.is_packed(name) => {
@@ -83,7 +83,7 @@ pub fn load_as<B: TrainBackend>(
             None if in_few_bits && (files.dtype(name)?, dtype) == (DType::BF16, DType::F32) => {
                 files.words(name).map(Values::Halves)
             }
-            None => files.tensor_data(name, dtype).map(Values::Host),
+            None => files.tensor_data(name, dtype).map(host),
         }
     })
 }
@@ -134,7 +134,7 @@ pub fn from_values<B: TrainBackend>(
         let data = TensorData::new(values, shape.to_vec()).convert_dtype(stored);
         Ok(match (shape.len(), stored, dtype) {
             (2, DType::BF16, DType::F32) => Values::Halves(words(data.as_bytes())),
-            _ => Values::Host(data.convert_dtype(dtype)),
+            _ => host(data.convert_dtype(dtype)),
         })
     })
 }
@@ -158,7 +158,7 @@ pub fn random<B: TrainBackend>(
                 .collect(),
         };
         let data = TensorData::new(values, shape.to_vec());
-        Ok(Values::Host(data.convert_dtype(dtype)))
+        Ok(host(data.convert_dtype(dtype)))
     })
 }
 
@@ -174,14 +174,14 @@ pub fn random_on_device<B: TrainBackend>(
     let deviation = config.initializer_range;
     build(config, dtype, device, &mut |name, shape| {
         Ok(match (shape, to.filter(|_| is_projection(name))) {
-            ([_], _) => Values::Ones,
+            ([_], _) => Values::Floats(Floats::Ones),
             (&[d_out, d_in], Some(to)) => Values::Packed(Quantized::random(
                 [d_out, d_in],
                 to,
                 deviation as f32,
                 &mut rng,
             )),
-            _ => Values::Uniform(deviation * 3f64.sqrt()),
+            _ => Values::Floats(Floats::Uniform(deviation * 3f64.sqrt())),
         })
     })
 }
@@ -233,12 +233,17 @@ pub fn dtype_for<B: TrainBackend>(
 
 /// What a tensor is filled with.
 enum Values {
-    /// Numbers from the host, in the model's dtype.
-    Host(TensorData),
+    Floats(Floats),
     /// A packed matrix.
     Packed(Quantized),
     /// A matrix of bf16, two a word.
     Halves(Vec<u32>),
+}
+
+/// Floats, in the model's dtype.
+enum Floats {
+    /// Numbers from the host.
+    Host(TensorData),
     Ones,
     /// Random numbers between plus and minus this.
     Uniform(f64),
@@ -334,7 +339,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
             |values| match values {
                 Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
                 Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
-                values => WeightParam::frozen(float(values, dims, device, dtype)),
+                Values::Floats(floats) => WeightParam::frozen(floats.on(dims, device, dtype)),
             },
         ))
     }
@@ -342,28 +347,41 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
         let values = (self.source)(&format!("{path}.weight"), &shape)?;
         let (device, dtype) = (self.device, self.dtype);
+        let Values::Floats(floats) = values else {
+            let problem = format!("{path} was packed, and is no matrix");
+            return Err(Error::run(
+                problem,
+                "this is a defect of arithmo: please report it",
+            ));
+        };
         // Weights live as long as the program: pools keep them out of the way of activations.
-        Ok(B::memory_persistent_allocations(device, values, |values| {
-            float(values, shape, device, dtype)
+        Ok(B::memory_persistent_allocations(device, floats, |floats| {
+            floats.on(shape, device, dtype)
         }))
     }
 }
 
-/// A tensor of floats of `dtype`.
-fn float<B: TrainBackend, const D: usize>(
-    values: Values,
-    shape: [usize; D],
-    device: &B::Device,
-    dtype: DType,
-) -> Tensor<B, D> {
-    let place = (device, dtype);
-    match values {
-        Values::Host(data) => Tensor::from_data(data, place),
-        Values::Uniform(bound) => {
-            Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+impl Floats {
+    /// A tensor on `device`.
+    fn on<B: TrainBackend, const D: usize>(
+        self,
+        shape: [usize; D],
+        device: &B::Device,
+        dtype: DType,
+    ) -> Tensor<B, D> {
+        let place = (device, dtype);
+        match self {
+            Self::Host(data) => Tensor::from_data(data, place),
+            Self::Ones => Tensor::ones(shape, place),
+            Self::Uniform(bound) => {
+                Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+            }
         }
-        Values::Ones | Values::Packed(_) | Values::Halves(_) => Tensor::ones(shape, place),
     }
+}
+
+fn host(data: TensorData) -> Values {
+    Values::Floats(Floats::Host(data))
 }
 
 /// A matrix of bf16, two a word.
