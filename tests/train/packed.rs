@@ -268,7 +268,11 @@ fn what_cannot_be_done_with_packed_weights_is_refused() {
     let overwriting = |settings: &[&str]| workshop.train(settings, &["--overwrite"]);
     overwriting(&[&base, "model.quantization=fp4"])
         .refused(&["packed as nf4 with double_quant already"]);
+    let (toml, lora) = (workshop.path("run.toml"), "[lora]\nr = 3\nlora_alpha = 6\n");
+    let text = fs::read_to_string(&toml).unwrap();
+    fs::write(&toml, text.replace(lora, "")).unwrap();
     overwriting(&[&base, "model.use_peft=false"]).refused(&["packed as nf4", "use_peft"]);
+    fs::write(&toml, text).unwrap();
     workshop.trained(&[&base], &["--overwrite"]);
     let ended = |arguments: &[&str]| Ended::of(program().args(arguments).output().unwrap());
     let out = path("out");
