@@ -6,6 +6,7 @@ mod branch;
 pub(crate) mod launch;
 pub(crate) mod log_probs;
 pub(crate) mod operations;
+pub(crate) mod packed;
 #[cfg(all(test, feature = "wgpu"))]
 pub(crate) mod pitched;
 pub(crate) mod queue;

@@ -4,6 +4,28 @@
 /// less than its own precision (f64) goes to the reference.
 macro_rules! cube_operations {
     () => {
+        fn unpack(
+            weight: &$crate::PackedWeight<Self>,
+            rows: std::ops::Range<usize>,
+            dtype: burn::tensor::DType,
+        ) -> Tensor<Self, 2> {
+            match $crate::cubecl::launch::accumulates_in_f32(dtype) {
+                true => $crate::cubecl::packed::unpack(weight, rows, dtype),
+                false => $crate::ops::packed::reference(weight, rows, dtype),
+            }
+        }
+
+        fn unpack_rows(
+            weight: &$crate::PackedWeight<Self>,
+            ids: Tensor<Self, 1, burn::tensor::Int>,
+            dtype: burn::tensor::DType,
+        ) -> Tensor<Self, 2> {
+            match $crate::cubecl::launch::accumulates_in_f32(dtype) {
+                true => $crate::cubecl::packed::unpack_rows(weight, ids, dtype),
+                false => $crate::ops::packed::reference_rows(weight, ids, dtype),
+            }
+        }
+
         fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
             match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
                 true => $crate::cubecl::rms_norm::rms_norm(x, weight, epsilon),

@@ -11,3 +11,4 @@ mod attention;
 mod elementwise;
 mod host;
 mod log_probs;
+mod packed;

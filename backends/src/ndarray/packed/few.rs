@@ -75,20 +75,18 @@ impl Job for Few<'_> {
         let x = arranged::<S, D>(self.x, columns);
         let blocks = columns / BLOCK;
         // One more, for half a vector behind the last.
-        let mut scales = [(); W_ROWS].map(|()| vec![0f32; blocks + 1]);
+        let mut scales = vec![0f32; W_ROWS * blocks + 1];
         let count = self.target.ncols();
         for start in (0..count).step_by(W_ROWS) {
-            let row = self.first + start;
             let rows = W_ROWS.min(count - start);
-            for (row, scales) in (row..row + rows).zip(&mut scales) {
-                self.w.scales(row * blocks, &mut scales[..blocks]);
-            }
-            let scales = scales.each_ref().map(Vec::as_slice);
+            let first = (self.first + start) * blocks;
+            self.w.scales(first, &mut scales[..rows * blocks]);
             match rows {
-                W_ROWS => self.rows::<S, D, W_ROWS>(simd, decoder, &x, start, scales),
+                W_ROWS => self.rows::<S, D, W_ROWS>(simd, decoder, &x, start, &scales),
                 _ => {
-                    for (index, scales) in scales[..rows].iter().enumerate() {
-                        self.rows::<S, D, 1>(simd, decoder, &x, start + index, [*scales]);
+                    for row in 0..rows {
+                        let scales = &scales[row * blocks..];
+                        self.rows::<S, D, 1>(simd, decoder, &x, start + row, scales);
                     }
                 }
             }
@@ -125,7 +123,7 @@ impl Few<'_> {
         decoder: D,
         x: &[f32],
         start: usize,
-        scales: [&[f32]; N],
+        scales: &[f32],
     ) {
         let columns = self.w.columns;
         let per_row = columns / D::PER_WORD;
@@ -155,7 +153,7 @@ impl Few<'_> {
         decoder: D,
         x: &[f32],
         words: [&[u32]; N],
-        scales: [&[f32]; N],
+        scales: &[f32],
         [x_row, column]: [usize; 2],
     ) {
         let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
@@ -183,7 +181,7 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     decoder: D,
     x: [&[S::f32s]; M],
     words: [&[u32]; N],
-    scales: [&[f32]; N],
+    scales: &[f32],
 ) -> [[f32; N]; M] {
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     let count = words[0].len();
@@ -192,17 +190,19 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     for n in 0..N {
         vectors[n] = &S::as_simd_u32s(words[n]).0[..whole];
     }
+    let blocks = count * D::PER_WORD / BLOCK;
+    let mut these = [simd.splat_u32s(0); N];
     for chunk in 0..whole {
         for n in 0..N {
-            let these = vectors[n][chunk];
-            add::<S, D, M, N>(simd, decoder, x, these, (n, chunk), scales[n], &mut sums);
+            these[n] = vectors[n][chunk];
         }
+        add::<S, D, M, N>(simd, decoder, x, these, chunk, (scales, blocks), &mut sums);
     }
     if whole * lanes < count {
         for n in 0..N {
-            let these = simd.partial_load_u32s(&words[n][whole * lanes..]);
-            add::<S, D, M, N>(simd, decoder, x, these, (n, whole), scales[n], &mut sums);
+            these[n] = simd.partial_load_u32s(&words[n][whole * lanes..]);
         }
+        add::<S, D, M, N>(simd, decoder, x, these, whole, (scales, blocks), &mut sums);
     }
     let mut totals = [[0f32; N]; M];
     for m in 0..M {
@@ -213,48 +213,50 @@ fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     totals
 }
 
-/// Adds to the sums of row `n` what one vector of its words gives.
+/// Adds to the sums what vector `chunk` of each row's words gives. `scales` are `blocks` of each row.
 #[inline(always)]
 fn add<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
     simd: S,
     decoder: D,
     x: [&[S::f32s]; M],
-    words: S::u32s,
-    (n, chunk): (usize, usize),
-    scales: &[f32],
+    words: [S::u32s; N],
+    chunk: usize,
+    (scales, blocks): (&[f32], usize),
     sums: &mut [[S::f32s; N]; M],
 ) {
-    let mut of_block = [simd.splat_f32s(0.0); M];
-    if !D::SCALED {
-        for m in 0..M {
-            of_block[m] = sums[m][n];
-        }
-    }
+    let mut products = match D::SCALED {
+        true => [[simd.splat_f32s(0.0); N]; M],
+        false => *sums,
+    };
     let mut here = [&[][..]; M];
     for m in 0..M {
         here[m] = &x[m][chunk * D::PER_WORD..][..D::PER_WORD];
     }
     for at in 0..D::PER_WORD {
-        let shifted = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(D::shift(at)));
-        let value = decoder.look_up(simd, shifted);
-        for m in 0..M {
-            of_block[m] = simd.mul_add_e_f32s(here[m][at], value, of_block[m]);
+        let shift = simd.splat_u32s(D::shift(at));
+        for n in 0..N {
+            let indices = simd.wrapping_dyn_shr_u32s(words[n], shift);
+            let value = decoder.look_up(simd, indices);
+            for m in 0..M {
+                products[m][n] = simd.mul_add_e_f32s(here[m][at], value, products[m][n]);
+            }
         }
     }
     if !D::SCALED {
-        for m in 0..M {
-            sums[m][n] = of_block[m];
-        }
+        *sums = products;
         return;
     }
     // Words of a block against those of a vector.
     let (of_a_block, lanes) = (BLOCK / D::PER_WORD, S::U32_LANES);
-    let scale = match lanes > of_a_block {
-        true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
-        false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
-    };
-    for m in 0..M {
-        sums[m][n] = simd.mul_add_e_f32s(of_block[m], scale, sums[m][n]);
+    for n in 0..N {
+        let scales = &scales[n * blocks..];
+        let scale = match lanes > of_a_block {
+            true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
+            false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
+        };
+        for m in 0..M {
+            sums[m][n] = simd.mul_add_e_f32s(products[m][n], scale, sums[m][n]);
+        }
     }
 }
 

@@ -18,7 +18,8 @@ pub(super) trait Lookup: Simd {
     /// What the lowest four bits of each lane stand for.
     fn look_up16(self, code: Self::Code16, indices: Self::u32s) -> Self::f32s;
 
-    /// What the lowest eight bits of each lane stand for.
+    /// What the lowest eight bits of each lane stand for, in a code that changes but its sign with the distance from
+    /// index 127; the last may stand alone.
     fn look_up256(self, code: &[f32; 256], indices: Self::u32s) -> Self::f32s;
 
     /// For each lane the word whose number stands in `lanes`.
@@ -218,20 +219,27 @@ impl Lookup for V4 {
         pulp::cast(self.avx512f._mm512_permutexvar_ps(index, code))
     }
 
-    /// Looked up in eight parts of 32; then bits 5, 6 and 7 choose.
+    /// The distance from index 127 looked up in four parts of 32, of which bits 5 and 6 choose, with the sign put back.
     #[inline(always)]
     fn look_up256(self, code: &[f32; 256], indices: pulp::u32x16) -> pulp::f32x16 {
-        let (avx512, index) = (self.avx512f, pulp::cast(indices));
-        let parts: &[[[f32; 16]; 2]] = code.as_chunks().0.as_chunks().0;
+        let avx512 = self.avx512f;
+        let all = |number: i32| avx512._mm512_set1_epi32(number);
+        let index = avx512._mm512_and_si512(pulp::cast(indices), all(255));
+        let distance = avx512._mm512_sub_epi32(index, all(127));
+        let size = avx512._mm512_abs_epi32(distance);
+        let parts: &[[[f32; 16]; 2]] = code[127..].as_chunks().0.as_chunks().0;
         let part = |at: usize| {
             let [low, high] = parts[at];
-            avx512._mm512_permutex2var_ps(pulp::cast(low), index, pulp::cast(high))
+            avx512._mm512_permutex2var_ps(pulp::cast(low), size, pulp::cast(high))
         };
-        let [bit5, bit6, bit7] = [32, 64, 128]
-            .map(|bit| avx512._mm512_test_epi32_mask(index, avx512._mm512_set1_epi32(bit)));
+        let [bit5, bit6, bit7] =
+            [32, 64, 128].map(|bit| avx512._mm512_test_epi32_mask(size, all(bit)));
         let pair = |at: usize| avx512._mm512_mask_blend_ps(bit5, part(at), part(at + 1));
-        let four = |at: usize| avx512._mm512_mask_blend_ps(bit6, pair(at), pair(at + 2));
-        pulp::cast(avx512._mm512_mask_blend_ps(bit7, four(0), four(4)))
+        let value = avx512._mm512_mask_blend_ps(bit6, pair(0), pair(2));
+        let last = pulp::cast(self.splat_f32s(code[255]));
+        let value = avx512._mm512_mask_blend_ps(bit7, value, last);
+        let sign = avx512._mm512_and_si512(distance, all(i32::MIN));
+        pulp::cast(avx512._mm512_xor_si512(pulp::cast(value), sign))
     }
 
     #[inline(always)]
