@@ -109,6 +109,9 @@ fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> E
     )
 }
 
+/// Makes the weight of a name: its values, row-major, and the type they are stored in.
+pub type MakeWeight<'a> = dyn FnMut(&str) -> Result<(Vec<f32>, DType)> + 'a;
+
 /// A model of the weights `values` makes, name by name: row-major, with the type they are stored in (F32, BF16 or F16), to
 /// which they are rounded. Projections are packed where `config` says so.
 ///
@@ -118,7 +121,7 @@ pub fn from_values<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
     device: &B::Device,
-    values: &mut dyn FnMut(&str) -> Result<(Vec<f32>, DType)>,
+    values: &mut MakeWeight<'_>,
 ) -> Result<Mistral<B>> {
     let packed = config.quantization;
     build(config, dtype, device, &mut |name, shape| {
