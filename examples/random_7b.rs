@@ -68,13 +68,13 @@ fn write(folder: &Path, name: &str) -> Result<()> {
         MAX_SHARD_BYTES,
         Some(&tokenizer),
     )?;
+    progress.println(&format!(
+        "{}: {weights} weights, {:.1} GB in {:.0} s",
+        folder.display(),
+        2.0 * weights as f64 / 1e9,
+        start.elapsed().as_secs_f64()
+    ));
     progress.finish();
-    let seconds = start.elapsed().as_secs_f64();
-    let gigabytes = 2.0 * weights as f64 / 1e9;
-    println!(
-        "{}: {weights} weights, {gigabytes:.1} GB in {seconds:.0} s",
-        folder.display()
-    );
     Ok(())
 }
 

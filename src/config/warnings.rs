@@ -12,7 +12,9 @@ impl RunConfig {
             }
         };
         let (train, data) = (&self.train, &self.data);
-        let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
+        if let Some(sentence) = self.warn_of_reference() {
+            warn(true, sentence.into());
+        }
         warn(
             self.dpo.label_smoothing > 0.0,
             format!(
@@ -26,16 +28,6 @@ impl RunConfig {
                 "lora.lora_dropout: {} is inactive, as in TRL, while train.disable_dropout is true",
                 self.lora.lora_dropout
             ),
-        );
-        warn(
-            self.dpo.reference == Reference::Initial && self.lora.adapter.is_none() && !loftq,
-            "dpo.reference: \"initial\" without lora.adapter is the base model: a new adapter changes nothing".into(),
-        );
-        warn(
-            self.dpo.reference != Reference::Initial && loftq && self.method == Method::Dpo,
-            "dpo.reference: the policy starts nearer to the full weights than the packed base it is compared with; \
-             reference = \"initial\" compares it with its start"
-                .into(),
         );
         warn(
             train.max_steps > 0 && train.num_train_epochs.is_some(),
@@ -66,5 +58,20 @@ impl RunConfig {
                 .into(),
         );
         warnings
+    }
+
+    /// A reference that is not what the adapter's start suggests.
+    fn warn_of_reference(&self) -> Option<&'static str> {
+        let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
+        match (self.dpo.reference, loftq) {
+            (Reference::Initial, false) if self.lora.adapter.is_none() => Some(
+                "dpo.reference: \"initial\" without lora.adapter is the base model: a new adapter changes nothing",
+            ),
+            (Reference::Auto | Reference::Base, true) if self.method == Method::Dpo => Some(
+                "dpo.reference: the policy starts nearer to the full weights than the packed base it is compared \
+                 with; reference = \"initial\" compares it with its start",
+            ),
+            _ => None,
+        }
     }
 }

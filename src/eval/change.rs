@@ -130,7 +130,8 @@ pub fn change(texts: &Texts, one: &Observed, other: &Observed) -> Change {
     let answers = one.answers.iter().zip(&other.answers);
     Change {
         log_prob: difference / tokens,
-        kl: divergence / tokens,
+        // Of one and the same model it is 0 but for rounding, to either side.
+        kl: (divergence / tokens).max(0.0),
         same_answers: answers.filter(|(one, other)| one == other).count(),
         answers: one.answers.len(),
     }

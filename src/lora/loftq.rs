@@ -1,4 +1,4 @@
-//! LoftQ (arXiv 2310.08659): the adapter starts as the best low-rank approximation of what packing took from the weights.
+//! The adapter's start under LoftQ (arXiv 2310.08659): the best low-rank approximation of what packing took from the weights.
 //!
 //! As PEFT's `loftq_utils` with one iteration: of the singular values of `W - Q(W)`, the largest `r`, their roots on both
 //! sides. PEFT does not divide by the adapter's scaling, so that its start is right for `lora_alpha = r` only; here

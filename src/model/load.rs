@@ -77,7 +77,7 @@ pub fn load_as<B: TrainBackend>(
             return Err(Error::Interrupted { note });
         }
         let &[d_out, d_in] = shape else {
-            return files.tensor_data(name, dtype).map(Values::Host);
+            return files.tensor_data(name, dtype).map(host);
         };
         match to.filter(|_| is_projection(name)) {
             _ if files.is_packed(name) => {
@@ -87,7 +87,7 @@ pub fn load_as<B: TrainBackend>(
             None if halves && files.dtype(name)? == DType::BF16 => {
                 files.words(name).map(Values::Halves)
             }
-            None => files.tensor_data(name, dtype).map(Values::Host),
+            None => files.tensor_data(name, dtype).map(host),
         }
     })
 }
@@ -113,6 +113,9 @@ fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> E
     )
 }
 
+/// Makes the weight of a name: its values, row-major, and the type they are stored in.
+pub type MakeWeight<'a> = dyn FnMut(&str) -> Result<(Vec<f32>, DType)> + 'a;
+
 /// A model of the weights `values` makes, name by name: row-major, with the type they are stored in (F32, BF16 or F16), to
 /// which they are rounded. Projections are packed where `config` says so.
 ///
@@ -122,7 +125,7 @@ pub fn from_values<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
     device: &B::Device,
-    values: &mut dyn FnMut(&str) -> Result<(Vec<f32>, DType)>,
+    values: &mut MakeWeight<'_>,
 ) -> Result<Mistral<B>> {
     let packed = config.quantization;
     build(config, dtype, device, &mut |name, shape| {
@@ -138,7 +141,7 @@ pub fn from_values<B: TrainBackend>(
         let data = TensorData::new(values, shape.to_vec()).convert_dtype(stored);
         Ok(match (shape.len(), stored, dtype) {
             (2, DType::BF16, DType::F32) => Values::Halves(words(data.as_bytes())),
-            _ => Values::Host(data.convert_dtype(dtype)),
+            _ => host(data.convert_dtype(dtype)),
         })
     })
 }
@@ -162,7 +165,7 @@ pub fn random<B: TrainBackend>(
                 .collect(),
         };
         let data = TensorData::new(values, shape.to_vec());
-        Ok(Values::Host(data.convert_dtype(dtype)))
+        Ok(host(data.convert_dtype(dtype)))
     })
 }
 
@@ -178,14 +181,14 @@ pub fn random_on_device<B: TrainBackend>(
     let deviation = config.initializer_range;
     build(config, dtype, device, &mut |name, shape| {
         Ok(match (shape, to.filter(|_| is_projection(name))) {
-            ([_], _) => Values::Ones,
+            ([_], _) => Values::Floats(Floats::Ones),
             (&[d_out, d_in], Some(to)) => Values::Packed(Quantized::random(
                 [d_out, d_in],
                 to,
                 deviation as f32,
                 &mut rng,
             )),
-            _ => Values::Uniform(deviation * 3f64.sqrt()),
+            _ => Values::Floats(Floats::Uniform(deviation * 3f64.sqrt())),
         })
     })
 }
@@ -240,12 +243,17 @@ pub fn dtype_for<B: TrainBackend>(
 
 /// What a tensor is filled with.
 enum Values {
-    /// Numbers from the host, in the model's dtype.
-    Host(TensorData),
+    Floats(Floats),
     /// A packed matrix.
     Packed(Quantized),
     /// A matrix of bf16, two a word.
     Halves(Vec<u32>),
+}
+
+/// Floats, in the model's dtype.
+enum Floats {
+    /// Numbers from the host.
+    Host(TensorData),
     Ones,
     /// Random numbers between plus and minus this.
     Uniform(f64),
@@ -345,10 +353,12 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
             |values| match values {
                 Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
                 Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
-                Values::Host(data) if data.dtype == DType::BF16 && dtype != DType::BF16 => {
+                Values::Floats(Floats::Host(data))
+                    if data.dtype == DType::BF16 && dtype != DType::BF16 =>
+                {
                     WeightParam::frozen(halves(words(data.as_bytes()), dims, device))
                 }
-                values => WeightParam::frozen(float(values, dims, device, dtype)),
+                Values::Floats(floats) => WeightParam::frozen(floats.on(dims, device, dtype)),
             },
         ))
     }
@@ -356,28 +366,41 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
         let values = (self.source)(&format!("{path}.weight"), &shape)?;
         let (device, dtype) = (self.device, self.dtype);
+        let Values::Floats(floats) = values else {
+            let problem = format!("{path} was packed, and is no matrix");
+            return Err(Error::run(
+                problem,
+                "this is a defect of arithmo: please report it",
+            ));
+        };
         // Weights live as long as the program: pools keep them out of the way of activations.
-        Ok(B::memory_persistent_allocations(device, values, |values| {
-            float(values, shape, device, dtype)
+        Ok(B::memory_persistent_allocations(device, floats, |floats| {
+            floats.on(shape, device, dtype)
         }))
     }
 }
 
-/// A tensor of floats of `dtype`.
-fn float<B: TrainBackend, const D: usize>(
-    values: Values,
-    shape: [usize; D],
-    device: &B::Device,
-    dtype: DType,
-) -> Tensor<B, D> {
-    let place = (device, dtype);
-    match values {
-        Values::Host(data) => Tensor::from_data(data, place),
-        Values::Uniform(bound) => {
-            Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+impl Floats {
+    /// A tensor on `device`.
+    fn on<B: TrainBackend, const D: usize>(
+        self,
+        shape: [usize; D],
+        device: &B::Device,
+        dtype: DType,
+    ) -> Tensor<B, D> {
+        let place = (device, dtype);
+        match self {
+            Self::Host(data) => Tensor::from_data(data, place),
+            Self::Ones => Tensor::ones(shape, place),
+            Self::Uniform(bound) => {
+                Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
+            }
         }
-        Values::Ones | Values::Packed(_) | Values::Halves(_) => Tensor::ones(shape, place),
     }
+}
+
+fn host(data: TensorData) -> Values {
+    Values::Floats(Floats::Host(data))
 }
 
 /// A matrix of bf16, two a word.

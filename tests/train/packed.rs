@@ -10,22 +10,72 @@ use super::{Ended, STEPS, Workshop, json_lines, metrics, number, program};
 
 const NF4: [&str; 2] = ["model.quantization=nf4", "model.double_quant=true"];
 
+/// [`NF4`] on the command line.
+const NF4_FLAGS: [&str; 3] = ["--quantization", "nf4", "--double-quant"];
+
+/// `arithmo ARGUMENTS`.
+fn run(arguments: &[&str]) -> Ended {
+    Ended::of(program().args(arguments).output().unwrap())
+}
+
 /// `arithmo ARGUMENTS`, which must succeed.
 fn succeeds(arguments: &[&str]) -> Ended {
-    let ended = Ended::of(program().args(arguments).output().unwrap());
+    let ended = run(arguments);
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
     ended
 }
 
+impl Workshop {
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// What `score` says of the pairs under the model `name`: the chosen sides, and the messages.
+    fn scores(&self, name: &str, flags: &[&str]) -> (Vec<f64>, String) {
+        let (model, data) = (self.text(name), self.text("pairs.jsonl"));
+        let output = self.text("scores.jsonl");
+        let fixed = [
+            "score", "--model", &model, "--data", &data, "--output", &output,
+        ];
+        let ended = succeeds(&[&fixed[..], flags].concat());
+        let scores = json_lines(Path::new(&output)).into_iter();
+        let chosen = scores.map(|pair| number(&pair, "logps/chosen"));
+        (chosen.collect(), ended.stderr)
+    }
+
+    /// Merges the run's adapter into `model`, to `output`.
+    fn merge(&self, model: &str, output: &str, flags: &[&str]) -> Ended {
+        let (model, output) = (self.text(model), self.text(output));
+        let adapter = self.text("run/adapter");
+        let fixed = [
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            &adapter,
+            "--output",
+            &output,
+        ];
+        run(&[&fixed[..], flags].concat())
+    }
+
+    /// As [`Self::merge`] into the run's base, which must succeed; returns the messages.
+    fn merged(&self, output: &str, flags: &[&str]) -> String {
+        let ended = self.merge("model", output, flags);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stdout, format!("{}\n", self.text(output)));
+        ended.stderr
+    }
+}
+
 #[test]
 fn a_resumed_run_on_a_packed_base_equals_the_whole_one() {
-    for further in [
-        &[][..],
-        &[
-            "train.gradient_checkpointing=true",
-            "lora.init_lora_weights=loftq",
-        ],
-    ] {
+    let loftq = [
+        "train.gradient_checkpointing=true",
+        "lora.init_lora_weights=loftq",
+        "dpo.reference=initial",
+    ];
+    for further in [&[][..], &loftq] {
         let settings = [&NF4[..], &["train.save_steps=5"], further].concat();
         let workshop = Workshop::new();
         workshop.trained(&settings, &[]);
@@ -51,15 +101,13 @@ fn supervised_fine_tuning_trains_on_a_packed_base() {
         row.insert("completion".into(), answer);
         format!("{}\n", Value::Object(row))
     });
-    fs::write(workshop.path("examples.jsonl"), rows.collect::<String>()).unwrap();
-    let file = format!(
-        "data.train_file={}",
-        workshop.path("examples.jsonl").display()
-    );
-    let settings = [&NF4[..1], &["method=sft", &file]].concat();
-    workshop.trained(&settings, &[]);
+    let examples = rows.collect::<String>();
+    fs::write(workshop.path("examples.jsonl"), examples).unwrap();
+    let file = format!("data.train_file={}", workshop.text("examples.jsonl"));
+    workshop.trained(&[NF4[0], "method=sft", &file], &[]);
     let lines = metrics(&workshop.path("run"));
-    assert!(number(&lines[STEPS - 1], "loss") < 0.9 * number(&lines[0], "loss"));
+    let (first, last) = (&lines[0], &lines[STEPS - 1]);
+    assert!(number(last, "loss") < number(first, "loss"), "{last:?}");
 }
 
 /// Scores under the adapter are the run's own on the packed base, others on the full one, and the difference is noted.
@@ -67,231 +115,162 @@ fn supervised_fine_tuning_trains_on_a_packed_base() {
 fn an_adapter_notes_what_its_base_was_packed_as() {
     let workshop = Workshop::new();
     workshop.trained(&[&NF4[..], &["data.shuffle=false"]].concat(), &[]);
-    let noted = fs::read_to_string(workshop.path("run/adapter/base_quantization.json")).unwrap();
-    let noted: Value = serde_json::from_str(&noted).unwrap();
-    assert_eq!(
-        noted,
-        serde_json::json!({"quantization": "nf4", "double_quant": true})
-    );
+    let noted = fs::read(workshop.path("run/adapter/base_quantization.json")).unwrap();
+    let noted: Value = serde_json::from_slice(&noted).unwrap();
+    let expected = serde_json::json!({"quantization": "nf4", "double_quant": true});
+    assert_eq!(noted, expected);
 
-    let path = |name: &str| workshop.path(name).display().to_string();
-    let (model, adapter, data) = (path("model"), path("run/adapter"), path("pairs.jsonl"));
-    let score = |output: &str, further: &[&str]| {
-        let output = path(output);
-        let fixed = [
-            "score", "--model", &model, "--data", &data, "--output", &output,
-        ];
-        let ended = succeeds(&[&fixed[..], further].concat());
-        (ended.stderr, json_lines(Path::new(&output)))
-    };
-    let packed = ["--quantization", "nf4", "--double-quant"];
-    let (_, base) = score("base.jsonl", &packed);
+    // The first step's three pairs of batches see the weights before any change.
+    let (base, _) = workshop.scores("model", &NF4_FLAGS);
     let first = &metrics(&workshop.path("run"))[0];
-    let mean = base[..6]
-        .iter()
-        .map(|pair| number(pair, "logps/chosen"))
-        .sum::<f64>()
-        / 6.0;
+    let mean = base[..6].iter().sum::<f64>() / 6.0;
     assert!(
         (mean - number(first, "logps/chosen")).abs() < 1e-3,
         "{mean}"
     );
 
+    let adapter = workshop.text("run/adapter");
     let adapter = ["--adapter", adapter.as_str()];
-    let (stderr, with_adapter) = score("trained.jsonl", &[&adapter[..], &packed].concat());
+    let (trained, stderr) = workshop.scores("model", &[&adapter[..], &NF4_FLAGS].concat());
     assert!(!stderr.contains("note: "), "{stderr}");
-    let (stderr, on_full) = score("full.jsonl", &adapter);
-    assert!(
-        stderr.contains("trained on a base in nf4, and is used on one in full"),
-        "{stderr}"
-    );
+    let (on_full, stderr) = workshop.scores("model", &adapter);
+    let note = "trained on a base in nf4, and is used on one in full";
+    assert!(stderr.contains(note), "{stderr}");
     assert!(
         stderr.contains("--quantization nf4 --double-quant"),
         "{stderr}"
     );
-    let sum = |pairs: &[serde_json::Map<String, Value>]| {
-        pairs
-            .iter()
-            .map(|pair| number(pair, "logps/chosen"))
-            .sum::<f64>()
-    };
-    assert!((sum(&with_adapter) - sum(&on_full)).abs() > 1e-3);
+    assert!((trained.iter().sum::<f64>() - on_full.iter().sum::<f64>()).abs() > 1e-3);
 
-    let generate = |further: &[&str]| {
-        let fixed = [
-            "generate",
-            "--model",
-            &model,
-            "--prompt",
-            "What is",
-            "--max-new-tokens",
-            "5",
-        ];
-        succeeds(&[&fixed[..], further].concat())
-    };
-    let other = generate(&[&adapter[..], &["--quantization", "int8"]].concat());
-    assert!(
-        other.stderr.contains("used on one in int8"),
-        "{}",
-        other.stderr
-    );
-    let same = generate(&[&adapter[..], &packed].concat());
-    assert!(!same.stderr.contains("note: "), "{}", same.stderr);
+    let model = workshop.text("model");
+    let prompt = [
+        "generate",
+        "--model",
+        &model,
+        "--prompt",
+        "What is",
+        "--max-new-tokens",
+        "5",
+    ];
+    let generate = |flags: &[&str]| succeeds(&[&prompt[..], &adapter, flags].concat()).stderr;
+    let stderr = generate(&["--quantization", "int8"]);
+    assert!(stderr.contains("used on one in int8"), "{stderr}");
+    let stderr = generate(&NF4_FLAGS);
+    assert!(!stderr.contains("note: "), "{stderr}");
+}
+
+/// Of a target's line: change of log-probabilities, KL, equal answers, answers, and whether it was written.
+fn measured(stderr: &str, target: &str) -> (f64, f64, f64, f64, bool) {
+    let line = stderr
+        .lines()
+        .find(|line| line.starts_with(target))
+        .unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let number = |index: usize| words[index].parse::<f64>().unwrap();
+    let written = words.contains(&"<-");
+    (number(1), number(2), number(3), number(5), written)
 }
 
 #[test]
 fn merging_a_run_on_a_packed_base_says_what_each_target_changes() {
     let workshop = Workshop::new();
     workshop.trained(&NF4, &[]);
-    let path = |name: &str| workshop.path(name).display().to_string();
-    let (model, adapter, data) = (path("model"), path("run/adapter"), path("pairs.jsonl"));
-    let merge = |output: &str, further: &[&str]| {
-        let output = path(output);
-        let fixed = [
-            "merge",
-            "--model",
-            &model,
-            "--adapter",
-            &adapter,
-            "--output",
-            &output,
-        ];
-        let ended = succeeds(&[&fixed[..], further].concat());
-        assert_eq!(ended.stdout, format!("{output}\n"));
-        ended.stderr
-    };
-    let stderr = merge("merged", &[]);
+    let stderr = workshop.merged("merged", &[]);
+    let head = "the base in nf4 with its adapter, on 7 texts of the run";
+    assert!(stderr.contains(head), "{stderr}");
+    let (log_prob, kl, same, answers, written) = measured(&stderr, "dequantized");
     assert!(
-        stderr.contains("the base in nf4 with its adapter, on 7 texts of the run"),
-        "{stderr}"
-    );
-    let numbers = |target: &str| {
-        let line = stderr
-            .lines()
-            .find(|line| line.starts_with(target))
-            .unwrap();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let number = |index: usize| words[index].parse::<f64>().unwrap();
-        assert_eq!(words.contains(&"<-"), target == "dequantized", "{line}");
-        (number(1), number(2), number(3), number(5))
-    };
-    let (log_prob, kl, same, answers) = numbers("dequantized");
-    assert!(
-        log_prob < 1e-5 && kl.abs() < 1e-5 && same == answers,
+        log_prob < 1e-5 && kl < 1e-5 && same == answers && written,
         "{stderr}"
     );
     for target in ["original", "requantized"] {
-        let (log_prob, kl, _, of) = numbers(target);
-        assert!(log_prob > 1e-3 && kl > 1e-6 && of == answers, "{stderr}");
+        let (log_prob, kl, _, of, written) = measured(&stderr, target);
+        assert!(
+            log_prob > 1e-3 && kl > 1e-6 && of == answers && !written,
+            "{stderr}"
+        );
     }
 
-    // What is written is what was trained; packed again, it opens packed.
-    let score = |model: &str, further: &[&str]| {
-        let output = path("scores.jsonl");
-        let fixed = [
-            "score", "--model", model, "--data", &data, "--output", &output,
-        ];
-        succeeds(&[&fixed[..], further].concat());
-        let scores = json_lines(Path::new(&output)).into_iter();
-        scores
-            .map(|pair| number(&pair, "logps/chosen"))
-            .collect::<Vec<_>>()
-    };
-    let adapted = [
-        "--adapter",
-        &adapter,
-        "--quantization",
-        "nf4",
-        "--double-quant",
-    ];
-    let trained = score(&model, &adapted);
-    for (merged, trained) in score(&path("merged"), &[]).iter().zip(&trained) {
+    // What is written is what was trained.
+    let adapter = workshop.text("run/adapter");
+    let adapted = [&["--adapter", adapter.as_str()][..], &NF4_FLAGS].concat();
+    let (trained, _) = workshop.scores("model", &adapted);
+    let (merged, _) = workshop.scores("merged", &[]);
+    for (merged, trained) in merged.iter().zip(&trained) {
         assert!((merged - trained).abs() < 1e-3, "{merged} {trained}");
     }
-    let stderr = merge("again", &["--target", "requantized", "--data", &data]);
-    assert!(stderr.contains("texts of --data"), "{stderr}");
-    let config = MistralConfig::load(&workshop.path("again")).unwrap();
-    assert!(config.quantization.unwrap().double_quant);
-    let again = score(&path("again"), &[]);
-    assert_eq!(again.len(), trained.len());
-
-    let stderr = merge("plain", &["--quantization", "none"]);
-    assert!(!stderr.contains("against the base"), "{stderr}");
-    let stderr = merge("original", &["--target", "original", "--no-measure"]);
-    assert!(!stderr.contains("against the base"), "{stderr}");
-    let bytes = |name: &str| fs::read(workshop.path(name).join("model.safetensors")).unwrap();
-    assert_eq!(bytes("plain"), bytes("original"));
-    assert_ne!(bytes("plain"), bytes("merged"));
 }
 
 #[test]
-fn what_cannot_be_done_with_packed_weights_is_refused() {
+fn each_target_is_written_where_it_is_asked_for() {
+    let workshop = Workshop::new();
+    workshop.trained(&NF4, &[]);
+    let data = workshop.text("held-out.jsonl");
+    let stderr = workshop.merged("again", &["--target", "requantized", "--data", &data]);
+    assert!(stderr.contains("texts of --data"), "{stderr}");
+    assert!(measured(&stderr, "requantized").4, "{stderr}");
+    let config = MistralConfig::load(&workshop.path("again")).unwrap();
+    assert!(config.quantization.unwrap().double_quant);
+    assert_eq!(workshop.scores("again", &[]).0.len(), 14);
+
+    let stderr = workshop.merged("plain", &["--quantization", "none"]);
+    assert!(!stderr.contains("against the base"), "{stderr}");
+    let stderr = workshop.merged("original", &["--target", "original", "--no-measure"]);
+    assert!(!stderr.contains("against the base"), "{stderr}");
+    workshop.merged("exact", &["--no-measure"]);
+    let bytes = |name: &str| fs::read(workshop.path(name).join("model.safetensors")).unwrap();
+    assert_eq!(bytes("plain"), bytes("original"));
+    assert_ne!(bytes("plain"), bytes("exact"));
+}
+
+#[test]
+fn what_packed_weights_cannot_do_is_refused() {
     let workshop = Workshop::new();
     let refused = |settings: &[&str], parts: &[&str]| workshop.train(settings, &[]).refused(parts);
     refused(
-        &["model.quantization=nf4", "model.use_peft=false", "lora={}"],
-        &[
-            "model.quantization",
-            "cannot be trained themselves",
-            "use_peft = true",
-        ],
+        &["model.quantization=nf4", "model.use_peft=false"],
+        &["model.quantization", "cannot be trained themselves"],
     );
     refused(
         &["lora.init_lora_weights=loftq"],
         &["lora.init_lora_weights", "model.quantization"],
     );
+    let loftq = [
+        "lora.init_lora_weights=loftq",
+        "lora.loftq_config.loftq_iter=5",
+    ];
     refused(
-        &[
-            "model.quantization=nf4",
-            "lora.init_lora_weights=loftq",
-            "lora.loftq_config.loftq_iter=5",
-        ],
+        &[&NF4[..], &loftq].concat(),
         &["lora.loftq_config.loftq_iter", "5 is not built yet"],
     );
-    // A folder that is packed already.
+    let model = workshop.text("model");
+    let fixed = ["score", "--model", &model, "--data", "x", "--output", "y"];
+    let alone = run(&[&fixed[..], &["--double-quant"]].concat());
+    assert_eq!(alone.status, Some(2));
+}
+
+#[test]
+fn a_folder_that_is_packed_already_is_used_as_it_is() {
+    let workshop = Workshop::new();
     workshop.trained(&NF4, &[]);
-    let path = |name: &str| workshop.path(name).display().to_string();
-    let (model, adapter, again) = (path("model"), path("run/adapter"), path("again"));
-    let fixed = [
-        "merge",
-        "--model",
-        &model,
-        "--adapter",
-        &adapter,
-        "--output",
-        &again,
-    ];
-    succeeds(&[&fixed[..], &["--target", "requantized", "--no-measure"]].concat());
-    let base = format!("model.model_name_or_path={again}");
-    let overwriting = |settings: &[&str]| workshop.train(settings, &["--overwrite"]);
-    overwriting(&[&base, "model.quantization=fp4"])
-        .refused(&["packed as nf4 with double_quant already"]);
-    overwriting(&[&base, "model.use_peft=false"]).refused(&["packed as nf4", "use_peft"]);
+    workshop.merged("again", &["--target", "requantized", "--no-measure"]);
+    let base = format!("model.model_name_or_path={}", workshop.text("again"));
+    let train = |settings: &[&str]| workshop.train(settings, &["--overwrite"]);
+    train(&[&base, "model.quantization=fp4"]).refused(&["packed as nf4 with double_quant already"]);
+    let (toml, lora) = (workshop.path("run.toml"), "[lora]\nr = 3\nlora_alpha = 6\n");
+    let text = fs::read_to_string(&toml).unwrap();
+    fs::write(&toml, text.replace(lora, "")).unwrap();
+    train(&[&base, "model.use_peft=false"]).refused(&["packed as nf4", "use_peft"]);
+    fs::write(&toml, text).unwrap();
+
     workshop.trained(&[&base], &["--overwrite"]);
-    let ended = |arguments: &[&str]| Ended::of(program().args(arguments).output().unwrap());
-    let out = path("out");
-    let merge = [
-        "merge",
-        "--model",
-        &again,
-        "--adapter",
-        &adapter,
-        "--output",
-        &out,
-    ];
-    ended(&[&merge[..], &["--target", "original", "--no-measure"]].concat())
+    workshop
+        .merge("again", "out", &["--target", "original", "--no-measure"])
         .refused(&["no original ones", "--target dequantized"]);
-    ended(&[&merge[..], &["--quantization", "fp4"]].concat())
+    workshop
+        .merge("again", "out", &["--quantization", "fp4"])
         .refused(&["--quantization", "packed"]);
-    let score = [
-        "score",
-        "--model",
-        &model,
-        "--data",
-        &out,
-        "--output",
-        &out,
-        "--double-quant",
-    ];
-    assert_eq!(ended(&score).status, Some(2));
+    let merged = workshop.merge("again", "out", &[]);
+    assert_eq!(merged.status, Some(0), "{}", merged.stderr);
+    assert!(!merged.stderr.contains("original "), "{}", merged.stderr);
 }

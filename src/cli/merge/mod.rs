@@ -100,7 +100,7 @@ pub fn run<B: TrainBackend>(
     let progress = Progress::new("merge", Some(tensors as u64), "weights", mode);
     let summary = merge::<B>(&config, device, |_| progress.inc(1))?;
     progress.println(&format!(
-        "{} weights merged, {} written as they were",
+        "{} weights merged, {} written without a branch",
         summary.merged, summary.copied
     ));
     progress.finish();

@@ -131,7 +131,7 @@ pub(super) fn pack_scales(absmax: &[f32]) -> (Vec<u32>, Vec<f32>, f32) {
 const STEPS: usize = 1 << 16;
 
 /// The 8-bit code nearest to a scaled value rounded to a step: what bitsandbytes' CPU backend takes, where a code a little
-/// nearer may be missed (its CUDA backend takes that).
+/// nearer may be missed (on GPUs it takes that).
 fn nearest_of_256(value: f32) -> u8 {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let codebook = Codebook::new(Format::Int8);
