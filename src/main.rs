@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use arithmo::cli::{Cli, Command, sandbox_exec};
 use arithmo::{Error, Result, interrupt, process};
-use arithmo_backends::BackendKind;
+use arithmo_backends::{BackendKind, find_device};
 use clap::Parser;
+
+const BEST: &str = "leave --backend out to take the best that starts";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,13 +34,24 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(result) = cli.run_without_backend() {
         return result;
     }
-    match choose(cli)? {
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        allow(unused_variables, reason = "the CPU is one device")
+    )]
+    let (kind, index) = choose(cli)?;
+    match kind {
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => cli.run::<arithmo_backends::ndarray::Cpu>(&Default::default()),
         #[cfg(feature = "wgpu")]
-        BackendKind::Wgpu => cli.run::<arithmo_backends::wgpu::Gpu>(&Default::default()),
+        BackendKind::Wgpu => {
+            let device = index.map(arithmo_backends::wgpu::device);
+            cli.run::<arithmo_backends::wgpu::Gpu>(&device.unwrap_or_default())
+        }
         #[cfg(feature = "cuda")]
-        BackendKind::Cuda => cli.run::<arithmo_backends::cuda::Gpu>(&Default::default()),
+        BackendKind::Cuda => {
+            let device = index.map(arithmo_backends::cuda::device);
+            cli.run::<arithmo_backends::cuda::Gpu>(&device.unwrap_or_default())
+        }
         #[allow(
             unreachable_patterns,
             reason = "reached where a backend is left out of the build"
@@ -47,29 +60,51 @@ fn run(cli: &Cli) -> Result<()> {
     }
 }
 
-/// The backend asked for, or for `auto` the best of those in this program that starts.
-fn choose(cli: &Cli) -> Result<BackendKind> {
+/// The backend asked for, or for `auto` the best of those in this program that starts; and the index of the device, where
+/// one is asked for.
+fn choose(cli: &Cli) -> Result<(BackendKind, Option<usize>)> {
     let place = "--backend";
-    if cli.backend == "auto" {
-        return BackendKind::best().ok_or_else(|| {
-            let problem = "no backend of this program starts";
-            Error::invalid(place, problem, "build it with the feature ndarray")
-        });
-    }
-    let best = "leave --backend out to take the best that starts";
-    let kind = cli.backend.parse::<BackendKind>();
-    let kind = kind.map_err(|problem| Error::invalid(place, problem, best))?;
-    if !kind.compiled() {
+    let kind = match cli.backend.as_str() {
+        "auto" => None,
+        name => {
+            let kind = name.parse::<BackendKind>();
+            Some(kind.map_err(|problem| Error::invalid(place, problem, BEST))?)
+        }
+    };
+    if let Some(kind) = kind.filter(|kind| !kind.compiled()) {
         return Err(not_built(kind));
     }
-    kind.start().map_err(|reason| {
-        let remedy = format!("check the driver, or {best}");
+    let (kind, index) = match (&cli.device, kind) {
+        (None, None) => {
+            let best = BackendKind::best().ok_or_else(|| {
+                let problem = "no backend of this program starts";
+                Error::invalid(place, problem, "build it with the feature ndarray")
+            })?;
+            return Ok((best, None));
+        }
+        (None, Some(kind)) => (kind, None),
+        (Some(device), kind) => {
+            let found = match kind {
+                Some(kind) => find_device([kind], device),
+                // A number is one of the backend that would be taken anyway, a name may be that of any.
+                None if device.parse::<usize>().is_ok() => find_device(BackendKind::best(), device),
+                None => find_device(BackendKind::available(), device),
+            };
+            let (kind, index) = found.map_err(|problem| {
+                let remedy = "give a number or a part of a name that `arithmo devices` lists";
+                Error::invalid("--device", problem, remedy)
+            })?;
+            (kind, Some(index))
+        }
+    };
+    kind.start_device(index).map_err(|reason| {
+        let remedy = format!("check the driver, or {BEST}");
         Error::invalid(place, format!("{kind} {reason}"), remedy)
     })?;
     if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
         eprintln!("note: {kind} finds only a software driver here; --backend ndarray is faster");
     }
-    Ok(kind)
+    Ok((kind, index))
 }
 
 fn not_built(kind: BackendKind) -> Error {

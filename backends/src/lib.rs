@@ -14,6 +14,7 @@ mod cubecl;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+mod devices;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;
@@ -24,6 +25,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
+pub use devices::{BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, devices, find_device};
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
@@ -48,6 +50,11 @@ pub trait TrainBackend: Backend {
 
     /// Bytes that can still be had for tensors. `None` where the device does not tell.
     fn available_memory_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
+    /// How large a buffer may be, where there is a limit below the memory's.
+    fn buffer_limits(_device: &Self::Device) -> Option<BufferLimits> {
         None
     }
 

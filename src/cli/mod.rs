@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod demo;
+pub mod devices;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
@@ -32,6 +33,9 @@ pub struct Cli {
     /// What computes: auto takes the best of those in this program that starts.
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     pub backend: String,
+    /// Which of the backend's devices computes: its number or a part of its name, as `arithmo devices` lists them.
+    #[arg(long, global = true, value_name = "INDEX|NAME")]
+    pub device: Option<String>,
     /// No progress and no messages; errors are still printed.
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -65,6 +69,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Write a base model and an adapter as one model.
     Merge(merge::MergeArgs),
+    /// List the devices of every backend in this program.
+    Devices(devices::DevicesArgs),
     /// Say what devices there are, whether every operation is right on the one in use, and how fast it is.
     Doctor(doctor::DoctorArgs),
     /// Measure a DPO step of a model with random weights: speed, share of the peak, memory.
@@ -93,6 +99,7 @@ impl Cli {
                 ),
             ),
             Command::Report(args) => Some(report::run(args)),
+            Command::Devices(args) => Some(devices::run(args)),
             Command::Evaluate(args) => evaluate::run_without_model(args, mode),
             Command::SandboxExec(args) => Some(sandbox_exec::run(args)),
             _ => None,
@@ -117,9 +124,10 @@ impl Cli {
             Command::Doctor(args) => doctor::run::<B>(args, device),
             Command::Bench(args) => bench::run::<B>(args, device),
             Command::Evaluate(args) => evaluate::run::<B>(args, mode, device),
-            Command::Prepare(_) | Command::Report(_) | Command::SandboxExec(_) => {
-                self.run_without_backend().unwrap_or(Ok(()))
-            }
+            Command::Prepare(_)
+            | Command::Report(_)
+            | Command::Devices(_)
+            | Command::SandboxExec(_) => self.run_without_backend().unwrap_or(Ok(())),
         }
     }
 }
