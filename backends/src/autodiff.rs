@@ -10,8 +10,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
-    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, BufferLimits, LogProbStats,
-    LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
+    Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
+    LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -48,6 +48,10 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
 
     fn available_memory_bytes(device: &Self::Device) -> Option<u64> {
         B::available_memory_bytes(device)
+    }
+
+    fn allocation(device: &Self::Device) -> Allocation {
+        B::allocation(device)
     }
 
     fn buffer_limits(device: &Self::Device) -> Option<BufferLimits> {

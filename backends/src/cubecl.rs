@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Tensor, backend::Backend};
 use cubecl::Runtime;
 
+use crate::Allocation;
+
 /// Bytes the runtime has taken from the device for the calling thread's tensors, weights and pools alike.
 ///
 /// That is the peak: pools grow page by page and give nothing back unless a memory clean-up is asked for, which this
@@ -28,6 +30,16 @@ pub(crate) fn reserved_bytes<R: Runtime>(device: &R::Device) -> Option<u64> {
         .memory_usage()
         .ok()
         .map(|usage| usage.bytes_reserved)
+}
+
+/// How the runtime takes memory.
+pub(crate) fn pools<R: Runtime>(device: &R::Device) -> Allocation {
+    let client = R::client(device);
+    let memory = &client.properties().memory;
+    Allocation::Pools {
+        page: memory.max_page_size,
+        alignment: memory.alignment,
+    }
 }
 
 /// Computes one addition on `device`.

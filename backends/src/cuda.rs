@@ -6,10 +6,10 @@ use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 
 use crate::cubecl::{
-    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+    compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
 };
 use crate::devices::dtypes_of;
-use crate::{BackendKind, DeviceClass, DeviceInfo, TrainBackend};
+use crate::{Allocation, BackendKind, DeviceClass, DeviceInfo, TrainBackend};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
@@ -23,6 +23,10 @@ impl TrainBackend for Gpu {
 
     fn device_name(_device: &Self::Device) -> Option<String> {
         only_model()
+    }
+
+    fn allocation(device: &Self::Device) -> Allocation {
+        pools::<CudaRuntime>(device)
     }
 
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {

@@ -18,6 +18,11 @@ impl BackendKind {
     /// Every backend, the preferred one first.
     pub const ALL: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::NdArray];
 
+    /// The one for consumer cards.
+    pub fn consumer() -> Self {
+        Self::Wgpu
+    }
+
     /// Whether this program was built with the backend's feature.
     pub fn compiled(self) -> bool {
         match self {

@@ -74,6 +74,77 @@ pub struct BufferLimits {
     pub buffer: u64,
 }
 
+/// How a backend takes memory from a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// From the heap of the process, request by request.
+    Heap,
+    /// In pages that requests are slices of (CubeCL).
+    Pools {
+        /// Bytes of the largest page, and so of a tensor.
+        page: u64,
+        /// Every slice begins at a multiple of this.
+        alignment: u64,
+    },
+}
+
+/// What is known of a backend's devices without starting one: for plans about a device that is not here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assumed {
+    /// Types weights may be held in.
+    pub dtypes: Vec<DType>,
+    /// How memory is taken.
+    pub allocation: Allocation,
+    /// Tokens that are computed together unless a run says otherwise.
+    pub pass_tokens: usize,
+    /// Whether tensors lie in the memory of the process.
+    pub in_process: bool,
+}
+
+/// What to assume of a device of `kind` with `memory` bytes: for wgpu a card of today, which computes in f16 and takes up
+/// to 2 GiB in one piece.
+pub fn assumed(kind: BackendKind, memory: u64) -> Assumed {
+    let (f32, bf16, f16) = (DType::F32, DType::BF16, DType::F16);
+    let (dtypes, allocation) = match kind {
+        BackendKind::Cuda => {
+            let page = memory / 4;
+            (
+                vec![f32, bf16, f16],
+                Allocation::Pools {
+                    page,
+                    alignment: 512,
+                },
+            )
+        }
+        BackendKind::Wgpu => {
+            let page = (2 << 30) - 256;
+            (
+                vec![f32, f16],
+                Allocation::Pools {
+                    page,
+                    alignment: 256,
+                },
+            )
+        }
+        BackendKind::NdArray => (vec![f32], Allocation::Heap),
+    };
+    Assumed {
+        dtypes,
+        allocation,
+        pass_tokens: match kind {
+            BackendKind::NdArray => CPU_PASS_TOKENS,
+            _ => PASS_TOKENS,
+        },
+        in_process: kind == BackendKind::NdArray,
+    }
+}
+
+/// [`TrainBackend::pass_tokens`] of GPUs.
+pub(crate) const PASS_TOKENS: usize = 8192;
+
+/// [`TrainBackend::pass_tokens`] of the CPU.
+pub(crate) const CPU_PASS_TOKENS: usize = 4096;
+
 /// The devices of a backend; none where it is not in this program or finds no driver. A GPU takes a second or so, because
 /// it is started to see what types it computes in.
 pub fn devices(kind: BackendKind) -> Vec<DeviceInfo> {

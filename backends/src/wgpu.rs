@@ -9,10 +9,10 @@ use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 
 use crate::cubecl::{
-    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+    compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
 };
 use crate::devices::dtypes_of;
-use crate::{BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend};
+use crate::{Allocation, BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend};
 
 /// Training on a GPU through wgpu. Weights are f32, or f16 where the adapter computes in it.
 pub type Gpu = Wgpu<f32>;
@@ -27,6 +27,10 @@ impl TrainBackend for Gpu {
     fn device_name(device: &Self::Device) -> Option<String> {
         let adapter = adapter_of(device)?;
         Some(adapter.get_info().name)
+    }
+
+    fn allocation(device: &Self::Device) -> Allocation {
+        pools::<WgpuRuntime>(device)
     }
 
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {

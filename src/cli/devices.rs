@@ -28,7 +28,7 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         return super::print_line(&json!({"command": "devices", "devices": list}).to_string());
     }
     if found.is_empty() {
-        let remedy = "check the drivers with `arithmo doctor`, or build with the feature ndarray";
+        let remedy = "see what `arithmo doctor` says about the drivers";
         return Err(Error::run(
             "no backend of this program finds a device",
             remedy,

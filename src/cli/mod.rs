@@ -10,6 +10,7 @@ pub mod generate;
 pub mod iterate;
 pub mod merge;
 pub mod model;
+pub mod plan;
 pub mod prepare;
 pub mod report;
 pub mod sample_pairs;
@@ -55,6 +56,8 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Turn Stack Exchange rows into preference pairs.
     Prepare(prepare::PrepareArgs),
+    /// Say what a run takes of a device, before anything is loaded: bytes by category, the largest batch, the time.
+    Plan(plan::PlanArgs),
     /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
@@ -100,6 +103,7 @@ impl Cli {
             ),
             Command::Report(args) => Some(report::run(args)),
             Command::Devices(args) => Some(devices::run(args)),
+            Command::Plan(args) => plan::run_assumed(args, &self.backend, mode),
             Command::Evaluate(args) => evaluate::run_without_model(args, mode),
             Command::SandboxExec(args) => Some(sandbox_exec::run(args)),
             _ => None,
@@ -114,6 +118,7 @@ impl Cli {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
+            Command::Plan(args) => plan::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
             Command::Iterate(args) => iterate::run::<B>(args, mode, device),

@@ -8,8 +8,11 @@ use clap::{Args, ValueEnum};
 
 use crate::error::Result;
 use crate::lora::adapter;
+use crate::model::config::MistralConfig;
+use crate::model::dtype::choose;
 use crate::model::hub::Hub;
-use crate::model::load::{load, resolve_dtype};
+use crate::model::limits;
+use crate::model::load::load;
 use crate::model::mistral::Mistral;
 use crate::progress::ProgressMode;
 
@@ -25,7 +28,7 @@ pub struct ModelArgs {
     /// A PEFT adapter folder to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Type of the weights in memory; auto: as stored, or f32 if the backend does not compute in it.
+    /// Type of the weights in memory; auto: as stored, or what the backend computes in that is nearest.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
 }
@@ -69,7 +72,9 @@ impl ModelArgs {
     /// # Errors
     /// A file is damaged, or model and adapter do not fit together.
     pub fn load<B: TrainBackend>(&self, folder: &Path, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype = resolve_dtype::<B>(folder, self.dtype.dtype(), device)?;
+        let shape = MistralConfig::load(folder)?;
+        let dtype = choose::<B>(&shape, self.dtype.dtype(), device)?;
+        limits::check::<B>(&shape, dtype, device)?;
         let mut model = load(folder, dtype, device)?;
         if let Some(folder) = &self.adapter {
             adapter::load(&mut model, folder, device)?;

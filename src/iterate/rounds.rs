@@ -22,8 +22,9 @@ use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
+use crate::model::dtype::choose;
 use crate::model::hub::Hub;
-use crate::model::load::{load, resolve_dtype};
+use crate::model::load::load;
 use crate::model::mistral::Mistral;
 use crate::output::write_whole;
 use crate::progress::ProgressMode;
@@ -231,7 +232,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype = resolve_dtype::<B>(&self.folder, self.dtype, device)?;
+        let dtype = choose::<B>(&MistralConfig::load(&self.folder)?, self.dtype, device)?;
         load(&self.folder, dtype, device)
     }
 

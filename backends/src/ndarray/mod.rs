@@ -23,6 +23,7 @@ use self::attention::{Attention, Heads, HostMask, Inputs};
 use self::gemm::{Old, columns_of, product};
 use self::matrix::{Matrix, integers, tensor, written};
 use self::memory::{available_bytes, peak_resident_bytes};
+use crate::devices::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
     LogProbStats, LogProbs, Projection, RotaryAngles, TrainBackend, Turn, ops,
@@ -48,7 +49,7 @@ where
     }
 
     fn pass_tokens() -> usize {
-        4096
+        CPU_PASS_TOKENS
     }
 
     fn free_tokens() -> usize {
