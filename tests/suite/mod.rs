@@ -12,6 +12,8 @@ pub mod forward;
 pub mod generate;
 pub mod golden;
 pub mod ops;
+#[cfg(feature = "wgpu")]
+pub mod plan;
 pub mod step;
 pub mod tiny;
 pub mod traces;
