@@ -1,4 +1,4 @@
-//! `arithmo plan`, and the plan of a run that `train` is about to start.
+//! `arithmo plan`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
-use crate::plan::{
-    Change, Job, Plan, Profile, Report, Samples, Timing, changes, largest_batch, measure,
-    parse_bytes,
-};
+use crate::plan::{Planned, Profile, Samples, Timing, parse_bytes};
 use crate::progress::ProgressMode;
-use crate::train::run::Prepared;
 use crate::train::setup::encode_config;
 
 /// Say what a run takes of a device, before anything is loaded: bytes by category, the largest batch, the time.
@@ -56,7 +52,7 @@ pub fn run_assumed(args: &PlanArgs, backend: &str, mode: ProgressMode) -> Option
         let (config, shape, samples) = inputs(args, mode)?;
         let profile = Profile::assumed(kind, memory);
         let planned = Planned::new(&shape, &config, &samples, profile)?;
-        planned.print(args.json, None)
+        print(&planned, args.json, None)
     };
     Some(planned())
 }
@@ -73,107 +69,18 @@ pub fn run<B: TrainBackend>(args: &PlanArgs, mode: ProgressMode, device: &B::Dev
         true => None,
         false => planned.timing::<B>(device)?,
     };
-    planned.print(args.json, timing)
+    print(&planned, args.json, timing)
 }
 
-/// A plan with all that is said of it.
-#[derive(Clone, Debug)]
-pub struct Planned {
-    job: Job,
-    profile: Profile,
-    plan: Plan,
-    largest: Option<(usize, usize)>,
-    changes: Vec<Change>,
-}
-
-impl Planned {
-    fn new(
-        shape: &MistralConfig,
-        config: &RunConfig,
-        samples: &Samples,
-        profile: Profile,
-    ) -> Result<Self> {
-        let job = Job::new(shape, config, samples, &profile)?;
-        let plan = Plan::new(&job, &profile);
-        let changes = match plan.fits() {
-            Some(false) => changes(shape, config, samples, &profile)?,
-            _ => Vec::new(),
-        };
-        Ok(Self {
-            largest: largest_batch(&job, &profile),
-            job,
-            profile,
-            plan,
-            changes,
-        })
-    }
-
-    /// The plan of a run whose data is read.
-    ///
-    /// # Errors
-    /// The adapter it starts from cannot be read.
-    pub fn of<B: TrainBackend>(
-        prepared: &Prepared,
-        config: &RunConfig,
-        memory: Option<u64>,
-        device: &B::Device,
-    ) -> Result<Self> {
-        let samples = Samples {
-            train: prepared.train.clone(),
-            eval: prepared.eval.clone(),
-        };
-        let profile = Profile::of::<B>(device, memory);
-        Self::new(&prepared.shape, config, &samples, profile)
-    }
-
-    /// Times a few layers on the device.
-    ///
-    /// # Errors
-    /// The device fails, or the user interrupts.
-    pub fn timing<B: TrainBackend>(&self, device: &B::Device) -> Result<Option<Timing>> {
-        measure::<B>(&self.job, &self.plan, &self.profile, device)
-    }
-
-    /// Prints table or JSON.
-    ///
-    /// # Errors
-    /// stdout cannot be written.
-    pub fn print(&self, json: bool, timing: Option<Timing>) -> Result<()> {
-        let report = self.report(timing);
-        match json {
-            true => super::print_line(&report.json().to_string()),
-            false => report
-                .lines()
-                .iter()
-                .try_for_each(|line| super::print_line(line)),
-        }
-    }
-
-    /// An error if the run does not fit.
-    ///
-    /// # Errors
-    /// It does not.
-    pub fn check(&self) -> Result<()> {
-        match self.plan.fits() {
-            Some(false) => Err(self.report(None).refusal()),
-            _ => Ok(()),
-        }
-    }
-
-    /// What is said at the start of a run.
-    pub fn summary(&self) -> String {
-        self.report(None).summary()
-    }
-
-    fn report(&self, timing: Option<Timing>) -> Report<'_> {
-        Report {
-            job: &self.job,
-            profile: &self.profile,
-            plan: &self.plan,
-            largest: self.largest,
-            changes: &self.changes,
-            timing,
-        }
+/// Prints a plan as a table or as JSON.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print(planned: &Planned, json: bool, timing: Option<Timing>) -> Result<()> {
+    let report = planned.report(timing);
+    match json {
+        true => super::print_line(&report.json().to_string()),
+        false => super::print_line(&report.lines().join("\n")),
     }
 }
 

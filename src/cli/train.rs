@@ -7,12 +7,10 @@ use clap::Args;
 
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::plan::parse_bytes;
+use crate::plan::{Planned, parse_bytes};
 use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
 use crate::train::run::{Prepared, RunOptions, Start, run_from};
-
-use super::plan::Planned;
 
 /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
 #[derive(Args, Clone, Debug)]
@@ -72,7 +70,7 @@ pub fn run<B: TrainBackend>(
                 true => None,
                 false => planned.timing::<B>(device)?,
             };
-            return planned.print(false, timing);
+            return super::plan::print(&planned, false, timing);
         }
         if mode != ProgressMode::Quiet {
             eprintln!("{}", planned.summary());

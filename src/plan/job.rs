@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use arithmo_backends::Allocation;
 use burn::tensor::DType;
 
+use super::profile::Profile;
 use crate::config::{GradientCheckpointing, Method, Quantization, Reference, RunConfig};
 use crate::data::lengths::SampleLengths;
 use crate::error::{Error, Result};
@@ -20,27 +20,6 @@ use crate::train::setup::{
 
 /// Steps whose passes are looked at, to find the largest.
 const STEPS_SEEN: usize = 5000;
-
-/// A device as far as a plan needs it.
-#[derive(Clone, Debug)]
-pub struct Profile {
-    /// For people.
-    pub name: String,
-    /// How memory is taken.
-    pub allocation: Allocation,
-    /// Bytes the run may have, those it holds already included; `None`: not told.
-    pub capacity: Option<u64>,
-    /// Bytes the process holds before it loads a model, where they are of the same memory.
-    pub program: u64,
-    /// Types weights may be held in.
-    pub dtypes: Vec<DType>,
-    /// Tokens a pass unless the run says otherwise.
-    pub pass_tokens: usize,
-    /// Threads that compute, where those are of the CPU.
-    pub threads: usize,
-    /// Most bytes of a tensor, where there is a limit below the memory's.
-    pub largest_tensor: Option<u64>,
-}
 
 /// The largest pass of a run, and what surrounds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -376,19 +355,6 @@ impl Job {
             },
         };
         activations.keep(tokens).min(self.shape.num_hidden_layers)
-    }
-}
-
-impl Profile {
-    /// The type weights are held in: see [`crate::model::dtype::choose`].
-    pub fn dtype(&self, shape: &MistralConfig, config: &RunConfig) -> DType {
-        match config.model.use_peft {
-            false => DType::F32,
-            true => {
-                let wanted = config.model.dtype.dtype();
-                wanted.unwrap_or_else(|| crate::model::dtype::auto(shape, &self.dtypes))
-            }
-        }
     }
 }
 

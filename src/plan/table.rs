@@ -5,8 +5,9 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use super::fit::Change;
-use super::job::{Job, Profile};
+use super::job::Job;
 use super::memory::Category;
+use super::profile::Profile;
 use super::time::Timing;
 use super::{PassShape, Plan};
 use crate::data::lengths::SampleLengths;
@@ -47,7 +48,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         .find_map(|(unit, size)| Some((lower.strip_suffix(unit)?, size)));
     let number = found.and_then(|(number, size)| Some(number.trim().parse::<f64>().ok()? * size));
     match number {
-        Some(bytes) if bytes >= 1.0 && bytes < 1e18 => Ok(bytes as u64),
+        Some(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
         _ => {
             let problem = format!("`{text}` is no amount of memory");
             let remedy = "write it as 8GB, 7.5GiB or 500MB";
@@ -79,7 +80,7 @@ impl Report<'_> {
         let total = Bytes(self.plan.total());
         let of = match self.plan.capacity {
             Some(capacity) => format!(" of {}", Bytes(capacity)),
-            None => String::new(),
+            None => ", which this device does not say whether it has".to_string(),
         };
         format!(
             "{} on {}; the run takes about {total}{of}",

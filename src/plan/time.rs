@@ -6,7 +6,8 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 
 use super::Plan;
-use super::job::{Job, Profile};
+use super::job::Job;
+use super::profile::Profile;
 use crate::bench::{BenchOptions, Probe, probe};
 use crate::config::{GradientCheckpointing, Method};
 use crate::data::lengths::SampleLengths;
