@@ -7,6 +7,8 @@ use arithmo::{Error, Result, interrupt, process};
 use arithmo_backends::{BackendKind, find_device};
 use clap::Parser;
 
+const PLACE: &str = "--backend";
+
 const BEST: &str = "leave --backend out to take the best that starts";
 
 fn main() -> ExitCode {
@@ -63,43 +65,24 @@ fn run(cli: &Cli) -> Result<()> {
 /// The backend asked for, or for `auto` the best of those in this program that starts; and the index of the device, where
 /// one is asked for.
 fn choose(cli: &Cli) -> Result<(BackendKind, Option<usize>)> {
-    let place = "--backend";
-    let kind = match cli.backend.as_str() {
-        "auto" => None,
-        name => {
-            let kind = name.parse::<BackendKind>();
-            Some(kind.map_err(|problem| Error::invalid(place, problem, BEST))?)
+    let asked = asked(cli)?;
+    let (kind, index) = match (&cli.device, asked) {
+        (Some(device), _) => {
+            let (kind, index) = named_device(device, asked)?;
+            (kind, Some(index))
         }
-    };
-    if let Some(kind) = kind.filter(|kind| !kind.compiled()) {
-        return Err(not_built(kind));
-    }
-    let (kind, index) = match (&cli.device, kind) {
+        (None, Some(kind)) => (kind, None),
         (None, None) => {
             let best = BackendKind::best().ok_or_else(|| {
                 let problem = "no backend of this program starts";
-                Error::invalid(place, problem, "build it with the feature ndarray")
+                Error::invalid(PLACE, problem, "build it with the feature ndarray")
             })?;
             return Ok((best, None));
-        }
-        (None, Some(kind)) => (kind, None),
-        (Some(device), kind) => {
-            let found = match kind {
-                Some(kind) => find_device([kind], device),
-                // A number is one of the backend that would be taken anyway, a name may be that of any.
-                None if device.parse::<usize>().is_ok() => find_device(BackendKind::best(), device),
-                None => find_device(BackendKind::available(), device),
-            };
-            let (kind, index) = found.map_err(|problem| {
-                let remedy = "give a number or a part of a name that `arithmo devices` lists";
-                Error::invalid("--device", problem, remedy)
-            })?;
-            (kind, Some(index))
         }
     };
     kind.start_device(index).map_err(|reason| {
         let remedy = format!("check the driver, or {BEST}");
-        Error::invalid(place, format!("{kind} {reason}"), remedy)
+        Error::invalid(PLACE, format!("{kind} {reason}"), remedy)
     })?;
     if kind != BackendKind::NdArray && kind.on_cpu() && !cli.quiet {
         eprintln!("note: {kind} finds only a software driver here; --backend ndarray is faster");
@@ -107,10 +90,37 @@ fn choose(cli: &Cli) -> Result<(BackendKind, Option<usize>)> {
     Ok((kind, index))
 }
 
+/// The backend called by its name; `None` for `auto`.
+fn asked(cli: &Cli) -> Result<Option<BackendKind>> {
+    if cli.backend == "auto" {
+        return Ok(None);
+    }
+    let kind = cli.backend.parse::<BackendKind>();
+    let kind = kind.map_err(|problem| Error::invalid(PLACE, problem, BEST))?;
+    match kind.compiled() {
+        true => Ok(Some(kind)),
+        false => Err(not_built(kind)),
+    }
+}
+
+/// The device called `device`: of the backend asked for; else a number is one of the backend that would be taken anyway, a
+/// name may be that of any.
+fn named_device(device: &str, asked: Option<BackendKind>) -> Result<(BackendKind, usize)> {
+    let found = match asked {
+        Some(kind) => find_device([kind], device),
+        None if device.parse::<usize>().is_ok() => find_device(BackendKind::best(), device),
+        None => find_device(BackendKind::available(), device),
+    };
+    found.map_err(|problem| {
+        let remedy = "give a number or a part of a name that `arithmo devices` lists";
+        Error::invalid("--device", problem, remedy)
+    })
+}
+
 fn not_built(kind: BackendKind) -> Error {
     let problem = format!("{kind} is not in this program");
     Error::invalid(
-        "--backend",
+        PLACE,
         problem,
         format!("build it with `cargo build --release --features {kind}`"),
     )

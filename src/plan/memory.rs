@@ -121,7 +121,12 @@ impl Memory {
         self.note(category, bytes as u64, place)
     }
 
-    /// For as long as the run: weights, which pools keep apart.
+    /// As [`Self::take`], to the end of the run.
+    pub(super) fn hold(&mut self, category: Category, bytes: usize) {
+        let _ = self.take(category, bytes);
+    }
+
+    /// As [`Self::hold`], of weights, which pools keep apart.
     pub(super) fn keep(&mut self, category: Category, bytes: usize) {
         let place = self.allocator.take(bytes as u64, true);
         let _ = self.note(category, bytes as u64, place);

@@ -37,8 +37,9 @@ pub(super) fn walk(
         let grads = walk.gradients(pass, passes);
         walk.optimizer(grads, &mut moments);
         if step == 0 && job.copies_reference() {
-            let copied: usize = job.trained().iter().map(|count| 4 * count).sum();
-            walk.memory.keep(Category::Reference, copied);
+            for count in job.trained() {
+                walk.memory.hold(Category::Reference, 4 * count);
+            }
         }
     }
     if let Some(pass) = job.eval_pass(profile) {
@@ -85,16 +86,16 @@ impl Walk<'_> {
         }
         if !job.trains_all() {
             for count in job.trained() {
-                self.memory.keep(Category::Adapter, 4 * count);
+                self.memory.hold(Category::Adapter, 4 * count);
             }
         }
         let angles = job.shape.max_position_embeddings * job.shape.head_dim();
-        self.memory.keep(Category::Tables, 2 * angles);
-        self.memory.keep(Category::Tables, 2 * angles);
+        self.memory.hold(Category::Tables, 2 * angles);
+        self.memory.hold(Category::Tables, 2 * angles);
         // Quantised weights are multiplied from a tile on the CPU; elsewhere the largest is unpacked in one place.
         if job.is_quantized() && !self.heap {
             let scratch = job.largest_projection() * job.size();
-            self.memory.keep(Category::Workspace, scratch);
+            self.memory.hold(Category::Workspace, scratch);
         }
     }
 
