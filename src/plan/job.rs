@@ -21,6 +21,9 @@ use crate::train::setup::{
 /// Steps whose passes are looked at, to find the largest.
 const STEPS_SEEN: usize = 5000;
 
+/// Samples that are assumed where they are not known, at most: more than one pass takes.
+const MOST_ASSUMED: usize = 1 << 14;
+
 /// The largest pass of a run, and what surrounds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassShape {
@@ -265,7 +268,7 @@ impl Job {
             false => {
                 let longest = SampleLengths::longest(self.config.data.max_length, self.sides());
                 let count = train.per_device_train_batch_size * train.gradient_accumulation_steps;
-                vec![longest; count.max(1)]
+                vec![longest; count.clamp(1, MOST_ASSUMED)]
             }
         }
     }

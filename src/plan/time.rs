@@ -95,7 +95,10 @@ impl Timing {
             (train.per_device_train_batch_size * train.gradient_accumulation_steps) as f64;
         let tokens: usize = samples.iter().map(SampleLengths::packed).sum();
         let scored: usize = samples.iter().map(SampleLengths::scored).sum();
-        let of_step = per_step.min(samples.len() as f64) / samples.len().max(1) as f64;
+        let of_step = match job.knows_samples() {
+            true => per_step.min(samples.len() as f64),
+            false => per_step,
+        } / samples.len().max(1) as f64;
         let again = recomputed(plan);
         let with = |reference: f64| of_step * work(job, [tokens, scored], reference, again) / rate;
         let steps = train.total_steps(samples.len());
