@@ -10,8 +10,6 @@
 
 #[path = "suite/plan.rs"]
 mod plan;
-#[path = "fixtures/tiny/mod.rs"]
-mod tiny;
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,6 +17,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use plan::tiny;
 
 #[cfg(target_os = "linux")]
 #[test]

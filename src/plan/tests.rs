@@ -1,9 +1,12 @@
 use std::path::Path;
 
+use arithmo_backends::{Allocation, BackendKind};
+
 use super::*;
 use crate::bench::shape;
-use crate::config::{Quantization, RunConfig};
+use crate::config::{GradientCheckpointing, Quantization, RunConfig};
 use crate::data::lengths::{SampleLengths, SideLengths};
+use crate::model::config::MistralConfig;
 use crate::plan::fit::Effect;
 
 const CARD: u64 = 8_000_000_000;

@@ -9,7 +9,7 @@ use arithmo::model::config::MistralConfig;
 use serde_json::{Value, json};
 
 #[path = "../fixtures/tiny/mod.rs"]
-mod tiny;
+pub mod tiny;
 
 /// A model's vocabulary, width, width inside the MLP, layers, heads and key heads.
 type Shape = [usize; 6];
@@ -114,7 +114,7 @@ pub fn within_five_percent(backend: &str, cases: &[Case]) {
             compared.measured as f64 / 1e6,
             100.0 * compared.error()
         );
-        println!("{line}");
+        eprintln!("{line}");
         if compared.error().abs() > 0.05 {
             far.push(line);
         }
