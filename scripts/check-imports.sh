@@ -22,9 +22,10 @@ allowed() {
     eval) echo "data model lora dpo generate config" ;;
     doctor) echo "data" ;;
     bench) echo "config data model lora dpo train doctor" ;;
+    plan) echo "config data model lora train doctor bench" ;;
     iterate) echo "config data model lora dpo train generate eval" ;;
     demo) echo "config data model lora dpo train generate eval iterate report" ;;
-    cli) echo "config data model lora dpo generate train eval iterate report demo doctor bench" ;;
+    cli) echo "config data model lora dpo generate train eval iterate report demo doctor bench plan" ;;
     *) return 1 ;;
   esac
 }

@@ -47,6 +47,7 @@ pub mod iterate;
 pub mod lora;
 pub mod model;
 pub mod output;
+pub mod plan;
 pub mod process;
 pub mod progress;
 mod read_at;

@@ -117,6 +117,15 @@ fn base_weights_may_be_f16() {
     }
 }
 
+/// The pages that the pools reserve, beside what the plan says of them.
+#[test]
+fn plans_are_within_five_percent_of_what_runs_take() {
+    if !starts() {
+        return;
+    }
+    suite::plan::within_five_percent("wgpu", suite::plan::CASES);
+}
+
 #[test]
 fn peak_memory_is_plausible() {
     if !starts() {

@@ -12,8 +12,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
-    Adapted, Adapter, Attended, AttentionConfig, AttentionMask, LogProbStats, LogProbs,
-    PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight, ops,
+    Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
+    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight,
+    ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -50,6 +51,14 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
 
     fn available_memory_bytes(device: &Self::Device) -> Option<u64> {
         B::available_memory_bytes(device)
+    }
+
+    fn allocation(device: &Self::Device) -> Allocation {
+        B::allocation(device)
+    }
+
+    fn buffer_limits(device: &Self::Device) -> Option<BufferLimits> {
+        B::buffer_limits(device)
     }
 
     fn pass_tokens() -> usize {

@@ -14,11 +14,13 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod swiglu;
 
-use std::panic;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Tensor, backend::Backend};
 use cubecl::Runtime;
+
+use crate::Allocation;
 
 /// Bytes the runtime has taken from the device for the calling thread's tensors, weights and pools alike.
 ///
@@ -31,16 +33,26 @@ pub(crate) fn reserved_bytes<R: Runtime>(device: &R::Device) -> Option<u64> {
         .map(|usage| usage.bytes_reserved)
 }
 
-/// Computes one addition on the default device of `B`.
+/// How the runtime takes memory.
+pub(crate) fn pools<R: Runtime>(device: &R::Device) -> Allocation {
+    let client = R::client(device);
+    let memory = &client.properties().memory;
+    Allocation::Pools {
+        page: memory.max_page_size,
+        alignment: memory.alignment,
+    }
+}
+
+/// Computes one addition on `device`.
 ///
 /// # Errors
 /// What went wrong, in the runtime's words.
-pub(crate) fn compute_once<B: Backend>() -> Result<(), String> {
-    let sum = without_panic(|| {
-        let one = Tensor::<B, 1>::ones([1], &B::Device::default());
+pub(crate) fn compute_once<B: Backend>(device: &B::Device) -> Result<(), String> {
+    let sum = without_panic(AssertUnwindSafe(|| {
+        let one = Tensor::<B, 1>::ones([1], device);
         let data = (one.clone() + one).try_into_data();
         data.map(|data| data.iter::<f32>().next())
-    })?;
+    }))?;
     match sum {
         Ok(Some(2.0)) => Ok(()),
         Ok(sum) => Err(format!("computes 1 + 1 = {sum:?}")),

@@ -1,14 +1,15 @@
 //! NVIDIA GPUs.
 
 use burn::tensor::Tensor;
-use burn_cuda::Cuda;
+use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 
-use crate::TrainBackend;
 use crate::cubecl::{
-    compute_once, operations::cube_operations, queue::CubeGpu, reserved_bytes, without_panic,
+    compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
 };
+use crate::devices::dtypes_of;
+use crate::{Allocation, BackendKind, DeviceClass, DeviceInfo, TrainBackend};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
@@ -24,13 +25,17 @@ impl TrainBackend for Gpu {
         only_model()
     }
 
+    fn allocation(device: &Self::Device) -> Allocation {
+        pools::<CudaRuntime>(device)
+    }
+
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<CudaRuntime>(device)
     }
 }
 
-/// Starts the default device: see [`BackendKind::start`](crate::BackendKind::start).
-pub(crate) fn start() -> Result<(), String> {
+/// Starts a device: see [`BackendKind::start_device`](crate::BackendKind::start_device).
+pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
     // The driver is asked first, in this thread: starting the runtime without one would end a thread of its own.
     match without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
         Err(reason) => {
@@ -39,8 +44,43 @@ pub(crate) fn start() -> Result<(), String> {
             Err(format!("finds no NVIDIA driver ({reason})"))
         }
         Ok(0) => Err("finds no NVIDIA GPU".to_string()),
-        Ok(_) => compute_once::<Gpu>(),
+        Ok(_) => compute_once::<Gpu>(&device(index.unwrap_or(0))),
     }
+}
+
+/// The GPU with this index as Burn names it.
+pub fn device(index: usize) -> CudaDevice {
+    CudaDevice::new(index)
+}
+
+/// Names of all GPUs that the driver lets this process see.
+pub(crate) fn names() -> Vec<String> {
+    let count = without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()).unwrap_or(0);
+    let model = only_model();
+    let name = |index: usize| {
+        model
+            .clone()
+            .unwrap_or_else(|| format!("NVIDIA GPU {index}"))
+    };
+    (0..count).map(name).collect()
+}
+
+/// All GPUs; each is started, to see what it computes in.
+pub(crate) fn devices() -> Vec<DeviceInfo> {
+    let described = names().into_iter().enumerate().map(|(index, name)| {
+        let dtypes = without_panic(|| dtypes_of::<Gpu>(&device(index)));
+        DeviceInfo {
+            backend: BackendKind::Cuda,
+            index,
+            name,
+            class: DeviceClass::Discrete,
+            memory: None,
+            dtypes: dtypes.unwrap_or_default(),
+            limits: None,
+            is_default: index == 0,
+        }
+    });
+    described.collect()
 }
 
 /// The model of the GPUs in this machine, if they are all of one, as the Linux driver lists them.

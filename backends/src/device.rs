@@ -18,6 +18,11 @@ impl BackendKind {
     /// Every backend, the preferred one first.
     pub const ALL: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::NdArray];
 
+    /// The one for consumer cards.
+    pub fn consumer() -> Self {
+        Self::Wgpu
+    }
+
     /// Whether this program was built with the backend's feature.
     pub fn compiled(self) -> bool {
         match self {
@@ -51,23 +56,35 @@ impl BackendKind {
         }
     }
 
-    /// Starts the backend's default device and computes one addition on it. A GPU takes a second or so.
+    /// As [`Self::start_device`], of the backend's default device.
+    ///
+    /// # Errors
+    /// As [`Self::start_device`].
+    pub fn start(self) -> Result<(), String> {
+        self.start_device(None)
+    }
+
+    /// Starts a device by its index ([`crate::DeviceInfo`]), or the default one, and computes one addition on it. A GPU
+    /// takes a second or so.
     ///
     /// # Errors
     /// Why it does not start, in words for the user. Never a panic, though the runtimes panic where a driver is absent.
-    pub fn start(self) -> Result<(), String> {
+    pub fn start_device(self, index: Option<usize>) -> Result<(), String> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda => crate::cuda::start(),
+            Self::Cuda => crate::cuda::start(index),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => crate::wgpu::start(),
+            Self::Wgpu => crate::wgpu::start(index),
             #[cfg(feature = "ndarray")]
             Self::NdArray => Ok(()),
             #[allow(
                 unreachable_patterns,
                 reason = "reached where a backend is left out of the build"
             )]
-            _ => Err("is not in this program".to_string()),
+            _ => {
+                let _ = index;
+                Err("is not in this program".to_string())
+            }
         }
     }
 

@@ -14,6 +14,7 @@ mod cubecl;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+mod devices;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;
@@ -26,6 +27,10 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
+pub use devices::{
+    Allocation, Assumed, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, assumed, devices,
+    find_device,
+};
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
@@ -54,10 +59,20 @@ pub trait TrainBackend: Backend {
         None
     }
 
+    /// How memory is taken from the device.
+    fn allocation(_device: &Self::Device) -> Allocation {
+        Allocation::Heap
+    }
+
+    /// How large a buffer may be, where there is a limit below the memory's.
+    fn buffer_limits(_device: &Self::Device) -> Option<BufferLimits> {
+        None
+    }
+
     /// Tokens that are computed together unless a run says otherwise: enough for full speed, no more, because
     /// activations grow with them.
     fn pass_tokens() -> usize {
-        8192
+        devices::PASS_TOKENS
     }
 
     /// Tokens that a pass of decoding computes in the time of one, because reading the weights takes that long; guessed

@@ -4,6 +4,8 @@ mod operations;
 mod shape;
 mod step;
 
+use std::time::{Duration, Instant};
+
 use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 use serde_json::{Value, json};
@@ -21,6 +23,9 @@ use crate::train::setup::weights;
 
 /// Of the memory there is, what weights may take: a step needs some too.
 const WEIGHTS_SHARE: f64 = 0.9;
+
+/// Tokens of the first step of [`probe`].
+const FIRST_TOKENS: usize = 64;
 
 /// FLOP a second of an H100 or H200 (SXM) in 16-bit floats without sparsity, as NVIDIA's data sheets give it.
 const HOPPER_FLOPS: f64 = 989e12;
@@ -105,6 +110,47 @@ pub fn bench<B: TrainBackend>(
     result["peak_flop_per_second"] = json!(peak);
     result["runs"] = runs.collect();
     out(&result.to_string())
+}
+
+/// What a step of a few layers took.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    /// Packed tokens of the step.
+    pub tokens: usize,
+    /// Completion tokens scored.
+    pub scored: usize,
+    /// Its time.
+    pub seconds: f64,
+}
+
+/// Times a step of few layers ([`BenchOptions::layers`]): of few tokens at first, then of four times as many, up to those
+/// asked for or until the next would end after `limit`.
+///
+/// # Errors
+/// As [`bench`].
+pub fn probe<B: TrainBackend>(
+    options: &BenchOptions,
+    limit: Duration,
+    device: &B::Device,
+) -> Result<Probe> {
+    let started = Instant::now();
+    let mut config = options.shape.clone();
+    config.num_hidden_layers = options.layers.unwrap_or(config.num_hidden_layers);
+    let dtype = dtype_for::<B>(&config, options.dtype, device)?;
+    let mut setup = Setup::<B>::new(options, config, dtype, device)?;
+    let most = options.tokens.iter().copied().max().unwrap_or(0);
+    let mut tokens = most.clamp(step::FEWEST, FIRST_TOKENS);
+    loop {
+        let run = setup.measure(tokens, options, device)?;
+        let next = (4 * tokens).min(most);
+        // One step that is not counted, and one that is.
+        let ends =
+            started.elapsed().as_secs_f64() + 2.2 * run.seconds * next as f64 / tokens as f64;
+        if next <= tokens || ends > limit.as_secs_f64() {
+            return Ok(run.probe());
+        }
+        tokens = next;
+    }
 }
 
 /// Weights that do not fit would end the program without a word.

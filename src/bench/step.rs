@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::BenchOptions;
+use super::{BenchOptions, Probe};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
@@ -81,7 +81,7 @@ impl<B: TrainBackend> Setup<B> {
         let activations = match options.checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
             GradientCheckpointing::Off => Activations::Keep,
-            GradientCheckpointing::Auto => what_fits::<B>(&policy, device),
+            GradientCheckpointing::Auto => what_fits::<B>(&policy, None, device),
         };
         let learner_config = LearnerConfig {
             loss: DpoLoss {
@@ -254,6 +254,15 @@ fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
 }
 
 impl Run {
+    pub(super) fn probe(&self) -> Probe {
+        let sides = self.pairs.iter().flat_map(|p| [&p.chosen, &p.rejected]);
+        Probe {
+            tokens: self.tokens,
+            scored: sides.map(EncodedSequence::scored_tokens).sum(),
+            seconds: self.seconds,
+        }
+    }
+
     pub(super) fn header() -> String {
         format!(
             "{:>7}{:>7}{:>10}{:>11}{:>12}{:>10}{:>10}{:>8}{:>8}{:>10}",

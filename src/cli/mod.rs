@@ -3,12 +3,14 @@
 pub mod bench;
 pub mod chat;
 pub mod demo;
+pub mod devices;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
 pub mod iterate;
 pub mod merge;
 pub mod model;
+pub mod plan;
 pub mod prepare;
 pub mod report;
 pub mod sample_pairs;
@@ -32,6 +34,9 @@ pub struct Cli {
     /// What computes: auto takes the best of those in this program that starts.
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     pub backend: String,
+    /// Which of the backend's devices computes: its number or a part of its name, as `arithmo devices` lists them.
+    #[arg(long, global = true, value_name = "INDEX|NAME")]
+    pub device: Option<String>,
     /// No progress and no messages; errors are still printed.
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -51,6 +56,8 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Turn Stack Exchange rows into preference pairs.
     Prepare(prepare::PrepareArgs),
+    /// Say what a run takes of a device, before anything is loaded: bytes by category, the largest batch, the time.
+    Plan(plan::PlanArgs),
     /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
@@ -65,6 +72,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Write a base model and an adapter as one model.
     Merge(merge::MergeArgs),
+    /// List the devices of every backend in this program.
+    Devices(devices::DevicesArgs),
     /// Say what devices there are, whether every operation is right on the one in use, and how fast it is.
     Doctor(doctor::DoctorArgs),
     /// Measure a DPO step of a model with random weights: speed, share of the peak, memory.
@@ -93,6 +102,8 @@ impl Cli {
                 ),
             ),
             Command::Report(args) => Some(report::run(args)),
+            Command::Devices(args) => Some(devices::run(args)),
+            Command::Plan(args) => plan::run_assumed(args, &self.backend, mode),
             Command::Evaluate(args) => evaluate::run_without_model(args, mode),
             Command::SandboxExec(args) => Some(sandbox_exec::run(args)),
             _ => None,
@@ -107,6 +118,7 @@ impl Cli {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
             Command::Demo(args) => demo::run::<B>(args, mode, device),
+            Command::Plan(args) => plan::run::<B>(args, mode, device),
             Command::Train(args) => train::run::<B>(args, mode, device),
             Command::Score(args) => score::run::<B>(args, mode, device),
             Command::Iterate(args) => iterate::run::<B>(args, mode, device),
@@ -117,9 +129,10 @@ impl Cli {
             Command::Doctor(args) => doctor::run::<B>(args, device),
             Command::Bench(args) => bench::run::<B>(args, device),
             Command::Evaluate(args) => evaluate::run::<B>(args, mode, device),
-            Command::Prepare(_) | Command::Report(_) | Command::SandboxExec(_) => {
-                self.run_without_backend().unwrap_or(Ok(()))
-            }
+            Command::Prepare(_)
+            | Command::Report(_)
+            | Command::Devices(_)
+            | Command::SandboxExec(_) => self.run_without_backend().unwrap_or(Ok(())),
         }
     }
 }

@@ -9,8 +9,11 @@ use clap::{Args, ValueEnum};
 use crate::config::Quantization;
 use crate::error::{Error, Result};
 use crate::lora::adapter;
+use crate::model::config::MistralConfig;
+use crate::model::dtype::choose;
 use crate::model::hub::Hub;
-use crate::model::load::{load_as, resolve_dtype};
+use crate::model::limits;
+use crate::model::load::load_as;
 use crate::model::mistral::Mistral;
 use crate::model::quantize;
 use crate::model::quantize::cache::Cache;
@@ -28,7 +31,7 @@ pub struct ModelArgs {
     /// A PEFT adapter folder to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Type of the weights in memory; auto: as stored, or f32 if the backend does not compute in it.
+    /// Type of the weights in memory; auto: as stored, or what the backend computes in that is nearest.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
     #[command(flatten)]
@@ -117,7 +120,9 @@ impl ModelArgs {
         mode: ProgressMode,
         device: &B::Device,
     ) -> Result<Mistral<B>> {
-        let dtype = resolve_dtype::<B>(folder, self.dtype.dtype(), device)?;
+        let shape = MistralConfig::load(folder)?;
+        let dtype = choose::<B>(&shape, self.dtype.dtype(), device)?;
+        limits::check::<B>(&shape, dtype, device)?;
         let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
         let mut model = load_as(folder, dtype, to, &cache, device)?;
         if let Some(folder) = &self.adapter {

@@ -7,9 +7,10 @@ use clap::Args;
 
 use crate::config::RunConfig;
 use crate::error::Result;
+use crate::plan::{Planned, parse_bytes};
 use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
-use crate::train::run::{RunOptions, run as run_training};
+use crate::train::run::{Prepared, RunOptions, Start, run_from};
 
 /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
 #[derive(Args, Clone, Debug)]
@@ -27,14 +28,24 @@ pub struct TrainArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Check everything and list what would be cut, dropped or refused; train nothing, write nothing.
+    /// Also what it takes of the device, and how long.
     #[arg(long)]
     pub dry_run: bool,
+    /// Have the run do with so much of the device's memory, as 8GB, and refuse it if that is too little.
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<String>,
+    /// Start though the plan says it will not fit.
+    #[arg(long)]
+    pub ignore_plan: bool,
+    /// In a dry run, do not time a few layers on the device (ten seconds at most).
+    #[arg(long, requires = "dry_run")]
+    pub no_timing: bool,
 }
 
 /// Trains; prints the folder of the adapter (or the model) on stdout.
 ///
 /// # Errors
-/// As [`run_training`].
+/// As [`run_from`]; or the run does not fit the device.
 pub fn run<B: TrainBackend>(
     args: &TrainArgs,
     mode: ProgressMode,
@@ -51,7 +62,29 @@ pub fn run<B: TrainBackend>(
         dry_run: args.dry_run,
         progress: mode,
     };
-    let summary = run_training::<B>(&config, &options, device)?;
+    let memory = args.device_memory.as_deref().map(parse_bytes).transpose()?;
+    let mut ready = |prepared: &Prepared| {
+        let planned = Planned::of::<B>(prepared, &config, memory, device)?;
+        if args.dry_run {
+            let timing = match args.no_timing {
+                true => None,
+                false => planned.timing::<B>(device)?,
+            };
+            return super::plan::print(&planned, false, timing);
+        }
+        if mode != ProgressMode::Quiet {
+            eprintln!("{}", planned.summary());
+        }
+        match args.ignore_plan {
+            true => Ok(()),
+            false => planned.check(),
+        }
+    };
+    let start = Start {
+        device_memory: memory,
+        ready: &mut ready,
+    };
+    let summary = run_from::<B>(&config, &options, start, device)?;
     if let Some(output) = summary.output {
         super::print_line(&output.display().to_string())?;
     }

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod encode;
 pub mod example;
 pub mod html;
+pub mod lengths;
 pub mod pair;
 pub mod preference;
 pub mod prepare;

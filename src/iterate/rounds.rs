@@ -22,8 +22,9 @@ use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
+use crate::model::dtype::choose;
 use crate::model::hub::Hub;
-use crate::model::load::{load_as, resolve_dtype};
+use crate::model::load::load_as;
 use crate::model::mistral::Mistral;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
@@ -235,7 +236,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype = resolve_dtype::<B>(&self.folder, self.dtype, device)?;
+        let dtype = choose::<B>(&MistralConfig::load(&self.folder)?, self.dtype, device)?;
         let cache = Cache::of_user(self.mode);
         load_as(&self.folder, dtype, self.quantize, &cache, device)
     }

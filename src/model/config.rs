@@ -117,6 +117,23 @@ impl MistralConfig {
             .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    /// Numbers a block keeps of each token for backward, `x A^T` of the branches apart: the residual stream before and
+    /// between its halves, both norms' results, queries, keys, values and what attention made of them, gate, up and
+    /// their product.
+    pub fn block_values_per_token(&self) -> usize {
+        let heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads;
+        4 * self.hidden_size + heads * self.head_dim() + 3 * self.intermediate_size
+    }
+
+    /// Most bytes of an activation of one token, where numbers have `size` bytes: gate and up side by side, or one of them in
+    /// f32 for a branch.
+    pub fn widest_bytes_per_token(&self, size: usize) -> usize {
+        let queries = self.num_attention_heads * self.head_dim();
+        let qkv = queries + 2 * self.num_key_value_heads * self.head_dim();
+        let widest = (2 * self.intermediate_size).max(qkv).max(self.hidden_size);
+        (widest * size).max(4 * self.intermediate_size.max(queries))
+    }
+
     /// Name and shape of every weight of a model of this shape, as `MistralForCausalLM` stores them (`[out, in]`);
     /// without `lm_head.weight` where the embeddings are tied.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {

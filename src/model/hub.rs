@@ -131,6 +131,31 @@ impl Hub {
         }
     }
 
+    /// As [`resolve`](Self::resolve), of a model whose weights are not needed: config and tokenizer, from the cache if they
+    /// are there.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn config_folder(&self, model: &str, revision: &str) -> Result<PathBuf> {
+        let folder = Path::new(model);
+        if folder.is_dir() {
+            return Ok(folder.to_path_buf());
+        }
+        check_id(model, "--model")?;
+        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
+        let local = LocalRepo::new(&self.config.cache_dir, &repo);
+        let described = |folder: &PathBuf| folder.join("config.json").is_file();
+        match local.snapshot().filter(described) {
+            Some(folder) => Ok(folder),
+            None if self.config.offline => Err(offline(model, revision)),
+            None => {
+                let described =
+                    Fetch::start(&self.client, &repo, &local).and_then(Fetch::described);
+                described.map_err(|failure| no_folder_either(failure.into(), model))
+            }
+        }
+    }
+
     /// Local copies of the files `hf://datasets/owner/name[@revision]/path` names, sorted. `path` is a file, a folder (all
     /// its parquet, jsonl, json and xml files) or a glob (`*`, `**`, `?`, `[...]`); without a path, the whole data set.
     ///
@@ -217,13 +242,7 @@ impl<'a> Fetch<'a> {
 
     /// All files a model needs; the weights last, so that a folder with weights has everything else too.
     fn model(mut self) -> std::result::Result<PathBuf, Failure> {
-        let config = self.file("config.json")?;
-        for name in TOKENIZER_FILES
-            .into_iter()
-            .chain(["generation_config.json"])
-        {
-            self.optional(name)?;
-        }
+        let folder = self.description()?;
         if self.optional("model.safetensors")?.is_none() {
             let Some(index) = self.optional("model.safetensors.index.json")? else {
                 return Err(self.no_safetensors().into());
@@ -233,6 +252,24 @@ impl<'a> Fetch<'a> {
             }
         }
         self.finish()?;
+        Ok(folder)
+    }
+
+    /// What says what the model is: all but its weights.
+    fn described(mut self) -> std::result::Result<PathBuf, Failure> {
+        let folder = self.description()?;
+        self.finish()?;
+        Ok(folder)
+    }
+
+    fn description(&mut self) -> std::result::Result<PathBuf, Failure> {
+        let config = self.file("config.json")?;
+        for name in TOKENIZER_FILES
+            .into_iter()
+            .chain(["generation_config.json"])
+        {
+            self.optional(name)?;
+        }
         Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf())
     }
 

@@ -168,15 +168,9 @@ impl<B: TrainBackend> Mistral<B> {
         PositionTable::new(positions, head_dim, rope_theta, sliding_window, device)
     }
 
-    /// Bytes a block keeps of each token for backward, `x A^T` of the branches apart: the residual stream before and
-    /// between its halves, both norms' results, queries, keys, values and what attention made of them, gate, up and
-    /// their product.
+    /// Bytes a block keeps of each token for backward: see [`MistralConfig::block_values_per_token`].
     pub fn block_bytes_per_token(&self) -> usize {
-        let config = &self.config;
-        let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads;
-        let values =
-            4 * config.hidden_size + heads * config.head_dim() + 3 * config.intermediate_size;
-        values * self.dtype().size()
+        self.config.block_values_per_token() * self.dtype().size()
     }
 
     /// The type that is computed in: that of the residual stream.

@@ -2,9 +2,11 @@
 
 pub mod attention;
 pub mod config;
+pub mod dtype;
 pub mod hub;
 pub mod input;
 pub mod kv_cache;
+pub mod limits;
 pub mod linear;
 pub mod load;
 pub mod mistral;

@@ -3,6 +3,8 @@
 //! The gradient of a step is a weighted sum over its pairs, so how they are grouped changes nothing but speed and memory:
 //! many short pairs in one pass use the machine better, and a pass of few tokens needs little memory.
 
+use std::ops::Range;
+
 use crate::data::encode::EncodedPair;
 use crate::data::sample::Sample;
 
@@ -20,26 +22,36 @@ pub struct Pass<'a, S = EncodedPair> {
 /// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens; a longer pair is a pass
 /// by itself. The step's loss is the mean over micro-batches of their means.
 pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec<Pass<'a, S>> {
-    let mut passes: Vec<Pass<'a, S>> = Vec::new();
-    for pairs in micro_batches {
-        let weight = 1.0 / (micro_batches.len() * pairs.len()) as f64;
-        for pair in pairs {
-            let tokens = pair.packed_tokens();
-            match passes.last_mut() {
-                Some(pass) if pass.tokens + tokens <= budget => {
-                    pass.pairs.push(pair);
-                    pass.weights.push(weight);
-                    pass.tokens += tokens;
-                }
-                _ => passes.push(Pass {
-                    pairs: vec![pair],
-                    weights: vec![weight],
-                    tokens,
-                }),
+    let (mut pairs, mut weights) = (Vec::new(), Vec::new());
+    for micro_batch in micro_batches {
+        let weight = 1.0 / (micro_batches.len() * micro_batch.len()) as f64;
+        pairs.extend(micro_batch.iter().copied());
+        weights.resize(pairs.len(), weight);
+    }
+    let tokens: Vec<usize> = pairs.iter().map(|pair| pair.packed_tokens()).collect();
+    let of = |range: Range<usize>| Pass {
+        pairs: pairs[range.clone()].to_vec(),
+        weights: weights[range.clone()].to_vec(),
+        tokens: tokens[range].iter().sum(),
+    };
+    grouped(&tokens, budget).into_iter().map(of).collect()
+}
+
+/// Consecutive samples of so many `tokens` that are one pass each.
+pub fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    let mut taken = 0;
+    for (index, tokens) in tokens.iter().enumerate() {
+        taken += tokens;
+        match groups.last_mut() {
+            Some(group) if taken <= budget => group.end = index + 1,
+            _ => {
+                taken = *tokens;
+                groups.push(index..index + 1);
             }
         }
     }
-    passes
+    groups
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ use arithmo_backends::TrainBackend;
 
 use crate::config::{Method as MethodName, RunConfig};
 use crate::data::encode::EncodeReport;
+use crate::data::lengths::SampleLengths;
 use crate::error::Result;
 use crate::lora::LoraConfig;
+use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::progress::ProgressMode;
 use crate::train::folder::{Existing, RunFolder};
@@ -40,20 +42,64 @@ pub struct RunSummary {
     pub last: Option<Record>,
 }
 
-/// Runs what `config` describes.
+/// What is known of a run before its weights are loaded.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The model's shape.
+    pub shape: MistralConfig,
+    /// Lengths of the training samples.
+    pub train: Vec<SampleLengths>,
+    /// Lengths of the held-out ones.
+    pub eval: Vec<SampleLengths>,
+}
+
+/// What happens between the data and the weights.
+pub struct Start<'a> {
+    /// Bytes of the device that the run is to do with; `None`: all there are.
+    pub device_memory: Option<u64>,
+    /// Called once the data is read, in a dry run too; an error ends the run, of which nothing is written then.
+    pub ready: &'a mut dyn FnMut(&Prepared) -> Result<()>,
+}
+
+/// As [`run_from`], without a word between data and weights.
 ///
 /// # Errors
-/// Any input is not what it must be (nothing is written then); the loss becomes non-finite or the first step's
-/// self-check fails (a checkpoint of the last good state is kept); or the user interrupts (everything is saved).
+/// As [`run_from`].
 pub fn run<B: TrainBackend>(
     config: &RunConfig,
     options: &RunOptions,
     device: &B::Device,
 ) -> Result<RunSummary> {
+    let start = Start {
+        device_memory: None,
+        ready: &mut |_| Ok(()),
+    };
+    run_from::<B>(config, options, start, device)
+}
+
+/// Runs what `config` describes.
+///
+/// # Errors
+/// Any input is not what it must be (nothing is written then); the loss becomes non-finite or the first step's
+/// self-check fails (a checkpoint of the last good state is kept); or the user interrupts (everything is saved).
+pub fn run_from<B: TrainBackend>(
+    config: &RunConfig,
+    options: &RunOptions,
+    start: Start<'_>,
+    device: &B::Device,
+) -> Result<RunSummary> {
+    let memory = start.device_memory;
     match config.method {
-        MethodName::Dpo => run_method::<B, Learner<B>>(config, options, device, setup::learner),
+        MethodName::Dpo => {
+            let learner =
+                |folder: &Path| setup::learner(config, folder, options.progress, memory, device);
+            run_method::<B, Learner<B>>(config, options, start, device, learner)
+        }
         MethodName::Sft => {
-            run_method::<B, SftLearner<B>>(config, options, device, setup::sft_learner)
+            let learner = |folder: &Path| {
+                setup::sft_learner(config, folder, options.progress, memory, device)
+            };
+            run_method::<B, SftLearner<B>>(config, options, start, device, learner)
         }
     }
 }
@@ -62,8 +108,9 @@ pub fn run<B: TrainBackend>(
 fn run_method<B: TrainBackend, M: Method<B>>(
     config: &RunConfig,
     options: &RunOptions,
+    start: Start<'_>,
     device: &B::Device,
-    learner: impl Fn(&RunConfig, &Path, ProgressMode, &B::Device) -> Result<(M, Option<LoraConfig>)>,
+    learner: impl Fn(&Path) -> Result<(M, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     if !options.dry_run {
@@ -81,6 +128,12 @@ fn run_method<B: TrainBackend, M: Method<B>>(
             .iter()
             .for_each(|warning| eprintln!("warning: {warning}"));
     }
+    let lengths = |samples: &[M::Sample]| samples.iter().map(SampleLengths::of).collect();
+    (start.ready)(&Prepared {
+        shape: MistralConfig::load(&model_folder)?,
+        train: lengths(&data.train),
+        eval: lengths(&data.eval),
+    })?;
     if options.dry_run {
         return Ok(RunSummary {
             steps: 0,
@@ -90,7 +143,7 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     }
     let manifest = setup::manifest::<B, _>(config, &data, &model_folder, device)?;
     let resumed = folder.resume_point(options.existing, &manifest)?;
-    let (learner, lora) = learner(config, &model_folder, options.progress, device)?;
+    let (learner, lora) = learner(&model_folder)?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
 
     let step = resumed

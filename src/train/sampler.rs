@@ -49,6 +49,17 @@ impl Sampler {
         }
     }
 
+    /// The samples of each of the first `total` steps, in order, whatever their micro-batches.
+    pub fn steps(self, total: usize) -> impl Iterator<Item = Vec<usize>> {
+        let size = self.batch_size * self.accumulation;
+        let epochs = total.div_ceil(self.steps_per_epoch());
+        let of_epoch = move |epoch| -> Vec<Vec<usize>> {
+            let order = self.order(epoch);
+            order.chunks(size).map(<[usize]>::to_vec).collect()
+        };
+        (0..epochs).flat_map(of_epoch).take(total)
+    }
+
     fn batches(&self) -> usize {
         self.samples.div_ceil(self.batch_size)
     }
@@ -92,6 +103,21 @@ mod tests {
             }
         );
         assert_eq!(sampler.plan(2).micro_batches, first.micro_batches);
+    }
+
+    #[test]
+    fn steps_are_those_that_are_planned() {
+        let sampler = Sampler {
+            samples: 23,
+            batch_size: 2,
+            accumulation: 3,
+            shuffle_seed: Some(7),
+        };
+        let steps: Vec<_> = sampler.steps(9).collect();
+        assert_eq!(steps.len(), 9);
+        for (index, step) in steps.iter().enumerate() {
+            assert_eq!(*step, sampler.plan(index).micro_batches.concat());
+        }
     }
 
     #[test]

@@ -24,10 +24,10 @@ use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
 use crate::lora::{self, LoraConfig, loftq};
 use crate::model::config::MistralConfig;
-use crate::model::load;
 use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
+use crate::model::{dtype, limits, load};
 use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
@@ -37,11 +37,11 @@ use crate::train::sampler::Sampler;
 use crate::train::sft::SftLearner;
 
 /// Of the memory that is left, what kept activations may take; the rest is for what a block computes on the way.
-const ACTIVATIONS_SHARE: f64 = 0.6;
+pub(crate) const ACTIVATIONS_SHARE: f64 = 0.6;
 
 /// Models above this many weights recompute activations under `gradient_checkpointing = "auto"` where the device does not
 /// tell how much memory is left.
-const RECOMPUTE_ABOVE: usize = 1_000_000_000;
+pub(crate) const RECOMPUTE_ABOVE: usize = 1_000_000_000;
 
 /// Tokens in a bucket of the length histograms.
 const LENGTH_BUCKET: usize = 64;
@@ -108,7 +108,8 @@ pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
     })
 }
 
-/// Loads the model, attaches the adapter, and sets up reference and optimizer.
+/// Loads the model, attaches the adapter, and sets up reference and optimizer; `memory`: bytes of the device that the run is
+/// to do with, if not all.
 ///
 /// # Errors
 /// The model or the starting adapter cannot be loaded or do not fit together.
@@ -116,6 +117,7 @@ pub fn learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
     mode: ProgressMode,
+    memory: Option<u64>,
     device: &B::Device,
 ) -> Result<(Learner<B>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
@@ -128,7 +130,7 @@ pub fn learner<B: TrainBackend>(
     };
     let learner_config = LearnerConfig {
         loss: dpo_loss(config)?,
-        step: step_config(config, lora.as_ref(), &policy, device),
+        step: step_config(config, lora.as_ref(), &policy, memory, device),
     };
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     let learner = Learner::new(policy, reference, optimizer, learner_config, device);
@@ -143,10 +145,11 @@ pub fn sft_learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
     mode: ProgressMode,
+    memory: Option<u64>,
     device: &B::Device,
 ) -> Result<(SftLearner<B>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
-    let step = step_config(config, lora.as_ref(), &policy, device);
+    let step = step_config(config, lora.as_ref(), &policy, memory, device);
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
     Ok((SftLearner::new(policy, optimizer, step, device), lora))
 }
@@ -179,7 +182,9 @@ fn policy<B: TrainBackend>(
         }
         return Ok((train_all(policy), None));
     }
-    let dtype = load::resolve_dtype::<B>(model_folder, config.model.dtype.dtype(), device)?;
+    let shape = MistralConfig::load(model_folder)?;
+    let dtype = dtype::choose::<B>(&shape, config.model.dtype.dtype(), device)?;
+    limits::check::<B>(&shape, dtype, device)?;
     let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;
     let lora = match &config.lora.adapter {
@@ -303,6 +308,7 @@ fn step_config<B: TrainBackend>(
     config: &RunConfig,
     lora: Option<&LoraConfig>,
     policy: &Mistral<Autodiff<B>>,
+    memory: Option<u64>,
     device: &B::Device,
 ) -> StepConfig {
     let train = &config.train;
@@ -312,22 +318,38 @@ fn step_config<B: TrainBackend>(
         activations: match train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
             GradientCheckpointing::Off => Activations::Keep,
-            GradientCheckpointing::Auto => what_fits::<B>(policy, device),
+            GradientCheckpointing::Auto => what_fits::<B>(policy, memory, device),
         },
-        pass_tokens: train
-            .max_tokens_per_pass
-            .unwrap_or_else(|| B::pass_tokens()),
+        pass_tokens: train.max_tokens_per_pass.unwrap_or_else(|| {
+            let longest = B::buffer_limits(device).map(|limits| limits.binding);
+            let size = policy.dtype().size();
+            let widest = policy.config.widest_bytes_per_token(size);
+            fitting_tokens(B::pass_tokens(), longest, widest)
+        }),
         dropout_seed: dropout.then_some(config.seed),
     }
 }
 
+/// As many of `tokens` tokens as lie in one piece of at most `longest` bytes, where one of them takes `widest`.
+pub fn fitting_tokens(tokens: usize, longest: Option<u64>, widest: usize) -> usize {
+    match longest {
+        Some(bytes) => tokens.min((bytes / widest.max(1) as u64) as usize).max(1),
+        None => tokens,
+    }
+}
+
 /// `gradient_checkpointing = "auto"`: as many blocks keep their activations as fit into the memory that is left once the
-/// model is loaded; where the device does not tell, all do for small models and none for large ones.
+/// model is loaded; where the device does not tell, all do for small models and none for large ones. `memory`: bytes that
+/// all is to fit into, if not the whole device.
 pub fn what_fits<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
+    memory: Option<u64>,
     device: &B::Device,
 ) -> Activations {
-    match B::available_memory_bytes(device) {
+    let taken = B::peak_memory_bytes(device).unwrap_or(0);
+    let left = memory.map(|memory| memory.saturating_sub(taken));
+    let available = B::available_memory_bytes(device);
+    match left.into_iter().chain(available).min() {
         Some(available) => Activations::Fit {
             available: (available as f64 * ACTIVATIONS_SHARE) as u64,
             per_token: policy.block_bytes_per_token() as u64,

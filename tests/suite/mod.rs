@@ -13,6 +13,8 @@ pub mod generate;
 pub mod golden;
 pub mod ops;
 pub mod packed;
+#[cfg(feature = "wgpu")]
+pub mod plan;
 pub mod step;
 pub mod tiny;
 pub mod traces;

@@ -24,7 +24,7 @@ pub(crate) enum Given {
 
 /// Runs `kernel` on dense rows and on rows with gaps, unless there is no driver.
 pub(crate) fn same_when_pitched(kernel: &impl Kernel, inputs: &[Given]) {
-    if crate::wgpu::start().is_err() {
+    if crate::wgpu::start(None).is_err() {
         return;
     }
     let device = Default::default();

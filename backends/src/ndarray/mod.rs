@@ -8,6 +8,7 @@ mod few_rows;
 mod gemm;
 mod log_probs;
 mod matrix;
+mod memory;
 mod packed;
 mod row_wise;
 mod sums;
@@ -15,7 +16,6 @@ mod tile;
 mod vector;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_ndarray::{
@@ -26,12 +26,16 @@ use self::adapted_linear::{HostProjection, HostWeight};
 use self::attention::{Attention, Heads, HostMask, Inputs};
 use self::gemm::{Old, columns_of, product};
 use self::matrix::{Matrix, integers, tensor, written};
+use self::memory::{available_bytes, peak_resident_bytes};
 use self::packed::HostPacked;
+use crate::devices::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
     LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight,
     ops,
 };
+
+pub(crate) use self::memory::{devices, name};
 
 /// Training on the CPU in f32.
 pub type Cpu = NdArray<f32>;
@@ -51,7 +55,7 @@ where
     }
 
     fn pass_tokens() -> usize {
-        4096
+        CPU_PASS_TOKENS
     }
 
     fn free_tokens() -> usize {
@@ -466,43 +470,5 @@ where
     Attended {
         output: tensor(output, [queries, config.heads * config.head_dim]),
         lse: tensor(lse, [queries, config.heads]),
-    }
-}
-
-/// Memory the system could still give to this process (`MemAvailable` on Linux).
-fn available_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    kibibytes(line)
-}
-
-fn kibibytes(value: &str) -> Option<u64> {
-    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
-/// The largest resident set of this process so far (`VmHWM` on Linux).
-///
-/// The kernel reads it from counters that lag by some pages, so that it can fall a little; what was once reported stays.
-fn peak_resident_bytes() -> Option<u64> {
-    static PEAK: AtomicU64 = AtomicU64::new(0);
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let bytes = kibibytes(line)?;
-    Some(PEAK.fetch_max(bytes, Ordering::Relaxed).max(bytes))
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_peak_covers_what_was_touched() {
-        let block = vec![1u8; 64 << 20];
-        assert!(peak_resident_bytes() >= Some(block.len() as u64));
     }
 }

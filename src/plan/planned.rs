@@ -1,0 +1,105 @@
+//! A plan with all that is said of it.
+
+use arithmo_backends::TrainBackend;
+
+use super::Plan;
+use super::fit::{Change, changes, largest_batch};
+use super::job::{Job, Samples};
+use super::profile::Profile;
+use super::table::Report;
+use super::time::{Timing, measure};
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::model::config::MistralConfig;
+use crate::train::run::Prepared;
+
+/// A plan with all that is said of it.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    job: Job,
+    profile: Profile,
+    plan: Plan,
+    largest: Option<(usize, usize)>,
+    changes: Vec<Change>,
+}
+
+impl Planned {
+    /// The plan of `config` on a model of `shape`, with the changes that make it fit where it does not.
+    ///
+    /// # Errors
+    /// The adapter it starts from cannot be read.
+    pub fn new(
+        shape: &MistralConfig,
+        config: &RunConfig,
+        samples: &Samples,
+        profile: Profile,
+    ) -> Result<Self> {
+        let job = Job::new(shape, config, samples, &profile)?;
+        let plan = Plan::new(&job, &profile);
+        let changes = match plan.fits() {
+            Some(false) => changes(shape, config, samples, &profile)?,
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            largest: largest_batch(&job, &profile),
+            job,
+            profile,
+            plan,
+            changes,
+        })
+    }
+
+    /// The plan of a run whose data is read.
+    ///
+    /// # Errors
+    /// The adapter it starts from cannot be read.
+    pub fn of<B: TrainBackend>(
+        prepared: &Prepared,
+        config: &RunConfig,
+        memory: Option<u64>,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let samples = Samples {
+            train: prepared.train.clone(),
+            eval: prepared.eval.clone(),
+        };
+        let profile = Profile::of::<B>(device, memory);
+        Self::new(&prepared.shape, config, &samples, profile)
+    }
+
+    /// Times a few layers on the device.
+    ///
+    /// # Errors
+    /// The device fails, or the user interrupts.
+    pub fn timing<B: TrainBackend>(&self, device: &B::Device) -> Result<Option<Timing>> {
+        measure::<B>(&self.job, &self.plan, &self.profile, device)
+    }
+
+    /// An error if the run does not fit.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check(&self) -> Result<()> {
+        match self.plan.fits() {
+            Some(false) => Err(self.report(None).refusal()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is said at the start of a run.
+    pub fn summary(&self) -> String {
+        self.report(None).summary()
+    }
+
+    /// All that is said, with the time if it was measured.
+    pub fn report(&self, timing: Option<Timing>) -> Report<'_> {
+        Report {
+            job: &self.job,
+            profile: &self.profile,
+            plan: &self.plan,
+            largest: self.largest,
+            changes: &self.changes,
+            timing,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+use std::path::Path;
+
+use arithmo_backends::{Allocation, BackendKind};
+
+use super::*;
+use crate::bench::shape;
+use crate::config::{GradientCheckpointing, Quantization, RunConfig};
+use crate::data::lengths::{SampleLengths, SideLengths};
+use crate::model::config::MistralConfig;
+use crate::plan::fit::Effect;
+
+const CARD: u64 = 8_000_000_000;
+
+fn nothing() -> Samples {
+    Samples {
+        train: Vec::new(),
+        eval: Vec::new(),
+    }
+}
+
+fn quantized() -> RunConfig {
+    let mut config = RunConfig::default();
+    config.model.quantization = Quantization::Nf4;
+    config.model.double_quant = true;
+    config
+}
+
+fn job(shape: &MistralConfig, config: &RunConfig, profile: &Profile) -> Job {
+    Job::new(shape, config, &nothing(), profile).unwrap()
+}
+
+/// One layer of width 8 with two heads of 4 on one key head, 12 inside the MLP, 2,000 tokens in the vocabulary.
+fn small() -> MistralConfig {
+    let text = r#"{"model_type": "mistral", "vocab_size": 2000, "hidden_size": 8, "intermediate_size": 12,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 16, "sliding_window": null}"#;
+    MistralConfig::parse(text, Path::new("config.json")).unwrap()
+}
+
+/// The CPU with nothing taken and one thread.
+fn cpu(capacity: Option<u64>) -> Profile {
+    Profile {
+        name: "a CPU".into(),
+        allocation: Allocation::Heap,
+        capacity,
+        program: 0,
+        dtypes: vec![DType::F32],
+        pass_tokens: 4096,
+        threads: 1,
+        largest_tensor: None,
+    }
+}
+
+#[test]
+fn quantised_weights_have_their_scales() {
+    let nf4 = Quantization::Nf4;
+    // 256 blocks of 64: a half byte a weight, and an f32 a block; or a byte a block, one f32 for all and one for their mean.
+    assert_eq!(packed_bytes(nf4, false, 16384), Some(8192 + 1024));
+    assert_eq!(packed_bytes(nf4, true, 16384), Some(8192 + 256 + 4 + 4));
+    // A block that is not full, and a byte that holds one weight.
+    assert_eq!(packed_bytes(nf4, false, 101), Some(51 + 8));
+    assert_eq!(packed_bytes(Quantization::None, false, 16384), None);
+}
+
+/// What the whole is for: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens a side, one a pass.
+#[test]
+fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
+    let shape = shape("mistral-7b").unwrap();
+    let profile = Profile::assumed(BackendKind::Wgpu, CARD);
+    let mut config = quantized();
+    config.train.max_tokens_per_pass = Some(2048);
+    let plan = Plan::new(&job(&shape, &config, &profile), &profile);
+    assert_eq!(plan.dtype, DType::F16);
+    // 32 layers of 218,103,808 weights in half bytes, a byte for each 64 of them, 4 for each 256 of those and 4 for each of
+    // 224 matrices; embedding, head and 65 norms in f16.
+    let projections = 32 * 218_103_808u64;
+    let scales = projections / 64 + 4 * (projections / 64 / 256) + 4 * 224;
+    let others = 2 * (2 * 32_000 * 4096 + 65 * 4096);
+    assert_eq!(
+        plan.table[&Category::Weights],
+        projections / 2 + scales + others
+    );
+    // Rank 16 on q_proj and v_proj, in f32; two moments.
+    let adapter = 4 * 32 * 16 * (4096 + 4096 + 4096 + 1024) as u64;
+    assert_eq!(plan.table[&Category::Adapter], adapter);
+    assert_eq!(plan.table[&Category::Optimizer], 2 * adapter);
+    assert_eq!(plan.fits(), Some(true), "{:?}", plan.table);
+    assert!(plan.total() > 4_500_000_000, "{:?}", plan.table);
+    // A pair at a time: two sides of 1,023 tokens, of which they share one.
+    assert_eq!((plan.pass.tokens, plan.passes), (2 * 1023 - 1, 4));
+}
+
+#[test]
+fn what_does_not_fit_comes_with_changes_that_do() {
+    let shape = shape("mistral-7b").unwrap();
+    let profile = Profile::assumed(BackendKind::Wgpu, CARD);
+    let config = RunConfig::default();
+    let plan = Plan::new(&job(&shape, &config, &profile), &profile);
+    assert_eq!(plan.fits(), Some(false));
+    let changes = changes(&shape, &config, &nothing(), &profile).unwrap();
+    assert!((1..=3).contains(&changes.len()));
+    for change in &changes {
+        assert_eq!(change.plan.fits(), Some(true), "{change:?}");
+    }
+    let settings = &changes[0].settings;
+    assert_eq!(
+        settings[..2],
+        ["model.quantization=nf4", "model.double_quant=true"]
+    );
+    assert_eq!(changes[0].effect, Effect::Rounding);
+}
+
+/// Changes that leave the result come first, and the value proposed is the largest that fits.
+#[test]
+fn the_cheapest_change_leaves_the_result() {
+    let (shape, mut config) = (shape("mistral-7b").unwrap(), quantized());
+    config.train.gradient_checkpointing = GradientCheckpointing::Off;
+    let profile = Profile::assumed(BackendKind::Wgpu, 12_000_000_000);
+    let changes = changes(&shape, &config, &nothing(), &profile).unwrap();
+    assert_eq!(
+        changes[0].settings,
+        ["train.gradient_checkpointing=true"],
+        "{changes:#?}"
+    );
+    assert_eq!(changes[0].effect, Effect::None);
+    assert!(changes[0].time > 1.2 && changes[0].time < 1.5);
+    assert!(changes.is_sorted_by_key(|change| change.effect));
+}
+
+#[test]
+fn the_largest_batch_is_the_largest() {
+    let shape = shape("mistral-7b").unwrap();
+    let profile = Profile::assumed(BackendKind::Cuda, 40_000_000_000);
+    let job = job(&shape, &RunConfig::default(), &profile);
+    let (count, tokens) = largest_batch(&job, &profile).unwrap();
+    let of = |count: usize| {
+        let samples = vec![SampleLengths::longest(1024, 2); count];
+        Plan::of_pass(&job, &profile, PassShape::of(&samples), 1).fits()
+    };
+    assert_eq!(tokens, count * (2 * 1023 - 1));
+    assert_eq!((of(count), of(count + 1)), (Some(true), Some(false)));
+    assert_eq!(largest_batch(&job, &cpu(None)), None);
+}
+
+/// A pass of 3 pairs on one layer, operation by operation.
+#[test]
+fn a_small_run_is_what_it_is_by_hand() {
+    let (shape, mut config) = (small(), RunConfig::default());
+    config.lora.r = 2;
+    config.train.gradient_accumulation_steps = 3;
+    let side = |tokens| SideLengths {
+        tokens,
+        completion_start: 3,
+    };
+    // Of 5 and 6 tokens, 3 shared: rows of 3 + 1 + 2, scored 2 and 3, predicted by tokens 2; 3; 3, 4.
+    let pair = SampleLengths {
+        shared: 3,
+        sides: vec![side(5), side(6)],
+    };
+    assert_eq!((pair.packed(), pair.scored(), pair.predicting()), (6, 5, 4));
+    let samples = Samples {
+        train: vec![pair; 3],
+        eval: Vec::new(),
+    };
+    let profile = cpu(None);
+    let job = Job::new(&shape, &config, &samples, &profile).unwrap();
+    let plan = Plan::new(&job, &profile);
+    assert_eq!(
+        plan.pass,
+        PassShape {
+            tokens: 18,
+            queries: 12,
+            scored: 15,
+            span: 6
+        }
+    );
+    assert_eq!((plan.passes, plan.kept_blocks, plan.blocks), (1, 1, 1));
+    // q 8 x 8, k and v 4 x 8, o 8 x 8, three of 12 x 8; two norms of 8; embedding and head of 2,000 x 8, one norm.
+    let weights = 64 + 32 + 32 + 64 + 3 * 96 + 16 + 32_000 + 8;
+    assert_eq!(plan.table[&Category::Weights], 4 * weights);
+    // Rank 2 on q and v: 2 x 8 and 8 x 2, 2 x 8 and 4 x 2.
+    assert_eq!(plan.table[&Category::Adapter], 4 * (16 + 16 + 16 + 8));
+    // Input, between, normed input of q, k, v; those, and attention's; gate and up.
+    assert_eq!(plan.block_bytes[0], 4 * 18 * (8 + 8 + 8 + 16 + 8 + 24));
+    assert_eq!(plan.block_bytes[1], 4 * 18 * 8);
+    assert_eq!(plan.moment, "the head");
+    // 16 in full rows: x, its norm, queries, keys and values, `x A^T` of rank 4; of those wanted: between, gate and up, the
+    // top.
+    let kept = 18 * (8 + 8 + 16 + 4) + 12 * (8 + 24 + 8);
+    assert_eq!(
+        plan.table[&Category::Activations] + held(&plan, Category::Workspace),
+        4 * kept
+    );
+    // What attention made of the rows wanted, and the sum of each head.
+    assert_eq!(plan.table[&Category::Attention], 4 * 12 * (8 + 2));
+    // Logits of 15 rows, their states and slopes, four columns.
+    assert_eq!(plan.table[&Category::Head], 4 * 15 * (2000 + 8 + 8 + 4));
+}
+
+fn held(plan: &Plan, category: Category) -> u64 {
+    plan.table.get(&category).copied().unwrap_or(0)
+}
+
+#[test]
+fn what_is_too_long_for_the_device_is_named() {
+    let (shape, config) = (shape("mistral-7b").unwrap(), RunConfig::default());
+    let mut profile = Profile::assumed(BackendKind::Wgpu, 80_000_000_000);
+    profile.dtypes = vec![DType::F32];
+    assert_eq!(
+        Plan::new(&job(&shape, &config, &profile), &profile).too_long,
+        None
+    );
+    profile.largest_tensor = Some(128 << 20);
+    let plan = Plan::new(&job(&shape, &config, &profile), &profile);
+    let long = plan.too_long.clone().unwrap();
+    assert!(long.what.contains("lm_head") || long.what.contains("embed_tokens"));
+    assert_eq!(long.bytes, 4 * 32_000 * 4096);
+    assert_eq!(plan.fits(), Some(false));
+    // Passes are made as short as the device needs: gate and up of a token take 114,688 bytes.
+    assert_eq!(plan.pass_tokens, (128 << 20) / 114_688);
+}
+
+#[test]
+fn sizes_are_read_in_every_unit() {
+    for (text, bytes) in [
+        ("8GB", 8_000_000_000),
+        ("8 gb", 8_000_000_000),
+        ("7.5GiB", 8_053_063_680),
+        ("500M", 500_000_000),
+        ("64MiB", 64 << 20),
+        ("123456", 123_456),
+    ] {
+        assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+    }
+    for text in ["", "GB", "-1GB", "8TB", "eight", "0", "nan"] {
+        assert!(parse_bytes(text).is_err(), "{text}");
+    }
+}
