@@ -22,6 +22,12 @@ fn operations_and_their_gradients_match_f64() {
     suite::ops::most_likely::<B>(&Default::default());
 }
 
+#[test]
+fn packed_weights_are_bitsandbytes_own() {
+    suite::packed::golden::<B>(&Default::default());
+    suite::packed::projections::<B>(&Default::default());
+}
+
 /// With and without gradient checkpointing; the other half of what the other backends are compared with.
 #[test]
 fn recomputing_changes_nothing() {

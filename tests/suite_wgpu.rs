@@ -90,6 +90,15 @@ fn generation_matches_transformers() {
 }
 
 #[test]
+fn packed_weights_are_bitsandbytes_own() {
+    if !starts() {
+        return;
+    }
+    suite::packed::golden::<Gpu>(&Default::default());
+    suite::packed::projections::<Gpu>(&Default::default());
+}
+
+#[test]
 fn log_probs_of_a_huge_vocabulary() {
     if !starts() {
         return;

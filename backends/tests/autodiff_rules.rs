@@ -2,8 +2,8 @@
 
 use arithmo_backends::ops::{adapted_linear, attention, linear, log_probs, rms_norm, rope, swiglu};
 use arithmo_backends::{
-    Adapter, AttentionConfig, AttentionMask, LogProbStats, Projection, RotaryAngles, TrainBackend,
-    backward_from, graph_lock,
+    Adapter, AttentionConfig, AttentionMask, Format, LogProbStats, PackedWeight, Projection,
+    RotaryAngles, Scales, TrainBackend, Weight, backward_from, graph_lock,
 };
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
@@ -249,6 +249,67 @@ fn rms_norm_and_rope_match() {
         });
         assert_close(fused.0, plain.0);
         assert_close(fused.1, plain.1);
+    }
+}
+
+/// Packed projections, one beside a trained one, and a packed head: gradients pass through as through the unpacked values.
+#[test]
+fn packed_weights_pass_gradients_on() {
+    let packed = |rows: usize| {
+        let words: Vec<u32> = (0..rows as u32)
+            .map(|row| 0x1357_9bdf_u32.rotate_left(row))
+            .collect();
+        let words = TensorData::new(words, [rows]);
+        PackedWeight::<Train> {
+            format: Format::Nf4,
+            dims: [rows, 8],
+            words: Tensor::from_data(words, (&Default::default(), DType::U32)),
+            scales: Some(Scales::Plain(Tensor::from_data(
+                TensorData::new(vec![1.5f32], [1]),
+                (&Default::default(), DType::F32),
+            ))),
+        }
+    };
+    let floats = |packed: PackedWeight<Train>| {
+        Weight::Float(Train::unpack(&packed, 0..packed.dims[0], DType::F64))
+    };
+    let (x, dy, trained) = (random([7, 8]), random([7, 9]), random([2, 8]));
+    let (a, b) = (random([3, 8]), random([4, 3]));
+    let targets = ints::<1>(&[0, 3, 2, 2, 4, 1, 0], [7]);
+    let run = |weight: &dyn Fn(PackedWeight<Train>) -> Weight<Train>| {
+        let _only_graph = graph_lock();
+        let leaves = [&x, &a, &b, &trained].map(|leaf| leaf.clone().require_grad());
+        let [x, a, b, trained] = leaves.clone();
+        let adapter = Adapter {
+            a,
+            b,
+            scaling: 1.3,
+            dropout_mask: None,
+        };
+        let projections = [
+            (weight(packed(4)), Some(adapter)),
+            (trained.into(), None),
+            (weight(packed(3)), None),
+        ];
+        let projections = projections.map(|(weight, adapter)| Projection { weight, adapter });
+        let y = adapted_linear::adapted_linear(x.clone(), &projections, None);
+        let z = linear::linear(x.clone(), weight(packed(5)));
+        let logps = log_probs::completion_log_probs(
+            x,
+            weight(packed(6)),
+            targets.clone(),
+            LogProbStats::All,
+        );
+        let logps = logps.narrow(1, 0, 1);
+        with_gradients(
+            Tensor::cat(vec![y * dy.clone(), z, logps], 1),
+            &Tensor::ones([7, 15], &Default::default()),
+            &leaves,
+        )
+    };
+    let (ours, expected) = (run(&Weight::Packed), run(&floats));
+    for (ours, expected) in ours.into_iter().zip(expected) {
+        assert_close(ours, expected);
     }
 }
 

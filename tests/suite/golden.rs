@@ -63,6 +63,14 @@ impl Tensors {
         (view.shape().to_vec(), values.collect())
     }
 
+    /// Shape and values of a u8 tensor.
+    pub fn u8(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        assert_eq!(view.dtype(), Dtype::U8, "{name}");
+        (view.shape().to_vec(), view.data().to_vec())
+    }
+
     /// Shape and values of an i64 tensor.
     pub fn i64(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();

@@ -12,6 +12,7 @@ pub mod forward;
 pub mod generate;
 pub mod golden;
 pub mod ops;
+pub mod packed;
 pub mod step;
 pub mod tiny;
 pub mod traces;

@@ -18,11 +18,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::golden::assert_close;
 
 type Cpu = burn_ndarray::NdArray<f32>;
-type Exact = Autodiff<burn_ndarray::NdArray<f64>>;
+pub(super) type Exact = Autodiff<burn_ndarray::NdArray<f64>>;
 
 /// The CPU, for [`Exact`]. Burn 0.21 keeps default types per device, not per backend: f32 is settled first, and
 /// everything here that is f64 says so.
-fn exact_device() -> burn_ndarray::NdArrayDevice {
+pub(super) fn exact_device() -> burn_ndarray::NdArrayDevice {
     let device = Default::default();
     let _ = Tensor::<burn_ndarray::NdArray<f32>, 1>::zeros([1], &device);
     device
@@ -30,14 +30,14 @@ fn exact_device() -> burn_ndarray::NdArrayDevice {
 
 /// Numbers on the host, of which every backend gets the same.
 #[derive(Clone)]
-struct Host {
+pub(super) struct Host {
     shape: Vec<usize>,
-    values: Vec<f64>,
+    pub(super) values: Vec<f64>,
 }
 
 /// How a tensor lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Layout {
+pub(super) enum Layout {
     /// Row after row.
     Contiguous,
     /// Rows of a wider tensor.
@@ -51,15 +51,15 @@ const LAYOUTS: [Layout; 3] = [Layout::Contiguous, Layout::Pitched, Layout::Swapp
 /// Rounding of sums of some hundred terms of size one, relative to the largest value of the result.
 const TOLERANCE: f64 = 1e-5;
 
-struct Source(ChaCha8Rng);
+pub(super) struct Source(ChaCha8Rng);
 
 impl Source {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
     /// Uniform in `[-1.5, 1.5]`, exact in f16 and every larger type.
-    fn floats(&mut self, shape: &[usize]) -> Host {
+    pub(super) fn floats(&mut self, shape: &[usize]) -> Host {
         let mut value = || f64::from(self.0.next_u32() % 3073) / 1024.0 - 1.5;
         Host {
             shape: shape.to_vec(),
@@ -67,7 +67,7 @@ impl Source {
         }
     }
 
-    fn ints(&mut self, count: usize, below: usize) -> Vec<i64> {
+    pub(super) fn ints(&mut self, count: usize, below: usize) -> Vec<i64> {
         (0..count)
             .map(|_| i64::from(self.0.next_u32()) % below as i64)
             .collect()
@@ -76,7 +76,7 @@ impl Source {
 
 impl Host {
     /// On the device of `B`, in `dtype`, laid out as asked.
-    fn on<B: Backend, const D: usize>(
+    pub(super) fn on<B: Backend, const D: usize>(
         &self,
         dtype: DType,
         layout: Layout,
@@ -110,12 +110,12 @@ fn ints<B: Backend, const D: usize>(
     Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
-fn numbers<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
+pub(super) fn numbers<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
 /// Results of one operation: its output, then its gradients.
-type Results = Vec<Vec<f64>>;
+pub(super) type Results = Vec<Vec<f64>>;
 
 #[track_caller]
 fn compare(what: &str, ours: &Results, exact: &Results, tolerance: f64) {
@@ -133,7 +133,7 @@ fn compare(what: &str, ours: &Results, exact: &Results, tolerance: f64) {
 }
 
 /// Runs `results` in `dtype` on `B` in every layout, and compares with f64.
-fn check<B: TrainBackend>(
+pub(super) fn check<B: TrainBackend>(
     what: &str,
     device: &B::Device,
     on_b: impl Fn(DType, Layout) -> Results,

@@ -9,8 +9,9 @@ use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, put};
 use super::launch::{empty, matmul, transposed};
+use super::packed::{self, PackedShape, Parts};
 use super::queue::{CubeGpu, Kernel, Queued, queue, queued, tensor};
-use crate::{Adapted, AdaptedGrads, Adapter, Projection};
+use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
 /// [`crate::TrainBackend::adapted_linear`].
 pub(crate) fn adapted_linear<B: CubeGpu>(
@@ -25,7 +26,7 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
         outputs.push(([tokens, shape.rank()].into(), DType::F32));
     }
     let mut inputs = vec![queued(&x)];
-    inputs.extend(tensors(projections, x.dtype()));
+    inputs.extend(tensors(projections));
     // One product for all branches, unless dropout gives each an input of its own.
     let many: Vec<_> = adapters(projections)
         .map(|adapter| adapter.a.clone())
@@ -74,7 +75,7 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     if let Some((x, low)) = x.as_ref().zip(low.as_ref()) {
         inputs.extend([queued(x), queued(low)]);
     }
-    inputs.extend(tensors(projections, grad.dtype()));
+    inputs.extend(tensors(projections));
     let kernel = BackwardPass { shape, needs_x };
     let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
     let x = if needs_x { outputs.next() } else { None };
@@ -93,10 +94,13 @@ fn adapters<B: CubeGpu>(projections: &[Projection<B>]) -> impl Iterator<Item = &
 }
 
 /// The tensors of all projections, in the order in which [`Shapes::parts`] takes them.
-fn tensors<B: CubeGpu>(projections: &[Projection<B>], dtype: DType) -> Vec<Queued<B::Runtime>> {
+fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>> {
     let mut tensors = Vec::new();
     for projection in projections {
-        tensors.push(queued(&projection.weight.clone().floats(dtype)));
+        match &projection.weight {
+            Weight::Float(weight) => tensors.push(queued(weight)),
+            Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
+        }
         if let Some(adapter) = &projection.adapter {
             tensors.extend([queued(&adapter.a), queued(&adapter.b)]);
             tensors.extend(adapter.dropout_mask.as_ref().map(queued));
@@ -112,6 +116,7 @@ struct Shapes(Vec<ProjectionShape>);
 #[derive(Clone, Debug)]
 struct ProjectionShape {
     d_out: usize,
+    packed: Option<PackedShape>,
     adapter: Option<AdapterShape>,
 }
 
@@ -124,8 +129,35 @@ struct AdapterShape {
 
 /// A projection on the device.
 struct Part<R: CubeRuntime> {
-    weight: CubeTensor<R>,
+    weight: PartWeight<R>,
+    d_out: usize,
     adapter: Option<PartAdapter<R>>,
+}
+
+enum PartWeight<R: CubeRuntime> {
+    Float(CubeTensor<R>),
+    Packed(Parts<R>),
+}
+
+impl<R: CubeRuntime> PartWeight<R> {
+    /// `x W^T`. What is unpacked for it is gone when it is done.
+    fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
+        match self {
+            Self::Float(weight) => times_transposed(x, weight),
+            Self::Packed(parts) => match parts.few_product(x) {
+                Some(product) => product,
+                None => times_transposed(x, parts.floats(x.dtype)),
+            },
+        }
+    }
+
+    /// `dy W`.
+    fn times(self, dy: &CubeTensor<R>) -> CubeTensor<R> {
+        match self {
+            Self::Float(weight) => times(dy, weight),
+            Self::Packed(parts) => times(dy, parts.floats(dy.dtype)),
+        }
+    }
 }
 
 struct PartAdapter<R: CubeRuntime> {
@@ -140,6 +172,10 @@ impl Shapes {
     fn of<B: CubeGpu>(projections: &[Projection<B>]) -> Self {
         let of = |projection: &Projection<B>| ProjectionShape {
             d_out: projection.weight.dims()[0],
+            packed: match &projection.weight {
+                Weight::Float(_) => None,
+                Weight::Packed(weight) => Some(PackedShape::of(weight)),
+            },
             adapter: projection.adapter.as_ref().map(|adapter| AdapterShape {
                 rank: adapter.a.dims()[0],
                 scaling: adapter.scaling as f32,
@@ -165,19 +201,23 @@ impl Shapes {
         &self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> Vec<Part<R>> {
-        let mut next = || {
-            let next = from.next();
-            next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
-        };
-        let mut part = |shape: &ProjectionShape| Part {
-            weight: next(),
-            adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
-                a: next(),
-                b: next(),
-                mask: adapter.dropout.then(&mut next),
-                scaling: adapter.scaling,
-                rank: adapter.rank,
-            }),
+        let mut part = |shape: &ProjectionShape| {
+            let packed = shape.packed.map(|packed| packed.parts(from));
+            let mut next = || {
+                let next = from.next();
+                next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
+            };
+            Part {
+                weight: packed.map_or_else(|| PartWeight::Float(next()), PartWeight::Packed),
+                d_out: shape.d_out,
+                adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
+                    a: next(),
+                    b: next(),
+                    mask: adapter.dropout.then(&mut next),
+                    scaling: adapter.scaling,
+                    rank: adapter.rank,
+                }),
+            }
         };
         self.0.iter().map(&mut part).collect()
     }
@@ -204,15 +244,14 @@ impl Kernel for Forward {
         if alone {
             return parts
                 .into_iter()
-                .map(|part| times_transposed(&x, part.weight))
+                .map(|part| part.weight.times_transposed(&x))
                 .collect();
         }
         let [tokens, _] = x.meta.shape().dims();
         let output = empty(&x, [tokens, self.shape.width()], x.dtype);
         let (mut column, mut next) = (0, 0);
         for part in parts {
-            let base = times_transposed(&x, part.weight);
-            let [_, d_out] = base.meta.shape().dims();
+            let (base, d_out) = (part.weight.times_transposed(&x), part.d_out);
             let branch = part.adapter.zip(low.as_ref()).map(|(adapter, low)| {
                 let first = next;
                 next += adapter.rank;
@@ -286,7 +325,7 @@ impl Kernel for BackwardPass {
         let (mut column, mut first) = (0, 0);
         let (mut d_x, mut outputs) = (None, Vec::new());
         for part in parts {
-            let [d_out, _] = part.weight.meta.shape().dims();
+            let d_out = part.d_out;
             let dy = slice(grad.clone(), &[0..tokens, column..column + d_out]);
             column += d_out;
             let of_branch = part.adapter.as_ref().zip(low.as_ref()).zip(wide.as_ref());
@@ -299,7 +338,7 @@ impl Kernel for BackwardPass {
                 of.through
             });
             if self.needs_x {
-                d_x = Some(add_to(d_x, times(&dy, part.weight), branch));
+                d_x = Some(add_to(d_x, part.weight.times(&dy), branch));
             }
         }
         d_x.into_iter().chain(outputs).collect()
@@ -382,6 +421,7 @@ mod tests {
         let shape = Shapes(vec![
             ProjectionShape {
                 d_out: 48,
+                packed: None,
                 adapter: Some(AdapterShape {
                     rank: 5,
                     scaling: 0.5,
@@ -390,6 +430,7 @@ mod tests {
             },
             ProjectionShape {
                 d_out: 5,
+                packed: None,
                 adapter: None,
             },
         ]);

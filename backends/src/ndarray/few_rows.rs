@@ -168,7 +168,8 @@ pub(super) fn compute(outputs: Vec<Output<'_>>) {
     let width: usize = outputs.iter().map(|output| output.target.ncols()).sum();
     // Two parts a thread: one that comes late is helped out.
     let share = width.div_ceil(2 * rayon::current_num_threads());
-    let share = share.next_multiple_of(W_ROWS);
+    // Whole tiles, of packed weights too.
+    let share = share.next_multiple_of(2 * W_ROWS);
     let parts = outputs.into_iter().flat_map(|output| output.cut(share));
     let parts: Vec<_> = parts.collect();
     parts

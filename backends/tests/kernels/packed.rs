@@ -132,7 +132,12 @@ fn products() {
         return;
     }
     for (format, double) in FORMATS {
-        for (tokens, d_in, widths) in [(1, 64, [9, 5]), (7, 96, [48, 20]), (33, 129, [5, 100])] {
+        for (tokens, d_in, widths) in [
+            (1, 64, [9, 5]),
+            (7, 96, [48, 20]),
+            (33, 129, [5, 100]),
+            (8, 1088, [9, 12]),
+        ] {
             let mut source = Source::new(tokens + d_in);
             let packed =
                 widths.map(|d_out| Packed::random(format, [d_out, d_in], double, &mut source));

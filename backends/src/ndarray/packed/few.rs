@@ -5,6 +5,8 @@
 //! all there is to do; a block's scale multiplies the sum of its products. The order of sums is the same whatever the
 //! number of rows, so that no row's result depends on the others.
 
+use std::ops::Range;
+
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
@@ -81,15 +83,7 @@ impl Job for Few<'_> {
             let rows = W_ROWS.min(count - start);
             let first = (self.first + start) * blocks;
             self.w.scales(first, &mut scales[..rows * blocks]);
-            match rows {
-                W_ROWS => self.rows::<S, D, W_ROWS>(simd, decoder, &x, start, &scales),
-                _ => {
-                    for row in 0..rows {
-                        let scales = &scales[row * blocks..];
-                        self.rows::<S, D, 1>(simd, decoder, &x, start + row, scales);
-                    }
-                }
-            }
+            self.rows(simd, decoder, &x, start..start + rows, &scales);
         }
     }
 }
@@ -115,56 +109,55 @@ fn arranged<S: Lookup, D: Decoder<S>>(x: Rows<'_>, columns: usize) -> Vec<f32> {
 }
 
 impl Few<'_> {
-    /// The columns of `N` rows of `W`, the first of which goes to column `start`.
+    /// Some columns, at most [`W_ROWS`].
     #[inline(always)]
-    fn rows<S: Lookup, D: Decoder<S>, const N: usize>(
+    fn rows<S: Lookup, D: Decoder<S>>(
         &mut self,
         simd: S,
         decoder: D,
         x: &[f32],
-        start: usize,
+        columns: Range<usize>,
         scales: &[f32],
     ) {
-        let columns = self.w.columns;
-        let per_row = columns / D::PER_WORD;
-        let words = self.w.words.values();
-        let mut of_rows = [&[][..]; N];
-        for n in 0..N {
-            of_rows[n] = &words[(self.first + start + n) * per_row..][..per_row];
+        let per_row = self.w.columns / D::PER_WORD;
+        let all = self.w.words.values();
+        let mut words = [&[][..]; W_ROWS];
+        for n in 0..W_ROWS {
+            // Where there are fewer, the last is taken again, for nothing.
+            let row = self.first + columns.start + n.min(columns.len() - 1);
+            words[n] = &all[row * per_row..][..per_row];
         }
-        let length = columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
+        let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
         for x_row in (0..self.x.count).step_by(X_ROWS) {
-            let x = &x[x_row * length..];
+            let (x, columns) = (&x[x_row * length..], columns.clone());
             match self.x.count - x_row {
-                1 => self.tile::<S, D, 1, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                2 => self.tile::<S, D, 2, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                3 => self.tile::<S, D, 3, N>(simd, decoder, x, of_rows, scales, [x_row, start]),
-                _ => {
-                    self.tile::<S, D, X_ROWS, N>(simd, decoder, x, of_rows, scales, [x_row, start])
-                }
+                1 => self.tile::<S, D, 1>(simd, decoder, (x, x_row), words, scales, columns),
+                2 => self.tile::<S, D, 2>(simd, decoder, (x, x_row), words, scales, columns),
+                3 => self.tile::<S, D, 3>(simd, decoder, (x, x_row), words, scales, columns),
+                _ => self.tile::<S, D, X_ROWS>(simd, decoder, (x, x_row), words, scales, columns),
             }
         }
     }
 
     #[inline(always)]
-    fn tile<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
+    fn tile<S: Lookup, D: Decoder<S>, const M: usize>(
         &mut self,
         simd: S,
         decoder: D,
-        x: &[f32],
-        words: [&[u32]; N],
+        (x, x_row): (&[f32], usize),
+        words: [&[u32]; W_ROWS],
         scales: &[f32],
-        [x_row, column]: [usize; 2],
+        columns: Range<usize>,
     ) {
         let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
         let mut of_rows = [&[][..]; M];
         for m in 0..M {
             of_rows[m] = S::as_simd_f32s(&x[m * length..][..length]).0;
         }
-        let sums = dots::<S, D, M, N>(simd, decoder, of_rows, words, scales);
+        let sums = dots::<S, D, M, W_ROWS>(simd, decoder, of_rows, words, scales);
         for (m, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                let place = self.target.rb_mut().get_mut(x_row + m, column + n);
+            for (column, sum) in columns.clone().zip(sums) {
+                let place = self.target.rb_mut().get_mut(x_row + m, column);
                 *place = match self.old {
                     Old::Replace => self.factor * sum,
                     Old::Add => *place + self.factor * sum,

@@ -1,5 +1,7 @@
-//! Packed weights unpacked on the device, for the products that follow: a vector of values a unit at a time. See
-//! [`crate::ops::packed`].
+//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time; multiplied
+//! with a few rows straight from their words ([`few`]). See [`crate::ops::packed`].
+
+mod few;
 
 use std::ops::Range;
 
@@ -51,7 +53,7 @@ pub(crate) fn unpack_rows<B: CubeGpu>(
 }
 
 /// The tensors of a packed weight, in the order in which [`PackedShape::parts`] takes them.
-fn tensors<B: CubeGpu>(weight: &PackedWeight<B>) -> Vec<Queued<B::Runtime>> {
+pub(super) fn tensors<B: CubeGpu>(weight: &PackedWeight<B>) -> Vec<Queued<B::Runtime>> {
     let mut tensors = vec![queued_int(&weight.words)];
     match &weight.scales {
         None => {}
@@ -65,8 +67,9 @@ fn tensors<B: CubeGpu>(weight: &PackedWeight<B>) -> Vec<Queued<B::Runtime>> {
 
 /// What is known of a packed weight before its tensors are there.
 #[derive(Clone, Copy, Debug)]
-struct PackedShape {
+pub(super) struct PackedShape {
     format: Format,
+    d_out: usize,
     d_in: usize,
     scales: Scaling,
     offset: f32,
@@ -81,14 +84,15 @@ enum Scaling {
 }
 
 /// A packed weight on the device; what is not there is stood for by what is, unread.
-struct Parts<R: CubeRuntime> {
+pub(super) struct Parts<R: CubeRuntime> {
+    shape: PackedShape,
     words: CubeTensor<R>,
     absmax: CubeTensor<R>,
     nested: CubeTensor<R>,
 }
 
 impl PackedShape {
-    fn of<B: CubeGpu>(weight: &PackedWeight<B>) -> Self {
+    pub(super) fn of<B: CubeGpu>(weight: &PackedWeight<B>) -> Self {
         let (scales, offset) = match &weight.scales {
             None => (Scaling::None, 0.0),
             Some(Scales::Plain(_)) => (Scaling::Plain, 0.0),
@@ -96,13 +100,17 @@ impl PackedShape {
         };
         Self {
             format: weight.format,
+            d_out: weight.dims[0],
             d_in: weight.dims[1],
             scales,
             offset,
         }
     }
 
-    fn parts<R: CubeRuntime>(self, from: &mut impl Iterator<Item = CubeTensor<R>>) -> Parts<R> {
+    pub(super) fn parts<R: CubeRuntime>(
+        self,
+        from: &mut impl Iterator<Item = CubeTensor<R>>,
+    ) -> Parts<R> {
         let mut next = || {
             let next = from.next().map(rows);
             next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
@@ -118,10 +126,33 @@ impl PackedShape {
             _ => words.clone(),
         };
         Parts {
+            shape: self,
             words,
             absmax,
             nested,
         }
+    }
+
+    fn plan(self, gather: bool) -> Plan {
+        Plan {
+            bits: self.format.bits(),
+            scales: self.scales,
+            gather,
+        }
+    }
+
+    /// The codes of values and of scales, as constants of a kernel; empty where there are none.
+    fn codes(self) -> [Vec<u32>; 2] {
+        let bits = |code: &[f32]| code.iter().map(|value| value.to_bits()).collect();
+        let of_values = match self.format {
+            Format::Bf16 => Vec::new(),
+            format => bits(format.code()),
+        };
+        let of_scales = match self.scales {
+            Scaling::Double => bits(dynamic_code()),
+            _ => Vec::new(),
+        };
+        [of_values, of_scales]
     }
 }
 
@@ -137,58 +168,57 @@ impl Kernel for Unpack {
     const NAME: &'static str = "unpack";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let (shape, mut inputs) = (self.shape, inputs.into_iter());
-        let parts = shape.parts(&mut inputs);
-        let ids = inputs.next().map(rows);
-        let count = match (&self.rows, &ids) {
-            (Some(rows), _) => rows.len(),
-            (None, Some(ids)) => ids.meta.shape()[0],
+        let mut inputs = inputs.into_iter();
+        let parts = self.shape.parts(&mut inputs);
+        let values = match (&self.rows, inputs.next()) {
+            (Some(rows), _) => parts.unpacked(rows.clone(), None, self.dtype),
+            (None, Some(ids)) => parts.unpacked(0..ids.meta.shape()[0], Some(ids), self.dtype),
             (None, None) => unreachable!("rows are counted or named"),
         };
-        let first = self.rows.as_ref().map_or(0, |rows| rows.start * shape.d_in);
-        let output = empty(&parts.words, [count, shape.d_in], self.dtype);
+        vec![values]
+    }
+}
+
+impl<R: CubeRuntime> Parts<R> {
+    /// All values, `[D_out, D_in]`.
+    pub(super) fn floats(&self, dtype: DType) -> CubeTensor<R> {
+        self.unpacked(0..self.shape.d_out, None, dtype)
+    }
+
+    /// Some rows, or as many as `ids` names.
+    fn unpacked(
+        &self,
+        rows: Range<usize>,
+        ids: Option<CubeTensor<R>>,
+        dtype: DType,
+    ) -> CubeTensor<R> {
+        let (shape, count) = (self.shape, rows.len());
+        let output = empty(&self.words, [count, shape.d_in], dtype);
         // A vector's values lie within one word.
         let vector = vector_size(&[&output], &[shape.d_in, shape.format.per_word()]);
-        let plan = Plan {
-            bits: shape.format.bits(),
-            scales: shape.scales,
-            gather: ids.is_some(),
-        };
-        let values = count * shape.d_in;
-        let ids = ids.unwrap_or_else(|| parts.words.clone());
-        let code = match shape.format {
-            Format::Bf16 => Vec::new(),
-            format => bits(format.code()),
-        };
-        let nested_code = match shape.scales {
-            Scaling::Double => bits(dynamic_code()),
-            _ => Vec::new(),
-        };
-        let dtypes = [self.dtype.into(), ids.dtype.into()];
+        let plan = shape.plan(ids.is_some());
+        let ids = ids.map_or_else(|| self.words.clone(), super::launch::rows);
+        let [code, nested_code] = shape.codes();
+        let dtypes = [dtype.into(), ids.dtype.into()];
         unpack_values::launch::<R>(
             &output.client,
-            cubes((values / vector).div_ceil(UNITS * ITEMS)),
+            cubes((count * shape.d_in / vector).div_ceil(UNITS * ITEMS)),
             CubeDim::new_1d(UNITS as u32),
             vector,
-            parts.words.into_tensor_arg(),
-            parts.absmax.into_tensor_arg(),
-            parts.nested.into_tensor_arg(),
+            self.words.clone().into_tensor_arg(),
+            self.absmax.clone().into_tensor_arg(),
+            self.nested.clone().into_tensor_arg(),
             ids.into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            first,
+            rows.start * shape.d_in,
             shape.offset,
             plan,
             code,
             nested_code,
             dtypes,
         );
-        vec![output]
+        output
     }
-}
-
-/// The patterns of some values: constants of a kernel.
-fn bits(code: &[f32]) -> Vec<u32> {
-    code.iter().map(|value| value.to_bits()).collect()
 }
 
 /// What a kernel is compiled for.
@@ -214,20 +244,12 @@ fn unpack_values<F: Float, I: Int, N: Size>(
     #[comptime] nested_code: Vec<u32>,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let of_values = comptime!(if code.is_empty() { 1 } else { code.len() });
-    let of_scales = comptime!(if nested_code.is_empty() {
-        1
-    } else {
-        nested_code.len()
-    });
+    let of_values = comptime!(code.len().max(1));
+    let of_scales = comptime!(nested_code.len().max(1));
     let mut table = SharedMemory::<f32>::new(of_values);
     let mut scale_table = SharedMemory::<f32>::new(of_scales);
-    if comptime!(of_values > 1) {
-        fill(&mut table, code);
-    }
-    if comptime!(of_scales > 1) {
-        fill(&mut scale_table, nested_code);
-    }
+    fill(&mut table, code);
+    fill(&mut scale_table, nested_code);
     sync_cube();
     let width = output.shape(1);
     let count = output.shape(0) * width;
@@ -253,14 +275,16 @@ fn unpack_values<F: Float, I: Int, N: Size>(
     }
 }
 
-/// Copies a code to where it can be looked up.
+/// Copies a code, if there is one, to where it can be looked up.
 #[cube]
 fn fill(table: &mut SharedMemory<f32>, #[comptime] code: Vec<u32>) {
     let count = comptime!(code.len());
-    let constants = Array::<u32>::from_data(code);
-    let unit = UNIT_POS as usize;
-    if unit < count {
-        table[unit] = f32::reinterpret(constants[unit]);
+    if comptime!(count > 0) {
+        let constants = Array::<u32>::from_data(code);
+        let unit = UNIT_POS as usize;
+        if unit < count {
+            table[unit] = f32::reinterpret(constants[unit]);
+        }
     }
 }
 
