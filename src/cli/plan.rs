@@ -86,7 +86,7 @@ pub fn print(planned: &Planned, json: bool, timing: Option<Timing>) -> Result<()
 
 /// The configuration, the model's shape, and the lengths of the data where tokenizer and files are there.
 fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConfig, Samples)> {
-    let config = RunConfig::load_to_plan(&args.config, &args.set)?;
+    let config = RunConfig::load(&args.config, &args.set)?;
     let folder =
         Hub::open(mode).config_folder(&config.model.model_name_or_path, &config.model.revision)?;
     let shape = MistralConfig::load(&folder)?;

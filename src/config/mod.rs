@@ -83,37 +83,14 @@ impl RunConfig {
         Self::from_source(Source::read(path)?, overrides)
     }
 
-    /// As [`Self::load`], of a run that is planned and not started: weights may be quantised in every way that has a name.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
-    pub fn load_to_plan(path: &Path, overrides: &[String]) -> Result<Self> {
-        Self::checked(Source::read(path)?, overrides, |config| {
-            let mut config = config.clone();
-            if config.model.quantization != Quantization::None {
-                (config.model.quantization, config.model.double_quant) =
-                    (Quantization::None, false);
-            }
-            config.validate()
-        })
-    }
-
-    fn from_source(source: Source, overrides: &[String]) -> Result<Self> {
-        Self::checked(source, overrides, Self::validate)
-    }
-
-    fn checked(
-        mut source: Source,
-        overrides: &[String],
-        check: impl Fn(&Self) -> Result<()>,
-    ) -> Result<Self> {
+    fn from_source(mut source: Source, overrides: &[String]) -> Result<Self> {
         for setting in overrides {
             source.set(setting)?;
         }
         source.check()?;
         resolve_defaults(&mut source);
-        let config = source.typed()?;
-        check(&config).map_err(|error| match error {
+        let config: Self = source.typed()?;
+        config.validate().map_err(|error| match error {
             Error::Invalid {
                 place,
                 problem,

@@ -23,6 +23,8 @@ pub fn choose<B: TrainBackend>(
         .filter(|dtype| B::computes_in(device, *dtype))
         .collect();
     match (wanted, auto(config, &computed)) {
+        // Held on every backend: see [`super::load::load`].
+        (Some(DType::BF16), _) => Ok(DType::BF16),
         (None, dtype @ (DType::BF16 | DType::F16)) => Ok(dtype),
         (wanted, _) => dtype_for::<B>(config, wanted, device),
     }

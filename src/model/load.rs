@@ -193,23 +193,8 @@ pub fn random_on_device<B: TrainBackend>(
     })
 }
 
-/// The dtype to load weights in: `wanted`, or for `None` the files' own if `device` can compute in it, else the
-/// backend's default.
-///
-/// # Errors
-/// The device cannot compute in the wanted dtype, nor hold it ([`load`]).
-pub fn resolve_dtype<B: TrainBackend>(
-    folder: &Path,
-    wanted: Option<DType>,
-    device: &B::Device,
-) -> Result<DType> {
-    match wanted {
-        Some(DType::BF16) => Ok(DType::BF16),
-        _ => dtype_for::<B>(&MistralConfig::load(folder)?, wanted, device),
-    }
-}
-
-/// As [`resolve_dtype`], for a model of this shape, which is to be computed in it.
+/// The dtype a model of this shape is computed in: `wanted`, or for `None` that of its files if `device` can compute in it,
+/// else the backend's default.
 ///
 /// # Errors
 /// The device cannot compute in the wanted dtype.

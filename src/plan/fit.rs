@@ -236,16 +236,17 @@ impl Search<'_> {
                 config.dpo.precompute_ref_batch_size = Some(1);
                 setting("dpo.precompute_ref_batch_size=1".into())
             }
-            Move::HalfPrecision if self.now.dtype.size() > 2 && model.use_peft => {
+            Move::HalfPrecision
+                if self.now.dtype.size() > 2 && !self.now.halves && model.use_peft =>
+            {
                 let half = [
                     (DType::BF16, ModelDtype::Bf16, "bf16"),
                     (DType::F16, ModelDtype::F16, "f16"),
                 ];
+                // What nothing computes in can be held in bf16 all the same.
                 let here =
                     |(dtype, ..): &(DType, ModelDtype, &str)| self.profile.dtypes.contains(dtype);
-                let Some((_, dtype, name)) = half.into_iter().find(here) else {
-                    return Ok(None);
-                };
+                let (_, dtype, name) = half.into_iter().find(here).unwrap_or(half[0]);
                 model.dtype = dtype;
                 setting(format!("model.dtype={name}"))
             }

@@ -114,8 +114,10 @@ pub struct Job {
     pub shape: MistralConfig,
     /// The run's configuration.
     pub config: RunConfig,
-    /// Type of weights and activations.
+    /// Type that is computed in: of activations, and of weights unless they are packed.
     pub dtype: DType,
+    /// Whether matrices are held in bf16, and widened when they are used: see [`crate::model::load::load`].
+    pub(super) halves: bool,
     /// The samples.
     pub samples: Samples,
     pub(super) layers: Vec<Layer>,
@@ -138,6 +140,7 @@ impl Job {
             layers: layers.collect::<Result<_>>()?,
             shape: shape.clone(),
             dtype: profile.dtype(shape, config),
+            halves: profile.holds_halves(shape, config),
             config: config.clone(),
             samples: samples.clone(),
         })
@@ -169,7 +172,15 @@ impl Job {
             self.config.model.double_quant,
             rows * columns,
         )
-        .unwrap_or(rows * columns * self.size())
+        .unwrap_or_else(|| self.float_bytes(rows * columns))
+    }
+
+    /// Bytes of a matrix of so many values that is not quantised.
+    fn float_bytes(&self, count: usize) -> usize {
+        match self.halves {
+            true => 4 * count.div_ceil(2),
+            false => count * self.size(),
+        }
     }
 
     /// Weights of the matrix that is unpacked whole where quantised ones are multiplied: the largest.
@@ -218,6 +229,7 @@ impl Job {
             let projection = name.contains("_proj");
             match (projection, shape.as_slice()) {
                 (true, [rows, columns]) => self.matrix_bytes(*rows, *columns),
+                (false, [rows, columns]) => self.float_bytes(rows * columns),
                 _ => shape.iter().product::<usize>() * self.size(),
             }
         };

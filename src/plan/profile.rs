@@ -81,10 +81,26 @@ impl Profile {
         match config.model.use_peft {
             false => DType::F32,
             true => {
-                let wanted = config.model.dtype.dtype();
-                wanted.unwrap_or_else(|| crate::model::dtype::auto(shape, &self.dtypes))
+                match config.model.dtype.dtype() {
+                    Some(wanted) if self.dtypes.contains(&wanted) => wanted,
+                    // Held in bf16, or refused when it is loaded.
+                    Some(_) => DType::F32,
+                    None => crate::model::dtype::auto(shape, &self.dtypes),
+                }
             }
         }
+    }
+
+    /// Whether matrices that are not packed are held in bf16 though nothing computes in it: where that is asked for, and
+    /// beside packed ones where they are stored so.
+    pub fn holds_halves(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
+        let model = &config.model;
+        let stored = shape.torch_dtype.as_deref() == Some("bfloat16");
+        let wanted = match model.quantize() {
+            None => model.dtype.dtype() == Some(DType::BF16),
+            Some(_) => stored && self.dtype(shape, config) == DType::F32,
+        };
+        wanted && model.use_peft && !self.dtypes.contains(&DType::BF16)
     }
 
     /// Whether memory is that of the process.

@@ -4,7 +4,7 @@ use arithmo_backends::{Allocation, BackendKind};
 
 use super::*;
 use crate::bench::shape;
-use crate::config::{GradientCheckpointing, Quantization, RunConfig};
+use crate::config::{GradientCheckpointing, ModelDtype, Quantization, RunConfig};
 use crate::data::lengths::{SampleLengths, SideLengths};
 use crate::model::config::MistralConfig;
 use crate::plan::fit::Effect;
@@ -60,6 +60,34 @@ fn quantised_weights_have_their_scales() {
     // A block that is not full, and a byte that holds one weight.
     assert_eq!(packed_bytes(nf4, false, 101), Some(51 + 8));
     assert_eq!(packed_bytes(Quantization::None, false, 16384), None);
+}
+
+/// On a CPU, which computes in f32 alone, matrices take two bytes a value where bf16 is asked for, and beside packed ones
+/// where they are stored so; norms and activations are f32.
+#[test]
+fn bf16_is_held_where_nothing_computes_in_it() {
+    let shape = MistralConfig {
+        torch_dtype: Some("bfloat16".into()),
+        ..small()
+    };
+    let mut config = RunConfig::default();
+    config.model.dtype = ModelDtype::Bf16;
+    let held = job(&shape, &config, &cpu(None));
+    assert_eq!(held.dtype, DType::F32);
+    // Embedding and head, queries and what comes of them, keys and values, three of the MLP; three norms.
+    let matrices = 2 * 2000 * 8 + 2 * 8 * 8 + 2 * 4 * 8 + 3 * 12 * 8;
+    assert_eq!(held.model_bytes(), 2 * matrices + 4 * 3 * 8);
+    let auto = job(&shape, &RunConfig::default(), &cpu(None));
+    assert_eq!(auto.model_bytes(), 4 * matrices + 4 * 3 * 8);
+    // 480 values in half bytes, with a scale for each 64 of each of seven matrices.
+    let mut config = RunConfig::default();
+    config.model.quantization = Quantization::Nf4;
+    let packed = job(&shape, &config, &cpu(None));
+    let scales = 4 * (1 + 1 + 1 + 1 + 3 * 2);
+    assert_eq!(
+        packed.model_bytes(),
+        480 / 2 + scales + 2 * 2 * 2000 * 8 + 4 * 3 * 8
+    );
 }
 
 /// What the whole is for: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens a side, one a pass.

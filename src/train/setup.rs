@@ -162,7 +162,7 @@ fn policy<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
     if !config.model.use_peft {
-        let dtype = load::resolve_dtype::<B>(model_folder, Some(full_dtype::<B>()), device)?;
+        let dtype = full_dtype::<B>();
         let policy = match config.model.from_scratch {
             true => {
                 let shape = MistralConfig::load(model_folder)?;
