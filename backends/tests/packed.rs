@@ -107,7 +107,11 @@ impl Host {
         match self.format {
             Format::Nf4 | Format::Fp4 => {
                 let pair = byte(&self.words, place / 2);
-                let index = if place % 2 == 0 { pair >> 4 } else { pair & 15 };
+                let index = if place.is_multiple_of(2) {
+                    pair >> 4
+                } else {
+                    pair & 15
+                };
                 self.format.code()[usize::from(index)] * scale
             }
             Format::Int8 => dynamic_code()[usize::from(byte(&self.words, place))] * scale,
@@ -346,18 +350,23 @@ fn check_products(what: &str, hosts: &[Host; 2], tokens: usize) {
             }
         }
     }
-    let first = || ours[0].weight.clone();
-    let exact_first = || exact[0].weight.clone();
+    check_linear(what, &ours[0].weight, &exact[0].weight, tokens);
+}
+
+/// A projection alone, forward and back.
+fn check_linear(what: &str, ours: &Weight<Cpu>, exact: &Weight<Exact>, tokens: usize) {
+    let [d_out, d_in] = ours.dims();
+    let x = [tokens, d_in];
     close(
         &format!("{what}: linear"),
-        Cpu::frozen_linear(x(), first()),
-        ops::linear::reference(exact_x(), exact_first()),
+        Cpu::frozen_linear(floats(x, 1, DType::F32), ours.clone()),
+        ops::linear::reference(floats(x, 1, DType::F64), exact.clone()),
     );
-    let grad = [tokens, first().dims()[0]];
+    let grad = [tokens, d_out];
     close(
         &format!("{what}: linear backward"),
-        Cpu::frozen_linear_backward(floats(grad, 4, DType::F32), first()),
-        ops::linear::reference_backward(floats(grad, 4, DType::F64), exact_first()),
+        Cpu::frozen_linear_backward(floats(grad, 4, DType::F32), ours.clone()),
+        ops::linear::reference_backward(floats(grad, 4, DType::F64), exact.clone()),
     );
 }
 

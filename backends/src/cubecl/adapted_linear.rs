@@ -144,10 +144,7 @@ impl<R: CubeRuntime> PartWeight<R> {
     fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
         match self {
             Self::Float(weight) => times_transposed(x, weight),
-            Self::Packed(parts) => match parts.few_product(x) {
-                Some(product) => product,
-                None => times_transposed(x, parts.floats(x.dtype)),
-            },
+            Self::Packed(parts) => times_transposed(x, parts.floats(x.dtype)),
         }
     }
 

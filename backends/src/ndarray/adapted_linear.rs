@@ -22,7 +22,7 @@ pub(super) struct HostProjection {
 /// A weight on slices.
 pub(super) enum HostWeight {
     Float(Matrix),
-    Packed(HostPacked),
+    Packed(Box<HostPacked>),
 }
 
 impl HostWeight {

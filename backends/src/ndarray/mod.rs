@@ -409,7 +409,9 @@ where
 {
     match weight {
         Weight::Float(weight) => Matrix::new(weight.clone()).map(HostWeight::Float),
-        Weight::Packed(weight) => HostPacked::new(weight.clone()).map(HostWeight::Packed),
+        Weight::Packed(weight) => {
+            HostPacked::new(weight.clone()).map(|host| HostWeight::Packed(Box::new(host)))
+        }
     }
 }
 

@@ -3,6 +3,11 @@
 //! Products of many rows take a tile of the weight at a time, unpacked once for all rows ([`tiles`]); those of a few rows
 //! multiply with the indices as they lie ([`few`]).
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
+)]
+
 mod few;
 mod tiles;
 mod vectors;

@@ -1,11 +1,9 @@
-//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time; multiplied
-//! with a few rows straight from their words ([`few`]). See [`crate::ops::packed`].
-
-mod few;
+//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time. See
+//! [`crate::ops::packed`].
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor};
+use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor, TensorData};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
@@ -62,6 +60,13 @@ pub(super) fn tensors<B: CubeGpu>(weight: &PackedWeight<B>) -> Vec<Queued<B::Run
             tensors.extend([queued(absmax), queued_int(words)]);
         }
     }
+    let codes = PackedShape::of(weight).codes();
+    if !codes.is_empty() {
+        let shape = [codes.len()];
+        let place = (&weight.words.device(), DType::F32);
+        let codes = BurnTensor::<B, 1>::from_data(TensorData::new(codes, shape), place);
+        tensors.push(queued(&codes));
+    }
     tensors
 }
 
@@ -89,6 +94,8 @@ pub(super) struct Parts<R: CubeRuntime> {
     words: CubeTensor<R>,
     absmax: CubeTensor<R>,
     nested: CubeTensor<R>,
+    /// [`PackedShape::codes`]
+    codes: CubeTensor<R>,
 }
 
 impl PackedShape {
@@ -125,11 +132,16 @@ impl PackedShape {
             Scaling::Double => next(),
             _ => words.clone(),
         };
+        let codes = match self.plan(false).codes() {
+            0 => absmax.clone(),
+            _ => next(),
+        };
         Parts {
             shape: self,
             words,
             absmax,
             nested,
+            codes,
         }
     }
 
@@ -141,18 +153,17 @@ impl PackedShape {
         }
     }
 
-    /// The codes of values and of scales, as constants of a kernel; empty where there are none.
-    fn codes(self) -> [Vec<u32>; 2] {
-        let bits = |code: &[f32]| code.iter().map(|value| value.to_bits()).collect();
+    /// The code of the values, then that of the scales, where there are any.
+    fn codes(self) -> Vec<f32> {
         let of_values = match self.format {
-            Format::Bf16 => Vec::new(),
-            format => bits(format.code()),
+            Format::Bf16 => &[],
+            format => format.code(),
         };
         let of_scales = match self.scales {
-            Scaling::Double => bits(dynamic_code()),
-            _ => Vec::new(),
+            Scaling::Double => dynamic_code(),
+            _ => &[],
         };
-        [of_values, of_scales]
+        [of_values, of_scales].concat()
     }
 }
 
@@ -198,7 +209,6 @@ impl<R: CubeRuntime> Parts<R> {
         let vector = vector_size(&[&output], &[shape.d_in, shape.format.per_word()]);
         let plan = shape.plan(ids.is_some());
         let ids = ids.map_or_else(|| self.words.clone(), super::launch::rows);
-        let [code, nested_code] = shape.codes();
         let dtypes = [dtype.into(), ids.dtype.into()];
         unpack_values::launch::<R>(
             &output.client,
@@ -209,12 +219,11 @@ impl<R: CubeRuntime> Parts<R> {
             self.absmax.clone().into_tensor_arg(),
             self.nested.clone().into_tensor_arg(),
             ids.into_tensor_arg(),
+            self.codes.clone().into_tensor_arg(),
             output.clone().into_tensor_arg(),
             rows.start * shape.d_in,
             shape.offset,
             plan,
-            code,
-            nested_code,
             dtypes,
         );
         output
@@ -230,27 +239,40 @@ struct Plan {
     gather: bool,
 }
 
+impl Plan {
+    /// Values in the code of the values.
+    fn of_values(self) -> usize {
+        match self.bits {
+            16 => 0,
+            bits => 1 << bits,
+        }
+    }
+
+    /// Values in both codes.
+    fn codes(self) -> usize {
+        let of_scales = match self.scales {
+            Scaling::Double => 256,
+            _ => 0,
+        };
+        self.of_values() + of_scales
+    }
+}
+
 #[cube(launch)]
 fn unpack_values<F: Float, I: Int, N: Size>(
     words: &Tensor<u32>,
     absmax: &Tensor<f32>,
     nested: &Tensor<u32>,
     ids: &Tensor<I>,
+    codes: &Tensor<f32>,
     output: &mut Tensor<Vector<F, N>>,
     first: usize,
     offset: f32,
     #[comptime] plan: Plan,
-    #[comptime] code: Vec<u32>,
-    #[comptime] nested_code: Vec<u32>,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let of_values = comptime!(code.len().max(1));
-    let of_scales = comptime!(nested_code.len().max(1));
-    let mut table = SharedMemory::<f32>::new(of_values);
-    let mut scale_table = SharedMemory::<f32>::new(of_scales);
-    fill(&mut table, code);
-    fill(&mut scale_table, nested_code);
-    sync_cube();
+    let mut table = SharedMemory::<f32>::new(comptime!(plan.codes().max(1)));
+    fill(&mut table, codes, plan);
     let width = output.shape(1);
     let count = output.shape(0) * width;
     #[unroll]
@@ -262,30 +284,22 @@ fn unpack_values<F: Float, I: Int, N: Size>(
             if comptime!(plan.gather) {
                 place = usize::cast_from(ids[value / width]) * width + value % width;
             }
-            let scale = scale_of(
-                absmax,
-                nested,
-                &scale_table,
-                place / BLOCK,
-                offset,
-                plan.scales,
-            );
+            let scale = scale_of(absmax, nested, &table, place / BLOCK, offset, plan);
             output[index] = vector_at::<F, N>(words, &table, place, scale, plan.bits);
         }
     }
 }
 
-/// Copies a code, if there is one, to where it can be looked up.
+/// Copies the codes, if there are any, to where they can be looked up.
 #[cube]
-fn fill(table: &mut SharedMemory<f32>, #[comptime] code: Vec<u32>) {
-    let count = comptime!(code.len());
-    if comptime!(count > 0) {
-        let constants = Array::<u32>::from_data(code);
-        let unit = UNIT_POS as usize;
-        if unit < count {
-            table[unit] = f32::reinterpret(constants[unit]);
-        }
+fn fill(table: &mut SharedMemory<f32>, codes: &Tensor<f32>, #[comptime] plan: Plan) {
+    let count = comptime!(plan.codes());
+    let mut at = UNIT_POS as usize;
+    while at < count {
+        table[at] = codes[at];
+        at += UNITS;
     }
+    sync_cube();
 }
 
 /// The scale of a block; 1 where there are none.
@@ -296,15 +310,16 @@ fn scale_of(
     table: &SharedMemory<f32>,
     block: usize,
     offset: f32,
-    #[comptime] scales: Scaling,
+    #[comptime] plan: Plan,
 ) -> f32 {
     let mut scale = 1.0f32;
-    if comptime!(scales == Scaling::Plain) {
+    if comptime!(plan.scales == Scaling::Plain) {
         scale = absmax[block];
     }
-    if comptime!(scales == Scaling::Double) {
+    if comptime!(plan.scales == Scaling::Double) {
         let index = (nested[block / 4] >> (8 * (block % 4) as u32)) & 255u32;
-        scale = table[index as usize] * absmax[block / NESTED_BLOCK] + offset;
+        let code = table[comptime!(plan.of_values()) + index as usize];
+        scale = code * absmax[block / NESTED_BLOCK] + offset;
     }
     scale
 }
