@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, Method, ModelDtype, Optim, RunConfig,
-    TargetModules,
+    GradientCheckpointing, InitLoraWeights, LossType, Method, ModelDtype, Optim, Quantization,
+    RunConfig, TargetModules,
 };
 use arithmo::data::encode::{Compat, TruncationMode};
 use arithmo::iterate::rounds::IterateConfig;
@@ -412,6 +412,7 @@ fn every_preset_is_valid() {
         [
             "iterate.toml",
             "mistral-7b-lora.toml",
+            "mistral-7b-qlora.toml",
             "original.toml",
             "sft.toml",
             "tiny.toml"
@@ -458,5 +459,8 @@ fn every_preset_is_valid() {
         "Question: {prompt}\n\nAnswer:"
     );
     assert!(recommended.warnings().is_empty());
+    let packed = load("mistral-7b-qlora.toml");
+    assert_eq!(packed.model.quantization, Quantization::Nf4);
+    assert!(packed.model.double_quant && packed.warnings().is_empty());
     assert!(load("tiny.toml").warnings().is_empty());
 }
