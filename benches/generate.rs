@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use arithmo::allocator::CacheAligned;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{GenerateConfig, generate, read_prompts};
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
 use arithmo::process;
+use arithmo_backends::ndarray::CacheAligned;
 use burn::tensor::DType;
 use serde_json::{Value, json};
 

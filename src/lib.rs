@@ -31,7 +31,6 @@
 //! Weights are `[out, in]`, as stored. Policy and reference are the same weights, with and without the adapter: before the
 //! first update they are the same function, so the loss is ln 2 and every reward 0, which each run checks.
 
-pub mod allocator;
 pub mod bench;
 pub mod cli;
 pub mod config;

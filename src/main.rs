@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use arithmo::cli::{Cli, Command, sandbox_exec};
-use arithmo::{Error, Result, allocator, interrupt, process};
+use arithmo::{Error, Result, interrupt, process};
 use arithmo_backends::{BackendKind, find_device};
 use clap::Parser;
 
@@ -11,8 +11,9 @@ const PLACE: &str = "--backend";
 
 const BEST: &str = "leave --backend out to take the best that starts";
 
+#[cfg(feature = "ndarray")]
 #[global_allocator]
-static ALLOCATOR: allocator::CacheAligned = allocator::CacheAligned;
+static ALLOCATOR: arithmo_backends::ndarray::CacheAligned = arithmo_backends::ndarray::CacheAligned;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

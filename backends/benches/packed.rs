@@ -13,11 +13,14 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use arithmo_backends::ndarray::Cpu;
+use arithmo_backends::ndarray::{CacheAligned, Cpu};
 use arithmo_backends::{
     Adapter, Format, PackedWeight, Projection, Scales, TrainBackend, Weight, ops,
 };
 use burn::tensor::{DType, Int, Tensor, TensorData};
+
+#[global_allocator]
+static ALLOCATOR: CacheAligned = CacheAligned;
 
 /// `[D_out, D_in]` of a layer's seven projections: those of one input together.
 const LAYER: [&[[usize; 2]]; 4] = [

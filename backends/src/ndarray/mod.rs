@@ -2,6 +2,7 @@
 
 mod adamw;
 mod adapted_linear;
+mod allocator;
 mod attention;
 mod awake;
 mod few_rows;
@@ -35,6 +36,7 @@ use crate::{
     ops,
 };
 
+pub use self::allocator::CacheAligned;
 pub(crate) use self::memory::{devices, name};
 
 /// Training on the CPU in f32.

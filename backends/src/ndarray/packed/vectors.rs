@@ -1,6 +1,9 @@
 //! Packed indices in vectors: looked up, and laid out in order. What the processor's shuffles do is called by the safe
 //! names that `pulp` gives them.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m512, __m512i};
+
 use pulp::{Scalar, Simd};
 
 use crate::Format;
@@ -223,22 +226,28 @@ impl Lookup for V4 {
     #[inline(always)]
     fn look_up256(self, code: &[f32; 256], indices: pulp::u32x16) -> pulp::f32x16 {
         let avx512 = self.avx512f;
-        let all = |number: i32| avx512._mm512_set1_epi32(number);
-        let index = avx512._mm512_and_si512(pulp::cast(indices), all(255));
-        let distance = avx512._mm512_sub_epi32(index, all(127));
+        let index = avx512._mm512_and_si512(pulp::cast(indices), avx512._mm512_set1_epi32(255));
+        let distance = avx512._mm512_sub_epi32(index, avx512._mm512_set1_epi32(127));
         let size = avx512._mm512_abs_epi32(distance);
         let parts: &[[[f32; 16]; 2]] = code[127..].as_chunks().0.as_chunks().0;
-        let part = |at: usize| {
-            let [low, high] = parts[at];
-            avx512._mm512_permutex2var_ps(pulp::cast(low), size, pulp::cast(high))
-        };
-        let [bit5, bit6, bit7] =
-            [32, 64, 128].map(|bit| avx512._mm512_test_epi32_mask(size, all(bit)));
-        let pair = |at: usize| avx512._mm512_mask_blend_ps(bit5, part(at), part(at + 1));
-        let value = avx512._mm512_mask_blend_ps(bit6, pair(0), pair(2));
+        let low = either(
+            self,
+            size,
+            32,
+            of_32(self, size, &parts[0]),
+            of_32(self, size, &parts[1]),
+        );
+        let high = either(
+            self,
+            size,
+            32,
+            of_32(self, size, &parts[2]),
+            of_32(self, size, &parts[3]),
+        );
+        let value = either(self, size, 64, low, high);
         let last = pulp::cast(self.splat_f32s(code[255]));
-        let value = avx512._mm512_mask_blend_ps(bit7, value, last);
-        let sign = avx512._mm512_and_si512(distance, all(i32::MIN));
+        let value = either(self, size, 128, value, last);
+        let sign = avx512._mm512_and_si512(distance, avx512._mm512_set1_epi32(i32::MIN));
         pulp::cast(avx512._mm512_xor_si512(pulp::cast(value), sign))
     }
 
@@ -253,6 +262,24 @@ impl Lookup for V4 {
         let [low, high] = [low, high].map(|half| pulp::cast(self.splat_f32s(half)));
         pulp::cast(self.avx512f._mm512_mask_blend_ps(0xff00, low, high))
     }
+}
+
+/// What the lowest five bits of each lane stand for in `part`. No closure: it would be compiled for narrow vectors.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn of_32(simd: V4, indices: __m512i, part: &[[f32; 16]; 2]) -> __m512 {
+    let [low, high] = *part;
+    let (low, high) = (pulp::cast(low), pulp::cast(high));
+    simd.avx512f._mm512_permutex2var_ps(low, indices, high)
+}
+
+/// Of each lane `set` where `indices` has the bit, else `unset`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn either(simd: V4, indices: __m512i, bit: i32, unset: __m512, set: __m512) -> __m512 {
+    let bit = simd.avx512f._mm512_set1_epi32(bit);
+    let mask = simd.avx512f._mm512_test_epi32_mask(indices, bit);
+    simd.avx512f._mm512_mask_blend_ps(mask, unset, set)
 }
 
 /// Does `job` on one of three kinds of processor, the simplest first; `false` if this one is not of that kind.
