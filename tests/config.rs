@@ -451,7 +451,14 @@ fn every_preset_is_valid() {
         (2000, 100.0, 5e-5)
     );
     assert_eq!(original.dpo.beta, 0.1);
+}
 
+#[test]
+fn recommended_presets_warn_of_nothing() {
+    let load = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        RunConfig::load(&folder.join(name), &[]).unwrap()
+    };
     let recommended = load("mistral-7b-lora.toml");
     assert_eq!(recommended.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(

@@ -117,14 +117,8 @@ fn an_interrupted_sampling_ends_as_an_uninterrupted_one() {
     assert!(pairs.iter().all(|pair| pair["chosen"] != pair["rejected"]));
 }
 
-/// Two rounds on twelve problems each: the second goes on with the adapter of the first and with other problems; the
-/// same command again does nothing anew, and what was begun with other settings is not mixed with it.
-#[test]
-fn rounds_go_on_from_each_other() {
-    let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path();
-    write_problems(&folder.join("problems.jsonl"), Split::Train, 24);
-    write_problems(&folder.join("held-out.jsonl"), Split::HeldOut, 10);
+/// Writes `run.toml`, and `iterate.toml` for so many rounds of twelve problems each.
+fn write_configs(folder: &Path, rounds: usize, temperature: f64) {
     let run = format!(
         r#"
 output_dir = "unused"
@@ -146,10 +140,8 @@ max_steps = 2
 "#,
         model()
     );
-    fs::write(folder.join("run.toml"), run).unwrap();
-    let rounds = |rounds: usize, temperature: f64| {
-        format!(
-            r#"
+    let iterate = format!(
+        r#"
 output_dir = "rounds"
 rounds = {rounds}
 run = "run.toml"
@@ -162,24 +154,46 @@ max_new_tokens = 60
 [evaluate]
 data = "held-out.jsonl"
 "#
-        )
-    };
-    let config = folder.join("iterate.toml");
-    fs::write(&config, rounds(1, 1.0)).unwrap();
-    let first = printed(folder, &["iterate", "--config", "iterate.toml"]);
+    );
+    fs::write(folder.join("run.toml"), run).unwrap();
+    fs::write(folder.join("iterate.toml"), iterate).unwrap();
+}
+
+/// The second round goes on with the adapter of the first and with other problems; the same command again does nothing
+/// anew, and what was begun with other settings is not mixed with it.
+#[test]
+fn rounds_go_on_from_each_other() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
+    write_problems(&folder.join("problems.jsonl"), Split::Train, 24);
+    write_problems(&folder.join("held-out.jsonl"), Split::HeldOut, 10);
+    let iterate = ["iterate", "--config", "iterate.toml"];
+    write_configs(folder, 1, 1.0);
+    let first = printed(folder, &iterate);
     assert_eq!(first.lines().count(), 3, "{first}");
-    let adapter = folder.join("rounds/round-1/run/adapter/adapter_model.safetensors");
-    let weights = fs::read(&adapter).unwrap();
+    let adapter = |round: usize| {
+        let name = format!("rounds/round-{round}/run/adapter/adapter_model.safetensors");
+        fs::read(folder.join(name)).unwrap()
+    };
+    let weights = adapter(1);
 
     // More rounds may be asked for; those that are done stay as they are.
-    fs::write(&config, rounds(2, 1.0)).unwrap();
-    let both = printed(folder, &["iterate", "--config", "iterate.toml"]);
-    assert_eq!(
-        both.lines().take(3).collect::<String>(),
-        first.lines().collect::<String>()
-    );
+    write_configs(folder, 2, 1.0);
+    let both = printed(folder, &iterate);
+    assert!(both.starts_with(&first), "{both}");
     assert_eq!(both.lines().count(), 4, "{both}");
-    assert_eq!(fs::read(&adapter).unwrap(), weights);
+    assert_eq!(adapter(1), weights);
+    // Begun with the first round's adapter, the second ends elsewhere.
+    assert_ne!(adapter(2), weights);
+    check_rounds(folder);
+
+    write_configs(folder, 2, 0.5);
+    let refused = arithmo(folder, &iterate);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(message(&refused).contains("made by another configuration"));
+}
+
+fn check_rounds(folder: &Path) {
     let of = |round: usize, name: &str| folder.join(format!("rounds/round-{round}/{name}"));
     let prompts = |round| -> Vec<String> {
         let pairs = lines(&of(round, "pairs.jsonl"));
@@ -189,27 +203,16 @@ data = "held-out.jsonl"
     let (one, two) = (prompts(1), prompts(2));
     assert!(!one.is_empty() && !two.is_empty());
     assert!(one.iter().all(|prompt| !two.contains(prompt)));
-    // Begun with the first round's adapter, the second ends elsewhere; its reference is that adapter, so its first
-    // step begins at ln 2 all the same.
-    assert_ne!(
-        fs::read(of(2, "run/adapter/adapter_model.safetensors")).unwrap(),
-        weights
-    );
     let manifest = fs::read_to_string(of(2, "run/manifest.json")).unwrap();
     assert!(manifest.contains("round-1"), "{manifest}");
+    // The reference is the adapter a round begins with, so its first step begins at ln 2.
     for round in [1, 2] {
-        let loss = lines(&of(round, "run/metrics.jsonl"))[0]["loss"]
-            .as_f64()
-            .unwrap();
+        let metrics = lines(&of(round, "run/metrics.jsonl"));
+        let loss = metrics[0]["loss"].as_f64().unwrap();
         assert!((loss - 2f64.ln()).abs() < 1e-5, "round {round}: {loss}");
     }
     for round in 0..=2 {
         let verdicts = lines(&of(round, "evaluation/verdicts.jsonl"));
         assert_eq!(verdicts.len(), 10, "round {round}");
     }
-
-    fs::write(&config, rounds(2, 0.5)).unwrap();
-    let refused = arithmo(folder, &["iterate", "--config", "iterate.toml"]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(message(&refused).contains("made by another configuration"));
 }

@@ -155,11 +155,13 @@ impl Report<'_> {
             }
             false => String::new(),
         };
-        format!(
-            "{:.2} M weights, {quantized}in {}",
-            weights as f64 / 1e6,
-            self.plan.dtype.name()
-        )
+        let dtype = self.plan.dtype.name();
+        let held = match self.job.halves {
+            true => format!("bf16, computed in {dtype}"),
+            false => dtype.to_string(),
+        };
+        let millions = weights as f64 / 1e6;
+        format!("{millions:.2} M weights, {quantized}in {held}")
     }
 
     fn samples(&self) -> String {
