@@ -127,7 +127,7 @@ pub struct Probe {
 /// asked for or until the next would end after `limit`.
 ///
 /// # Errors
-/// As [`bench`].
+/// As [`bench()`].
 pub fn probe<B: TrainBackend>(
     options: &BenchOptions,
     limit: Duration,

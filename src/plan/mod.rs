@@ -1,8 +1,8 @@
 //! What a run takes of a device, before anything is loaded: bytes by category, the largest batch that fits, what to change
 //! where it does not, and the time.
 //!
-//! A plan is a walk through the run ([`walk`]) in which every operation takes what its kernel takes, from an allocator that
-//! does as the real one ([`allocator`]). All of it is arithmetic on shapes and lengths; `tests/plan.rs` holds it to 5 % of what
+//! A plan is a walk through the run (`walk`) in which every operation takes what its kernel takes, from an allocator that
+//! does as the real one (`allocator`). All of it is arithmetic on shapes and lengths; `tests/plan.rs` holds it to 5 % of what
 //! runs take.
 
 mod allocator;

@@ -134,6 +134,10 @@ struct Part<R: CubeRuntime> {
     adapter: Option<PartAdapter<R>>,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "at most three are alive, for one launch"
+)]
 enum PartWeight<R: CubeRuntime> {
     Float(CubeTensor<R>),
     Packed(Parts<R>),

@@ -126,6 +126,27 @@ fn unpacked_values() {
     }
 }
 
+/// Two projections, the first with a branch.
+fn projections<B: TrainBackend>(packed: &[Packed; 2], [a, b]: &[Host; 2]) -> Vec<Projection<B>> {
+    let adapter = Adapter {
+        a: a.on(DType::F32, Layout::Contiguous),
+        b: b.on(DType::F32, Layout::Contiguous),
+        scaling: 0.375,
+        dropout_mask: None,
+    };
+    let [first, second] = packed.each_ref().map(|packed| packed.on::<B>().into());
+    vec![
+        Projection {
+            weight: first,
+            adapter: Some(adapter),
+        },
+        Projection {
+            weight: second,
+            adapter: None,
+        },
+    ]
+}
+
 #[test]
 fn products() {
     if !starts() {
@@ -144,26 +165,7 @@ fn products() {
             let adapter = [[3, d_in], [widths[0], 3]].map(|shape| source.floats(shape));
             let width = widths[0] + widths[1];
             let [x, grad] = [[tokens, d_in], [tokens, width]].map(|shape| source.floats(shape));
-            fn on<B: TrainBackend>(packed: &[Packed; 2], [a, b]: &[Host; 2]) -> Vec<Projection<B>> {
-                let adapter = Adapter {
-                    a: a.on(DType::F32, Layout::Contiguous),
-                    b: b.on(DType::F32, Layout::Contiguous),
-                    scaling: 0.375,
-                    dropout_mask: None,
-                };
-                let [first, second] = packed.each_ref().map(|packed| packed.on::<B>().into());
-                vec![
-                    Projection {
-                        weight: first,
-                        adapter: Some(adapter),
-                    },
-                    Projection {
-                        weight: second,
-                        adapter: None,
-                    },
-                ]
-            }
-            let exact = on::<Cpu>(&packed, &adapter);
+            let exact = projections::<Cpu>(&packed, &adapter);
             let expected = ops::adapted_linear::reference(x.exact(), &exact, None);
             let of_expected = ops::adapted_linear::reference_backward(
                 Some(x.exact()),
@@ -174,7 +176,7 @@ fn products() {
             );
             for dtype in dtypes() {
                 let what = format!("{format:?} {tokens}x{d_in} {dtype:?}");
-                let ours = on::<Gpu>(&packed, &adapter);
+                let ours = projections::<Gpu>(&packed, &adapter);
                 let on = |host: &Host| host.on::<Gpu>(dtype, Layout::Contiguous);
                 let y = Gpu::adapted_linear(on(&x), &ours, None);
                 close(&what, y.output, expected.output.clone(), tolerance(dtype));
