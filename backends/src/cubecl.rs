@@ -65,6 +65,9 @@ pub(crate) fn compute_once<B: Backend>(device: &B::Device) -> Result<(), String>
 /// The runtimes panic where a driver or a library is absent, most of them in a thread of their own: the first message
 /// is the cause, later ones are its echo.
 pub(crate) fn without_panic<T>(probe: impl FnOnce() -> T + panic::UnwindSafe) -> Result<T, String> {
+    // What happens at a panic is set for the whole process: one at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let first = Arc::new(Mutex::new(None::<String>));
     let hook = panic::take_hook();
     let seen = Arc::clone(&first);
