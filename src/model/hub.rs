@@ -114,9 +114,7 @@ impl Hub {
         if folder.is_dir() {
             return Ok(folder.to_path_buf());
         }
-        check_id(model, "--model")?;
-        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
-        let local = LocalRepo::new(&self.config.cache_dir, &repo);
+        let (repo, local) = self.repository(model, revision)?;
         let cached = local.snapshot().filter(|folder| is_complete(folder));
         let is_commit = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
         match (cached, self.config.offline) {
@@ -131,6 +129,14 @@ impl Hub {
         }
     }
 
+    /// The model repository `model` at `revision`, and what the cache has of it.
+    fn repository(&self, model: &str, revision: &str) -> Result<(Repo, LocalRepo)> {
+        check_id(model, "--model")?;
+        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
+        let local = LocalRepo::new(&self.config.cache_dir, &repo);
+        Ok((repo, local))
+    }
+
     /// As [`resolve`](Self::resolve), of a model whose weights are not needed: config and tokenizer, from the cache if they
     /// are there.
     ///
@@ -141,9 +147,7 @@ impl Hub {
         if folder.is_dir() {
             return Ok(folder.to_path_buf());
         }
-        check_id(model, "--model")?;
-        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
-        let local = LocalRepo::new(&self.config.cache_dir, &repo);
+        let (repo, local) = self.repository(model, revision)?;
         let described = |folder: &PathBuf| folder.join("config.json").is_file();
         match local.snapshot().filter(described) {
             Some(folder) => Ok(folder),

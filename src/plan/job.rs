@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
 use crate::model::mistral::PROJECTIONS;
+use crate::model::quantize::is_projection;
 use crate::train::method::Activations;
 use crate::train::pass::grouped;
 use crate::train::sampler::Sampler;
@@ -225,14 +226,12 @@ impl Job {
     /// Bytes of each of the model's tensors.
     pub(super) fn weight_bytes(&self) -> Vec<usize> {
         let tensors = self.shape.tensors().into_iter();
-        let bytes = |(name, shape): (String, Vec<usize>)| {
-            let projection = name.contains("_proj");
-            match (projection, shape.as_slice()) {
+        let bytes =
+            |(name, shape): (String, Vec<usize>)| match (is_projection(&name), shape.as_slice()) {
                 (true, [rows, columns]) => self.matrix_bytes(*rows, *columns),
                 (false, [rows, columns]) => self.float_bytes(rows * columns),
                 _ => shape.iter().product::<usize>() * self.size(),
-            }
-        };
+            };
         tensors.map(bytes).collect()
     }
 
@@ -402,24 +401,12 @@ fn layer(shape: &MistralConfig, lora: Option<&LoraConfig>, index: usize) -> Resu
     })
 }
 
-/// Bytes of `count` quantised weights with their scales (QLoRA, arXiv 2305.14314): one f32 a block of 64; under double
-/// quantisation a byte, with one f32 for 256 of those and one for their mean. `None`: not quantised.
+/// Bytes of `count` quantised weights with their scales (QLoRA, arXiv 2305.14314), under double quantisation with their mean.
+/// `None`: not quantised.
 pub fn packed_bytes(quantization: Quantization, double_quant: bool, count: usize) -> Option<usize> {
-    let blocks = count.div_ceil(64);
-    let scales = match double_quant {
-        false => 4 * blocks,
-        true => blocks + 4 * blocks.div_ceil(256) + 4,
-    };
-    Some((count * bits(quantization)?).div_ceil(8) + scales)
-}
-
-/// Bits of a quantised weight.
-fn bits(quantization: Quantization) -> Option<usize> {
-    match quantization {
-        Quantization::None => None,
-        Quantization::Nf4 | Quantization::Fp4 => Some(4),
-        Quantization::Int8 => Some(8),
-    }
+    let to = quantization.with(double_quant)?;
+    let mean = if double_quant { 4 } else { 0 };
+    Some(to.bytes(count) + mean)
 }
 
 /// The adapter that is trained: a starting one brings its own settings.
