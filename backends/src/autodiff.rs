@@ -1,7 +1,7 @@
 //! The backward rule of every operation, written once for every backend.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -160,11 +160,13 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
-        let (x, weight) = (tensor(x), tensor(weight));
-        let nodes = [x.node, weight.node];
-        let (x, weight) = (float::<B, 2>(x.primitive), float::<B, 1>(weight.primitive));
-        let output = B::rms_norm(x.clone(), weight.clone(), epsilon);
-        record!(NormBackward, nodes, (x, weight, epsilon), output)
+        let (mut input, weight) = (tensor(x), tensor(weight));
+        let nodes = [input.node.clone(), weight.node];
+        // Kept to ask for its gradient: it must not keep the graph below it alive, which is what `rc` counts.
+        input.rc = Arc::new(input.node.id);
+        let weight = float::<B, 1>(weight.primitive);
+        let output = B::rms_norm(float(input.primitive.clone()), weight.clone(), epsilon);
+        record!(NormBackward, nodes, (input, weight, epsilon), output)
     }
 
     fn rope(
@@ -352,18 +354,23 @@ fn weight_gradients<B: TrainBackend>(
 struct NormBackward;
 
 impl<B: TrainBackend> Backward<B, 2> for NormBackward {
-    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
+    type State = (FloatTensor<Autodiff<B>>, Tensor<B, 1>, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [parent, of_weight] = ops.parents;
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
-        let (x, weight, epsilon) = ops.state;
+        let (input, weight, epsilon) = ops.state;
+        let x: Tensor<B, 2> = float(input.primitive.clone());
         if let Some(of_weight) = of_weight {
             let d_weight = B::rms_norm_weight_gradient(x.clone(), epsilon, grad.clone());
             grads.register::<B>(of_weight.id, primitive(d_weight));
         }
         if let Some(parent) = parent {
-            let d_x = B::rms_norm_backward(x, weight, epsilon, grad);
+            // A residual's gradient is there by now; Burn's own sum of the two would be one more pass.
+            let d_x = match grads.remove(&input).map(float) {
+                Some(other) => B::rms_norm_backward_onto(x, weight, epsilon, grad, other),
+                None => B::rms_norm_backward(x, weight, epsilon, grad),
+            };
             grads.register::<B>(parent.id, primitive(d_x));
         }
     }

@@ -151,6 +151,17 @@ pub trait TrainBackend: Backend {
         ops::rms_norm::reference_backward(x, weight, epsilon, grad)
     }
 
+    /// [`Self::rms_norm_backward`] plus `other`, what flows back to `x` from elsewhere: the residual stream's gradient.
+    fn rms_norm_backward_onto(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+        other: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        Self::rms_norm_backward(x, weight, epsilon, grad) + other
+    }
+
     /// Gradient of [`Self::rms_norm`] with respect to the weight: see [`ops::rms_norm`].
     fn rms_norm_weight_gradient(
         x: Tensor<Self, 2>,

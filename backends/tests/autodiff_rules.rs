@@ -236,10 +236,15 @@ fn rms_norm_and_rope_match() {
     let norm: [Op<'_>; 2] = [&|x| rms_norm::rms_norm(x, weight.clone(), 1e-2), &|x| {
         rms_norm::reference(x, weight.clone(), 1e-2)
     }];
+    // Beside a residual, whose gradient the norm's rule adds to its own.
+    let residual: [Op<'_>; 2] = [
+        &|x| rms_norm::rms_norm(x.clone(), weight.clone(), 1e-2) + x * 3.0,
+        &|x| rms_norm::reference(x.clone(), weight.clone(), 1e-2) + x * 3.0,
+    ];
     let turn: [Op<'_>; 2] = [&|x| rope::rope(x, &angles, 2), &|x| {
         rope::reference(x, &angles, 2, rope::Turn::Forward)
     }];
-    for ops in [norm, turn] {
+    for ops in [norm, residual, turn] {
         let [fused, plain] = ops.map(|op| {
             let _only_graph = graph_lock();
             let x = x.clone().require_grad();

@@ -7,9 +7,16 @@ use rayon::prelude::*;
 
 use super::awake::keep_awake;
 use super::few_rows::{FEW, Output, Rows, Term, Weights, compute};
-use super::gemm::{Old, Product, ROWS_A_THREAD, View, columns_of, product, product_here, rows};
+use super::gemm::{
+    Old, Product, ROWS_A_THREAD, View, columns_of, product, product_here, rows, strided,
+};
 use super::matrix::{Matrix, split, written};
 use super::packed::{HostPacked, times, times_transposed};
+use super::tile::{self, tall_product};
+
+/// Columns of a result that are computed together where a branch is added to them: of a thread's rows of a pass, what
+/// fits the second cache.
+const STRIP: usize = 128;
 
 /// A projection's weights.
 pub(super) struct HostProjection {
@@ -58,8 +65,23 @@ impl HostWeight {
         old: Old,
         x: View<'_>,
     ) {
+        self.outputs(0..self.rows(), product, target, old, x);
+    }
+
+    /// The outputs `rows` of [`Self::times_transposed`]; of packed weights, all.
+    fn outputs(
+        &self,
+        rows: Range<usize>,
+        product: Product,
+        target: MatMut<'_, f32>,
+        old: Old,
+        x: View<'_>,
+    ) {
         match self {
-            Self::Float(weight) => product(target, old, 1.0, x, weight.view().transpose()),
+            Self::Float(weight) => {
+                let weight = weight.view().subrows(rows.start, rows.len());
+                product(target, old, 1.0, x, weight.transpose());
+            }
             Self::Packed(weight) => times_transposed(target, old, x, weight),
         }
     }
@@ -76,6 +98,24 @@ impl HostWeight {
         match self {
             Self::Float(weight) => product(target, old, factor, y, weight.view()),
             Self::Packed(weight) => times(target, old, factor, y, weight),
+        }
+    }
+
+    /// The columns `columns` of `y W`; of packed weights, all.
+    fn columns_times(
+        &self,
+        columns: Range<usize>,
+        product: Product,
+        target: MatMut<'_, f32>,
+        old: Old,
+        y: View<'_>,
+    ) {
+        match self {
+            Self::Float(weight) => {
+                let weight = weight.view().subcols(columns.start, columns.len());
+                product(target, old, 1.0, y, weight);
+            }
+            Self::Packed(_) => self.times(product, target, old, 1.0, y),
         }
     }
 }
@@ -108,47 +148,66 @@ fn stacked(projections: &[HostProjection]) -> Vec<f32> {
     all.concat()
 }
 
+/// Rows and columns exchanged; `values` are rows of `columns`.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let count = values.len() / columns.max(1);
+    written(values.len(), |target| {
+        for (column, row) in target.chunks_exact_mut(count.max(1)).enumerate() {
+            for (value, from) in row.iter_mut().zip(values.chunks_exact(columns)) {
+                *value = from[column];
+            }
+        }
+    })
+}
+
 /// Output `[T, width]` and `x A^T` `[T, ranks]`.
 pub(super) fn forward(
     x: &Matrix,
     projections: &[HostProjection],
-    residual: Option<Vec<f32>>,
+    residual: Option<Matrix>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (width, ranks) = (width(projections), ranks(projections));
     let old = match residual {
         Some(_) => Old::Add,
         None => Old::Replace,
     };
-    let mut output = residual.unwrap_or_else(|| written(x.rows * width, |_| ()));
+    let output = || written(x.rows * width, |_| ());
+    // What somebody else holds too is copied, by each thread its own rows, shortly before they are added to.
+    let (mut output, residual) = match residual.map(Matrix::into_own_values) {
+        None => (output(), None),
+        Some(Ok(values)) => (values, None),
+        Some(Err(shared)) => (output(), Some(shared)),
+    };
+    let copy = |rows: &Range<usize>, output: &mut [f32]| {
+        if let Some(shared) = &residual {
+            output.copy_from_slice(&shared.values()[rows.start * width..rows.end * width]);
+        }
+    };
     let mut low = written(x.rows * ranks, |_| ());
     if x.rows <= FEW {
+        copy(&(0..x.rows), &mut output);
         low_of_few(x, projections, &mut low);
         project_few(x, projections, &low, old, &mut output);
         return (output, low);
     }
-    let (a, together) = (stacked(projections), any_packed(projections));
+    let a = transposed(&stacked(projections), x.columns);
     by_rows(
-        (x.rows, together),
+        (x.rows, any_packed(projections)),
         [(&mut output, width), (&mut low, ranks)],
         |part, [output, low]| {
-            let x = rows_of(x, &part);
+            copy(&part.rows, output);
             if ranks > 0 {
-                let target = columns_of(low, ranks, 0, ranks);
-                let a = rows(&a, x.ncols()).transpose();
-                (part.product)(target, Old::Replace, 1.0, x, a);
+                let x = part.of(x.values(), x.columns);
+                let shape = [part.rows.len(), x.stride, ranks];
+                part.thin(
+                    (low, ranks, 0),
+                    shape,
+                    Old::Replace,
+                    1.0,
+                    [x, all(&a, ranks)],
+                );
             }
-            let (mut column, mut next) = (0, 0);
-            for HostProjection { weight, adapter } in projections {
-                let target = columns_of(output, width, column, weight.rows());
-                weight.times_transposed(part.product, target, old, x);
-                if let Some((_, b, scaling)) = adapter {
-                    let low = rows(low, ranks).subcols(next, b.columns);
-                    let target = columns_of(output, width, column, weight.rows());
-                    (part.product)(target, Old::Add, *scaling, low, b.view().transpose());
-                    next += b.columns;
-                }
-                column += weight.rows();
-            }
+            part.project(rows_of(x, &part), projections, all(low, ranks), old, output);
         },
     );
     (output, low)
@@ -158,6 +217,104 @@ pub(super) fn forward(
 struct Part {
     rows: Range<usize>,
     product: Product,
+    /// Whether other threads compute other rows.
+    alone: bool,
+    /// Whether columns of the result may be computed some after others.
+    strips: bool,
+}
+
+impl Part {
+    /// Ranges of a result's columns, one after another. Where a branch is added, they are so few that the result is still
+    /// in the cache when it is.
+    fn strips(&self, columns: usize, branch: bool) -> impl Iterator<Item = Range<usize>> {
+        let width = match self.strips && branch {
+            true => STRIP,
+            false => columns.max(1),
+        };
+        let starts = (0..columns).step_by(width);
+        starts.map(move |start| start..columns.min(start + width))
+    }
+
+    /// All projections of these rows, `x`, with their branches, of which `low` is `x A^T`.
+    fn project(
+        &self,
+        x: View<'_>,
+        projections: &[HostProjection],
+        low: tile::Rows<'_>,
+        old: Old,
+        output: &mut [f32],
+    ) {
+        let (width, mut column, mut first) = (width(projections), 0, 0);
+        for HostProjection { weight, adapter } in projections {
+            let d_out = weight.rows();
+            let branch = adapter.as_ref().map(|(_, b, scaling)| {
+                let low = from(low.values, low.stride, first);
+                first += b.columns;
+                (transposed(b.values(), b.columns), low, b.columns, *scaling)
+            });
+            for strip in self.strips(d_out, branch.is_some()) {
+                let (start, len) = (column + strip.start, strip.len());
+                let target = columns_of(output, width, start, len);
+                weight.outputs(strip.clone(), self.product, target, old, x);
+                if let Some((b_t, low, rank, scaling)) = &branch {
+                    let target = (&mut *output, width, start);
+                    let operands = [*low, from(b_t, d_out, strip.start)];
+                    self.thin(
+                        target,
+                        [x.nrows(), *rank, len],
+                        Old::Add,
+                        *scaling,
+                        operands,
+                    );
+                }
+            }
+            column += d_out;
+        }
+    }
+
+    /// These rows of `values`, all of `columns`.
+    fn of<'a>(&self, values: &'a [f32], columns: usize) -> tile::Rows<'a> {
+        let values = &values[self.rows.start * columns..self.rows.end * columns];
+        all(values, columns)
+    }
+
+    /// `target = factor * left right`, or added to it, `[rows, depth, columns]`, where one of the last two is a rank; the
+    /// target begins at a column of rows that are `stride` long.
+    fn thin(
+        &self,
+        (target, stride, column): (&mut [f32], usize, usize),
+        [rows, depth, columns]: [usize; 3],
+        old: Old,
+        factor: f32,
+        [left, right]: [tile::Rows<'_>; 2],
+    ) {
+        if self.alone && columns.is_multiple_of(tile::WHOLE) {
+            let shape = [rows, depth, columns];
+            return tall_product(
+                (&mut target[column..], stride),
+                shape,
+                old,
+                factor,
+                left,
+                right,
+            );
+        }
+        let target = columns_of(target, stride, column, columns);
+        let left = strided(left.values, rows, depth, left.stride);
+        let right = strided(right.values, depth, columns, right.stride);
+        (self.product)(target, old, factor, left, right);
+    }
+}
+
+/// `values` in rows of `columns`.
+fn all(values: &[f32], columns: usize) -> tile::Rows<'_> {
+    from(values, columns, 0)
+}
+
+/// The columns from `column` on of rows that are `stride` long.
+fn from(values: &[f32], stride: usize, column: usize) -> tile::Rows<'_> {
+    let values = values.get(column..).unwrap_or_default();
+    tile::Rows { values, stride }
 }
 
 /// Shares rows out among the threads, each of which does all of `f` for its own: threads meet once, not at every product.
@@ -172,8 +329,13 @@ fn by_rows(
 ) {
     let threads = rayon::current_num_threads();
     if threads == 1 || together || count < ROWS_A_THREAD * threads {
-        let (rows, product) = (0..count, product as Product);
-        return f(Part { rows, product }, [first.0, second.0]);
+        let part = Part {
+            rows: 0..count,
+            product,
+            alone: threads == 1,
+            strips: threads == 1 && !together,
+        };
+        return f(part, [first.0, second.0]);
     }
     let lengths: Vec<usize> = (0..threads)
         .map(|thread| (thread + 1) * count / threads - thread * count / threads)
@@ -182,8 +344,13 @@ fn by_rows(
     let parts = parts.zip(split(second.0, &lengths, second.1)).enumerate();
     parts.for_each(|(thread, (first, second))| {
         let start = thread * count / threads;
-        let (rows, product) = (start..start + lengths[thread], product_here as Product);
-        f(Part { rows, product }, [first, second]);
+        let part = Part {
+            rows: start..start + lengths[thread],
+            product: product_here,
+            alone: true,
+            strips: true,
+        };
+        f(part, [first, second]);
     });
     // The next operation follows soon.
     keep_awake();
@@ -277,25 +444,32 @@ pub(super) fn backward(
         (grad.rows, together),
         [(&mut d_low, ranks), (&mut d_x, of_x)],
         |part, [d_low, d_x]| {
+            let rows_here = part.of(grad.values(), grad.columns);
             let grad = rows_of(grad, &part);
             for branch in branches(projections) {
-                let dy = grad.subcols(branch.column, branch.b.rows);
-                let target = columns_of(d_low, ranks, branch.first, branch.b.columns);
-                (part.product)(target, Old::Replace, branch.scaling, dy, branch.b.view());
+                let shape = [part.rows.len(), branch.b.rows, branch.b.columns];
+                let dy = from(rows_here.values, rows_here.stride, branch.column);
+                let target = (&mut *d_low, ranks, branch.first);
+                let operands = [dy, all(branch.b.values(), branch.b.columns)];
+                part.thin(target, shape, Old::Replace, branch.scaling, operands);
             }
             if !needs_x {
                 return;
             }
-            let (mut column, mut old) = (0, Old::Replace);
-            for HostProjection { weight, .. } in projections {
-                let dy = grad.subcols(column, weight.rows());
-                let target = columns_of(d_x, d_in, 0, d_in);
-                weight.times(part.product, target, old, 1.0, dy);
-                (column, old) = (column + weight.rows(), Old::Add);
-            }
-            if ranks > 0 {
-                let target = columns_of(d_x, d_in, 0, d_in);
-                (part.product)(target, old, 1.0, rows(d_low, ranks), rows(&a, d_in));
+            for strip in part.strips(d_in, ranks > 0) {
+                let (mut column, mut old) = (0, Old::Replace);
+                for HostProjection { weight, .. } in projections {
+                    let dy = grad.subcols(column, weight.rows());
+                    let target = columns_of(d_x, d_in, strip.start, strip.len());
+                    weight.columns_times(strip.clone(), part.product, target, old, dy);
+                    (column, old) = (column + weight.rows(), Old::Add);
+                }
+                if ranks > 0 {
+                    let shape = [part.rows.len(), ranks, strip.len()];
+                    let target = (&mut *d_x, d_in, strip.start);
+                    let operands = [all(d_low, ranks), from(&a, d_in, strip.start)];
+                    part.thin(target, shape, old, 1.0, operands);
+                }
             }
         },
     );

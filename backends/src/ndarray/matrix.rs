@@ -68,26 +68,42 @@ impl Matrix {
 
     /// All values, to be changed: in place if nobody else holds the tensor.
     pub(super) fn into_values(self) -> Vec<f32> {
-        match (self.ordered, self.tensor) {
-            (Some(values), _) => values,
+        self.into_own_values()
+            .unwrap_or_else(|shared| shared.values().to_vec())
+    }
+
+    /// All values, to be changed in place; the matrix itself if somebody else holds the tensor.
+    pub(super) fn into_own_values(self) -> Result<Vec<f32>, Box<Self>> {
+        let Self {
+            tensor,
+            ordered,
+            rows,
+            columns,
+        } = self;
+        let shared = |tensor| {
+            Box::new(Self {
+                tensor,
+                ordered: None,
+                rows,
+                columns,
+            })
+        };
+        match (ordered, tensor) {
+            (Some(values), _) => Ok(values),
             (None, NdArrayTensor::F32(storage)) => {
-                let array = storage.into_shared();
-                match array.try_into_owned_nocopy() {
+                match storage.into_shared().try_into_owned_nocopy() {
                     Ok(owned) => {
                         let (values, offset) = owned.into_raw_vec_and_offset();
-                        let (start, count) = (offset.unwrap_or(0), self.rows * self.columns);
-                        match start == 0 && values.len() == count {
+                        let (start, count) = (offset.unwrap_or(0), rows * columns);
+                        Ok(match start == 0 && values.len() == count {
                             true => values,
                             false => values[start..start + count].to_vec(),
-                        }
+                        })
                     }
-                    Err(shared) => match shared.as_slice() {
-                        Some(values) => values.to_vec(),
-                        None => shared.iter().copied().collect(),
-                    },
+                    Err(array) => Err(shared(array.into())),
                 }
             }
-            (None, _) => Vec::new(),
+            (None, tensor) => Err(shared(tensor)),
         }
     }
 }

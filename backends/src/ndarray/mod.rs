@@ -122,7 +122,7 @@ where
         let (Some(host), Some(of_host)) = (Matrix::new(x.clone()), on_host(projections)) else {
             return ops::adapted_linear::reference(x, projections, residual);
         };
-        let residual = residual.and_then(Matrix::new).map(Matrix::into_values);
+        let residual = residual.and_then(Matrix::new);
         let (output, low) = adapted_linear::forward(&host, &of_host, residual);
         let ranks = adapted_linear::ranks(&of_host);
         Adapted {
@@ -192,11 +192,25 @@ where
         let (Some(x_host), Some(w)) = (Matrix::new(x.clone()), Matrix::new(weight.clone())) else {
             return ops::rms_norm::reference_backward(x, weight, epsilon, grad);
         };
-        let shape = x.dims();
-        // Consumed, so that it is overwritten in place if it can be.
-        let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
-        row_wise::rms_norm_backward(x_host.values(), w.values(), epsilon as f32, &mut d);
-        tensor(d, shape)
+        norm_backward([x_host, w], epsilon, grad, None)
+    }
+
+    fn rms_norm_backward_onto(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        epsilon: f64,
+        grad: Tensor<Self, 2>,
+        other: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let host = (
+            Matrix::new(x.clone()),
+            Matrix::new(weight.clone()),
+            Matrix::new(other.clone()),
+        );
+        let (Some(x_host), Some(w), Some(of_other)) = host else {
+            return ops::rms_norm::reference_backward(x, weight, epsilon, grad) + other;
+        };
+        norm_backward([x_host, w], epsilon, grad, Some(of_other))
     }
 
     fn rms_norm_weight_gradient(
@@ -415,6 +429,27 @@ where
             HostPacked::new(weight.clone()).map(|host| HostWeight::Packed(Box::new(host)))
         }
     }
+}
+
+/// The gradient of a norm's input `[T, D]`, given with its weight, and `other` with it.
+fn norm_backward<E, I, Q>(
+    [x, weight]: [Matrix; 2],
+    epsilon: f64,
+    grad: Tensor<NdArray<E, I, Q>, 2>,
+    other: Option<Matrix>,
+) -> Tensor<NdArray<E, I, Q>, 2>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let shape = grad.dims();
+    // Consumed, so that it is overwritten in place if it can be.
+    let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
+    let other = other.as_ref().map(Matrix::values);
+    row_wise::rms_norm_backward(x.values(), weight.values(), epsilon as f32, &mut d, other);
+    tensor(d, shape)
 }
 
 fn host_mask<E, I, Q>(mask: &AttentionMask<NdArray<E, I, Q>>) -> HostMask

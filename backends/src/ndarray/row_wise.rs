@@ -59,8 +59,14 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     )
 }
 
-/// See [`crate::ops::rms_norm`]; the gradient of `x` takes the place of `grad`.
-pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &mut [f32]) {
+/// See [`crate::ops::rms_norm`]; the gradient of `x`, and `other` with it, takes the place of `grad`.
+pub(super) fn rms_norm_backward(
+    x: &[f32],
+    weight: &[f32],
+    epsilon: f32,
+    grad: &mut [f32],
+    other: Option<&[f32]>,
+) {
     let columns = weight.len();
     by_rows(
         grad,
@@ -68,7 +74,7 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &
         #[inline(always)]
         |first, rows| {
             let xs = x[first * columns..].chunks_exact(columns);
-            for (d, x) in rows.chunks_exact_mut(columns).zip(xs) {
+            for (row, (d, x)) in rows.chunks_exact_mut(columns).zip(xs).enumerate() {
                 let inverse = inverse_rms(x, epsilon);
                 for (d, weight) in d.iter_mut().zip(weight) {
                     *d *= weight;
@@ -76,6 +82,11 @@ pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], epsilon: f32, grad: &
                 let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
                 for (d, x) in d.iter_mut().zip(x) {
                     *d = (*d - x * along) * inverse;
+                }
+                if let Some(other) = other {
+                    for (d, other) in d.iter_mut().zip(&other[(first + row) * columns..]) {
+                        *d += other;
+                    }
                 }
             }
         },

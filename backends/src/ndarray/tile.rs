@@ -11,6 +11,15 @@ use super::gemm::Old;
 /// Rows of a tile: with four vectors a row, its sums and what it reads just fit into 32 registers.
 const ROWS: usize = 6;
 
+/// Rows of a tile one vector wide: fewer sums at once would wait for each other.
+const ROWS_OF_ONE: usize = 12;
+
+/// Rows of a product that is worked off some rows after others, so that they stay in the cache.
+const ROWS_AT_ONCE: usize = 4 * ROWS_OF_ONE;
+
+/// A multiple of every width of vectors: columns that are one leave no rest.
+pub(super) const WHOLE: usize = 16;
+
 /// Rows of values, each `stride` after the one before.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
@@ -59,7 +68,7 @@ pub(super) fn small_product(
     left: Left<'_>,
     right: Rows<'_>,
 ) {
-    pulp::Arch::new().dispatch(Product {
+    pulp::Arch::new().dispatch(Product::<false> {
         target,
         stride,
         rows,
@@ -72,7 +81,33 @@ pub(super) fn small_product(
     });
 }
 
-struct Product<'a> {
+/// As [`small_product`], with many rows.
+pub(super) fn tall_product(
+    (target, stride): (&mut [f32], usize),
+    [rows, depth, columns]: [usize; 3],
+    old: Old,
+    factor: f32,
+    left: Rows<'_>,
+    right: Rows<'_>,
+) {
+    for first in (0..rows).step_by(ROWS_AT_ONCE) {
+        let values = &left.values[first * left.stride..];
+        pulp::Arch::new().dispatch(Product::<true> {
+            target: &mut target[first * stride..],
+            stride,
+            rows: ROWS_AT_ONCE.min(rows - first),
+            depth,
+            columns,
+            old,
+            factor,
+            left: Rows { values, ..left }.left(),
+            right,
+        });
+    }
+}
+
+/// `TALL`: with many rows, of which columns one vector wide take more at once.
+struct Product<'a, const TALL: bool> {
     target: &'a mut [f32],
     stride: usize,
     rows: usize,
@@ -84,7 +119,7 @@ struct Product<'a> {
     right: Rows<'a>,
 }
 
-impl WithSimd for Product<'_> {
+impl<const TALL: bool> WithSimd for Product<'_, TALL> {
     type Output = ();
 
     #[inline(always)]
@@ -107,11 +142,15 @@ impl WithSimd for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<const TALL: bool> Product<'_, TALL> {
     /// All rows of `C` vectors from `column` on.
     #[inline(always)]
     fn column_of_tiles<S: Simd, const C: usize>(&mut self, simd: S, column: usize) {
         let mut row = 0;
+        while TALL && C == 1 && row + ROWS_OF_ONE <= self.rows {
+            self.tile::<S, ROWS_OF_ONE, C>(simd, row, column);
+            row += ROWS_OF_ONE;
+        }
         while row + ROWS <= self.rows {
             self.tile::<S, ROWS, C>(simd, row, column);
             row += ROWS;
@@ -189,7 +228,7 @@ mod tests {
     /// Every size of tile and what is left over, both ways to read the left operand, a target within wider rows.
     #[test]
     fn products_are_the_definition() {
-        for rows in 1..14 {
+        for rows in (1..14).chain([25]) {
             for (depth, columns) in [(1, 1), (7, 16), (5, 63), (0, 32), (33, 131)] {
                 for exchanged in [false, true] {
                     check(rows, depth, columns, exchanged);

@@ -85,23 +85,49 @@ pub(super) fn update_pairs(
     }
 }
 
-/// Replaces each value by `f` of it; returns the sum of the results.
+/// Replaces each value by `f` of it.
 #[inline(always)]
-pub(super) fn update_and_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0f32; LANES];
+pub(super) fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     let (blocks, rest) = x.as_chunks_mut::<LANES>();
     for block in blocks {
+        for value in block {
+            *value = f(*value);
+        }
+    }
+    for value in rest {
+        *value = f(*value);
+    }
+}
+
+/// `(a, b) = f(a, b)` for the elements of two slices of one length.
+#[inline(always)]
+pub(super) fn update2(a: &mut [f32], b: &mut [f32], f: impl Fn(f32, f32) -> (f32, f32)) {
+    let (a, a_rest) = a.as_chunks_mut::<LANES>();
+    let (b, b_rest) = b.as_chunks_mut::<LANES>();
+    for (a, b) in a.iter_mut().zip(b) {
+        let (mut a_new, mut b_new) = ([0f32; LANES], [0f32; LANES]);
+        for i in 0..LANES {
+            (a_new[i], b_new[i]) = f(a[i], b[i]);
+        }
+        (*a, *b) = (a_new, b_new);
+    }
+    for (a, b) in a_rest.iter_mut().zip(b_rest) {
+        (*a, *b) = f(*a, *b);
+    }
+}
+
+/// The sum of all values: lane by lane, then what is left over, one after the other.
+#[inline(always)]
+pub(super) fn total(x: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
         for lane in 0..LANES {
-            block[lane] = f(block[lane]);
             sums[lane] += block[lane];
         }
     }
-    let mut total = sums.iter().sum();
-    for value in rest {
-        *value = f(*value);
-        total += *value;
-    }
-    total
+    rest.iter()
+        .fold(sums.iter().sum(), |total, value| total + value)
 }
 
 /// The largest value; negative infinity of none.
@@ -146,12 +172,17 @@ mod tests {
             let largest = x.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
             assert_eq!(max(&x), largest);
             let mut halved = x.clone();
-            let total = update_and_sum(&mut halved, |x| x / 2.0);
-            assert_eq!(total, x.iter().sum::<f32>() / 2.0);
+            update(&mut halved, |x| x / 2.0);
+            assert_eq!(total(&halved), x.iter().sum::<f32>() / 2.0);
             let (mut a, mut b) = (x.clone(), halved.clone());
             update_pairs([&mut a, &mut b], [&x, &halved], |a, b, c, d| (b + c, a * d));
             for (at, x) in x.iter().enumerate() {
                 assert_eq!((a[at], b[at]), (1.5 * x, 0.5 * x * x));
+            }
+            update(&mut b, |b| b - 1.0);
+            update2(&mut a, &mut b, |a, b| (a - b, 2.0 * a));
+            for (at, x) in x.iter().enumerate() {
+                assert_eq!((a[at], b[at]), (1.5 * x - (0.5 * x * x - 1.0), 3.0 * x));
             }
         }
     }

@@ -41,7 +41,7 @@ fn cover(ranges: impl IntoIterator<Item = Range<usize>>) -> Range<usize> {
 }
 
 /// Scores of a stretch of keys begin at a multiple of this: the widest vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// The keys a block of queries sees, as one stretch or two, each in columns of its own of the block's scores.
 pub(super) struct Seen {

@@ -8,7 +8,7 @@ use super::Attention;
 use crate::ndarray::few_rows::{Output, Rows, Term, Weights};
 use crate::ndarray::gemm::{Old, SMALL, columns_of};
 use crate::ndarray::matrix::written;
-use crate::ndarray::vector::{exp, max, update_and_sum, vectorized};
+use crate::ndarray::vector::{exp, max, total, update, vectorized};
 
 /// Consecutive queries of one sequence, on average, from which on blocks are faster.
 const BLOCKS_FROM: usize = 16;
@@ -120,11 +120,12 @@ impl Attention<'_> {
 #[inline(always)]
 fn weights(scores: &mut [f32]) -> f32 {
     let max = max(scores);
-    let total = update_and_sum(
+    update(
         scores,
         #[inline(always)]
         |score| exp(score - max),
     );
+    let total = total(scores);
     let inverse = 1.0 / total;
     for score in scores.iter_mut() {
         *score *= inverse;

@@ -11,11 +11,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
+use self::blocks::{BLOCK, LANES, Seen, Span, blocks, columns_of, spans};
 use super::gemm::Old;
 use super::matrix::{split, written};
 use super::tile::{Rows, small_product};
-use super::vector::{exp, max, sum2, update_and_sum, vectorized};
+use super::vector::{exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
 
 /// Who sees whom, on the host.
@@ -63,13 +63,23 @@ struct Transposed {
 impl Transposed {
     fn of(heads: &Heads<'_>, head: usize, head_dim: usize, keys: &Range<usize>) -> Self {
         let stride = columns_of(keys) + columns_of(&(0..1));
-        let mut values = vec![0f32; head_dim * stride];
-        for (at, key) in keys.clone().enumerate() {
-            let start = key * heads.stride + heads.column + head * head_dim;
-            for (i, value) in heads.values[start..][..head_dim].iter().enumerate() {
-                values[i * stride + at] = *value;
+        let values = written(head_dim * stride, |values| {
+            // Rows of the model's width are often as far apart as the cache is wide: a few are copied side by side first.
+            let mut rows = vec![0f32; LANES * head_dim];
+            for at in (0..stride).step_by(LANES) {
+                let here = (keys.start + at).min(keys.end)..(keys.start + at + LANES).min(keys.end);
+                rows[here.len() * head_dim..].fill(0.0);
+                for (row, key) in rows.chunks_exact_mut(head_dim).zip(here) {
+                    let start = key * heads.stride + heads.column + head * head_dim;
+                    row.copy_from_slice(&heads.values[start..][..head_dim]);
+                }
+                for (i, target) in values.chunks_exact_mut(stride).enumerate() {
+                    for (lane, value) in target[at..at + LANES].iter_mut().enumerate() {
+                        *value = rows[lane * head_dim + i];
+                    }
+                }
             }
-        }
+        });
         Self {
             values,
             first: keys.start,
@@ -233,26 +243,34 @@ impl Attention<'_> {
 
     /// Turns one row of scores into weights `exp(score - max)`, 0 where the query does not see; returns their sum and the
     /// row's log-sum-exp.
+    ///
+    /// Rows are whole vectors, so what the query does not see is computed with the rest and cleared: a remainder, value by
+    /// value, takes longer than all vectors. Sums begin where the query's keys do, so that they do not depend on the block.
     #[inline(always)]
     fn softmax(&self, scores: &mut [f32], query: usize, seen: &Seen) -> (f32, f32) {
         let columns = self.columns(query, seen);
-        self.hide(scores, seen, f32::NEG_INFINITY);
-        let max = max(&scores[columns[0].clone()]).max(max(&scores[columns[1].clone()]));
+        self.outside(scores, &columns, seen, f32::NEG_INFINITY);
+        let max = max(scores);
         if max == f32::NEG_INFINITY {
             scores.fill(0.0);
             return (1.0, 0.0);
         }
-        let mut total = 0.0;
-        for columns in columns.clone() {
-            total += update_and_sum(
-                &mut scores[columns],
-                #[inline(always)]
-                |score| exp(score - max),
-            );
-        }
-        clear_outside(scores, columns);
-        self.hide(scores, seen, 0.0);
+        update(
+            scores,
+            #[inline(always)]
+            |score| exp(score - max),
+        );
+        self.outside(scores, &columns, seen, 0.0);
+        let [first, second] = columns;
+        let total = total(&scores[first]) + total(&scores[second]);
         (total, total.ln() + max)
+    }
+
+    /// Sets the scores of keys that a query with these columns does not see.
+    #[inline(always)]
+    fn outside(&self, scores: &mut [f32], columns: &[Range<usize>; 2], seen: &Seen, value: f32) {
+        fill_outside(scores, columns, value);
+        self.hide(scores, seen, value);
     }
 
     /// Sets the scores of hidden keys.
@@ -409,20 +427,19 @@ impl Attention<'_> {
                     let along = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
                     let lse = lse[query * heads + of.head];
                     let columns = self.columns(query, of.seen);
-                    self.hide(scores, of.seen, f32::NEG_INFINITY);
-                    for columns in columns.clone() {
-                        let rows = scores[columns.clone()]
-                            .iter_mut()
-                            .zip(&mut d_scores[columns]);
-                        for (score, d_score) in rows {
-                            *score = exp(*score - lse);
-                            *d_score = *score * (*d_score - along);
-                        }
+                    // Whole vectors, as in `softmax`.
+                    update2(
+                        scores,
+                        d_scores,
+                        #[inline(always)]
+                        |score, d_score| {
+                            let prob = exp(score - lse);
+                            (prob, prob * (d_score - along))
+                        },
+                    );
+                    for values in [scores, d_scores] {
+                        self.outside(values, &columns, of.seen, 0.0);
                     }
-                    clear_outside(scores, columns.clone());
-                    clear_outside(d_scores, columns);
-                    self.hide(scores, of.seen, 0.0);
-                    self.hide(d_scores, of.seen, 0.0);
                 }
             },
         );
@@ -469,17 +486,17 @@ struct BlockHead<'a> {
     seen: &'a Seen,
 }
 
-/// Zeroes what lies in neither range; they do not overlap, and either may be empty.
+/// Sets what lies in neither range to `value`; they do not overlap, and either may be empty.
 #[inline(always)]
-fn clear_outside(values: &mut [f32], [a, b]: [Range<usize>; 2]) {
+fn fill_outside(values: &mut [f32], [a, b]: &[Range<usize>; 2], value: f32) {
     let (a, b) = match a.is_empty() || (!b.is_empty() && b.start < a.start) {
         true => (b, a),
         false => (a, b),
     };
-    let b = if b.is_empty() { a.end..a.end } else { b };
-    values[..a.start].fill(0.0);
-    values[a.end..b.start].fill(0.0);
-    values[b.end..].fill(0.0);
+    let b = if b.is_empty() { &(a.end..a.end) } else { b };
+    values[..a.start].fill(value);
+    values[a.end..b.start].fill(value);
+    values[b.end..].fill(value);
 }
 
 /// Copies rows of `columns` values to `column` of rows that are `stride` long.
