@@ -25,6 +25,7 @@ use plan::tiny;
 fn plans_are_within_five_percent_of_what_runs_take() {
     plan::within_five_percent("ndarray", plan::CASES);
     plan::within_five_percent("ndarray", plan::FULL);
+    plan::within_five_percent("ndarray", plan::PACKED);
 }
 
 /// A folder with `model/` and `run.toml`; of the model, what `with` names.

@@ -250,7 +250,7 @@ impl Search<'_> {
                 model.dtype = dtype;
                 setting(format!("model.dtype={name}"))
             }
-            Move::Quantize if model.quantization == Quantization::None && model.use_peft => {
+            Move::Quantize if !self.now.is_quantized() && model.use_peft => {
                 model.quantization = Quantization::Nf4;
                 model.double_quant = true;
                 Ok(Some(vec![

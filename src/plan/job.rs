@@ -5,13 +5,13 @@ use std::fs;
 use burn::tensor::DType;
 
 use super::profile::Profile;
-use crate::config::{GradientCheckpointing, Method, Quantization, Reference, RunConfig};
+use crate::config::{GradientCheckpointing, Method, Reference, RunConfig};
 use crate::data::lengths::SampleLengths;
 use crate::error::{Error, Result};
 use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
 use crate::model::mistral::PROJECTIONS;
-use crate::model::quantize::is_projection;
+use crate::model::quantize::{Quantization, is_projection};
 use crate::train::method::Activations;
 use crate::train::pass::grouped;
 use crate::train::sampler::Sampler;
@@ -119,6 +119,8 @@ pub struct Job {
     pub dtype: DType,
     /// Whether matrices are held in bf16, and widened when they are used: see [`crate::model::load::load`].
     pub(super) halves: bool,
+    /// How projections are packed: in the model's files already, or while they are loaded.
+    pub(super) quantization: Option<Quantization>,
     /// The samples.
     pub samples: Samples,
     pub(super) layers: Vec<Layer>,
@@ -142,6 +144,7 @@ impl Job {
             shape: shape.clone(),
             dtype: profile.dtype(shape, config),
             halves: profile.holds_halves(shape, config),
+            quantization: quantization(shape, config),
             config: config.clone(),
             samples: samples.clone(),
         })
@@ -168,12 +171,9 @@ impl Job {
 
     /// Bytes of a frozen matrix as it is held.
     pub(super) fn matrix_bytes(&self, rows: usize, columns: usize) -> usize {
-        packed_bytes(
-            self.config.model.quantization,
-            self.config.model.double_quant,
-            rows * columns,
-        )
-        .unwrap_or_else(|| self.float_bytes(rows * columns))
+        let count = rows * columns;
+        let packed = self.quantization.map(|packed| packed.bytes(count));
+        packed.unwrap_or_else(|| self.float_bytes(count))
     }
 
     /// Bytes of a matrix of so many values that is not quantised.
@@ -192,7 +192,7 @@ impl Job {
     }
 
     pub(super) fn is_quantized(&self) -> bool {
-        self.config.model.quantization != Quantization::None
+        self.quantization.is_some()
     }
 
     /// Numbers that are trained, matrix by matrix.
@@ -401,12 +401,9 @@ fn layer(shape: &MistralConfig, lora: Option<&LoraConfig>, index: usize) -> Resu
     })
 }
 
-/// Bytes of `count` quantised weights with their scales (QLoRA, arXiv 2305.14314), under double quantisation with their mean.
-/// `None`: not quantised.
-pub fn packed_bytes(quantization: Quantization, double_quant: bool, count: usize) -> Option<usize> {
-    let to = quantization.with(double_quant)?;
-    let mean = if double_quant { 4 } else { 0 };
-    Some(to.bytes(count) + mean)
+/// How projections are packed: what lies packed in its files stays so, whatever is asked for ([`crate::model::load::load_as`]).
+pub(super) fn quantization(shape: &MistralConfig, config: &RunConfig) -> Option<Quantization> {
+    shape.quantization.or(config.model.quantize())
 }
 
 /// The adapter that is trained: a starting one brings its own settings.

@@ -20,7 +20,7 @@ mod walk;
 use burn::tensor::DType;
 
 pub use self::fit::{Change, changes, largest_batch};
-pub use self::job::{Job, PassShape, Samples, packed_bytes};
+pub use self::job::{Job, PassShape, Samples};
 pub use self::memory::{Category, Table};
 pub use self::planned::Planned;
 pub use self::profile::Profile;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use arithmo_backends::{Allocation, BackendKind, TrainBackend, assumed};
 use burn::tensor::{DType, Tensor};
 
+use super::job::quantization;
 use super::table::Bytes;
 use crate::bench::{BenchOptions, probe};
 use crate::config::{GradientCheckpointing, RunConfig, TargetModules};
@@ -95,11 +96,10 @@ impl Profile {
     /// beside packed ones where they are stored so.
     pub fn holds_halves(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
         let model = &config.model;
+        let asked = model.dtype.dtype() == Some(DType::BF16);
         let stored = shape.torch_dtype.as_deref() == Some("bfloat16");
-        let wanted = match model.quantize() {
-            None => model.dtype.dtype() == Some(DType::BF16),
-            Some(_) => stored && self.dtype(shape, config) == DType::F32,
-        };
+        let beside_packed = stored && quantization(shape, config).is_some();
+        let wanted = asked || beside_packed && self.dtype(shape, config) == DType::F32;
         wanted && model.use_peft && !self.dtypes.contains(&DType::BF16)
     }
 

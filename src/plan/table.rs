@@ -140,21 +140,15 @@ impl Report<'_> {
     }
 
     fn model(&self) -> String {
-        let config = &self.job.config;
         let weights: usize = crate::train::setup::weights(&self.job.shape);
-        let quantized = match self.job.is_quantized() {
-            true => {
-                let kind = serde_json::to_value(config.model.quantization).unwrap_or_default();
-                let kind = kind.as_str().unwrap_or_default().to_string();
-                let double = if config.model.double_quant {
-                    ", double quantisation"
-                } else {
-                    ""
-                };
-                format!("projections in {kind}{double}, the rest ")
-            }
-            false => String::new(),
-        };
+        let quantized = self.job.quantization.map(|packed| {
+            let double = match packed.double_quant {
+                true => ", double quantisation",
+                false => "",
+            };
+            format!("projections in {}{double}, the rest ", packed.name())
+        });
+        let quantized = quantized.unwrap_or_default();
         let dtype = self.plan.dtype.name();
         let held = match self.job.halves {
             true => format!("bf16, computed in {dtype}"),
