@@ -10,7 +10,7 @@ use crate::config::Quantization;
 use crate::error::{Error, Result};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
-use crate::model::dtype::choose;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
 use crate::model::limits;
 use crate::model::load::load_as;
@@ -121,7 +121,7 @@ impl ModelArgs {
         device: &B::Device,
     ) -> Result<Mistral<B>> {
         let shape = MistralConfig::load(folder)?;
-        let dtype = choose::<B>(&shape, self.dtype.dtype(), device)?;
+        let dtype = choose::<B>(&shape, self.dtype.dtype(), Purpose::Hold, device)?;
         limits::check::<B>(&shape, dtype, device)?;
         let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
         let mut model = load_as(folder, dtype, to, &cache, device)?;

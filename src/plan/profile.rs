@@ -11,6 +11,7 @@ use crate::bench::{BenchOptions, probe};
 use crate::config::{GradientCheckpointing, RunConfig, TargetModules};
 use crate::doctor::device_name;
 use crate::model::config::MistralConfig;
+use crate::model::dtype;
 
 /// A device as far as a plan needs it.
 #[derive(Clone, Debug)]
@@ -43,16 +44,12 @@ impl Profile {
             false => 0,
         };
         let available = B::available_memory_bytes(device);
-        let all = [DType::F32, DType::BF16, DType::F16];
-        let dtypes = all.into_iter();
         Self {
             name: device_name::<B>(device),
             allocation,
             capacity: capacity.or(available.map(|bytes| bytes + program)),
             program,
-            dtypes: dtypes
-                .filter(|dtype| B::computes_in(device, *dtype))
-                .collect(),
+            dtypes: dtype::computed::<B>(device),
             pass_tokens: B::pass_tokens(),
             threads: threads(),
             largest_tensor: B::buffer_limits(device).map(|limits| limits.binding),
@@ -77,7 +74,7 @@ impl Profile {
         }
     }
 
-    /// The type weights are held in: see [`crate::model::dtype::choose`].
+    /// The type that is computed in: see [`dtype::choose`].
     pub fn dtype(&self, shape: &MistralConfig, config: &RunConfig) -> DType {
         match config.model.use_peft {
             false => DType::F32,
@@ -86,7 +83,7 @@ impl Profile {
                     Some(wanted) if self.dtypes.contains(&wanted) => wanted,
                     // Held in bf16, or refused when it is loaded.
                     Some(_) => DType::F32,
-                    None => crate::model::dtype::auto(shape, &self.dtypes),
+                    None => dtype::auto(shape, &self.dtypes),
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::generate::stop_ids;
 use crate::lora::adapter;
 use crate::lora::merge::{MergeConfig, MergeTarget, merged_model};
 use crate::model::config::MistralConfig;
-use crate::model::dtype::choose;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::load::load_as;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
@@ -80,7 +80,7 @@ pub(super) fn measure<B: TrainBackend>(
     );
     let (texts, source) = texts(args, &tokenizer, shape.max_position_embeddings)?;
     let eos = stop_ids(folder, &shape, tokenizer.eos_id())?;
-    let dtype = choose::<B>(&shape, None, device)?;
+    let dtype = choose::<B>(&shape, None, Purpose::Hold, device)?;
     let targets = [
         ("dequantized", MergeTarget::Dequantized),
         ("original", MergeTarget::Original),
