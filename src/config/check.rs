@@ -121,7 +121,15 @@ impl RunConfig {
         let bits = &lora.loftq_config.loftq_bits;
         built(*bits == 4, "lora.loftq_config.loftq_bits", bits)?;
         let times = &lora.loftq_config.loftq_iter;
-        built(*times == 1, "lora.loftq_config.loftq_iter", times)?;
+        ensure(
+            *times == 1,
+            "lora.loftq_config.loftq_iter",
+            format!(
+                "is {times}: each iteration after the first packs a base of its own, without which the adapter could be \
+                 neither merged, resumed nor used; only 1, which keeps the base, is built"
+            ),
+            "set it to 1, or remove the key; a larger lora.r brings the start nearer to the full weights",
+        )?;
         if lora.init_lora_weights != InitLoraWeights::LoftQ {
             return Ok(());
         }

@@ -241,7 +241,11 @@ fn what_packed_weights_cannot_do_is_refused() {
     ];
     refused(
         &[&NF4[..], &loftq].concat(),
-        &["lora.loftq_config.loftq_iter", "5 is not built yet"],
+        &[
+            "lora.loftq_config.loftq_iter",
+            "is 5: each iteration",
+            "set it to 1",
+        ],
     );
     let model = workshop.text("model");
     let fixed = ["score", "--model", &model, "--data", "x", "--output", "y"];
