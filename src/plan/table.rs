@@ -113,6 +113,12 @@ impl Report<'_> {
             "  {:<13}{total:>10}  at the most, in {}",
             "together", plan.moment
         ));
+        if !self.profile.is_heap() {
+            lines.push(
+                "  left out: what the driver takes for itself (its context, compiled kernels)"
+                    .into(),
+            );
+        }
         lines.push(String::new());
         lines.push(self.verdict());
         if let Some((count, tokens)) = self.largest {
