@@ -3,7 +3,8 @@
 use burn::tensor::DType;
 
 use super::Plan;
-use super::job::{Job, PassShape, Samples};
+use super::job::Job;
+use super::passes::{PassShape, Samples};
 use super::profile::Profile;
 use super::time::relative;
 use crate::config::{GradientCheckpointing, ModelDtype, Quantization, RunConfig};
