@@ -251,6 +251,12 @@ fn what_packed_weights_cannot_do_is_refused() {
     let fixed = ["score", "--model", &model, "--data", "x", "--output", "y"];
     let alone = run(&[&fixed[..], &["--double-quant"]].concat());
     assert_eq!(alone.status, Some(2));
+    // Scales of nothing, where something is to be packed and where it is said that it was.
+    let none = ["--quantization", "none", "--double-quant"];
+    let parts = ["--double-quant: has no effect"];
+    let generate = ["generate", "--model", &model, "--prompt", "x"];
+    run(&[&generate[..], &none].concat()).refused(&parts);
+    workshop.merge("model", "merged", &none).refused(&parts);
 }
 
 #[test]
