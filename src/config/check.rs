@@ -10,6 +10,7 @@ use super::options::{
 };
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 use crate::data::encode::Compat;
+use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
 
 /// The projections of a Mistral decoder layer.
@@ -230,13 +231,7 @@ impl DataSection {
                 "give a .jsonl, .json or .parquet file",
             )?;
         }
-        let places = self.prompt_template.matches("{prompt}").count();
-        ensure(
-            places == 1,
-            "data.prompt_template",
-            format!("must contain {{prompt}} once, contains it {places} times"),
-            "write it as \"Question: {prompt}\\n\\nAnswer:\"",
-        )?;
+        PromptTemplate::new(&self.prompt_template)?;
         ensure(
             self.max_length >= 2,
             "data.max_length",
