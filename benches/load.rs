@@ -3,8 +3,8 @@
 //!     cargo bench --bench load
 //!
 //! Writes a random model of 268 million weights, in f32 and in bf16, to a temporary folder (1.6 GB). Each way of loading
-//! it takes turns with `std::fs::read` of the same file; the best of several turns counts. Prints a table, then one line
-//! of JSON.
+//! it takes turns with `std::fs::read` of the same file; the best of several turns counts. One is kept packed in 4 bits: its
+//! files are checked before they are loaded. Prints a table, then one line of JSON.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,14 +18,18 @@ mod tiny;
 
 use std::fs;
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use arithmo::model::config::MistralConfig;
-use arithmo::model::load::load;
+use arithmo::model::load::{load, load_as};
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::{OutTensor, save_folder};
 use arithmo::model::weights::WeightFiles;
+use arithmo::progress::ProgressMode;
+use arithmo_backends::Format;
 use burn::tensor::DType;
 use burn_ndarray::NdArray;
 use serde_json::json;
@@ -82,8 +86,14 @@ fn main() {
         ),
         ("bf16 -> bf16", &half, |folder| tensors(folder, DType::BF16)),
         ("bf16 -> f32", &half, load_model),
+        ("bf16 -> nf4", &half, load_kept),
     ] {
-        let file = folder.join("model.safetensors");
+        let mut file = folder.join("model.safetensors");
+        if name.ends_with("nf4") {
+            // Packed and kept now, and found there from now on.
+            load(folder);
+            file = kept(folder);
+        }
         let bytes = fs::metadata(&file).unwrap().len();
         let [mut read_s, mut load_s] = [f64::INFINITY; 2];
         for _ in 0..TURNS {
@@ -106,6 +116,29 @@ fn main() {
 /// The whole model on the CPU backend, which computes in f32.
 fn load_model(folder: &Path) -> Box<dyn Send> {
     Box::new(load::<NdArray>(folder, DType::F32, &Default::default()).unwrap())
+}
+
+/// The model packed in 4 bits, from the cache beside it.
+fn load_kept(folder: &Path) -> Box<dyn Send> {
+    let to = Quantization {
+        format: Format::Nf4,
+        double_quant: true,
+    };
+    let cache = Cache {
+        folder: Some(folder.join("kept")),
+        worth: 0,
+        progress: ProgressMode::Quiet,
+    };
+    let device = Default::default();
+    let model = load_as::<NdArray>(folder, DType::BF16, Some(to), &cache, &device);
+    Box::new(model.unwrap())
+}
+
+/// The weights of the only model in that cache.
+fn kept(folder: &Path) -> PathBuf {
+    let mut entries = fs::read_dir(folder.join("kept")).unwrap();
+    let model = entries.next().unwrap().unwrap().path();
+    model.join("model.safetensors")
 }
 
 /// Every tensor as a device would get it.

@@ -25,6 +25,7 @@ use plan::tiny;
 fn plans_are_within_five_percent_of_what_runs_take() {
     plan::within_five_percent("ndarray", plan::CASES);
     plan::within_five_percent("ndarray", plan::FULL);
+    plan::within_five_percent("ndarray", plan::PACKED);
 }
 
 /// A folder with `model/` and `run.toml`; of the model, what `with` names.
@@ -132,11 +133,19 @@ fn a_model_is_planned_from_its_config_alone_for_a_card_that_is_not_here() {
         "weights",
         "4.13 GB",
         "together",
+        "left out: what the driver takes",
         "fits into 8.00 GB",
         "lengths not known",
     ] {
         assert!(table.contains(part), "{part}: {table}");
     }
+    // The CPU's memory is that of the process, all of which is counted.
+    let cpu = workshop.arithmo("plan", &["--backend", "ndarray", "--device-memory", "64GB"]);
+    let table = String::from_utf8(cpu.stdout).unwrap();
+    assert!(
+        table.contains("together") && !table.contains("left out"),
+        "{table}"
+    );
 }
 
 #[test]

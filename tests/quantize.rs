@@ -407,7 +407,7 @@ fn kept_models_are_laid_out_for_everybody() {
     );
 }
 
-/// Cut short, of another kind, of other weights: whatever lies in the cache, the model is right.
+/// Cut short, flipped, of another kind, of other weights: whatever lies in the cache, the model is right.
 #[test]
 fn what_is_damaged_or_foreign_is_made_again() {
     let work = Work::new(DType::BF16);
@@ -418,7 +418,15 @@ fn what_is_damaged_or_foreign_is_made_again() {
     let whole = fs::read(&weights).unwrap();
     let config = fs::read_to_string(folder.join("config.json")).unwrap();
     let fp4 = config.replace("nf4", "fp4");
-    let damage: [&dyn Fn(); 5] = [
+    let theta = config.replace("10000.0", "10700.0");
+    assert!(fp4 != config && theta != config);
+    // One bit of a code in the middle.
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 4;
+    let damage: [&dyn Fn(); 8] = [
+        &|| fs::write(&weights, &flipped).unwrap(),
+        &|| fs::write(folder.join("config.json"), &theta).unwrap(),
+        &|| fs::remove_file(folder.join("checksums.json")).unwrap(),
         &|| fs::write(&weights, &whole[..whole.len() - 7]).unwrap(),
         &|| fs::remove_file(&weights).unwrap(),
         &|| fs::write(folder.join("config.json"), "{").unwrap(),

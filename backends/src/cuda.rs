@@ -4,12 +4,13 @@ use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
+use cudarc::driver::CudaContext;
 
 use crate::cubecl::{
     compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
 };
 use crate::devices::dtypes_of;
-use crate::{Allocation, BackendKind, DeviceClass, DeviceInfo, TrainBackend};
+use crate::{Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, TrainBackend};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
@@ -31,6 +32,10 @@ impl TrainBackend for Gpu {
 
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<CudaRuntime>(device)
+    }
+
+    fn available_memory_bytes(device: &Self::Device) -> Option<u64> {
+        memory(device.index).map(|memory| memory.free)
     }
 }
 
@@ -74,13 +79,25 @@ pub(crate) fn devices() -> Vec<DeviceInfo> {
             index,
             name,
             class: DeviceClass::Discrete,
-            memory: None,
+            // Once it is started: its context is not free then.
+            memory: memory(index),
             dtypes: dtypes.unwrap_or_default(),
             limits: None,
             is_default: index == 0,
         }
     });
     described.collect()
+}
+
+/// The memory of the GPU with this index, as the driver tells; `None` where there is no such GPU, or no driver.
+fn memory(index: usize) -> Option<DeviceMemory> {
+    // The driver is loaded at the first call, which panics where there is none. The context is the one CubeCL computes in.
+    let asked = without_panic(|| CudaContext::new(index)?.mem_get_info());
+    let (free, total) = asked.ok()?.ok()?;
+    Some(DeviceMemory {
+        total: total as u64,
+        free: free as u64,
+    })
 }
 
 /// The model of the GPUs in this machine, if they are all of one, as the Linux driver lists them.
@@ -93,4 +110,19 @@ fn only_model() -> Option<String> {
     });
     let first = models.next()?;
     models.all(|model| model == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a driver or without one.
+    #[test]
+    fn memory_is_told_of_gpus_that_are_there() {
+        for index in 0..names().len() {
+            let memory = memory(index).unwrap();
+            assert!(memory.free > 0 && memory.free <= memory.total, "{memory:?}");
+        }
+        assert_eq!(memory(names().len()), None);
+    }
 }

@@ -17,7 +17,7 @@ use crate::config::{GradientCheckpointing, TargetModules};
 use crate::doctor::{Out, device_name};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
-use crate::model::load::dtype_for;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::quantize::{Quantization, is_projection};
 use crate::train::setup::weights;
 
@@ -45,7 +45,7 @@ pub struct BenchOptions {
     pub targets: TargetModules,
     /// Rank of the branches.
     pub rank: usize,
-    /// Type of the weights; `None`: the shape's own, or f32 if the device does not compute in it.
+    /// Type of the weights; `None`: what a run would hold them in, see [`choose`].
     pub dtype: Option<DType>,
     /// How the projections are packed; `None`: they are of this type too.
     pub quantize: Option<Quantization>,
@@ -71,7 +71,7 @@ pub fn bench<B: TrainBackend>(
     options.check()?;
     let mut config = options.shape.clone();
     config.num_hidden_layers = options.layers.unwrap_or(config.num_hidden_layers);
-    let dtype = dtype_for::<B>(&config, options.dtype, device)?;
+    let dtype = choose::<B>(&config, options.dtype, Purpose::Compute, device)?;
     check_memory::<B>(&config, options.quantize, dtype, device)?;
     let name = device_name::<B>(device);
     let peak = options.peak_flops(B::device_name(device).as_deref(), dtype);
@@ -136,7 +136,7 @@ pub fn probe<B: TrainBackend>(
     let started = Instant::now();
     let mut config = options.shape.clone();
     config.num_hidden_layers = options.layers.unwrap_or(config.num_hidden_layers);
-    let dtype = dtype_for::<B>(&config, options.dtype, device)?;
+    let dtype = choose::<B>(&config, options.dtype, Purpose::Compute, device)?;
     let mut setup = Setup::<B>::new(options, config, dtype, device)?;
     let most = options.tokens.iter().copied().max().unwrap_or(0);
     let mut tokens = most.clamp(step::FEWEST, FIRST_TOKENS);

@@ -32,7 +32,7 @@ pub struct BenchArgs {
     /// Rank of the branches.
     #[arg(long, default_value_t = 16, value_name = "R")]
     pub rank: usize,
-    /// Type of the weights; auto: that of the shape, or f32 if the backend does not compute in it.
+    /// Type of the weights; auto: that of the shape, or what the backend computes in that is nearest.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
     #[command(flatten)]

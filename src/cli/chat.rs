@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal};
 
 use arithmo_backends::TrainBackend;
 
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::{Conversation, FinishReason, GenerateConfig, stop_ids};
@@ -25,11 +25,7 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     /// Text put around each question, with {prompt} where it goes: what the model was trained on
-    #[arg(
-        long,
-        value_name = "TEMPLATE",
-        default_value = "Question: {prompt}\n\nAnswer:"
-    )]
+    #[arg(long, value_name = "TEMPLATE", default_value = QUESTION)]
     pub prompt_template: String,
     #[command(flatten)]
     pub(super) decoding: DecodingArgs,
@@ -44,7 +40,7 @@ pub fn run<B: TrainBackend>(args: &ChatArgs, mode: ProgressMode, device: &B::Dev
     config.validate()?;
     let template = PromptTemplate::new(&args.prompt_template)?;
     if config.stop.is_empty() {
-        config.stop = next_question(&args.prompt_template);
+        config.stop = next_question(&template);
     }
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
@@ -75,9 +71,8 @@ pub fn run<B: TrainBackend>(args: &ChatArgs, mode: ProgressMode, device: &B::Dev
 const PROMPT: &str = "> ";
 
 /// What a model that goes on after its answer writes next, where the template begins with text.
-fn next_question(template: &str) -> Vec<String> {
-    let before = template.split("{prompt}").next().unwrap_or_default();
-    match before.trim() {
+fn next_question(template: &PromptTemplate) -> Vec<String> {
+    match template.before().trim() {
         "" => Vec::new(),
         text => vec![format!("\n{text}")],
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use arithmo_backends::TrainBackend;
 
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PLAIN, PromptTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::{Completion, GenerateConfig, complete, read_prompts, stop_ids};
@@ -30,7 +30,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Text put around each prompt, with {prompt} where it goes
-    #[arg(long, value_name = "TEMPLATE", default_value = "{prompt}")]
+    #[arg(long, value_name = "TEMPLATE", default_value = PLAIN)]
     pub prompt_template: String,
     #[command(flatten)]
     pub(super) decoding: DecodingArgs,

@@ -10,7 +10,7 @@ use crate::config::Quantization;
 use crate::error::{Error, Result};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
-use crate::model::dtype::choose;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
 use crate::model::limits;
 use crate::model::load::load_as;
@@ -61,18 +61,25 @@ impl QuantizeArgs {
     /// # Errors
     /// `--double-quant` has nothing to act on.
     pub fn quantization(&self) -> Result<Option<quantize::Quantization>> {
-        let to = self
-            .quantization
-            .unwrap_or_default()
-            .with(self.double_quant);
-        match to.is_none() && self.double_quant {
-            true => Err(Error::invalid(
-                "--double-quant",
-                "has no effect: --quantization is none",
-                "leave it out",
-            )),
-            false => Ok(to),
-        }
+        packed_as(self.quantization.unwrap_or_default(), self.double_quant)
+    }
+}
+
+/// What `--quantization` and `--double-quant` say together; `None`: not packed.
+///
+/// # Errors
+/// `--double-quant` has nothing to act on.
+pub(super) fn packed_as(
+    quantization: Quantization,
+    double_quant: bool,
+) -> Result<Option<quantize::Quantization>> {
+    match quantization.with(double_quant) {
+        None if double_quant => Err(Error::invalid(
+            "--double-quant",
+            "has no effect: --quantization is none",
+            "leave it out",
+        )),
+        packed => Ok(packed),
     }
 }
 
@@ -121,7 +128,7 @@ impl ModelArgs {
         device: &B::Device,
     ) -> Result<Mistral<B>> {
         let shape = MistralConfig::load(folder)?;
-        let dtype = choose::<B>(&shape, self.dtype.dtype(), device)?;
+        let dtype = choose::<B>(&shape, self.dtype.dtype(), Purpose::Hold, device)?;
         limits::check::<B>(&shape, dtype, device)?;
         let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
         let mut model = load_as(folder, dtype, to, &cache, device)?;

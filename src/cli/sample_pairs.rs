@@ -6,7 +6,7 @@ use arithmo_backends::TrainBackend;
 use clap::Args;
 
 use super::model::ModelArgs;
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::folder::model_settings;
@@ -38,11 +38,7 @@ pub struct SamplePairsArgs {
     #[arg(long, value_name = "N", default_value_t = SampleSection::default().pairs_per_problem)]
     pub pairs_per_problem: usize,
     /// Text put around each problem, with {prompt} where it goes.
-    #[arg(
-        long,
-        value_name = "TEMPLATE",
-        default_value = "Question: {prompt}\n\nAnswer:"
-    )]
+    #[arg(long, value_name = "TEMPLATE", default_value = QUESTION)]
     pub prompt_template: String,
     /// At most this many tokens an answer.
     #[arg(long, value_name = "N", default_value_t = SampleSection::default().max_new_tokens)]

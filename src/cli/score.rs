@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::data::encode::{Compat, EncodeConfig, TruncationMode, encode_pairs};
 use crate::data::pair::read_pairs;
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PLAIN, PromptTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::dpo::score::{ScoreOptions, write_scores};
 use crate::error::Result;
@@ -30,7 +30,7 @@ pub struct ScoreArgs {
     #[arg(long)]
     pub per_token: bool,
     /// What a prompt is put into.
-    #[arg(long, default_value = "{prompt}", value_name = "TEXT")]
+    #[arg(long, default_value = PLAIN, value_name = "TEXT")]
     pub prompt_template: String,
     /// Longest prompt + completion, in tokens.
     #[arg(long, default_value_t = 1024, value_name = "N")]

@@ -10,6 +10,7 @@ use super::options::{
 };
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 use crate::data::encode::Compat;
+use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
 
 /// The projections of a Mistral decoder layer.
@@ -121,7 +122,15 @@ impl RunConfig {
         let bits = &lora.loftq_config.loftq_bits;
         built(*bits == 4, "lora.loftq_config.loftq_bits", bits)?;
         let times = &lora.loftq_config.loftq_iter;
-        built(*times == 1, "lora.loftq_config.loftq_iter", times)?;
+        ensure(
+            *times == 1,
+            "lora.loftq_config.loftq_iter",
+            format!(
+                "is {times}: each iteration after the first packs a base of its own, without which the adapter could be \
+                 neither merged, resumed nor used; only 1, which keeps the base, is built"
+            ),
+            "set it to 1, or remove the key; a larger lora.r brings the start nearer to the full weights",
+        )?;
         if lora.init_lora_weights != InitLoraWeights::LoftQ {
             return Ok(());
         }
@@ -222,13 +231,7 @@ impl DataSection {
                 "give a .jsonl, .json or .parquet file",
             )?;
         }
-        let places = self.prompt_template.matches("{prompt}").count();
-        ensure(
-            places == 1,
-            "data.prompt_template",
-            format!("must contain {{prompt}} once, contains it {places} times"),
-            "write it as \"Question: {prompt}\\n\\nAnswer:\"",
-        )?;
+        PromptTemplate::new(&self.prompt_template)?;
         ensure(
             self.max_length >= 2,
             "data.max_length",

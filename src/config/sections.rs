@@ -11,6 +11,7 @@ use super::options::{
     Quantization, Reference, TargetModules, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
+use crate::data::prompt::PLAIN;
 use crate::model::quantize;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
@@ -86,7 +87,7 @@ impl Default for DataSection {
         Self {
             train_file: "pairs.jsonl".into(),
             eval_file: None,
-            prompt_template: "{prompt}".into(),
+            prompt_template: PLAIN.into(),
             max_length: 1024,
             max_prompt_length: None,
             truncation_mode: TruncationMode::KeepStart,

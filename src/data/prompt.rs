@@ -6,6 +6,12 @@ use crate::error::{Error, Result};
 
 const SLOT: &str = "{prompt}";
 
+/// A prompt as it is, with nothing around it.
+pub const PLAIN: &str = SLOT;
+
+/// A question with the words around it that the models of this program's presets were trained on.
+pub const QUESTION: &str = "Question: {prompt}\n\nAnswer:";
+
 /// A text in which `{prompt}` stands exactly once. Other braces are ordinary characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -29,9 +35,14 @@ impl PromptTemplate {
             _ => Err(Error::invalid(
                 "data.prompt_template",
                 format!("{template:?} holds {SLOT} {} times", parts.len() - 1),
-                "write {prompt} exactly once, as in \"Question: {prompt}\\n\\nAnswer:\"",
+                format!("write {SLOT} exactly once, as in {QUESTION:?}"),
             )),
         }
+    }
+
+    /// What stands before the prompt.
+    pub fn before(&self) -> &str {
+        &self.before
     }
 
     /// The template with `prompt` in its place; braces inside `prompt` are left alone.
@@ -84,6 +95,11 @@ mod tests {
 
     #[test]
     fn the_slot_must_stand_exactly_once() {
+        assert!(PromptTemplate::new(PLAIN).is_ok_and(|plain| plain == PromptTemplate::default()));
+        assert_eq!(
+            PromptTemplate::new(QUESTION).unwrap().before(),
+            "Question: "
+        );
         for (template, times) in [("Question:", "0 times"), ("{prompt} {prompt}", "2 times")] {
             let error = PromptTemplate::new(template).unwrap_err().to_string();
             assert!(

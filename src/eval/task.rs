@@ -4,7 +4,7 @@ use super::answers::{GSM8K_SCORERS, MATH_SCORERS, Scorer};
 use super::judged::Rule;
 use super::pot::POT_SCORERS;
 use super::preference::PREFERENCE_RULES;
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PLAIN, PromptTemplate, QUESTION};
 use crate::error::Result;
 
 /// What is evaluated.
@@ -45,11 +45,11 @@ impl Task {
     /// None of these has a wrong template.
     pub fn template(self) -> Result<PromptTemplate> {
         PromptTemplate::new(match self {
-            Self::Gsm8k | Self::Math => "Question: {prompt}\n\nAnswer:",
+            Self::Gsm8k | Self::Math => QUESTION,
             Self::Gsm8kPot => {
                 "Question: {prompt}. Write a Python program to solve this.\n\nAnswer:"
             }
-            Self::Preference => "{prompt}",
+            Self::Preference => PLAIN,
         })
     }
 

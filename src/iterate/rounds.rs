@@ -22,7 +22,7 @@ use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
-use crate::model::dtype::choose;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
 use crate::model::load::load_as;
 use crate::model::mistral::Mistral;
@@ -236,7 +236,12 @@ impl<'a> Rounds<'a> {
     }
 
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype = choose::<B>(&MistralConfig::load(&self.folder)?, self.dtype, device)?;
+        let dtype = choose::<B>(
+            &MistralConfig::load(&self.folder)?,
+            self.dtype,
+            Purpose::Hold,
+            device,
+        )?;
         let cache = Cache::of_user(self.mode);
         load_as(&self.folder, dtype, self.quantize, &cache, device)
     }

@@ -3,6 +3,12 @@
 //! As PEFT's `loftq_utils` with one iteration: of the singular values of `W - Q(W)`, the largest `r`, their roots on both
 //! sides. PEFT does not divide by the adapter's scaling, so that its start is right for `lora_alpha = r` only; here
 //! `scaling * B A` is the approximation, whatever the scaling.
+//!
+//! More iterations are refused. On a base that stays, one is the best there is: only packing the base anew, `Q(W - scaling *
+//! B A)`, gives the next one something to gain. That base follows from no model and no setting, but from the rounding of the
+//! decomposition on one device; every merge, resume and use of the adapter would need a copy of it, and no adapter folder in
+//! PEFT's form carries one. PEFT's own way for weights that bitsandbytes packed (`replace_lora_weights_loftq`) is the one
+//! iteration too.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;

@@ -1,36 +1,56 @@
 //! The type a model's weights are held in, where the user leaves it to the program.
 
 use arithmo_backends::TrainBackend;
-use burn::tensor::DType;
+use burn::tensor::{DType, Element};
 
 use super::config::MistralConfig;
-use super::load::dtype_for;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// As [`dtype_for`]; for `None`, weights stored in 16 bits that the device cannot compute in as they are, are taken in its
-/// other 16-bit type, if it has one: f16 on most consumer cards.
+/// What a type of weights must be good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Weights are held in it; where nothing computes in it they are widened when they are used: see [`super::load::load`].
+    Hold,
+    /// The device computes in it: for measurements of that.
+    Compute,
+}
+
+/// The type of a model's weights: `wanted`, or for `None` [`auto`] among the types that `device` computes in.
 ///
 /// # Errors
-/// The device does not compute in the wanted type.
+/// The wanted type does not do for this purpose.
 pub fn choose<B: TrainBackend>(
     config: &MistralConfig,
     wanted: Option<DType>,
+    purpose: Purpose,
     device: &B::Device,
 ) -> Result<DType> {
-    let all = [DType::F32, DType::BF16, DType::F16];
-    let computed: Vec<DType> = all
-        .into_iter()
-        .filter(|dtype| B::computes_in(device, *dtype))
-        .collect();
-    match (wanted, auto(config, &computed)) {
-        // Held on every backend: see [`super::load::load`].
-        (Some(DType::BF16), _) => Ok(DType::BF16),
-        (None, dtype @ (DType::BF16 | DType::F16)) => Ok(dtype),
-        (wanted, _) => dtype_for::<B>(config, wanted, device),
+    let Some(dtype) = wanted else {
+        return Ok(match auto(config, &computed::<B>(device)) {
+            DType::F32 => <B::FloatElem as Element>::dtype(),
+            half => half,
+        });
+    };
+    let held = purpose == Purpose::Hold && dtype == DType::BF16;
+    match held || B::computes_in(device, dtype) {
+        true => Ok(dtype),
+        false => Err(Error::invalid(
+            "model.dtype",
+            format!("{} does not compute in {}", B::name(device), dtype.name()),
+            "use dtype = \"auto\" or \"f32\", or another --backend",
+        )),
     }
 }
 
-/// What `auto` is on a device that computes in `dtypes`.
+/// Of the types weights come in, those that `device` computes in.
+pub fn computed<B: TrainBackend>(device: &B::Device) -> Vec<DType> {
+    let all = [DType::F32, DType::BF16, DType::F16];
+    let computes = |dtype: &DType| B::computes_in(device, *dtype);
+    all.into_iter().filter(computes).collect()
+}
+
+/// The type weights are stored in where that is among `dtypes`; 16 bits that are not are taken in the other 16-bit type, if that
+/// is: f16 on most consumer cards. Else f32.
 pub fn auto(config: &MistralConfig, dtypes: &[DType]) -> DType {
     let order = match config.torch_dtype.as_deref() {
         Some("bfloat16") => [DType::BF16, DType::F16],
@@ -45,6 +65,39 @@ pub fn auto(config: &MistralConfig, dtypes: &[DType]) -> DType {
 mod tests {
     use super::*;
     use std::path::Path;
+
+    type B = burn_ndarray::NdArray<f32>;
+
+    /// On a device that computes in f32 alone.
+    #[test]
+    fn bf16_is_held_and_not_computed_in() {
+        let (bf16, f16) = (Some(DType::BF16), Some(DType::F16));
+        let chosen = |stored: &str, wanted, purpose| {
+            choose::<B>(&stored_in(stored), wanted, purpose, &Default::default())
+        };
+        for purpose in [Purpose::Hold, Purpose::Compute] {
+            for stored in ["bfloat16", "float16", "float32"] {
+                assert_eq!(chosen(stored, None, purpose).unwrap(), DType::F32);
+            }
+            assert!(chosen("float16", f16, purpose).is_err());
+        }
+        let held = chosen("float32", bf16, Purpose::Hold).unwrap();
+        assert_eq!(held, DType::BF16);
+        let refused = chosen("bfloat16", bf16, Purpose::Compute).unwrap_err();
+        assert!(
+            refused.to_string().contains("does not compute in bf16"),
+            "{refused}"
+        );
+        // Of a backend in f64, for gradient checks.
+        type Double = burn_ndarray::NdArray<f64>;
+        let chosen = choose::<Double>(
+            &stored_in("bfloat16"),
+            None,
+            Purpose::Hold,
+            &Default::default(),
+        );
+        assert_eq!(chosen.unwrap(), DType::F64);
+    }
 
     fn stored_in(dtype: &str) -> MistralConfig {
         let text = format!(

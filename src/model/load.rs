@@ -193,39 +193,6 @@ pub fn random_on_device<B: TrainBackend>(
     })
 }
 
-/// The dtype a model of this shape is computed in: `wanted`, or for `None` that of its files if `device` can compute in it,
-/// else the backend's default.
-///
-/// # Errors
-/// The device cannot compute in the wanted dtype.
-pub fn dtype_for<B: TrainBackend>(
-    config: &MistralConfig,
-    wanted: Option<DType>,
-    device: &B::Device,
-) -> Result<DType> {
-    let default = <B::FloatElem as Element>::dtype();
-    match wanted {
-        Some(dtype) if B::computes_in(device, dtype) => Ok(dtype),
-        Some(dtype) => Err(Error::invalid(
-            "model.dtype",
-            format!("{} does not compute in {}", B::name(device), dtype.name()),
-            "use dtype = \"auto\" or \"f32\", or another --backend",
-        )),
-        None => {
-            let stored = match config.torch_dtype.as_deref() {
-                Some("bfloat16") => DType::BF16,
-                Some("float16") => DType::F16,
-                _ => default,
-            };
-            Ok(if B::computes_in(device, stored) {
-                stored
-            } else {
-                default
-            })
-        }
-    }
-}
-
 /// What a tensor is filled with.
 enum Values {
     Floats(Floats),

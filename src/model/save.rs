@@ -121,6 +121,28 @@ pub fn save_folder<'a>(
     max_shard_bytes: u64,
     tokenizer_folder: Option<&Path>,
 ) -> Result<()> {
+    save_folder_with(
+        dir,
+        config,
+        tensors,
+        max_shard_bytes,
+        tokenizer_folder,
+        |_| Ok(()),
+    )
+}
+
+/// As [`save_folder`]; `finish` adds what is missing to the folder before it appears.
+///
+/// # Errors
+/// As [`save_folder`], or `finish` fails.
+pub fn save_folder_with<'a>(
+    dir: &Path,
+    config: &MistralConfig,
+    tensors: impl IntoIterator<Item = OutTensor<'a>>,
+    max_shard_bytes: u64,
+    tokenizer_folder: Option<&Path>,
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let taken = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
     if taken || dir.is_file() {
         return Err(Error::file(
@@ -149,6 +171,7 @@ pub fn save_folder<'a>(
             write_whole(&part.path().join("generation_config.json"), &bytes)?;
         }
     }
+    finish(part.path())?;
     publish(part, dir)
 }
 

@@ -1,8 +1,10 @@
 //! A block of the model, walked through: without a graph, with one, and backward.
 
-use super::job::{Group, Job, Layer, PassShape};
+use super::job::Job;
+use super::layers::{Group, Layer};
 use super::memory::{Category, Held};
 use super::operations::Residual;
+use super::passes::PassShape;
 use super::walk::Walk;
 
 /// What a block leaves behind in the forward pass.

@@ -3,7 +3,8 @@
 use burn::tensor::DType;
 
 use super::Plan;
-use super::job::{Job, PassShape, Samples};
+use super::job::Job;
+use super::passes::{PassShape, Samples};
 use super::profile::Profile;
 use super::time::relative;
 use crate::config::{GradientCheckpointing, ModelDtype, Quantization, RunConfig};
@@ -250,7 +251,7 @@ impl Search<'_> {
                 model.dtype = dtype;
                 setting(format!("model.dtype={name}"))
             }
-            Move::Quantize if model.quantization == Quantization::None && model.use_peft => {
+            Move::Quantize if !self.now.is_quantized() && model.use_peft => {
                 model.quantization = Quantization::Nf4;
                 model.double_quant = true;
                 Ok(Some(vec![

@@ -3,7 +3,8 @@
 //! The CPU's kernels (`backends/src/`) change in place what nobody else holds; a GPU's write their results elsewhere, put
 //! every projection's product beside its branch, and multiply branches in f32.
 
-use super::job::{Group, Job};
+use super::job::Job;
+use super::layers::Group;
 use super::memory::{Category, Held, Memory};
 
 /// Queries that attention works off together on the CPU.

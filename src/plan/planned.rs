@@ -4,7 +4,8 @@ use arithmo_backends::TrainBackend;
 
 use super::Plan;
 use super::fit::{Change, changes, largest_batch};
-use super::job::{Job, Samples};
+use super::job::Job;
+use super::passes::Samples;
 use super::profile::Profile;
 use super::table::Report;
 use super::time::{Timing, measure};

@@ -5,11 +5,13 @@ use std::time::Duration;
 use arithmo_backends::{Allocation, BackendKind, TrainBackend, assumed};
 use burn::tensor::{DType, Tensor};
 
+use super::job::quantization;
 use super::table::Bytes;
 use crate::bench::{BenchOptions, probe};
 use crate::config::{GradientCheckpointing, RunConfig, TargetModules};
 use crate::doctor::device_name;
 use crate::model::config::MistralConfig;
+use crate::model::dtype;
 
 /// A device as far as a plan needs it.
 #[derive(Clone, Debug)]
@@ -42,16 +44,12 @@ impl Profile {
             false => 0,
         };
         let available = B::available_memory_bytes(device);
-        let all = [DType::F32, DType::BF16, DType::F16];
-        let dtypes = all.into_iter();
         Self {
             name: device_name::<B>(device),
             allocation,
             capacity: capacity.or(available.map(|bytes| bytes + program)),
             program,
-            dtypes: dtypes
-                .filter(|dtype| B::computes_in(device, *dtype))
-                .collect(),
+            dtypes: dtype::computed::<B>(device),
             pass_tokens: B::pass_tokens(),
             threads: threads(),
             largest_tensor: B::buffer_limits(device).map(|limits| limits.binding),
@@ -76,7 +74,7 @@ impl Profile {
         }
     }
 
-    /// The type weights are held in: see [`crate::model::dtype::choose`].
+    /// The type that is computed in: see [`dtype::choose`].
     pub fn dtype(&self, shape: &MistralConfig, config: &RunConfig) -> DType {
         match config.model.use_peft {
             false => DType::F32,
@@ -85,7 +83,7 @@ impl Profile {
                     Some(wanted) if self.dtypes.contains(&wanted) => wanted,
                     // Held in bf16, or refused when it is loaded.
                     Some(_) => DType::F32,
-                    None => crate::model::dtype::auto(shape, &self.dtypes),
+                    None => dtype::auto(shape, &self.dtypes),
                 }
             }
         }
@@ -95,11 +93,10 @@ impl Profile {
     /// beside packed ones where they are stored so.
     pub fn holds_halves(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
         let model = &config.model;
+        let asked = model.dtype.dtype() == Some(DType::BF16);
         let stored = shape.torch_dtype.as_deref() == Some("bfloat16");
-        let wanted = match model.quantize() {
-            None => model.dtype.dtype() == Some(DType::BF16),
-            Some(_) => stored && self.dtype(shape, config) == DType::F32,
-        };
+        let beside_packed = stored && quantization(shape, config).is_some();
+        let wanted = asked || beside_packed && self.dtype(shape, config) == DType::F32;
         wanted && model.use_peft && !self.dtypes.contains(&DType::BF16)
     }
 

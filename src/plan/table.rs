@@ -113,6 +113,12 @@ impl Report<'_> {
             "  {:<13}{total:>10}  at the most, in {}",
             "together", plan.moment
         ));
+        if !self.profile.is_heap() {
+            lines.push(
+                "  left out: what the driver takes for itself (its context, compiled kernels)"
+                    .into(),
+            );
+        }
         lines.push(String::new());
         lines.push(self.verdict());
         if let Some((count, tokens)) = self.largest {
@@ -140,21 +146,15 @@ impl Report<'_> {
     }
 
     fn model(&self) -> String {
-        let config = &self.job.config;
         let weights: usize = crate::train::setup::weights(&self.job.shape);
-        let quantized = match self.job.is_quantized() {
-            true => {
-                let kind = serde_json::to_value(config.model.quantization).unwrap_or_default();
-                let kind = kind.as_str().unwrap_or_default().to_string();
-                let double = if config.model.double_quant {
-                    ", double quantisation"
-                } else {
-                    ""
-                };
-                format!("projections in {kind}{double}, the rest ")
-            }
-            false => String::new(),
-        };
+        let quantized = self.job.quantization.map(|packed| {
+            let double = match packed.double_quant {
+                true => ", double quantisation",
+                false => "",
+            };
+            format!("projections in {}{double}, the rest ", packed.name())
+        });
+        let quantized = quantized.unwrap_or_default();
         let dtype = self.plan.dtype.name();
         let held = match self.job.halves {
             true => format!("bf16, computed in {dtype}"),

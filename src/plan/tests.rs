@@ -51,17 +51,6 @@ fn cpu(capacity: Option<u64>) -> Profile {
     }
 }
 
-#[test]
-fn quantised_weights_have_their_scales() {
-    let nf4 = Quantization::Nf4;
-    // 256 blocks of 64: a half byte a weight, and an f32 a block; or a byte a block, one f32 for all and one for their mean.
-    assert_eq!(packed_bytes(nf4, false, 16384), Some(8192 + 1024));
-    assert_eq!(packed_bytes(nf4, true, 16384), Some(8192 + 256 + 4 + 4));
-    // A block that is not full, and a byte that holds one weight.
-    assert_eq!(packed_bytes(nf4, false, 101), Some(51 + 8));
-    assert_eq!(packed_bytes(Quantization::None, false, 16384), None);
-}
-
 /// On a CPU, which computes in f32 alone, matrices take two bytes a value where bf16 is asked for, and beside packed ones
 /// where they are stored so; norms and activations are f32.
 #[test]
@@ -90,6 +79,46 @@ fn bf16_is_held_where_nothing_computes_in_it() {
     );
 }
 
+/// A folder that is packed already takes what it takes when it is packed on the way in, and cannot be packed otherwise.
+#[test]
+fn a_packed_folder_is_planned_as_it_is_stored() {
+    let floats = MistralConfig {
+        torch_dtype: Some("bfloat16".into()),
+        ..shape("mistral-7b").unwrap()
+    };
+    let stored = MistralConfig {
+        quantization: quantized().model.quantize(),
+        ..floats.clone()
+    };
+    let on = |profile: &Profile, shape: &MistralConfig, config: &RunConfig| {
+        Plan::new(&job(shape, config, profile), profile).table
+    };
+    for profile in [cpu(None), Profile::assumed(BackendKind::Wgpu, CARD)] {
+        let packed = on(&profile, &floats, &quantized());
+        for config in [RunConfig::default(), quantized()] {
+            assert_eq!(on(&profile, &stored, &config), packed);
+        }
+    }
+    // The rest in bf16 because that is asked for, not because it is stored so.
+    let mut bf16 = RunConfig::default();
+    bf16.model.dtype = ModelDtype::Bf16;
+    let others_in_f32 = MistralConfig {
+        torch_dtype: None,
+        ..stored.clone()
+    };
+    let asked = on(&cpu(None), &others_in_f32, &bf16);
+    assert_eq!(asked, on(&cpu(None), &floats, &quantized()));
+
+    let profile = Profile::assumed(BackendKind::Wgpu, CARD);
+    let changes = changes(&stored, &RunConfig::default(), &nothing(), &profile).unwrap();
+    let settings: Vec<_> = changes.iter().flat_map(|change| &change.settings).collect();
+    assert!(!settings.is_empty());
+    assert!(
+        !settings.iter().any(|setting| setting.contains("quant")),
+        "{settings:?}"
+    );
+}
+
 /// What the whole is for: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens a side, one a pass.
 #[test]
 fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
@@ -99,10 +128,10 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     config.train.max_tokens_per_pass = Some(2048);
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     assert_eq!(plan.dtype, DType::F16);
-    // 32 layers of 218,103,808 weights in half bytes, a byte for each 64 of them, 4 for each 256 of those and 4 for each of
-    // 224 matrices; embedding, head and 65 norms in f16.
+    // 32 layers of 218,103,808 weights in half bytes, a byte for each 64 of them and 4 for each 256 of those; embedding, head
+    // and 65 norms in f16.
     let projections = 32 * 218_103_808u64;
-    let scales = projections / 64 + 4 * (projections / 64 / 256) + 4 * 224;
+    let scales = projections / 64 + 4 * (projections / 64 / 256);
     let others = 2 * (2 * 32_000 * 4096 + 65 * 4096);
     assert_eq!(
         plan.table[&Category::Weights],

@@ -73,7 +73,7 @@ pub fn measure<B: TrainBackend>(
         targets: job.config.lora.target_modules.clone(),
         rank: job.config.lora.r,
         dtype: Some(job.dtype),
-        quantize: job.config.model.quantize(),
+        quantize: job.quantization,
         precomputed: false,
         steps: 1,
         checkpointing: GradientCheckpointing::On,

@@ -4,9 +4,11 @@
 //! Operations are in [`super::operations`]; here is what is kept between them.
 
 use super::blocks::Block;
-use super::job::{Job, Layer, PassShape};
+use super::job::Job;
+use super::layers::Layer;
 use super::memory::{Category, Held, Memory, Table};
 use super::operations::Operations;
+use super::passes::PassShape;
 use super::profile::Profile;
 
 /// Logits alive at once where the head is trained: see `head_gradient` in the backends.

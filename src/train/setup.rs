@@ -24,10 +24,11 @@ use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
 use crate::lora::{self, LoraConfig, loftq};
 use crate::model::config::MistralConfig;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
-use crate::model::{dtype, limits, load};
+use crate::model::{limits, load};
 use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
@@ -183,7 +184,7 @@ fn policy<B: TrainBackend>(
         return Ok((train_all(policy), None));
     }
     let shape = MistralConfig::load(model_folder)?;
-    let dtype = dtype::choose::<B>(&shape, config.model.dtype.dtype(), device)?;
+    let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
     limits::check::<B>(&shape, dtype, device)?;
     let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;

@@ -7,7 +7,11 @@
 )]
 
 mod answers;
+mod calls;
 mod command;
+mod compare;
+mod mistakes;
+mod pot;
 mod preference;
 mod programs;
 mod resume;

@@ -9,7 +9,7 @@ use arithmo::eval::preference::{Margins, PairScore};
 use serde_json::{Value, json};
 
 use crate::answers::json_lines;
-use crate::command::{arithmo, json_file, model, printed, text};
+use crate::calls::{arithmo, json_file, model, printed, text};
 
 const TEMPLATE: &str = "Question: {prompt}\n\nAnswer:";
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::command::{arithmo, json_file, model, printed, text};
+use crate::calls::{arithmo, json_file, model, printed, text};
 
 #[test]
 #[cfg(unix)]

@@ -6,6 +6,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use arithmo::model::config::MistralConfig;
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
+use arithmo::model::weights::WeightFiles;
+use arithmo::progress::ProgressMode;
+use arithmo_backends::Format;
 use serde_json::{Value, json};
 
 #[path = "../fixtures/tiny/mod.rs"]
@@ -23,6 +28,8 @@ pub struct Case {
     pub shape: Shape,
     pub tokens: [usize; 2],
     pub settings: &'static [&'static str],
+    /// Whether the model's files are packed already (nf4, scales in 8 bits).
+    pub packed: bool,
 }
 
 /// What runs differ in that takes memory: lengths, layers, widths, ranks, what is kept, passes, what is trained.
@@ -31,6 +38,7 @@ pub const CASES: &[Case] = &[
         shape: SMALL,
         tokens: [256, 16],
         settings: &["train.gradient_checkpointing=false"],
+        packed: false,
     },
     Case {
         shape: SMALL,
@@ -40,6 +48,7 @@ pub const CASES: &[Case] = &[
             "lora.target_modules=all-linear",
             "lora.r=32",
         ],
+        packed: false,
     },
     Case {
         shape: SMALL,
@@ -48,6 +57,7 @@ pub const CASES: &[Case] = &[
             "train.gradient_checkpointing=false",
             "train.per_device_train_batch_size=2",
         ],
+        packed: false,
     },
     Case {
         shape: SMALL,
@@ -58,6 +68,7 @@ pub const CASES: &[Case] = &[
             "train.gradient_accumulation_steps=2",
             "train.max_tokens_per_pass=750",
         ],
+        packed: false,
     },
     Case {
         shape: WIDE,
@@ -66,16 +77,19 @@ pub const CASES: &[Case] = &[
             "train.gradient_checkpointing=false",
             "lora.target_modules=all-linear",
         ],
+        packed: false,
     },
     Case {
         shape: WIDE,
         tokens: [300, 100],
         settings: &["train.gradient_checkpointing=true", "lora.r=64"],
+        packed: false,
     },
     Case {
         shape: LONG_HEAD,
         tokens: [300, 16],
         settings: &["train.gradient_checkpointing=false"],
+        packed: false,
     },
 ];
 
@@ -84,7 +98,28 @@ pub const FULL: &[Case] = &[Case {
     shape: SMALL,
     tokens: [256, 16],
     settings: &["train.gradient_checkpointing=false", "model.use_peft=false"],
+    packed: false,
 }];
+
+/// Packed in the files, and packed while they are read: weights take as much.
+pub const PACKED: &[Case] = &[
+    Case {
+        shape: WIDE,
+        tokens: [200, 16],
+        settings: &["lora.target_modules=all-linear"],
+        packed: true,
+    },
+    Case {
+        shape: WIDE,
+        tokens: [200, 16],
+        settings: &[
+            "lora.target_modules=all-linear",
+            "model.quantization=nf4",
+            "model.double_quant=true",
+        ],
+        packed: false,
+    },
+];
 
 /// What was planned and what was taken.
 #[derive(Clone, Copy, Debug)]
@@ -123,9 +158,12 @@ pub fn within_five_percent(backend: &str, cases: &[Case]) {
 }
 
 fn compare(backend: &str, case: &Case, folder: &Path, index: usize) -> Compared {
-    let model = folder.join(format!("model-{:?}", case.shape));
+    let mut model = folder.join(format!("model-{:?}", case.shape));
     if !model.is_dir() {
         tiny::write_model(&model, &config(case.shape), 1);
+    }
+    if case.packed {
+        model = packed(&model, folder);
     }
     let run = folder.join(format!("run-{index}"));
     let toml = write_run(folder, &model, case, &run);
@@ -156,6 +194,22 @@ fn compare(backend: &str, case: &Case, folder: &Path, index: usize) -> Compared 
             _ => logged,
         },
     }
+}
+
+/// The model in `folder`, packed into a folder of its own.
+fn packed(model: &Path, folder: &Path) -> PathBuf {
+    let to = Quantization {
+        format: Format::Nf4,
+        double_quant: true,
+    };
+    let cache = Cache {
+        folder: Some(folder.join("packed")),
+        worth: 0,
+        progress: ProgressMode::Quiet,
+    };
+    let (shape, files) = (MistralConfig::load(model), WeightFiles::open(model));
+    let packed = cache.packed(model, &shape.unwrap(), &files.unwrap(), to);
+    packed.unwrap().unwrap()
 }
 
 /// Runs to the end; the largest resident set that was seen, where the system tells.

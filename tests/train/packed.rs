@@ -241,12 +241,22 @@ fn what_packed_weights_cannot_do_is_refused() {
     ];
     refused(
         &[&NF4[..], &loftq].concat(),
-        &["lora.loftq_config.loftq_iter", "5 is not built yet"],
+        &[
+            "lora.loftq_config.loftq_iter",
+            "is 5: each iteration",
+            "set it to 1",
+        ],
     );
     let model = workshop.text("model");
     let fixed = ["score", "--model", &model, "--data", "x", "--output", "y"];
     let alone = run(&[&fixed[..], &["--double-quant"]].concat());
     assert_eq!(alone.status, Some(2));
+    // Scales of nothing, where something is to be packed and where it is said that it was.
+    let none = ["--quantization", "none", "--double-quant"];
+    let parts = ["--double-quant: has no effect"];
+    let generate = ["generate", "--model", &model, "--prompt", "x"];
+    run(&[&generate[..], &none].concat()).refused(&parts);
+    workshop.merge("model", "merged", &none).refused(&parts);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use arithmo_backends::TrainBackend;
 
 use super::MergeArgs;
 use crate::data::pair::{PreferencePair, read_pairs};
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::eval::change::{Change, Texts, change, observe};
@@ -12,7 +12,7 @@ use crate::generate::stop_ids;
 use crate::lora::adapter;
 use crate::lora::merge::{MergeConfig, MergeTarget, merged_model};
 use crate::model::config::MistralConfig;
-use crate::model::dtype::choose;
+use crate::model::dtype::{Purpose, choose};
 use crate::model::load::load_as;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
@@ -27,33 +27,27 @@ const ANSWER: usize = 32;
 
 /// Where a run's own pairs are not at hand.
 const BUILT_IN: [(&str, &str); TEXTS] = [
-    ("Question: What is 12 + 30?\n\nAnswer:", " 12 + 30 = 42."),
+    ("What is 12 + 30?", " 12 + 30 = 42."),
     (
-        "Question: A train covers 180 km in 3 hours. How fast is it?\n\nAnswer:",
+        "A train covers 180 km in 3 hours. How fast is it?",
         " 180 / 3 = 60, so it covers 60 km an hour.",
     ),
+    ("Solve 2x - 6 = 10.", " Adding 6 gives 2x = 16, so x = 8."),
+    ("Is 91 a prime number?", " No: 91 = 7 * 13."),
     (
-        "Question: Solve 2x - 6 = 10.\n\nAnswer:",
-        " Adding 6 gives 2x = 16, so x = 8.",
-    ),
-    (
-        "Question: Is 91 a prime number?\n\nAnswer:",
-        " No: 91 = 7 * 13.",
-    ),
-    (
-        "Question: What is the derivative of x^3?\n\nAnswer:",
+        "What is the derivative of x^3?",
         " By the power rule it is 3x^2.",
     ),
     (
-        "Question: Anna has 5 apples and gives away 2. How many are left?\n\nAnswer:",
+        "Anna has 5 apples and gives away 2. How many are left?",
         " 5 - 2 = 3 apples are left.",
     ),
     (
-        "Question: Why is the sum of two odd numbers even?\n\nAnswer:",
+        "Why is the sum of two odd numbers even?",
         " (2a + 1) + (2b + 1) = 2(a + b + 1), which is a multiple of 2.",
     ),
     (
-        "Question: What is the area of a circle of radius 2?\n\nAnswer:",
+        "What is the area of a circle of radius 2?",
         " It is pi * 2^2 = 4 pi, about 12.57.",
     ),
 ];
@@ -80,7 +74,7 @@ pub(super) fn measure<B: TrainBackend>(
     );
     let (texts, source) = texts(args, &tokenizer, shape.max_position_embeddings)?;
     let eos = stop_ids(folder, &shape, tokenizer.eos_id())?;
-    let dtype = choose::<B>(&shape, None, device)?;
+    let dtype = choose::<B>(&shape, None, Purpose::Hold, device)?;
     let targets = [
         ("dequantized", MergeTarget::Dequantized),
         ("original", MergeTarget::Original),
@@ -141,15 +135,11 @@ fn texts(
 ) -> Result<(Texts, &'static str)> {
     let (pairs, template, source) = match (&args.data, of_run(args)) {
         (Some(data), run) => {
-            let template = run.map_or_else(|| PromptTemplate::new("{prompt}"), |(_, own)| Ok(own));
-            (read_pairs(data)?, template?, "texts of --data")
+            let template = run.map_or_else(PromptTemplate::default, |(_, own)| own);
+            (read_pairs(data)?, template, "texts of --data")
         }
         (None, Some((pairs, template))) => (pairs, template, "texts of the run"),
-        (None, None) => (
-            built_in(),
-            PromptTemplate::new("{prompt}")?,
-            "built-in texts",
-        ),
+        (None, None) => (built_in(), PromptTemplate::new(QUESTION)?, "built-in texts"),
     };
     let mut texts = Texts::new(positions);
     let every = pairs.len().div_ceil(TEXTS).max(1);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use arithmo_backends::TrainBackend;
 
 use self::measure::measure;
-use super::model::WeightType;
+use super::model::{WeightType, packed_as};
 use super::print_line;
 use crate::config::Quantization;
 use crate::error::{Error, Result};
@@ -115,7 +115,7 @@ impl MergeArgs {
     ) -> Result<Option<quantize::Quantization>> {
         let packed = match (self.quantization, stored) {
             (Some(asked), stored) => {
-                let asked = asked.with(self.double_quant);
+                let asked = packed_as(asked, self.double_quant)?;
                 if stored.is_some() && asked != stored {
                     return Err(Error::invalid(
                         "--quantization",

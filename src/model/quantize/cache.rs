@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use sha2::{Digest, Sha256};
 
-use super::{Quantization, Quantized, is_projection};
+use super::{Quantization, Quantized, checksum, is_projection};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
-use crate::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
+use crate::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder_with};
 use crate::model::weights::WeightFiles;
 use crate::output::remove;
 use crate::progress::{Progress, ProgressMode};
@@ -76,7 +76,13 @@ impl Cache {
         };
         let folder = folder.join(fingerprint(model, files, to)?);
         if is_whole(&folder, config, to) {
-            return Ok(Some(folder));
+            let Some(changed) = checksum::first_changed(&folder) else {
+                return Ok(Some(folder));
+            };
+            self.say(&format!(
+                "warning: {}: is not as it was written\n  the model is quantised again",
+                changed.display()
+            ));
         }
         let made = remove(&folder).and_then(|()| self.make(&folder, model, config, files, to));
         match made {
@@ -140,7 +146,8 @@ impl Cache {
             quantization: Some(to),
             ..config.clone()
         };
-        save_folder(folder, &packed, out, MAX_SHARD_BYTES, Some(model))?;
+        let note = |written: &Path| checksum::note(written);
+        save_folder_with(folder, &packed, out, MAX_SHARD_BYTES, Some(model), note)?;
         progress.finish();
         Ok(())
     }

@@ -9,6 +9,7 @@
 pub mod bitsandbytes;
 mod blocks;
 pub mod cache;
+mod checksum;
 
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
