@@ -298,7 +298,7 @@ impl Product<'_> {
     unsafe_code,
     reason = "a hint without effect on what is computed; the address is that of a value"
 )]
-fn fetch(values: &[f32], index: usize) {
+pub(super) fn fetch<T>(values: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(value) = values.get(index) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -10,6 +10,7 @@ use std::ops::Range;
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
+use super::dots::{PackedRows, dots};
 use super::vectors::{Decoder, Job, Lookup, dispatch};
 use super::{BLOCK, HostPacked, HostScales};
 use crate::ndarray::few_rows::{Rows, float_product};
@@ -119,23 +120,33 @@ impl Few<'_> {
         columns: Range<usize>,
         scales: &[f32],
     ) {
-        let per_row = self.w.columns / D::PER_WORD;
+        let (per_row, blocks) = (self.w.columns / D::PER_WORD, self.w.columns / BLOCK);
+        let first = self.first + columns.start;
         let all = self.w.words.values();
-        let mut words = [&[][..]; W_ROWS];
+        let mut rows = PackedRows {
+            words: [&[][..]; W_ROWS],
+            scales: [&[][..]; W_ROWS],
+            ahead: &[],
+        };
         for n in 0..W_ROWS {
             // Where there are fewer, the last is taken again, for nothing.
-            let row = self.first + columns.start + n.min(columns.len() - 1);
-            words[n] = &all[row * per_row..][..per_row];
+            let n_or_last = n.min(columns.len() - 1);
+            rows.words[n] = &all[(first + n_or_last) * per_row..][..per_row];
+            rows.scales[n] = &scales[n_or_last * blocks..];
         }
+        // Those that come next are fetched meanwhile: they are too short for the processor to see what will be read.
+        let next = (first + W_ROWS) * per_row;
+        rows.ahead = &all[next.min(all.len())..];
         let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
         for x_row in (0..self.x.count).step_by(X_ROWS) {
             let (x, columns) = (&x[x_row * length..], columns.clone());
             match self.x.count - x_row {
-                1 => self.tile::<S, D, 1>(simd, decoder, (x, x_row), words, scales, columns),
-                2 => self.tile::<S, D, 2>(simd, decoder, (x, x_row), words, scales, columns),
-                3 => self.tile::<S, D, 3>(simd, decoder, (x, x_row), words, scales, columns),
-                _ => self.tile::<S, D, X_ROWS>(simd, decoder, (x, x_row), words, scales, columns),
+                1 => self.tile::<S, D, 1>(simd, decoder, (x, x_row), rows, columns),
+                2 => self.tile::<S, D, 2>(simd, decoder, (x, x_row), rows, columns),
+                3 => self.tile::<S, D, 3>(simd, decoder, (x, x_row), rows, columns),
+                _ => self.tile::<S, D, X_ROWS>(simd, decoder, (x, x_row), rows, columns),
             }
+            rows.ahead = &[];
         }
     }
 
@@ -145,8 +156,7 @@ impl Few<'_> {
         simd: S,
         decoder: D,
         (x, x_row): (&[f32], usize),
-        words: [&[u32]; W_ROWS],
-        scales: &[f32],
+        rows: PackedRows<'_, W_ROWS>,
         columns: Range<usize>,
     ) {
         let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
@@ -154,7 +164,7 @@ impl Few<'_> {
         for m in 0..M {
             of_rows[m] = S::as_simd_f32s(&x[m * length..][..length]).0;
         }
-        let sums = dots::<S, D, M, W_ROWS>(simd, decoder, of_rows, words, scales);
+        let sums = dots::<S, D, M, W_ROWS>(simd, decoder, of_rows, rows);
         for (m, sums) in sums.iter().enumerate() {
             for (column, sum) in columns.clone().zip(sums) {
                 let place = self.target.rb_mut().get_mut(x_row + m, column);
@@ -163,92 +173,6 @@ impl Few<'_> {
                     Old::Add => *place + self.factor * sum,
                 };
             }
-        }
-    }
-}
-
-/// The products of `M` arranged rows with `N` packed rows.
-#[inline(always)]
-fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
-    simd: S,
-    decoder: D,
-    x: [&[S::f32s]; M],
-    words: [&[u32]; N],
-    scales: &[f32],
-) -> [[f32; N]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    let count = words[0].len();
-    let (whole, lanes) = (count / S::U32_LANES, S::U32_LANES);
-    let mut vectors = [&[][..]; N];
-    for n in 0..N {
-        vectors[n] = &S::as_simd_u32s(words[n]).0[..whole];
-    }
-    let blocks = count * D::PER_WORD / BLOCK;
-    let mut these = [simd.splat_u32s(0); N];
-    for chunk in 0..whole {
-        for n in 0..N {
-            these[n] = vectors[n][chunk];
-        }
-        add::<S, D, M, N>(simd, decoder, x, these, chunk, (scales, blocks), &mut sums);
-    }
-    if whole * lanes < count {
-        for n in 0..N {
-            these[n] = simd.partial_load_u32s(&words[n][whole * lanes..]);
-        }
-        add::<S, D, M, N>(simd, decoder, x, these, whole, (scales, blocks), &mut sums);
-    }
-    let mut totals = [[0f32; N]; M];
-    for m in 0..M {
-        for n in 0..N {
-            totals[m][n] = simd.reduce_sum_f32s(sums[m][n]);
-        }
-    }
-    totals
-}
-
-/// Adds to the sums what vector `chunk` of each row's words gives. `scales` are `blocks` of each row.
-#[inline(always)]
-fn add<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
-    simd: S,
-    decoder: D,
-    x: [&[S::f32s]; M],
-    words: [S::u32s; N],
-    chunk: usize,
-    (scales, blocks): (&[f32], usize),
-    sums: &mut [[S::f32s; N]; M],
-) {
-    let mut products = match D::SCALED {
-        true => [[simd.splat_f32s(0.0); N]; M],
-        false => *sums,
-    };
-    let mut here = [&[][..]; M];
-    for m in 0..M {
-        here[m] = &x[m][chunk * D::PER_WORD..][..D::PER_WORD];
-    }
-    for at in 0..D::PER_WORD {
-        let shift = simd.splat_u32s(D::shift(at));
-        for n in 0..N {
-            let indices = simd.wrapping_dyn_shr_u32s(words[n], shift);
-            let value = decoder.look_up(simd, indices);
-            for m in 0..M {
-                products[m][n] = simd.mul_add_e_f32s(here[m][at], value, products[m][n]);
-            }
-        }
-    }
-    if !D::SCALED {
-        *sums = products;
-        return;
-    }
-    // Words of a block against those of a vector.
-    let (of_a_block, lanes) = (BLOCK / D::PER_WORD, S::U32_LANES);
-    for n in 0..N {
-        let scales = &scales[n * blocks..];
-        let scale = match lanes > of_a_block {
-            true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
-            false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
-        };
-        for m in 0..M {
-            sums[m][n] = simd.mul_add_e_f32s(products[m][n], scale, sums[m][n]);
         }
     }
 }

@@ -8,6 +8,7 @@
     reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
 )]
 
+mod dots;
 mod few;
 mod tiles;
 mod vectors;
