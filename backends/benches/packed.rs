@@ -31,7 +31,7 @@ const LAYER: [&[[usize; 2]]; 4] = [
 ];
 
 /// Rows that decoding has.
-const DECODING: [usize; 4] = [1, 2, 4, 8];
+const DECODING: [usize; 5] = [1, 2, 4, 8, 32];
 
 /// Rows that training has.
 const TRAINING: [usize; 2] = [512, 2048];

@@ -21,7 +21,7 @@ use burn_ndarray::{
 };
 use rayon::prelude::*;
 
-use self::vectors::{Decoder, Job, Lookup, dispatch};
+use self::vectors::{Decoder, Job, Kind, Lookup};
 use super::matrix::{Matrix, written};
 use crate::ops::packed::{BLOCK, NESTED_BLOCK};
 use crate::{Format, PackedWeight, Scales};
@@ -150,7 +150,7 @@ impl HostPacked {
                 block: BLOCK,
                 offset: None,
             };
-            dispatch(self.format, run);
+            Kind::best().run(self.format, run);
             (start, rest) = (end, behind);
         }
     }
@@ -166,7 +166,7 @@ impl HostPacked {
                 words,
                 absmax,
                 offset,
-            } => dispatch(
+            } => Kind::best().run(
                 Format::Int8,
                 Run {
                     words: words.values(),
@@ -250,7 +250,10 @@ impl Job for Run<'_> {
         let chunk = lanes * per_word;
         for first in (start / chunk * chunk..end).step_by(chunk) {
             let from = &words[(first / per_word).min(words.len())..];
-            let these = simd.partial_load_u32s(&from[..from.len().min(lanes)]);
+            let these = match from.len() >= lanes {
+                true => S::as_simd_u32s(&from[..lanes]).0[0],
+                false => simd.partial_load_u32s(from),
+            };
             for at in 0..per_word {
                 let place = first + at * lanes;
                 if place + lanes <= start || place >= end {
@@ -287,7 +290,6 @@ impl Job for Run<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::vectors::on_kind;
     use super::*;
 
     /// Every format on every kind of processor, from and to places within words, vectors and blocks.
@@ -310,7 +312,7 @@ mod tests {
                 let expected: Vec<f32> = (start..start + count)
                     .map(|place| format.code()[index(place)] * scales[place / BLOCK - first] - 1.5)
                     .collect();
-                for kind in 0..3 {
+                for kind in Kind::all() {
                     let mut values = vec![f32::NAN; count];
                     let run = Run {
                         words: &words,
@@ -320,13 +322,12 @@ mod tests {
                         block: BLOCK,
                         offset: Some(-1.5),
                     };
-                    if on_kind(kind, format, run) {
-                        let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
-                        assert!(
-                            values.iter().zip(&expected).all(equal),
-                            "{format:?} {start}+{count} kind {kind}: {values:?}"
-                        );
-                    }
+                    kind.run(format, run);
+                    let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+                    assert!(
+                        values.iter().zip(&expected).all(equal),
+                        "{format:?} {start}+{count} {kind:?}: {values:?}"
+                    );
                 }
             }
         }
