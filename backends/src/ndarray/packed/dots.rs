@@ -64,7 +64,7 @@ impl<const M: usize> Job for Of<'_, M> {
     #[inline(always)]
     fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D) {
         // Looking up 8 bits takes registers: sums of fewer rows have room.
-        match D::BITS == 8 {
+        match D::BITS == 8 && M > 1 {
             true => self.0.all::<S, D, M, { W_ROWS / 2 }>(simd, decoder),
             false => self.0.all::<S, D, M, W_ROWS>(simd, decoder),
         }

@@ -72,6 +72,7 @@ fn product_by(
     let mut scales = vec![0f32; share.min(count) * blocks];
     for start in (0..count).step_by(share) {
         let (end, first) = (count.min(start + share), first + start);
+        let words = &w.words.values()[first * per_row..];
         let scales = &mut scales[..(end - start) * blocks];
         w.scales(first * blocks, scales);
         let mut target = target.rb_mut().subcols_mut(start, end - start);
@@ -82,7 +83,7 @@ fn product_by(
                 old,
                 factor,
                 x: &arranged[x_row * length..][..rows * length],
-                words: &w.words.values()[first * per_row..],
+                words,
                 scales,
                 columns: w.columns,
             };
