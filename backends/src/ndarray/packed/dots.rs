@@ -8,13 +8,16 @@
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
-use super::BLOCK;
 use super::vectors::{Decoder, Job, Lookup};
+use super::{BLOCK, LANES};
 use crate::ndarray::few_rows::{Rows, fetch};
 use crate::ndarray::gemm::Old;
 
 /// Rows of `W` whose products are computed together, at most.
 pub(super) const W_ROWS: usize = 4;
+
+/// The most values of a word.
+const MOST: usize = 8;
 
 /// Puts `x` in the order of the places in vectors of words; what follows the last column is 0.
 pub(super) struct Arrange<'a> {
@@ -29,12 +32,20 @@ impl Job for Arrange<'_> {
         let chunk = lanes * per_word;
         let length = self.x.columns.next_multiple_of(chunk);
         self.arranged.resize(self.x.count * length, 0.0);
+        let mut last = [0f32; LANES * MOST];
         for (index, row) in self.arranged.chunks_exact_mut(length.max(1)).enumerate() {
-            let chunks = row.chunks_exact_mut(chunk);
-            for (to, from) in chunks.zip(self.x.row(index).chunks(chunk)) {
-                for (lane, word) in from.chunks(per_word).enumerate() {
-                    for (at, value) in word.iter().enumerate() {
-                        to[at * lanes + lane] = *value;
+            let from = self.x.row(index).chunks(chunk);
+            for (to, from) in row.chunks_exact_mut(chunk).zip(from) {
+                let from = match from.len() == chunk {
+                    true => from,
+                    false => {
+                        last[..from.len()].copy_from_slice(from);
+                        &last[..chunk]
+                    }
+                };
+                for at in 0..per_word {
+                    for lane in 0..lanes {
+                        to[at * lanes + lane] = from[lane * per_word + at];
                     }
                 }
             }

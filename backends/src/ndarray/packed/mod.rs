@@ -19,6 +19,7 @@ use burn::tensor::{Int, Tensor};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
+use pulp::Simd;
 use rayon::prelude::*;
 
 use self::vectors::{Decoder, Job, Kind, Lookup};
@@ -250,10 +251,7 @@ impl Job for Run<'_> {
         let chunk = lanes * per_word;
         for first in (start / chunk * chunk..end).step_by(chunk) {
             let from = &words[(first / per_word).min(words.len())..];
-            let these = match from.len() >= lanes {
-                true => S::as_simd_u32s(&from[..lanes]).0[0],
-                false => simd.partial_load_u32s(from),
-            };
+            let these = first_of(simd, from);
             for at in 0..per_word {
                 let place = first + at * lanes;
                 if place + lanes <= start || place >= end {
@@ -285,6 +283,15 @@ impl Job for Run<'_> {
                 }
             }
         }
+    }
+}
+
+/// The first vector; what `words` are too few for is 0.
+#[inline(always)]
+fn first_of<S: Simd>(simd: S, words: &[u32]) -> S::u32s {
+    match S::as_simd_u32s(words).0.first() {
+        Some(vector) => *vector,
+        None => simd.partial_load_u32s(words),
     }
 }
 

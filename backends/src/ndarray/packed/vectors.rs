@@ -329,7 +329,7 @@ impl Lookup for V4 {
         let sign = f._mm512_and_si512(distance, f._mm512_set1_epi8(i8::MIN));
         let is_last = bw._mm512_cmpeq_epi8_mask(words, f._mm512_set1_epi8(-1));
         let mut upper_byte = bw._mm512_mask_blend_epi8(is_last, sign, f._mm512_set1_epi8(0x40));
-        if at % 2 == 0 {
+        if at.is_multiple_of(2) {
             upper_byte = bw._mm512_slli_epi16::<8>(upper_byte);
         } else {
             size = bw._mm512_srli_epi16::<8>(size);
