@@ -214,75 +214,107 @@ struct Run<'a> {
     values: &'a mut [f32],
     /// From the block on that `start` is in; none: 1 everywhere.
     scales: &'a [f32],
-    /// Values that share a scale.
+    /// Values that share a scale, a power of two.
     block: usize,
     offset: Option<f32>,
 }
 
 impl Job for Run<'_> {
-    /// A vector of words at a time, of which each index in turn is laid out over the lanes.
     #[inline(always)]
-    fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D) {
-        let Self {
-            words,
-            start,
-            values,
-            scales,
-            block,
-            offset,
-        } = self;
-        let (lanes, per_word) = (S::F32_LANES, D::PER_WORD);
-        let (end, first_block) = (start + values.len(), start / block);
-        // For each vector of values the word of each lane, and where in it its index stands.
+    fn run<S: Lookup, D: Decoder<S>>(mut self, simd: S, decoder: D) {
+        let layout = Layout::of::<D>(simd);
+        let (lanes, chunk) = (S::F32_LANES, S::F32_LANES * D::PER_WORD);
+        let (start, end) = (self.start, self.start + self.values.len());
+        for first in (start / chunk * chunk..end).step_by(chunk) {
+            let from = &self.words[(first / D::PER_WORD).min(self.words.len())..];
+            let these = first_of(simd, from);
+            if first >= start && first + chunk <= end {
+                for at in 0..D::PER_WORD {
+                    let value = layout.look_up(simd, decoder, these, at);
+                    let value = self.scaled(simd, value, first + at * lanes);
+                    let target = &mut self.values[first - start + at * lanes..][..lanes];
+                    S::as_mut_simd_f32s(target).0[0] = value;
+                }
+                continue;
+            }
+            for at in 0..D::PER_WORD {
+                let place = first + at * lanes;
+                if place + lanes > start && place < end {
+                    let value = layout.look_up(simd, decoder, these, at);
+                    let value = self.scaled(simd, value, place.max(start));
+                    self.store_part(simd, value, place);
+                }
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// A vector of what indices stand for, with the scale of `place` and the offset.
+    #[inline(always)]
+    fn scaled<S: Simd>(&self, simd: S, mut value: S::f32s, place: usize) -> S::f32s {
+        if !self.scales.is_empty() {
+            // Blocks are powers of two: no division for each vector.
+            let block = self.block.trailing_zeros();
+            let scale = self.scales[(place >> block) - (self.start >> block)];
+            value = simd.mul_f32s(value, simd.splat_f32s(scale));
+        }
+        if let Some(offset) = self.offset {
+            value = simd.add_f32s(value, simd.splat_f32s(offset));
+        }
+        value
+    }
+
+    /// Stores what is wanted of a vector that begins at `place`.
+    #[inline(always)]
+    fn store_part<S: Simd>(&mut self, simd: S, value: S::f32s, place: usize) {
+        let (lanes, start, end) = (S::F32_LANES, self.start, self.start + self.values.len());
+        let mut all = [0f32; LANES];
+        simd.partial_store_f32s(&mut all[..lanes], value);
+        let wanted = place.max(start)..(place + lanes).min(end);
+        let of_all = wanted.start - place..wanted.end - place;
+        self.values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
+    }
+}
+
+/// How a vector of words is laid out over as many vectors as a word has indices.
+struct Layout<S: Simd> {
+    /// For each of these vectors the word of each lane.
+    of_lanes: [S::u32s; 8],
+    /// Where in its word each lane's index stands, if a vector has all places of a word.
+    shifts: S::u32s,
+}
+
+impl<S: Lookup> Layout<S> {
+    #[inline(always)]
+    fn of<D: Decoder<S>>(simd: S) -> Self {
+        let lanes = S::F32_LANES;
         let (mut of_lanes, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
         let mut numbers = [0u32; LANES];
-        for at in 0..per_word {
-            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
-                *number = ((at * lanes + lane) / per_word) as u32;
+        for at in 0..D::PER_WORD {
+            for lane in 0..lanes {
+                numbers[lane] = ((at * lanes + lane) / D::PER_WORD) as u32;
             }
-            of_lanes[at] = simd.partial_load_u32s(&numbers[..lanes]);
+            of_lanes[at] = first_of(simd, &numbers);
         }
-        if lanes >= per_word {
-            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
-                *number = D::shift(lane);
+        if lanes >= D::PER_WORD {
+            for lane in 0..lanes {
+                numbers[lane] = D::shift(lane);
             }
-            shifts = simd.partial_load_u32s(&numbers[..lanes]);
+            shifts = first_of(simd, &numbers);
         }
-        let chunk = lanes * per_word;
-        for first in (start / chunk * chunk..end).step_by(chunk) {
-            let from = &words[(first / per_word).min(words.len())..];
-            let these = first_of(simd, from);
-            for at in 0..per_word {
-                let place = first + at * lanes;
-                if place + lanes <= start || place >= end {
-                    continue;
-                }
-                let shift = match lanes >= per_word {
-                    true => shifts,
-                    false => simd.splat_u32s(D::shift(at)),
-                };
-                let indices = simd.spread(these, of_lanes[at]);
-                let indices = simd.wrapping_dyn_shr_u32s(indices, shift);
-                let mut value = decoder.look_up(simd, indices);
-                if !scales.is_empty() {
-                    let scale = scales[(place.max(start)) / block - first_block];
-                    value = simd.mul_f32s(value, simd.splat_f32s(scale));
-                }
-                if let Some(offset) = offset {
-                    value = simd.add_f32s(value, simd.splat_f32s(offset));
-                }
-                if place >= start && place + lanes <= end {
-                    let target = &mut values[place - start..][..lanes];
-                    S::as_mut_simd_f32s(target).0[0] = value;
-                } else {
-                    let mut all = [0f32; LANES];
-                    simd.partial_store_f32s(&mut all[..lanes], value);
-                    let wanted = place.max(start)..(place + lanes).min(end);
-                    let of_all = wanted.start - place..wanted.end - place;
-                    values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
-                }
-            }
-        }
+        Self { of_lanes, shifts }
+    }
+
+    /// What the indices of vector `at` stand for.
+    #[inline(always)]
+    fn look_up<D: Decoder<S>>(&self, simd: S, decoder: D, words: S::u32s, at: usize) -> S::f32s {
+        let shift = match S::F32_LANES >= D::PER_WORD {
+            true => self.shifts,
+            false => simd.splat_u32s(D::shift(at)),
+        };
+        let indices = simd.spread(words, self.of_lanes[at]);
+        decoder.look_up(simd, simd.wrapping_dyn_shr_u32s(indices, shift))
     }
 }
 
