@@ -2,11 +2,11 @@
 //! second beside what memory copies, and of many rows forward and back as training has them.
 //!
 //! ```text
-//! cargo bench -p arithmo-backends --bench packed -- [--rounds 5]
+//! cargo bench -p arithmo-backends --bench packed -- [--rounds 5] [--decoding]
 //! ```
 //!
-//! Weights are as large as a layer's of Mistral 7B, so that no cache holds them. The best round counts. Table first, one
-//! JSON line last.
+//! Weights are as large as a layer's of Mistral 7B, so that no cache holds them. The best round counts. `--decoding` leaves
+//! training out. Table first, one JSON line last.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
@@ -31,7 +31,7 @@ const LAYER: [&[[usize; 2]]; 4] = [
 ];
 
 /// Rows that decoding has.
-const DECODING: [usize; 4] = [1, 2, 4, 8];
+const DECODING: [usize; 5] = [1, 2, 4, 8, 32];
 
 /// Rows that training has.
 const TRAINING: [usize; 2] = [512, 2048];
@@ -48,6 +48,7 @@ const KINDS: [(&str, Option<Format>, bool); 6] = [
 
 fn main() {
     let rounds = rounds();
+    let training_too = !std::env::args().any(|argument| argument == "--decoding");
     let copied = copy_bandwidth(rounds);
     println!("memory copies {copied:.1} GB/s, read and written bytes together");
     let mut lines = Vec::new();
@@ -59,14 +60,15 @@ fn main() {
         let bytes: usize = layer.iter().flatten().map(bytes).sum();
         let mut line = format!("{name:>12}");
         for rows in DECODING {
-            let seconds = best(rounds, || forward(&layer, rows));
+            let inputs = inputs(&layer, rows);
+            let seconds = best(rounds, || forward(&layer, &inputs));
             let rate = bytes as f64 / seconds / 1e9;
             let share = 100.0 * rate / copied;
             line += &format!(" {:>8.2} ({rate:>4.1}, {share:>3.0} %)", 1e3 * seconds);
             lines.push(json(name, "decode", rows, seconds, bytes));
         }
         println!("{line}");
-        if name == "fp4" {
+        if name == "fp4" || !training_too {
             continue;
         }
         for rows in TRAINING {
@@ -75,6 +77,14 @@ fn main() {
             lines.push(json(name, "train", rows, seconds, bytes));
         }
     }
+    if training_too {
+        print_training(&training);
+    }
+    let lines = lines.join(",");
+    println!("{{\"copy_gb_s\":{copied:.2},\"results\":[{lines}]}}");
+}
+
+fn print_training(training: &[(&str, usize, f64)]) {
     println!(
         "\ntraining: seconds forward and back of a projection [4096, 4096], r = 16 (times f32)"
     );
@@ -94,8 +104,6 @@ fn main() {
         }
         println!("{line}");
     }
-    let lines = lines.join(",");
-    println!("{{\"copy_gb_s\":{copied:.2},\"results\":[{lines}]}}");
 }
 
 fn header(rows: &[usize]) {
@@ -225,11 +233,15 @@ fn projections(group: &[Weight<Cpu>], rank: usize) -> Vec<Projection<Cpu>> {
     group.iter().map(of).collect()
 }
 
-fn forward(layer: &Layer, rows: usize) {
-    for group in layer {
-        let [_, d_in] = group[0].dims();
-        let x = floats([rows, d_in]);
-        black_box(Cpu::adapted_linear(x, &projections(group, 0), None).output);
+/// What each group of a layer is multiplied with.
+fn inputs(layer: &Layer, rows: usize) -> Vec<Tensor<Cpu, 2>> {
+    let groups = layer.iter();
+    groups.map(|g| floats([rows, g[0].dims()[1]])).collect()
+}
+
+fn forward(layer: &Layer, inputs: &[Tensor<Cpu, 2>]) {
+    for (group, x) in layer.iter().zip(inputs) {
+        black_box(Cpu::adapted_linear(x.clone(), &projections(group, 0), None).output);
     }
 }
 

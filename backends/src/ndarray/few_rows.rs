@@ -292,17 +292,18 @@ impl Product<'_> {
     }
 }
 
-/// Has the processor bring `values[index]` near.
+/// Has the processor bring `values[index]` near, if there is such a value.
 #[inline(always)]
 #[allow(
     unsafe_code,
-    reason = "a hint without effect on what is computed; the address is that of a value"
+    reason = "a hint without effect on what is computed, whatever stands at the address, if anything does"
 )]
-fn fetch(values: &[f32], index: usize) {
+pub(super) fn fetch<T>(values: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(value) = values.get(index) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+        let address = values.as_ptr().wrapping_add(index);
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Blocks of queries pay for laying keys out anew; a query that is alone with its keys, as in decoding, does not.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::Attention;
+use super::weighted_sums::WeightedSums;
+use super::{Attention, Heads};
 use crate::ndarray::few_rows::{Output, Rows, Term, Weights};
 use crate::ndarray::gemm::{Old, SMALL, columns_of};
 use crate::ndarray::matrix::written;
@@ -13,7 +16,7 @@ use crate::ndarray::vector::{exp, max, total, update, vectorized};
 /// Consecutive queries of one sequence, on average, from which on blocks are faster.
 const BLOCKS_FROM: usize = 16;
 
-impl Attention<'_> {
+impl<'a> Attention<'a> {
     /// Whether most queries are alone with their keys.
     pub(super) fn is_direct(&self) -> bool {
         let ranges = &self.mask.ranges;
@@ -52,6 +55,18 @@ impl Attention<'_> {
         (output, lse)
     }
 
+    /// The rows in `range` of one head.
+    fn rows_of(&self, heads: &Heads<'a>, range: &Range<usize>, head: usize) -> Rows<'a> {
+        let head_dim = self.config.head_dim;
+        let start = range.start * heads.stride + heads.column + head * head_dim;
+        Rows {
+            values: heads.values.get(start..).unwrap_or_default(),
+            count: range.len(),
+            columns: head_dim,
+            stride: heads.stride,
+        }
+    }
+
     /// Output `[group, Dh]` and log-sum-exp `[group]` of one query's heads on one key head.
     fn query_forward(&self, query: usize, kv_head: usize, output: &mut [f32], lse: &mut [f32]) {
         let (head_dim, group) = (self.config.head_dim, self.group());
@@ -67,15 +82,8 @@ impl Attention<'_> {
         let x = Rows::of(&heads.values[start..][..group * head_dim], head_dim);
         let mut column = 0;
         let mut scores = written(group * keys, |_| ());
-        for range in ranges.clone() {
-            let heads = &self.inputs.key;
-            let start = range.start * heads.stride + heads.column + kv_head * head_dim;
-            let w = Rows {
-                values: heads.values.get(start..).unwrap_or_default(),
-                count: range.len(),
-                columns: head_dim,
-                stride: heads.stride,
-            };
+        for range in &ranges {
+            let w = self.rows_of(&self.inputs.key, range, kv_head);
             let factor = self.config.scale as f32;
             Output {
                 target: columns_of(&mut scores, keys, column, range.len()),
@@ -98,21 +106,23 @@ impl Attention<'_> {
                         *total = weights(scores);
                     }
                 }
-                let slots = ranges.into_iter().flatten();
-                let values = &self.inputs.value;
-                output.fill(0.0);
-                for (key, slot) in slots.enumerate() {
-                    let start = slot * values.stride + values.column + kv_head * head_dim;
-                    let value = &values.values[start..][..head_dim];
-                    for (head, output) in output.chunks_exact_mut(head_dim).enumerate() {
-                        let weight = scores[head * keys + key];
-                        for (output, value) in output.iter_mut().zip(value) {
-                            *output += weight * value;
-                        }
-                    }
-                }
             },
         );
+        output.fill(0.0);
+        let mut column = 0;
+        for range in &ranges {
+            pulp::Arch::new().dispatch(WeightedSums {
+                output: &mut *output,
+                weights: Rows {
+                    values: &scores[column..],
+                    count: group,
+                    columns: range.len(),
+                    stride: keys,
+                },
+                values: self.rows_of(&self.inputs.value, range, kv_head),
+            });
+            column += range.len();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod blocks;
 mod direct;
+mod weighted_sums;
 
 use std::ops::Range;
 

@@ -1,24 +1,20 @@
-//! Products of a few rows with a packed weight, `x W^T`, straight from its words.
-//!
-//! A vector of words holds, at the same place of each, indices whose values are as many columns apart as a word holds. So
-//! `x` is put in that order once, and for each place a shift, a look-up and a multiplication with what belongs to it are
-//! all there is to do; a block's scale multiplies the sum of its products. The order of sums is the same whatever the
-//! number of rows, so that no row's result depends on the others.
-
-use std::ops::Range;
+//! Products of a few rows with a packed weight, `x W^T`, straight from its words ([`Dots`]).
 
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
-use super::vectors::{Decoder, Job, Lookup, dispatch};
+use super::dots::{Arrange, Dots, Of, W_ROWS};
+use super::vectors::Kind;
 use super::{BLOCK, HostPacked, HostScales};
 use crate::ndarray::few_rows::{Rows, float_product};
 use crate::ndarray::gemm::Old;
 use crate::ndarray::matrix::written;
 
-/// Rows of `x` and of `W` whose products are computed together.
+/// Rows of `x` whose products are computed together.
 const X_ROWS: usize = 4;
-const W_ROWS: usize = 4;
+
+/// Values of `W` that all rows of `x` are multiplied with before the next ones, about: their words stay in a near cache.
+const SHARE: usize = 1 << 18;
 
 /// `target = factor * x W^T`, or `target += factor * x W^T`, with the rows of `W` from `first` on, as many as `target`
 /// has columns. On the calling thread.
@@ -29,18 +25,10 @@ pub(in crate::ndarray) fn product(
     x: Rows<'_>,
     (w, first): (&HostPacked, usize),
 ) {
-    let count = target.ncols();
     if w.rows_begin_words() {
-        let few = Few {
-            target,
-            old,
-            factor,
-            x,
-            w,
-            first,
-        };
-        return dispatch(w.format, few);
+        return product_by(Kind::best(), target, old, factor, x, (w, first));
     }
+    let count = target.ncols();
     let mut unpacked = written(W_ROWS * w.columns, |_| ());
     for start in (0..count).step_by(W_ROWS) {
         let rows = W_ROWS.min(count - start);
@@ -61,194 +49,50 @@ impl HostPacked {
     }
 }
 
-struct Few<'a> {
-    target: MatMut<'a, f32>,
+/// [`product`] by the vectors named.
+fn product_by(
+    kind: Kind,
+    mut target: MatMut<'_, f32>,
     old: Old,
     factor: f32,
-    x: Rows<'a>,
-    w: &'a HostPacked,
-    first: usize,
-}
-
-impl Job for Few<'_> {
-    #[inline(always)]
-    fn run<S: Lookup, D: Decoder<S>>(mut self, simd: S, decoder: D) {
-        let columns = self.w.columns;
-        let x = arranged::<S, D>(self.x, columns);
-        let blocks = columns / BLOCK;
-        // One more, for half a vector behind the last.
-        let mut scales = vec![0f32; W_ROWS * blocks + 1];
-        let count = self.target.ncols();
-        for start in (0..count).step_by(W_ROWS) {
-            let rows = W_ROWS.min(count - start);
-            let first = (self.first + start) * blocks;
-            self.w.scales(first, &mut scales[..rows * blocks]);
-            self.rows(simd, decoder, &x, start..start + rows, &scales);
-        }
-    }
-}
-
-/// `x` in the order of the places in vectors of words, what follows the last column 0.
-#[inline(always)]
-fn arranged<S: Lookup, D: Decoder<S>>(x: Rows<'_>, columns: usize) -> Vec<f32> {
-    let (lanes, per_word) = (S::F32_LANES, D::PER_WORD);
-    let chunk = lanes * per_word;
-    let length = columns.next_multiple_of(chunk);
-    let mut arranged = vec![0f32; x.count * length];
-    for (index, row) in arranged.chunks_exact_mut(length.max(1)).enumerate() {
-        let chunks = row.chunks_exact_mut(chunk);
-        for (to, from) in chunks.zip(x.row(index).chunks(chunk)) {
-            for (lane, word) in from.chunks(per_word).enumerate() {
-                for (at, value) in word.iter().enumerate() {
-                    to[at * lanes + lane] = *value;
-                }
-            }
-        }
-    }
-    arranged
-}
-
-impl Few<'_> {
-    /// Some columns, at most [`W_ROWS`].
-    #[inline(always)]
-    fn rows<S: Lookup, D: Decoder<S>>(
-        &mut self,
-        simd: S,
-        decoder: D,
-        x: &[f32],
-        columns: Range<usize>,
-        scales: &[f32],
-    ) {
-        let per_row = self.w.columns / D::PER_WORD;
-        let all = self.w.words.values();
-        let mut words = [&[][..]; W_ROWS];
-        for n in 0..W_ROWS {
-            // Where there are fewer, the last is taken again, for nothing.
-            let row = self.first + columns.start + n.min(columns.len() - 1);
-            words[n] = &all[row * per_row..][..per_row];
-        }
-        let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
-        for x_row in (0..self.x.count).step_by(X_ROWS) {
-            let (x, columns) = (&x[x_row * length..], columns.clone());
-            match self.x.count - x_row {
-                1 => self.tile::<S, D, 1>(simd, decoder, (x, x_row), words, scales, columns),
-                2 => self.tile::<S, D, 2>(simd, decoder, (x, x_row), words, scales, columns),
-                3 => self.tile::<S, D, 3>(simd, decoder, (x, x_row), words, scales, columns),
-                _ => self.tile::<S, D, X_ROWS>(simd, decoder, (x, x_row), words, scales, columns),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn tile<S: Lookup, D: Decoder<S>, const M: usize>(
-        &mut self,
-        simd: S,
-        decoder: D,
-        (x, x_row): (&[f32], usize),
-        words: [&[u32]; W_ROWS],
-        scales: &[f32],
-        columns: Range<usize>,
-    ) {
-        let length = self.w.columns.next_multiple_of(S::F32_LANES * D::PER_WORD);
-        let mut of_rows = [&[][..]; M];
-        for m in 0..M {
-            of_rows[m] = S::as_simd_f32s(&x[m * length..][..length]).0;
-        }
-        let sums = dots::<S, D, M, W_ROWS>(simd, decoder, of_rows, words, scales);
-        for (m, sums) in sums.iter().enumerate() {
-            for (column, sum) in columns.clone().zip(sums) {
-                let place = self.target.rb_mut().get_mut(x_row + m, column);
-                *place = match self.old {
-                    Old::Replace => self.factor * sum,
-                    Old::Add => *place + self.factor * sum,
-                };
-            }
-        }
-    }
-}
-
-/// The products of `M` arranged rows with `N` packed rows.
-#[inline(always)]
-fn dots<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
-    simd: S,
-    decoder: D,
-    x: [&[S::f32s]; M],
-    words: [&[u32]; N],
-    scales: &[f32],
-) -> [[f32; N]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    let count = words[0].len();
-    let (whole, lanes) = (count / S::U32_LANES, S::U32_LANES);
-    let mut vectors = [&[][..]; N];
-    for n in 0..N {
-        vectors[n] = &S::as_simd_u32s(words[n]).0[..whole];
-    }
-    let blocks = count * D::PER_WORD / BLOCK;
-    let mut these = [simd.splat_u32s(0); N];
-    for chunk in 0..whole {
-        for n in 0..N {
-            these[n] = vectors[n][chunk];
-        }
-        add::<S, D, M, N>(simd, decoder, x, these, chunk, (scales, blocks), &mut sums);
-    }
-    if whole * lanes < count {
-        for n in 0..N {
-            these[n] = simd.partial_load_u32s(&words[n][whole * lanes..]);
-        }
-        add::<S, D, M, N>(simd, decoder, x, these, whole, (scales, blocks), &mut sums);
-    }
-    let mut totals = [[0f32; N]; M];
-    for m in 0..M {
-        for n in 0..N {
-            totals[m][n] = simd.reduce_sum_f32s(sums[m][n]);
-        }
-    }
-    totals
-}
-
-/// Adds to the sums what vector `chunk` of each row's words gives. `scales` are `blocks` of each row.
-#[inline(always)]
-fn add<S: Lookup, D: Decoder<S>, const M: usize, const N: usize>(
-    simd: S,
-    decoder: D,
-    x: [&[S::f32s]; M],
-    words: [S::u32s; N],
-    chunk: usize,
-    (scales, blocks): (&[f32], usize),
-    sums: &mut [[S::f32s; N]; M],
+    x: Rows<'_>,
+    (w, first): (&HostPacked, usize),
 ) {
-    let mut products = match D::SCALED {
-        true => [[simd.splat_f32s(0.0); N]; M],
-        false => *sums,
+    let mut arranged = Vec::new();
+    let arrange = Arrange {
+        x,
+        arranged: &mut arranged,
     };
-    let mut here = [&[][..]; M];
-    for m in 0..M {
-        here[m] = &x[m][chunk * D::PER_WORD..][..D::PER_WORD];
-    }
-    for at in 0..D::PER_WORD {
-        let shift = simd.splat_u32s(D::shift(at));
-        for n in 0..N {
-            let indices = simd.wrapping_dyn_shr_u32s(words[n], shift);
-            let value = decoder.look_up(simd, indices);
-            for m in 0..M {
-                products[m][n] = simd.mul_add_e_f32s(here[m][at], value, products[m][n]);
+    kind.run(w.format, arrange);
+    let (length, count) = (arranged.len() / x.count.max(1), target.ncols());
+    let (per_row, blocks) = (w.columns / w.format.per_word(), w.columns / BLOCK);
+    let share = (SHARE / w.columns.max(1))
+        .next_multiple_of(W_ROWS)
+        .max(W_ROWS);
+    let mut scales = vec![0f32; share.min(count) * blocks];
+    for start in (0..count).step_by(share) {
+        let (end, first) = (count.min(start + share), first + start);
+        let words = &w.words.values()[first * per_row..];
+        let scales = &mut scales[..(end - start) * blocks];
+        w.scales(first * blocks, scales);
+        let mut target = target.rb_mut().subcols_mut(start, end - start);
+        for x_row in (0..x.count).step_by(X_ROWS) {
+            let rows = X_ROWS.min(x.count - x_row);
+            let dots = Dots {
+                target: target.rb_mut().subrows_mut(x_row, rows),
+                old,
+                factor,
+                x: &arranged[x_row * length..][..rows * length],
+                words,
+                scales,
+                columns: w.columns,
+            };
+            match rows {
+                1 => kind.run(w.format, Of::<1>(dots)),
+                2 => kind.run(w.format, Of::<2>(dots)),
+                3 => kind.run(w.format, Of::<3>(dots)),
+                _ => kind.run(w.format, Of::<X_ROWS>(dots)),
             }
-        }
-    }
-    if !D::SCALED {
-        *sums = products;
-        return;
-    }
-    // Words of a block against those of a vector.
-    let (of_a_block, lanes) = (BLOCK / D::PER_WORD, S::U32_LANES);
-    for n in 0..N {
-        let scales = &scales[n * blocks..];
-        let scale = match lanes > of_a_block {
-            true => simd.halves(scales[2 * chunk], scales[2 * chunk + 1]),
-            false => simd.splat_f32s(scales[chunk * lanes / of_a_block]),
-        };
-        for m in 0..M {
-            sums[m][n] = simd.mul_add_e_f32s(products[m][n], scale, sums[m][n]);
         }
     }
 }
@@ -258,7 +102,6 @@ mod tests {
     use burn::tensor::{DType, Int, Tensor, TensorData};
     use burn_ndarray::NdArray;
 
-    use super::super::vectors::on_kind;
     use super::*;
     use crate::ndarray::gemm::columns_of;
     use crate::{Format, PackedWeight, Scales};
@@ -322,7 +165,7 @@ mod tests {
                 w.unpack(0, &mut unpacked);
                 let count = rows - first;
                 for x_rows in [1, 2, 3, 4, 7] {
-                    for kind in 0..3 {
+                    for kind in Kind::all() {
                         check(kind, &w, &unpacked, [x_rows, first, count]);
                     }
                 }
@@ -330,21 +173,13 @@ mod tests {
         }
     }
 
-    fn check(kind: usize, w: &HostPacked, unpacked: &[f32], [x_rows, first, count]: [usize; 3]) {
+    fn check(kind: Kind, w: &HostPacked, unpacked: &[f32], [x_rows, first, count]: [usize; 3]) {
         let x = random(x_rows * w.columns);
         for old in [Old::Replace, Old::Add] {
             let mut ours = vec![1f32; x_rows * (count + 2)];
-            let few = Few {
-                target: columns_of(&mut ours, count + 2, 1, count),
-                old,
-                factor: 0.5,
-                x: Rows::of(&x, w.columns),
-                w,
-                first,
-            };
-            if !on_kind(kind, w.format, few) {
-                return;
-            }
+            let target = columns_of(&mut ours, count + 2, 1, count);
+            let x_rows_of = Rows::of(&x, w.columns);
+            product_by(kind, target, old, 0.5, x_rows_of, (w, first));
             for m in 0..x_rows {
                 for n in 0..count {
                     let x = &x[m * w.columns..][..w.columns];
@@ -360,7 +195,7 @@ mod tests {
                     let value = f64::from(ours[m * (count + 2) + 1 + n]);
                     assert!(
                         (value - expected).abs() < 1e-6 * size,
-                        "{:?} {}x{} {m} {n} kind {kind}: {value} for {expected}",
+                        "{:?} {}x{} {m} {n} {kind:?}: {value} for {expected}",
                         w.format,
                         w.rows,
                         w.columns

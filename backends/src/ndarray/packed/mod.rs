@@ -8,6 +8,7 @@
     reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
 )]
 
+mod dots;
 mod few;
 mod tiles;
 mod vectors;
@@ -18,9 +19,10 @@ use burn::tensor::{Int, Tensor};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
+use pulp::Simd;
 use rayon::prelude::*;
 
-use self::vectors::{Decoder, Job, Lookup, dispatch};
+use self::vectors::{Decoder, Job, Kind, Lookup};
 use super::matrix::{Matrix, written};
 use crate::ops::packed::{BLOCK, NESTED_BLOCK};
 use crate::{Format, PackedWeight, Scales};
@@ -149,7 +151,7 @@ impl HostPacked {
                 block: BLOCK,
                 offset: None,
             };
-            dispatch(self.format, run);
+            Kind::best().run(self.format, run);
             (start, rest) = (end, behind);
         }
     }
@@ -165,7 +167,7 @@ impl HostPacked {
                 words,
                 absmax,
                 offset,
-            } => dispatch(
+            } => Kind::best().run(
                 Format::Int8,
                 Run {
                     words: words.values(),
@@ -212,81 +214,121 @@ struct Run<'a> {
     values: &'a mut [f32],
     /// From the block on that `start` is in; none: 1 everywhere.
     scales: &'a [f32],
-    /// Values that share a scale.
+    /// Values that share a scale, a power of two.
     block: usize,
     offset: Option<f32>,
 }
 
 impl Job for Run<'_> {
-    /// A vector of words at a time, of which each index in turn is laid out over the lanes.
     #[inline(always)]
-    fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D) {
-        let Self {
-            words,
-            start,
-            values,
-            scales,
-            block,
-            offset,
-        } = self;
-        let (lanes, per_word) = (S::F32_LANES, D::PER_WORD);
-        let (end, first_block) = (start + values.len(), start / block);
-        // For each vector of values the word of each lane, and where in it its index stands.
-        let (mut of_lanes, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
-        let mut numbers = [0u32; LANES];
-        for at in 0..per_word {
-            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
-                *number = ((at * lanes + lane) / per_word) as u32;
-            }
-            of_lanes[at] = simd.partial_load_u32s(&numbers[..lanes]);
-        }
-        if lanes >= per_word {
-            for (lane, number) in numbers[..lanes].iter_mut().enumerate() {
-                *number = D::shift(lane);
-            }
-            shifts = simd.partial_load_u32s(&numbers[..lanes]);
-        }
-        let chunk = lanes * per_word;
+    fn run<S: Lookup, D: Decoder<S>>(mut self, simd: S, decoder: D) {
+        let layout = Layout::of::<D>(simd);
+        let (lanes, chunk) = (S::F32_LANES, S::F32_LANES * D::PER_WORD);
+        let (start, end) = (self.start, self.start + self.values.len());
         for first in (start / chunk * chunk..end).step_by(chunk) {
-            let from = &words[(first / per_word).min(words.len())..];
-            let these = simd.partial_load_u32s(&from[..from.len().min(lanes)]);
-            for at in 0..per_word {
-                let place = first + at * lanes;
-                if place + lanes <= start || place >= end {
-                    continue;
-                }
-                let shift = match lanes >= per_word {
-                    true => shifts,
-                    false => simd.splat_u32s(D::shift(at)),
-                };
-                let indices = simd.spread(these, of_lanes[at]);
-                let indices = simd.wrapping_dyn_shr_u32s(indices, shift);
-                let mut value = decoder.look_up(simd, indices);
-                if !scales.is_empty() {
-                    let scale = scales[(place.max(start)) / block - first_block];
-                    value = simd.mul_f32s(value, simd.splat_f32s(scale));
-                }
-                if let Some(offset) = offset {
-                    value = simd.add_f32s(value, simd.splat_f32s(offset));
-                }
-                if place >= start && place + lanes <= end {
-                    let target = &mut values[place - start..][..lanes];
+            let from = &self.words[(first / D::PER_WORD).min(self.words.len())..];
+            let these = first_of(simd, from);
+            if first >= start && first + chunk <= end {
+                for at in 0..D::PER_WORD {
+                    let value = layout.look_up(simd, decoder, these, at);
+                    let value = self.scaled(simd, value, first + at * lanes);
+                    let target = &mut self.values[first - start + at * lanes..][..lanes];
                     S::as_mut_simd_f32s(target).0[0] = value;
-                } else {
-                    let mut all = [0f32; LANES];
-                    simd.partial_store_f32s(&mut all[..lanes], value);
-                    let wanted = place.max(start)..(place + lanes).min(end);
-                    let of_all = wanted.start - place..wanted.end - place;
-                    values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
+                }
+                continue;
+            }
+            for at in 0..D::PER_WORD {
+                let place = first + at * lanes;
+                if place + lanes > start && place < end {
+                    let value = layout.look_up(simd, decoder, these, at);
+                    let value = self.scaled(simd, value, place.max(start));
+                    self.store_part(simd, value, place);
                 }
             }
         }
     }
 }
 
+impl Run<'_> {
+    /// A vector of what indices stand for, with the scale of `place` and the offset.
+    #[inline(always)]
+    fn scaled<S: Simd>(&self, simd: S, mut value: S::f32s, place: usize) -> S::f32s {
+        if !self.scales.is_empty() {
+            // Blocks are powers of two: no division for each vector.
+            let block = self.block.trailing_zeros();
+            let scale = self.scales[(place >> block) - (self.start >> block)];
+            value = simd.mul_f32s(value, simd.splat_f32s(scale));
+        }
+        if let Some(offset) = self.offset {
+            value = simd.add_f32s(value, simd.splat_f32s(offset));
+        }
+        value
+    }
+
+    /// Stores what is wanted of a vector that begins at `place`.
+    #[inline(always)]
+    fn store_part<S: Simd>(&mut self, simd: S, value: S::f32s, place: usize) {
+        let (lanes, start, end) = (S::F32_LANES, self.start, self.start + self.values.len());
+        let mut all = [0f32; LANES];
+        simd.partial_store_f32s(&mut all[..lanes], value);
+        let wanted = place.max(start)..(place + lanes).min(end);
+        let of_all = wanted.start - place..wanted.end - place;
+        self.values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
+    }
+}
+
+/// How a vector of words is laid out over as many vectors as a word has indices.
+struct Layout<S: Simd> {
+    /// For each of these vectors the word of each lane.
+    of_lanes: [S::u32s; 8],
+    /// Where in its word each lane's index stands, if a vector has all places of a word.
+    shifts: S::u32s,
+}
+
+impl<S: Lookup> Layout<S> {
+    #[inline(always)]
+    fn of<D: Decoder<S>>(simd: S) -> Self {
+        let lanes = S::F32_LANES;
+        let (mut of_lanes, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
+        let mut numbers = [0u32; LANES];
+        for at in 0..D::PER_WORD {
+            for lane in 0..lanes {
+                numbers[lane] = ((at * lanes + lane) / D::PER_WORD) as u32;
+            }
+            of_lanes[at] = first_of(simd, &numbers);
+        }
+        if lanes >= D::PER_WORD {
+            for lane in 0..lanes {
+                numbers[lane] = D::shift(lane);
+            }
+            shifts = first_of(simd, &numbers);
+        }
+        Self { of_lanes, shifts }
+    }
+
+    /// What the indices of vector `at` stand for.
+    #[inline(always)]
+    fn look_up<D: Decoder<S>>(&self, simd: S, decoder: D, words: S::u32s, at: usize) -> S::f32s {
+        let shift = match S::F32_LANES >= D::PER_WORD {
+            true => self.shifts,
+            false => simd.splat_u32s(D::shift(at)),
+        };
+        let indices = simd.spread(words, self.of_lanes[at]);
+        decoder.look_up(simd, simd.wrapping_dyn_shr_u32s(indices, shift))
+    }
+}
+
+/// The first vector; what `words` are too few for is 0.
+#[inline(always)]
+fn first_of<S: Simd>(simd: S, words: &[u32]) -> S::u32s {
+    match S::as_simd_u32s(words).0.first() {
+        Some(vector) => *vector,
+        None => simd.partial_load_u32s(words),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::vectors::on_kind;
     use super::*;
 
     /// Every format on every kind of processor, from and to places within words, vectors and blocks.
@@ -309,7 +351,7 @@ mod tests {
                 let expected: Vec<f32> = (start..start + count)
                     .map(|place| format.code()[index(place)] * scales[place / BLOCK - first] - 1.5)
                     .collect();
-                for kind in 0..3 {
+                for kind in Kind::all() {
                     let mut values = vec![f32::NAN; count];
                     let run = Run {
                         words: &words,
@@ -319,13 +361,12 @@ mod tests {
                         block: BLOCK,
                         offset: Some(-1.5),
                     };
-                    if on_kind(kind, format, run) {
-                        let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
-                        assert!(
-                            values.iter().zip(&expected).all(equal),
-                            "{format:?} {start}+{count} kind {kind}: {values:?}"
-                        );
-                    }
+                    kind.run(format, run);
+                    let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+                    assert!(
+                        values.iter().zip(&expected).all(equal),
+                        "{format:?} {start}+{count} {kind:?}: {values:?}"
+                    );
                 }
             }
         }

@@ -2,34 +2,46 @@
 //! names that `pulp` gives them.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m512, __m512i};
+use std::arch::x86_64::__m512i;
 
 use pulp::{Scalar, Simd};
 
 use crate::Format;
 #[cfg(target_arch = "x86_64")]
-use pulp::x86::{V3, V4};
+use pulp::{
+    u16x32,
+    x86::{V3, V4},
+};
 
 /// Vectors that can look up indices.
 pub(super) trait Lookup: Simd {
     /// A code of 16 values, ready for use.
     type Code16: Copy;
 
+    /// A code of 256, ready for use: its last value is 1, the others change but their sign with the distance from index
+    /// 127, which stands for 0.
+    type Code256: Copy;
+
     /// Makes `code` ready.
     fn code16(self, code: &[f32; 16]) -> Self::Code16;
+
+    /// Makes `code` ready.
+    fn code256(self, code: &'static [f32; 256]) -> Self::Code256;
 
     /// What the lowest four bits of each lane stand for.
     fn look_up16(self, code: Self::Code16, indices: Self::u32s) -> Self::f32s;
 
-    /// What the lowest eight bits of each lane stand for, in a code that changes but its sign with the distance from
-    /// index 127; the last may stand alone.
-    fn look_up256(self, code: &[f32; 256], indices: Self::u32s) -> Self::f32s;
+    /// What byte `at` of each lane stands for, the lowest first.
+    fn look_up256(self, code: Self::Code256, words: Self::u32s, at: usize) -> Self::f32s;
 
     /// For each lane the word whose number stands in `lanes`.
     fn spread(self, words: Self::u32s, lanes: Self::u32s) -> Self::u32s;
 
     /// The first in the lower half of the lanes, the second in the others.
     fn halves(self, low: f32, high: f32) -> Self::f32s;
+
+    /// Does `f`, which must be `#[inline(always)]`, in a function compiled for these vectors.
+    fn within(self, f: impl FnOnce());
 }
 
 /// What indices of one format stand for.
@@ -45,6 +57,13 @@ pub(super) trait Decoder<S: Lookup>: Copy {
 
     /// The values of the lowest [`Self::BITS`] of each lane.
     fn look_up(self, simd: S, indices: S::u32s) -> S::f32s;
+
+    /// The values of index `at` of each word.
+    #[inline(always)]
+    fn look_up_at(self, simd: S, words: S::u32s, at: usize) -> S::f32s {
+        let shift = simd.splat_u32s(Self::shift(at));
+        self.look_up(simd, simd.wrapping_dyn_shr_u32s(words, shift))
+    }
 
     /// Bits below index `at` of a word.
     #[inline(always)]
@@ -62,7 +81,7 @@ pub(super) struct Nibbles<S: Lookup>(S::Code16);
 
 /// [`Format::Int8`].
 #[derive(Clone, Copy)]
-pub(super) struct Bytes<'a>(&'a [f32; 256]);
+pub(super) struct Bytes<S: Lookup>(S::Code256);
 
 /// [`Format::Bf16`].
 #[derive(Clone, Copy)]
@@ -77,12 +96,17 @@ impl<S: Lookup> Decoder<S> for Nibbles<S> {
     }
 }
 
-impl<S: Lookup> Decoder<S> for Bytes<'_> {
+impl<S: Lookup> Decoder<S> for Bytes<S> {
     const BITS: usize = 8;
 
     #[inline(always)]
     fn look_up(self, simd: S, indices: S::u32s) -> S::f32s {
-        simd.look_up256(self.0, indices)
+        simd.look_up256(self.0, indices, 0)
+    }
+
+    #[inline(always)]
+    fn look_up_at(self, simd: S, words: S::u32s, at: usize) -> S::f32s {
+        simd.look_up256(self.0, words, at)
     }
 }
 
@@ -98,44 +122,81 @@ impl<S: Lookup> Decoder<S> for Halves {
     }
 }
 
-/// Something to do with the best vectors there are and a format's decoder. `run` must be `#[inline(always)]`, and so must
-/// be what it calls: what is not inlined is compiled for the narrowest vectors.
+/// Something to do with vectors and a format's decoder. `run` must be `#[inline(always)]`, and so must be what it calls:
+/// what is not inlined is compiled for the narrowest vectors.
 pub(super) trait Job {
     fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D);
 }
 
-/// Does `job` on values of `format`.
-#[inline(always)]
-pub(super) fn dispatch(format: Format, job: impl Job) {
+/// What the processor has.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Scalar,
     #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(simd) = V4::try_new() {
-            return simd.vectorize(
-                #[inline(always)]
-                || with_decoder(simd, format, job),
-            );
-        }
-        if let Some(simd) = V3::try_new() {
-            return simd.vectorize(
-                #[inline(always)]
-                || with_decoder(simd, format, job),
-            );
-        }
-    }
-    with_decoder(Scalar, format, job);
+    V3(V3),
+    #[cfg(target_arch = "x86_64")]
+    V4(V4),
 }
 
-#[inline(always)]
-pub(super) fn with_decoder<S: Lookup>(simd: S, format: Format, job: impl Job) {
+impl Kind {
+    /// The best there is.
+    pub(super) fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(simd) = V4::try_new() {
+                return Self::V4(simd);
+            }
+            if let Some(simd) = V3::try_new() {
+                return Self::V3(simd);
+            }
+        }
+        Self::Scalar
+    }
+
+    /// All there are.
+    #[cfg(test)]
+    pub(super) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(V3::try_new().map(Self::V3));
+            all.extend(V4::try_new().map(Self::V4));
+        }
+        all
+    }
+
+    /// Does `job` on values of `format`.
+    pub(super) fn run(self, format: Format, job: impl Job) {
+        match self {
+            Self::Scalar => with_decoder(Scalar, format, job),
+            #[cfg(target_arch = "x86_64")]
+            Self::V3(simd) => with_decoder(simd, format, job),
+            #[cfg(target_arch = "x86_64")]
+            Self::V4(simd) => with_decoder(simd, format, job),
+        }
+    }
+}
+
+/// A function for each format: what is kept in registers is decided for it alone.
+fn with_decoder<S: Lookup>(simd: S, format: Format, job: impl Job) {
     match format {
-        Format::Nf4 | Format::Fp4 => job.run(simd, Nibbles::<S>(simd.code16(table(format.code())))),
-        Format::Int8 => job.run(simd, Bytes(table(format.code()))),
-        Format::Bf16 => job.run(simd, Halves),
+        Format::Nf4 | Format::Fp4 => simd.within(
+            #[inline(always)]
+            || job.run(simd, Nibbles::<S>(simd.code16(table(format.code())))),
+        ),
+        Format::Int8 => simd.within(
+            #[inline(always)]
+            || job.run(simd, Bytes::<S>(simd.code256(table(format.code())))),
+        ),
+        Format::Bf16 => simd.within(
+            #[inline(always)]
+            || job.run(simd, Halves),
+        ),
     }
 }
 
 #[inline(always)]
-fn table<const N: usize>(code: &[f32]) -> &[f32; N] {
+fn table<const N: usize>(code: &'static [f32]) -> &'static [f32; N] {
     match code.first_chunk() {
         Some(table) => table,
         None => unreachable!("a code of {} values, not {N}", code.len()),
@@ -144,10 +205,16 @@ fn table<const N: usize>(code: &[f32]) -> &[f32; N] {
 
 impl Lookup for Scalar {
     type Code16 = [f32; 16];
+    type Code256 = &'static [f32; 256];
 
     #[inline(always)]
     fn code16(self, code: &[f32; 16]) -> Self::Code16 {
         *code
+    }
+
+    #[inline(always)]
+    fn code256(self, code: &'static [f32; 256]) -> Self::Code256 {
+        code
     }
 
     #[inline(always)]
@@ -156,8 +223,8 @@ impl Lookup for Scalar {
     }
 
     #[inline(always)]
-    fn look_up256(self, code: &[f32; 256], indices: u32) -> f32 {
-        code[(indices & 255) as usize]
+    fn look_up256(self, code: Self::Code256, word: u32, at: usize) -> f32 {
+        code[(word >> (8 * at) & 255) as usize]
     }
 
     #[inline(always)]
@@ -169,15 +236,26 @@ impl Lookup for Scalar {
     fn halves(self, low: f32, _high: f32) -> f32 {
         low
     }
+
+    #[inline(always)]
+    fn within(self, f: impl FnOnce()) {
+        f();
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Lookup for V3 {
     type Code16 = [pulp::f32x8; 2];
+    type Code256 = &'static [f32; 256];
 
     #[inline(always)]
     fn code16(self, code: &[f32; 16]) -> Self::Code16 {
         pulp::cast(*code)
+    }
+
+    #[inline(always)]
+    fn code256(self, code: &'static [f32; 256]) -> Self::Code256 {
+        code
     }
 
     #[inline(always)]
@@ -190,9 +268,9 @@ impl Lookup for V3 {
     }
 
     #[inline(always)]
-    fn look_up256(self, code: &[f32; 256], indices: pulp::u32x8) -> pulp::f32x8 {
-        let indices: [u32; 8] = pulp::cast(indices);
-        pulp::cast(indices.map(|index| code[(index & 255) as usize]))
+    fn look_up256(self, code: Self::Code256, words: pulp::u32x8, at: usize) -> pulp::f32x8 {
+        let words: [u32; 8] = pulp::cast(words);
+        pulp::cast(words.map(|word| code[(word >> (8 * at) & 255) as usize]))
     }
 
     #[inline(always)]
@@ -205,15 +283,32 @@ impl Lookup for V3 {
     fn halves(self, low: f32, high: f32) -> pulp::f32x8 {
         pulp::f32x8(low, low, low, low, high, high, high, high)
     }
+
+    #[inline(always)]
+    fn within(self, f: impl FnOnce()) {
+        self.vectorize(f);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Lookup for V4 {
     type Code16 = pulp::f32x16;
+    /// The lower and the upper halves of 0 and the 127 values behind it, times two.
+    type Code256 = [[u16x32; 4]; 2];
 
     #[inline(always)]
     fn code16(self, code: &[f32; 16]) -> Self::Code16 {
         pulp::cast(*code)
+    }
+
+    #[inline(always)]
+    fn code256(self, code: &'static [f32; 256]) -> Self::Code256 {
+        let mut halves = [[0u16; 128]; 2];
+        for at in 0..128 {
+            let bits = (2.0 * code[127 + at]).to_bits();
+            (halves[0][at], halves[1][at]) = (bits as u16, (bits >> 16) as u16);
+        }
+        pulp::cast(halves)
     }
 
     #[inline(always)]
@@ -222,33 +317,37 @@ impl Lookup for V4 {
         pulp::cast(self.avx512f._mm512_permutexvar_ps(index, code))
     }
 
-    /// The distance from index 127 looked up in four parts of 32, of which bits 5 and 6 choose, with the sign put back.
+    /// Two bytes of each word at once, in lanes of 16 bits: the distance from index 127 has both halves of a value looked
+    /// up, to which the sign is put back. What does not depend on `at`, or not on its half, is computed once.
     #[inline(always)]
-    fn look_up256(self, code: &[f32; 256], indices: pulp::u32x16) -> pulp::f32x16 {
-        let avx512 = self.avx512f;
-        let index = avx512._mm512_and_si512(pulp::cast(indices), avx512._mm512_set1_epi32(255));
-        let distance = avx512._mm512_sub_epi32(index, avx512._mm512_set1_epi32(127));
-        let size = avx512._mm512_abs_epi32(distance);
-        let parts: &[[[f32; 16]; 2]] = code[127..].as_chunks().0.as_chunks().0;
-        let low = either(
-            self,
-            size,
-            32,
-            of_32(self, size, &parts[0]),
-            of_32(self, size, &parts[1]),
-        );
-        let high = either(
-            self,
-            size,
-            32,
-            of_32(self, size, &parts[2]),
-            of_32(self, size, &parts[3]),
-        );
-        let value = either(self, size, 64, low, high);
-        let last = pulp::cast(self.splat_f32s(code[255]));
-        let value = either(self, size, 128, value, last);
-        let sign = avx512._mm512_and_si512(distance, avx512._mm512_set1_epi32(i32::MIN));
-        pulp::cast(avx512._mm512_xor_si512(pulp::cast(value), sign))
+    fn look_up256(self, code: Self::Code256, words: pulp::u32x16, at: usize) -> pulp::f32x16 {
+        let (f, bw) = (self.avx512f, self.avx512bw);
+        let words = pulp::cast(words);
+        let distance = bw._mm512_sub_epi8(words, f._mm512_set1_epi8(127));
+        let mut size = bw._mm512_abs_epi8(distance);
+        // 128 looks up 0, and becomes 2, of which the upper byte is all there is.
+        let sign = f._mm512_and_si512(distance, f._mm512_set1_epi8(i8::MIN));
+        let is_last = bw._mm512_cmpeq_epi8_mask(words, f._mm512_set1_epi8(-1));
+        let mut upper_byte = bw._mm512_mask_blend_epi8(is_last, sign, f._mm512_set1_epi8(0x40));
+        if at.is_multiple_of(2) {
+            upper_byte = bw._mm512_slli_epi16::<8>(upper_byte);
+        } else {
+            size = bw._mm512_srli_epi16::<8>(size);
+            upper_byte = f._mm512_and_si512(upper_byte, f._mm512_set1_epi16(!0xff));
+        }
+        let lower = of_128(self, code[0], size);
+        let upper = f._mm512_or_si512(of_128(self, code[1], size), upper_byte);
+        let value = match at / 2 {
+            0 => {
+                let upper = f._mm512_slli_epi32::<16>(upper);
+                bw._mm512_mask_blend_epi16(0xaaaa_aaaa, lower, upper)
+            }
+            _ => {
+                let lower = f._mm512_srli_epi32::<16>(lower);
+                bw._mm512_mask_blend_epi16(0xaaaa_aaaa, lower, upper)
+            }
+        };
+        self.mul_f32s(pulp::cast(value), self.splat_f32s(0.5))
     }
 
     #[inline(always)]
@@ -262,42 +361,21 @@ impl Lookup for V4 {
         let [low, high] = [low, high].map(|half| pulp::cast(self.splat_f32s(half)));
         pulp::cast(self.avx512f._mm512_mask_blend_ps(0xff00, low, high))
     }
-}
 
-/// What the lowest five bits of each lane stand for in `part`. No closure: it would be compiled for narrow vectors.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn of_32(simd: V4, indices: __m512i, part: &[[f32; 16]; 2]) -> __m512 {
-    let [low, high] = *part;
-    let (low, high) = (pulp::cast(low), pulp::cast(high));
-    simd.avx512f._mm512_permutex2var_ps(low, indices, high)
-}
-
-/// Of each lane `set` where `indices` has the bit, else `unset`.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn either(simd: V4, indices: __m512i, bit: i32, unset: __m512, set: __m512) -> __m512 {
-    let bit = simd.avx512f._mm512_set1_epi32(bit);
-    let mask = simd.avx512f._mm512_test_epi32_mask(indices, bit);
-    simd.avx512f._mm512_mask_blend_ps(mask, unset, set)
-}
-
-/// Does `job` on one of three kinds of processor, the simplest first; `false` if this one is not of that kind.
-#[cfg(test)]
-pub(super) fn on_kind(kind: usize, format: Format, job: impl Job) -> bool {
-    match kind {
-        0 => with_decoder(Scalar, format, job),
-        #[cfg(target_arch = "x86_64")]
-        1 => match V3::try_new() {
-            Some(simd) => simd.vectorize(|| with_decoder(simd, format, job)),
-            None => return false,
-        },
-        #[cfg(target_arch = "x86_64")]
-        2 => match V4::try_new() {
-            Some(simd) => simd.vectorize(|| with_decoder(simd, format, job)),
-            None => return false,
-        },
-        _ => return false,
+    #[inline(always)]
+    fn within(self, f: impl FnOnce()) {
+        self.vectorize(f);
     }
-    true
+}
+
+/// What the lowest seven bits of each lane of 16 stand for. No closure: it would be compiled for narrow vectors.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn of_128(simd: V4, table: [u16x32; 4], indices: __m512i) -> __m512i {
+    let (f, bw) = (simd.avx512f, simd.avx512bw);
+    let [a, b, c, d] = pulp::cast::<_, [__m512i; 4]>(table);
+    let low = bw._mm512_permutex2var_epi16(a, indices, b);
+    let high = bw._mm512_permutex2var_epi16(c, indices, d);
+    let is_high = bw._mm512_test_epi16_mask(indices, f._mm512_set1_epi16(64));
+    bw._mm512_mask_blend_epi16(is_high, low, high)
 }

@@ -1,0 +1,138 @@
+//! Sums of rows with weights, for several heads at once: what attention of a single query ends with.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
+)]
+
+use pulp::{Simd, WithSimd};
+
+use crate::ndarray::few_rows::Rows;
+
+/// Heads and vectors of their columns whose sums stay in registers.
+const HEADS: usize = 4;
+const VECTORS: usize = 4;
+
+/// Adds `weights` `[heads, keys]` times `values` `[keys, Dh]` to `output` `[heads, Dh]`.
+pub(super) struct WeightedSums<'a> {
+    pub(super) output: &'a mut [f32],
+    pub(super) weights: Rows<'a>,
+    pub(super) values: Rows<'a>,
+}
+
+impl WithSimd for WeightedSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        for head in (0..self.weights.count).step_by(HEADS) {
+            match self.weights.count - head {
+                1 => self.heads::<S, 1>(simd, head),
+                2 => self.heads::<S, 2>(simd, head),
+                3 => self.heads::<S, 3>(simd, head),
+                _ => self.heads::<S, HEADS>(simd, head),
+            }
+        }
+    }
+}
+
+impl WeightedSums<'_> {
+    #[inline(always)]
+    fn heads<S: Simd, const H: usize>(&mut self, simd: S, head: usize) {
+        let (width, lanes, mut column) = (self.values.columns, S::F32_LANES, 0);
+        while column + VECTORS * lanes <= width {
+            self.columns::<S, H, VECTORS>(simd, head, column);
+            column += VECTORS * lanes;
+        }
+        while column + lanes <= width {
+            self.columns::<S, H, 1>(simd, head, column);
+            column += lanes;
+        }
+        for column in column..width {
+            for head in head..head + H {
+                let sum = &mut self.output[head * width + column];
+                for (key, weight) in self.weights.row(head).iter().enumerate() {
+                    *sum += weight * self.values.row(key)[column];
+                }
+            }
+        }
+    }
+
+    /// `V` vectors from `column` on, of `H` heads.
+    #[inline(always)]
+    fn columns<S: Simd, const H: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        head: usize,
+        column: usize,
+    ) {
+        let (width, count) = (self.values.columns, V * S::F32_LANES);
+        let (mut sums, mut weights) = ([[simd.splat_f32s(0.0); V]; H], [&[][..]; H]);
+        for h in 0..H {
+            weights[h] = self.weights.row(head + h);
+            let old = &self.output[(head + h) * width + column..][..count];
+            sums[h].copy_from_slice(S::as_simd_f32s(old).0);
+        }
+        for key in 0..self.values.count {
+            let value = &self.values.row(key)[column..][..count];
+            let value = S::as_simd_f32s(value).0;
+            for h in 0..H {
+                let weight = simd.splat_f32s(weights[h][key]);
+                for v in 0..V {
+                    sums[h][v] = simd.mul_add_e_f32s(weight, value[v], sums[h][v]);
+                }
+            }
+        }
+        for h in 0..H {
+            let target = &mut self.output[(head + h) * width + column..][..count];
+            S::as_mut_simd_f32s(target).0.copy_from_slice(&sums[h]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ndarray::matrix::numbers;
+
+    /// Every remainder of heads, vectors and lanes; rows with gaps; added to what is there.
+    #[test]
+    fn sums_are_the_definition() {
+        for (heads, keys, width) in [(1, 1, 1), (2, 5, 16), (3, 4, 24), (4, 7, 64), (7, 9, 101)] {
+            let (weights_stride, stride) = (keys + 3, width + 5);
+            let (weights, values) = (
+                numbers(heads * weights_stride, 7),
+                numbers(keys * stride, 5),
+            );
+            let before = numbers(heads * width, 11);
+            let mut output = before.clone();
+            pulp::Arch::new().dispatch(WeightedSums {
+                output: &mut output,
+                weights: Rows {
+                    values: &weights,
+                    count: heads,
+                    columns: keys,
+                    stride: weights_stride,
+                },
+                values: Rows {
+                    values: &values,
+                    count: keys,
+                    columns: width,
+                    stride,
+                },
+            });
+            for head in 0..heads {
+                for column in 0..width {
+                    let term =
+                        |key| weights[head * weights_stride + key] * values[key * stride + column];
+                    let at = head * width + column;
+                    let expected = before[at] + (0..keys).map(term).sum::<f32>();
+                    assert_eq!(
+                        output[at], expected,
+                        "{heads} {keys} {width} {head} {column}"
+                    );
+                }
+            }
+        }
+    }
+}
