@@ -47,6 +47,15 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
     }
 }
 
+/// [`crate::TrainBackend::frozen_linear`].
+pub(crate) fn frozen_linear<B: CubeGpu>(
+    x: BurnTensor<B, 2>,
+    weight: Weight<B>,
+) -> BurnTensor<B, 2> {
+    let adapter = None;
+    adapted_linear(x, &[Projection { weight, adapter }], None).output
+}
+
 /// [`crate::TrainBackend::adapted_linear_backward`].
 pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     x: Option<BurnTensor<B, 2>>,
@@ -144,11 +153,13 @@ enum PartWeight<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> PartWeight<R> {
-    /// `x W^T`. What is unpacked for it is gone when it is done.
+    /// `x W^T`. What is unpacked for it, unless x has few rows, is gone when it is done.
     fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
         match self {
             Self::Float(weight) => times_transposed(x, weight),
-            Self::Packed(parts) => times_transposed(x, parts.floats(x.dtype)),
+            Self::Packed(parts) => parts
+                .few_product(x, x.dtype)
+                .unwrap_or_else(|| times_transposed(x, parts.floats(x.dtype))),
         }
     }
 
