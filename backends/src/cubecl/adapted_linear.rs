@@ -1,9 +1,11 @@
 //! Projections with their low-rank branches: products by the kernels that Burn finds best, everything beside them by one
 //! of ours. See [`crate::ops::adapted_linear`].
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
-use burn_cubecl::ops::numeric::{mul, mul_scalar};
+use burn_cubecl::ops::numeric::{add, mul, mul_scalar};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::InputScalar;
 
@@ -106,16 +108,23 @@ fn adapters<B: CubeGpu>(projections: &[Projection<B>]) -> impl Iterator<Item = &
 fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>> {
     let mut tensors = Vec::new();
     for projection in projections {
-        match &projection.weight {
-            Weight::Float(weight) => tensors.push(queued(weight)),
-            Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
-        }
+        weight_tensors(&projection.weight, &mut tensors);
         if let Some(adapter) = &projection.adapter {
             tensors.extend([queued(&adapter.a), queued(&adapter.b)]);
             tensors.extend(adapter.dropout_mask.as_ref().map(queued));
         }
     }
     tensors
+}
+
+fn weight_tensors<B: CubeGpu>(weight: &Weight<B>, tensors: &mut Vec<Queued<B::Runtime>>) {
+    match weight {
+        Weight::Float(weight) => tensors.push(queued(weight)),
+        Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
+        Weight::Split(weight) => weight
+            .parts()
+            .for_each(|(_, part)| weight_tensors(part, tensors)),
+    }
 }
 
 /// What is known of the projections before their tensors are there.
@@ -125,8 +134,50 @@ struct Shapes(Vec<ProjectionShape>);
 #[derive(Clone, Debug)]
 struct ProjectionShape {
     d_out: usize,
-    packed: Option<PackedShape>,
+    weight: WeightShape,
     adapter: Option<AdapterShape>,
+}
+
+#[derive(Clone, Debug)]
+enum WeightShape {
+    Float,
+    Packed(PackedShape),
+    /// The rows that each part has.
+    Split(Vec<(Range<usize>, Self)>),
+}
+
+impl WeightShape {
+    fn of<B: CubeGpu>(weight: &Weight<B>) -> Self {
+        match weight {
+            Weight::Float(_) => Self::Float,
+            Weight::Packed(weight) => Self::Packed(PackedShape::of(weight)),
+            Weight::Split(weight) => {
+                let parts = weight.parts();
+                Self::Split(parts.map(|(rows, part)| (rows, Self::of(part))).collect())
+            }
+        }
+    }
+
+    /// Takes the tensors of a weight.
+    fn part<R: CubeRuntime, I: Iterator<Item = CubeTensor<R>>>(
+        &self,
+        from: &mut I,
+    ) -> PartWeight<R> {
+        match self {
+            Self::Float => PartWeight::Float(taken(from)),
+            Self::Packed(packed) => PartWeight::Packed(packed.parts(from)),
+            Self::Split(parts) => {
+                let parts = parts.iter();
+                let parts = parts.map(|(rows, part)| (rows.clone(), part.part(from)));
+                PartWeight::Split(parts.collect())
+            }
+        }
+    }
+}
+
+fn taken<R: CubeRuntime>(from: &mut impl Iterator<Item = CubeTensor<R>>) -> CubeTensor<R> {
+    let next = from.next();
+    next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +201,7 @@ struct Part<R: CubeRuntime> {
 enum PartWeight<R: CubeRuntime> {
     Float(CubeTensor<R>),
     Packed(Parts<R>),
+    Split(Vec<(Range<usize>, Self)>),
 }
 
 impl<R: CubeRuntime> PartWeight<R> {
@@ -160,6 +212,15 @@ impl<R: CubeRuntime> PartWeight<R> {
             Self::Packed(parts) => parts
                 .few_product(x, x.dtype)
                 .unwrap_or_else(|| times_transposed(x, parts.floats(x.dtype))),
+            Self::Split(parts) => {
+                let [tokens, _] = x.meta.shape().dims();
+                let width: usize = parts.iter().map(|(rows, _)| rows.len()).sum();
+                let output = empty(x, [tokens, width], x.dtype);
+                for (rows, part) in parts {
+                    put(part.times_transposed(x), None, None, &output, rows.start);
+                }
+                output
+            }
         }
     }
 
@@ -168,6 +229,15 @@ impl<R: CubeRuntime> PartWeight<R> {
         match self {
             Self::Float(weight) => times(dy, weight),
             Self::Packed(parts) => times(dy, parts.floats(dy.dtype)),
+            Self::Split(parts) => {
+                let [tokens, _] = dy.meta.shape().dims();
+                let products = parts.into_iter().map(|(rows, part)| {
+                    let dy = slice(dy.clone(), &[0..tokens, rows]);
+                    part.times(&dy)
+                });
+                let sum = products.reduce(add);
+                sum.unwrap_or_else(|| unreachable!("a weight without parts"))
+            }
         }
     }
 }
@@ -184,10 +254,7 @@ impl Shapes {
     fn of<B: CubeGpu>(projections: &[Projection<B>]) -> Self {
         let of = |projection: &Projection<B>| ProjectionShape {
             d_out: projection.weight.dims()[0],
-            packed: match &projection.weight {
-                Weight::Float(_) => None,
-                Weight::Packed(weight) => Some(PackedShape::of(weight)),
-            },
+            weight: WeightShape::of(&projection.weight),
             adapter: projection.adapter.as_ref().map(|adapter| AdapterShape {
                 rank: adapter.a.dims()[0],
                 scaling: adapter.scaling as f32,
@@ -213,23 +280,16 @@ impl Shapes {
         &self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> Vec<Part<R>> {
-        let mut part = |shape: &ProjectionShape| {
-            let packed = shape.packed.map(|packed| packed.parts(from));
-            let mut next = || {
-                let next = from.next();
-                next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
-            };
-            Part {
-                weight: packed.map_or_else(|| PartWeight::Float(next()), PartWeight::Packed),
-                d_out: shape.d_out,
-                adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
-                    a: next(),
-                    b: next(),
-                    mask: adapter.dropout.then(&mut next),
-                    scaling: adapter.scaling,
-                    rank: adapter.rank,
-                }),
-            }
+        let mut part = |shape: &ProjectionShape| Part {
+            weight: shape.weight.part(from),
+            d_out: shape.d_out,
+            adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
+                a: taken(from),
+                b: taken(from),
+                mask: adapter.dropout.then(|| taken(from)),
+                scaling: adapter.scaling,
+                rank: adapter.rank,
+            }),
         };
         self.0.iter().map(&mut part).collect()
     }
@@ -433,7 +493,7 @@ mod tests {
         let shape = Shapes(vec![
             ProjectionShape {
                 d_out: 48,
-                packed: None,
+                weight: WeightShape::Float,
                 adapter: Some(AdapterShape {
                     rank: 5,
                     scaling: 0.5,
@@ -442,11 +502,17 @@ mod tests {
             },
             ProjectionShape {
                 d_out: 5,
-                packed: None,
+                weight: WeightShape::Split(vec![
+                    (0..2, WeightShape::Float),
+                    (2..5, WeightShape::Float),
+                ]),
                 adapter: None,
             },
         ]);
-        let projections = || [[48, 100], [5, 100], [48, 5], [9, 100], [5, 100]].map(Given::Floats);
+        let projections = || {
+            let shapes = [[48, 100], [5, 100], [48, 5], [9, 100], [2, 100], [3, 100]];
+            shapes.map(Given::Floats)
+        };
         let forward = Forward {
             shape: shape.clone(),
             stacked: false,

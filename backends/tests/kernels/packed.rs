@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use super::host::{Cpu, Gpu, Host, Layout, Source, close, ints, starts, tolerance, variants};
 
 /// A packed weight's parts.
-struct Packed {
+pub(crate) struct Packed {
     format: Format,
     dims: [usize; 2],
     words: Vec<u32>,
@@ -18,7 +18,12 @@ struct Packed {
 }
 
 impl Packed {
-    fn random(format: Format, dims: [usize; 2], double: bool, source: &mut Source) -> Self {
+    pub(crate) fn random(
+        format: Format,
+        dims: [usize; 2],
+        double: bool,
+        source: &mut Source,
+    ) -> Self {
         let count = dims[0] * dims[1];
         let blocks = count.div_ceil(BLOCK);
         let words = |count: usize, mask: u32, source: &mut Source| {
@@ -47,7 +52,7 @@ impl Packed {
         }
     }
 
-    fn on<B: Backend>(&self) -> PackedWeight<B> {
+    pub(crate) fn on<B: Backend>(&self) -> PackedWeight<B> {
         fn words<B: Backend>(values: &[u32]) -> Tensor<B, 1, Int> {
             let data = TensorData::new(values.to_vec(), [values.len()]);
             Tensor::from_data(data, (&Default::default(), DType::U32))
