@@ -115,6 +115,14 @@ fn packed_weights_are_bitsandbytes_own() {
 }
 
 #[test]
+fn a_model_in_pieces_equals_the_whole() {
+    if !starts() {
+        return;
+    }
+    suite::split::equals_whole::<Gpu>(&Default::default());
+}
+
+#[test]
 fn log_probs_of_a_huge_vocabulary() {
     if !starts() {
         return;

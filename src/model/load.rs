@@ -1,14 +1,16 @@
 //! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, packed on the way if asked for; or from random numbers.
 
+use std::ops::Range;
 use std::path::Path;
 
-use arithmo_backends::{Format, PackedWeight, TrainBackend};
+use arithmo_backends::{Format, PackedWeight, SplitWeight, TrainBackend, Weight};
 use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::attention::Attention;
 use super::config::MistralConfig;
+use super::limits::{HALVES, Pieces};
 use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
@@ -46,6 +48,22 @@ pub fn load_as<B: TrainBackend>(
     cache: &Cache,
     device: &B::Device,
 ) -> Result<Mistral<B>> {
+    let pieces = Pieces::of::<B>(dtype, device);
+    load_in_pieces(folder, dtype, to, cache, pieces, device)
+}
+
+/// As [`load_as`], with matrices cut into `pieces`, whatever `device` takes.
+///
+/// # Errors
+/// As [`load_as`].
+pub fn load_in_pieces<B: TrainBackend>(
+    folder: &Path,
+    dtype: DType,
+    to: Option<Quantization>,
+    cache: &Cache,
+    pieces: Pieces,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
@@ -59,7 +77,8 @@ pub fn load_as<B: TrainBackend>(
     if let Some(to) = to
         && let Some(packed) = cache.packed(folder, &config, &files, to)?
     {
-        return load(&packed, dtype, device);
+        let nothing = Cache::none();
+        return load_in_pieces(&packed, dtype, None, &nothing, pieces, device);
     }
     let packed = to.or(config.quantization);
     // Exact, and half of what f32 takes where nothing computes in 16 bits.
@@ -71,7 +90,7 @@ pub fn load_as<B: TrainBackend>(
         quantization: packed,
         ..config
     };
-    build(config, dtype, device, &mut |name, shape| {
+    build_in_pieces(config, dtype, pieces, device, &mut |name, shape| {
         if interrupt::requested() {
             let note = "stopped while the model was loaded".to_string();
             return Err(Error::Interrupted { note });
@@ -252,12 +271,24 @@ fn build<B: TrainBackend>(
     device: &B::Device,
     source: &mut Source<'_>,
 ) -> Result<Mistral<B>> {
+    let pieces = Pieces::of::<B>(dtype, device);
+    build_in_pieces(config, dtype, pieces, device, source)
+}
+
+fn build_in_pieces<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    pieces: Pieces,
+    device: &B::Device,
+    source: &mut Source<'_>,
+) -> Result<Mistral<B>> {
     let mut builder = Builder::<B> {
         config: &config,
         dtype: match B::computes_in(device, dtype) {
             true => dtype,
             false => <B::FloatElem as Element>::dtype(),
         },
+        pieces,
         device,
         source,
     };
@@ -284,6 +315,7 @@ struct Builder<'a, 'b, B: TrainBackend> {
     config: &'a MistralConfig,
     /// What is computed in.
     dtype: DType,
+    pieces: Pieces,
     device: &'a B::Device,
     source: &'a mut Source<'b>,
 }
@@ -330,22 +362,34 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
-        let (dims, device, dtype) = ([rows, columns], self.device, self.dtype);
+        let dims = [rows, columns];
         let values = (self.source)(&format!("{path}.weight"), &dims)?;
-        Ok(B::memory_persistent_allocations(
-            device,
-            values,
-            |values| match values {
-                Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
-                Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
-                Values::Floats(Floats::Host(data))
-                    if data.dtype == DType::BF16 && dtype != DType::BF16 =>
-                {
-                    WeightParam::frozen(halves(words(data.as_bytes()), dims, device))
-                }
-                Values::Floats(floats) => WeightParam::frozen(floats.on(dims, device, dtype)),
-            },
-        ))
+        let piece = self.pieces.rows(dims, values.unit()).unwrap_or(rows);
+        if piece >= rows {
+            return Ok(WeightParam::frozen(self.weight(values, dims)));
+        }
+        let starts = (0..rows).step_by(piece);
+        let parts = starts.map(|start| {
+            let rows = start..rows.min(start + piece);
+            let dims = [rows.len(), columns];
+            self.weight(values.rows(rows, columns), dims)
+        });
+        Ok(WeightParam::frozen(SplitWeight::new(parts.collect())))
+    }
+
+    fn weight(&self, values: Values, dims: [usize; 2]) -> Weight<B> {
+        let (device, dtype) = (self.device, self.dtype);
+        // Weights live as long as the program: pools keep them out of the way of activations.
+        B::memory_persistent_allocations(device, values, |values| match values {
+            Values::Packed(packed) => packed.into_weight(device).into(),
+            Values::Halves(words) => halves(words, dims, device).into(),
+            Values::Floats(Floats::Host(data))
+                if data.dtype == DType::BF16 && dtype != DType::BF16 =>
+            {
+                halves(words(data.as_bytes()), dims, device).into()
+            }
+            Values::Floats(floats) => floats.on::<B, 2>(dims, device, dtype).into(),
+        })
     }
 
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
@@ -358,10 +402,42 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
                 "this is a defect of arithmo: please report it",
             ));
         };
-        // Weights live as long as the program: pools keep them out of the way of activations.
         Ok(B::memory_persistent_allocations(device, floats, |floats| {
             floats.on(shape, device, dtype)
         }))
+    }
+}
+
+impl Values {
+    /// Values that are kept together where a matrix is cut.
+    fn unit(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.quantization().unit(),
+            Self::Halves(_) | Self::Floats(_) => HALVES,
+        }
+    }
+
+    /// Some rows of a matrix, which begin and end with a [`unit`](Self::unit).
+    fn rows(&self, rows: Range<usize>, columns: usize) -> Self {
+        let values = rows.start * columns..rows.end * columns;
+        match self {
+            Self::Packed(packed) => Self::Packed(packed.rows(rows)),
+            Self::Halves(words) => {
+                Self::Halves(words[values.start / 2..values.end.div_ceil(2)].to_vec())
+            }
+            Self::Floats(Floats::Host(data)) => {
+                let size = data.dtype.size();
+                let bytes = &data.as_bytes()[values.start * size..values.end * size];
+                let shape = [rows.len(), columns];
+                host(TensorData::from_bytes_vec(
+                    bytes.to_vec(),
+                    shape,
+                    data.dtype,
+                ))
+            }
+            Self::Floats(Floats::Ones) => Self::Floats(Floats::Ones),
+            Self::Floats(Floats::Uniform(bound)) => Self::Floats(Floats::Uniform(*bound)),
+        }
     }
 }
 
