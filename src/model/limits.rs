@@ -137,6 +137,8 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use arithmo_backends::Format;
+
     use super::*;
 
     #[test]
@@ -151,5 +153,34 @@ mod tests {
         assert_eq!(pieces(Some(139)).rows([7, 5], 64), None);
         assert_eq!(pieces(Some(400)).rows([7, 32], 64), Some(2));
         assert_eq!(pieces(Some(19)).rows([7, 5], 1), None);
+    }
+
+    #[test]
+    fn only_what_cannot_be_cut_is_too_long() {
+        let text = r#"{"model_type": "mistral", "vocab_size": 700, "hidden_size": 60, "intermediate_size": 5000,
+            "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "max_position_embeddings": 16, "sliding_window": null}"#;
+        let config = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
+        let pieces = Pieces {
+            longest: Some(1 << 16),
+            size: 4,
+        };
+        let nf4 = |double_quant| {
+            Some(Quantization {
+                format: Format::Nf4,
+                double_quant,
+            })
+        };
+        assert_eq!(pieces.too_long(&config, None), None);
+        // A block of 64 ends with every 16th row, 256 of them with every 4096th.
+        assert_eq!(pieces.too_long(&config, nf4(false)), None);
+        let (name, bytes) = pieces.too_long(&config, nf4(true)).unwrap();
+        assert!(name.ends_with("gate_proj.weight"), "{name}");
+        assert_eq!(bytes, 4 * 5000 * 60);
+        let (name, bytes) = pieces.longer_than_a_piece(&config).unwrap();
+        assert_eq!(
+            (name.as_str(), bytes),
+            ("model.embed_tokens.weight", 4 * 700 * 60)
+        );
     }
 }

@@ -1,16 +1,18 @@
 //! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, packed on the way if asked for; or from random numbers.
 
-use std::ops::Range;
+mod values;
+
 use std::path::Path;
 
-use arithmo_backends::{Format, PackedWeight, SplitWeight, TrainBackend, Weight};
-use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
+use arithmo_backends::{SplitWeight, TrainBackend, Weight};
+use burn::tensor::{DType, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use self::values::{Floats, Values, host};
 use super::attention::Attention;
 use super::config::MistralConfig;
-use super::limits::{HALVES, Pieces};
+use super::limits::Pieces;
 use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
@@ -245,24 +247,6 @@ pub fn dtype_for<B: TrainBackend>(
     }
 }
 
-/// What a tensor is filled with.
-enum Values {
-    Floats(Floats),
-    /// A packed matrix.
-    Packed(Quantized),
-    /// A matrix of bf16, two a word.
-    Halves(Vec<u32>),
-}
-
-/// Floats, in the model's dtype.
-enum Floats {
-    /// Numbers from the host.
-    Host(TensorData),
-    Ones,
-    /// Random numbers between plus and minus this.
-    Uniform(f64),
-}
-
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Values> + 'a;
 
 fn build<B: TrainBackend>(
@@ -380,15 +364,8 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     fn weight(&self, values: Values, dims: [usize; 2]) -> Weight<B> {
         let (device, dtype) = (self.device, self.dtype);
         // Weights live as long as the program: pools keep them out of the way of activations.
-        B::memory_persistent_allocations(device, values, |values| match values {
-            Values::Packed(packed) => packed.into_weight(device).into(),
-            Values::Halves(words) => halves(words, dims, device).into(),
-            Values::Floats(Floats::Host(data))
-                if data.dtype == DType::BF16 && dtype != DType::BF16 =>
-            {
-                halves(words(data.as_bytes()), dims, device).into()
-            }
-            Values::Floats(floats) => floats.on::<B, 2>(dims, device, dtype).into(),
+        B::memory_persistent_allocations(device, values, |values| {
+            values.into_weight(dims, device, dtype)
         })
     }
 
@@ -405,77 +382,6 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         Ok(B::memory_persistent_allocations(device, floats, |floats| {
             floats.on(shape, device, dtype)
         }))
-    }
-}
-
-impl Values {
-    /// Values that are kept together where a matrix is cut.
-    fn unit(&self) -> usize {
-        match self {
-            Self::Packed(packed) => packed.quantization().unit(),
-            Self::Halves(_) | Self::Floats(_) => HALVES,
-        }
-    }
-
-    /// Some rows of a matrix, which begin and end with a [`unit`](Self::unit).
-    fn rows(&self, rows: Range<usize>, columns: usize) -> Self {
-        let values = rows.start * columns..rows.end * columns;
-        match self {
-            Self::Packed(packed) => Self::Packed(packed.rows(rows)),
-            Self::Halves(words) => {
-                Self::Halves(words[values.start / 2..values.end.div_ceil(2)].to_vec())
-            }
-            Self::Floats(Floats::Host(data)) => {
-                let size = data.dtype.size();
-                let bytes = &data.as_bytes()[values.start * size..values.end * size];
-                let shape = [rows.len(), columns];
-                host(TensorData::from_bytes_vec(
-                    bytes.to_vec(),
-                    shape,
-                    data.dtype,
-                ))
-            }
-            Self::Floats(Floats::Ones) => Self::Floats(Floats::Ones),
-            Self::Floats(Floats::Uniform(bound)) => Self::Floats(Floats::Uniform(*bound)),
-        }
-    }
-}
-
-impl Floats {
-    /// A tensor on `device`.
-    fn on<B: TrainBackend, const D: usize>(
-        self,
-        shape: [usize; D],
-        device: &B::Device,
-        dtype: DType,
-    ) -> Tensor<B, D> {
-        let place = (device, dtype);
-        match self {
-            Self::Host(data) => Tensor::from_data(data, place),
-            Self::Ones => Tensor::ones(shape, place),
-            Self::Uniform(bound) => {
-                Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
-            }
-        }
-    }
-}
-
-fn host(data: TensorData) -> Values {
-    Values::Floats(Floats::Host(data))
-}
-
-/// A matrix of bf16, two a word.
-fn halves<B: TrainBackend>(
-    words: Vec<u32>,
-    dims: [usize; 2],
-    device: &B::Device,
-) -> PackedWeight<B> {
-    let words = TensorData::new(words, [(dims[0] * dims[1]).div_ceil(2)]);
-    PackedWeight {
-        format: Format::Bf16,
-        dims,
-        words: Tensor::from_data(words, (device, DType::U32)),
-        scales: None,
     }
 }
 

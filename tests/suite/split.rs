@@ -39,35 +39,41 @@ fn shape(tied: bool) -> MistralConfig {
     MistralConfig::parse(&json, Path::new("config.json")).unwrap()
 }
 
-/// How a case's weights are stored, held and packed.
-struct Case {
+/// How the weights are stored, held and packed.
+pub struct Case {
     tied: bool,
     stored: DType,
     held: DType,
     to: Option<Quantization>,
 }
 
+const fn nf4(double_quant: bool) -> Option<Quantization> {
+    Some(Quantization {
+        format: Format::Nf4,
+        double_quant,
+    })
+}
+
+const fn case(tied: bool, stored: DType, held: DType, to: Option<Quantization>) -> Case {
+    Case {
+        tied,
+        stored,
+        held,
+        to,
+    }
+}
+
 /// Floats; 16 bits in words where the device does not compute in them; 4 bits, and their scales in 8.
-pub fn equals_whole<B: TrainBackend>(device: &B::Device) {
-    let nf4 = |double_quant| {
-        Some(Quantization {
-            format: Format::Nf4,
-            double_quant,
-        })
-    };
-    let (f32, bf16) = (DType::F32, DType::BF16);
-    for (tied, stored, held, to) in [
-        (false, f32, f32, None),
-        (true, bf16, bf16, None),
-        (false, bf16, f32, nf4(true)),
-        (true, f32, f32, nf4(false)),
-    ] {
-        let case = Case {
-            tied,
-            stored,
-            held,
-            to,
-        };
+pub const CASES: [Case; 4] = [
+    case(false, DType::F32, DType::F32, None),
+    case(true, DType::BF16, DType::BF16, None),
+    case(false, DType::BF16, DType::F32, nf4(true)),
+    case(true, DType::F32, DType::F32, nf4(false)),
+];
+
+/// The model in pieces computes what the whole one does.
+pub fn equals_whole<B: TrainBackend>(cases: &[Case], device: &B::Device) {
+    for case in cases {
         case.check::<B>(device);
     }
 }

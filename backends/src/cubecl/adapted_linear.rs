@@ -1,18 +1,16 @@
 //! Projections with their low-rank branches: products by the kernels that Burn finds best, everything beside them by one
 //! of ours. See [`crate::ops::adapted_linear`].
 
-use std::ops::Range;
-
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
-use burn_cubecl::ops::numeric::{add, mul, mul_scalar};
+use burn_cubecl::ops::numeric::{mul, mul_scalar};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, put};
-use super::launch::{empty, matmul, transposed};
-use super::packed::{self, PackedShape, Parts};
+use super::launch::{empty, transposed};
 use super::queue::{CubeGpu, Kernel, Queued, queue, queued, tensor};
+use super::weight::{PartWeight, WeightShape, taken, times, times_transposed, weight_tensors};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
 /// [`crate::TrainBackend::adapted_linear`].
@@ -117,16 +115,6 @@ fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>>
     tensors
 }
 
-fn weight_tensors<B: CubeGpu>(weight: &Weight<B>, tensors: &mut Vec<Queued<B::Runtime>>) {
-    match weight {
-        Weight::Float(weight) => tensors.push(queued(weight)),
-        Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
-        Weight::Split(weight) => weight
-            .parts()
-            .for_each(|(_, part)| weight_tensors(part, tensors)),
-    }
-}
-
 /// What is known of the projections before their tensors are there.
 #[derive(Clone, Debug)]
 struct Shapes(Vec<ProjectionShape>);
@@ -136,48 +124,6 @@ struct ProjectionShape {
     d_out: usize,
     weight: WeightShape,
     adapter: Option<AdapterShape>,
-}
-
-#[derive(Clone, Debug)]
-enum WeightShape {
-    Float,
-    Packed(PackedShape),
-    /// The rows that each part has.
-    Split(Vec<(Range<usize>, Self)>),
-}
-
-impl WeightShape {
-    fn of<B: CubeGpu>(weight: &Weight<B>) -> Self {
-        match weight {
-            Weight::Float(_) => Self::Float,
-            Weight::Packed(weight) => Self::Packed(PackedShape::of(weight)),
-            Weight::Split(weight) => {
-                let parts = weight.parts();
-                Self::Split(parts.map(|(rows, part)| (rows, Self::of(part))).collect())
-            }
-        }
-    }
-
-    /// Takes the tensors of a weight.
-    fn part<R: CubeRuntime, I: Iterator<Item = CubeTensor<R>>>(
-        &self,
-        from: &mut I,
-    ) -> PartWeight<R> {
-        match self {
-            Self::Float => PartWeight::Float(taken(from)),
-            Self::Packed(packed) => PartWeight::Packed(packed.parts(from)),
-            Self::Split(parts) => {
-                let parts = parts.iter();
-                let parts = parts.map(|(rows, part)| (rows.clone(), part.part(from)));
-                PartWeight::Split(parts.collect())
-            }
-        }
-    }
-}
-
-fn taken<R: CubeRuntime>(from: &mut impl Iterator<Item = CubeTensor<R>>) -> CubeTensor<R> {
-    let next = from.next();
-    next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
 }
 
 #[derive(Clone, Debug)]
@@ -192,54 +138,6 @@ struct Part<R: CubeRuntime> {
     weight: PartWeight<R>,
     d_out: usize,
     adapter: Option<PartAdapter<R>>,
-}
-
-#[allow(
-    clippy::large_enum_variant,
-    reason = "at most three are alive, for one launch"
-)]
-enum PartWeight<R: CubeRuntime> {
-    Float(CubeTensor<R>),
-    Packed(Parts<R>),
-    Split(Vec<(Range<usize>, Self)>),
-}
-
-impl<R: CubeRuntime> PartWeight<R> {
-    /// `x W^T`. What is unpacked for it, unless x has few rows, is gone when it is done.
-    fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
-        match self {
-            Self::Float(weight) => times_transposed(x, weight),
-            Self::Packed(parts) => parts
-                .few_product(x, x.dtype)
-                .unwrap_or_else(|| times_transposed(x, parts.floats(x.dtype))),
-            Self::Split(parts) => {
-                let [tokens, _] = x.meta.shape().dims();
-                let width: usize = parts.iter().map(|(rows, _)| rows.len()).sum();
-                let output = empty(x, [tokens, width], x.dtype);
-                for (rows, part) in parts {
-                    put(part.times_transposed(x), None, None, &output, rows.start);
-                }
-                output
-            }
-        }
-    }
-
-    /// `dy W`.
-    fn times(self, dy: &CubeTensor<R>) -> CubeTensor<R> {
-        match self {
-            Self::Float(weight) => times(dy, weight),
-            Self::Packed(parts) => times(dy, parts.floats(dy.dtype)),
-            Self::Split(parts) => {
-                let [tokens, _] = dy.meta.shape().dims();
-                let products = parts.into_iter().map(|(rows, part)| {
-                    let dy = slice(dy.clone(), &[0..tokens, rows]);
-                    part.times(&dy)
-                });
-                let sum = products.reduce(add);
-                sum.unwrap_or_else(|| unreachable!("a weight without parts"))
-            }
-        }
-    }
 }
 
 struct PartAdapter<R: CubeRuntime> {
@@ -468,19 +366,6 @@ fn dropped<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &PartAdapter<R>) -> CubeT
         Some(mask) => mul(x.clone(), mask.clone()),
         None => x.clone(),
     }
-}
-
-/// `left right`.
-fn times<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
-    let ([rows, _], [_, columns]) = (left.meta.shape().dims(), right.meta.shape().dims());
-    let product = empty(left, [rows, columns], left.dtype);
-    matmul(left.clone(), right, product.clone());
-    product
-}
-
-/// `left right^T`.
-fn times_transposed<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
-    times(left, transposed(right))
 }
 
 #[cfg(all(test, feature = "wgpu"))]

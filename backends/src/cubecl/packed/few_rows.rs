@@ -37,7 +37,7 @@ impl<R: CubeRuntime> Parts<R> {
     ) -> Option<CubeTensor<R>> {
         let (shape, [count, d_in]) = (self.shape, x.meta.shape().dims());
         let per_word = shape.format.per_word();
-        if count > FEW || !d_in.is_multiple_of(per_word) {
+        if !(1..=FEW).contains(&count) || !d_in.is_multiple_of(per_word) {
             return None;
         }
         let x = rows(x.clone());
