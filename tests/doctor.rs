@@ -45,6 +45,7 @@ fn doctor_checks_every_operation() {
     for name in [
         "frozen_linear",
         "frozen_linear backward",
+        "frozen_linear packed",
         "adapted_linear",
         "adapted_linear backward",
         "rms_norm",

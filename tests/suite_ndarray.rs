@@ -28,6 +28,11 @@ fn packed_weights_are_bitsandbytes_own() {
     suite::packed::projections::<B>(&Default::default());
 }
 
+#[test]
+fn a_model_in_pieces_equals_the_whole() {
+    suite::split::equals_whole::<B>(&suite::split::CASES, &Default::default());
+}
+
 /// With and without gradient checkpointing; the other half of what the other backends are compared with.
 #[test]
 fn recomputing_changes_nothing() {

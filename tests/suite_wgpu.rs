@@ -77,6 +77,22 @@ fn training_matches_trl() {
     }
 }
 
+/// As above, on bases in four bits: packed by us, and bitsandbytes' own run.
+#[test]
+fn training_on_packed_bases_matches_trl() {
+    if !starts() {
+        return;
+    }
+    let device = Default::default();
+    for (name, recompute) in [
+        ("nf4_dequantised_base", true),
+        ("nf4_double_quant_base", false),
+        ("qlora_bnb_cpu", false),
+    ] {
+        suite::traces::replay::<Gpu>(name, 3, recompute, &device);
+    }
+}
+
 /// Greedy ids, the key-value cache, rows that come and go; the rest of generation runs on the host.
 #[test]
 fn generation_matches_transformers() {
@@ -96,6 +112,15 @@ fn packed_weights_are_bitsandbytes_own() {
     }
     suite::packed::golden::<Gpu>(&Default::default());
     suite::packed::projections::<Gpu>(&Default::default());
+}
+
+#[test]
+fn a_model_in_pieces_equals_the_whole() {
+    if !starts() {
+        return;
+    }
+    // Floats and plain scales, too, on the CPU.
+    suite::split::equals_whole::<Gpu>(&suite::split::CASES[1..3], &Default::default());
 }
 
 #[test]

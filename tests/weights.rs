@@ -486,7 +486,7 @@ fn a_model_is_held_in_bf16_where_nothing_computes_in_it() {
     let wide = load::<B>(&folder, DType::F32, &device).unwrap();
     let packed = |weight: &WeightParam<B>| match weight {
         WeightParam::Packed(packed) => packed.format == Format::Bf16,
-        WeightParam::Float(_) => false,
+        WeightParam::Float(_) | WeightParam::Split(_) => false,
     };
     assert!(packed(&held.embed_tokens) && packed(held.lm_head.as_ref().unwrap()));
     assert!(held.projections().all(|(_, linear)| packed(&linear.weight)));

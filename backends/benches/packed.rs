@@ -214,6 +214,7 @@ fn bytes(weight: &Weight<Cpu>) -> usize {
     match weight {
         Weight::Float(weight) => 4 * weight.shape().num_elements(),
         Weight::Packed(weight) => weight.bytes(),
+        Weight::Split(_) => unreachable!("none is split here"),
     }
 }
 

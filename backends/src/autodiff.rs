@@ -86,10 +86,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     }
 
     fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
-        let weight = match weight {
-            Weight::Float(weight) => Weight::Float(frozen("linear: weight", weight)),
-            Weight::Packed(weight) => Weight::Packed(weight.valid()),
-        };
+        let weight = all_frozen(weight);
         let x = tensor(x);
         let output = B::frozen_linear(float(x.primitive), weight.clone());
         record!(LinearBackward, [x.node], weight, output)
@@ -343,7 +340,7 @@ fn weight_gradients<B: TrainBackend>(
         row += d_out;
         match projection.weight {
             Weight::Float(_) => Some(Some(all.clone().narrow(0, row - d_out, d_out))),
-            Weight::Packed(_) => None,
+            Weight::Packed(_) | Weight::Split(_) => None,
         }
     });
     rows.collect()
@@ -482,7 +479,16 @@ fn inner_weight<B: TrainBackend, C: CheckpointStrategy>(
             let inner = float(weight.primitive.clone());
             (Weight::Float(inner), Some(weight))
         }
-        Weight::Packed(weight) => (Weight::Packed(weight.valid()), None),
+        weight => (all_frozen(weight), None),
+    }
+}
+
+/// The inner weight of one that must not be trained.
+fn all_frozen<B: TrainBackend, C: CheckpointStrategy>(weight: Weight<Ad<B, C>>) -> Weight<B> {
+    match weight {
+        Weight::Float(weight) => Weight::Float(frozen("a frozen weight", weight)),
+        Weight::Packed(weight) => Weight::Packed(weight.valid()),
+        Weight::Split(weight) => Weight::Split(weight.map(all_frozen)),
     }
 }
 

@@ -37,6 +37,7 @@ pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::log_probs::{LogProbStats, LogProbs};
 pub use ops::packed::{Format, PackedWeight, Scales, Weight};
 pub use ops::rope::{RotaryAngles, Turn};
+pub use ops::split::SplitWeight;
 
 /// A Burn backend that can train: plain [`Backend`] plus the operations of [`ops`].
 ///

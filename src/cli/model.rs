@@ -129,8 +129,8 @@ impl ModelArgs {
     ) -> Result<Mistral<B>> {
         let shape = MistralConfig::load(folder)?;
         let dtype = choose::<B>(&shape, self.dtype.dtype(), Purpose::Hold, device)?;
-        limits::check::<B>(&shape, dtype, device)?;
         let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
+        limits::check::<B>(&shape, to, dtype, device)?;
         let mut model = load_as(folder, dtype, to, &cache, device)?;
         if let Some(folder) = &self.adapter {
             adapter::load(&mut model, folder, device)?;

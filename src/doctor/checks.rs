@@ -2,7 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK};
+use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -173,6 +174,28 @@ impl<B: TrainBackend> Checker<B> {
         let exact = Tensor::from_data(data.clone(), (&self.device, DType::F32));
         let data = data.convert_dtype(self.dtype);
         [Tensor::from_data(data, (&self.device, self.dtype)), exact]
+    }
+
+    /// A matrix of random indices, its scales in 8 bits.
+    pub(super) fn packed(&mut self, format: Format, dims: [usize; 2]) -> PackedWeight<B> {
+        let blocks = (dims[0] * dims[1]).div_ceil(BLOCK);
+        let mut words = |count: usize| {
+            let words: Vec<u32> = (0..count).map(|_| self.rng.next_u32()).collect();
+            Tensor::from_data(TensorData::new(words, [count]), (&self.device, DType::U32))
+        };
+        let values = words((dims[0] * dims[1]).div_ceil(format.per_word()));
+        let scales = words(blocks.div_ceil(4));
+        let absmax = self.exact([1, blocks.div_ceil(NESTED_BLOCK)]);
+        PackedWeight {
+            format,
+            dims,
+            words: values,
+            scales: Some(Scales::Double {
+                words: scales,
+                absmax: absmax.squeeze_dim(0),
+                offset: 0.5,
+            }),
+        }
     }
 
     /// A random matrix in f32, whatever is under test.

@@ -1,8 +1,10 @@
 //! Every operation of [`TrainBackend`], forward and backward, on inputs of odd sizes.
 
-use arithmo_backends::ops::{adamw, adapted_linear, linear, log_probs, rms_norm, rope, swiglu};
+use arithmo_backends::ops::{
+    adamw, adapted_linear, linear, log_probs, packed, rms_norm, rope, swiglu,
+};
 use arithmo_backends::{
-    AdamWFactors, AdamWTensor, AdamWUpdate, Adapter, LogProbStats, LogProbs, Projection,
+    AdamWFactors, AdamWTensor, AdamWUpdate, Adapter, Format, LogProbStats, LogProbs, Projection,
     RotaryAngles, TrainBackend, Turn,
 };
 use burn::tensor::{DType, Tensor};
@@ -15,9 +17,10 @@ use crate::error::Result;
 const EPSILON: f64 = 1e-3;
 
 /// What checks the operations, by name.
-pub(super) fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 8] {
+pub(super) fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 9] {
     [
         ("frozen_linear", of_linear),
+        ("frozen_linear packed", of_packed),
         ("adapted_linear", of_adapted),
         ("rms_norm", of_rms_norm),
         ("rope", of_rope),
@@ -48,6 +51,25 @@ fn of_linear<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
                 )]
             },
         )?;
+    }
+    Ok(())
+}
+
+/// Rows as decoding has them and as training has them. The exact products are those of what the reference unpacks.
+fn of_packed<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
+    for format in [Format::Nf4, Format::Fp4, Format::Int8] {
+        for [tokens, d_in, d_out] in [[1, 96, 65], [5, 72, 100], [8, 129, 33], [130, 192, 48]] {
+            let [x, x32] = checker.matrix([tokens, d_in]);
+            let weight = checker.packed(format, [d_out, d_in]);
+            checker.compare(
+                "frozen_linear packed",
+                || vec![B::frozen_linear(x.clone(), weight.clone().into())],
+                || {
+                    let weight = packed::reference(&weight, 0..d_out, DType::F32);
+                    vec![linear::reference(x32.clone(), weight.into())]
+                },
+            )?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! *is* (its initialisation, its files, which projections get one) is decided in [`crate::lora`].
 
 use arithmo_backends::{
-    Adapter, PackedWeight, Projection, TrainBackend, Weight, ops,
+    Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight, ops,
     ops::adapted_linear::adapted_linear,
 };
 use burn::module::{Module, Param};
@@ -37,6 +37,8 @@ pub enum WeightParam<B: TrainBackend> {
     Float(Param<Tensor<B, 2>>),
     /// In few bits: never trained, and so no parameter.
     Packed(PackedWeight<B>),
+    /// In pieces, because the device takes it no other way ([`crate::model::limits`]): never trained either.
+    Split(SplitWeight<B>),
 }
 
 impl<B: TrainBackend> WeightParam<B> {
@@ -45,6 +47,7 @@ impl<B: TrainBackend> WeightParam<B> {
         match weight.into() {
             Weight::Float(weight) => Self::Float(frozen_param(weight)),
             Weight::Packed(weight) => Self::Packed(weight),
+            Weight::Split(weight) => Self::Split(weight),
         }
     }
 
@@ -53,6 +56,7 @@ impl<B: TrainBackend> WeightParam<B> {
         match self {
             Self::Float(weight) => weight.dims(),
             Self::Packed(weight) => weight.dims,
+            Self::Split(weight) => weight.dims(),
         }
     }
 
@@ -61,6 +65,7 @@ impl<B: TrainBackend> WeightParam<B> {
         match self {
             Self::Float(weight) => Weight::Float(weight.val()),
             Self::Packed(weight) => Weight::Packed(weight.clone()),
+            Self::Split(weight) => Weight::Split(weight.clone()),
         }
     }
 

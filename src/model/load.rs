@@ -1,14 +1,18 @@
 //! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, packed on the way if asked for; or from random numbers.
 
+mod values;
+
 use std::path::Path;
 
-use arithmo_backends::{Format, PackedWeight, TrainBackend};
-use burn::tensor::{DType, Distribution, Element, Tensor, TensorData};
+use arithmo_backends::{SplitWeight, TrainBackend, Weight};
+use burn::tensor::{DType, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use self::values::{Floats, Values, host};
 use super::attention::Attention;
 use super::config::MistralConfig;
+use super::limits::Pieces;
 use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
@@ -46,6 +50,22 @@ pub fn load_as<B: TrainBackend>(
     cache: &Cache,
     device: &B::Device,
 ) -> Result<Mistral<B>> {
+    let pieces = Pieces::of::<B>(dtype, device);
+    load_in_pieces(folder, dtype, to, cache, pieces, device)
+}
+
+/// As [`load_as`], with matrices cut into `pieces`, whatever `device` takes.
+///
+/// # Errors
+/// As [`load_as`].
+pub fn load_in_pieces<B: TrainBackend>(
+    folder: &Path,
+    dtype: DType,
+    to: Option<Quantization>,
+    cache: &Cache,
+    pieces: Pieces,
+    device: &B::Device,
+) -> Result<Mistral<B>> {
     let config = MistralConfig::load(folder)?;
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
@@ -59,7 +79,8 @@ pub fn load_as<B: TrainBackend>(
     if let Some(to) = to
         && let Some(packed) = cache.packed(folder, &config, &files, to)?
     {
-        return load(&packed, dtype, device);
+        let nothing = Cache::none();
+        return load_in_pieces(&packed, dtype, None, &nothing, pieces, device);
     }
     let packed = to.or(config.quantization);
     // Exact, and half of what f32 takes where nothing computes in 16 bits.
@@ -71,7 +92,7 @@ pub fn load_as<B: TrainBackend>(
         quantization: packed,
         ..config
     };
-    build(config, dtype, device, &mut |name, shape| {
+    build_in_pieces(config, dtype, pieces, device, &mut |name, shape| {
         if interrupt::requested() {
             let note = "stopped while the model was loaded".to_string();
             return Err(Error::Interrupted { note });
@@ -193,29 +214,22 @@ pub fn random_on_device<B: TrainBackend>(
     })
 }
 
-/// What a tensor is filled with.
-enum Values {
-    Floats(Floats),
-    /// A packed matrix.
-    Packed(Quantized),
-    /// A matrix of bf16, two a word.
-    Halves(Vec<u32>),
-}
-
-/// Floats, in the model's dtype.
-enum Floats {
-    /// Numbers from the host.
-    Host(TensorData),
-    Ones,
-    /// Random numbers between plus and minus this.
-    Uniform(f64),
-}
-
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Values> + 'a;
 
 fn build<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
+    device: &B::Device,
+    source: &mut Source<'_>,
+) -> Result<Mistral<B>> {
+    let pieces = Pieces::of::<B>(dtype, device);
+    build_in_pieces(config, dtype, pieces, device, source)
+}
+
+fn build_in_pieces<B: TrainBackend>(
+    config: MistralConfig,
+    dtype: DType,
+    pieces: Pieces,
     device: &B::Device,
     source: &mut Source<'_>,
 ) -> Result<Mistral<B>> {
@@ -225,6 +239,7 @@ fn build<B: TrainBackend>(
             true => dtype,
             false => <B::FloatElem as Element>::dtype(),
         },
+        pieces,
         device,
         source,
     };
@@ -251,6 +266,7 @@ struct Builder<'a, 'b, B: TrainBackend> {
     config: &'a MistralConfig,
     /// What is computed in.
     dtype: DType,
+    pieces: Pieces,
     device: &'a B::Device,
     source: &'a mut Source<'b>,
 }
@@ -297,22 +313,27 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
-        let (dims, device, dtype) = ([rows, columns], self.device, self.dtype);
+        let dims = [rows, columns];
         let values = (self.source)(&format!("{path}.weight"), &dims)?;
-        Ok(B::memory_persistent_allocations(
-            device,
-            values,
-            |values| match values {
-                Values::Packed(packed) => WeightParam::frozen(packed.into_weight(device)),
-                Values::Halves(words) => WeightParam::frozen(halves(words, dims, device)),
-                Values::Floats(Floats::Host(data))
-                    if data.dtype == DType::BF16 && dtype != DType::BF16 =>
-                {
-                    WeightParam::frozen(halves(words(data.as_bytes()), dims, device))
-                }
-                Values::Floats(floats) => WeightParam::frozen(floats.on(dims, device, dtype)),
-            },
-        ))
+        let piece = self.pieces.rows(dims, values.unit()).unwrap_or(rows);
+        if piece >= rows {
+            return Ok(WeightParam::frozen(self.weight(values, dims)));
+        }
+        let starts = (0..rows).step_by(piece);
+        let parts = starts.map(|start| {
+            let rows = start..rows.min(start + piece);
+            let dims = [rows.len(), columns];
+            self.weight(values.rows(rows, columns), dims)
+        });
+        Ok(WeightParam::frozen(SplitWeight::new(parts.collect())))
+    }
+
+    fn weight(&self, values: Values, dims: [usize; 2]) -> Weight<B> {
+        let (device, dtype) = (self.device, self.dtype);
+        // Weights live as long as the program: pools keep them out of the way of activations.
+        B::memory_persistent_allocations(device, values, |values| {
+            values.into_weight(dims, device, dtype)
+        })
     }
 
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
@@ -325,48 +346,9 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
                 "this is a defect of arithmo: please report it",
             ));
         };
-        // Weights live as long as the program: pools keep them out of the way of activations.
         Ok(B::memory_persistent_allocations(device, floats, |floats| {
             floats.on(shape, device, dtype)
         }))
-    }
-}
-
-impl Floats {
-    /// A tensor on `device`.
-    fn on<B: TrainBackend, const D: usize>(
-        self,
-        shape: [usize; D],
-        device: &B::Device,
-        dtype: DType,
-    ) -> Tensor<B, D> {
-        let place = (device, dtype);
-        match self {
-            Self::Host(data) => Tensor::from_data(data, place),
-            Self::Ones => Tensor::ones(shape, place),
-            Self::Uniform(bound) => {
-                Tensor::random(shape, Distribution::Uniform(-bound, bound), place)
-            }
-        }
-    }
-}
-
-fn host(data: TensorData) -> Values {
-    Values::Floats(Floats::Host(data))
-}
-
-/// A matrix of bf16, two a word.
-fn halves<B: TrainBackend>(
-    words: Vec<u32>,
-    dims: [usize; 2],
-    device: &B::Device,
-) -> PackedWeight<B> {
-    let words = TensorData::new(words, [(dims[0] * dims[1]).div_ceil(2)]);
-    PackedWeight {
-        format: Format::Bf16,
-        dims,
-        words: Tensor::from_data(words, (device, DType::U32)),
-        scales: None,
     }
 }
 

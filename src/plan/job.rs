@@ -7,10 +7,11 @@ use burn::tensor::DType;
 use super::layers::Layer;
 use super::passes::Samples;
 use super::profile::Profile;
-use crate::config::{GradientCheckpointing, Method, Reference, RunConfig};
+use crate::config::{GradientCheckpointing, InitLoraWeights, Method, Reference, RunConfig};
 use crate::error::{Error, Result};
 use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
+use crate::model::limits::{HALVES, Pieces};
 use crate::model::quantize::{Quantization, is_projection};
 use crate::train::method::Activations;
 use crate::train::setup::{ACTIVATIONS_SHARE, RECOMPUTE_ABOVE, lora_config, weights};
@@ -28,6 +29,8 @@ pub struct Job {
     pub(super) halves: bool,
     /// How projections are packed: in the model's files already, or while they are loaded.
     pub(super) quantization: Option<Quantization>,
+    /// Most bytes that the device takes in one piece.
+    longest: Option<u64>,
     /// The samples.
     pub samples: Samples,
     pub(super) layers: Vec<Layer>,
@@ -53,6 +56,7 @@ impl Job {
             dtype: profile.dtype(shape, config),
             halves: profile.holds_halves(shape, config),
             quantization: quantization(shape, config),
+            longest: profile.largest_tensor,
             config: config.clone(),
             samples: samples.clone(),
         })
@@ -92,10 +96,13 @@ impl Job {
         }
     }
 
-    /// Weights of the matrix that is unpacked whole where quantised ones are multiplied: the largest.
+    /// Weights of the matrix, or of the piece of one, that is unpacked where packed ones are multiplied: the largest.
     pub(super) fn largest_projection(&self) -> usize {
         let groups = self.layers.iter().flat_map(Layer::groups);
-        let matrices = groups.flat_map(|group| group.outs.iter().map(|out| out * group.d_in));
+        let matrices = groups.flat_map(|group| {
+            let rows = group.outs.iter();
+            rows.map(|out| self.piece([*out, group.d_in], true) * group.d_in)
+        });
         matrices.max().unwrap_or(0)
     }
 
@@ -131,24 +138,52 @@ impl Job {
         self.weight_bytes().iter().sum()
     }
 
-    /// Bytes of each of the model's tensors.
+    /// Bytes of each of the model's tensors, piece by piece.
     pub(super) fn weight_bytes(&self) -> Vec<usize> {
-        let tensors = self.shape.tensors().into_iter();
-        let bytes =
-            |(name, shape): (String, Vec<usize>)| match (is_projection(&name), shape.as_slice()) {
-                (true, [rows, columns]) => self.matrix_bytes(*rows, *columns),
-                (false, [rows, columns]) => self.float_bytes(rows * columns),
-                _ => shape.iter().product::<usize>() * self.size(),
+        let mut all = Vec::new();
+        for (name, shape) in self.shape.tensors() {
+            let &[rows, columns] = shape.as_slice() else {
+                all.push(shape.iter().product::<usize>() * self.size());
+                continue;
             };
-        tensors.map(bytes).collect()
+            let packed = is_projection(&name);
+            let piece = self.piece([rows, columns], packed);
+            for start in (0..rows).step_by(piece.max(1)) {
+                let rows = piece.min(rows - start);
+                all.push(match packed {
+                    true => self.matrix_bytes(rows, columns),
+                    false => self.float_bytes(rows * columns),
+                });
+            }
+        }
+        all
     }
 
-    /// Bytes of the largest tensor of the model, with its name.
-    pub fn largest_weight(&self) -> (String, u64) {
-        let names = self.shape.tensors().into_iter().map(|(name, _)| name);
-        let bytes = self.weight_bytes().into_iter().map(|bytes| bytes as u64);
-        let largest = names.zip(bytes).max_by_key(|(_, bytes)| *bytes);
-        largest.unwrap_or_default()
+    /// Rows of a matrix that lie in one piece.
+    pub(super) fn piece(&self, [rows, columns]: [usize; 2], is_projection: bool) -> usize {
+        let packed = self.quantization.filter(|_| is_projection);
+        let unit = packed.map_or(HALVES, |packed| packed.unit());
+        let piece = self.pieces().rows([rows, columns], unit);
+        piece.unwrap_or(rows)
+    }
+
+    /// How the device cuts the model's matrices.
+    fn pieces(&self) -> Pieces {
+        Pieces {
+            longest: self.longest,
+            size: self.size(),
+        }
+    }
+
+    /// A matrix that the device takes neither whole nor, where that is possible, in pieces, with its bytes.
+    pub(super) fn too_long_weight(&self) -> Option<(String, u64)> {
+        let pieces = self.pieces();
+        let lora = &self.config.lora;
+        let loftq = lora.init_lora_weights == InitLoraWeights::LoftQ && lora.adapter.is_none();
+        match self.trains_all() || loftq {
+            true => Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape),
+            false => pieces.too_long(&self.shape, self.quantization),
+        }
     }
 
     /// How many blocks keep their activations in a pass of `tokens` tokens, as [`crate::train::setup::what_fits`] decides

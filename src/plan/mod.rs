@@ -114,15 +114,14 @@ impl Plan {
     }
 }
 
-/// The longest of what must lie in one piece: a weight, logits of some rows, activations of a pass.
+/// What must lie in one piece, and is too long for it: a matrix that cannot be cut, activations of a pass.
 fn too_long(job: &Job, profile: &Profile, pass: PassShape) -> Option<TooLong> {
     let limit = profile.largest_tensor?;
-    let (name, bytes) = job.largest_weight();
     let of_pass = (pass.tokens * job.shape.widest_bytes_per_token(job.dtype.size())) as u64;
     let activations = format!("the widest activations of a pass of {} tokens", pass.tokens);
-    let found = [(name, bytes), (activations, of_pass)];
-    let longest = found.into_iter().find(|(_, bytes)| *bytes > limit);
-    longest.map(|(what, bytes)| TooLong { what, bytes, limit })
+    let activations = Some((activations, of_pass)).filter(|_| of_pass > limit);
+    let found = job.too_long_weight().or(activations);
+    found.map(|(what, bytes)| TooLong { what, bytes, limit })
 }
 
 #[cfg(test)]

@@ -114,6 +114,20 @@ impl Operations<'_> {
         }
     }
 
+    /// Rows of a piece of a projection, if it is in pieces.
+    fn cut(&self, d_out: usize, d_in: usize) -> Option<usize> {
+        let piece = self.job.piece([d_out, d_in], true);
+        (piece < d_out).then_some(piece)
+    }
+
+    /// The product with a piece, before it joins the others.
+    fn pass_by_piece(&mut self, d_out: usize, d_in: usize) {
+        if let Some(piece) = self.cut(d_out, d_in) {
+            let bytes = self.bytes(piece);
+            self.memory.pass_by(Category::Workspace, bytes);
+        }
+    }
+
     fn project_on_gpu(&mut self, group: &Group, residual: Residual) -> (Held, Option<Held>) {
         let (rank, branches) = (group.rank(), group.branches());
         let stacked = (branches > 1).then(|| self.work(4 * rank * group.d_in));
@@ -130,10 +144,13 @@ impl Operations<'_> {
         let alone = group.outs.len() == 1 && rank == 0 && matches!(residual, Residual::None);
         let bytes = self.bytes(group.width());
         let out = self.work(bytes);
-        if !alone {
+        if alone {
+            self.pass_by_piece(group.width(), group.d_in);
+        } else {
             for (width, rank) in group.outs.iter().zip(&group.ranks) {
                 let (base, of_low) = (self.bytes(*width), self.wide(*rank));
                 let base = self.work(base);
+                self.pass_by_piece(*width, group.d_in);
                 self.memory.pass_by(Category::Workspace, of_low);
                 self.memory.give(base);
             }
@@ -228,6 +245,11 @@ impl Operations<'_> {
             if needs_x {
                 let bytes = self.bytes(group.d_in);
                 let base = self.work(bytes);
+                if let Some(piece) = self.cut(*width, group.d_in) {
+                    // What a piece reads of the gradient, and its product.
+                    let of_piece = self.bytes(piece) + bytes;
+                    self.memory.pass_by(Category::Workspace, of_piece);
+                }
                 d_x = match (d_x, d_low) {
                     (None, None) => Some(base),
                     (before, _) => {
@@ -335,6 +357,23 @@ impl Operations<'_> {
             few => few.max(1),
         };
         let size = self.job.size();
+        // In pieces where the matrix is.
+        let piece = self.job.piece([vocabulary, width], false);
+        let unpacked: Vec<Held> = match self.job.halves {
+            true => (0..vocabulary)
+                .step_by(piece.max(1))
+                .map(|start| {
+                    let rows = piece.min(vocabulary - start);
+                    self.memory.take(Category::Head, rows * width * size)
+                })
+                .collect(),
+            false => Vec::new(),
+        };
+        // The head's rows of the targets.
+        let of_targets = with_slopes.then(|| {
+            let bytes = self.bytes(width);
+            self.memory.take(Category::Head, bytes)
+        });
         let mut parts = Vec::new();
         for start in (0..self.rows).step_by(chunk) {
             let rows = chunk.min(self.rows - start);
@@ -343,12 +382,17 @@ impl Operations<'_> {
                 self.memory.take(Category::Head, 4 * rows * vocabulary),
             ];
             if with_slopes {
+                held.push(self.memory.take(Category::Head, rows * width * size));
                 held.push(self.memory.take(Category::Head, rows * vocabulary * size));
                 held.push(self.memory.take(Category::Head, 4 * rows * width));
                 parts.push(self.memory.take(Category::Head, rows * width * size));
             }
+            if piece < vocabulary {
+                self.memory.pass_by(Category::Head, 4 * rows * piece);
+            }
             self.memory.give_all(held);
         }
+        self.memory.give_all(unpacked.into_iter().chain(of_targets));
         if parts.len() < 2 {
             return parts.pop();
         }

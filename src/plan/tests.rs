@@ -268,6 +268,19 @@ fn what_is_too_long_for_the_device_is_named() {
         None
     );
     profile.largest_tensor = Some(128 << 20);
+    let mut config = config;
+    // A pair of 1024 would be too long as well.
+    config.data.max_length = 512;
+    // Frozen matrices are cut.
+    let plan = Plan::new(&job(&shape, &config, &profile), &profile);
+    assert_eq!(plan.too_long, None);
+    // The embedding in four pieces, and so the head; gate, up and down in two.
+    let cut = job(&shape, &config, &profile);
+    let whole = 3 + 32 * 9 + 1 + 1;
+    assert_eq!(cut.weight_bytes().len(), whole - 1 + 3 + 3 + 32 * 3 - 1);
+    assert_eq!(cut.model_bytes(), 4 * 7_241_732_096);
+    // Those that are trained are not.
+    config.model.use_peft = false;
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     let long = plan.too_long.clone().unwrap();
     assert!(long.what.contains("lm_head") || long.what.contains("embed_tokens"));

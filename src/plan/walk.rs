@@ -94,8 +94,8 @@ impl Walk<'_> {
         let angles = job.shape.max_position_embeddings * job.shape.head_dim();
         self.memory.hold(Category::Tables, 2 * angles);
         self.memory.hold(Category::Tables, 2 * angles);
-        // Quantised weights are multiplied from a tile on the CPU; elsewhere the largest is unpacked in one place.
-        if job.is_quantized() && !self.heap {
+        // Packed weights are multiplied from a tile on the CPU; elsewhere the largest is unpacked in one place.
+        if (job.is_quantized() || job.halves) && !self.heap {
             let scratch = job.largest_projection() * job.size();
             self.memory.hold(Category::Workspace, scratch);
         }

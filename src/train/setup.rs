@@ -162,13 +162,12 @@ fn policy<B: TrainBackend>(
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
+    let shape = MistralConfig::load(model_folder)?;
     if !config.model.use_peft {
+        limits::check_whole::<B>(&shape, device)?;
         let dtype = full_dtype::<B>();
         let policy = match config.model.from_scratch {
-            true => {
-                let shape = MistralConfig::load(model_folder)?;
-                load::random(shape, config.seed, dtype, device)?
-            }
+            true => load::random(shape, config.seed, dtype, device)?,
             false => load::load(model_folder, dtype, device)?,
         };
         if let Some(packed) = policy.config.quantization {
@@ -183,10 +182,12 @@ fn policy<B: TrainBackend>(
         }
         return Ok((train_all(policy), None));
     }
-    let shape = MistralConfig::load(model_folder)?;
     let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
-    limits::check::<B>(&shape, dtype, device)?;
     let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
+    limits::check::<B>(&shape, to, dtype, device)?;
+    if config.lora.init_lora_weights == InitLoraWeights::LoftQ && config.lora.adapter.is_none() {
+        limits::check_whole::<B>(&shape, device)?;
+    }
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;
     let lora = match &config.lora.adapter {
         Some(folder) => {

@@ -15,6 +15,7 @@ pub mod ops;
 pub mod packed;
 #[cfg(feature = "wgpu")]
 pub mod plan;
+pub mod split;
 pub mod step;
 pub mod tiny;
 pub mod traces;

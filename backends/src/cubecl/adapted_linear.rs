@@ -8,9 +8,9 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, put};
-use super::launch::{empty, matmul, transposed};
-use super::packed::{self, PackedShape, Parts};
+use super::launch::{empty, transposed};
 use super::queue::{CubeGpu, Kernel, Queued, queue, queued, tensor};
+use super::weight::{PartWeight, WeightShape, taken, times, times_transposed, weight_tensors};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
 /// [`crate::TrainBackend::adapted_linear`].
@@ -45,6 +45,15 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
         output: output.unwrap_or_else(|| unreachable!("an operation without output")),
         low,
     }
+}
+
+/// [`crate::TrainBackend::frozen_linear`].
+pub(crate) fn frozen_linear<B: CubeGpu>(
+    x: BurnTensor<B, 2>,
+    weight: Weight<B>,
+) -> BurnTensor<B, 2> {
+    let adapter = None;
+    adapted_linear(x, &[Projection { weight, adapter }], None).output
 }
 
 /// [`crate::TrainBackend::adapted_linear_backward`].
@@ -97,10 +106,7 @@ fn adapters<B: CubeGpu>(projections: &[Projection<B>]) -> impl Iterator<Item = &
 fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>> {
     let mut tensors = Vec::new();
     for projection in projections {
-        match &projection.weight {
-            Weight::Float(weight) => tensors.push(queued(weight)),
-            Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
-        }
+        weight_tensors(&projection.weight, &mut tensors);
         if let Some(adapter) = &projection.adapter {
             tensors.extend([queued(&adapter.a), queued(&adapter.b)]);
             tensors.extend(adapter.dropout_mask.as_ref().map(queued));
@@ -116,7 +122,7 @@ struct Shapes(Vec<ProjectionShape>);
 #[derive(Clone, Debug)]
 struct ProjectionShape {
     d_out: usize,
-    packed: Option<PackedShape>,
+    weight: WeightShape,
     adapter: Option<AdapterShape>,
 }
 
@@ -134,33 +140,6 @@ struct Part<R: CubeRuntime> {
     adapter: Option<PartAdapter<R>>,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "at most three are alive, for one launch"
-)]
-enum PartWeight<R: CubeRuntime> {
-    Float(CubeTensor<R>),
-    Packed(Parts<R>),
-}
-
-impl<R: CubeRuntime> PartWeight<R> {
-    /// `x W^T`. What is unpacked for it is gone when it is done.
-    fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
-        match self {
-            Self::Float(weight) => times_transposed(x, weight),
-            Self::Packed(parts) => times_transposed(x, parts.floats(x.dtype)),
-        }
-    }
-
-    /// `dy W`.
-    fn times(self, dy: &CubeTensor<R>) -> CubeTensor<R> {
-        match self {
-            Self::Float(weight) => times(dy, weight),
-            Self::Packed(parts) => times(dy, parts.floats(dy.dtype)),
-        }
-    }
-}
-
 struct PartAdapter<R: CubeRuntime> {
     a: CubeTensor<R>,
     b: CubeTensor<R>,
@@ -173,10 +152,7 @@ impl Shapes {
     fn of<B: CubeGpu>(projections: &[Projection<B>]) -> Self {
         let of = |projection: &Projection<B>| ProjectionShape {
             d_out: projection.weight.dims()[0],
-            packed: match &projection.weight {
-                Weight::Float(_) => None,
-                Weight::Packed(weight) => Some(PackedShape::of(weight)),
-            },
+            weight: WeightShape::of(&projection.weight),
             adapter: projection.adapter.as_ref().map(|adapter| AdapterShape {
                 rank: adapter.a.dims()[0],
                 scaling: adapter.scaling as f32,
@@ -202,23 +178,16 @@ impl Shapes {
         &self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> Vec<Part<R>> {
-        let mut part = |shape: &ProjectionShape| {
-            let packed = shape.packed.map(|packed| packed.parts(from));
-            let mut next = || {
-                let next = from.next();
-                next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
-            };
-            Part {
-                weight: packed.map_or_else(|| PartWeight::Float(next()), PartWeight::Packed),
-                d_out: shape.d_out,
-                adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
-                    a: next(),
-                    b: next(),
-                    mask: adapter.dropout.then(&mut next),
-                    scaling: adapter.scaling,
-                    rank: adapter.rank,
-                }),
-            }
+        let mut part = |shape: &ProjectionShape| Part {
+            weight: shape.weight.part(from),
+            d_out: shape.d_out,
+            adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
+                a: taken(from),
+                b: taken(from),
+                mask: adapter.dropout.then(|| taken(from)),
+                scaling: adapter.scaling,
+                rank: adapter.rank,
+            }),
         };
         self.0.iter().map(&mut part).collect()
     }
@@ -399,19 +368,6 @@ fn dropped<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &PartAdapter<R>) -> CubeT
     }
 }
 
-/// `left right`.
-fn times<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
-    let ([rows, _], [_, columns]) = (left.meta.shape().dims(), right.meta.shape().dims());
-    let product = empty(left, [rows, columns], left.dtype);
-    matmul(left.clone(), right, product.clone());
-    product
-}
-
-/// `left right^T`.
-fn times_transposed<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
-    times(left, transposed(right))
-}
-
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
@@ -422,7 +378,7 @@ mod tests {
         let shape = Shapes(vec![
             ProjectionShape {
                 d_out: 48,
-                packed: None,
+                weight: WeightShape::Float,
                 adapter: Some(AdapterShape {
                     rank: 5,
                     scaling: 0.5,
@@ -431,11 +387,17 @@ mod tests {
             },
             ProjectionShape {
                 d_out: 5,
-                packed: None,
+                weight: WeightShape::Split(vec![
+                    (0..2, WeightShape::Float),
+                    (2..5, WeightShape::Float),
+                ]),
                 adapter: None,
             },
         ]);
-        let projections = || [[48, 100], [5, 100], [48, 5], [9, 100], [5, 100]].map(Given::Floats);
+        let projections = || {
+            let shapes = [[48, 100], [5, 100], [48, 5], [9, 100], [2, 100], [3, 100]];
+            shapes.map(Given::Floats)
+        };
         let forward = Forward {
             shape: shape.clone(),
             stacked: false,

@@ -7,10 +7,11 @@ use burn_cubecl::ops::numeric::add;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
+use super::branch::put;
 use super::launch::{
     UNITS, cube_max, cube_sum, cubes, empty, matmul, rows, transposed, vector_size,
 };
-use super::queue::{CubeGpu, Kernel, fixed, queue, queued, queued_int, tensor};
+use super::queue::{CubeGpu, Kernel, queue, queued, queued_int, tensor};
 use crate::{LogProbStats, LogProbs, Weight};
 
 /// Logits alive at once: 2^24 values are 64 MiB in f32.
@@ -35,17 +36,22 @@ pub(crate) fn completion_log_probs<B: CubeGpu>(
     with_slopes: bool,
 ) -> LogProbs<B> {
     let ([count, width], [vocabulary, _]) = (hidden.dims(), lm_head.dims());
-    let lm_head = lm_head.floats(hidden.dtype());
+    let dtype = hidden.dtype();
+    let of_targets = with_slopes.then(|| lm_head.clone().rows(targets.clone(), dtype));
+    let head: Vec<_> = pieces(lm_head, dtype).iter().map(queued).collect();
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
     for (start, len) in chunks(count, vocabulary) {
         let of_hidden = queued(&hidden.clone().narrow(0, start, len));
-        let of_targets = queued_int(&targets.clone().narrow(0, start, len));
+        let targets_here = queued_int(&targets.clone().narrow(0, start, len));
         let mut outputs = vec![([len, stats.columns()].into(), DType::F32)];
         if with_slopes {
-            outputs.push(([len, width].into(), hidden.dtype()));
+            outputs.push(([len, width].into(), dtype));
         }
         let kernel = OfRows { stats, with_slopes };
-        let inputs = vec![of_hidden, queued(&lm_head), of_targets];
+        let rows = of_targets.clone().map(|rows| rows.narrow(0, start, len));
+        let mut inputs = vec![of_hidden, targets_here];
+        inputs.extend(rows.as_ref().map(queued));
+        inputs.extend(head.iter().cloned());
         let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
         columns.extend(outputs.next());
         slopes.extend(outputs.next());
@@ -53,6 +59,19 @@ pub(crate) fn completion_log_probs<B: CubeGpu>(
     LogProbs {
         columns: BurnTensor::cat(columns, 0),
         slopes: with_slopes.then(|| BurnTensor::cat(slopes, 0)),
+    }
+}
+
+/// The floats of a head: in parts, where it is.
+fn pieces<B: CubeGpu>(head: Weight<B>, dtype: DType) -> Vec<BurnTensor<B, 2>> {
+    match head {
+        Weight::Split(head) => {
+            let parts = head.parts();
+            parts
+                .flat_map(|(_, part)| pieces(part.clone(), dtype))
+                .collect()
+        }
+        head => vec![head.floats(dtype)],
     }
 }
 
@@ -67,6 +86,7 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)
         .map(move |start| (start, size.min(rows - start)))
 }
 
+/// Inputs: hidden states, targets, with slopes the head's rows of the targets, and the head in one or more parts.
 #[derive(Debug)]
 struct OfRows {
     stats: LogProbStats,
@@ -77,12 +97,17 @@ impl Kernel for OfRows {
     const NAME: &'static str = "completion_log_probs";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [hidden, head, targets] = fixed(inputs);
-        let [len, width] = hidden.meta.shape().dims();
-        let [vocabulary, _] = head.meta.shape().dims();
-        let dtype = hidden.dtype;
-        let logits = empty(&hidden, [len, vocabulary], DType::F32);
-        matmul(hidden, transposed(head.clone()), logits.clone());
+        let mut inputs = inputs.into_iter();
+        let mut next = || {
+            let next = inputs.next();
+            next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
+        };
+        let (hidden, targets) = (next(), next());
+        let of_targets = self.with_slopes.then(&mut next);
+        let head: Vec<_> = inputs.collect();
+        let (dtype, [len, _]) = (hidden.dtype, hidden.meta.shape().dims());
+        let logits = logits(&hidden, &head);
+        let [_, vocabulary] = logits.meta.shape().dims();
         let columns = empty(&logits, [len, self.stats.columns()], DType::F32);
         let others = self
             .with_slopes
@@ -90,10 +115,10 @@ impl Kernel for OfRows {
         let doubt = empty(&logits, [len, 1], DType::F32);
         let targets = rows(targets);
         let written = [&columns, &doubt].map(Clone::clone);
-        self.launch(logits, targets.clone(), written, others.clone());
-        let slopes = others.map(|others| {
-            let of_others = contracted(others, head.clone(), width);
-            add_targets(of_others, rows(head), targets, doubt)
+        self.launch(logits, targets, written, others.clone());
+        let slopes = others.zip(of_targets).map(|(others, of_targets)| {
+            let of_others = contracted(&others, &head);
+            add_targets(of_others, rows(of_targets), doubt)
         });
         std::iter::once(columns).chain(slopes).collect()
     }
@@ -129,53 +154,77 @@ impl OfRows {
     }
 }
 
+/// `hidden head^T`, in f32.
+fn logits<R: CubeRuntime>(hidden: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
+    let [len, _] = hidden.meta.shape().dims();
+    let product = |head: &CubeTensor<R>| {
+        let [rows, _] = head.meta.shape().dims();
+        let product = empty(hidden, [len, rows], DType::F32);
+        matmul(hidden.clone(), transposed(head.clone()), product.clone());
+        product
+    };
+    if let [head] = head {
+        return product(head);
+    }
+    let vocabulary = head.iter().map(|part| part.meta.shape()[0]).sum();
+    let logits = empty(hidden, [len, vocabulary], DType::F32);
+    let mut column = 0;
+    for part in head {
+        put(product(part), None, None, &logits, column);
+        column += part.meta.shape()[0];
+    }
+    logits
+}
+
 /// `of_others + doubt * head[target]` of each row, in the head's dtype.
 fn add_targets<R: CubeRuntime>(
     of_others: CubeTensor<R>,
-    head: CubeTensor<R>,
-    targets: CubeTensor<R>,
+    of_targets: CubeTensor<R>,
     doubt: CubeTensor<R>,
 ) -> CubeTensor<R> {
     let shape: [usize; 2] = of_others.meta.shape().dims();
-    let slopes = empty(&of_others, shape, head.dtype);
-    let dtypes = [head.dtype.into(), targets.dtype.into()];
+    let slopes = empty(&of_others, shape, of_targets.dtype);
+    let dtype = of_targets.dtype.into();
     add_target::launch::<R>(
         &slopes.client,
         cubes((shape[0] * shape[1]).div_ceil(UNITS)),
         CubeDim::new_1d(UNITS as u32),
         of_others.into_tensor_arg(),
-        head.into_tensor_arg(),
-        targets.into_tensor_arg(),
+        of_targets.into_tensor_arg(),
         doubt.into_tensor_arg(),
         slopes.clone().into_tensor_arg(),
-        dtypes,
+        dtype,
     );
     slopes
 }
 
 /// `of_logits head`, `[rows, D]`, in f32.
-fn contracted<R: CubeRuntime>(
-    of_logits: CubeTensor<R>,
-    head: CubeTensor<R>,
-    width: usize,
-) -> CubeTensor<R> {
+fn contracted<R: CubeRuntime>(of_logits: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
     let [len, vocabulary] = of_logits.meta.shape().dims();
-    let product = |start: usize| {
-        let end = vocabulary.min(start + SUMMED);
-        let part = match vocabulary > SUMMED {
-            true => slice(of_logits.clone(), &[0..len, start..end]),
-            false => of_logits.clone(),
-        };
-        let of_head = match vocabulary > SUMMED {
-            true => slice(head.clone(), &[start..end, 0..width]),
-            false => head.clone(),
-        };
-        let product = empty(&part, [len, width], DType::F32);
-        matmul(part, of_head, product.clone());
-        product
-    };
-    let parts = (SUMMED..vocabulary).step_by(SUMMED).map(product);
-    parts.fold(product(0), add)
+    let mut first = 0;
+    let mut sum: Option<CubeTensor<R>> = None;
+    for part in head {
+        let [rows, width] = part.meta.shape().dims();
+        for start in (0..rows).step_by(SUMMED) {
+            let end = rows.min(start + SUMMED);
+            let columns = match end - start == vocabulary {
+                true => of_logits.clone(),
+                false => slice(of_logits.clone(), &[0..len, first + start..first + end]),
+            };
+            let of_head = match end - start == rows {
+                true => part.clone(),
+                false => slice(part.clone(), &[start..end, 0..width]),
+            };
+            let product = empty(of_logits, [len, width], DType::F32);
+            matmul(columns, of_head, product.clone());
+            sum = Some(match sum {
+                Some(sum) => add(sum, product),
+                None => product,
+            });
+        }
+        first += rows;
+    }
+    sum.unwrap_or_else(|| unreachable!("a head without rows"))
 }
 
 /// One cube a row of logits: the columns of [`LogProbStats`]; for the slopes, `-softmax` but for the target into
@@ -325,21 +374,19 @@ fn write_others<F: Float, N: Size>(
 
 /// A value a unit.
 #[cube(launch)]
-fn add_target<F: Float, I: Int>(
+fn add_target<F: Float>(
     of_others: &Tensor<f32>,
-    head: &Tensor<F>,
-    targets: &Tensor<I>,
+    of_targets: &Tensor<F>,
     doubt: &Tensor<f32>,
     slopes: &mut Tensor<F>,
-    #[define(F, I)] _dtypes: [StorageType; 2],
+    #[define(F)] _dtype: StorageType,
 ) {
     let width = of_others.shape(1);
     let row = ABSOLUTE_POS / width;
     if row >= of_others.shape(0) {
         terminate!();
     }
-    let target = usize::cast_from(targets[row]);
-    let of_target = f32::cast_from(head[target * head.stride(0) + ABSOLUTE_POS % width]);
+    let of_target = f32::cast_from(of_targets[row * of_targets.stride(0) + ABSOLUTE_POS % width]);
     slopes[ABSOLUTE_POS] = F::cast_from(of_others[ABSOLUTE_POS] + doubt[row] * of_target);
 }
 
@@ -366,11 +413,16 @@ mod tests {
             with_slopes: true,
         };
         for [width, vocabulary] in [[5, 48], [48, 100], [100, 5]] {
-            let (hidden, head) = (
+            let targets = Given::IntVector(vec![0, 3, 4, 2]);
+            let mut inputs = vec![
                 Given::Floats([4, width]),
-                Given::Floats([vocabulary, width]),
-            );
-            same_when_pitched(&kernel, &[hidden, head, Given::IntVector(vec![0, 3, 4, 2])]);
+                targets,
+                Given::Floats([4, width]),
+            ];
+            inputs.push(Given::Floats([vocabulary, width]));
+            same_when_pitched(&kernel, &inputs);
+            inputs.push(Given::Floats([9, width]));
+            same_when_pitched(&kernel, &inputs);
         }
     }
 }

@@ -125,6 +125,16 @@ macro_rules! cube_operations {
             }
         }
 
+        /// Floats are left to Burn, which fuses what follows.
+        fn frozen_linear(x: Tensor<Self, 2>, weight: $crate::Weight<Self>) -> Tensor<Self, 2> {
+            use $crate::{cubecl::adapted_linear as ours, ops::linear as reference};
+            let floats = matches!(weight, $crate::Weight::Float(_));
+            match !floats && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                true => ours::frozen_linear(x, weight),
+                false => reference::reference(x, weight),
+            }
+        }
+
         fn adapted_linear(
             x: Tensor<Self, 2>,
             projections: &[$crate::Projection<Self>],

@@ -1,5 +1,7 @@
-//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time. See
-//! [`crate::ops::packed`].
+//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time, or
+//! multiplied as they are with a few rows. See [`crate::ops::packed`].
+
+mod few_rows;
 
 use std::ops::Range;
 
@@ -335,10 +337,22 @@ fn vector_at<F: Float, N: Size>(
 ) -> Vector<F, N> {
     let per_word = comptime!(32 / bits);
     let word = words[place / per_word];
+    values_of::<F, N>(word, table, place % per_word, scale, bits)
+}
+
+/// The values of a word from its value `start` on.
+#[cube]
+fn values_of<F: Float, N: Size>(
+    word: u32,
+    table: &SharedMemory<f32>,
+    start: usize,
+    scale: f32,
+    #[comptime] bits: usize,
+) -> Vector<F, N> {
     let mut values = Vector::<F, N>::empty();
     #[unroll]
     for j in 0..N::value() {
-        let mut at = (place % per_word + j) as u32;
+        let mut at = (start + j) as u32;
         if comptime!(bits == 4) {
             // Of two in a byte the first stands higher.
             at ^= 1u32;

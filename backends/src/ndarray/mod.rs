@@ -415,7 +415,7 @@ where
     projections.iter().map(one).collect()
 }
 
-/// A weight on slices; `None` for f64.
+/// A weight on slices; `None` for f64, and for parts, each of which then comes by itself.
 fn host_weight<E, I, Q>(weight: &Weight<NdArray<E, I, Q>>) -> Option<HostWeight>
 where
     E: FloatNdArrayElement,
@@ -428,6 +428,7 @@ where
         Weight::Packed(weight) => {
             HostPacked::new(weight.clone()).map(|host| HostWeight::Packed(Box::new(host)))
         }
+        Weight::Split(_) => None,
     }
 }
 

@@ -33,6 +33,9 @@ pub fn linear<B: TrainBackend>(x: Tensor<B, 2>, weight: impl Into<Weight<B>>) ->
 
 /// The reference body of [`TrainBackend::frozen_linear`].
 pub fn reference<B: TrainBackend>(x: Tensor<B, 2>, weight: Weight<B>) -> Tensor<B, 2> {
+    if let Weight::Split(weight) = weight {
+        return weight.times_transposed(&x);
+    }
     let dtype = x.dtype();
     x.matmul(weight.floats(dtype).transpose())
 }
@@ -45,6 +48,9 @@ pub fn reference_weight_gradient<B: Backend>(x: Tensor<B, 2>, grad: Tensor<B, 2>
 
 /// The reference body of [`TrainBackend::frozen_linear_backward`]: `grad [T, D_out]` to `[T, D_in]`.
 pub fn reference_backward<B: TrainBackend>(grad: Tensor<B, 2>, weight: Weight<B>) -> Tensor<B, 2> {
+    if let Weight::Split(weight) = weight {
+        return weight.times(&grad);
+    }
     let dtype = grad.dtype();
     grad.matmul(weight.floats(dtype))
 }

@@ -37,7 +37,7 @@ impl LogProbStats {
 ///
 /// # Shapes
 /// - hidden: `[T, D]`, states after the final norm that predict the targets
-/// - lm_head: `[V, D]`, of hidden's dtype, or packed
+/// - lm_head: `[V, D]`, of hidden's dtype, or packed, whole or in parts
 /// - targets: `[T]`, ids below `V`
 /// - returns `[T, 1]` or `[T, 4]`: see [`LogProbStats`]
 ///

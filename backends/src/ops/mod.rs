@@ -8,6 +8,7 @@ pub mod log_probs;
 pub mod packed;
 pub mod rms_norm;
 pub mod rope;
+pub mod split;
 pub mod swiglu;
 pub mod write_rows;
 

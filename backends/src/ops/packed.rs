@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, ElementConversion, Int, Tensor, TensorData, backend::Backend};
 
+use super::split::SplitWeight;
 use crate::TrainBackend;
 
 /// Values that share a scale.
@@ -64,13 +65,15 @@ pub fn dynamic_code() -> &'static [f32] {
     code::dynamic()
 }
 
-/// A frozen weight: floats of the type that is computed in, or packed.
+/// A frozen weight: floats of the type that is computed in, or packed; or in parts, because no buffer takes it whole.
 #[derive(Clone, Debug)]
 pub enum Weight<B: Backend> {
     /// `[D_out, D_in]`
     Float(Tensor<B, 2>),
     /// In few bits.
     Packed(PackedWeight<B>),
+    /// One part below the other.
+    Split(SplitWeight<B>),
 }
 
 /// A weight in few bits.
@@ -114,12 +117,19 @@ impl<B: Backend> From<PackedWeight<B>> for Weight<B> {
     }
 }
 
+impl<B: Backend> From<SplitWeight<B>> for Weight<B> {
+    fn from(weight: SplitWeight<B>) -> Self {
+        Self::Split(weight)
+    }
+}
+
 impl<B: TrainBackend> Weight<B> {
     /// `[D_out, D_in]`
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(weight) => weight.dims(),
             Self::Packed(weight) => weight.dims,
+            Self::Split(weight) => weight.dims(),
         }
     }
 
@@ -129,6 +139,13 @@ impl<B: TrainBackend> Weight<B> {
             Self::Float(weight) if weight.dtype() == dtype => weight,
             Self::Float(weight) => weight.cast(dtype),
             Self::Packed(weight) => B::unpack(&weight, 0..weight.dims[0], dtype),
+            Self::Split(weight) => Tensor::cat(
+                weight
+                    .parts()
+                    .map(|(_, part)| part.clone().floats(dtype))
+                    .collect(),
+                0,
+            ),
         }
     }
 
@@ -137,6 +154,7 @@ impl<B: TrainBackend> Weight<B> {
         match self {
             Self::Float(weight) => weight.select(0, ids),
             Self::Packed(weight) => B::unpack_rows(&weight, ids, dtype),
+            Self::Split(weight) => weight.rows(&ids, dtype),
         }
     }
 
@@ -148,6 +166,7 @@ impl<B: TrainBackend> Weight<B> {
                 weight.check();
                 true
             }
+            Self::Split(weight) => weight.parts().all(|(_, part)| part.fits(dtype)),
         }
     }
 }

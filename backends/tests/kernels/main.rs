@@ -12,3 +12,4 @@ mod elementwise;
 mod host;
 mod log_probs;
 mod packed;
+mod split;

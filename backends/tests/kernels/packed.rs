@@ -6,10 +6,10 @@ use arithmo_backends::{
 };
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use super::host::{Cpu, Gpu, Host, Layout, Source, close, ints, starts, tolerance};
+use super::host::{Cpu, Gpu, Host, Layout, Source, close, ints, starts, tolerance, variants};
 
 /// A packed weight's parts.
-struct Packed {
+pub(crate) struct Packed {
     format: Format,
     dims: [usize; 2],
     words: Vec<u32>,
@@ -18,7 +18,12 @@ struct Packed {
 }
 
 impl Packed {
-    fn random(format: Format, dims: [usize; 2], double: bool, source: &mut Source) -> Self {
+    pub(crate) fn random(
+        format: Format,
+        dims: [usize; 2],
+        double: bool,
+        source: &mut Source,
+    ) -> Self {
         let count = dims[0] * dims[1];
         let blocks = count.div_ceil(BLOCK);
         let words = |count: usize, mask: u32, source: &mut Source| {
@@ -47,7 +52,7 @@ impl Packed {
         }
     }
 
-    fn on<B: Backend>(&self) -> PackedWeight<B> {
+    pub(crate) fn on<B: Backend>(&self) -> PackedWeight<B> {
         fn words<B: Backend>(values: &[u32]) -> Tensor<B, 1, Int> {
             let data = TensorData::new(values.to_vec(), [values.len()]);
             Tensor::from_data(data, (&Default::default(), DType::U32))
@@ -194,6 +199,52 @@ fn products() {
                     expected,
                     tolerance(dtype),
                 );
+            }
+        }
+    }
+}
+
+/// Rows as decoding has them, and one more: projections with a branch and a residual, and one alone. Rows of weights begin
+/// within a block and within a word, and end before all units of a cube have a word.
+#[test]
+fn few_rows() {
+    if !starts() {
+        return;
+    }
+    for (format, double) in FORMATS {
+        let all = (1..=9).collect::<Vec<_>>();
+        for (d_in, widths, rows) in [
+            (8, [1, 2], [1, 8].as_slice()),
+            (96, [17, 20], &all),
+            (129, [5, 3], &[1, 6]),
+            (1160, [33, 7], &[2, 3]),
+        ] {
+            let mut source = Source::new(d_in);
+            let packed =
+                widths.map(|d_out| Packed::random(format, [d_out, d_in], double, &mut source));
+            let adapter = [[3, d_in], [widths[0], 3]].map(|shape| source.floats(shape));
+            let exact = projections::<Cpu>(&packed, &adapter);
+            let ours = projections::<Gpu>(&packed, &adapter);
+            for &tokens in rows {
+                let x = source.floats([tokens, d_in]);
+                let residual = source.floats([tokens, widths[0] + widths[1]]);
+                let together =
+                    ops::adapted_linear::reference(x.exact(), &exact, Some(residual.exact()));
+                let alone = ops::linear::reference(x.exact(), exact[1].weight.clone());
+                let every = if tokens == 3 { usize::MAX } else { 1 };
+                for (dtype, layout) in variants().into_iter().take(every) {
+                    let what = format!("{format:?} {tokens}x{d_in} {dtype:?} {layout:?}");
+                    let (x, given) = (x.on(dtype, layout), residual.on(dtype, layout));
+                    let y = Gpu::adapted_linear(x.clone(), &ours, Some(given)).output;
+                    close(&what, y, together.output.clone(), tolerance(dtype));
+                    let y = Gpu::frozen_linear(x, ours[1].weight.clone());
+                    close(
+                        &format!("{what}: alone"),
+                        y,
+                        alone.clone(),
+                        tolerance(dtype),
+                    );
+                }
             }
         }
     }

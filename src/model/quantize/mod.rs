@@ -11,6 +11,8 @@ mod blocks;
 pub mod cache;
 mod checksum;
 
+use std::ops::Range;
+
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -35,6 +37,14 @@ pub struct Quantization {
 }
 
 impl Quantization {
+    /// Values that are kept together where a matrix is cut: those that share a scale, or a scale of scales.
+    pub fn unit(&self) -> usize {
+        match self.double_quant {
+            false => BLOCK,
+            true => BLOCK * NESTED_BLOCK,
+        }
+    }
+
     /// Bytes that `count` values take.
     pub fn bytes(&self, count: usize) -> usize {
         let blocks = count.div_ceil(BLOCK);
@@ -178,6 +188,30 @@ impl Quantized {
         let values = codes.flatten().take(count).enumerate();
         let values = values.map(|(at, index)| code[usize::from(index)] * absmax[at / BLOCK]);
         values.collect()
+    }
+
+    /// Some of the rows, which begin and end with a [`Quantization::unit`].
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let [_, columns] = self.dims;
+        let (first, end) = (rows.start * columns, rows.end * columns);
+        let part = |per_item: usize| first / per_item..end.div_ceil(per_item);
+        Self {
+            format: self.format,
+            dims: [rows.len(), columns],
+            words: self.words[part(self.format.per_word())].to_vec(),
+            scales: match &self.scales {
+                HostScales::Plain(absmax) => HostScales::Plain(absmax[part(BLOCK)].to_vec()),
+                HostScales::Double {
+                    words,
+                    absmax,
+                    offset,
+                } => HostScales::Double {
+                    words: words[part(4 * BLOCK)].to_vec(),
+                    absmax: absmax[part(BLOCK * NESTED_BLOCK)].to_vec(),
+                    offset: *offset,
+                },
+            },
+        }
     }
 
     /// The same on a device.

@@ -1,0 +1,166 @@
+//! A frozen weight cut between its rows, for devices that take no buffer as long as the whole: each part is a [`Weight`] by
+//! itself, and so are the products with it. What is summed over columns is the same as of the whole; what is summed over
+//! rows (`dy W`) is summed part by part.
+
+use std::ops::Range;
+
+use burn::module::{
+    AutodiffModule, Content, Devices, EmptyRecord, HasAutodiffModule, Module, ModuleDisplay,
+    ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor};
+
+use crate::{TrainBackend, Weight};
+
+/// Parts of a weight, one below the other. None of them ever gets a gradient.
+#[derive(Clone, Debug)]
+pub struct SplitWeight<B: Backend> {
+    /// `[D_out of the part, D_in]` each.
+    parts: Vec<Weight<B>>,
+}
+
+impl<B: TrainBackend> SplitWeight<B> {
+    /// # Panics
+    /// If there is no part, or their widths differ.
+    pub fn new(parts: Vec<Weight<B>>) -> Self {
+        let widths: Vec<_> = parts.iter().map(|part| part.dims()[1]).collect();
+        assert!(
+            !widths.is_empty() && widths.iter().all(|width| *width == widths[0]),
+            "split: parts of widths {widths:?}"
+        );
+        Self { parts }
+    }
+
+    /// `[D_out, D_in]` of the whole.
+    pub fn dims(&self) -> [usize; 2] {
+        let dims = self.parts.iter().map(Weight::dims);
+        dims.fold([0, 0], |[rows, _], [more, width]| [rows + more, width])
+    }
+
+    /// The parts, each with the rows of the whole that it has.
+    pub fn parts(&self) -> impl Iterator<Item = (Range<usize>, &Weight<B>)> {
+        let mut end = 0;
+        self.parts.iter().map(move |part| {
+            let start = end;
+            end += part.dims()[0];
+            (start..end, part)
+        })
+    }
+
+    /// As [`Weight::rows`]: of every part those that are nearest, of which the right ones stay.
+    pub(crate) fn rows(&self, ids: &Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
+        let shape = [ids.dims()[0], self.dims()[1]];
+        let mut found: Option<Tensor<B, 2>> = None;
+        for (place, part) in self.parts() {
+            let (first, last) = (place.start as i64, place.end as i64 - 1);
+            let within = ids.clone().clamp(first, last).sub_scalar(first);
+            let rows = part.clone().rows(within, dtype);
+            found = Some(match found {
+                None => rows,
+                Some(found) => {
+                    let here = ids.clone().greater_equal_elem(first);
+                    found.mask_where(here.unsqueeze_dim::<2>(1).expand(shape), rows)
+                }
+            });
+        }
+        found.unwrap_or_else(|| unreachable!("a weight without parts"))
+    }
+
+    /// `x W^T`, `[T, D_out]`.
+    pub(crate) fn times_transposed(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
+        let parts = self.parts.iter();
+        let products = parts.map(|part| B::frozen_linear(x.clone(), part.clone()));
+        Tensor::cat(products.collect(), 1)
+    }
+
+    /// `dy W`, `[T, D_in]`.
+    pub(crate) fn times(&self, dy: &Tensor<B, 2>) -> Tensor<B, 2> {
+        let products = self.parts().map(|(rows, part)| {
+            let dy = dy.clone().narrow(1, rows.start, rows.len());
+            B::frozen_linear_backward(dy, part.clone())
+        });
+        let sum = products.reduce(|sum, product| sum + product);
+        sum.unwrap_or_else(|| unreachable!("a weight without parts"))
+    }
+}
+
+impl<B: Backend> SplitWeight<B> {
+    /// The same with each part replaced.
+    pub(crate) fn map<A: Backend>(self, change: impl Fn(Weight<B>) -> Weight<A>) -> SplitWeight<A> {
+        SplitWeight {
+            parts: self.parts.into_iter().map(change).collect(),
+        }
+    }
+}
+
+impl<B: Backend> Module<B> for SplitWeight<B> {
+    type Record = EmptyRecord;
+
+    fn visit<V: ModuleVisitor<B>>(&self, _visitor: &mut V) {}
+
+    fn map<M: ModuleMapper<B>>(self, _mapper: &mut M) -> Self {
+        self
+    }
+
+    fn load_record(self, _record: Self::Record) -> Self {
+        self
+    }
+
+    fn into_record(self) -> Self::Record {
+        EmptyRecord
+    }
+
+    fn to_device(self, device: &B::Device) -> Self {
+        self.map(|part| match part {
+            Weight::Float(part) => Weight::Float(part.to_device(device)),
+            Weight::Packed(part) => Weight::Packed(part.to_device(device)),
+            Weight::Split(parts) => Weight::Split(parts.to_device(device)),
+        })
+    }
+
+    fn fork(self, device: &B::Device) -> Self {
+        self.to_device(device)
+    }
+
+    fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
+        self.parts.iter().fold(devices, |devices, part| match part {
+            Weight::Float(part) => part.collect_devices(devices),
+            Weight::Packed(part) => part.collect_devices(devices),
+            Weight::Split(parts) => parts.collect_devices(devices),
+        })
+    }
+}
+
+impl<B: AutodiffBackend> AutodiffModule<B> for SplitWeight<B> {
+    type InnerModule = SplitWeight<B::InnerBackend>;
+
+    fn valid(&self) -> Self::InnerModule {
+        self.clone().map(|part| match part {
+            Weight::Float(part) => Weight::Float(part.inner()),
+            Weight::Packed(part) => Weight::Packed(part.valid()),
+            Weight::Split(parts) => Weight::Split(parts.valid()),
+        })
+    }
+
+    fn from_inner(weight: Self::InnerModule) -> Self {
+        weight.map(|part| match part {
+            Weight::Float(part) => Weight::Float(Tensor::from_inner(part)),
+            Weight::Packed(part) => Weight::Packed(AutodiffModule::from_inner(part)),
+            Weight::Split(parts) => Weight::Split(AutodiffModule::from_inner(parts)),
+        })
+    }
+}
+
+impl<B: AutodiffBackend> HasAutodiffModule<B> for SplitWeight<B::InnerBackend> {
+    type TrainModule = SplitWeight<B>;
+}
+
+impl<B: Backend> ModuleDisplayDefault for SplitWeight<B> {
+    fn content(&self, content: Content) -> Option<Content> {
+        let text = format!("{} parts", self.parts.len());
+        content.add_formatted(&text).optional()
+    }
+}
+
+impl<B: Backend> ModuleDisplay for SplitWeight<B> {}
