@@ -162,7 +162,7 @@ mod tests {
             "max_position_embeddings": 16, "sliding_window": null}"#;
         let config = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
         let pieces = Pieces {
-            longest: Some(1 << 16),
+            longest: Some(1 << 18),
             size: 4,
         };
         let nf4 = |double_quant| {
@@ -172,15 +172,13 @@ mod tests {
             })
         };
         assert_eq!(pieces.too_long(&config, None), None);
-        // A block of 64 ends with every 16th row, 256 of them with every 4096th.
+        // A block of 64 ends with every 16th row of 60, 256 of them with every 4096th.
         assert_eq!(pieces.too_long(&config, nf4(false)), None);
         let (name, bytes) = pieces.too_long(&config, nf4(true)).unwrap();
         assert!(name.ends_with("gate_proj.weight"), "{name}");
         assert_eq!(bytes, 4 * 5000 * 60);
         let (name, bytes) = pieces.longer_than_a_piece(&config).unwrap();
-        assert_eq!(
-            (name.as_str(), bytes),
-            ("model.embed_tokens.weight", 4 * 700 * 60)
-        );
+        assert!(name.ends_with("gate_proj.weight"), "{name}");
+        assert_eq!(bytes, 4 * 5000 * 60);
     }
 }
