@@ -129,6 +129,13 @@ pub struct LoraSection {
     pub modules_to_save: Option<Vec<String>>,
 }
 
+impl LoraSection {
+    /// Whether the adapter's start is computed from the full-precision weights.
+    pub fn starts_by_loftq(&self) -> bool {
+        self.init_lora_weights == InitLoraWeights::LoftQ && self.adapter.is_none()
+    }
+}
+
 impl Default for LoraSection {
     fn default() -> Self {
         Self {

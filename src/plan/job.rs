@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use super::layers::Layer;
 use super::passes::Samples;
 use super::profile::Profile;
-use crate::config::{GradientCheckpointing, InitLoraWeights, Method, Reference, RunConfig};
+use crate::config::{GradientCheckpointing, Method, Reference, RunConfig};
 use crate::error::{Error, Result};
 use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
@@ -178,9 +178,7 @@ impl Job {
     /// A matrix that the device takes neither whole nor, where that is possible, in pieces, with its bytes.
     pub(super) fn too_long_weight(&self) -> Option<(String, u64)> {
         let pieces = self.pieces();
-        let lora = &self.config.lora;
-        let loftq = lora.init_lora_weights == InitLoraWeights::LoftQ && lora.adapter.is_none();
-        match self.trains_all() || loftq {
+        match self.trains_all() || self.config.lora.starts_by_loftq() {
             true => Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape),
             false => pieces.too_long(&self.shape, self.quantization),
         }

@@ -185,7 +185,7 @@ fn policy<B: TrainBackend>(
     let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
     let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
     limits::check::<B>(&shape, to, dtype, device)?;
-    if config.lora.init_lora_weights == InitLoraWeights::LoftQ && config.lora.adapter.is_none() {
+    if config.lora.starts_by_loftq() {
         limits::check_whole::<B>(&shape, device)?;
     }
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;

@@ -9,8 +9,8 @@ use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, put};
 use super::launch::{empty, transposed};
-use super::queue::{CubeGpu, Kernel, Queued, queue, queued, tensor};
-use super::weight::{PartWeight, WeightShape, taken, times, times_transposed, weight_tensors};
+use super::queue::{CubeGpu, Kernel, Queued, queue, queued, taken, tensor};
+use super::weight::{PartWeight, WeightShape, times, times_transposed, weight_tensors};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
 /// [`crate::TrainBackend::adapted_linear`].

@@ -11,7 +11,7 @@ use super::branch::put;
 use super::launch::{
     UNITS, cube_max, cube_sum, cubes, empty, matmul, rows, transposed, vector_size,
 };
-use super::queue::{CubeGpu, Kernel, queue, queued, queued_int, tensor};
+use super::queue::{CubeGpu, Kernel, queue, queued, queued_int, taken, tensor};
 use crate::{LogProbStats, LogProbs, Weight};
 
 /// Logits alive at once: 2^24 values are 64 MiB in f32.
@@ -98,12 +98,8 @@ impl Kernel for OfRows {
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
-        let mut next = || {
-            let next = inputs.next();
-            next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
-        };
-        let (hidden, targets) = (next(), next());
-        let of_targets = self.with_slopes.then(&mut next);
+        let (hidden, targets) = (taken(&mut inputs), taken(&mut inputs));
+        let of_targets = self.with_slopes.then(|| taken(&mut inputs));
         let head: Vec<_> = inputs.collect();
         let (dtype, [len, _]) = (hidden.dtype, hidden.meta.shape().dims());
         let logits = logits(&hidden, &head);

@@ -10,7 +10,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::launch::{UNITS, cubes, empty, rows, vector_size};
-use super::queue::{CubeGpu, Kernel, Queued, fixed, queue, queued, queued_int, tensor};
+use super::queue::{CubeGpu, Kernel, Queued, fixed, queue, queued, queued_int, taken, tensor};
 use crate::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use crate::{Format, PackedWeight, Scales};
 
@@ -120,10 +120,7 @@ impl PackedShape {
         self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> Parts<R> {
-        let mut next = || {
-            let next = from.next().map(rows);
-            next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
-        };
+        let mut next = || rows(taken(from));
         let words = next();
         let absmax = match self.scales {
             // Of the kernel's type, and never read.

@@ -91,6 +91,12 @@ pub(crate) fn fixed<T, const N: usize>(items: Vec<T>) -> [T; N] {
     <[T; N]>::try_from(items).unwrap_or_else(|_| unreachable!("{count} tensors, not {N}"))
 }
 
+/// The next of a kernel's inputs.
+pub(crate) fn taken<T>(inputs: &mut impl Iterator<Item = T>) -> T {
+    let next = inputs.next();
+    next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
+}
+
 /// The tensor behind `tensor`.
 pub(crate) fn queued<B: CubeGpu, const D: usize>(tensor: &Tensor<B, D>) -> Queued<B::Runtime> {
     tensor.clone().into_primitive().tensor()

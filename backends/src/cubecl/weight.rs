@@ -9,7 +9,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use super::branch::put;
 use super::launch::{empty, matmul, transposed};
 use super::packed::{self, PackedShape, Parts};
-use super::queue::{CubeGpu, Queued, queued};
+use super::queue::{CubeGpu, Queued, queued, taken};
 use crate::Weight;
 
 /// The tensors of a weight, in the order in which [`WeightShape::part`] takes them.
@@ -62,14 +62,6 @@ impl WeightShape {
             }
         }
     }
-}
-
-/// The next of `from`.
-pub(super) fn taken<R: CubeRuntime>(
-    from: &mut impl Iterator<Item = CubeTensor<R>>,
-) -> CubeTensor<R> {
-    let next = from.next();
-    next.unwrap_or_else(|| unreachable!("fewer tensors than were queued"))
 }
 
 /// A weight on the device.

@@ -13,6 +13,7 @@ use super::gemm::{
 use super::matrix::{Matrix, split, written};
 use super::packed::{HostPacked, times, times_transposed};
 use super::tile::{self, tall_product};
+use super::vector::LANES;
 
 /// Columns of a result that are computed together where a branch is added to them: of a thread's rows of a pass, what
 /// fits the second cache.
@@ -95,27 +96,25 @@ impl HostWeight {
         factor: f32,
         y: View<'_>,
     ) {
-        match self {
-            Self::Float(weight) => product(target, old, factor, y, weight.view()),
-            Self::Packed(weight) => times(target, old, factor, y, weight),
-        }
+        self.inputs(0..self.columns(), product, target, old, factor, y);
     }
 
-    /// The columns `columns` of `y W`; of packed weights, all.
-    fn columns_times(
+    /// The inputs `columns` of [`Self::times`]; of packed weights, all.
+    fn inputs(
         &self,
         columns: Range<usize>,
         product: Product,
         target: MatMut<'_, f32>,
         old: Old,
+        factor: f32,
         y: View<'_>,
     ) {
         match self {
             Self::Float(weight) => {
                 let weight = weight.view().subcols(columns.start, columns.len());
-                product(target, old, 1.0, y, weight);
+                product(target, old, factor, y, weight);
             }
-            Self::Packed(_) => self.times(product, target, old, 1.0, y),
+            Self::Packed(weight) => times(target, old, factor, y, weight),
         }
     }
 }
@@ -288,7 +287,7 @@ impl Part {
         factor: f32,
         [left, right]: [tile::Rows<'_>; 2],
     ) {
-        if self.alone && columns.is_multiple_of(tile::WHOLE) {
+        if self.alone && columns.is_multiple_of(LANES) {
             let shape = [rows, depth, columns];
             return tall_product(
                 (&mut target[column..], stride),
@@ -461,7 +460,7 @@ pub(super) fn backward(
                 for HostProjection { weight, .. } in projections {
                     let dy = grad.subcols(column, weight.rows());
                     let target = columns_of(d_x, d_in, strip.start, strip.len());
-                    weight.columns_times(strip.clone(), part.product, target, old, dy);
+                    weight.inputs(strip.clone(), part.product, target, old, 1.0, dy);
                     (column, old) = (column + weight.rows(), Old::Add);
                 }
                 if ranks > 0 {

@@ -15,6 +15,7 @@ use super::awake::keep_awake;
 use super::gemm::{Old, SMALL};
 use super::packed::{HostPacked, few_product};
 use super::sums::sums_of;
+use super::vector::LANES;
 
 /// Up to this many rows are few; beyond, a general product is faster.
 pub(super) const FEW: usize = 128;
@@ -25,9 +26,6 @@ const W_ROWS: usize = 6;
 
 /// Of longer rows some columns are computed after others: what is computed together stays in the nearest cache.
 const COLUMNS: usize = 1024;
-
-/// Values of the widest vectors.
-const LANES: usize = 16;
 
 /// Rows of `columns` values, each `stride` after the one before.
 #[derive(Clone, Copy)]

@@ -17,9 +17,6 @@ const ROWS_OF_ONE: usize = 12;
 /// Rows of a product that is worked off some rows after others, so that they stay in the cache.
 const ROWS_AT_ONCE: usize = 4 * ROWS_OF_ONE;
 
-/// A multiple of every width of vectors: columns that are one leave no rest.
-pub(super) const WHOLE: usize = 16;
-
 /// Rows of values, each `stride` after the one before.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {

@@ -1,7 +1,7 @@
 //! Loops over slices that the compiler turns into vector instructions, and the best such instructions of this processor.
 
-/// Values an accumulator holds; as many as the widest vectors do.
-const LANES: usize = 16;
+/// Values the widest vectors hold, and an accumulator: a multiple of what every vector holds.
+pub(super) const LANES: usize = 16;
 
 /// Runs `f` compiled for the widest vectors this processor has. It must be `#[inline(always)]`, and so must be what it
 /// calls: what is not inlined here is compiled for the narrowest.

@@ -6,7 +6,7 @@
 //! gets a gradient.
 
 mod code;
-mod module;
+pub(super) mod module;
 
 use std::ops::Range;
 

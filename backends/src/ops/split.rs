@@ -11,6 +11,7 @@ use burn::module::{
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 
+use super::packed::module::without_parameters;
 use crate::{TrainBackend, Weight};
 
 /// Parts of a weight, one below the other. None of them ever gets a gradient.
@@ -95,21 +96,7 @@ impl<B: Backend> SplitWeight<B> {
 }
 
 impl<B: Backend> Module<B> for SplitWeight<B> {
-    type Record = EmptyRecord;
-
-    fn visit<V: ModuleVisitor<B>>(&self, _visitor: &mut V) {}
-
-    fn map<M: ModuleMapper<B>>(self, _mapper: &mut M) -> Self {
-        self
-    }
-
-    fn load_record(self, _record: Self::Record) -> Self {
-        self
-    }
-
-    fn into_record(self) -> Self::Record {
-        EmptyRecord
-    }
+    without_parameters!();
 
     fn to_device(self, device: &B::Device) -> Self {
         self.map(|part| match part {
@@ -117,10 +104,6 @@ impl<B: Backend> Module<B> for SplitWeight<B> {
             Weight::Packed(part) => Weight::Packed(part.to_device(device)),
             Weight::Split(parts) => Weight::Split(parts.to_device(device)),
         })
-    }
-
-    fn fork(self, device: &B::Device) -> Self {
-        self.to_device(device)
     }
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {

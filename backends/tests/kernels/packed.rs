@@ -132,15 +132,17 @@ fn unpacked_values() {
 }
 
 /// Two projections, the first with a branch.
-fn projections<B: TrainBackend>(packed: &[Packed; 2], [a, b]: &[Host; 2]) -> Vec<Projection<B>> {
+pub(crate) fn projections<B: TrainBackend>(
+    [first, second]: [Weight<B>; 2],
+    [a, b]: &[Host; 2],
+) -> [Projection<B>; 2] {
     let adapter = Adapter {
         a: a.on(DType::F32, Layout::Contiguous),
         b: b.on(DType::F32, Layout::Contiguous),
         scaling: 0.375,
         dropout_mask: None,
     };
-    let [first, second] = packed.each_ref().map(|packed| packed.on::<B>().into());
-    vec![
+    [
         Projection {
             weight: first,
             adapter: Some(adapter),
@@ -150,6 +152,11 @@ fn projections<B: TrainBackend>(packed: &[Packed; 2], [a, b]: &[Host; 2]) -> Vec
             adapter: None,
         },
     ]
+}
+
+/// Packed weights on a backend.
+fn both<B: TrainBackend>(packed: &[Packed; 2]) -> [Weight<B>; 2] {
+    packed.each_ref().map(|packed| packed.on::<B>().into())
 }
 
 #[test]
@@ -170,7 +177,7 @@ fn products() {
             let adapter = [[3, d_in], [widths[0], 3]].map(|shape| source.floats(shape));
             let width = widths[0] + widths[1];
             let [x, grad] = [[tokens, d_in], [tokens, width]].map(|shape| source.floats(shape));
-            let exact = projections::<Cpu>(&packed, &adapter);
+            let exact = projections(both::<Cpu>(&packed), &adapter);
             let expected = ops::adapted_linear::reference(x.exact(), &exact, None);
             let of_expected = ops::adapted_linear::reference_backward(
                 Some(x.exact()),
@@ -181,7 +188,7 @@ fn products() {
             );
             for dtype in dtypes() {
                 let what = format!("{format:?} {tokens}x{d_in} {dtype:?}");
-                let ours = projections::<Gpu>(&packed, &adapter);
+                let ours = projections(both::<Gpu>(&packed), &adapter);
                 let on = |host: &Host| host.on::<Gpu>(dtype, Layout::Contiguous);
                 let y = Gpu::adapted_linear(on(&x), &ours, None);
                 close(&what, y.output, expected.output.clone(), tolerance(dtype));
@@ -223,8 +230,8 @@ fn few_rows() {
             let packed =
                 widths.map(|d_out| Packed::random(format, [d_out, d_in], double, &mut source));
             let adapter = [[3, d_in], [widths[0], 3]].map(|shape| source.floats(shape));
-            let exact = projections::<Cpu>(&packed, &adapter);
-            let ours = projections::<Gpu>(&packed, &adapter);
+            let exact = projections(both::<Cpu>(&packed), &adapter);
+            let ours = projections(both::<Gpu>(&packed), &adapter);
             for &tokens in rows {
                 let x = source.floats([tokens, d_in]);
                 let residual = source.floats([tokens, widths[0] + widths[1]]);

@@ -1,12 +1,10 @@
 //! Weights in parts beside whole ones.
 
-use arithmo_backends::{
-    Adapter, Format, LogProbStats, Projection, SplitWeight, TrainBackend, Weight, ops,
-};
+use arithmo_backends::{Format, LogProbStats, SplitWeight, TrainBackend, Weight, ops};
 use burn::tensor::{DType, Tensor};
 
 use super::host::{Cpu, Gpu, Host, Layout, Source, close, ints, starts, tolerance, variants};
-use super::packed::Packed;
+use super::packed::{Packed, projections};
 
 /// Rows of the parts.
 const ROWS: [usize; 3] = [17, 30, 6];
@@ -49,29 +47,6 @@ impl Parts {
 
 const FORMATS: [Option<Format>; 3] = [None, Some(Format::Nf4), Some(Format::Bf16)];
 
-fn pair<B: TrainBackend>(
-    split: Weight<B>,
-    float: Weight<B>,
-    [a, b]: &[Host; 2],
-) -> [Projection<B>; 2] {
-    let adapter = Adapter {
-        a: a.on(DType::F32, Layout::Contiguous),
-        b: b.on(DType::F32, Layout::Contiguous),
-        scaling: 0.375,
-        dropout_mask: None,
-    };
-    [
-        Projection {
-            weight: split,
-            adapter: Some(adapter),
-        },
-        Projection {
-            weight: float,
-            adapter: None,
-        },
-    ]
-}
-
 #[test]
 fn products() {
     if !starts() {
@@ -86,7 +61,7 @@ fn products() {
             let adapter = [[3, d_in], [d_out, 3]].map(|shape| source.floats(shape));
             let x = source.floats([tokens, d_in]);
             let [residual, grad] = [(); 2].map(|()| source.floats([tokens, d_out + 7]));
-            let exact = pair(parts.whole(), beside.exact().into(), &adapter);
+            let exact = projections([parts.whole(), beside.exact().into()], &adapter);
             let expected =
                 ops::adapted_linear::reference(x.exact(), &exact, Some(residual.exact()));
             let of_expected = ops::adapted_linear::reference_backward(
@@ -99,7 +74,7 @@ fn products() {
             for (dtype, layout) in variants() {
                 let what = format!("{format:?} {tokens} {dtype:?} {layout:?}");
                 let float = beside.on::<Gpu>(dtype, Layout::Contiguous).into();
-                let ours = pair(parts.split(dtype), float, &adapter);
+                let ours = projections([parts.split(dtype), float], &adapter);
                 let on = |host: &Host| host.on::<Gpu>(dtype, layout);
                 let y = Gpu::adapted_linear(on(&x), &ours, Some(on(&residual)));
                 close(&what, y.output, expected.output.clone(), tolerance(dtype));

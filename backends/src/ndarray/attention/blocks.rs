@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::ndarray::vector::LANES;
+
 /// Queries of a block, at most. A multiple of the rows the product's kernel takes at a time; more queries would see more
 /// keys that only some of them may.
 pub(super) const BLOCK: usize = 48;
@@ -39,9 +41,6 @@ fn cover(ranges: impl IntoIterator<Item = Range<usize>>) -> Range<usize> {
     let joined = used.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
     joined.unwrap_or(0..0)
 }
-
-/// Scores of a stretch of keys begin at a multiple of this: the widest vector.
-pub(super) const LANES: usize = 16;
 
 /// The keys a block of queries sees, as one stretch or two, each in columns of its own of the block's scores.
 pub(super) struct Seen {

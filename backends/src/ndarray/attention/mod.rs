@@ -12,11 +12,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::blocks::{BLOCK, LANES, Seen, Span, blocks, columns_of, spans};
+use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
 use super::gemm::Old;
 use super::matrix::{split, written};
 use super::tile::{Rows, small_product};
-use super::vector::{exp, max, sum2, total, update, update2, vectorized};
+use super::vector::{LANES, exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
 
 /// Who sees whom, on the host.

@@ -8,10 +8,11 @@
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
+use super::BLOCK;
 use super::vectors::{Decoder, Job, Lookup};
-use super::{BLOCK, LANES};
 use crate::ndarray::few_rows::{Rows, fetch};
 use crate::ndarray::gemm::Old;
+use crate::ndarray::vector::LANES;
 
 /// Rows of `W` whose products are computed together, at most.
 pub(super) const W_ROWS: usize = 4;

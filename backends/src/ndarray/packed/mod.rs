@@ -24,14 +24,12 @@ use rayon::prelude::*;
 
 use self::vectors::{Decoder, Job, Kind, Lookup};
 use super::matrix::{Matrix, written};
+use super::vector::LANES;
 use crate::ops::packed::{BLOCK, NESTED_BLOCK};
 use crate::{Format, PackedWeight, Scales};
 
 pub(super) use self::few::product as few_product;
 pub(super) use self::tiles::{times, times_transposed};
-
-/// The most lanes of a vector.
-const LANES: usize = 16;
 
 /// Blocks that are unpacked at a time.
 const SCALES: usize = 128;

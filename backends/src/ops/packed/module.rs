@@ -10,6 +10,32 @@ use burn::tensor::{Int, Tensor};
 
 use super::{PackedWeight, Scales};
 
+/// The part of a [`Module`] of backend `B` that is the same of all weights that are never trained.
+macro_rules! without_parameters {
+    () => {
+        type Record = EmptyRecord;
+
+        fn visit<V: ModuleVisitor<B>>(&self, _visitor: &mut V) {}
+
+        fn map<M: ModuleMapper<B>>(self, _mapper: &mut M) -> Self {
+            self
+        }
+
+        fn load_record(self, _record: Self::Record) -> Self {
+            self
+        }
+
+        fn into_record(self) -> Self::Record {
+            EmptyRecord
+        }
+
+        fn fork(self, device: &B::Device) -> Self {
+            self.to_device(device)
+        }
+    };
+}
+pub(in crate::ops) use without_parameters;
+
 impl<B: Backend> PackedWeight<B> {
     /// The same weight with its integer and float tensors replaced.
     fn with<A: Backend>(
@@ -45,31 +71,13 @@ impl<B: Backend> PackedWeight<B> {
 }
 
 impl<B: Backend> Module<B> for PackedWeight<B> {
-    type Record = EmptyRecord;
-
-    fn visit<V: ModuleVisitor<B>>(&self, _visitor: &mut V) {}
-
-    fn map<M: ModuleMapper<B>>(self, _mapper: &mut M) -> Self {
-        self
-    }
-
-    fn load_record(self, _record: Self::Record) -> Self {
-        self
-    }
-
-    fn into_record(self) -> Self::Record {
-        EmptyRecord
-    }
+    without_parameters!();
 
     fn to_device(self, device: &B::Device) -> Self {
         self.with(
             |ints| ints.to_device(device),
             |floats| floats.to_device(device),
         )
-    }
-
-    fn fork(self, device: &B::Device) -> Self {
-        self.to_device(device)
     }
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
