@@ -56,9 +56,6 @@ pub(super) enum Old {
     Add,
 }
 
-/// [`product`] or [`product_here`].
-pub(super) type Product = fn(MatMut<'_, f32>, Old, f32, View<'_>, View<'_>);
-
 /// `target = factor * a b`, or `target += factor * a b`, on all threads.
 ///
 /// # Panics

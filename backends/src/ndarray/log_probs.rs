@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::adapted_linear::HostWeight;
-use super::gemm::{Old, columns_of, product, rows as matrix, strided};
+use super::gemm::{Old, columns_of};
 use super::matrix::{Matrix, written};
+use super::tile::Rows;
 use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
 
@@ -27,9 +28,9 @@ pub(super) fn forward(
     for (chunk, targets) in targets.chunks(size).enumerate() {
         let (start, rows) = (chunk * size, targets.len());
         let logits = &mut logits[..rows * vocabulary];
-        let states = strided(&hidden.values()[start * width..], rows, width, width);
+        let states = Rows::all(hidden.values(), width).from(start, 0);
         let target = columns_of(logits, vocabulary, 0, vocabulary);
-        head.times_transposed(product, target, Old::Replace, states);
+        head.times_transposed(target, Old::Replace, states);
         let columns = &mut columns[start * count..][..rows * count];
         reduce(logits, vocabulary, targets, columns);
         if let Some(slopes) = &mut slopes {
@@ -37,9 +38,9 @@ pub(super) fn forward(
             for (slope, target) in slopes.chunks_exact_mut(width).zip(targets) {
                 head.copy_row(*target, slope);
             }
-            let softmax = matrix(logits, vocabulary);
+            let softmax = Rows::all(logits, vocabulary);
             let target = columns_of(slopes, width, 0, width);
-            head.times(product, target, Old::Add, -1.0, softmax);
+            head.times(target, Old::Add, -1.0, softmax);
         }
     }
     (columns, slopes)

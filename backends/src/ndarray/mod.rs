@@ -5,12 +5,14 @@ mod adapted_linear;
 mod allocator;
 mod attention;
 mod awake;
+mod exchange;
 mod few_rows;
 mod gemm;
 mod log_probs;
 mod matrix;
 mod memory;
 mod packed;
+mod panel;
 mod row_wise;
 mod sums;
 mod tile;
@@ -29,6 +31,7 @@ use self::gemm::{Old, columns_of, product};
 use self::matrix::{Matrix, integers, tensor, written};
 use self::memory::{available_bytes, peak_resident_bytes};
 use self::packed::HostPacked;
+use self::tile::Rows;
 use crate::devices::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
@@ -109,7 +112,7 @@ where
         let columns = w.columns();
         let d_x = written(g.rows * columns, |d_x| {
             let target = columns_of(d_x, columns, 0, columns);
-            w.times(product, target, Old::Replace, 1.0, g.view());
+            w.times(target, Old::Replace, 1.0, Rows::all(g.values(), g.columns));
         });
         tensor(d_x, [g.rows, columns])
     }

@@ -9,13 +9,13 @@ use pulp::{Simd, WithSimd};
 use super::gemm::Old;
 
 /// Rows of a tile: with four vectors a row, its sums and what it reads just fit into 32 registers.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
-/// Rows of a tile one vector wide: fewer sums at once would wait for each other.
-const ROWS_OF_ONE: usize = 12;
-
-/// Rows of a product that is worked off some rows after others, so that they stay in the cache.
-const ROWS_AT_ONCE: usize = 4 * ROWS_OF_ONE;
+/// Vectors of a tile's row, at most: with 16 registers, half as many sums.
+#[inline(always)]
+pub(super) const fn vectors<S: Simd>() -> usize {
+    if S::F32_LANES >= 16 { 4 } else { 2 }
+}
 
 /// Rows of values, each `stride` after the one before.
 #[derive(Clone, Copy)]
@@ -33,6 +33,23 @@ pub(super) struct Left<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// `values` in rows of `columns`.
+    pub(super) fn all(values: &'a [f32], columns: usize) -> Self {
+        Self {
+            values,
+            stride: columns,
+        }
+    }
+
+    /// What is left from `row` and `column` on.
+    pub(super) fn from(self, row: usize, column: usize) -> Self {
+        let values = self.values.get(row * self.stride + column..);
+        Self {
+            values: values.unwrap_or_default(),
+            ..self
+        }
+    }
+
     /// The rows as left operand.
     pub(super) fn left(self) -> Left<'a> {
         Left {
@@ -65,7 +82,7 @@ pub(super) fn small_product(
     left: Left<'_>,
     right: Rows<'_>,
 ) {
-    pulp::Arch::new().dispatch(Product::<false> {
+    pulp::Arch::new().dispatch(Product {
         target,
         stride,
         rows,
@@ -78,33 +95,7 @@ pub(super) fn small_product(
     });
 }
 
-/// As [`small_product`], with many rows.
-pub(super) fn tall_product(
-    (target, stride): (&mut [f32], usize),
-    [rows, depth, columns]: [usize; 3],
-    old: Old,
-    factor: f32,
-    left: Rows<'_>,
-    right: Rows<'_>,
-) {
-    for first in (0..rows).step_by(ROWS_AT_ONCE) {
-        let values = &left.values[first * left.stride..];
-        pulp::Arch::new().dispatch(Product::<true> {
-            target: &mut target[first * stride..],
-            stride,
-            rows: ROWS_AT_ONCE.min(rows - first),
-            depth,
-            columns,
-            old,
-            factor,
-            left: Rows { values, ..left }.left(),
-            right,
-        });
-    }
-}
-
-/// `TALL`: with many rows, of which columns one vector wide take more at once.
-struct Product<'a, const TALL: bool> {
+struct Product<'a> {
     target: &'a mut [f32],
     stride: usize,
     rows: usize,
@@ -116,16 +107,15 @@ struct Product<'a, const TALL: bool> {
     right: Rows<'a>,
 }
 
-impl<const TALL: bool> WithSimd for Product<'_, TALL> {
+impl WithSimd for Product<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let vectors = self.columns / S::F32_LANES;
+        let all = self.columns / S::F32_LANES;
         let mut done = 0;
-        while done < vectors {
-            // With 16 registers, half as many sums.
-            let width = (vectors - done).min(if S::F32_LANES >= 16 { 4 } else { 2 });
+        while done < all {
+            let width = (all - done).min(vectors::<S>());
             let column = done * S::F32_LANES;
             match width {
                 4 => self.column_of_tiles::<S, 4>(simd, column),
@@ -135,19 +125,15 @@ impl<const TALL: bool> WithSimd for Product<'_, TALL> {
             }
             done += width;
         }
-        self.last_columns(vectors * S::F32_LANES);
+        self.last_columns(all * S::F32_LANES);
     }
 }
 
-impl<const TALL: bool> Product<'_, TALL> {
+impl Product<'_> {
     /// All rows of `C` vectors from `column` on.
     #[inline(always)]
     fn column_of_tiles<S: Simd, const C: usize>(&mut self, simd: S, column: usize) {
         let mut row = 0;
-        while TALL && C == 1 && row + ROWS_OF_ONE <= self.rows {
-            self.tile::<S, ROWS_OF_ONE, C>(simd, row, column);
-            row += ROWS_OF_ONE;
-        }
         while row + ROWS <= self.rows {
             self.tile::<S, ROWS, C>(simd, row, column);
             row += ROWS;

@@ -1,0 +1,68 @@
+//! Projections of a few rows: all that is to be computed is shared out among the threads at once.
+
+use super::weight::{HostProjection, HostWeight, ranks, width};
+use crate::ndarray::few_rows::{Output, Rows, Term, Weights, compute};
+use crate::ndarray::gemm::{Old, columns_of};
+use crate::ndarray::matrix::Matrix;
+
+/// All projections, with their branches, of which `low` is `x A^T`.
+pub(super) fn project(
+    x: &Matrix,
+    projections: &[HostProjection],
+    low: &[f32],
+    old: Old,
+    output: &mut [f32],
+) {
+    let (width, ranks, mut next) = (width(projections), ranks(projections), 0);
+    let terms = projections.iter().map(|projection| {
+        let of_weight = match &projection.weight {
+            HostWeight::Float(weight) => term(1.0, x.values(), weight),
+            HostWeight::Packed(weight) => Term {
+                factor: 1.0,
+                x: Rows::of(x.values(), weight.columns),
+                w: Weights::Packed(weight, 0),
+            },
+        };
+        let mut terms = vec![of_weight];
+        if let Some((_, b, scaling)) = &projection.adapter {
+            let mut branch = term(*scaling, &low[next..], b);
+            (branch.x.count, branch.x.stride) = (x.rows, ranks);
+            terms.push(branch);
+            next += b.columns;
+        }
+        terms
+    });
+    compute(beside(output, width, old, terms));
+}
+
+/// `x A^T` of all branches.
+pub(super) fn low(x: &Matrix, projections: &[HostProjection], low: &mut [f32]) {
+    let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
+    let terms = adapters.map(|(a, ..)| vec![term(1.0, x.values(), a)]);
+    compute(beside(low, ranks(projections), Old::Replace, terms));
+}
+
+fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
+    Term {
+        factor,
+        x: Rows::of(x, weight.columns),
+        w: Weights::Floats(Rows::of(weight.values(), weight.columns)),
+    }
+}
+
+/// Results side by side in rows of `width` values, each as wide as its terms.
+fn beside<'a>(
+    output: &'a mut [f32],
+    width: usize,
+    old: Old,
+    terms: impl Iterator<Item = Vec<Term<'a>>>,
+) -> Vec<Output<'a>> {
+    let mut rest = columns_of(output, width, 0, width);
+    let mut outputs = Vec::new();
+    for terms in terms {
+        let (target, right) = rest.split_at_col_mut(terms[0].w.count());
+        rest = right;
+        outputs.push(Output { target, old, terms });
+    }
+    outputs
+}
