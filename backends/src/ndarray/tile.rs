@@ -4,6 +4,8 @@
 //! value of the left one takes its multiple. Nothing is copied first, which is what large products gain by and small
 //! ones lose by.
 
+use std::array::from_fn;
+
 use pulp::{Simd, WithSimd};
 
 use super::gemm::Old;
@@ -24,12 +26,13 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// The left operand: element `(i, k)` stands at `i * row + k * step`.
+/// The left operand.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
-    values: &'a [f32],
-    row: usize,
-    step: usize,
+pub(super) enum Left<'a> {
+    /// `[rows, depth]`
+    AsItIs(Rows<'a>),
+    /// `[depth, rows]`
+    Transposed(Rows<'a>),
 }
 
 impl<'a> Rows<'a> {
@@ -47,24 +50,6 @@ impl<'a> Rows<'a> {
         Self {
             values: values.unwrap_or_default(),
             ..self
-        }
-    }
-
-    /// The rows as left operand.
-    pub(super) fn left(self) -> Left<'a> {
-        Left {
-            values: self.values,
-            row: self.stride,
-            step: 1,
-        }
-    }
-
-    /// Rows and columns exchanged, as left operand.
-    pub(super) fn transposed(self) -> Left<'a> {
-        Left {
-            values: self.values,
-            row: 1,
-            step: self.stride,
         }
     }
 }
@@ -156,22 +141,26 @@ impl Product<'_> {
         row: usize,
         column: usize,
     ) {
-        let Left {
-            values,
-            row: next_row,
-            step,
-        } = self.left;
-        let mut sums = [[simd.splat_f32s(0.0); C]; R];
-        for k in 0..self.depth {
-            let right = &self.right.values[k * self.right.stride + column..][..C * S::F32_LANES];
-            let (right, _) = S::as_simd_f32s(right);
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let left = simd.splat_f32s(values[(row + i) * next_row + k * step]);
-                for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum = simd.mul_add_e_f32s(left, *right, *sum);
-                }
+        let sums: [[S::f32s; C]; R] = match self.left {
+            Left::AsItIs(Rows { values, stride }) => {
+                let left: [_; R] = from_fn(|i| &values[(row + i) * stride..][..self.depth]);
+                self.sums(
+                    simd,
+                    column,
+                    #[inline(always)]
+                    |k| from_fn(|i| left[i][k]),
+                )
             }
-        }
+            Left::Transposed(Rows { values, stride }) => self.sums(
+                simd,
+                column,
+                #[inline(always)]
+                |k| {
+                    let left = &values[k * stride + row..][..R];
+                    from_fn(|i| left[i])
+                },
+            ),
+        };
         let factor = simd.splat_f32s(self.factor);
         for (i, sums) in sums.into_iter().enumerate() {
             let target = &mut self.target[(row + i) * self.stride + column..][..C * S::F32_LANES];
@@ -185,12 +174,37 @@ impl Product<'_> {
         }
     }
 
+    /// The sums of `R` rows, of which `left` gives step `k`, and `C` vectors from `column` on.
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize, const C: usize>(
+        &self,
+        simd: S,
+        column: usize,
+        left: impl Fn(usize) -> [f32; R],
+    ) -> [[S::f32s; C]; R] {
+        let mut sums = [[simd.splat_f32s(0.0); C]; R];
+        for k in 0..self.depth {
+            let right = &self.right.values[k * self.right.stride + column..][..C * S::F32_LANES];
+            let (right, _) = S::as_simd_f32s(right);
+            for (sums, left) in sums.iter_mut().zip(left(k)) {
+                let left = simd.splat_f32s(left);
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = simd.mul_add_e_f32s(left, *right, *sum);
+                }
+            }
+        }
+        sums
+    }
+
     /// Columns that do not fill a vector.
     #[inline(always)]
     fn last_columns(&mut self, first: usize) {
         for row in 0..self.rows {
             for column in first..self.columns {
-                let left = |k: usize| self.left.values[row * self.left.row + k * self.left.step];
+                let left = |k: usize| match self.left {
+                    Left::AsItIs(left) => left.values[row * left.stride + k],
+                    Left::Transposed(left) => left.values[k * left.stride + row],
+                };
                 let right = |k: usize| self.right.values[k * self.right.stride + column];
                 let sum: f32 = (0..self.depth).map(|k| left(k) * right(k)).sum();
                 let target = &mut self.target[row * self.stride + column];
@@ -234,8 +248,8 @@ mod tests {
             false => left_rows.values[i * left_stride + k],
         };
         let left = match exchanged {
-            true => left_rows.transposed(),
-            false => left_rows.left(),
+            true => Left::Transposed(left_rows),
+            false => Left::AsItIs(left_rows),
         };
         for old in [Old::Replace, Old::Add] {
             let mut ours = before.clone();

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
 use super::gemm::Old;
 use super::matrix::{split, written};
-use super::tile::{Rows, small_product};
+use super::tile::{Left, Rows, small_product};
 use super::vector::{LANES, exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
 
@@ -196,7 +196,7 @@ impl Attention<'_> {
                         [block.len(), keys.len(), head_dim],
                         old,
                         1.0,
-                        weights.left(),
+                        Left::AsItIs(weights),
                         values,
                     );
                     old = Old::Add;
@@ -390,15 +390,22 @@ impl Attention<'_> {
                     let query = self.block_queries(&mut scratch.query, of_model, &block);
                     let by_key = [keys.len(), block.len(), head_dim];
                     let target = (&mut d_value[of_span..], head_dim);
-                    let probs = probs.transposed();
+                    let probs = Left::Transposed(probs);
                     small_product(target, by_key, Old::Add, 1.0, probs, d_output);
                     let target = (&mut d_key[of_span..], head_dim);
-                    let by_score = d_scores.transposed();
+                    let by_score = Left::Transposed(d_scores);
                     small_product(target, by_key, Old::Add, scale, by_score, query);
                     let by_query = [block.len(), keys.len(), head_dim];
                     let keys = self.inputs.key.rows(kv_head, head_dim, keys.start);
                     let target = (&mut d_query[column..], width);
-                    small_product(target, by_query, Old::Add, scale, d_scores.left(), keys);
+                    small_product(
+                        target,
+                        by_query,
+                        Old::Add,
+                        scale,
+                        Left::AsItIs(d_scores),
+                        keys,
+                    );
                 }
             }
         }
@@ -466,7 +473,7 @@ fn times_seen(
             [count, head_dim, columns_of(&keys)],
             Old::Replace,
             factor,
-            rows.left(),
+            Left::AsItIs(rows),
             keys_t.from(keys.start),
         );
     }

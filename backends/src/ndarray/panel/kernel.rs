@@ -196,19 +196,17 @@ impl RowsOfSums<'_> {
                 unreachable!("a row of a row-major matrix")
             };
             let (whole, last) = S::as_mut_simd_f32s(target.as_slice_mut());
-            let (of_whole, of_last) = sums.split_at(whole.len());
-            for (target, sum) in whole.iter_mut().zip(of_whole) {
-                *target = match self.old {
-                    Old::Replace => *sum,
-                    Old::Add => simd.add_f32s(*sum, *target),
-                };
-            }
-            if let [sum, ..] = *of_last {
-                let sum = match self.old {
-                    Old::Replace => sum,
-                    Old::Add => simd.add_f32s(sum, simd.partial_load_f32s(last)),
-                };
-                simd.partial_store_f32s(last, sum);
+            // By index: the sums stay in registers.
+            for j in 0..C {
+                match (whole.get_mut(j), self.old) {
+                    (Some(target), Old::Replace) => *target = sums[j],
+                    (Some(target), Old::Add) => *target = simd.add_f32s(sums[j], *target),
+                    (None, Old::Replace) => simd.partial_store_f32s(last, sums[j]),
+                    (None, Old::Add) => {
+                        let sum = simd.add_f32s(sums[j], simd.partial_load_f32s(last));
+                        simd.partial_store_f32s(last, sum);
+                    }
+                }
             }
         }
     }
