@@ -389,23 +389,16 @@ impl Attention<'_> {
                     let of_span = (keys.start - span.keys.start) * head_dim;
                     let query = self.block_queries(&mut scratch.query, of_model, &block);
                     let by_key = [keys.len(), block.len(), head_dim];
+                    let [probs, by_score] = [probs, d_scores].map(Left::Transposed);
                     let target = (&mut d_value[of_span..], head_dim);
-                    let probs = Left::Transposed(probs);
                     small_product(target, by_key, Old::Add, 1.0, probs, d_output);
                     let target = (&mut d_key[of_span..], head_dim);
-                    let by_score = Left::Transposed(d_scores);
                     small_product(target, by_key, Old::Add, scale, by_score, query);
                     let by_query = [block.len(), keys.len(), head_dim];
                     let keys = self.inputs.key.rows(kv_head, head_dim, keys.start);
+                    let d_scores = Left::AsItIs(d_scores);
                     let target = (&mut d_query[column..], width);
-                    small_product(
-                        target,
-                        by_query,
-                        Old::Add,
-                        scale,
-                        Left::AsItIs(d_scores),
-                        keys,
-                    );
+                    small_product(target, by_query, Old::Add, scale, d_scores, keys);
                 }
             }
         }

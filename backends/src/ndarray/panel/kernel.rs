@@ -196,14 +196,14 @@ impl RowsOfSums<'_> {
                 unreachable!("a row of a row-major matrix")
             };
             let (whole, last) = S::as_mut_simd_f32s(target.as_slice_mut());
-            // By index: the sums stay in registers.
-            for j in 0..C {
+            // One by one: a copy of them all would have to stand in memory first.
+            for (j, sum) in sums.into_iter().enumerate() {
                 match (whole.get_mut(j), self.old) {
-                    (Some(target), Old::Replace) => *target = sums[j],
-                    (Some(target), Old::Add) => *target = simd.add_f32s(sums[j], *target),
-                    (None, Old::Replace) => simd.partial_store_f32s(last, sums[j]),
+                    (Some(target), Old::Replace) => *target = sum,
+                    (Some(target), Old::Add) => *target = simd.add_f32s(sum, *target),
+                    (None, Old::Replace) => simd.partial_store_f32s(last, sum),
                     (None, Old::Add) => {
-                        let sum = simd.add_f32s(sums[j], simd.partial_load_f32s(last));
+                        let sum = simd.add_f32s(sum, simd.partial_load_f32s(last));
                         simd.partial_store_f32s(last, sum);
                     }
                 }
