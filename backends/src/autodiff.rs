@@ -13,8 +13,8 @@ use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
-    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight,
-    ops,
+    LogProbStats, LogProbs, PackedWeight, ProductsBy, Projection, RotaryAngles, TrainBackend, Turn,
+    Weight, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -71,6 +71,14 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
 
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         B::computes_in(device, dtype)
+    }
+
+    fn products_by(device: &Self::Device) -> ProductsBy {
+        B::products_by(device)
+    }
+
+    fn without_library<T>(device: &Self::Device, compute: impl FnOnce() -> T) -> T {
+        B::without_library(device, compute)
     }
 
     fn unpack(weight: &PackedWeight<Self>, rows: Range<usize>, dtype: DType) -> Tensor<Self, 2> {

@@ -1,5 +1,11 @@
 //! NVIDIA GPUs.
 
+mod library;
+mod problem;
+pub(crate) mod products;
+mod self_test;
+mod stream;
+
 use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
@@ -10,13 +16,19 @@ use crate::cubecl::{
     compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
 };
 use crate::devices::dtypes_of;
-use crate::{Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, TrainBackend};
+use crate::{
+    Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, ProductsBy, TrainBackend,
+};
 
 /// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
 
 impl CubeGpu for Gpu {
     type Runtime = CudaRuntime;
+
+    fn has_library(device: &Self::Device) -> bool {
+        matches!(products::by(device), ProductsBy::Library(_))
+    }
 }
 
 impl TrainBackend for Gpu {
@@ -37,10 +49,19 @@ impl TrainBackend for Gpu {
     fn available_memory_bytes(device: &Self::Device) -> Option<u64> {
         memory(device.index).map(|memory| memory.free)
     }
+
+    fn products_by(device: &Self::Device) -> ProductsBy {
+        products::by(device)
+    }
+
+    fn without_library<T>(device: &Self::Device, compute: impl FnOnce() -> T) -> T {
+        products::without_library(device, compute)
+    }
 }
 
 /// Starts a device: see [`BackendKind::start_device`](crate::BackendKind::start_device).
 pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
+    stream::one();
     // The driver is asked first, in this thread: starting the runtime without one would end a thread of its own.
     match without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
         Err(reason) => {
@@ -72,6 +93,7 @@ pub(crate) fn names() -> Vec<String> {
 
 /// All GPUs; each is started, to see what it computes in.
 pub(crate) fn devices() -> Vec<DeviceInfo> {
+    stream::one();
     let described = names().into_iter().enumerate().map(|(index, name)| {
         let dtypes = without_panic(|| dtypes_of::<Gpu>(&device(index)));
         DeviceInfo {

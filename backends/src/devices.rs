@@ -88,6 +88,17 @@ pub enum Allocation {
     },
 }
 
+/// What multiplies matrices on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProductsBy {
+    /// The backend itself: there is nothing to choose.
+    Backend,
+    /// A library of the device's maker, which passed its self-test: its name and version.
+    Library(String),
+    /// The backend's own kernels, though there is such a library: why it is not used.
+    KernelsFor(String),
+}
+
 /// What is known of a backend's devices without starting one: for plans about a device that is not here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assumed {

@@ -28,8 +28,8 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
 pub use devices::{
-    Allocation, Assumed, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, assumed, devices,
-    find_device,
+    Allocation, Assumed, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, ProductsBy, assumed,
+    devices, find_device,
 };
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
@@ -85,6 +85,17 @@ pub trait TrainBackend: Backend {
     /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         Self::supports_dtype(device, dtype)
+    }
+
+    /// What multiplies matrices. The first call on a device loads and tests the library, where there is one.
+    fn products_by(_device: &Self::Device) -> ProductsBy {
+        ProductsBy::Backend
+    }
+
+    /// What `compute` returns; the backend's own kernels multiply all matrices meanwhile, those of other threads too. For
+    /// comparisons: it waits for the device before and after.
+    fn without_library<T>(_device: &Self::Device, compute: impl FnOnce() -> T) -> T {
+        compute()
     }
 
     /// Some rows of a packed weight as floats, `[rows, D_in]`: see [`ops::packed`].

@@ -1,6 +1,7 @@
 //! `bench`: what a DPO step of a model with random weights costs here, and where its time goes.
 
 mod operations;
+mod products;
 mod shape;
 mod step;
 
@@ -11,10 +12,11 @@ use burn::tensor::DType;
 use serde_json::{Value, json};
 
 use self::operations::{Classes, time_classes};
+use self::products::Product;
 pub use self::shape::shape;
 use self::step::{Run, Setup};
 use crate::config::{GradientCheckpointing, TargetModules};
-use crate::doctor::{Out, device_name};
+use crate::doctor::{Out, device_name, products_by};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
@@ -101,6 +103,9 @@ pub fn bench<B: TrainBackend>(
         out(&classes.line(run))?;
         parts.push(classes);
     }
+    let most = runs.last().map_or(0, |run| run.tokens);
+    let (shape, most) = (&setup.config, most.min(B::pass_tokens()));
+    let products = products::measure::<B>(shape, most, dtype, device, out)?;
     let runs = runs.iter().zip(&parts).map(|(run, classes)| {
         let mut value = run.json(peak);
         value["seconds_by_operation"] = classes.json();
@@ -109,6 +114,8 @@ pub fn bench<B: TrainBackend>(
     let mut result = options.json(&setup, &name);
     result["peak_flop_per_second"] = json!(peak);
     result["runs"] = runs.collect();
+    result["products_by"] = products_by(&B::products_by(device));
+    result["products"] = products.iter().map(Product::json).collect();
     out(&result.to_string())
 }
 

@@ -3,14 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK};
-use arithmo_backends::{Format, PackedWeight, Scales, TrainBackend};
+use arithmo_backends::{Format, PackedWeight, ProductsBy, Scales, TrainBackend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::Out;
-use super::operations::families;
+use super::operations::{WITH_PRODUCTS, families};
 use super::speed::timed;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -26,6 +26,8 @@ pub(super) struct Row {
     /// Largest difference to the reference, relative to the largest value of the result.
     error: f64,
     seconds: f64,
+    /// Whether the backend's kernels multiplied, though it has a library for that.
+    without_library: bool,
     /// What it said when it stopped.
     stopped: Option<String>,
 }
@@ -38,7 +40,11 @@ impl Row {
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{} in {}", self.operation, self.dtype.name())
+        let by = match self.without_library {
+            true => ", without the library",
+            false => "",
+        };
+        format!("{} in {}{by}", self.operation, self.dtype.name())
     }
 
     pub(super) fn ok(&self) -> bool {
@@ -63,6 +69,7 @@ impl Row {
             "tolerance": tolerance(self.dtype),
             "ok": self.ok(),
             "milliseconds": self.seconds * 1e3,
+            "without_library": self.without_library,
             "stopped": self.stopped,
         })
     }
@@ -78,8 +85,31 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Checks every operation in every type, and writes a line for each.
+/// Checks every operation in every type, and writes a line for each; with a library for products, once more what has
+/// products, without it.
 pub(super) fn check_operations<B: TrainBackend>(
+    device: &B::Device,
+    out: &mut Out<'_>,
+) -> Result<Vec<Row>> {
+    let all = families::<B>();
+    let mut rows = check_families::<B>(&all, device, out)?;
+    if let ProductsBy::Library(name) = B::products_by(device) {
+        let of_products = all.into_iter();
+        let of_products = of_products.filter(|(family, _)| WITH_PRODUCTS.contains(family));
+        let of_products: Vec<_> = of_products.collect();
+        out(&format!("  (without {name}:)"))?;
+        let again = || check_families::<B>(&of_products, device, out);
+        let again = B::without_library(device, again)?.into_iter();
+        rows.extend(again.map(|row| Row {
+            without_library: true,
+            ..row
+        }));
+    }
+    Ok(rows)
+}
+
+fn check_families<B: TrainBackend>(
+    families: &[(&'static str, Family<B>)],
     device: &B::Device,
     out: &mut Out<'_>,
 ) -> Result<Vec<Row>> {
@@ -89,11 +119,11 @@ pub(super) fn check_operations<B: TrainBackend>(
             out(&format!("  (does not compute in {})", dtype.name()))?;
             continue;
         }
-        for (name, family) in families::<B>() {
+        for (name, family) in families {
             let mut checker = Checker::new(dtype, device);
             for pitched in [false, true] {
                 checker.pitched = pitched;
-                checker.run(name, family)?;
+                checker.run(name, *family)?;
             }
             for row in &checker.rows {
                 out(&row.line())?;
@@ -263,6 +293,7 @@ impl<B: TrainBackend> Checker<B> {
                 dtype: self.dtype,
                 error: 0.0,
                 seconds: 0.0,
+                without_library: false,
                 stopped: None,
             });
             self.rows.len() - 1

@@ -5,7 +5,7 @@ mod checks;
 mod operations;
 pub mod speed;
 
-use arithmo_backends::{BackendKind, TrainBackend};
+use arithmo_backends::{BackendKind, ProductsBy, TrainBackend};
 use serde_json::{Value, json};
 
 use self::checks::{Row, check_operations};
@@ -42,6 +42,10 @@ pub fn doctor<B: TrainBackend>(as_json: bool, device: &B::Device, out: &mut Out<
             bytes as f64 / 1e9
         ))?;
     }
+    let by = B::products_by(device);
+    if let Some(line) = products_line(&by) {
+        out(&line)?;
+    }
 
     out("\nOperations, beside their references in f32; errors are relative to the largest value")?;
     out(&Row::header())?;
@@ -49,7 +53,7 @@ pub fn doctor<B: TrainBackend>(as_json: bool, device: &B::Device, out: &mut Out<
     let speed = speed::measure::<B>(device, out)?;
 
     if as_json {
-        out(&json(&found, &name, &rows, &speed).to_string())?;
+        out(&json(&found, &name, &by, &rows, &speed).to_string())?;
     }
     let wrong: Vec<String> = rows.iter().filter(|r| !r.ok()).map(Row::name).collect();
     match wrong.is_empty() {
@@ -83,7 +87,27 @@ pub fn device_name<B: TrainBackend>(device: &B::Device) -> String {
     }
 }
 
-fn json(found: &[Found], name: &str, rows: &[Row], speed: &Speed) -> Value {
+/// What multiplies matrices; nothing where there is no choice.
+fn products_line(by: &ProductsBy) -> Option<String> {
+    match by {
+        ProductsBy::Backend => None,
+        ProductsBy::Library(name) => Some(format!("  products by {name}, self-test passed")),
+        ProductsBy::KernelsFor(reason) => {
+            Some(format!("  products by the backend's kernels: {reason}"))
+        }
+    }
+}
+
+/// What multiplies matrices, for a line of JSON: the library, or why there is none; nothing where there is no choice.
+pub fn products_by(by: &ProductsBy) -> Value {
+    match by {
+        ProductsBy::Backend => Value::Null,
+        ProductsBy::Library(name) => json!({ "library": name, "refusal": null }),
+        ProductsBy::KernelsFor(reason) => json!({ "library": null, "refusal": reason }),
+    }
+}
+
+fn json(found: &[Found], name: &str, by: &ProductsBy, rows: &[Row], speed: &Speed) -> Value {
     let backends = found.iter().map(|backend| {
         json!({
             "name": backend.kind.name(),
@@ -96,9 +120,28 @@ fn json(found: &[Found], name: &str, rows: &[Row], speed: &Speed) -> Value {
         "command": "doctor",
         "backends": backends.collect::<Vec<_>>(),
         "device": name,
+        "products_by": products_by(by),
         "ok": rows.iter().all(Row::ok),
         "operations": rows.iter().map(Row::json).collect::<Vec<_>>(),
         "products": speed.products.iter().map(|product| product.json()).collect::<Vec<_>>(),
         "copy_bytes_per_second": speed.copy,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_multiplies_and_why() {
+        let library = ProductsBy::Library("fast 1.2".to_string());
+        let refused = ProductsBy::KernelsFor("it is not found".to_string());
+        let said = |by| products_line(by).unwrap_or_default();
+        assert!(said(&library).ends_with("by fast 1.2, self-test passed"));
+        assert!(said(&refused).ends_with("kernels: it is not found"));
+        assert_eq!(products_line(&ProductsBy::Backend), None);
+        assert_eq!(products_by(&library)["library"], "fast 1.2");
+        assert_eq!(products_by(&refused)["refusal"], "it is not found");
+        assert_eq!(products_by(&ProductsBy::Backend), Value::Null);
+    }
 }

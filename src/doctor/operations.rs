@@ -31,8 +31,23 @@ pub(super) fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 9] {
     ]
 }
 
+/// The families whose products a library may compute.
+pub(super) const WITH_PRODUCTS: [&str; 4] = [
+    "frozen_linear",
+    "frozen_linear packed",
+    "adapted_linear",
+    "completion_log_probs",
+];
+
+/// Odd sizes, and one whose rows are of whole 16 bytes: libraries take no others.
 fn of_linear<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
-    for [tokens, d_in, d_out] in [[7, 5, 3], [33, 48, 100], [1, 129, 65], [130, 257, 48]] {
+    for [tokens, d_in, d_out] in [
+        [7, 5, 3],
+        [33, 48, 100],
+        [1, 129, 65],
+        [130, 257, 48],
+        [67, 96, 160],
+    ] {
         let [x, x32] = checker.matrix([tokens, d_in]);
         let [weight, weight32] = checker.matrix([d_out, d_in]);
         let [dy, dy32] = checker.matrix([tokens, d_out]);
@@ -78,8 +93,9 @@ fn of_packed<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
 type Adapted = ([usize; 2], &'static [[usize; 2]]);
 
 fn of_adapted<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
-    const CASES: [Adapted; 4] = [
+    const CASES: [Adapted; 5] = [
         ([7, 5], &[[3, 2], [4, 0], [6, 5]]),
+        ([45, 64], &[[96, 16], [32, 0], [32, 16]]),
         ([33, 48], &[[100, 16]]),
         ([65, 100], &[[48, 7], [31, 4]]),
         ([70, 129], &[[64, 0], [33, 0]]),
@@ -219,7 +235,8 @@ fn of_swiglu<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
 }
 
 fn of_log_probs<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
-    for [tokens, width, vocabulary] in [[9, 5, 11], [77, 48, 301], [130, 100, 1003]] {
+    for [tokens, width, vocabulary] in [[9, 5, 11], [77, 48, 301], [130, 100, 1003], [50, 96, 512]]
+    {
         let [hidden, hidden32] = checker.matrix([tokens, width]);
         let [head, head32] = checker.matrix([vocabulary, width]);
         let targets = checker.ids(tokens, vocabulary);

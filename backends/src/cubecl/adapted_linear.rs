@@ -1,5 +1,5 @@
-//! Projections with their low-rank branches: products by the kernels that Burn finds best, everything beside them by one
-//! of ours. See [`crate::ops::adapted_linear`].
+//! Projections with their low-rank branches: products by a library or the kernels that Burn finds best, everything beside
+//! them by one of ours. See [`crate::ops::adapted_linear`].
 
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
@@ -54,6 +54,19 @@ pub(crate) fn frozen_linear<B: CubeGpu>(
 ) -> BurnTensor<B, 2> {
     let adapter = None;
     adapted_linear(x, &[Projection { weight, adapter }], None).output
+}
+
+/// [`crate::TrainBackend::frozen_linear_backward`].
+pub(crate) fn frozen_linear_backward<B: CubeGpu>(
+    grad: BurnTensor<B, 2>,
+    weight: Weight<B>,
+) -> BurnTensor<B, 2> {
+    let adapter = None;
+    let projections = [Projection { weight, adapter }];
+    let grads = adapted_linear_backward(None, &projections, None, grad, true);
+    grads
+        .x
+        .unwrap_or_else(|| unreachable!("an operation without output"))
 }
 
 /// [`crate::TrainBackend::adapted_linear_backward`].

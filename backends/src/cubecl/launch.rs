@@ -56,7 +56,8 @@ pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTenso
     tensor
 }
 
-/// `left right` into `product`, in the accumulators and by the kernel that Burn finds best for the shapes.
+/// `left right` into `product`: by the device maker's library where there is one that takes it, else by the kernel that
+/// Burn finds best for the shapes, in the product's type or wider accumulators.
 ///
 /// # Panics
 /// If no kernel takes the shapes: Burn's own fallback takes all.
@@ -68,10 +69,35 @@ pub(crate) fn matmul<R: CubeRuntime>(
     let dtype = product.dtype;
     // Burn reads the right side as what the left is.
     assert_eq!(left.dtype, right.dtype, "matmul: one dtype");
+    if by_library([&left, &right, &product]) {
+        return;
+    }
     let strategy = cube_matmul::MatmulStrategy::default();
     if let Err(error) = cube_matmul::matmul(left, right, Some(product), strategy, dtype) {
         panic!("matmul: {error:?}");
     }
+}
+
+/// Whether CUDA's library computes the product of the first two into the third. Kernels are written for any runtime;
+/// which it is shows here.
+#[cfg(feature = "cuda")]
+fn by_library<R: CubeRuntime>(tensors: [&CubeTensor<R>; 3]) -> bool {
+    let of_cuda = tensors.map(|tensor| {
+        let tensor: &dyn std::any::Any = tensor;
+        tensor.downcast_ref::<CubeTensor<cubecl::cuda::CudaRuntime>>()
+    });
+    match of_cuda {
+        [Some(left), Some(right), Some(product)] => {
+            crate::cuda::products::multiply(left, right, product)
+        }
+        _ => false,
+    }
+}
+
+/// No other backend has one.
+#[cfg(not(feature = "cuda"))]
+fn by_library<R: CubeRuntime>(_tensors: [&CubeTensor<R>; 3]) -> bool {
+    false
 }
 
 /// How many values to read at once from all `tensors`: at most 4, so that the largest type still fits one load. The

@@ -125,13 +125,28 @@ macro_rules! cube_operations {
             }
         }
 
-        /// Floats are left to Burn, which fuses what follows.
+        /// Floats are left to Burn, which fuses what follows, where no library multiplies them.
         fn frozen_linear(x: Tensor<Self, 2>, weight: $crate::Weight<Self>) -> Tensor<Self, 2> {
             use $crate::{cubecl::adapted_linear as ours, ops::linear as reference};
             let floats = matches!(weight, $crate::Weight::Float(_));
-            match !floats && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+            let queued =
+                !floats || <Self as $crate::cubecl::queue::CubeGpu>::has_library(&x.device());
+            match queued && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
                 true => ours::frozen_linear(x, weight),
                 false => reference::reference(x, weight),
+            }
+        }
+
+        /// As [`Self::frozen_linear`].
+        fn frozen_linear_backward(
+            grad: Tensor<Self, 2>,
+            weight: $crate::Weight<Self>,
+        ) -> Tensor<Self, 2> {
+            use $crate::{cubecl::adapted_linear as ours, ops::linear as reference};
+            let library = <Self as $crate::cubecl::queue::CubeGpu>::has_library(&grad.device());
+            match library && $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
+                true => ours::frozen_linear_backward(grad, weight),
+                false => reference::reference_backward(grad, weight),
             }
         }
 

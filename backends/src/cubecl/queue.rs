@@ -26,6 +26,11 @@ pub(crate) trait CubeGpu:
 {
     /// CubeCL's name for it.
     type Runtime: CubeRuntime;
+
+    /// Whether a library multiplies matrices, faster than Burn's kernels and what they fuse.
+    fn has_library(_device: &Self::Device) -> bool {
+        false
+    }
 }
 
 /// One or several launches that make tensors from tensors.

@@ -1,0 +1,239 @@
+//! The products of matrices of a layer and the head, each alone: by a library beside the backend's own kernels.
+
+use arithmo_backends::{ProductsBy, TrainBackend};
+use burn::tensor::{DType, Distribution, Tensor};
+use serde_json::{Value, json};
+
+use crate::doctor::Out;
+use crate::doctor::speed::{median_seconds, timed};
+use crate::error::Result;
+use crate::model::config::MistralConfig;
+
+/// Seconds, beside which waiting for the device is nothing: shorter products are computed several times in a row.
+const LONG_ENOUGH: f64 = 0.02;
+
+/// In a row at most.
+const MOST_TIMES: f64 = 64.0;
+
+/// A weight's shape and the speed of its products, FLOP a second.
+#[derive(Clone, Debug)]
+pub(super) struct Product {
+    weights: Vec<&'static str>,
+    /// `[D_out, D_in]`
+    shape: [usize; 2],
+    tokens: usize,
+    dtype: DType,
+    /// Of `x W^T`, and of its gradient `dy W`; `None` where there is no library.
+    library: Option<[f64; 2]>,
+    kernels: [f64; 2],
+}
+
+/// Times the products of every shape with `tokens` rows, and writes a table. Nothing where there is no library to choose.
+///
+/// # Errors
+/// The device fails, the user interrupts, or a line cannot be written.
+pub(super) fn measure<B: TrainBackend>(
+    config: &MistralConfig,
+    tokens: usize,
+    dtype: DType,
+    device: &B::Device,
+    out: &mut Out<'_>,
+) -> Result<Vec<Product>> {
+    let by = B::products_by(device);
+    let kernels = "the backend's kernels";
+    let ways = match &by {
+        ProductsBy::Backend => return Ok(Vec::new()),
+        ProductsBy::Library(name) => format!("{name} beside {kernels}, which reach a share of it"),
+        ProductsBy::KernelsFor(reason) => format!("{kernels} ({reason})"),
+    };
+    let dtype_name = dtype.name();
+    out(&format!(
+        "\nProducts with {tokens} tokens in {dtype_name}, each alone, in TFLOP/s: {ways}"
+    ))?;
+    out(&Product::header())?;
+    let mut products = Vec::new();
+    for (weights, shape) in shapes(config) {
+        let kernels = B::without_library(device, || rates::<B>(shape, tokens, dtype, device))?;
+        let library = match by {
+            ProductsBy::Library(_) => Some(rates::<B>(shape, tokens, dtype, device)?),
+            _ => None,
+        };
+        let product = Product {
+            weights,
+            shape,
+            tokens,
+            dtype,
+            library,
+            kernels,
+        };
+        out(&product.line())?;
+        products.push(product);
+    }
+    Ok(products)
+}
+
+/// The shapes of a layer's seven projections and of the head, each once, with the weights that have it.
+fn shapes(config: &MistralConfig) -> Vec<(Vec<&'static str>, [usize; 2])> {
+    let (width, mlp) = (config.hidden_size, config.intermediate_size);
+    let heads = config.num_attention_heads * config.head_dim();
+    let kv_heads = config.num_key_value_heads * config.head_dim();
+    let mut shapes: Vec<(Vec<_>, _)> = Vec::new();
+    for (name, shape) in [
+        ("q_proj", [heads, width]),
+        ("k_proj", [kv_heads, width]),
+        ("v_proj", [kv_heads, width]),
+        ("o_proj", [width, heads]),
+        ("gate_proj", [mlp, width]),
+        ("up_proj", [mlp, width]),
+        ("down_proj", [width, mlp]),
+        ("lm_head", [config.vocab_size, width]),
+    ] {
+        match shapes.iter_mut().find(|(_, known)| *known == shape) {
+            Some((names, _)) => names.push(name),
+            None => shapes.push((vec![name], shape)),
+        }
+    }
+    shapes
+}
+
+/// FLOP a second of `x W^T` and of `dy W`, by what the backend takes at the moment.
+fn rates<B: TrainBackend>(
+    shape: [usize; 2],
+    tokens: usize,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<[f64; 2]> {
+    let [d_out, d_in] = shape;
+    // Equal numbers would draw less power, and run faster, than real ones.
+    let random = |shape: [usize; 2]| -> Tensor<B, 2> {
+        Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (device, dtype))
+    };
+    let (x, dy, weight) = (
+        random([tokens, d_in]),
+        random([tokens, d_out]),
+        random(shape),
+    );
+    let forward = || B::frozen_linear(x.clone(), weight.clone().into());
+    let backward = || B::frozen_linear_backward(dy.clone(), weight.clone().into());
+    let flop = 2.0 * (tokens * d_in * d_out) as f64;
+    Ok([
+        flop / seconds::<B>(device, forward)?,
+        flop / seconds::<B>(device, backward)?,
+    ])
+}
+
+/// Seconds of one `product` among several in a row: results are given up at once and the device is waited for at the end.
+fn seconds<B: TrainBackend>(device: &B::Device, product: impl Fn() -> Tensor<B, 2>) -> Result<f64> {
+    // The first may choose a kernel, which takes long.
+    product();
+    let (once, _) = timed::<B, _>(device, &product)?;
+    let times = (LONG_ENOUGH / once).ceil().clamp(1.0, MOST_TIMES);
+    let in_a_row = || {
+        for _ in 0..times as usize {
+            product();
+        }
+    };
+    Ok(median_seconds::<B, _>(device, in_a_row)? / times)
+}
+
+impl Product {
+    fn header() -> String {
+        let direction = |name: &str| format!("{name:>12}{:>18}", "kernels");
+        let directions = ["x W^T", "dy W"].map(direction).concat();
+        format!("  {:<22}{:<16}{directions}", "weights", "shape")
+    }
+
+    fn line(&self) -> String {
+        let [d_out, d_in] = self.shape;
+        let shape = format!("[{d_out}, {d_in}]");
+        let directions = [0, 1].map(|way| {
+            let kernels = self.kernels[way];
+            let (library, share) = match self.library {
+                Some(rates) => (
+                    format!("{:.1}", rates[way] / 1e12),
+                    format!("{:.0} %", 100.0 * kernels / rates[way]),
+                ),
+                None => ("-".to_string(), "-".to_string()),
+            };
+            format!("{library:>12}{:>10.1}{share:>8}", kernels / 1e12)
+        });
+        let weights = self.weights.join(", ");
+        format!("  {weights:<22}{shape:<16}{}", directions.concat())
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let rates = |[forward, backward]: [f64; 2]| {
+            json!({
+                "forward_flop_per_second": forward,
+                "backward_flop_per_second": backward,
+            })
+        };
+        json!({
+            "weights": self.weights,
+            "d_out": self.shape[0],
+            "d_in": self.shape[1],
+            "tokens": self.tokens,
+            "dtype": self.dtype.name(),
+            "library": self.library.map(rates),
+            "kernels": rates(self.kernels),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::shape;
+
+    #[test]
+    fn every_weight_of_a_layer_and_the_head_is_in_one_shape() {
+        let shapes = shapes(&shape("mistral-7b").unwrap());
+        let expected: [(&[&str], [usize; 2]); 5] = [
+            (&["q_proj", "o_proj"], [4096, 4096]),
+            (&["k_proj", "v_proj"], [1024, 4096]),
+            (&["gate_proj", "up_proj"], [14336, 4096]),
+            (&["down_proj"], [4096, 14336]),
+            (&["lm_head"], [32000, 4096]),
+        ];
+        let expected = expected.map(|(names, shape)| (names.to_vec(), shape));
+        assert_eq!(shapes, expected);
+    }
+
+    #[test]
+    fn products_are_timed_in_both_directions() {
+        type Cpu = burn_ndarray::NdArray<f32>;
+        let rates = rates::<Cpu>([48, 20], 16, DType::F32, &Default::default()).unwrap();
+        assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0));
+    }
+
+    #[test]
+    fn a_line_has_both_ways_and_the_share() {
+        let product = Product {
+            weights: vec!["down_proj"],
+            shape: [4096, 14336],
+            tokens: 8192,
+            dtype: DType::BF16,
+            library: Some([700e12, 600e12]),
+            kernels: [350e12, 150e12],
+        };
+        let words = |product: &Product| -> Vec<String> {
+            let line = product.line();
+            line.split_whitespace().skip(3).map(String::from).collect()
+        };
+        assert_eq!(product.line().len(), Product::header().len());
+        assert_eq!(
+            words(&product),
+            ["700.0", "350.0", "50", "%", "600.0", "150.0", "25", "%"]
+        );
+        assert_eq!(
+            product.json()["library"]["backward_flop_per_second"],
+            600e12
+        );
+        let alone = Product {
+            library: None,
+            ..product
+        };
+        assert_eq!(words(&alone), ["-", "350.0", "-", "-", "150.0", "-"]);
+        assert_eq!(alone.json()["library"], Value::Null);
+    }
+}
