@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The program for a machine with an NVIDIA GPU, and what is measured there.
 #   scripts/gpu.sh build      target/gpu/arithmo.gz, below 64 MiB; needs no GPU and no CUDA toolkit. Prints the line to use there.
-#   scripts/gpu.sh run OUT    on the GPU machine: doctor, bench, and TRL where python3 has it; one log each in OUT
+#   scripts/gpu.sh run OUT    on the GPU machine: doctor, bench, torch's products and TRL where python3 has them; one log each in OUT
 # CUDA_PATH (/usr/local/cuda) must hold NVRTC and the CUDA headers. LIMIT: seconds a part may take at most, 240.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,13 +42,25 @@ run() {
 
   part nvidia-smi nvidia-smi
   part doctor "$work/arithmo" doctor --backend cuda --json
+  products
   part bench "${bench[@]}"
+  # Steps by CubeCL's kernels alone.
+  part bench-kernels env ARITHMO_CUBLASLT=0 "${bench[@]}"
   part bench-kept "${bench[@]}" --gradient-checkpointing false
   peer
   if ((${#failed[@]})); then
     echo "error: failed, or took too long: ${failed[*]}" >&2
     exit 1
   fi
+}
+
+products() { # of a layer and the head: by cuBLASLt and by CubeCL's kernels, then by torch, with the shares of its speed
+  part products "$work/arithmo" bench --backend cuda --shape mistral-7b --layers 1 --tokens 8192
+  if ! python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    echo "=== torch's products were not measured: python3 with torch that finds the GPU is absent"
+    return
+  fi
+  part torch-products python3 scripts/torch_products.py "$out/products.log"
 }
 
 peer() { # TRL on a smaller model, and the same shape here

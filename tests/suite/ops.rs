@@ -150,14 +150,16 @@ pub(super) fn check<B: TrainBackend>(
     }
 }
 
-/// `[T, D_in, D_out]`, from one to beyond every tile, off the powers of two.
-const LINEAR: [[usize; 3]; 6] = [
+/// `[T, D_in, D_out]`, from one to beyond every tile, off the powers of two; the last has rows of whole 16 bytes in every
+/// type, as libraries want them.
+const LINEAR: [[usize; 3]; 7] = [
     [1, 1, 1],
     [7, 5, 3],
     [1, 129, 65],
     [33, 48, 100],
     [64, 96, 33],
     [130, 257, 31],
+    [67, 96, 136],
 ];
 
 /// Frozen projections.
