@@ -105,7 +105,8 @@ pub fn bench<B: TrainBackend>(
     }
     let most = runs.last().map_or(0, |run| run.tokens);
     let (shape, most) = (&setup.config, most.min(B::pass_tokens()));
-    let products = products::measure::<B>(shape, most, dtype, device, out)?;
+    let by = B::products_by(device);
+    let products = products::measure::<B>(&by, shape, most, dtype, device, out)?;
     let runs = runs.iter().zip(&parts).map(|(run, classes)| {
         let mut value = run.json(peak);
         value["seconds_by_operation"] = classes.json();
@@ -114,7 +115,7 @@ pub fn bench<B: TrainBackend>(
     let mut result = options.json(&setup, &name);
     result["peak_flop_per_second"] = json!(peak);
     result["runs"] = runs.collect();
-    result["products_by"] = products_by(&B::products_by(device));
+    result["products_by"] = products_by(&by);
     result["products"] = products.iter().map(Product::json).collect();
     out(&result.to_string())
 }

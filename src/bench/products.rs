@@ -28,20 +28,21 @@ pub(super) struct Product {
     kernels: [f64; 2],
 }
 
-/// Times the products of every shape with `tokens` rows, and writes a table. Nothing where there is no library to choose.
+/// Times the products of every shape with `tokens` rows, and writes a table: by what multiplies now, which is `by`, and by
+/// the backend's kernels. Nothing where there is no library to choose.
 ///
 /// # Errors
 /// The device fails, the user interrupts, or a line cannot be written.
 pub(super) fn measure<B: TrainBackend>(
+    by: &ProductsBy,
     config: &MistralConfig,
     tokens: usize,
     dtype: DType,
     device: &B::Device,
     out: &mut Out<'_>,
 ) -> Result<Vec<Product>> {
-    let by = B::products_by(device);
     let kernels = "the backend's kernels";
-    let ways = match &by {
+    let ways = match by {
         ProductsBy::Backend => return Ok(Vec::new()),
         ProductsBy::Library(name) => format!("{name} beside {kernels}, which reach a share of it"),
         ProductsBy::KernelsFor(reason) => format!("{kernels} ({reason})"),
@@ -204,6 +205,30 @@ mod tests {
         type Cpu = burn_ndarray::NdArray<f32>;
         let rates = rates::<Cpu>([48, 20], 16, DType::F32, &Default::default()).unwrap();
         assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0));
+    }
+
+    #[test]
+    fn the_table_has_every_shape_where_there_is_a_choice() {
+        type Cpu = burn_ndarray::NdArray<f32>;
+        let config = shape("tests/fixtures/tiny/config.json").unwrap();
+        let table = |by: ProductsBy| {
+            let (mut lines, device) = (Vec::new(), Default::default());
+            let mut out = |line: &str| {
+                lines.push(line.to_string());
+                Ok(())
+            };
+            let products = measure::<Cpu>(&by, &config, 16, DType::F32, &device, &mut out);
+            (products.unwrap(), lines)
+        };
+        let (products, lines) = table(ProductsBy::Library("fast 1.2".to_string()));
+        assert_eq!(lines.len(), 2 + products.len());
+        assert!(lines[0].contains("16 tokens in f32") && lines[0].contains("fast 1.2 beside"));
+        assert!(products.iter().all(|product| product.library.is_some()));
+        let (products, lines) = table(ProductsBy::KernelsFor("not found".to_string()));
+        assert!(lines[0].ends_with("kernels (not found)"), "{}", lines[0]);
+        assert!(products.iter().all(|product| product.library.is_none()));
+        let (products, lines) = table(ProductsBy::Backend);
+        assert!(products.is_empty() && lines.is_empty());
     }
 
     #[test]
