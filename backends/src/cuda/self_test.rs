@@ -295,7 +295,7 @@ mod on_wgpu {
     use burn_wgpu::WgpuRuntime;
 
     use super::*;
-    use crate::cubecl::launch::{matmul, transposed};
+    use crate::cubecl::launch::matmul;
 
     type Tensor = CubeTensor<WgpuRuntime>;
 
@@ -331,10 +331,10 @@ mod on_wgpu {
             right(&left, factor, &product)
         };
         let other = |left: &Tensor, factor: &Tensor, product: &Tensor| {
-            // As if a factor's rows were its columns.
-            let [rows, columns] = factor.meta.shape().dims::<2>();
-            let mut factor = transposed(factor.clone());
-            *factor.meta.shape_mut() = [rows, columns].into();
+            // As if a weight were stored the other way round.
+            let [_, columns] = factor.meta.shape().dims::<2>();
+            let mut factor = factor.clone();
+            *factor.meta.strides_mut() = [columns, 1].into();
             right(left, &factor, product)
         };
         let all: [&Multiply<WgpuRuntime>; 4] = [&nothing, &refused, &few_rows, &other];
