@@ -1,7 +1,8 @@
 //! Matrix products on slices, shared among the threads.
 //!
-//! The kernels are those of the crate `faer`, the fastest in pure Rust on the model's shapes (docs/performance.md). The
-//! result is shared out here: a run of rows to each thread, or of columns where there are few rows.
+//! The kernels are those of the crate `faer`, for gradients of whole weights and tiles of packed ones; projections in floats
+//! have one of their own (`panel`). The result is shared out here: a run of rows to each thread, or of columns where there
+//! are few rows.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par, reborrow::ReborrowMut};

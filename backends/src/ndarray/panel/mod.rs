@@ -129,6 +129,7 @@ fn groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Term<'a>>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gemm::columns_of;
     use super::super::matrix::numbers;
     use super::*;
 
@@ -203,7 +204,7 @@ mod tests {
         let stride = columns + 2 * BESIDE;
         let before: Vec<f32> = (0..rows * stride).map(|at| (at % 7) as f32).collect();
         let mut target = before.clone();
-        let view = super::super::gemm::columns_of(&mut target, stride, BESIDE, columns);
+        let view = columns_of(&mut target, stride, BESIDE, columns);
         sum_of(view, old, terms, threads);
         (before, target)
     }
