@@ -12,7 +12,7 @@ use crate::ndarray::gemm::Old;
 use crate::ndarray::matrix::written;
 use crate::ndarray::tile::{ROWS, vectors};
 
-/// Rows of a tile one or two vectors wide: fewer sums at once would wait for each other.
+/// Rows of a tile at most half as wide as others: fewer sums at once would wait for each other.
 const ROWS_OF_FEW: usize = 12;
 
 /// Steps of a sum between two looks at what comes next.
@@ -76,7 +76,7 @@ impl Sum<'_> {
                 panel,
             };
             let (mut row, count) = (0, rows.target.nrows());
-            while C <= 2 && row + ROWS_OF_FEW <= count {
+            while 2 * C <= vectors::<S>() && row + ROWS_OF_FEW <= count {
                 rows.tile::<S, ROWS_OF_FEW, C>(simd, row);
                 row += ROWS_OF_FEW;
             }
