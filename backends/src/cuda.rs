@@ -27,7 +27,7 @@ impl CubeGpu for Gpu {
     type Runtime = CudaRuntime;
 
     fn has_library(device: &Self::Device) -> bool {
-        matches!(products::by(device), ProductsBy::Library(_))
+        products::has_library(device)
     }
 }
 

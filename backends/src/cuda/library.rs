@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "calls of cuBLASLt and of the driver")]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 use std::ffi::c_void;
 
 use burn::tensor::DType;
@@ -32,7 +32,7 @@ const WORKSPACE: usize = 32 << 20;
 
 /// Plans that are kept; with one more all are made anew. Some hundred shapes come again in a run, but packed rows
 /// differ in length.
-const MOST_PLANS: usize = 4096;
+pub(super) const MOST_PLANS: usize = 4096;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
@@ -163,11 +163,13 @@ impl Library {
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(problem) {
             self.plans.clear();
         }
-        if !self.plans.contains_key(problem) {
-            let plan = Plan::new(self.handle, problem).map_err(because("has no kernel"))?;
-            self.plans.insert(*problem, plan);
-        }
-        let plan = &self.plans[problem];
+        let plan = match self.plans.entry(*problem) {
+            Entry::Occupied(plan) => plan.into_mut(),
+            Entry::Vacant(place) => {
+                let plan = Plan::new(self.handle, problem).map_err(because("has no kernel"))?;
+                place.insert(plan)
+            }
+        };
         let [left, right, product] = addresses.map(|address| address as *mut c_void);
         let (one, zero) = (1f32, 0f32);
         let [of_right, of_left, of_product] = plan.layouts.each_ref().map(|layout| layout.0);

@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::CudaDevice;
 use cubecl::cuda::CudaRuntime;
 
-use super::library::{self, Memory};
+use super::library::{self, MOST_PLANS, Memory};
 use super::problem::{Matrix, Problem};
 use super::{Gpu, self_test};
 use crate::ProductsBy;
@@ -18,9 +18,6 @@ use crate::cubecl::without_panic;
 
 /// `0` switches the library off.
 const SWITCH: &str = "ARITHMO_CUBLASLT";
-
-/// Kinds of products that are remembered; see `MOST_PLANS` in the library.
-const MOST_KINDS: usize = 4096;
 
 type Tensor = CubeTensor<CudaRuntime>;
 
@@ -54,6 +51,13 @@ pub(super) fn by(device: &CudaDevice) -> ProductsBy {
         }
         Library::Takes(version, _) => ProductsBy::Library(version.clone()),
     }
+}
+
+/// Whether the library multiplies on `device`: asked before every product.
+pub(super) fn has_library(device: &CudaDevice) -> bool {
+    let products = of(device);
+    let takes = matches!(products.library(device), Library::Takes(..));
+    takes && !products.broken.load(Ordering::Relaxed)
 }
 
 /// Computes `left right` into `product`, unless it is left to CubeCL: then `false`.
@@ -180,7 +184,7 @@ impl Products {
 
     fn remember(&self, problem: Problem, taken: bool) {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        if kinds.len() >= MOST_KINDS {
+        if kinds.len() >= MOST_PLANS {
             kinds.clear();
         }
         kinds.insert(problem, taken);

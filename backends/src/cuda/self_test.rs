@@ -53,21 +53,26 @@ pub(super) fn check<R: CubeRuntime>(
         steps,
         multiply,
     };
-    for [m, k, n] in SHAPES {
-        for (form, shape) in [
+    for (form, shape) in cases() {
+        for product in products_of(dtype) {
+            // The first of its kind is waited for, the second is not.
+            tester.compare(form, shape, *product)?;
+            tester.compare(form, shape, *product)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every shape in every form.
+fn cases() -> impl Iterator<Item = (Form, [usize; 3])> {
+    SHAPES.into_iter().flat_map(|[m, k, n]| {
+        [
             (Form::Forward, [m, k, n]),
             (Form::Backward, [m, k, n]),
             // Its depth is the number of tokens.
             (Form::Gradient, [k, m, n]),
-        ] {
-            for product in products_of(dtype) {
-                // The first of its kind is waited for, the second is not.
-                tester.compare(form, shape, *product)?;
-                tester.compare(form, shape, *product)?;
-            }
-        }
-    }
-    Ok(())
+        ]
+    })
 }
 
 /// What products of `dtype` may be written in.
@@ -260,17 +265,11 @@ mod tests {
     #[test]
     fn sums_are_held_exactly() {
         for (dtype, most) in [(DType::BF16, 256.0), (DType::F32, 16_777_216.0)] {
-            for [m, k, n] in SHAPES {
-                for (form, shape) in [
-                    (Form::Forward, [m, k, n]),
-                    (Form::Backward, [m, k, n]),
-                    (Form::Gradient, [k, m, n]),
-                ] {
-                    let values = expected(form, shape, dtype);
-                    assert!(values.iter().all(|v| v.abs() <= most), "{dtype:?} {form:?}");
-                    let zeros = values.iter().filter(|v| **v == 0.0).count();
-                    assert!(zeros < values.len() / 8, "{zeros} zeros");
-                }
+            for (form, shape) in cases() {
+                let values = expected(form, shape, dtype);
+                assert!(values.iter().all(|v| v.abs() <= most), "{dtype:?} {form:?}");
+                let zeros = values.iter().filter(|v| **v == 0.0).count();
+                assert!(zeros < values.len() / 8, "{zeros} zeros");
             }
         }
         // Rounded to the 11 bits of TF32 they would be others.

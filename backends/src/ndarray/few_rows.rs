@@ -351,7 +351,7 @@ fn dots<S: Simd, const M: usize, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::columns_of;
+    use super::super::gemm::{columns_of, rows_mut};
     use super::super::matrix::numbers;
     use super::*;
 
@@ -419,7 +419,7 @@ mod tests {
         let product = |first: usize, count: usize| {
             let mut y = vec![f32::NAN; count * n];
             compute(vec![Output {
-                target: columns_of(&mut y, n, 0, n),
+                target: rows_mut(&mut y, n),
                 old: Old::Replace,
                 terms: vec![Term {
                     factor: 1.0,

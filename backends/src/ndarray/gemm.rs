@@ -37,6 +37,11 @@ pub(super) fn strided(values: &[f32], count: usize, columns: usize, stride: usiz
     View::from_row_major_slice_with_stride(&values[..end], count, columns, stride)
 }
 
+/// Where a product goes: rows of `columns` values, one after another.
+pub(super) fn rows_mut(values: &mut [f32], columns: usize) -> MatMut<'_, f32> {
+    MatMut::from_row_major_slice_mut(values, values.len() / columns.max(1), columns)
+}
+
 /// Where a product goes: `width` columns from `column` on, of rows that are `stride` long.
 pub(super) fn columns_of(
     values: &mut [f32],
@@ -44,8 +49,7 @@ pub(super) fn columns_of(
     column: usize,
     width: usize,
 ) -> MatMut<'_, f32> {
-    let all = MatMut::from_row_major_slice_mut(values, values.len() / stride.max(1), stride);
-    all.get_mut(.., column..column + width)
+    rows_mut(values, stride).get_mut(.., column..column + width)
 }
 
 /// What becomes of what stands in the target.
@@ -103,25 +107,38 @@ fn share(target: MatMut<'_, f32>, old: Old, factor: f32, [a, b]: [View<'_>; 2], 
     if threads <= 1 {
         return product_here(target, old, factor, a, b);
     }
-    let (here, there) = (threads / 2, threads - threads / 2);
-    let (rows, columns) = (a.nrows(), b.ncols());
-    if rows >= ROWS_A_THREAD * threads || rows >= columns {
-        let half = rows * here / threads;
-        let (first, second) = target.split_at_row_mut(half);
-        let (a_first, a_second) = a.split_at_row(half);
-        rayon::join(
-            || share(first, old, factor, [a_first, b], here),
-            || share(second, old, factor, [a_second, b], there),
-        );
-    } else {
-        let half = columns * here / threads;
-        let (first, second) = target.split_at_col_mut(half);
-        let (b_first, b_second) = b.split_at_col(half);
-        rayon::join(
-            || share(first, old, factor, [a, b_first], here),
-            || share(second, old, factor, [a, b_second], there),
-        );
-    }
+    let ([first, second], [row, column], [here, there]) = halves(target, threads);
+    let of = |target: &MatMut<'_, f32>, row, column| {
+        let a = a.subrows(row, target.nrows());
+        [a, b.subcols(column, target.ncols())]
+    };
+    let (of_first, of_second) = (of(&first, 0, 0), of(&second, row, column));
+    rayon::join(
+        || share(first, old, factor, of_first, here),
+        || share(second, old, factor, of_second, there),
+    );
+}
+
+/// A result in two, the row and the column where the second half begins, and the threads for each: a run of rows, or of
+/// columns where there are few rows.
+pub(super) fn halves(
+    target: MatMut<'_, f32>,
+    threads: usize,
+) -> ([MatMut<'_, f32>; 2], [usize; 2], [usize; 2]) {
+    let here = threads / 2;
+    let (rows, columns) = (target.nrows(), target.ncols());
+    let by_rows = rows >= ROWS_A_THREAD * threads || rows >= columns;
+    let ((first, second), begin) = match by_rows {
+        true => {
+            let half = rows * here / threads;
+            (target.split_at_row_mut(half), [half, 0])
+        }
+        false => {
+            let half = columns * here / threads;
+            (target.split_at_col_mut(half), [0, half])
+        }
+    };
+    ([first, second], begin, [here, threads - here])
 }
 
 #[cfg(test)]
@@ -166,7 +183,7 @@ mod tests {
             View::from_row_major_slice(&[], 2, 0),
             View::from_row_major_slice(&[], 0, 3),
         );
-        product(columns_of(&mut ours, 3, 0, 3), Old::Replace, 1.0, a, b);
+        product(rows_mut(&mut ours, 3), Old::Replace, 1.0, a, b);
         assert_eq!(ours, [0.0; 6]);
     }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::adapted_linear::HostWeight;
-use super::gemm::{Old, columns_of};
+use super::gemm::{Old, rows_mut};
 use super::matrix::{Matrix, written};
 use super::tile::Rows;
 use super::vector::{exp, max, sum, sum2, vectorized};
@@ -29,7 +29,7 @@ pub(super) fn forward(
         let (start, rows) = (chunk * size, targets.len());
         let logits = &mut logits[..rows * vocabulary];
         let states = Rows::all(hidden.values(), width).from(start, 0);
-        let target = columns_of(logits, vocabulary, 0, vocabulary);
+        let target = rows_mut(logits, vocabulary);
         head.times_transposed(target, Old::Replace, states);
         let columns = &mut columns[start * count..][..rows * count];
         reduce(logits, vocabulary, targets, columns);
@@ -39,7 +39,7 @@ pub(super) fn forward(
                 head.copy_row(*target, slope);
             }
             let softmax = Rows::all(logits, vocabulary);
-            let target = columns_of(slopes, width, 0, width);
+            let target = rows_mut(slopes, width);
             head.times(target, Old::Add, -1.0, softmax);
         }
     }

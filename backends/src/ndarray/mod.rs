@@ -27,7 +27,7 @@ use burn_ndarray::{
 
 use self::adapted_linear::{HostProjection, HostWeight};
 use self::attention::{Attention, Heads, HostMask, Inputs};
-use self::gemm::{Old, columns_of, product};
+use self::gemm::{Old, product, rows_mut};
 use self::matrix::{Matrix, integers, tensor, written};
 use self::memory::{available_bytes, peak_resident_bytes};
 use self::packed::HostPacked;
@@ -111,7 +111,7 @@ where
         };
         let columns = w.columns();
         let d_x = written(g.rows * columns, |d_x| {
-            let target = columns_of(d_x, columns, 0, columns);
+            let target = rows_mut(d_x, columns);
             w.times(target, Old::Replace, 1.0, Rows::all(g.values(), g.columns));
         });
         tensor(d_x, [g.rows, columns])
@@ -166,7 +166,7 @@ where
             return ops::linear::reference_weight_gradient(x, grad);
         };
         let d_weight = written(g.columns * x_host.columns, |d| {
-            let target = columns_of(d, x_host.columns, 0, x_host.columns);
+            let target = rows_mut(d, x_host.columns);
             product(
                 target,
                 Old::Replace,

@@ -26,13 +26,22 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// The left operand.
+/// An operand of a product, by how it lies in memory.
 #[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
-    /// `[rows, depth]`
+pub(super) enum Operand<'a> {
     AsItIs(Rows<'a>),
-    /// `[depth, rows]`
+    /// Rows and columns exchanged.
     Transposed(Rows<'a>),
+}
+
+impl Operand<'_> {
+    /// What is left from `row` and `column` on.
+    pub(super) fn from(self, row: usize, column: usize) -> Self {
+        match self {
+            Self::AsItIs(rows) => Self::AsItIs(rows.from(row, column)),
+            Self::Transposed(rows) => Self::Transposed(rows.from(column, row)),
+        }
+    }
 }
 
 impl<'a> Rows<'a> {
@@ -64,7 +73,7 @@ pub(super) fn small_product(
     [rows, depth, columns]: [usize; 3],
     old: Old,
     factor: f32,
-    left: Left<'_>,
+    left: Operand<'_>,
     right: Rows<'_>,
 ) {
     pulp::Arch::new().dispatch(Product {
@@ -88,7 +97,7 @@ struct Product<'a> {
     columns: usize,
     old: Old,
     factor: f32,
-    left: Left<'a>,
+    left: Operand<'a>,
     right: Rows<'a>,
 }
 
@@ -142,7 +151,7 @@ impl Product<'_> {
         column: usize,
     ) {
         let sums: [[S::f32s; C]; R] = match self.left {
-            Left::AsItIs(Rows { values, stride }) => {
+            Operand::AsItIs(Rows { values, stride }) => {
                 let left: [_; R] = from_fn(|i| &values[(row + i) * stride..][..self.depth]);
                 self.sums(
                     simd,
@@ -151,7 +160,7 @@ impl Product<'_> {
                     |k| from_fn(|i| left[i][k]),
                 )
             }
-            Left::Transposed(Rows { values, stride }) => self.sums(
+            Operand::Transposed(Rows { values, stride }) => self.sums(
                 simd,
                 column,
                 #[inline(always)]
@@ -202,8 +211,8 @@ impl Product<'_> {
         for row in 0..self.rows {
             for column in first..self.columns {
                 let left = |k: usize| match self.left {
-                    Left::AsItIs(left) => left.values[row * left.stride + k],
-                    Left::Transposed(left) => left.values[k * left.stride + row],
+                    Operand::AsItIs(left) => left.values[row * left.stride + k],
+                    Operand::Transposed(left) => left.values[k * left.stride + row],
                 };
                 let right = |k: usize| self.right.values[k * self.right.stride + column];
                 let sum: f32 = (0..self.depth).map(|k| left(k) * right(k)).sum();
@@ -248,8 +257,8 @@ mod tests {
             false => left_rows.values[i * left_stride + k],
         };
         let left = match exchanged {
-            true => Left::Transposed(left_rows),
-            false => Left::AsItIs(left_rows),
+            true => Operand::Transposed(left_rows),
+            false => Operand::AsItIs(left_rows),
         };
         for old in [Old::Replace, Old::Add] {
             let mut ours = before.clone();

@@ -2,7 +2,7 @@
 
 use super::weight::{HostProjection, HostWeight, ranks, width};
 use crate::ndarray::few_rows::{Output, Rows, Term, Weights, compute};
-use crate::ndarray::gemm::{Old, columns_of};
+use crate::ndarray::gemm::{Old, rows_mut};
 use crate::ndarray::matrix::Matrix;
 
 /// All projections, with their branches, of which `low` is `x A^T`.
@@ -57,7 +57,7 @@ fn beside<'a>(
     old: Old,
     terms: impl Iterator<Item = Vec<Term<'a>>>,
 ) -> Vec<Output<'a>> {
-    let mut rest = columns_of(output, width, 0, width);
+    let mut rest = rows_mut(output, width);
     let mut outputs = Vec::new();
     for terms in terms {
         let (target, right) = rest.split_at_col_mut(terms[0].w.count());

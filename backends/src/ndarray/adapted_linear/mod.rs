@@ -12,10 +12,10 @@ use self::weight::{Branch, any_packed, branches, inputs, outputs, stacked, width
 use super::awake::keep_awake;
 use super::exchange::exchange;
 use super::few_rows::FEW;
-use super::gemm::{Old, ROWS_A_THREAD, columns_of};
+use super::gemm::{Old, ROWS_A_THREAD, columns_of, rows_mut};
 use super::matrix::{Matrix, split, written};
-use super::panel::{Right, Term, sum_of};
-use super::tile::Rows;
+use super::panel::{Term, sum_of};
+use super::tile::{Operand, Rows};
 
 pub(super) use self::weight::{HostProjection, HostWeight, ranks, width};
 
@@ -59,11 +59,11 @@ pub(super) fn forward(
             if ranks > 0 {
                 let term = Term {
                     left: x,
-                    right: Right::Transposed(Rows::all(&a, x.stride)),
+                    right: Operand::Transposed(Rows::all(&a, x.stride)),
                     depth: x.stride,
                     factor: 1.0,
                 };
-                let target = columns_of(low, ranks, 0, ranks);
+                let target = rows_mut(low, ranks);
                 sum_of(target, Old::Replace, &[term], part.threads);
             }
             part.project(x, projections, Rows::all(low, ranks), old, output);
@@ -122,7 +122,7 @@ impl Part {
         d_x: &mut [f32],
     ) {
         let d_in = width_of_input(projections);
-        let mut target = columns_of(d_x, d_in, 0, d_in);
+        let mut target = rows_mut(d_x, d_in);
         let (mut terms, mut old, mut column) = (Vec::new(), Old::Replace, 0);
         for HostProjection { weight, .. } in projections {
             let dy = dy.from(0, column);
@@ -138,7 +138,7 @@ impl Part {
         if !a.is_empty() {
             terms.push(Term {
                 left: d_low,
-                right: Right::AsItIs(Rows::all(a, d_in)),
+                right: Operand::AsItIs(Rows::all(a, d_in)),
                 depth: d_low.stride,
                 factor: 1.0,
             });
@@ -247,11 +247,11 @@ fn gradients_of_a(projections: &[HostProjection], x: &Matrix, d_low: &[f32]) -> 
     let all = written(ranks * d_in, |all| {
         let term = Term {
             left: Rows::all(&turned, x.rows),
-            right: Right::AsItIs(Rows::all(x.values(), d_in)),
+            right: Operand::AsItIs(Rows::all(x.values(), d_in)),
             depth: x.rows,
             factor: 1.0,
         };
-        let target = columns_of(all, d_in, 0, d_in);
+        let target = rows_mut(all, d_in);
         sum_of(target, Old::Replace, &[term], rayon::current_num_threads());
     });
     let of = |branch: Branch<'_>| all[branch.first * d_in..][..branch.b.columns * d_in].to_vec();
@@ -265,12 +265,12 @@ fn gradients_of_b(projections: &[HostProjection], low: &Matrix, grad: &Matrix) -
         let (d_out, rank) = (branch.b.rows, branch.b.columns);
         let term = Term {
             left: Rows::all(&low.0, low.1).from(branch.first, 0),
-            right: Right::AsItIs(Rows::all(grad.values(), grad.columns).from(0, branch.column)),
+            right: Operand::AsItIs(Rows::all(grad.values(), grad.columns).from(0, branch.column)),
             depth: low.1,
             factor: branch.scaling,
         };
         let d_b = written(rank * d_out, |d_b| {
-            let target = columns_of(d_b, d_out, 0, d_out);
+            let target = rows_mut(d_b, d_out);
             sum_of(target, Old::Replace, &[term], rayon::current_num_threads());
         });
         turned(&d_b, d_out)

@@ -5,8 +5,8 @@ use faer::MatMut;
 use crate::ndarray::gemm::{Old, strided};
 use crate::ndarray::matrix::Matrix;
 use crate::ndarray::packed::{HostPacked, times, times_transposed};
-use crate::ndarray::panel::{Right, Term, sum_of};
-use crate::ndarray::tile::Rows;
+use crate::ndarray::panel::{Term, sum_of};
+use crate::ndarray::tile::{Operand, Rows};
 
 /// A projection's weights.
 pub(in crate::ndarray) struct HostProjection {
@@ -88,7 +88,7 @@ impl HostWeight {
 pub(super) fn outputs<'a>(x: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
     Term {
         left: x,
-        right: Right::Transposed(Rows::all(weight.values(), weight.columns)),
+        right: Operand::Transposed(Rows::all(weight.values(), weight.columns)),
         depth: weight.columns,
         factor: 1.0,
     }
@@ -98,7 +98,7 @@ pub(super) fn outputs<'a>(x: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
 pub(super) fn inputs<'a>(y: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
     Term {
         left: y,
-        right: Right::AsItIs(Rows::all(weight.values(), weight.columns)),
+        right: Operand::AsItIs(Rows::all(weight.values(), weight.columns)),
         depth: weight.rows,
         factor: 1.0,
     }

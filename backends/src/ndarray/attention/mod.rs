@@ -13,10 +13,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
+use super::exchange::exchange;
 use super::gemm::Old;
 use super::matrix::{split, written};
-use super::tile::{Left, Rows, small_product};
-use super::vector::{LANES, exp, max, sum2, total, update, update2, vectorized};
+use super::tile::{Operand, Rows, small_product};
+use super::vector::{exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
 
 /// Who sees whom, on the host.
@@ -43,11 +44,7 @@ pub(super) struct Heads<'a> {
 impl<'a> Heads<'a> {
     /// The rows of head `head` from row `first` on.
     fn rows(&self, head: usize, head_dim: usize, first: usize) -> Rows<'a> {
-        let start = first * self.stride + self.column + head * head_dim;
-        Rows {
-            values: &self.values[start.min(self.values.len())..],
-            stride: self.stride,
-        }
+        Rows::all(self.values, self.stride).from(first, self.column + head * head_dim)
     }
 }
 
@@ -65,20 +62,10 @@ impl Transposed {
     fn of(heads: &Heads<'_>, head: usize, head_dim: usize, keys: &Range<usize>) -> Self {
         let stride = columns_of(keys) + columns_of(&(0..1));
         let values = written(head_dim * stride, |values| {
-            // Rows of the model's width are often as far apart as the cache is wide: a few are copied side by side first.
-            let mut rows = vec![0f32; LANES * head_dim];
-            for at in (0..stride).step_by(LANES) {
-                let here = (keys.start + at).min(keys.end)..(keys.start + at + LANES).min(keys.end);
-                rows[here.len() * head_dim..].fill(0.0);
-                for (row, key) in rows.chunks_exact_mut(head_dim).zip(here) {
-                    let start = key * heads.stride + heads.column + head * head_dim;
-                    row.copy_from_slice(&heads.values[start..][..head_dim]);
-                }
-                for (i, target) in values.chunks_exact_mut(stride).enumerate() {
-                    for (lane, value) in target[at..at + LANES].iter_mut().enumerate() {
-                        *value = rows[lane * head_dim + i];
-                    }
-                }
+            let rows = heads.rows(head, head_dim, keys.start);
+            exchange(rows, [keys.len(), head_dim], 1.0, values, stride);
+            for row in values.chunks_exact_mut(stride) {
+                row[keys.len()..].fill(0.0);
             }
         });
         Self {
@@ -90,10 +77,7 @@ impl Transposed {
 
     /// The columns from key `key` on.
     fn from(&self, key: usize) -> Rows<'_> {
-        Rows {
-            values: &self.values[(key - self.first).min(self.values.len())..],
-            stride: self.stride,
-        }
+        Rows::all(&self.values, self.stride).from(0, key - self.first)
     }
 }
 
@@ -196,7 +180,7 @@ impl Attention<'_> {
                         [block.len(), keys.len(), head_dim],
                         old,
                         1.0,
-                        Left::AsItIs(weights),
+                        Operand::AsItIs(weights),
                         values,
                     );
                     old = Old::Add;
@@ -389,14 +373,14 @@ impl Attention<'_> {
                     let of_span = (keys.start - span.keys.start) * head_dim;
                     let query = self.block_queries(&mut scratch.query, of_model, &block);
                     let by_key = [keys.len(), block.len(), head_dim];
-                    let [probs, by_score] = [probs, d_scores].map(Left::Transposed);
+                    let [probs, by_score] = [probs, d_scores].map(Operand::Transposed);
                     let target = (&mut d_value[of_span..], head_dim);
                     small_product(target, by_key, Old::Add, 1.0, probs, d_output);
                     let target = (&mut d_key[of_span..], head_dim);
                     small_product(target, by_key, Old::Add, scale, by_score, query);
                     let by_query = [block.len(), keys.len(), head_dim];
                     let keys = self.inputs.key.rows(kv_head, head_dim, keys.start);
-                    let d_scores = Left::AsItIs(d_scores);
+                    let d_scores = Operand::AsItIs(d_scores);
                     let target = (&mut d_query[column..], width);
                     small_product(target, by_query, Old::Add, scale, d_scores, keys);
                 }
@@ -466,7 +450,7 @@ fn times_seen(
             [count, head_dim, columns_of(&keys)],
             Old::Replace,
             factor,
-            Left::AsItIs(rows),
+            Operand::AsItIs(rows),
             keys_t.from(keys.start),
         );
     }

@@ -103,7 +103,7 @@ mod tests {
     use burn_ndarray::NdArray;
 
     use super::*;
-    use crate::ndarray::gemm::columns_of;
+    use crate::ndarray::gemm::{columns_of, rows_mut};
     use crate::{Format, PackedWeight, Scales};
 
     type Cpu = NdArray<f32>;
@@ -216,7 +216,7 @@ mod tests {
                 let rows = |first: usize, count: usize| {
                     let mut y = vec![f32::NAN; count * 21];
                     let x = Rows::of(&x[first * columns..][..count * columns], columns);
-                    let target = columns_of(&mut y, 21, 0, 21);
+                    let target = rows_mut(&mut y, 21);
                     product(target, Old::Replace, 1.0, x, (&w, 0));
                     y
                 };

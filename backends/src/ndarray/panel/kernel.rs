@@ -5,12 +5,12 @@ use std::array::from_fn;
 use faer::{MatMut, reborrow::ReborrowMut};
 use pulp::{Simd, WithSimd};
 
-use super::{Right, Term};
+use super::Term;
 use crate::ndarray::exchange::exchange;
 use crate::ndarray::few_rows::fetch;
 use crate::ndarray::gemm::Old;
 use crate::ndarray::matrix::written;
-use crate::ndarray::tile::{ROWS, vectors};
+use crate::ndarray::tile::{Operand, ROWS, Rows, vectors};
 
 /// Rows of a tile at most half as wide as others: fewer sums at once would wait for each other.
 const ROWS_OF_FEW: usize = 12;
@@ -113,31 +113,40 @@ fn fill<S: Simd, const C: usize>(
         let (panel, below) = rest.split_at_mut(term.depth * wide);
         rest = below;
         match term.right.from(0, column) {
-            Right::AsItIs(rows) => {
-                let factor = simd.splat_f32s(term.factor);
-                let (vectors, _) = S::as_mut_simd_f32s(panel);
-                let (vectors, _) = vectors.as_chunks_mut::<C>();
-                for (k, vectors) in vectors.iter_mut().enumerate() {
-                    for vector in 0..C {
-                        let ahead = (k + AHEAD) * rows.stride + vector * S::F32_LANES;
-                        fetch(rows.values, ahead);
-                    }
-                    let row = &rows.values[k * rows.stride..][..width];
-                    let (whole, last) = S::as_simd_f32s(row);
-                    for (vector, values) in vectors.iter_mut().zip(whole) {
-                        *vector = simd.mul_f32s(factor, *values);
-                    }
-                    if let Some(vector) = vectors.get_mut(whole.len()) {
-                        *vector = simd.mul_f32s(factor, simd.partial_load_f32s(last));
-                    }
-                }
-            }
-            Right::Transposed(rows) => {
+            Operand::AsItIs(rows) => copy::<S, C>(simd, (rows, width), term.factor, panel),
+            Operand::Transposed(rows) => {
                 if width < wide {
                     panel.fill(0.0);
                 }
                 exchange(rows, [width, term.depth], term.factor, panel, wide);
             }
+        }
+    }
+}
+
+/// `panel = factor * rows`, the first `width` columns of them.
+#[inline(always)]
+fn copy<S: Simd, const C: usize>(
+    simd: S,
+    (rows, width): (Rows<'_>, usize),
+    factor: f32,
+    panel: &mut [f32],
+) {
+    let factor = simd.splat_f32s(factor);
+    let (vectors, _) = S::as_mut_simd_f32s(panel);
+    let (vectors, _) = vectors.as_chunks_mut::<C>();
+    for (k, vectors) in vectors.iter_mut().enumerate() {
+        for vector in 0..C {
+            let ahead = (k + AHEAD) * rows.stride + vector * S::F32_LANES;
+            fetch(rows.values, ahead);
+        }
+        let row = &rows.values[k * rows.stride..][..width];
+        let (whole, last) = S::as_simd_f32s(row);
+        for (vector, values) in vectors.iter_mut().zip(whole) {
+            *vector = simd.mul_f32s(factor, *values);
+        }
+        if let Some(vector) = vectors.get_mut(whole.len()) {
+            *vector = simd.mul_f32s(factor, simd.partial_load_f32s(last));
         }
     }
 }

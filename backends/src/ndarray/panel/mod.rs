@@ -8,8 +8,8 @@ mod kernel;
 
 use faer::MatMut;
 
-use super::gemm::{Old, ROWS_A_THREAD, SMALL};
-use super::tile::Rows;
+use super::gemm::{Old, SMALL, halves};
+use super::tile::{Operand, Rows};
 
 /// Rows of a panel, at most: with 64 columns, 640 KiB of a second cache of 1 MiB.
 const DEPTH: usize = 2560;
@@ -19,28 +19,10 @@ const DEPTH: usize = 2560;
 pub(super) struct Term<'a> {
     /// `[rows, depth]`
     pub(super) left: Rows<'a>,
-    pub(super) right: Right<'a>,
+    /// `[depth, columns]`
+    pub(super) right: Operand<'a>,
     pub(super) depth: usize,
     pub(super) factor: f32,
-}
-
-/// The right operand of a product.
-#[derive(Clone, Copy)]
-pub(super) enum Right<'a> {
-    /// `[depth, columns]`
-    AsItIs(Rows<'a>),
-    /// `[columns, depth]`
-    Transposed(Rows<'a>),
-}
-
-impl<'a> Right<'a> {
-    /// What is left from `row` and `column` on.
-    fn from(self, row: usize, column: usize) -> Self {
-        match self {
-            Self::AsItIs(rows) => Self::AsItIs(rows.from(row, column)),
-            Self::Transposed(rows) => Self::Transposed(rows.from(column, row)),
-        }
-    }
 }
 
 impl Term<'_> {
@@ -70,25 +52,11 @@ impl Term<'_> {
 /// # Panics
 /// If an operand is too short.
 pub(super) fn sum_of(target: MatMut<'_, f32>, old: Old, terms: &[Term<'_>], threads: usize) {
-    let (rows, columns) = (target.nrows(), target.ncols());
     let depth: usize = terms.iter().map(|term| term.depth).sum();
-    if threads <= 1 || rows * columns * depth < SMALL {
+    if threads <= 1 || target.nrows() * target.ncols() * depth < SMALL {
         return sum_here(target, old, terms);
     }
-    let (here, there) = (threads / 2, threads - threads / 2);
-    let by_rows = rows >= ROWS_A_THREAD * threads || rows >= columns;
-    let (first, second, row, column) = match by_rows {
-        true => {
-            let half = rows * here / threads;
-            let (first, second) = target.split_at_row_mut(half);
-            (first, second, half, 0)
-        }
-        false => {
-            let half = columns * here / threads;
-            let (first, second) = target.split_at_col_mut(half);
-            (first, second, 0, half)
-        }
-    };
+    let ([first, second], [row, column], [here, there]) = halves(target, threads);
     let rest: Vec<_> = terms.iter().map(|term| term.from(row, column)).collect();
     rayon::join(
         || sum_of(first, old, terms, here),
@@ -174,8 +142,8 @@ mod tests {
             Term {
                 left: Rows::all(&self.left.0, self.left.1),
                 right: match self.transposed {
-                    true => Right::Transposed(right),
-                    false => Right::AsItIs(right),
+                    true => Operand::Transposed(right),
+                    false => Operand::AsItIs(right),
                 },
                 depth: self.depth,
                 factor: self.factor,
