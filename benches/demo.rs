@@ -18,10 +18,7 @@ const GAIN: f64 = 0.10;
 const P: f64 = 0.01;
 
 fn main() -> Result<()> {
-    let seeds = std::env::args()
-        .skip(1)
-        .find_map(|word| word.parse().ok())
-        .unwrap_or(5);
+    let seeds = std::env::args().skip(1).find_map(|word| word.parse().ok()).unwrap_or(5);
     let folder = std::env::temp_dir().join(format!("arithmo-demo-{}", std::process::id()));
     println!(
         "{:>4}{:>9}{:>9}{:>8}{:>12}{:>10}",
@@ -31,10 +28,7 @@ fn main() -> Result<()> {
     for seed in 1..=seeds {
         let options = DemoOptions {
             output: folder.join(seed.to_string()),
-            size: DemoSize {
-                problems: 2000,
-                seed,
-            },
+            size: DemoSize { problems: 2000, seed },
             overwrite: false,
             progress: ProgressMode::Quiet,
         };
@@ -52,9 +46,6 @@ fn main() -> Result<()> {
     }
     arithmo::output::remove(&folder)?;
     let all = runs.iter().all(|run| run["holds"] == true);
-    println!(
-        "{}",
-        json!({"bench": "demo", "all_hold": all, "runs": runs})
-    );
+    println!("{}", json!({"bench": "demo", "all_hold": all, "runs": runs}));
     Ok(())
 }

@@ -8,10 +8,7 @@
 //! Both train in f32, rank 16, from the same adapter on the same pairs in the same order, batch 4 (the peer also batch 1, of
 //! which the better counts), a step an update; the first two steps are not counted. Memory is the process's peak resident set. Prints a table, then one line of JSON.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a benchmark may stop at the first surprise"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 mod peer;
@@ -34,21 +31,9 @@ struct Scenario {
 }
 
 const SCENARIOS: [Scenario; 3] = [
-    Scenario {
-        name: "all linears",
-        all_linear: true,
-        precompute: false,
-    },
-    Scenario {
-        name: "q and v",
-        all_linear: false,
-        precompute: false,
-    },
-    Scenario {
-        name: "all linears, precomputed reference",
-        all_linear: true,
-        precompute: true,
-    },
+    Scenario { name: "all linears", all_linear: true, precompute: false },
+    Scenario { name: "q and v", all_linear: false, precompute: false },
+    Scenario { name: "all linears, precomputed reference", all_linear: true, precompute: true },
 ];
 
 struct Settings {
@@ -115,11 +100,8 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     let ours = best(ours).unwrap();
     show("arithmo", &ours);
     let of_batch = |batch: usize| {
-        let runs: Vec<Run> = peers
-            .iter()
-            .filter(|(size, _)| *size == batch)
-            .map(|(_, run)| run.clone())
-            .collect();
+        let runs: Vec<Run> =
+            peers.iter().filter(|(size, _)| *size == batch).map(|(_, run)| run.clone()).collect();
         best(&runs)
     };
     let (Some(four), Some(one)) = (of_batch(4), of_batch(1)) else {
@@ -128,15 +110,8 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     show("TRL + PEFT, batch 4", &four);
     show("TRL + PEFT, batch 1", &one);
     let peer = four.pairs_per_second.max(one.pairs_per_second);
-    let (speed, memory) = (
-        ours.pairs_per_second / peer,
-        ours.peak_bytes / four.peak_bytes,
-    );
-    let differences = ours
-        .losses
-        .iter()
-        .zip(&four.losses)
-        .map(|(a, b)| (a - b).abs());
+    let (speed, memory) = (ours.pairs_per_second / peer, ours.peak_bytes / four.peak_bytes);
+    let differences = ours.losses.iter().zip(&four.losses).map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0.0, f64::max);
     println!(
         "{speed:.2} times the peer's best speed, {memory:.2} of its memory at batch 4; losses within {worst:.1e}"
@@ -153,10 +128,7 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
 /// The settings of trl_dpo.py, as a run of ours, from the peer's adapter in `start` if there is one.
 fn our_run(settings: &Settings, scenario: Scenario, start: &Path) -> Run {
     let work = tempfile::tempdir().unwrap();
-    let (model, pairs) = (
-        settings.inputs.join("model"),
-        settings.inputs.join("pairs.jsonl"),
-    );
+    let (model, pairs) = (settings.inputs.join("model"), settings.inputs.join("pairs.jsonl"));
     let targets = match scenario.all_linear {
         true => "\"all-linear\"",
         false => "[\"q_proj\", \"v_proj\"]",
@@ -182,16 +154,10 @@ fn our_run(settings: &Settings, scenario: Scenario, start: &Path) -> Run {
         .arg(&config)
         .output()
         .unwrap();
-    assert!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stderr)
-    );
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let metrics = fs::read_to_string(work.path().join("run/metrics.jsonl")).unwrap();
-    let lines: Vec<Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines: Vec<Value> =
+        metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let number = |line: &Value, key: &str| line[key].as_f64().unwrap();
     let (second, last) = (&lines[1], lines.last().unwrap());
     let seconds = number(last, "seconds") - number(second, "seconds");
@@ -225,11 +191,7 @@ fn peer_run(settings: &Settings, scenario: Scenario, batch: usize, start: &Path)
         command.arg("--precompute");
     }
     let run = command.output().unwrap();
-    assert!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stderr)
-    );
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let out = String::from_utf8(run.stdout).unwrap();
     let result: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     let trace = fs::read_to_string(trace.path()).unwrap();

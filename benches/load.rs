@@ -6,10 +6,7 @@
 //! it takes turns with `std::fs::read` of the same file; the best of several turns counts. One is kept packed in 4 bits: its
 //! files are checked before they are loaded. Prints a table, then one line of JSON.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a benchmark may stop at the first surprise"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 #[allow(dead_code, reason = "the shape is all that is taken from it")]
@@ -63,11 +60,8 @@ fn main() {
     let (single, half) = (work.path().join("f32"), work.path().join("bf16"));
     write_model(&single, DType::F32);
     write_model(&half, DType::BF16);
-    let weights: usize = config()
-        .tensors()
-        .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
-        .sum();
+    let weights: usize =
+        config().tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let over = peak_of_loading(&half) - 4.0 * weights as f64;
     println!(
         "{weights} weights; peak of loading bf16 as f32: {:.0} MiB above the model",
@@ -79,11 +73,7 @@ fn main() {
     );
     let mut rows = Vec::new();
     for (name, folder, load) in [
-        (
-            "f32 -> f32",
-            &single,
-            load_model as fn(&Path) -> Box<dyn Send>,
-        ),
+        ("f32 -> f32", &single, load_model as fn(&Path) -> Box<dyn Send>),
         ("bf16 -> bf16", &half, |folder| tensors(folder, DType::BF16)),
         ("bf16 -> f32", &half, load_model),
         ("bf16 -> nf4", &half, load_kept),
@@ -120,15 +110,9 @@ fn load_model(folder: &Path) -> Box<dyn Send> {
 
 /// The model packed in 4 bits, from the cache beside it.
 fn load_kept(folder: &Path) -> Box<dyn Send> {
-    let to = Quantization {
-        format: Format::Nf4,
-        double_quant: true,
-    };
-    let cache = Cache {
-        folder: Some(folder.join("kept")),
-        worth: 0,
-        progress: ProgressMode::Quiet,
-    };
+    let to = Quantization { format: Format::Nf4, double_quant: true };
+    let cache =
+        Cache { folder: Some(folder.join("kept")), worth: 0, progress: ProgressMode::Quiet };
     let device = Default::default();
     let model = load_as::<NdArray>(folder, DType::BF16, Some(to), &cache, &device);
     Box::new(model.unwrap())
@@ -144,10 +128,7 @@ fn kept(folder: &Path) -> PathBuf {
 /// Every tensor as a device would get it.
 fn tensors(folder: &Path, dtype: DType) -> Box<dyn Send> {
     let files = WeightFiles::open(folder).unwrap();
-    let all: Vec<_> = files
-        .names()
-        .map(|name| files.tensor_data(name, dtype).unwrap())
-        .collect();
+    let all: Vec<_> = files.names().map(|name| files.tensor_data(name, dtype).unwrap()).collect();
     Box::new(all)
 }
 
@@ -181,11 +162,7 @@ fn print_peak(folder: &Path) {
 fn peak_of_loading(folder: &Path) -> f64 {
     let mut this = Command::new(std::env::current_exe().unwrap());
     let output = this.env(LOAD_ONLY, folder).output().unwrap();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
 /// Seconds that making something takes; that dropping it takes does not count.

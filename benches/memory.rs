@@ -6,10 +6,7 @@
 //! largest resident set (`VmHWM`), which counts everything: weights, activations, the program and its tokenizer. Prints
 //! a table, then one line of JSON.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a benchmark may stop at the first surprise"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 #[path = "../tests/fixtures/tiny/mod.rs"]
@@ -47,31 +44,21 @@ fn main() {
     let work = tempfile::tempdir().unwrap();
     let (model, config) = (work.path().join("model"), config());
     tiny::write_model(&model, &config, 1);
-    let weights: usize = config
-        .tensors()
-        .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
-        .sum();
+    let weights: usize =
+        config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let (bytes, largest) = (weights * 4, config.vocab_size * config.hidden_size * 4);
     println!(
         "model: {weights} weights, {:.0} MiB in f32, largest tensor {:.0} MiB",
         mib(bytes),
         mib(largest)
     );
-    println!(
-        "{:>8} {:>10} {:>12} {:>16}",
-        "tokens", "recompute", "peak MiB", "over model MiB"
-    );
+    println!("{:>8} {:>10} {:>12} {:>16}", "tokens", "recompute", "peak MiB", "over model MiB");
     let mut runs = Vec::new();
     for recompute in [false, true] {
         for tokens in LENGTHS {
             let peak = peak(work.path(), &model, tokens, recompute);
             let over = peak as i64 - bytes as i64;
-            println!(
-                "{tokens:>8} {recompute:>10} {:>12.0} {:>16.0}",
-                mib(peak),
-                over as f64 / MIB
-            );
+            println!("{tokens:>8} {recompute:>10} {:>12.0} {:>16.0}", mib(peak), over as f64 / MIB);
             runs.push(json!({"tokens": tokens, "recompute": recompute, "peak_bytes": peak, "over_model_bytes": over}));
         }
     }
@@ -85,18 +72,12 @@ fn main() {
 fn peak(work: &Path, model: &Path, tokens: usize, recompute: bool) -> usize {
     // The byte-level tokenizer makes one token of each of these letters, and TRL's rules add one </s>.
     let text = |seed: usize| -> String {
-        (0..tokens - 2)
-            .map(|at| char::from(b'A' + ((at * 7 + seed) % 5) as u8))
-            .collect()
+        (0..tokens - 2).map(|at| char::from(b'A' + ((at * 7 + seed) % 5) as u8)).collect()
     };
     let pair =
         |seed| json!({"prompt": "Q", "chosen": text(seed), "rejected": text(seed + 1)}).to_string();
     let pairs = work.join("pairs.jsonl");
-    fs::write(
-        &pairs,
-        (0..4).map(|seed| pair(seed) + "\n").collect::<String>(),
-    )
-    .unwrap();
+    fs::write(&pairs, (0..4).map(|seed| pair(seed) + "\n").collect::<String>()).unwrap();
     let run = work.join("run");
     let toml = format!(
         "output_dir = {run:?}\n[model]\nmodel_name_or_path = {model:?}\n[data]\ntrain_file = {pairs:?}\n\
@@ -111,19 +92,11 @@ fn peak(work: &Path, model: &Path, tokens: usize, recompute: bool) -> usize {
         .arg(&file)
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     let per_step = last["num_tokens"].as_f64().unwrap() / 2.0;
-    assert_eq!(
-        per_step,
-        2.0 * tokens as f64,
-        "the sides are not as long as they should be"
-    );
+    assert_eq!(per_step, 2.0 * tokens as f64, "the sides are not as long as they should be");
     last["peak_memory_bytes"]
         .as_u64()
         .or(last["peak_memory_bytes"].as_f64().map(|b| b as u64))

@@ -10,10 +10,7 @@
 //! (`../shared/bench/prepare_original.py`) take turns with ours on the parquet file, and the two must keep as many rows.
 //! Prints a table, then one line of JSON.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a benchmark may stop at the first surprise"
-)]
+#![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 #[path = "prepare/rows.rs"]
@@ -29,10 +26,7 @@ use arithmo::progress::ProgressMode;
 use serde_json::{Value, json};
 
 const TURNS: usize = 3;
-const PEER: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../shared/bench/prepare_original.py"
-);
+const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/bench/prepare_original.py");
 /// Set, this program only prepares the file there, and prints what it took.
 const INPUT: &str = "ARITHMO_PREPARE_INPUT";
 const PRESET: &str = "ARITHMO_PREPARE_PRESET";
@@ -68,9 +62,7 @@ fn main() {
                     "{form:>10} {preset:>9} {megabytes:>8.0} {count:>9} {:>10.0} {:>8} {:>9}",
                     run["rows_per_second"].as_f64().unwrap(),
                     run["kept"],
-                    run["peak_bytes"]
-                        .as_u64()
-                        .map_or("".into(), |b| (b >> 20).to_string())
+                    run["peak_bytes"].as_u64().map_or("".into(), |b| (b >> 20).to_string())
                 );
             }
             runs.push(
@@ -88,10 +80,7 @@ fn main() {
             "the peer was not run: set ARITHMO_PEER_PYTHON to a Python with bs4 and pyarrow"
         ),
     }
-    println!(
-        "{}",
-        json!({"benchmark": "prepare", "rows": count, "runs": runs})
-    );
+    println!("{}", json!({"benchmark": "prepare", "rows": count, "runs": runs}));
 }
 
 /// The best run of ours, and of the peer's if there is a Python for it, taking turns.
@@ -105,15 +94,8 @@ fn in_turn(file: &Path, preset: &str, python: Option<&str>) -> (Value, Option<Va
         }
     }
     let rate = |run: &Value| run["rows_per_second"].as_f64().unwrap();
-    let best = |runs: &[Value]| {
-        runs.iter()
-            .max_by(|a, b| rate(a).total_cmp(&rate(b)))
-            .cloned()
-    };
-    let peak = ours
-        .iter()
-        .filter_map(|run| run["peak_bytes"].as_u64())
-        .max();
+    let best = |runs: &[Value]| runs.iter().max_by(|a, b| rate(a).total_cmp(&rate(b))).cloned();
+    let peak = ours.iter().filter_map(|run| run["peak_bytes"].as_u64()).max();
     let mut ours = best(&ours).unwrap();
     ours["peak_bytes"] = json!(peak);
     let peer = best(&peer);
@@ -126,11 +108,7 @@ fn in_turn(file: &Path, preset: &str, python: Option<&str>) -> (Value, Option<Va
 /// The line of JSON that a program ends with.
 fn answer(command: &mut Command) -> Value {
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }

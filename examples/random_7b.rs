@@ -22,10 +22,7 @@ fn main() -> ExitCode {
         eprintln!("usage: cargo run --release --example random_7b -- DIR [config.json]");
         return ExitCode::from(2);
     };
-    match write(
-        Path::new(&folder),
-        config.as_deref().unwrap_or("mistral-7b"),
-    ) {
+    match write(Path::new(&folder), config.as_deref().unwrap_or("mistral-7b")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -37,16 +34,9 @@ fn main() -> ExitCode {
 fn write(folder: &Path, name: &str) -> Result<()> {
     let (config, start) = (shape(name)?, Instant::now());
     let tensors = config.tensors();
-    let weights: usize = tensors
-        .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
-        .sum();
-    let progress = Progress::new(
-        "write",
-        Some(tensors.len() as u64),
-        "weights",
-        ProgressMode::detect(false),
-    );
+    let weights: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let progress =
+        Progress::new("write", Some(tensors.len() as u64), "weights", ProgressMode::detect(false));
     let deviation = config.initializer_range as f32;
     let out = (1..).zip(tensors).map(|(seed, (name, shape))| {
         let (progress, count, norm) = (&progress, shape.iter().product(), shape.len() == 1);
@@ -61,13 +51,7 @@ fn write(folder: &Path, name: &str) -> Result<()> {
     // Any tokenizer does whose ids are in the vocabulary.
     let tokenizer =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/byte-level");
-    save_folder(
-        folder,
-        &config,
-        out.collect::<Vec<_>>(),
-        MAX_SHARD_BYTES,
-        Some(&tokenizer),
-    )?;
+    save_folder(folder, &config, out.collect::<Vec<_>>(), MAX_SHARD_BYTES, Some(&tokenizer))?;
     progress.println(&format!(
         "{}: {weights} weights, {:.1} GB in {:.0} s",
         folder.display(),
@@ -83,23 +67,18 @@ fn bell(seed: u64, count: usize, deviation: f32) -> Vec<f32> {
     let mut values = vec![0f32; count];
     // Four numbers below 2^16, less their mean; a sum's variance is 4 / 12 of the range's square.
     let scale = deviation * 3f32.sqrt() / 65_536.0;
-    values
-        .par_chunks_mut(PIECE)
-        .enumerate()
-        .for_each(|(index, piece)| {
-            let mut state = seed << 40 | index as u64;
-            for value in piece {
-                // SplitMix64.
-                state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-                let mut mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-                mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-                mixed ^= mixed >> 31;
-                let sum = (mixed & 0xFFFF)
-                    + (mixed >> 16 & 0xFFFF)
-                    + (mixed >> 32 & 0xFFFF)
-                    + (mixed >> 48);
-                *value = (sum as f32 - 131_070.0) * scale;
-            }
-        });
+    values.par_chunks_mut(PIECE).enumerate().for_each(|(index, piece)| {
+        let mut state = seed << 40 | index as u64;
+        for value in piece {
+            // SplitMix64.
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+            mixed ^= mixed >> 31;
+            let sum =
+                (mixed & 0xFFFF) + (mixed >> 16 & 0xFFFF) + (mixed >> 32 & 0xFFFF) + (mixed >> 48);
+            *value = (sum as f32 - 131_070.0) * scale;
+        }
+    });
     values
 }

@@ -45,11 +45,7 @@ pub enum Error {
 impl Error {
     /// An [`Error::Io`] for `path`; `action` reads as in "cannot open" without the "cannot": `"open"`.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: io::Error) -> Self {
-        Self::Io {
-            path: path.as_ref().to_path_buf(),
-            action,
-            source,
-        }
+        Self::Io { path: path.as_ref().to_path_buf(), action, source }
     }
 
     /// An [`Error::Invalid`] at `place`.
@@ -72,10 +68,7 @@ impl Error {
 
     /// An [`Error::Run`].
     pub fn run(problem: impl fmt::Display, remedy: impl fmt::Display) -> Self {
-        Self::Run {
-            problem: problem.to_string(),
-            remedy: remedy.to_string(),
-        }
+        Self::Run { problem: problem.to_string(), remedy: remedy.to_string() }
     }
 
     /// The process exit status this error ends with: 130 for an interrupt, 1 otherwise.
@@ -90,18 +83,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io {
-                path,
-                action,
-                source,
-            } => {
+            Self::Io { path, action, source } => {
                 write!(f, "{}: cannot {action}: {source}", path.display())
             }
-            Self::Invalid {
-                place,
-                problem,
-                remedy,
-            } => {
+            Self::Invalid { place, problem, remedy } => {
                 write!(f, "{place}: {problem}\n  help: {remedy}")
             }
             Self::Run { problem, remedy } => write!(f, "{problem}\n  help: {remedy}"),
@@ -125,22 +110,12 @@ mod tests {
 
     #[test]
     fn says_place_problem_and_remedy() {
-        let error = Error::invalid(
-            "run.toml:3: lora.r",
-            "must be at least 1, is 0",
-            "set r = 16",
-        );
+        let error = Error::invalid("run.toml:3: lora.r", "must be at least 1, is 0", "set r = 16");
         assert_eq!(
             error.to_string(),
             "run.toml:3: lora.r: must be at least 1, is 0\n  help: set r = 16"
         );
         assert_eq!(error.exit_status(), 1);
-        assert_eq!(
-            Error::Interrupted {
-                note: String::new()
-            }
-            .exit_status(),
-            130
-        );
+        assert_eq!(Error::Interrupted { note: String::new() }.exit_status(), 130);
     }
 }

@@ -58,10 +58,7 @@ fn run(cli: &Cli) -> Result<()> {
             let device = index.map(arithmo_backends::cuda::device);
             cli.run::<arithmo_backends::cuda::Gpu>(&device.unwrap_or_default())
         }
-        #[allow(
-            unreachable_patterns,
-            reason = "reached where a backend is left out of the build"
-        )]
+        #[allow(unreachable_patterns, reason = "reached where a backend is left out of the build")]
         kind => Err(not_built(kind)),
     }
 }

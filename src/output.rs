@@ -30,10 +30,7 @@ impl WholeFile {
             .prefix(".part-")
             .tempfile_in(folder)
             .map_err(|e| Error::io(folder, "write in the folder", e))?;
-        Ok(Self {
-            writer: BufWriter::with_capacity(1 << 18, file),
-            path: path.to_path_buf(),
-        })
+        Ok(Self { writer: BufWriter::with_capacity(1 << 18, file), path: path.to_path_buf() })
     }
 
     /// Flushes to disk and gives the file its final name, replacing an older one.
@@ -67,8 +64,7 @@ impl Write for WholeFile {
 /// As [`WholeFile::create`] and [`WholeFile::commit`].
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
-    file.write_all(bytes)
-        .map_err(|e| Error::io(path, "write", e))?;
+    file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
     file.commit()
 }
 

@@ -5,9 +5,7 @@ pub fn set_up() {
     keep_freed_memory();
     // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
     // the pool exist already, it stays as it is.
-    let _ = rayon::ThreadPoolBuilder::new()
-        .use_current_thread()
-        .build_global();
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
 /// Has the C library keep what is freed instead of handing it back to the system, which would give it out again page by

@@ -56,13 +56,7 @@ impl Progress {
             bar.set_style(style);
         }
         bar.set_prefix(label.to_string());
-        Self {
-            bar,
-            mode,
-            label: label.to_string(),
-            unit,
-            last_line: Cell::new(Instant::now()),
-        }
+        Self { bar, mode, label: label.to_string(), unit, last_line: Cell::new(Instant::now()) }
     }
 
     /// Counts `n` more units.
@@ -103,11 +97,7 @@ impl Progress {
 
     fn line(&self) {
         self.last_line.set(Instant::now());
-        let total = self
-            .bar
-            .length()
-            .map(|total| format!("/{total}"))
-            .unwrap_or_default();
+        let total = self.bar.length().map(|total| format!("/{total}")).unwrap_or_default();
         let (done, message) = (self.bar.position(), self.bar.message());
         let (label, unit, rate) = (&self.label, self.unit, self.bar.per_sec());
         let left = match self.bar.length() {

@@ -46,24 +46,14 @@ fn chat(model: &Path, flags: &[&str], lines: &str) -> (String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_arithmo"))
         .args(["--backend", "ndarray", "chat", "--model"])
         .arg(model)
-        .args([
-            "--max-new-tokens",
-            "6",
-            "--prompt-template",
-            "Q: {prompt} A:",
-        ])
+        .args(["--max-new-tokens", "6", "--prompt-template", "Q: {prompt} A:"])
         .args(flags)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(lines.as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let run = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let (out, said) = (text(run.stdout), text(run.stderr));
@@ -86,10 +76,7 @@ fn answers_are_those_of_generate_with_and_without_the_adapter() {
     assert_eq!(both, format!("{on}{off}{on}"), "{said}");
     assert!(said.contains("the adapter is off"), "{said}");
     let (_, said) = chat(&model, &[], "/adapter on\n/help\n");
-    assert!(
-        said.contains("--adapter DIR") && said.contains("/reset"),
-        "{said}"
-    );
+    assert!(said.contains("--adapter DIR") && said.contains("/reset"), "{said}");
 }
 
 /// Of a long conversation only what is new is computed; the answers are those of the whole text.
@@ -100,10 +87,7 @@ fn a_conversation_goes_on_from_what_was_said() {
     let tokenizer = Tokenizer::from_folder(&model).unwrap();
     let model = load::<B>(&model, DType::F32, &Default::default()).unwrap();
     let template = PromptTemplate::new("Q: {prompt} A:").unwrap();
-    let config = GenerateConfig {
-        max_new_tokens: 7,
-        ..GenerateConfig::default()
-    };
+    let config = GenerateConfig { max_new_tokens: 7, ..GenerateConfig::default() };
     let mut conversation = Conversation::new();
     let mut whole = String::new();
     for question in ["How many clips?", "12 and 30 make", "x", "How many?"] {
@@ -112,9 +96,7 @@ fn a_conversation_goes_on_from_what_was_said() {
             answer.push_str(text);
             Ok(())
         };
-        conversation
-            .ask(&model, &tokenizer, question, &template, &config, on_text)
-            .unwrap();
+        conversation.ask(&model, &tokenizer, question, &template, &config, on_text).unwrap();
         if !whole.is_empty() {
             whole.push_str("\n\n");
         }

@@ -18,10 +18,7 @@ struct Noise(u64);
 
 impl Noise {
     fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.0 >> 32
     }
 
@@ -33,29 +30,15 @@ impl Noise {
 fn tensors(seed: u64) -> NamedTensors {
     let mut noise = Noise(seed);
     // Any bits: NaN with payloads, infinities and subnormals too.
-    let floats: Vec<f32> = (0..35)
-        .map(|_| f32::from_bits(noise.next() as u32))
-        .collect();
-    let doubles: Vec<f64> = (0..6)
-        .map(|_| f64::from_bits(noise.next() << 32 | noise.next()))
-        .collect();
-    let halves: Vec<bf16> = (0..3)
-        .map(|_| bf16::from_bits(noise.next() as u16))
-        .collect();
+    let floats: Vec<f32> = (0..35).map(|_| f32::from_bits(noise.next() as u32)).collect();
+    let doubles: Vec<f64> =
+        (0..6).map(|_| f64::from_bits(noise.next() << 32 | noise.next())).collect();
+    let halves: Vec<bf16> = (0..3).map(|_| bf16::from_bits(noise.next() as u16)).collect();
     vec![
-        (
-            "layers.10.lora_A.weight".into(),
-            TensorData::new(floats, [5, 7]),
-        ),
-        (
-            "layers.9.lora_B.weight".into(),
-            TensorData::new(doubles, [2, 3]),
-        ),
+        ("layers.10.lora_A.weight".into(), TensorData::new(floats, [5, 7])),
+        ("layers.9.lora_B.weight".into(), TensorData::new(doubles, [2, 3])),
         ("norm".into(), TensorData::new(halves, [3, 1])),
-        (
-            "p.step".into(),
-            TensorData::new(vec![noise.next() as i64], [1]),
-        ),
+        ("p.step".into(), TensorData::new(vec![noise.next() as i64], [1])),
     ]
 }
 
@@ -94,10 +77,7 @@ fn assert_holds(checkpoint: &Checkpoint, step: usize) {
     for (group, tensors) in &expected.groups {
         assert_same_bits(&checkpoint.tensors(group).unwrap(), tensors);
     }
-    assert_eq!(
-        checkpoint.file("adapter_config.json").unwrap(),
-        expected.files[0].1
-    );
+    assert_eq!(checkpoint.file("adapter_config.json").unwrap(), expected.files[0].1);
 }
 
 /// The newest whole checkpoint's step, and the warnings.
@@ -112,9 +92,8 @@ fn newest(folder: &Path) -> (Option<usize>, Vec<String>) {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -141,15 +120,9 @@ fn comes_back_bit_for_bit_and_the_highest_step_wins() {
             "state.json"
         ]
     );
-    let missing = Checkpoint::newest_whole(&checkpoints, &mut |_| ())
-        .unwrap()
-        .unwrap();
+    let missing = Checkpoint::newest_whole(&checkpoints, &mut |_| ()).unwrap().unwrap();
     assert!(
-        missing
-            .tensors("reference")
-            .unwrap_err()
-            .to_string()
-            .contains("reference.safetensors")
+        missing.tensors("reference").unwrap_err().to_string().contains("reference.safetensors")
     );
 }
 
@@ -178,10 +151,7 @@ fn the_newest_are_kept_and_unfinished_ones_removed() {
     // A run that went on from 10 because 15 is broken keeps 10 and 11; 15 is replaced when reached.
     fs::remove_file(checkpoints.join("step-15/state.json")).unwrap();
     Checkpoint::save(checkpoints, &snapshot(11), 2).unwrap();
-    assert_eq!(
-        names(checkpoints),
-        ["notes", "step-10", "step-11", "step-15"]
-    );
+    assert_eq!(names(checkpoints), ["notes", "step-10", "step-11", "step-15"]);
     assert_eq!(newest(checkpoints).0, Some(11));
     Checkpoint::save(checkpoints, &snapshot(15), 1).unwrap();
     assert_eq!(names(checkpoints), ["notes", "step-15"]);
@@ -216,32 +186,16 @@ fn a_damaged_checkpoint_is_skipped_with_a_warning() {
         Checkpoint::save(checkpoints, &snapshot(8), 0).unwrap();
         let broken = checkpoints.join("step-8");
         let files = names(&broken);
-        spoil(
-            &broken.join(&files[round % files.len()]),
-            round / files.len() % 5,
-            &mut noise,
-        );
+        spoil(&broken.join(&files[round % files.len()]), round / files.len() % 5, &mut noise);
         let (step, warnings) = newest(checkpoints);
-        assert_eq!(
-            step,
-            Some(4),
-            "round {round}: {}",
-            files[round % files.len()]
-        );
+        assert_eq!(step, Some(4), "round {round}: {}", files[round % files.len()]);
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("step-8: skipped"), "{warnings:?}");
     }
-    spoil(
-        &checkpoints.join("step-4/optimizer.safetensors"),
-        1,
-        &mut noise,
-    );
+    spoil(&checkpoints.join("step-4/optimizer.safetensors"), 1, &mut noise);
     let (step, warnings) = newest(checkpoints);
     assert_eq!((step, warnings.len()), (None, 2));
-    assert!(
-        warnings[1].contains("optimizer.safetensors has"),
-        "{warnings:?}"
-    );
+    assert!(warnings[1].contains("optimizer.safetensors has"), "{warnings:?}");
 }
 
 #[test]
@@ -260,12 +214,8 @@ fn a_type_that_is_not_kept_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     Checkpoint::save(folder.path(), &snapshot(4), 1).unwrap();
     let mut wrong = snapshot(5);
-    wrong.groups[1]
-        .1
-        .push(("odd".into(), TensorData::new(vec![1_i8], [1])));
-    let error = Checkpoint::save(folder.path(), &wrong, 1)
-        .unwrap_err()
-        .to_string();
+    wrong.groups[1].1.push(("odd".into(), TensorData::new(vec![1_i8], [1])));
+    let error = Checkpoint::save(folder.path(), &wrong, 1).unwrap_err().to_string();
     assert!(error.contains("odd: type I8"), "{error}");
     assert_eq!(names(folder.path()), ["step-4"]);
 }
@@ -298,8 +248,7 @@ fn killed_at_any_moment_a_whole_checkpoint_is_left() {
             .unwrap();
         // Once it has begun, any moment. Names only: the writer removes old ones meanwhile.
         let begun = |name: &String| {
-            name.strip_prefix("step-")
-                .is_some_and(|step| step.parse::<usize>().unwrap() > reached)
+            name.strip_prefix("step-").is_some_and(|step| step.parse::<usize>().unwrap() > reached)
         };
         while !names(folder.path()).iter().any(begun) {
             std::thread::sleep(Duration::from_millis(1));
@@ -311,16 +260,9 @@ fn killed_at_any_moment_a_whole_checkpoint_is_left() {
         assert_eq!(warnings, Vec::<String>::new());
         assert!(step.unwrap() > reached);
         reached = step.unwrap();
-        let whole = names(folder.path())
-            .iter()
-            .filter(|name| name.starts_with("step-"))
-            .count();
+        let whole = names(folder.path()).iter().filter(|name| name.starts_with("step-")).count();
         assert!((1..=3).contains(&whole));
     }
     clear_unfinished(folder.path()).unwrap();
-    assert!(
-        names(folder.path())
-            .iter()
-            .all(|name| name.starts_with("step-"))
-    );
+    assert!(names(folder.path()).iter().all(|name| name.starts_with("step-")));
 }

@@ -28,17 +28,13 @@ fn good(text: &str) -> RunConfig {
 }
 
 fn refused(text: &str) -> String {
-    load(text, &[])
-        .map(|_| format!("accepted: {text}"))
-        .unwrap_or_else(|error| error)
+    load(text, &[]).map(|_| format!("accepted: {text}")).unwrap_or_else(|error| error)
 }
 
 /// Rows of `toml | expected | expected`; ` ; ` is a line break of the TOML.
 fn table(rows: &str) -> Vec<(String, String, String)> {
     let row = |row: &str| {
-        let mut cells = row
-            .splitn(3, " | ")
-            .map(|cell| cell.trim().replace(" ; ", "\n"));
+        let mut cells = row.splitn(3, " | ").map(|cell| cell.trim().replace(" ; ", "\n"));
         let mut next = || cells.next().unwrap_or_else(|| panic!("row `{row}`"));
         (next(), next(), next())
     };
@@ -93,10 +89,7 @@ fn every_key_of_the_documented_form_is_read() {
 #[test]
 fn unknown_keys_name_file_line_and_the_nearest_known_key() {
     let error = refused("seed = 1\n\n[lora]\nr = 8\nrnak = 8\n");
-    assert_eq!(
-        error,
-        "run.toml:5: lora.rnak: unknown key\n  help: did you mean `lora.r`?"
-    );
+    assert_eq!(error, "run.toml:5: lora.rnak: unknown key\n  help: did you mean `lora.r`?");
     for (text, place, key) in table(
         r#"
         [train] ; learning_rat = 1 | run.toml:2: train.learning_rat: | train.learning_rate
@@ -153,24 +146,12 @@ fn wrong_types_name_file_line_and_key() {
 
 #[test]
 fn broken_toml_names_its_line() {
-    for (text, line) in [
-        ("seed = 1\n[lora\n", 2),
-        ("a = \n", 1),
-        ("[lora]\nr = 1\nr = 2\n", 3),
-    ] {
+    for (text, line) in [("seed = 1\n[lora\n", 2), ("a = \n", 1), ("[lora]\nr = 1\nr = 2\n", 3)] {
         let error = refused(text);
-        assert!(
-            error.starts_with(&format!("run.toml:{line}")),
-            "{text}: {error}"
-        );
+        assert!(error.starts_with(&format!("run.toml:{line}")), "{text}: {error}");
     }
     let error = RunConfig::load(Path::new("nowhere/run.toml"), &[]).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("nowhere/run.toml: cannot read"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("nowhere/run.toml: cannot read"), "{error}");
 }
 
 /// A file, `;` for its line ends, the key that is refused, and what is said of it.
@@ -230,14 +211,8 @@ fn contradictions_and_what_is_not_built_are_refused_at_their_line() {
     for (text, key, problem) in table(REFUSED) {
         let error = refused(&text);
         let name = key.rsplit('.').next().unwrap();
-        let line = 1 + text
-            .lines()
-            .position(|line| line.contains(&format!("{name} =")))
-            .unwrap();
-        assert!(
-            error.starts_with(&format!("run.toml:{line}: {key}: ")),
-            "{text}: {error}"
-        );
+        let line = 1 + text.lines().position(|line| line.contains(&format!("{name} ="))).unwrap();
+        assert!(error.starts_with(&format!("run.toml:{line}: {key}: ")), "{text}: {error}");
         assert!(error.contains(&problem), "{text}: {error}");
         assert!(error.contains("\n  help: "), "{text}: {error}");
     }
@@ -263,19 +238,10 @@ fn set_wins_over_the_file_and_is_named_in_errors() {
     assert_eq!(config.train.learning_rate, 1e-5);
     assert_eq!(config.data.train_file, PathBuf::from("some/pairs=1.jsonl"));
     assert_eq!(config.model.revision, "1234567");
-    assert_eq!(
-        config.lora.target_modules,
-        TargetModules::Names(vec!["o_proj".into()])
-    );
-    assert_eq!(
-        config.train.gradient_checkpointing,
-        GradientCheckpointing::On
-    );
+    assert_eq!(config.lora.target_modules, TargetModules::Names(vec!["o_proj".into()]));
+    assert_eq!(config.train.gradient_checkpointing, GradientCheckpointing::On);
     assert_eq!(config.train.lr_scheduler_kwargs.num_cycles, Some(1.5));
-    assert_eq!(
-        (config.seed, config.output_dir),
-        (3, PathBuf::from("runs/a b"))
-    );
+    assert_eq!((config.seed, config.output_dir), (3, PathBuf::from("runs/a b")));
     for (setting, problem) in [
         ("lora.rnak=1", "--set lora.rnak: unknown key"),
         ("lora.r=x", "--set lora.r: invalid type"),
@@ -284,15 +250,9 @@ fn set_wins_over_the_file_and_is_named_in_errors() {
         ("=1", "--set =1: has no key"),
         ("lora..r=1", "has no key"),
         ("seed.x=1", "--set seed.x: "),
-        (
-            "train.learning_rate.x=1",
-            "goes through a key that is not a table",
-        ),
+        ("train.learning_rate.x=1", "goes through a key that is not a table"),
         ("lora={r=1}", "one key at a time"),
-        (
-            "train.learning_rate=nan",
-            "--set train.learning_rate: must be a finite number",
-        ),
+        ("train.learning_rate=nan", "--set train.learning_rate: must be a finite number"),
     ] {
         let error = load(text, &[setting]).unwrap_err();
         assert!(error.contains(problem), "{setting}: {error}");
@@ -315,19 +275,11 @@ fn defaults_that_depend_on_other_keys() {
     assert_eq!((epochs.max_steps, epochs.steps_per_epoch(47)), (-1, 12));
     assert_eq!(epochs.total_steps(47), 24);
     assert_eq!(epochs.resolved_warmup_steps(24), 3);
-    assert_eq!(
-        good("[train]\nnum_train_epochs = 0.5")
-            .train
-            .total_steps(47),
-        6
-    );
+    assert_eq!(good("[train]\nnum_train_epochs = 0.5").train.total_steps(47), 6);
     assert_eq!(good("train.max_steps = -1").train.total_steps(47), 36);
     assert_eq!(good("").train.total_steps(47), 2000);
     let ratio = good("[train]\nwarmup_ratio = 0.1").train;
-    assert_eq!(
-        (ratio.warmup_steps, ratio.resolved_warmup_steps(61)),
-        (0.0, 7)
-    );
+    assert_eq!((ratio.warmup_steps, ratio.resolved_warmup_steps(61)), (0.0, 7));
 }
 
 #[test]
@@ -336,14 +288,8 @@ fn what_is_allowed_but_hardly_meant_is_a_warning() {
         ("dpo.label_smoothing = 0.1", "dpo.label_smoothing"),
         ("lora.lora_dropout = 0.1", "lora.lora_dropout"),
         ("dpo.reference = 'initial'", "dpo.reference"),
-        (
-            "[train]\nmax_steps = 2000\nnum_train_epochs = 1",
-            "train.num_train_epochs",
-        ),
-        (
-            "[train]\nwarmup_steps = 5\nwarmup_ratio = 0.1",
-            "train.warmup_ratio",
-        ),
+        ("[train]\nmax_steps = 2000\nnum_train_epochs = 1", "train.num_train_epochs"),
+        ("[train]\nwarmup_steps = 5\nwarmup_ratio = 0.1", "train.warmup_ratio"),
         ("train.max_steps = 100", "train.warmup_steps"),
         (
             "[data]\ncompat = 'trl-0.7.4'\nmax_prompt_length = 512\nallow_empty_completions = true",
@@ -355,15 +301,9 @@ fn what_is_allowed_but_hardly_meant_is_a_warning() {
         assert!(warnings[0].starts_with(&format!("{key}: ")), "{warnings:?}");
     }
     assert!(
-        good("[lora]\nlora_dropout = 0.1\n[train]\ndisable_dropout = false")
-            .warnings()
-            .is_empty()
+        good("[lora]\nlora_dropout = 0.1\n[train]\ndisable_dropout = false").warnings().is_empty()
     );
-    assert!(
-        good("[train]\nmax_steps = 9\nlr_scheduler_type = 'constant'")
-            .warnings()
-            .is_empty()
-    );
+    assert!(good("[train]\nmax_steps = 9\nlr_scheduler_type = 'constant'").warnings().is_empty());
 }
 
 #[test]
@@ -387,10 +327,7 @@ fn diff_names_what_changes_results_only() {
     );
     assert_eq!(
         before.diff(&after),
-        [
-            "data.eval_file: not set -> \"e.jsonl\"",
-            "train.learning_rate: 5e-5 -> 0.0001"
-        ]
+        ["data.eval_file: not set -> \"e.jsonl\"", "train.learning_rate: 5e-5 -> 0.0001"]
     );
     assert!(before.diff(&before).is_empty());
 }
@@ -426,30 +363,14 @@ fn every_preset_is_valid() {
 
     let original = load("original.toml");
     assert_eq!(original.data.compat, Compat::Trl074);
+    assert_eq!((original.data.max_length, original.data.max_prompt_length), (512, Some(512)));
     assert_eq!(
-        (original.data.max_length, original.data.max_prompt_length),
-        (512, Some(512))
-    );
-    assert_eq!(
-        (
-            original.lora.r,
-            original.lora.lora_alpha,
-            original.lora.lora_dropout
-        ),
+        (original.lora.r, original.lora.lora_alpha, original.lora.lora_dropout),
         (16, 32.0, 0.05)
     );
     let train = &original.train;
-    assert_eq!(
-        (
-            train.per_device_train_batch_size,
-            train.gradient_accumulation_steps
-        ),
-        (1, 4)
-    );
-    assert_eq!(
-        (train.max_steps, train.warmup_steps, train.learning_rate),
-        (2000, 100.0, 5e-5)
-    );
+    assert_eq!((train.per_device_train_batch_size, train.gradient_accumulation_steps), (1, 4));
+    assert_eq!((train.max_steps, train.warmup_steps, train.learning_rate), (2000, 100.0, 5e-5));
     assert_eq!(original.dpo.beta, 0.1);
 }
 
@@ -461,10 +382,7 @@ fn recommended_presets_warn_of_nothing() {
     };
     let recommended = load("mistral-7b-lora.toml");
     assert_eq!(recommended.lora.target_modules, TargetModules::AllLinear);
-    assert_eq!(
-        recommended.data.prompt_template,
-        "Question: {prompt}\n\nAnswer:"
-    );
+    assert_eq!(recommended.data.prompt_template, "Question: {prompt}\n\nAnswer:");
     assert!(recommended.warnings().is_empty());
     let packed = load("mistral-7b-qlora.toml");
     assert_eq!(packed.model.quantization, Quantization::Nf4);

@@ -36,9 +36,7 @@ fn succeeded(output: Output) -> (String, String) {
 
 fn json_lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The demo, once, for everything that can be said about it: it is the longest of the tests.
@@ -82,24 +80,16 @@ fn the_commands_do_the_same(demo: &Path, err: &str) {
         "run.toml",
         "model",
     ] {
-        copy(
-            &demo.join(input),
-            &again.path().join("arithmo-demo").join(input),
-        );
+        copy(&demo.join(input), &again.path().join("arithmo-demo").join(input));
     }
-    let commands: Vec<&str> = err
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("$ "))
-        .collect();
+    let commands: Vec<&str> =
+        err.lines().filter_map(|line| line.trim().strip_prefix("$ ")).collect();
     assert_eq!(commands.len(), 8, "{err}");
     let script = format!(
         "arithmo() {{ {ARITHMO} --backend ndarray \"$@\"; }}\nset -e\n{}",
         commands.join("\n")
     );
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(again.path())
-        .output();
+    let output = Command::new("bash").args(["-c", &script]).current_dir(again.path()).output();
     succeeded(output.unwrap());
     let again = again.path().join("arithmo-demo");
     for name in [
@@ -115,10 +105,8 @@ fn the_commands_do_the_same(demo: &Path, err: &str) {
         "after/results.json",
         "comparison/comparison.json",
     ] {
-        let (ours, theirs) = (
-            fs::read(demo.join(name)).unwrap(),
-            fs::read(again.join(name)).unwrap(),
-        );
+        let (ours, theirs) =
+            (fs::read(demo.join(name)).unwrap(), fs::read(again.join(name)).unwrap());
         assert!(ours == theirs, "{name} differs");
     }
 }
@@ -131,28 +119,15 @@ fn the_numbers_move(demo: &Path, out: &str) {
     let beside = number(first, "loss") - std::f64::consts::LN_2;
     assert!(beside > 0.0, "{first}");
     assert_eq!(number(first, "rewards/margins"), 0.0);
-    let steps: Vec<&Value> = metrics
-        .iter()
-        .filter(|line| line.get("loss").is_some())
-        .collect();
+    let steps: Vec<&Value> = metrics.iter().filter(|line| line.get("loss").is_some()).collect();
     let last = number(steps.last().unwrap(), "loss");
-    assert!(
-        last < number(first, "loss"),
-        "loss of the last step: {last}"
-    );
-    let held_out = metrics
-        .iter()
-        .rfind(|line| line.get("eval_loss").is_some())
-        .unwrap();
+    assert!(last < number(first, "loss"), "loss of the last step: {last}");
+    let held_out = metrics.iter().rfind(|line| line.get("eval_loss").is_some()).unwrap();
     assert!(number(held_out, "eval_loss").is_finite(), "{held_out}");
     // The table shows the file's numbers.
     let row = |name: &str| {
-        let words = out
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let found = words
-            .into_iter()
-            .find(|words| words.join(" ").starts_with(name));
+        let words = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let found = words.into_iter().find(|words| words.join(" ").starts_with(name));
         found.unwrap_or_else(|| panic!("no row {name}: {out}"))
     };
     let loss = format!("{:.4}", number(first, "loss"));
@@ -187,10 +162,7 @@ fn copy(from: &Path, to: &Path) {
 fn a_folder_of_somebody_else_is_left_alone() {
     let parent = tempfile::tempdir().unwrap();
     fs::write(parent.path().join("run"), "mine").unwrap();
-    for arguments in [
-        &["demo", "--output", "."][..],
-        &["demo", "--output", ".", "--overwrite"],
-    ] {
+    for arguments in [&["demo", "--output", "."][..], &["demo", "--output", ".", "--overwrite"]] {
         let output = arithmo(parent.path(), arguments);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains("no demo made it"));
@@ -205,27 +177,17 @@ fn the_assets_are_what_their_program_makes() {
     let made: BTreeMap<String, Vec<u8>> = demo_assets::files().unwrap().into_iter().collect();
     for (name, bytes) in &made {
         let committed = fs::read(folder.join(name)).unwrap();
-        assert!(
-            &committed == bytes,
-            "{name}: run `cargo run --release --example demo_assets`"
-        );
+        assert!(&committed == bytes, "{name}: run `cargo run --release --example demo_assets`");
     }
     // The weights take minutes to train: assets/README.md has their hash.
     let weights = fs::read(folder.join("model/model.safetensors")).unwrap();
     assert!(weights.len() < 5_000_000, "{} bytes", weights.len());
     let recipe = fs::read_to_string(folder.join("../README.md")).unwrap();
-    let hash = hash_file(&folder.join("model/model.safetensors"))
-        .unwrap()
-        .sha256;
-    assert!(
-        recipe.contains(&hash),
-        "assets/README.md does not name {hash}"
-    );
+    let hash = hash_file(&folder.join("model/model.safetensors")).unwrap().sha256;
+    assert!(recipe.contains(&hash), "assets/README.md does not name {hash}");
     let committed = ["", "model"].map(|sub| fs::read_dir(folder.join(sub)).unwrap());
-    let files = committed
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry.as_ref().unwrap().path().is_file());
+    let files =
+        committed.into_iter().flatten().filter(|entry| entry.as_ref().unwrap().path().is_file());
     assert_eq!(files.count(), made.len() + 1);
     let bytes: usize = made.values().map(Vec::len).sum();
     assert!(bytes < 900_000, "{bytes} bytes in the program");
@@ -236,14 +198,8 @@ fn the_assets_are_what_their_program_makes() {
 fn the_rows_show_why_rows_are_refused() {
     let parent = tempfile::tempdir().unwrap();
     let rows = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/rows.jsonl");
-    let arguments = [
-        "prepare",
-        "--quiet",
-        "--output",
-        "pairs.jsonl",
-        "--input",
-        rows.to_str().unwrap(),
-    ];
+    let arguments =
+        ["prepare", "--quiet", "--output", "pairs.jsonl", "--input", rows.to_str().unwrap()];
     succeeded(arithmo(parent.path(), &arguments));
     let stats = fs::read_to_string(parent.path().join("pairs.stats.json")).unwrap();
     let stats: Value = serde_json::from_str(&stats).unwrap();

@@ -45,14 +45,7 @@ fn a_device_is_chosen_by_number_or_name() {
     let cpu = devices.iter().find(|d| d["backend"] == "ndarray").unwrap();
     let name = cpu["name"].as_str().unwrap();
     let merge = |device: &str| {
-        let absent = [
-            "--model",
-            "no-such",
-            "--adapter",
-            "none",
-            "--output",
-            "none",
-        ];
+        let absent = ["--model", "no-such", "--adapter", "none", "--output", "none"];
         let start = ["merge", "--backend", "ndarray", "--device", device];
         let output = arithmo(&[&start[..], &absent].concat());
         assert_eq!(output.status.code(), Some(1), "{output:?}");

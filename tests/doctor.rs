@@ -76,14 +76,10 @@ fn doctor_checks_every_operation() {
 
 #[test]
 fn bench_measures_each_size() {
-    let arguments = [
-        "bench", "--shape", TINY, "--tokens", "160,64", "--steps", "2",
-    ];
+    let arguments = ["bench", "--shape", TINY, "--tokens", "160,64", "--steps", "2"];
     let text = stdout(&[&arguments[..], &["--peak-tflops", "0.5"]].concat());
     let rows = |text: &str| -> Vec<String> {
-        let first = text
-            .lines()
-            .filter_map(|line| line.split_whitespace().next());
+        let first = text.lines().filter_map(|line| line.split_whitespace().next());
         let number = |word: &&str| word.parse::<usize>().is_ok();
         first.filter(number).map(String::from).collect()
     };
@@ -143,31 +139,16 @@ fn bench_refuses_what_it_cannot_do() {
             "leave it out",
         ),
         (&["--shape", "no-such-shape"], "--shape", "mistral-7b"),
-        (
-            &["--shape", TINY, "--tokens", "3"],
-            "--tokens",
-            "at least 16",
-        ),
+        (&["--shape", TINY, "--tokens", "3"], "--tokens", "at least 16"),
         (&["--shape", TINY, "--layers", "3"], "--layers", "from 1 to"),
         (&["--shape", TINY, "--steps", "0"], "--steps", "at least 1"),
-        (
-            &["--shape", TINY, "--peak-tflops", "0"],
-            "--peak-tflops",
-            "leave it out",
-        ),
-        (
-            &["--shape", "mistral-7b", "--dtype", "bf16"],
-            "dtype",
-            "f32",
-        ),
+        (&["--shape", TINY, "--peak-tflops", "0"], "--peak-tflops", "leave it out"),
+        (&["--shape", "mistral-7b", "--dtype", "bf16"], "dtype", "f32"),
     ] {
         let output = arithmo(&[&["bench"], arguments].concat());
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-        assert!(
-            errors.contains(place) && errors.contains(remedy),
-            "{errors}"
-        );
+        assert!(errors.contains(place) && errors.contains(remedy), "{errors}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
 }

@@ -19,9 +19,7 @@ use serde_json::Value;
 const EOS: u32 = 2;
 
 fn fixture(name: &str) -> Tokenizer {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/tokenizer")
-        .join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer").join(name);
     Tokenizer::from_folder(&folder).unwrap()
 }
 
@@ -38,11 +36,7 @@ fn pair(id: &str, prompt: &str, chosen: &str, rejected: &str) -> PreferencePair 
 
 fn config(compat: Compat, max_length: usize, mode: TruncationMode) -> EncodeConfig {
     let max_length = Some(max_length);
-    EncodeConfig {
-        max_length,
-        truncation_mode: mode,
-        ..EncodeConfig::new(compat)
-    }
+    EncodeConfig { max_length, truncation_mode: mode, ..EncodeConfig::new(compat) }
 }
 
 fn trl1(max_length: usize, mode: TruncationMode) -> EncodeConfig {
@@ -51,27 +45,17 @@ fn trl1(max_length: usize, mode: TruncationMode) -> EncodeConfig {
 
 fn trl074(max_length: usize, max_prompt_length: usize, mode: TruncationMode) -> EncodeConfig {
     let max_prompt_length = Some(max_prompt_length);
-    EncodeConfig {
-        max_prompt_length,
-        ..config(Compat::Trl074, max_length, mode)
-    }
+    EncodeConfig { max_prompt_length, ..config(Compat::Trl074, max_length, mode) }
 }
 
 /// Encodes one pair of digits with the byte-level tokenizer.
 fn one(config: &EncodeConfig, prompt: &str, chosen: &str, rejected: &str) -> EncodedDataset {
-    encode_pairs(
-        &fixture("byte-level"),
-        &[pair("x", prompt, chosen, rejected)],
-        config,
-    )
-    .unwrap()
+    encode_pairs(&fixture("byte-level"), &[pair("x", prompt, chosen, rejected)], config).unwrap()
 }
 
 /// The ids of digits; `$` stands for EOS.
 fn digits(text: &str) -> Vec<u32> {
-    text.bytes()
-        .map(|b| if b == b'$' { EOS } else { u32::from(b) + 3 })
-        .collect()
+    text.bytes().map(|b| if b == b'$' { EOS } else { u32::from(b) + 3 }).collect()
 }
 
 fn sequence(prompt: &str, completion: &str, hidden: &[usize]) -> EncodedSequence {
@@ -92,10 +76,7 @@ fn trl1_cuts_the_prompt_at_the_common_prefix_of_all_three() {
     assert_eq!(data.pairs[0].chosen.ids, [1, 340, 316, EOS]);
     assert_eq!(data.pairs[0].rejected.ids, [1, 340, 301, eight, EOS]);
     assert_eq!(
-        (
-            data.pairs[0].chosen.completion_start,
-            data.pairs[0].rejected.completion_start
-        ),
+        (data.pairs[0].chosen.completion_start, data.pairs[0].rejected.completion_start),
         (2, 2)
     );
     assert!(data.report.summary().is_empty());
@@ -106,10 +87,7 @@ fn trl1_cuts_the_prompt_at_the_common_prefix_of_all_three() {
 #[test]
 fn trl1_appends_eos_once_and_applies_the_template() {
     let template = PromptTemplate::new("1{prompt}2").unwrap();
-    let settings = EncodeConfig {
-        prompt_template: template,
-        ..EncodeConfig::new(Compat::Trl1)
-    };
+    let settings = EncodeConfig { prompt_template: template, ..EncodeConfig::new(Compat::Trl1) };
     let data = one(&settings, "00", "7</s>", "8</s>8");
     assert_eq!(data.pairs[0].chosen, sequence("1002", "7$", &[]));
     assert_eq!(data.pairs[0].rejected, sequence("1002", "8$8$", &[]));
@@ -133,18 +111,10 @@ fn trl1_keep_start_drops_a_prompt_that_fills_max_length_and_cuts_the_end() {
     let full = one(&settings(4), "0123", "777", "8");
     assert!(full.pairs.is_empty());
     assert_eq!(
-        (
-            &full.report.dropped_prompt_too_long[..],
-            full.report.pairs_read
-        ),
+        (&full.report.dropped_prompt_too_long[..], full.report.pairs_read),
         (&["x".into()][..], 1)
     );
-    assert!(
-        full.settle(false, false)
-            .unwrap_err()
-            .to_string()
-            .contains("none of 1 pairs")
-    );
+    assert!(full.settle(false, false).unwrap_err().to_string().contains("none of 1 pairs"));
 }
 
 #[test]
@@ -159,10 +129,7 @@ fn trl1_keep_end_drops_nothing_and_cuts_the_start() {
     assert_eq!(short.pairs[0].chosen, sequence("", "77$", &[]));
     assert_eq!(short.pairs[0].chosen.scored_tokens(), 2);
     assert_eq!(
-        (
-            short.report.chosen_truncated.len(),
-            short.report.rejected_truncated.len()
-        ),
+        (short.report.chosen_truncated.len(), short.report.rejected_truncated.len()),
         (1, 0)
     );
     // One token is left, which nothing predicts.
@@ -187,32 +154,16 @@ fn trl074_tokenises_the_pieces_apart_without_bos() {
     // Each piece gets SentencePiece's space in front: "▁Answer:" is 340, "▁4" is 316.
     assert_eq!(data.pairs[0].chosen.ids, [340, 316, EOS]);
     assert_eq!(data.pairs[0].rejected.ids[..2], [340, 316]);
-    assert_eq!(
-        (
-            data.pairs[0].rejected.ids.len(),
-            data.pairs[0].rejected.completion_start
-        ),
-        (4, 1)
-    );
+    assert_eq!((data.pairs[0].rejected.ids.len(), data.pairs[0].rejected.completion_start), (4, 1));
 }
 
 #[test]
 fn trl074_hides_eos_inside_the_text_but_not_the_appended_one() {
-    let data = one(
-        &trl074(100, 50, TruncationMode::KeepEnd),
-        "0</s>1",
-        "7</s>7",
-        "8</s>",
-    );
+    let data = one(&trl074(100, 50, TruncationMode::KeepEnd), "0</s>1", "7</s>7", "8</s>");
     assert_eq!(data.pairs[0].chosen, sequence("0$1", "7$7$", &[1, 4]));
     assert_eq!(data.pairs[0].rejected, sequence("0$1", "8$$", &[1, 4]));
     // Cut to two prompt and two completion tokens: positions move with the cut, the appended EOS is gone.
-    let cut = one(
-        &trl074(4, 2, TruncationMode::KeepEnd),
-        "0</s>1",
-        "7</s>7",
-        "8</s>",
-    );
+    let cut = one(&trl074(4, 2, TruncationMode::KeepEnd), "0</s>1", "7</s>7", "8</s>");
     assert_eq!(cut.pairs[0].chosen, sequence("$1", "7$", &[0, 3]));
     assert_eq!(cut.pairs[0].rejected, sequence("$1", "8$", &[0, 3]));
     assert_eq!(
@@ -230,39 +181,25 @@ fn trl074_truncates_by_the_longer_response_for_both_sides() {
     };
     use TruncationMode::{KeepEnd, KeepStart};
     // 10 + 6 = 16 fits.
-    let whole = (
-        sequence(prompt, "77777$", &[]),
-        sequence(prompt, "888$", &[]),
-    );
+    let whole = (sequence(prompt, "77777$", &[]), sequence(prompt, "888$", &[]));
     assert_eq!(encoded(trl074(16, 4, KeepEnd)), whole);
     // One too many: the prompt shrinks to 4, on both sides, although rejected alone (14) would have fitted.
-    let end = (
-        sequence("6789", "77777$", &[]),
-        sequence("6789", "888$", &[]),
-    );
+    let end = (sequence("6789", "77777$", &[]), sequence("6789", "888$", &[]));
     assert_eq!(encoded(trl074(15, 4, KeepEnd)), end);
-    let start = (
-        sequence("0123", "77777$", &[]),
-        sequence("0123", "888$", &[]),
-    );
+    let start = (sequence("0123", "77777$", &[]), sequence("0123", "888$", &[]));
     assert_eq!(encoded(trl074(15, 4, KeepStart)), start);
     // 4 + 6 = 10 is still too long for 8: each response is cut to 8 - 4.
     let both = (sequence("6789", "7777", &[]), sequence("6789", "888$", &[]));
     assert_eq!(encoded(trl074(8, 4, KeepEnd)), both);
     // Python's prompt[-0:] is the whole prompt; then responses[:8].
-    let zero = (
-        sequence(prompt, "77777$", &[]),
-        sequence(prompt, "888$", &[]),
-    );
+    let zero = (sequence(prompt, "77777$", &[]), sequence(prompt, "888$", &[]));
     assert_eq!(encoded(trl074(8, 0, KeepEnd)), zero);
     assert_eq!(
         encoded(trl074(8, 0, KeepStart)),
         (sequence("", "77777$", &[]), sequence("", "888$", &[]))
     );
     // A prompt shorter than max_prompt_length gives its room to nobody: 2 + 6 > 6, so responses[:6 - 4].
-    let short = one(&trl074(6, 4, KeepEnd), "01", chosen, rejected)
-        .pairs
-        .remove(0);
+    let short = one(&trl074(6, 4, KeepEnd), "01", chosen, rejected).pairs.remove(0);
     assert_eq!(
         (short.chosen, short.rejected),
         (sequence("01", "77", &[]), sequence("01", "88", &[]))
@@ -278,28 +215,18 @@ fn trl074_with_max_prompt_length_equal_to_max_length_loses_both_completions() {
     assert_eq!(data.pairs[0].rejected, sequence("23456789", "", &[]));
     assert_eq!(data.report.refused[&Refusal::LostByTruncation], ["x"]);
     let error = data.clone().settle(false, false).unwrap_err().to_string();
-    assert!(
-        error.contains("max_prompt_length: is 8, not below max_length (8)"),
-        "{error}"
-    );
+    assert!(error.contains("max_prompt_length: is 8, not below max_length (8)"), "{error}");
     assert!(data.clone().settle(false, true).is_err());
     assert_eq!(data.settle(true, false).unwrap().pairs.len(), 1);
     // responses[:8 - 9] loses the last token only.
-    let beyond = one(
-        &trl074(8, 9, TruncationMode::KeepEnd),
-        "0123456789",
-        "77777",
-        "888",
-    );
+    let beyond = one(&trl074(8, 9, TruncationMode::KeepEnd), "0123456789", "77777", "888");
     assert_eq!(beyond.pairs[0].chosen, sequence("123456789", "77777", &[]));
     assert_eq!(beyond.pairs[0].rejected, sequence("123456789", "888", &[]));
 }
 
 #[test]
 fn pairs_that_teach_nothing_are_refused_unless_told_otherwise() {
-    let mut pairs: Vec<_> = (0..12)
-        .map(|i| pair(&format!("e{i}"), "0", " \n", "8"))
-        .collect();
+    let mut pairs: Vec<_> = (0..12).map(|i| pair(&format!("e{i}"), "0", " \n", "8")).collect();
     pairs.insert(3, pair("good", "0", "7", "8"));
     pairs.push(pair("eos", "0", "7", "</s>"));
     pairs.push(pair("same", "0", "7</s>", "7"));
@@ -307,10 +234,7 @@ fn pairs_that_teach_nothing_are_refused_unless_told_otherwise() {
         let tokenizer = fixture("byte-level");
         let data = encode_pairs(&tokenizer, &pairs, &EncodeConfig::new(compat)).unwrap();
         assert_eq!(data.report.refused[&Refusal::IdenticalSides], ["same"]);
-        assert_eq!(
-            (data.report.refused_count(), data.report.pairs_read),
-            (14, 15)
-        );
+        assert_eq!((data.report.refused_count(), data.report.pairs_read), (14, 15));
         let error = data.clone().settle(false, false).unwrap_err().to_string();
         for part in [
             "14 of 15 pairs would train on nothing",
@@ -323,30 +247,14 @@ fn pairs_that_teach_nothing_are_refused_unless_told_otherwise() {
             assert!(error.contains(part), "{part}: {error}");
         }
         let skipped = data.clone().settle(false, true).unwrap();
-        assert_eq!(
-            skipped
-                .pairs
-                .iter()
-                .map(|p| p.id.as_str())
-                .collect::<Vec<_>>(),
-            ["good"]
-        );
-        assert_eq!(
-            (skipped.report.pairs_kept, skipped.report.refused_count()),
-            (1, 14)
-        );
+        assert_eq!(skipped.pairs.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["good"]);
+        assert_eq!((skipped.report.pairs_kept, skipped.report.refused_count()), (1, 14));
         let trained = data.clone().settle(true, false).unwrap();
-        assert_eq!(
-            (trained.pairs.len(), trained.pairs[3].id.as_str()),
-            (15, "good")
-        );
+        assert_eq!((trained.pairs.len(), trained.pairs[3].id.as_str()), (15, "good"));
         assert!(data.settle(true, true).is_err());
     }
-    let report = encode_pairs(
-        &fixture("byte-level"),
-        &pairs[..1],
-        &EncodeConfig::new(Compat::Trl1),
-    );
+    let report =
+        encode_pairs(&fixture("byte-level"), &pairs[..1], &EncodeConfig::new(Compat::Trl1));
     let json = serde_json::to_value(report.unwrap().report).unwrap();
     assert_eq!(json["refused"]["empty_completion"][0], "e0");
     assert_eq!(json["config"]["compat"], "trl-1");
@@ -359,10 +267,7 @@ fn a_sequence_without_any_token_is_never_handed_on() {
     let data = one(&settings, "", "77777", "888");
     assert!(data.pairs[0].chosen.ids.is_empty());
     assert!(
-        data.settle(true, false)
-            .unwrap_err()
-            .to_string()
-            .contains("neither prompt nor completion")
+        data.settle(true, false).unwrap_err().to_string().contains("neither prompt nor completion")
     );
 }
 
@@ -380,28 +285,12 @@ fn ids_the_model_has_no_embedding_for_are_named() {
 #[test]
 fn options_the_rules_do_not_have_are_errors() {
     let zero = trl1(0, TruncationMode::KeepStart);
-    assert!(
-        zero.validate()
-            .unwrap_err()
-            .to_string()
-            .contains("data.max_length: is 0")
-    );
-    let extra = EncodeConfig {
-        max_prompt_length: Some(5),
-        ..EncodeConfig::new(Compat::Trl1)
-    };
-    let error = encode_pairs(&fixture("byte-level"), &[], &extra)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("data.max_prompt_length") && error.contains("trl-1"),
-        "{error}"
-    );
+    assert!(zero.validate().unwrap_err().to_string().contains("data.max_length: is 0"));
+    let extra = EncodeConfig { max_prompt_length: Some(5), ..EncodeConfig::new(Compat::Trl1) };
+    let error = encode_pairs(&fixture("byte-level"), &[], &extra).unwrap_err().to_string();
+    assert!(error.contains("data.max_prompt_length") && error.contains("trl-1"), "{error}");
     assert!(serde_json::from_str::<Compat>("\"trl-2\"").is_err());
-    assert_eq!(
-        serde_json::from_str::<Compat>("\"trl-0.7.4\"").unwrap(),
-        Compat::Trl074
-    );
+    assert_eq!(serde_json::from_str::<Compat>("\"trl-0.7.4\"").unwrap(), Compat::Trl074);
 }
 
 /// The golden data beside the checkout, or `None` with a plain note.
@@ -421,30 +310,17 @@ fn json_file(path: &Path) -> Value {
 /// The lines of a .jsonl file and the pairs in them; ids are 0-based row numbers.
 fn rows(path: &Path) -> (Vec<Value>, Vec<PreferencePair>) {
     let text = fs::read_to_string(path).unwrap();
-    let rows: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
     let pairs = rows.iter().enumerate().map(|(i, row)| {
-        pair(
-            &i.to_string(),
-            &text(row, "prompt"),
-            &text(row, "chosen"),
-            &text(row, "rejected"),
-        )
+        pair(&i.to_string(), &text(row, "prompt"), &text(row, "chosen"), &text(row, "rejected"))
     });
     let pairs = pairs.collect();
     (rows, pairs)
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn sizes(value: &Value) -> Vec<usize> {
@@ -457,10 +333,7 @@ fn assert_samples(data: &EncodedDataset, samples: &Value, what: &str) {
     assert_eq!(data.pairs.len(), samples.len(), "{what}");
     for (pair, sample) in data.pairs.iter().zip(samples) {
         let prompt = ids(&sample["prompt_ids"]);
-        for (side, key) in [
-            (&pair.chosen, "chosen_ids"),
-            (&pair.rejected, "rejected_ids"),
-        ] {
+        for (side, key) in [(&pair.chosen, "chosen_ids"), (&pair.rejected, "rejected_ids")] {
             assert_eq!(side.completion_start, prompt.len(), "{what}: {}", pair.id);
             assert_eq!(
                 side.ids,
@@ -491,10 +364,7 @@ fn check_run(reference: &Path, run: &Value) {
     let name = text(&run["name"]);
     let model = reference.join("models").join(text(&run["model"]));
     let tokenizer = Tokenizer::from_folder(&model).unwrap();
-    assert_eq!(
-        u64::from(tokenizer.pad_id()),
-        run["pad_token_id"].as_u64().unwrap()
-    );
+    assert_eq!(u64::from(tokenizer.pad_id()), run["pad_token_id"].as_u64().unwrap());
     let dataset = |key: &str| rows(&reference.join("trl/_data").join(text(&run[key]) + ".jsonl")).1;
     let settings = EncodeConfig {
         max_length: run["dpo"]["max_length"].as_u64().map(|n| n as usize),
@@ -503,10 +373,8 @@ fn check_run(reference: &Path, run: &Value) {
     };
     let pairs = dataset("dataset");
     let data = encode_pairs(&tokenizer, &pairs, &settings).unwrap();
-    let dropped: Vec<String> = ids(&run["dropped_dataset_rows"])
-        .iter()
-        .map(u32::to_string)
-        .collect();
+    let dropped: Vec<String> =
+        ids(&run["dropped_dataset_rows"]).iter().map(u32::to_string).collect();
     assert_eq!(data.report.dropped_prompt_too_long, dropped, "{name}");
     assert_eq!(data.pairs.len(), run["lengths"].as_array().unwrap().len());
     for (pair, lengths) in data.pairs.iter().zip(run["lengths"].as_array().unwrap()) {
@@ -515,21 +383,12 @@ fn check_run(reference: &Path, run: &Value) {
         assert_eq!(got.concat(), sizes(lengths), "{name}: {}", pair.id);
     }
     // The samples are given before truncation, the ids after it follow from them.
-    let kept: Vec<_> = pairs
-        .into_iter()
-        .filter(|pair| !dropped.contains(&pair.id))
-        .collect();
-    let unlimited = EncodeConfig {
-        max_length: None,
-        ..settings.clone()
-    };
+    let kept: Vec<_> = pairs.into_iter().filter(|pair| !dropped.contains(&pair.id)).collect();
+    let unlimited = EncodeConfig { max_length: None, ..settings.clone() };
     let whole = encode_pairs(&tokenizer, &kept, &unlimited).unwrap();
     assert_samples(&whole, &run["samples"], &name);
     for (cut, whole) in data.pairs.iter().zip(&whole.pairs) {
-        for (cut, whole) in [
-            (&cut.chosen, &whole.chosen),
-            (&cut.rejected, &whole.rejected),
-        ] {
+        for (cut, whole) in [(&cut.chosen, &whole.chosen), (&cut.rejected, &whole.rejected)] {
             match settings.truncation_mode {
                 TruncationMode::KeepStart => assert!(whole.ids.starts_with(&cut.ids), "{name}"),
                 TruncationMode::KeepEnd => assert!(whole.ids.ends_with(&cut.ids), "{name}"),
@@ -549,30 +408,18 @@ fn every_id_trl_makes_with_the_mistral_tokenizer_is_reproduced() {
     let (rows, pairs) = rows(&reference.join("trl/_data/mistral_tokenized.jsonl"));
     let settings = trl1(160, TruncationMode::KeepStart);
     let data = encode_pairs(&tokenizer, &pairs, &settings).unwrap();
-    let unlimited = EncodeConfig {
-        max_length: None,
-        ..settings
-    };
+    let unlimited = EncodeConfig { max_length: None, ..settings };
     let whole = encode_pairs(&tokenizer, &pairs, &unlimited).unwrap();
     assert_eq!(whole.pairs.len(), rows.len());
     for ((row, pair), whole) in rows.iter().zip(&pairs).zip(&whole.pairs) {
-        assert_eq!(
-            tokenizer.encode(&pair.prompt, true).unwrap(),
-            ids(&row["prompt_alone_ids"])
-        );
+        assert_eq!(tokenizer.encode(&pair.prompt, true).unwrap(), ids(&row["prompt_alone_ids"]));
         let dropped = data.report.dropped_prompt_too_long.contains(&pair.id);
         assert_eq!(row["chosen_ids"].is_null(), dropped, "{}", pair.id);
         if !dropped {
             let prompt = ids(&row["prompt_ids"]);
             assert_eq!(whole.chosen.completion_start, prompt.len(), "{}", pair.id);
-            assert_eq!(
-                whole.chosen.ids,
-                [prompt.clone(), ids(&row["chosen_ids"])].concat()
-            );
-            assert_eq!(
-                whole.rejected.ids,
-                [prompt, ids(&row["rejected_ids"])].concat()
-            );
+            assert_eq!(whole.chosen.ids, [prompt.clone(), ids(&row["chosen_ids"])].concat());
+            assert_eq!(whole.rejected.ids, [prompt, ids(&row["rejected_ids"])].concat());
         }
     }
 }

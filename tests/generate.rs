@@ -36,9 +36,7 @@ struct Program {
 /// Runs `generate` with `flags` on a model folder.
 fn generate(model: &Path, flags: &[&str]) -> Result<(), String> {
     let model = model.to_str().unwrap();
-    let all = ["generate", "--model", model]
-        .into_iter()
-        .chain(flags.iter().copied());
+    let all = ["generate", "--model", model].into_iter().chain(flags.iter().copied());
     let program = Program::try_parse_from(all).map_err(|error| error.to_string())?;
     run::<B>(&program.args, ProgressMode::Quiet, &Default::default()).map_err(|e| e.to_string())
 }
@@ -51,9 +49,8 @@ fn model_with_tokenizer(folder: &Path, tokenizer: &str) -> PathBuf {
         "max_position_embeddings": 64, "sliding_window": 5, "eos_token_id": 2}"#;
     let shape = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
     write_model(&model, &shape, DType::BF16);
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/tokenizer")
-        .join(tokenizer);
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer").join(tokenizer);
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(fixture.join(name), model.join(name)).unwrap();
     }
@@ -62,10 +59,8 @@ fn model_with_tokenizer(folder: &Path, tokenizer: &str) -> PathBuf {
 
 fn write_prompts(folder: &Path, prompts: &[&str]) -> PathBuf {
     let path = folder.join("prompts.jsonl");
-    let lines: Vec<String> = prompts
-        .iter()
-        .map(|prompt| json!({"prompt": prompt}).to_string())
-        .collect();
+    let lines: Vec<String> =
+        prompts.iter().map(|prompt| json!({"prompt": prompt}).to_string()).collect();
     fs::write(&path, lines.join("\n")).unwrap();
     path
 }
@@ -80,14 +75,9 @@ fn reference_prompts_are_completed_as_transformers_does() {
         let folder = tempfile::tempdir().unwrap();
         let expected = golden::json(&reference(&format!("forward/{name}.json")).unwrap());
         let expected = expected["generate"].as_array().unwrap();
-        let prompts: Vec<&str> = expected
-            .iter()
-            .map(|e| e["prompt"].as_str().unwrap())
-            .collect();
-        let (file, output) = (
-            write_prompts(folder.path(), &prompts),
-            folder.path().join("out/out.jsonl"),
-        );
+        let prompts: Vec<&str> = expected.iter().map(|e| e["prompt"].as_str().unwrap()).collect();
+        let (file, output) =
+            (write_prompts(folder.path(), &prompts), folder.path().join("out/out.jsonl"));
         let (file, output_flag) = (file.to_str().unwrap(), output.to_str().unwrap());
         let flags = [
             "--prompts",
@@ -111,11 +101,7 @@ fn reference_prompts_are_completed_as_transformers_does() {
             let wanted = &all[..end.map_or(all.len(), |end| end + 1)];
             assert_eq!(line["prompt"], expected["prompt"], "{name}");
             assert_eq!(golden::ids(&line["token_ids"]), wanted, "{name}");
-            assert_eq!(
-                line["finish_reason"],
-                end.map_or("length", |_| "eos"),
-                "{name}"
-            );
+            assert_eq!(line["finish_reason"], end.map_or("length", |_| "eos"), "{name}");
             if end.is_none() {
                 let mut text = expected["new_text"].as_str().unwrap().to_string();
                 for special in ["<s>", "</s>", "<unk>", "<pad>"] {
@@ -139,12 +125,8 @@ fn prompt_and_completion_together_are_the_whole_text() {
         let prompts = ["How many clips?", "12 and 30 make", "x"];
         let file = write_prompts(folder.path(), &prompts);
         let output = folder.path().join("out.jsonl");
-        let mut flags = vec![
-            "--prompts",
-            file.to_str().unwrap(),
-            "--output",
-            output.to_str().unwrap(),
-        ];
+        let mut flags =
+            vec!["--prompts", file.to_str().unwrap(), "--output", output.to_str().unwrap()];
         flags.extend([
             "--max-new-tokens",
             "9",
@@ -168,10 +150,7 @@ fn prompt_and_completion_together_are_the_whole_text() {
             let before = tokenizer.decode(&ids, true).unwrap();
             ids.extend(golden::ids(&line["token_ids"]));
             let whole = tokenizer.decode(&ids, true).unwrap();
-            assert_eq!(
-                format!("{before}{}", line["completion"].as_str().unwrap()),
-                whole
-            );
+            assert_eq!(format!("{before}{}", line["completion"].as_str().unwrap()), whole);
         }
         let first = fs::read(&output).unwrap();
         generate(&model, &flags).unwrap();
@@ -207,21 +186,12 @@ fn text_comes_in_whole_characters() {
         let model = model_with_tokenizer(folder.path(), name);
         let tokenizer = Tokenizer::from_folder(&model).unwrap();
         let ids = |text: &str| tokenizer.encode(text, true).unwrap();
-        let (prompt, text) = (
-            ids("How many"),
-            ids("How many clips? 12 é, 3 😀\n\nQuestion"),
-        );
+        let (prompt, text) = (ids("How many"), ids("How many clips? 12 é, 3 😀\n\nQuestion"));
         assert_eq!(text[..prompt.len()], prompt);
         for (stops, expected) in [
             (vec![], " clips? 12 é, 3 😀\n\nQuestion"),
-            (
-                vec!["\n\nQuestion".to_string(), " 😀".to_string()],
-                " clips? 12 é, 3",
-            ),
-            (
-                vec!["\n\nQueue".to_string()],
-                " clips? 12 é, 3 😀\n\nQuestion",
-            ),
+            (vec!["\n\nQuestion".to_string(), " 😀".to_string()], " clips? 12 é, 3"),
+            (vec!["\n\nQueue".to_string()], " clips? 12 é, 3 😀\n\nQuestion"),
         ] {
             let mut stream = TextStream::new(&tokenizer, &prompt, &stops);
             let mut told = String::new();
@@ -242,11 +212,8 @@ fn text_comes_in_whole_characters() {
 fn text_streams_and_ends_before_a_stop() {
     let folder = tempfile::tempdir().unwrap();
     let model = model_with_tokenizer(folder.path(), "byte-level");
-    let mut config = GenerateConfig {
-        max_new_tokens: 40,
-        temperature: 1.0,
-        ..GenerateConfig::default()
-    };
+    let mut config =
+        GenerateConfig { max_new_tokens: 40, temperature: 1.0, ..GenerateConfig::default() };
     let (texts, free) = streamed(&model, &config);
     assert_eq!(free.len(), 3);
     for (index, completion) in &free {
@@ -284,11 +251,7 @@ fn an_error_of_the_caller_ends_generation() {
     let model = load::<B>(&model, DType::F32, &Default::default()).unwrap();
     let mut ended = 0;
     let prompts = [vec![5], vec![6], vec![7]];
-    let config = GenerateConfig {
-        batch_size: 1,
-        max_new_tokens: 2,
-        ..GenerateConfig::default()
-    };
+    let config = GenerateConfig { batch_size: 1, max_new_tokens: 2, ..GenerateConfig::default() };
     let result = generate_each(&model, &prompts, &config, |event| match event {
         GenerateEvent::Finished { .. } if ended == 1 => Err(Error::run("the disk is full", "")),
         GenerateEvent::Finished { .. } => {
@@ -310,35 +273,20 @@ fn bad_input_is_refused_and_the_old_output_kept() {
     let refused = |flags: &[&str]| {
         let output = ["--output", output.to_str().unwrap()];
         let error = generate(&model, &[flags, output.as_slice()].concat()).unwrap_err();
-        assert_eq!(
-            fs::read_to_string(folder.path().join("out.jsonl")).unwrap(),
-            "old"
-        );
+        assert_eq!(fs::read_to_string(folder.path().join("out.jsonl")).unwrap(), "old");
         error
     };
     let long = "12 and 30 make ".repeat(40);
     for (flags, said) in [
-        (
-            vec!["--prompt", "x", "--temperature", "-1"],
-            "--temperature",
-        ),
+        (vec!["--prompt", "x", "--temperature", "-1"], "--temperature"),
         (vec!["--prompt", "x", "--top-p", "0.9"], "--temperature"),
-        (
-            vec!["--prompt", "x", "--prompt-template", "Q:"],
-            "prompt_template",
-        ),
-        (
-            vec!["--prompt", "x", "--adapter", "/nowhere"],
-            "adapter_config.json",
-        ),
+        (vec!["--prompt", "x", "--prompt-template", "Q:"], "prompt_template"),
+        (vec!["--prompt", "x", "--adapter", "/nowhere"], "adapter_config.json"),
         (vec!["--prompt", "x", "--stop", ""], "--stop"),
         (vec!["--prompt", &long], "64 positions"),
         (vec!["--prompt", ""], "has no tokens"),
         (vec![], "--prompt"),
-        (
-            vec!["--prompt", "x", "--prompts", "y"],
-            "cannot be used with",
-        ),
+        (vec!["--prompt", "x", "--prompts", "y"], "cannot be used with"),
     ] {
         let error = refused(&flags);
         assert!(error.contains(said), "{flags:?}: {error}");
@@ -357,16 +305,8 @@ fn prompt_files_are_read_line_by_line_with_positions() {
     };
     let text = "\u{feff}{\"prompt\": \"a\", \"id\": 1}\r\n\n{\"prompt\": \"b \\n c\"}\n";
     assert_eq!(read(text).unwrap(), ["a", "b \n c"]);
-    assert!(
-        read("{\"prompt\": \"a\"}\n\n{\"prompt\": 3}")
-            .unwrap_err()
-            .contains("p.jsonl:3")
-    );
-    assert!(
-        read("{\"prompt\": \"a\"}\n{\"prom")
-            .unwrap_err()
-            .contains("p.jsonl:2: is not JSON")
-    );
+    assert!(read("{\"prompt\": \"a\"}\n\n{\"prompt\": 3}").unwrap_err().contains("p.jsonl:3"));
+    assert!(read("{\"prompt\": \"a\"}\n{\"prom").unwrap_err().contains("p.jsonl:2: is not JSON"));
     assert!(read("\n").unwrap_err().contains("holds no prompt"));
     fs::write(&path, b"{\"prompt\": \"\xff\"}").unwrap();
     assert!(read_prompts(&path).is_err());
@@ -394,11 +334,7 @@ fn stop_ids_come_from_the_most_specific_file() {
         fs::write(&path, file.to_string()).unwrap();
         assert_eq!(ids(&config).unwrap(), expected, "{file}");
     }
-    for broken in [
-        "{",
-        "{\"eos_token_id\": \"</s>\"}",
-        "{\"eos_token_id\": -1}",
-    ] {
+    for broken in ["{", "{\"eos_token_id\": \"</s>\"}", "{\"eos_token_id\": -1}"] {
         fs::write(&path, broken).unwrap();
         let error = ids(&config).unwrap_err().to_string();
         assert!(error.contains("generation_config.json"), "{error}");

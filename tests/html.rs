@@ -1,9 +1,6 @@
 //! HTML to text, byte for byte as CPython's html.parser and BeautifulSoup have it.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper that cannot go on fails its test"
-)]
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
 use std::path::Path;
 
@@ -23,31 +20,16 @@ fn check(path: &Path, least: usize) {
     for (i, line) in lines.lines().enumerate() {
         let golden: Golden = serde_json::from_str(line).unwrap();
         let place = format!("{}:{}: {:?}", path.display(), i + 1, golden.html);
-        assert_eq!(
-            beautiful_soup_text(&golden.html).ok(),
-            golden.text,
-            "{place}"
-        );
-        assert_eq!(
-            original_text(&golden.html).ok(),
-            golden.unescaped,
-            "{place}"
-        );
+        assert_eq!(beautiful_soup_text(&golden.html).ok(), golden.text, "{place}");
+        assert_eq!(original_text(&golden.html).ok(), golden.unescaped, "{place}");
         checked += 1;
     }
-    assert!(
-        checked >= least,
-        "only {checked} lines in {}",
-        path.display()
-    );
+    assert!(checked >= least, "only {checked} lines in {}", path.display());
 }
 
 #[test]
 fn random_fragments_agree_with_beautiful_soup() {
-    check(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/html/fragments.jsonl"),
-        600,
-    );
+    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/html/fragments.jsonl"), 600);
 }
 
 #[test]

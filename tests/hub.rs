@@ -66,11 +66,7 @@ impl Server {
                 let _ = stream.and_then(|stream| answer(stream, &shared, port));
             }
         });
-        Self {
-            port,
-            behaviour,
-            stop,
-        }
+        Self { port, behaviour, stop }
     }
 
     fn set(&self, change: impl FnOnce(&mut Behaviour)) {
@@ -120,19 +116,11 @@ fn answer(mut stream: TcpStream, shared: &Mutex<Behaviour>, port: u16) -> std::i
         headers.insert(name.to_ascii_lowercase(), value.to_string());
     }
     let mut words = first.split_whitespace();
-    let (method, path) = (
-        words.next().unwrap_or_default(),
-        words.next().unwrap_or_default(),
-    );
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let range = headers.get("range").cloned().unwrap_or_default();
-    let token = headers
-        .get("authorization")
-        .map(String::as_str)
-        .unwrap_or("no token");
+    let token = headers.get("authorization").map(String::as_str).unwrap_or("no token");
     let mut behaviour = shared.lock().unwrap();
-    behaviour
-        .log
-        .push(format!("{method} {path} {range} {token}"));
+    behaviour.log.push(format!("{method} {path} {range} {token}"));
     if behaviour.silent > 0 {
         behaviour.silent -= 1;
         return Ok(());
@@ -169,11 +157,7 @@ fn respond(
     // Large files live in a storage on another host name, as on the real hub.
     let stored = path.strip_prefix("/storage");
     let Some(content) = b.files.get(stored.unwrap_or(path)).cloned() else {
-        let code = if b.plain {
-            ""
-        } else {
-            "\r\nx-error-code: EntryNotFound"
-        };
+        let code = if b.plain { "" } else { "\r\nx-error-code: EntryNotFound" };
         return empty(&format!("404 Not Found{code}"));
     };
     send_file(b, method, path, range, port, &content)
@@ -188,32 +172,21 @@ fn send_file(
     port: u16,
     content: &[u8],
 ) -> (String, Vec<u8>) {
-    let commit = b
-        .other_commit
-        .filter(|_| !path.ends_with("config.json"))
-        .unwrap_or(COMMIT);
+    let commit = b.other_commit.filter(|_| !path.ends_with("config.json")).unwrap_or(COMMIT);
     let (large, size) = (content.len() > 1000, content.len());
-    let sha: String = Sha256::digest(content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
     if large && !path.starts_with("/storage") {
         return empty(&format!(
             "302 Found\r\nlocation: http://localhost:{port}/storage{path}\r\nx-repo-commit: {commit}\r\n\
              x-linked-etag: \"{sha}\"\r\nx-linked-size: {size}"
         ));
     }
-    let asked = range
-        .strip_prefix("bytes=")
-        .and_then(|r| r.split('-').next()?.parse().ok());
+    let asked = range.strip_prefix("bytes=").and_then(|r| r.split('-').next()?.parse().ok());
     let start: usize = asked.filter(|_| !b.ignore_range).unwrap_or(0);
     let status = match asked {
         Some(_) if start >= size => return empty("416 Range Not Satisfiable"),
         Some(_) if !b.ignore_range => {
-            format!(
-                "206 Partial\r\ncontent-range: bytes {start}-{}/{size}",
-                size - 1
-            )
+            format!("206 Partial\r\ncontent-range: bytes {start}-{}/{size}", size - 1)
         }
         _ => "200 OK".to_string(),
     };
@@ -237,9 +210,7 @@ fn empty(status: &str) -> (String, Vec<u8>) {
 }
 
 fn noise(len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u8)
-        .collect()
+    (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u8).collect()
 }
 
 /// A repository `own/tiny` (model) and `own/data` (data set).
@@ -262,20 +233,11 @@ fn repository() -> Behaviour {
         ("own/tiny", "models/own/tiny", &model[..]),
         ("datasets/own/data", "datasets/own/data", &data[..]),
     ] {
-        let names: Vec<String> = files
-            .iter()
-            .map(|f| format!("{{\"rfilename\": \"{}\"}}", f.0))
-            .collect();
-        let listing = format!(
-            "{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}",
-            names.join(",")
-        );
-        behaviour
-            .listings
-            .insert(format!("/api/{api}/revision/main"), listing.clone());
-        behaviour
-            .listings
-            .insert(format!("/api/{api}/revision/{COMMIT}"), listing);
+        let names: Vec<String> =
+            files.iter().map(|f| format!("{{\"rfilename\": \"{}\"}}", f.0)).collect();
+        let listing = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", names.join(","));
+        behaviour.listings.insert(format!("/api/{api}/revision/main"), listing.clone());
+        behaviour.listings.insert(format!("/api/{api}/revision/{COMMIT}"), listing);
         for (name, content) in files {
             for revision in ["main", COMMIT] {
                 let path = format!("/{kind}/resolve/{revision}/{}", name.replace(' ', "%20"));
@@ -292,9 +254,7 @@ fn read_weights(folder: &Path) -> Vec<u8> {
 
 /// The one unfinished file in the cache of `own/tiny`, and its length.
 fn unfinished(repo: &Path) -> (PathBuf, u64) {
-    let blobs = fs::read_dir(repo.join("blobs"))
-        .unwrap()
-        .map(|e| e.unwrap().path());
+    let blobs = fs::read_dir(repo.join("blobs")).unwrap().map(|e| e.unwrap().path());
     let mut parts = blobs.filter(|p| p.extension().is_some_and(|e| e == "incomplete"));
     let part = parts.next().unwrap();
     let length = fs::metadata(&part).unwrap().len();
@@ -303,16 +263,9 @@ fn unfinished(repo: &Path) -> (PathBuf, u64) {
 
 #[test]
 fn an_interrupted_download_resumes_with_a_range() {
-    let server = Server::start(Behaviour {
-        cuts: 1,
-        ..repository()
-    });
+    let server = Server::start(Behaviour { cuts: 1, ..repository() });
     let cache = tempfile::tempdir().unwrap();
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap_err()
-        .to_string();
+    let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
     assert!(error.contains("cannot be reached"), "{error}");
     let repo = cache.path().join("models--own--tiny");
     assert!(!repo.join("refs/main").exists());
@@ -320,22 +273,13 @@ fn an_interrupted_download_resumes_with_a_range() {
     assert!(had > 0 && had <= 150_000, "{had}");
     server.log("");
 
-    let folder = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap();
+    let folder = server.hub(cache.path()).resolve("own/tiny", "main").unwrap();
     assert_eq!(read_weights(&folder), noise(300_001));
     let gets = server.log("GET");
     // The storage is asked for the rest only, and never sees the token; what is there is not asked for again.
     let file = "own/tiny/resolve/main/model.safetensors";
-    assert!(
-        gets.contains(&format!("GET /storage/{file} bytes={had}- no token")),
-        "{gets:?}"
-    );
-    assert!(
-        gets.contains(&format!("GET /{file} bytes={had}- Bearer {TOKEN}")),
-        "{gets:?}"
-    );
+    assert!(gets.contains(&format!("GET /storage/{file} bytes={had}- no token")), "{gets:?}");
+    assert!(gets.contains(&format!("GET /{file} bytes={had}- Bearer {TOKEN}")), "{gets:?}");
     assert_eq!(gets.len(), 3, "{gets:?}");
     assert!(!part.exists() && !folder.join("README.md").exists());
     assert_eq!(folder, repo.join("snapshots").join(COMMIT));
@@ -348,54 +292,26 @@ fn an_interrupted_download_resumes_with_a_range() {
 fn what_is_in_the_cache_needs_no_hub() {
     let server = Server::start(repository());
     let cache = tempfile::tempdir().unwrap();
-    let folder = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap();
+    let folder = server.hub(cache.path()).resolve("own/tiny", "main").unwrap();
     server.log("");
     // A commit cannot change: no request at all.
-    assert_eq!(
-        server
-            .hub(cache.path())
-            .resolve("own/tiny", COMMIT)
-            .unwrap(),
-        folder
-    );
+    assert_eq!(server.hub(cache.path()).resolve("own/tiny", COMMIT).unwrap(), folder);
     assert!(server.log("").is_empty());
     let config = server.config(cache.path());
     drop(server);
-    assert_eq!(
-        Hub::new(config.clone())
-            .resolve("own/tiny", "main")
-            .unwrap(),
-        folder
-    );
+    assert_eq!(Hub::new(config.clone()).resolve("own/tiny", "main").unwrap(), folder);
     assert!(Hub::new(config.clone()).resolve("own/tiny", "dev").is_err());
-    let offline = Hub::new(HubConfig {
-        offline: true,
-        ..config
-    });
+    let offline = Hub::new(HubConfig { offline: true, ..config });
     assert_eq!(offline.resolve("own/tiny", "main").unwrap(), folder);
     let error = offline.resolve("own/tiny", "dev").unwrap_err().to_string();
-    assert!(
-        error.contains("HF_HUB_OFFLINE") && error.contains("dev"),
-        "{error}"
-    );
+    assert!(error.contains("HF_HUB_OFFLINE") && error.contains("dev"), "{error}");
 }
 
 #[test]
 fn one_call_takes_a_broken_connection_up_again_by_itself() {
-    let server = Server::start(Behaviour {
-        silent: 1,
-        cuts: 3,
-        no_head: true,
-        ..repository()
-    });
+    let server = Server::start(Behaviour { silent: 1, cuts: 3, no_head: true, ..repository() });
     let cache = tempfile::tempdir().unwrap();
-    let hub = Hub::new(HubConfig {
-        retries: 2,
-        ..server.config(cache.path())
-    });
+    let hub = Hub::new(HubConfig { retries: 2, ..server.config(cache.path()) });
     let folder = hub.resolve("own/tiny", "main").unwrap();
     assert_eq!(read_weights(&folder), noise(300_001));
     let ranges = server.log("GET /storage");
@@ -404,66 +320,29 @@ fn one_call_takes_a_broken_connection_up_again_by_itself() {
 
 #[test]
 fn a_plain_file_server_without_ranges_or_listings_still_gives_the_right_bytes() {
-    let behaviour = Behaviour {
-        cuts: 1,
-        ignore_range: true,
-        plain: true,
-        ..repository()
-    };
+    let behaviour = Behaviour { cuts: 1, ignore_range: true, plain: true, ..repository() };
     let server = Server::start(behaviour);
     let cache = tempfile::tempdir().unwrap();
-    assert!(
-        server
-            .hub(cache.path())
-            .resolve("own/tiny", "main")
-            .is_err()
-    );
-    let folder = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap();
+    assert!(server.hub(cache.path()).resolve("own/tiny", "main").is_err());
+    let folder = server.hub(cache.path()).resolve("own/tiny", "main").unwrap();
     assert_eq!(read_weights(&folder), noise(300_001));
     assert_eq!(folder.file_name().unwrap(), COMMIT);
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tini", "main")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("has no file config.json") && error.contains("spelling"),
-        "{error}"
-    );
+    let error = server.hub(cache.path()).resolve("own/tini", "main").unwrap_err().to_string();
+    assert!(error.contains("has no file config.json") && error.contains("spelling"), "{error}");
 }
 
 #[test]
 fn damaged_bytes_are_noticed_and_not_kept() {
-    let server = Server::start(Behaviour {
-        damage: true,
-        ..repository()
-    });
+    let server = Server::start(Behaviour { damage: true, ..repository() });
     let cache = tempfile::tempdir().unwrap();
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("model.safetensors") && error.contains("SHA-256"),
-        "{error}"
-    );
+    let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains("SHA-256"), "{error}");
     server.set(|b| b.damage = false);
-    let folder = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap();
+    let folder = server.hub(cache.path()).resolve("own/tiny", "main").unwrap();
     assert_eq!(read_weights(&folder), noise(300_001));
     let cache = tempfile::tempdir().unwrap();
     server.set(|b| b.other_commit = Some("ffff"));
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap_err()
-        .to_string();
+    let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
     assert!(error.contains("changed during the download"), "{error}");
 }
 
@@ -477,41 +356,21 @@ fn sharded_models_come_whole_and_pickled_ones_are_refused() {
     behaviour.listings.insert(api.clone(), listing.clone());
     let server = Server::start(behaviour);
     let cache = tempfile::tempdir().unwrap();
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("only pickled weights (pytorch_model.bin)"),
-        "{error}"
-    );
+    let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
+    assert!(error.contains("only pickled weights (pytorch_model.bin)"), "{error}");
     let index = r#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
     server.set(|b| {
         let listing = listing.replace("pytorch_model.bin", "model.safetensors.index.json");
         b.listings.insert(api, listing);
-        b.files.insert(
-            path("model.safetensors.index.json"),
-            index.as_bytes().to_vec(),
-        );
+        b.files.insert(path("model.safetensors.index.json"), index.as_bytes().to_vec());
         b.files.insert(path("m-1.safetensors"), weights);
     });
-    let error = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap_err()
-        .to_string();
+    let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
     assert!(error.contains("has no file m-2.safetensors"), "{error}");
-    let offline = Hub::new(HubConfig {
-        offline: true,
-        ..server.config(cache.path())
-    });
+    let offline = Hub::new(HubConfig { offline: true, ..server.config(cache.path()) });
     assert!(offline.resolve("own/tiny", "main").is_err());
     server.set(|b| drop(b.files.insert(path("m-2.safetensors"), b"two".to_vec())));
-    let folder = server
-        .hub(cache.path())
-        .resolve("own/tiny", "main")
-        .unwrap();
+    let folder = server.hub(cache.path()).resolve("own/tiny", "main").unwrap();
     assert_eq!(fs::read(folder.join("m-2.safetensors")).unwrap(), b"two");
     assert_eq!(offline.resolve("own/tiny", "main").unwrap(), folder);
 }
@@ -520,60 +379,26 @@ fn sharded_models_come_whole_and_pickled_ones_are_refused() {
 fn refusals_say_what_to_do() {
     let server = Server::start(repository());
     let cache = tempfile::tempdir().unwrap();
-    let anonymous = Hub::new(HubConfig {
-        token: None,
-        ..server.config(cache.path())
-    });
+    let anonymous = Hub::new(HubConfig { token: None, ..server.config(cache.path()) });
     let cases = [
         (401, "RepoNotFound", "set HF_TOKEN", "HF_TOKEN is valid"),
-        (
-            404,
-            "RepoNotFound",
-            "spelling of owner/name",
-            "spelling of owner/name",
-        ),
-        (
-            404,
-            "RevisionNotFound",
-            "has no revision \"main\"",
-            "has no revision \"main\"",
-        ),
+        (404, "RepoNotFound", "spelling of owner/name", "spelling of owner/name"),
+        (404, "RevisionNotFound", "has no revision \"main\"", "has no revision \"main\""),
         (403, "GatedRepo", "accept its licence", "accept its licence"),
-        (
-            503,
-            "",
-            "cannot be reached: status 503",
-            "cannot be reached: status 503",
-        ),
+        (503, "", "cannot be reached: status 503", "cannot be reached: status 503"),
         (418, "Odd", "status 418 Odd", "status 418 Odd"),
     ];
     for (status, code, without_token, with_token) in cases {
         server.set(|b| b.refuse = Some((status, code)));
-        let error = anonymous
-            .resolve("own/tiny", "main")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(without_token) && error.contains("own/tiny"),
-            "{error}"
-        );
-        assert!(
-            error.contains("nor is there a folder \"own/tiny\""),
-            "{error}"
-        );
-        let error = server
-            .hub(cache.path())
-            .resolve("own/tiny", "main")
-            .unwrap_err()
-            .to_string();
+        let error = anonymous.resolve("own/tiny", "main").unwrap_err().to_string();
+        assert!(error.contains(without_token) && error.contains("own/tiny"), "{error}");
+        assert!(error.contains("nor is there a folder \"own/tiny\""), "{error}");
+        let error = server.hub(cache.path()).resolve("own/tiny", "main").unwrap_err().to_string();
         assert!(error.contains(with_token), "{error}");
     }
     for id in ["no/such/folder", "./here", "a b", "", "../x", "a//b"] {
         let error = anonymous.resolve(id, "main").unwrap_err().to_string();
-        assert!(
-            error.contains("neither an existing folder nor a hub id"),
-            "{error}"
-        );
+        assert!(error.contains("neither an existing folder nor a hub id"), "{error}");
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
@@ -584,15 +409,10 @@ fn refusals_say_what_to_do() {
 fn a_renamed_repository_is_followed_with_the_token() {
     let mut behaviour = repository();
     let listing = behaviour.listings["/api/models/own/tiny/revision/main"].clone();
-    behaviour
-        .listings
-        .insert("/api/models/old/tiny/revision/main".to_string(), listing);
+    behaviour.listings.insert("/api/models/old/tiny/revision/main".to_string(), listing);
     let server = Server::start(behaviour);
     let cache = tempfile::tempdir().unwrap();
-    let folder = server
-        .hub(cache.path())
-        .resolve("old/tiny", "main")
-        .unwrap();
+    let folder = server.hub(cache.path()).resolve("old/tiny", "main").unwrap();
     assert_eq!(read_weights(&folder), noise(300_001));
     let heads = server.log("HEAD /own/tiny/resolve/main/model.safetensors");
     assert!(heads.len() == 1 && heads[0].ends_with(TOKEN), "{heads:?}");
@@ -604,26 +424,14 @@ fn data_sets_are_fetched_by_file_folder_and_pattern() {
     let cache = tempfile::tempdir().unwrap();
     let hub = server.hub(cache.path());
     let names = |hub: &Hub, path: &str| -> Vec<String> {
-        let paths = hub
-            .fetch_files(&format!("hf://datasets/own/data{path}"))
-            .unwrap();
+        let paths = hub.fetch_files(&format!("hf://datasets/own/data{path}")).unwrap();
         assert!(paths.iter().all(|path| path.is_file()));
-        let inside = |p: &PathBuf| {
-            p.to_str()
-                .unwrap()
-                .split(COMMIT)
-                .last()
-                .unwrap()
-                .to_string()
-        };
+        let inside = |p: &PathBuf| p.to_str().unwrap().split(COMMIT).last().unwrap().to_string();
         paths.iter().map(inside).collect()
     };
     assert_eq!(names(&hub, "/data/c/0.parquet"), ["/data/c/0.parquet"]);
     let config = server.config(cache.path());
-    let offline = Hub::new(HubConfig {
-        offline: true,
-        ..config.clone()
-    });
+    let offline = Hub::new(HubConfig { offline: true, ..config.clone() });
     assert_eq!(names(&offline, "/data/c/0.parquet"), ["/data/c/0.parquet"]);
     // Of the folder only a part is here: that must not pass for the whole.
     assert!(offline.fetch_files("hf://datasets/own/data/data").is_err());
@@ -653,38 +461,18 @@ fn data_sets_are_fetched_by_file_folder_and_pattern() {
 #[test]
 fn the_environment_is_read_as_python_reads_it() {
     let read = |vars: &[(&str, &str)]| {
-        let vars: HashMap<String, String> = vars
-            .iter()
-            .map(|(k, v)| (k.to_string(), v.to_string()))
-            .collect();
-        HubConfig::from_vars(
-            |name| vars.get(name).cloned(),
-            Some(PathBuf::from("/home/me")),
-        )
+        let vars: HashMap<String, String> =
+            vars.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        HubConfig::from_vars(|name| vars.get(name).cloned(), Some(PathBuf::from("/home/me")))
     };
     let plain = read(&[]);
     assert_eq!(plain.endpoint, "https://huggingface.co");
-    assert_eq!(
-        plain.cache_dir,
-        Path::new("/home/me/.cache/huggingface/hub")
-    );
+    assert_eq!(plain.cache_dir, Path::new("/home/me/.cache/huggingface/hub"));
     assert!(!plain.offline && plain.token.is_none());
-    assert_eq!(
-        read(&[("XDG_CACHE_HOME", "/x")]).cache_dir,
-        Path::new("/x/huggingface/hub")
-    );
-    assert_eq!(
-        read(&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache_dir,
-        Path::new("/h/hub")
-    );
-    assert_eq!(
-        read(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]).cache_dir,
-        Path::new("/c")
-    );
-    assert_eq!(
-        read(&[("HF_ENDPOINT", "http://mirror/")]).endpoint,
-        "http://mirror"
-    );
+    assert_eq!(read(&[("XDG_CACHE_HOME", "/x")]).cache_dir, Path::new("/x/huggingface/hub"));
+    assert_eq!(read(&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache_dir, Path::new("/h/hub"));
+    assert_eq!(read(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]).cache_dir, Path::new("/c"));
+    assert_eq!(read(&[("HF_ENDPOINT", "http://mirror/")]).endpoint, "http://mirror");
     assert!(
         read(&[("HF_HUB_OFFLINE", "1")]).offline
             && read(&[("TRANSFORMERS_OFFLINE", "yes")]).offline
@@ -693,14 +481,6 @@ fn the_environment_is_read_as_python_reads_it() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("token"), "from-login\n").unwrap();
     let home = home.path().to_str().unwrap();
-    assert_eq!(
-        read(&[("HF_HOME", home)]).token.as_deref(),
-        Some("from-login")
-    );
-    assert_eq!(
-        read(&[("HF_HOME", home), ("HF_TOKEN", " given ")])
-            .token
-            .as_deref(),
-        Some("given")
-    );
+    assert_eq!(read(&[("HF_HOME", home)]).token.as_deref(), Some("from-login"));
+    assert_eq!(read(&[("HF_HOME", home), ("HF_TOKEN", " given ")]).token.as_deref(), Some("given"));
 }

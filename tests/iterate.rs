@@ -40,9 +40,7 @@ fn write_problems(path: &Path, split: Split, count: usize) {
 
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The model built into the program.
@@ -60,32 +58,16 @@ fn an_interrupted_sampling_ends_as_an_uninterrupted_one() {
     write_problems(&folder.join("problems.jsonl"), Split::Train, 40);
     let model = model();
     let args = |output: &'static str, seed: &'static str| {
-        let sampling = [
-            "--samples",
-            "4",
-            "--max-new-tokens",
-            "60",
-            "--batch-size",
-            "5",
-        ];
-        let files = [
-            "--data",
-            "problems.jsonl",
-            "--output",
-            output,
-            "--seed",
-            seed,
-        ];
+        let sampling = ["--samples", "4", "--max-new-tokens", "60", "--batch-size", "5"];
+        let files = ["--data", "problems.jsonl", "--output", output, "--seed", seed];
         let start = ["sample-pairs", "--model", model.as_str()];
         [&start[..], &files[..], &sampling[..]].concat()
     };
     printed(folder, &args("whole.jsonl", "8"));
 
     let partial = folder.join("stopped.partial.jsonl");
-    let mut child = command(folder, &args("stopped.jsonl", "8"))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command(folder, &args("stopped.jsonl", "8")).stderr(Stdio::piped()).spawn().unwrap();
     let kept = || fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
     while kept() < 20 && child.try_wait().unwrap().is_none() {
         sleep(Duration::from_millis(5));
@@ -99,11 +81,7 @@ fn an_interrupted_sampling_ends_as_an_uninterrupted_one() {
 
     let other = arithmo(folder, &args("stopped.jsonl", "9"));
     assert_eq!(other.status.code(), Some(1));
-    assert!(
-        message(&other).contains("sampling was"),
-        "{}",
-        message(&other)
-    );
+    assert!(message(&other).contains("sampling was"), "{}", message(&other));
 
     printed(folder, &args("stopped.jsonl", "8"));
     assert!(!partial.exists());

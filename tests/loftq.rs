@@ -72,19 +72,10 @@ fn check_projections(full: &Mistral<B>, model: &Mistral<B>, name: &str) {
         let added = lora.lora_b.val().matmul(lora.lora_a.val()) * lora.scaling;
         let left = lost.clone() - added.clone();
         let [before, after] = [&lost, &left].map(|tensor| dot(tensor, tensor));
-        assert!(
-            before > 0.0 && after < before,
-            "{name} {site}: {after} of {before}"
-        );
+        assert!(before > 0.0 && after < before, "{name} {site}: {after} of {before}");
         let overlap = dot(&left, &added);
-        assert!(
-            overlap.abs() < 1e-5 * before,
-            "{name} {site}: {overlap} of {before}"
-        );
-        assert!(
-            (before - dot(&added, &added) - after).abs() < 1e-5 * before,
-            "{name} {site}"
-        );
+        assert!(overlap.abs() < 1e-5 * before, "{name} {site}: {overlap} of {before}");
+        assert!((before - dot(&added, &added) - after).abs() < 1e-5 * before, "{name} {site}");
     }
 }
 
@@ -101,10 +92,7 @@ fn a_model_starts_nearer_to_its_full_weights() {
     write_model(folder.path(), &shape(), DType::F32);
     let full = load::<B>(folder.path(), DType::F32, &Default::default()).unwrap();
     for (double_quant, use_rslora) in [(false, false), (true, false), (true, true)] {
-        let to = Quantization {
-            format: Format::Nf4,
-            double_quant,
-        };
+        let to = Quantization { format: Format::Nf4, double_quant };
         let name = format!("{to:?}, rslora {use_rslora}");
         let model = started(folder.path(), to, &config(use_rslora)).valid();
         check_projections(&full, &model, &name);

@@ -54,12 +54,8 @@ fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
     model
 }
 
-const TARGETS: [&[&str]; 4] = [
-    &["q_proj", "v_proj"],
-    &["o_proj", "down_proj"],
-    &["layers.1.mlp.up_proj"],
-    &[],
-];
+const TARGETS: [&[&str]; 4] =
+    [&["q_proj", "v_proj"], &["o_proj", "down_proj"], &["layers.1.mlp.up_proj"], &[]];
 
 #[test]
 fn branch_equals_merged_weights() {
@@ -76,10 +72,7 @@ fn branch_equals_merged_weights() {
             assert_close(&what, &with_branch, &merged, 2e-5);
             let plain = random_logits(&base);
             let change = with_branch.iter().zip(&plain).map(|(a, b)| (a - b).abs());
-            assert!(
-                change.fold(0.0, f32::max) > 0.05,
-                "{what}: the branch does something"
-            );
+            assert!(change.fold(0.0, f32::max) > 0.05, "{what}: the branch does something");
             assert_eq!(
                 random_logits(&model.without_adapter()),
                 plain,
@@ -111,20 +104,13 @@ fn a_fresh_adapter_changes_nothing_and_has_the_right_number_of_weights() {
             let largest = values(&tensor).iter().fold(0f32, |max, x| max.max(x.abs()));
             let bound = 1.0 / (tensor.dims()[1] as f32).sqrt();
             match name.ends_with("lora_A.weight") {
-                true => assert!(
-                    largest <= bound && largest > 0.7 * bound,
-                    "{name}: {largest}"
-                ),
+                true => assert!(largest <= bound && largest > 0.7 * bound, "{name}: {largest}"),
                 false => assert_eq!(largest, 0.0, "{name}"),
             }
         }
     }
-    let error = attach(
-        &mut base.clone(),
-        &config(&["q_proj", "qproj"], false),
-        3,
-        &Default::default(),
-    );
+    let error =
+        attach(&mut base.clone(), &config(&["q_proj", "qproj"], false), 3, &Default::default());
     assert!(error.unwrap_err().to_string().contains("`qproj`"));
 }
 
@@ -137,8 +123,7 @@ fn saving_and_loading_changes_no_bit() {
         let read = adapter::load(&mut again, &adapter_folder, &Default::default()).unwrap();
         let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
             let all = parameters(model).into_iter();
-            all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect()))
-                .collect()
+            all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect())).collect()
         };
         assert_eq!(bits(&model), bits(&again));
         assert_eq!(random_logits(&model), random_logits(&again));
@@ -147,11 +132,7 @@ fn saving_and_loading_changes_no_bit() {
         save_adapter(&again, &read, "owner/base", &second);
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             let bytes = |folder: &Path| fs::read(folder.join(file)).unwrap();
-            assert_eq!(
-                bytes(&adapter_folder),
-                bytes(&second),
-                "{targets:?}: {file}"
-            );
+            assert_eq!(bytes(&adapter_folder), bytes(&second), "{targets:?}: {file}");
         }
     }
 }
@@ -165,10 +146,7 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
     let before = random_logits(&model);
     let mut error_with = |tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
-        let list: Vec<_> = tensors
-            .into_iter()
-            .map(|(name, (shape, v))| (name, shape, v))
-            .collect();
+        let list: Vec<_> = tensors.into_iter().map(|(name, (shape, v))| (name, shape, v)).collect();
         save_safetensors(&weights, &list).unwrap();
         let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
         assert_eq!(random_logits(&model), before, "the model is as before");
@@ -179,36 +157,21 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     missing.remove(name);
     assert!(error_with(missing).contains(&format!("{name} is missing")));
     let mut extra = whole.clone();
-    extra.insert(
-        "base_model.model.lm_head.lora_A.weight".into(),
-        (vec![1], vec![0.0]),
-    );
+    extra.insert("base_model.model.lm_head.lora_A.weight".into(), (vec![1], vec![0.0]));
     assert!(error_with(extra).contains("lm_head.lora_A.weight has no place"));
     let mut misshapen = whole.clone();
     misshapen.get_mut(name).unwrap().0.reverse();
     let error = error_with(misshapen);
-    assert!(
-        error.contains(&format!("{name} is [3, 8], must be [8, 3]")),
-        "{error}"
-    );
+    assert!(error.contains(&format!("{name} is [3, 8], must be [8, 3]")), "{error}");
 
-    save_safetensors(
-        &weights,
-        &whole
-            .into_iter()
-            .map(|(n, (s, v))| (n, s, v))
-            .collect::<Vec<_>>(),
-    )
-    .unwrap();
+    save_safetensors(&weights, &whole.into_iter().map(|(n, (s, v))| (n, s, v)).collect::<Vec<_>>())
+        .unwrap();
     let bytes = fs::read(&weights).unwrap();
     for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&weights, &bytes[..length]).unwrap();
         let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
         let error = error.to_string();
-        assert!(
-            error.contains("adapter_model.safetensors"),
-            "cut at {length}: {error}"
-        );
+        assert!(error.contains("adapter_model.safetensors"), "cut at {length}: {error}");
         assert_eq!(random_logits(&model), before, "cut at {length}");
     }
     fs::remove_file(&weights).unwrap();
@@ -224,11 +187,7 @@ fn adapters_are_written_as_peft_writes_them() {
         }
         let mut model = load::<B>(&base_of(&run), DType::F32, &Default::default()).unwrap();
         let config = adapter::load(&mut model, &folder, &Default::default()).unwrap();
-        assert_eq!(
-            config.scaling(),
-            run["lora"]["scaling"].as_f64().unwrap_or(2.0),
-            "{name}"
-        );
+        assert_eq!(config.scaling(), run["lora"]["scaling"].as_f64().unwrap_or(2.0), "{name}");
         let base = run["model"].as_str().unwrap();
         save_adapter(&model, &config, base, out.path());
 
@@ -239,12 +198,7 @@ fn adapters_are_written_as_peft_writes_them() {
         for (key, value) in ours.as_object().unwrap() {
             // PEFT writes a set, in any order.
             let set = |value: &Value| -> BTreeSet<String> {
-                value
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(Value::to_string)
-                    .collect()
+                value.as_array().unwrap().iter().map(Value::to_string).collect()
             };
             match key.as_str() {
                 "target_modules" => assert_eq!(set(value), set(&theirs[key]), "{name}: {key}"),
@@ -260,14 +214,6 @@ fn adapters_are_written_as_peft_writes_them() {
 fn all_linear_is_written_as_names() {
     let (_folder, _, adapter_folder, _) = base_and_adapter(&config(&[], false), DType::F32);
     let written = json(&adapter_folder.join("adapter_config.json"));
-    let names = [
-        "down_proj",
-        "gate_proj",
-        "k_proj",
-        "o_proj",
-        "q_proj",
-        "up_proj",
-        "v_proj",
-    ];
+    let names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
     assert_eq!(written["target_modules"], serde_json::json!(names));
 }

@@ -37,49 +37,30 @@ fn merged_logits_equal_pefts() {
             compared += 1;
         }
     }
-    assert!(
-        compared >= 10 || reference("trl").is_none(),
-        "only {compared} runs compared"
-    );
+    assert!(compared >= 10 || reference("trl").is_none(), "only {compared} runs compared");
 }
 
 /// What a run's base was packed as.
 fn packed_as(run: &Value) -> Option<Quantization> {
     let double_quant = run["base_precision"] == "nf4dq";
     let packed = double_quant || run["base_precision"] == "nf4";
-    packed.then_some(Quantization {
-        format: Format::Nf4,
-        double_quant,
-    })
+    packed.then_some(Quantization { format: Format::Nf4, double_quant })
 }
 
 fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
-    let (base, bf16, packed) = (
-        base_of(run),
-        run["base_precision"] == "bf16",
-        packed_as(run),
-    );
+    let (base, bf16, packed) = (base_of(run), run["base_precision"] == "bf16", packed_as(run));
     let (shape, ids) = golden.i64("input_ids");
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
     let ids: Vec<&[u32]> = ids.chunks(shape[1]).collect();
     let (_, theirs) = golden.f32("merged_logits");
 
-    let mut model = load_as::<B>(
-        &base,
-        DType::F32,
-        packed,
-        &Cache::none(),
-        &Default::default(),
-    )
-    .unwrap();
+    let mut model =
+        load_as::<B>(&base, DType::F32, packed, &Cache::none(), &Default::default()).unwrap();
     adapter::load(&mut model, adapter, &Default::default()).unwrap();
     let active = logits(&model, &ids);
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("merged");
-    let settings = MergeConfig {
-        packed,
-        ..settings(&base, adapter, &output, None)
-    };
+    let settings = MergeConfig { packed, ..settings(&base, adapter, &output, None) };
     merge::<B>(&settings, &Default::default(), |_| ()).unwrap();
     let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
     let merged = logits(&merged, &ids);
@@ -129,15 +110,10 @@ fn a_packed_base_merges_into_three_targets() {
     for stored in [DType::F32, DType::BF16] {
         let (folder, base, adapter_folder, _) =
             base_and_adapter(&config(&["v_proj", "down_proj"], false), stored);
-        for (format, double_quant) in [
-            (Format::Nf4, true),
-            (Format::Fp4, false),
-            (Format::Int8, true),
-        ] {
-            let to = Quantization {
-                format,
-                double_quant,
-            };
+        for (format, double_quant) in
+            [(Format::Nf4, true), (Format::Fp4, false), (Format::Int8, true)]
+        {
+            let to = Quantization { format, double_quant };
             let nowhere = Cache::none();
             let model = load_as::<B>(&base, DType::F32, Some(to), &nowhere, &Default::default());
             let mut model = model.unwrap();
@@ -147,11 +123,8 @@ fn a_packed_base_merges_into_three_targets() {
                 let differences = logits.iter().zip(&trained).map(|(a, b)| (a - b).abs());
                 differences.fold(0f32, f32::max)
             };
-            let targets = [
-                MergeTarget::Dequantized,
-                MergeTarget::Original,
-                MergeTarget::Requantized,
-            ];
+            let targets =
+                [MergeTarget::Dequantized, MergeTarget::Original, MergeTarget::Requantized];
             let outputs = targets.map(|target| {
                 let output = folder.path().join(format!("{to:?} {target:?}"));
                 let settings = MergeConfig {
@@ -173,10 +146,7 @@ fn a_packed_base_merges_into_three_targets() {
             let rounding = if stored == DType::F32 { 3e-5 } else { 0.2 };
             assert!(exact < rounding, "{to:?}: {exact}");
             if stored == DType::F32 {
-                assert!(
-                    original > 100.0 * exact && requantized > 100.0 * exact,
-                    "{to:?}"
-                );
+                assert!(original > 100.0 * exact && requantized > 100.0 * exact, "{to:?}");
             }
         }
     }
@@ -191,19 +161,11 @@ fn merging_writes_a_whole_model_and_touches_only_targets() {
         let output = folder.path().join("merged");
         let summary = run_merge(&base, &adapter_folder, &output, None).unwrap();
         let total = shape().tensors().len();
-        assert_eq!(
-            summary,
-            MergeSummary {
-                merged: 4,
-                copied: total - 4
-            }
-        );
+        assert_eq!(summary, MergeSummary { merged: 4, copied: total - 4 });
         assert!(output.join("tokenizer.json").is_file());
 
-        let (before, after) = (
-            WeightFiles::open(&base).unwrap(),
-            WeightFiles::open(&output).unwrap(),
-        );
+        let (before, after) =
+            (WeightFiles::open(&base).unwrap(), WeightFiles::open(&output).unwrap());
         for (name, _) in shape().tensors() {
             assert_eq!(after.dtype(&name).unwrap(), dtype, "{name}");
             let same = before.bytes(&name).unwrap()[..] == after.bytes(&name).unwrap()[..];
@@ -211,21 +173,12 @@ fn merging_writes_a_whole_model_and_touches_only_targets() {
             assert_eq!(same, !target, "{name}");
         }
         let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
-        assert_close(
-            "merged",
-            &random_logits(&merged),
-            &random_logits(&model),
-            tolerance,
-        );
+        assert_close("merged", &random_logits(&merged), &random_logits(&model), tolerance);
 
         let narrow = folder.path().join("narrow");
         run_merge(&base, &adapter_folder, &narrow, Some(DType::F16)).unwrap();
         let narrow = WeightFiles::open(&narrow).unwrap();
-        assert!(
-            narrow
-                .names()
-                .all(|name| narrow.dtype(name).unwrap() == DType::F16)
-        );
+        assert!(narrow.names().all(|name| narrow.dtype(name).unwrap() == DType::F16));
     }
 }
 
@@ -255,11 +208,8 @@ fn merging_spares_what_is_there() {
     // A broken adapter: nothing is replaced, and no rest is left beside it.
     let weights = adapter_folder.join("adapter_model.safetensors");
     let good = fs::read(&weights).unwrap();
-    let mut tensors: Vec<_> = load_safetensors_f32(&weights)
-        .unwrap()
-        .into_iter()
-        .map(|(n, (s, v))| (n, s, v))
-        .collect();
+    let mut tensors: Vec<_> =
+        load_safetensors_f32(&weights).unwrap().into_iter().map(|(n, (s, v))| (n, s, v)).collect();
     tensors[0].2[0] = f32::NAN;
     save_safetensors(&weights, &tensors).unwrap();
     assert!(run(&output, true).unwrap_err().contains("not finite"));
@@ -272,18 +222,10 @@ fn merging_spares_what_is_there() {
     let plain = folder.path().join("plain");
     fs::create_dir(&plain).unwrap();
     fs::write(plain.join("notes.txt"), "").unwrap();
-    assert!(
-        run(&plain, true)
-            .unwrap_err()
-            .contains("not a model folder")
-    );
+    assert!(run(&plain, true).unwrap_err().contains("not a model folder"));
     fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(run(folder.path(), true).unwrap_err().contains("base model"));
-    let names = fs::read_dir(folder.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert!(
-        names.into_iter().all(|name| !name.starts_with(".part")),
-        "nothing is left over"
-    );
+    let names =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.starts_with(".part")), "nothing is left over");
 }

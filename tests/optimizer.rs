@@ -19,9 +19,7 @@ type F64 = burn_ndarray::NdArray<f64>;
 
 /// `pure/NAME` of the golden data, which lies beside the repository and need not be there.
 fn reference(name: &str) -> Option<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/reference/pure")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/pure").join(name);
     match std::fs::read_to_string(&path) {
         Ok(text) => Some(serde_json::from_str(&text).unwrap()),
         Err(_) => {
@@ -49,10 +47,7 @@ fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
 fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (a, e) in actual.iter().zip(expected) {
-        assert!(
-            (a - e).abs() <= tolerance * e.abs().max(1.0),
-            "{what}: {a}, expected {e}"
-        );
+        assert!((a - e).abs() <= tolerance * e.abs().max(1.0), "{what}: {a}, expected {e}");
     }
 }
 
@@ -68,32 +63,20 @@ fn schedules_are_those_of_transformers() {
         let steps = |key: &str| case[key].as_u64().unwrap() as usize;
         // Unknown fields are left out by serde: what remains are the kwargs.
         let kwargs: SchedulerKwargs = serde_json::from_value(case.clone()).unwrap();
-        let schedule = Schedule::new(
-            kind,
-            peak,
-            steps("warmup_steps"),
-            steps("total_steps"),
-            &kwargs,
-        )
-        .unwrap();
+        let schedule =
+            Schedule::new(kind, peak, steps("warmup_steps"), steps("total_steps"), &kwargs)
+                .unwrap();
         for (step, expected) in numbers(&case["rates"]).into_iter().enumerate() {
             let rate = schedule.rate(step);
             let error = (rate - expected).abs();
-            assert!(
-                error <= 1e-12 * peak,
-                "{kind:?} step {step}: {rate}, expected {expected}"
-            );
+            assert!(error <= 1e-12 * peak, "{kind:?} step {step}: {rate}, expected {expected}");
         }
     }
     assert_eq!(cases.len(), 14);
     for case in golden["warmup_resolution"].as_array().unwrap() {
         let total = case["total_steps"].as_u64().unwrap() as usize;
         let resolved = resolve_warmup(case["warmup_steps"].as_f64().unwrap(), None, total);
-        assert_eq!(
-            resolved as u64,
-            case["resolved"].as_u64().unwrap(),
-            "{case}"
-        );
+        assert_eq!(resolved as u64, case["resolved"].as_u64().unwrap(), "{case}");
     }
 }
 
@@ -114,18 +97,10 @@ fn adamw_follows_torch<B: TrainBackend>(suffix: &str, tolerance: f64) {
         let mut param = matrix::<B>(&numbers(&run["start"]), 4);
         let rates = numbers(&run["rates"]);
         let after = run[format!("params_{suffix}")].as_array().unwrap();
-        for (step, (grad, expected)) in run["grads"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .zip(after)
-            .enumerate()
+        for (step, (grad, expected)) in
+            run["grads"].as_array().unwrap().iter().zip(after).enumerate()
         {
-            let update = NamedUpdate {
-                name: "p".into(),
-                param,
-                grad: matrix(&numbers(grad), 4),
-            };
+            let update = NamedUpdate { name: "p".into(), param, grad: matrix(&numbers(grad), 4) };
             param = optimizer.step(rates[step], vec![update]).remove(0);
             let what = format!("{suffix}, lr {}, step {step}", run["lr"]);
             assert_close(&values(param.clone()), &numbers(expected), tolerance, &what);
@@ -163,17 +138,9 @@ fn clipping_is_torchs() {
         let lists = |key: &str| -> Vec<Vec<f64>> {
             case[key].as_array().unwrap().iter().map(numbers).collect()
         };
-        let grads = lists("grads")
-            .iter()
-            .map(|grad| matrix::<F32>(grad, 1))
-            .collect();
+        let grads = lists("grads").iter().map(|grad| matrix::<F32>(grad, 1)).collect();
         let (clipped, norm) = clip_by_global_norm(grads, case["max_norm"].as_f64().unwrap());
-        assert_close(
-            &values(norm),
-            &[case["norm"].as_f64().unwrap()],
-            1e-6,
-            "norm",
-        );
+        assert_close(&values(norm), &[case["norm"].as_f64().unwrap()], 1e-6, "norm");
         for (actual, expected) in clipped.into_iter().zip(lists("clipped")) {
             assert_close(&values(actual), &expected, 1e-6, "clipped");
         }
@@ -183,12 +150,7 @@ fn clipping_is_torchs() {
 /// Two steps by hand, so that a clone without the golden data still tests the formula.
 #[test]
 fn adamw_by_hand() {
-    let config = AdamWConfig {
-        beta1: 0.8,
-        beta2: 0.9,
-        epsilon: 0.01,
-        weight_decay: 0.5,
-    };
+    let config = AdamWConfig { beta1: 0.8, beta2: 0.9, epsilon: 0.01, weight_decay: 0.5 };
     let mut optimizer = AdamW::<F64>::new(config);
     let (start, grads, lr) = (3.0, [2.0, -1.0], 0.1);
     // Step 1: both corrections undo the first average: m/c1 = g, sqrt(v/c2) = |g|.
@@ -197,11 +159,7 @@ fn adamw_by_hand() {
     let second: f64 = first * 0.95 - 0.1 / 0.36 * 0.12 / ((0.46_f64 / 0.19).sqrt() + 0.01);
     let mut param = matrix::<F64>(&[start], 1);
     for (grad, expected) in grads.into_iter().zip([first, second]) {
-        let update = NamedUpdate {
-            name: "p".into(),
-            param,
-            grad: matrix(&[grad], 1),
-        };
+        let update = NamedUpdate { name: "p".into(), param, grad: matrix(&[grad], 1) };
         param = optimizer.step(lr, vec![update]).remove(0);
         assert_close(&values(param.clone()), &[expected], 1e-14, "by hand");
     }
@@ -215,12 +173,7 @@ fn norm_and_clipping_by_hand() {
     let (clipped, norm) = clip_by_global_norm(grads.clone(), 6.5);
     assert_close(&values(norm), &[13.0], 1e-15, "norm");
     let share = 6.5 / (13.0 + 1e-6);
-    assert_close(
-        &values(clipped[0].clone()),
-        &[3.0 * share, -4.0 * share],
-        1e-15,
-        "clipped",
-    );
+    assert_close(&values(clipped[0].clone()), &[3.0 * share, -4.0 * share], 1e-15, "clipped");
     for max_norm in [0.0, 14.0] {
         let (same, _) = clip_by_global_norm(grads.clone(), max_norm);
         assert_eq!(values(same[1].clone()), [12.0]);
@@ -232,9 +185,7 @@ fn norm_and_clipping_by_hand() {
 fn noise(seed: u64, length: usize) -> Vec<f64> {
     let mut state = seed;
     let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
     };
     (0..length).map(|_| next()).collect()
@@ -242,25 +193,13 @@ fn noise(seed: u64, length: usize) -> Vec<f64> {
 
 #[test]
 fn state_goes_out_and_in_bit_for_bit() {
-    let config = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
     let step = |optimizer: &mut AdamW<F32>, params: Vec<Tensor<F32, 2>>, seed: u64| {
-        let updates = params
-            .into_iter()
-            .zip(["layer.10.a", "layer.9.step"])
-            .enumerate();
+        let updates = params.into_iter().zip(["layer.10.a", "layer.9.step"]).enumerate();
         let updates = updates.map(|(i, (param, name))| {
             let [rows, columns] = param.dims();
             let grad = matrix(&noise(seed + i as u64, rows * columns), columns);
-            NamedUpdate {
-                name: name.into(),
-                param,
-                grad,
-            }
+            NamedUpdate { name: name.into(), param, grad }
         });
         optimizer.step(1e-2, updates.collect())
     };
@@ -274,10 +213,7 @@ fn state_goes_out_and_in_bit_for_bit() {
     assert_eq!(exported.len(), 6);
     let mut again = AdamW::import(config, exported.clone(), &Default::default()).unwrap();
     assert_eq!(again.export(), exported);
-    let (a, b) = (
-        step(&mut through, params.clone(), 7),
-        step(&mut again, params, 7),
-    );
+    let (a, b) = (step(&mut through, params.clone(), 7), step(&mut again, params, 7));
     for (a, b) in a.into_iter().zip(b) {
         assert_eq!(a.into_data(), b.into_data());
     }
@@ -285,9 +221,7 @@ fn state_goes_out_and_in_bit_for_bit() {
     let refused = |change: &dyn Fn(&mut NamedTensors)| {
         let mut tensors = exported.clone();
         change(&mut tensors);
-        AdamW::<F32>::import(config, tensors, &Default::default())
-            .unwrap_err()
-            .to_string()
+        AdamW::<F32>::import(config, tensors, &Default::default()).unwrap_err().to_string()
     };
     assert!(refused(&|tensors| drop(tensors.remove(0))).contains("layer.10.a.exp_avg: is missing"));
     assert!(refused(&|tensors| drop(tensors.remove(2))).contains("not part of an optimizer state"));

@@ -2,11 +2,7 @@
 //! runs take.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "the suite of another backend takes the rest"
-)]
+#![allow(dead_code, unreachable_pub, reason = "the suite of another backend takes the rest")]
 
 #[path = "suite/plan.rs"]
 mod plan;
@@ -71,9 +67,7 @@ impl Workshop {
 
     fn arithmo(&self, command: &str, arguments: &[&str]) -> Output {
         let mut program = Command::new(env!("CARGO_BIN_EXE_arithmo"));
-        program
-            .args([command, "--config"])
-            .arg(self.path("run.toml"));
+        program.args([command, "--config"]).arg(self.path("run.toml"));
         program.args(arguments).output().unwrap()
     }
 
@@ -99,10 +93,7 @@ fn a_model_is_planned_from_its_config_alone_for_a_card_that_is_not_here() {
     ];
     let plan = workshop.plan(&[&card[..], &four_bits].concat());
     assert_eq!(plan["fits"], true, "{plan}");
-    assert_eq!(
-        (&plan["dtype"], &plan["lengths"]),
-        (&"f16".into(), &"max_length".into())
-    );
+    assert_eq!((&plan["dtype"], &plan["lengths"]), (&"f16".into(), &"max_length".into()));
     assert_eq!(plan["capacity_bytes"], 8_000_000_000u64);
     let bytes = plan["bytes"].as_object().unwrap();
     let sum: u64 = bytes.values().map(|bytes| bytes.as_u64().unwrap()).sum();
@@ -114,10 +105,7 @@ fn a_model_is_planned_from_its_config_alone_for_a_card_that_is_not_here() {
     let changes = plan["changes"].as_array().unwrap();
     assert!(!changes.is_empty() && changes.len() <= 3);
     for change in changes {
-        assert!(
-            change["total_bytes"].as_u64() <= Some(8_000_000_000),
-            "{change}"
-        );
+        assert!(change["total_bytes"].as_u64() <= Some(8_000_000_000), "{change}");
         // What is proposed, planned as a user would.
         let settings = change["set"].as_array().unwrap().iter();
         let settings = settings.flat_map(|setting| ["--set", setting.as_str().unwrap()]);
@@ -142,10 +130,7 @@ fn a_model_is_planned_from_its_config_alone_for_a_card_that_is_not_here() {
     // The CPU's memory is that of the process, all of which is counted.
     let cpu = workshop.arithmo("plan", &["--backend", "ndarray", "--device-memory", "64GB"]);
     let table = String::from_utf8(cpu.stdout).unwrap();
-    assert!(
-        table.contains("together") && !table.contains("left out"),
-        "{table}"
-    );
+    assert!(table.contains("together") && !table.contains("left out"), "{table}");
 }
 
 #[test]
@@ -171,18 +156,11 @@ fn a_run_that_does_not_fit_is_refused_before_anything_is_written() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(refused.stdout.is_empty() && !workshop.path("run").exists());
     let message = String::from_utf8(refused.stderr).unwrap();
-    for part in [
-        "error: plan: the run takes",
-        "does not fit into 20.0 MB",
-        "help: ",
-    ] {
+    for part in ["error: plan: the run takes", "does not fit into 20.0 MB", "help: "] {
         assert!(message.contains(part), "{part}: {message}");
     }
     // A dry run says the same and is no error.
-    let dry = workshop.arithmo(
-        "train",
-        &[&little[..], &["--dry-run", "--no-timing"]].concat(),
-    );
+    let dry = workshop.arithmo("train", &[&little[..], &["--dry-run", "--no-timing"]].concat());
     assert!(dry.status.success(), "{dry:?}");
     let table = String::from_utf8(dry.stdout).unwrap();
     assert!(table.contains("does not fit into 20.0 MB"), "{table}");
@@ -192,11 +170,7 @@ fn a_run_that_does_not_fit_is_refused_before_anything_is_written() {
     assert!(workshop.path("run/adapter").is_dir());
     let wrong = workshop.arithmo("train", &["--device-memory", "much"]);
     assert_eq!(wrong.status.code(), Some(1));
-    assert!(
-        String::from_utf8(wrong.stderr)
-            .unwrap()
-            .contains("write it as 8GB")
-    );
+    assert!(String::from_utf8(wrong.stderr).unwrap().contains("write it as 8GB"));
 }
 
 /// Between too little and enough there is what changes bring.
@@ -212,10 +186,8 @@ fn the_refusal_proposes_what_makes_it_fit() {
         "train.per_device_train_batch_size=4",
     ];
     let plan = workshop.plan(&[&keep[..], &["--no-timing"]].concat());
-    let (total, program) = (
-        plan["total_bytes"].as_u64().unwrap(),
-        plan["bytes"]["program"].as_u64().unwrap(),
-    );
+    let (total, program) =
+        (plan["total_bytes"].as_u64().unwrap(), plan["bytes"]["program"].as_u64().unwrap());
     // Half of what comes on top of the program.
     let half = (program + (total - program) / 2).to_string();
     let refused = workshop.arithmo("train", &[&keep[..], &["--device-memory", &half]].concat());
@@ -223,11 +195,7 @@ fn the_refusal_proposes_what_makes_it_fit() {
     let message = String::from_utf8(refused.stderr).unwrap();
     let proposed = message.matches("--set ").count();
     assert!(proposed >= 1, "{message}");
-    for part in [
-        "takes ",
-        "times the time a step, same result",
-        "--ignore-plan",
-    ] {
+    for part in ["takes ", "times the time a step, same result", "--ignore-plan"] {
         assert!(message.contains(part), "{part}: {message}");
     }
 }

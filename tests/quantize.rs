@@ -29,17 +29,12 @@ fn fixture() -> PathBuf {
 }
 
 fn to(format: Format, double_quant: bool) -> Quantization {
-    Quantization {
-        format,
-        double_quant,
-    }
+    Quantization { format, double_quant }
 }
 
 /// The matrix `name` of `files`, packed.
 fn packed(files: &WeightFiles, name: &str, to: Quantization) -> Quantized {
-    let &[d_out, d_in] = files.shape(name).unwrap() else {
-        panic!("{name} is no matrix")
-    };
+    let &[d_out, d_in] = files.shape(name).unwrap() else { panic!("{name} is no matrix") };
     cache::pack(files, name, [d_out, d_in], to).unwrap()
 }
 
@@ -63,39 +58,20 @@ fn check_four_bits(files: &WeightFiles, weight: &str, name: &str, format: Format
 #[track_caller]
 fn check_double(files: &WeightFiles, weight: &str, names: [&str; 3], format: Format) {
     let double = packed(files, weight, to(format, true));
-    let HostScales::Double {
-        words,
-        absmax,
-        offset,
-    } = &double.scales
-    else {
+    let HostScales::Double { words, absmax, offset } = &double.scales else {
         panic!("{:?}", double.scales)
     };
     let [codes, nested, mean] = names;
     let mean = files.tensor_f32(mean).unwrap()[0];
-    assert!(
-        (offset - mean).abs() <= 2e-7 * mean.abs(),
-        "{offset} for {mean}"
-    );
+    assert!((offset - mean).abs() <= 2e-7 * mean.abs(), "{offset} for {mean}");
     let nested = files.tensor_f32(nested).unwrap();
     assert_close(weight, absmax, &nested, 2e-7 * mean.abs());
     let theirs = files.bytes(codes).unwrap();
     let ours = bytes_of(words, theirs.len());
     let others: Vec<_> = ours.iter().zip(&theirs).filter(|(a, b)| a != b).collect();
-    let most = if *offset == mean {
-        0
-    } else {
-        theirs.len() / 100
-    };
-    assert!(
-        others.len() <= most,
-        "{weight}: {others:?} of {}",
-        theirs.len()
-    );
-    assert!(
-        others.iter().all(|(a, b)| a.abs_diff(**b) == 1),
-        "{others:?}"
-    );
+    let most = if *offset == mean { 0 } else { theirs.len() / 100 };
+    assert!(others.len() <= most, "{weight}: {others:?} of {}", theirs.len());
+    assert!(others.iter().all(|(a, b)| a.abs_diff(**b) == 1), "{others:?}");
 }
 
 #[test]
@@ -123,10 +99,7 @@ fn four_bits_are_bitsandbytes() {
 #[test]
 fn eight_bits_are_bitsandbytes() {
     let files = WeightFiles::open_file(&fixture()).unwrap();
-    assert_eq!(
-        files.tensor_f32("dynamic_map").unwrap(),
-        Format::Int8.code()
-    );
+    assert_eq!(files.tensor_f32("dynamic_map").unwrap(), Format::Int8.code());
     for (weight, name) in [("weight", "int8"), ("ragged", "ragged.int8")] {
         let ours = packed(&files, weight, to(Format::Int8, false));
         let scales = files.tensor_f32(&format!("{name}.absmax")).unwrap();
@@ -234,14 +207,9 @@ fn what_is_not_finite_is_named() {
 
 /// The packed matrices of a model's files.
 fn projections(folder: &Path) -> Vec<(String, Quantized)> {
-    let (config, files) = (
-        MistralConfig::load(folder).unwrap(),
-        WeightFiles::open(folder).unwrap(),
-    );
-    let tensors = config
-        .tensors()
-        .into_iter()
-        .filter(|(name, _)| files.is_packed(name));
+    let (config, files) =
+        (MistralConfig::load(folder).unwrap(), WeightFiles::open(folder).unwrap());
+    let tensors = config.tensors().into_iter().filter(|(name, _)| files.is_packed(name));
     let read = |(name, shape): (String, Vec<usize>)| {
         let packed = bitsandbytes::read(&files, &name, [shape[0], shape[1]]).unwrap();
         (name, packed)
@@ -320,14 +288,7 @@ impl Work {
     }
 
     fn load(&self, to: Quantization, cache: &Cache) -> Mistral<B> {
-        load_as(
-            &self.base(),
-            DType::F32,
-            Some(to),
-            cache,
-            &Default::default(),
-        )
-        .unwrap()
+        load_as(&self.base(), DType::F32, Some(to), cache, &Default::default()).unwrap()
     }
 
     /// The packed models kept.
@@ -343,9 +304,7 @@ impl Work {
 
 fn all_ways() -> Vec<Quantization> {
     let formats = [Format::Nf4, Format::Fp4, Format::Int8];
-    let ways = formats
-        .into_iter()
-        .flat_map(|format| [to(format, false), to(format, true)]);
+    let ways = formats.into_iter().flat_map(|format| [to(format, false), to(format, true)]);
     ways.collect()
 }
 
@@ -387,24 +346,14 @@ fn kept_models_are_laid_out_for_everybody() {
         assert_eq!(info.data_offsets.0 % size, 0, "{name}");
     }
     let files = WeightFiles::open(folder).unwrap();
-    assert_eq!(
-        files.dtype("model.embed_tokens.weight").unwrap(),
-        DType::BF16
-    );
+    assert_eq!(files.dtype("model.embed_tokens.weight").unwrap(), DType::BF16);
     let source = WeightFiles::open(&work.base()).unwrap();
-    for name in [
-        "model.embed_tokens.weight",
-        "lm_head.weight",
-        "model.norm.weight",
-    ] {
+    for name in ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"] {
         assert_eq!(files.bytes(name).unwrap(), source.bytes(name).unwrap());
     }
     let config = suite::golden::json(&folder.join("config.json"));
     assert_eq!(config["quantization_config"]["bnb_4bit_quant_type"], "nf4");
-    assert_eq!(
-        config["quantization_config"]["bnb_4bit_compute_dtype"],
-        "bfloat16"
-    );
+    assert_eq!(config["quantization_config"]["bnb_4bit_compute_dtype"], "bfloat16");
 }
 
 /// Cut short, flipped, of another kind, of other weights: whatever lies in the cache, the model is right.
@@ -445,19 +394,13 @@ fn what_is_damaged_or_foreign_is_made_again() {
     fs::remove_dir_all(work.base()).unwrap();
     suite::tiny::write_model(
         &work.base(),
-        &MistralConfig {
-            vocab_size: 37,
-            ..shape()
-        },
+        &MistralConfig { vocab_size: 37, ..shape() },
         DType::F32,
     );
     let other = random_logits(&work.load(to, &work.cache));
     assert_ne!(other, good);
     assert_eq!(work.kept().len(), 2);
-    let rests = work
-        .kept()
-        .into_iter()
-        .filter(|path| path.to_string_lossy().contains(".part"));
+    let rests = work.kept().into_iter().filter(|path| path.to_string_lossy().contains(".part"));
     assert_eq!(rests.count(), 0);
 }
 
@@ -470,10 +413,7 @@ fn where_nothing_can_be_kept_the_model_is_loaded_all_the_same() {
     assert_eq!(random_logits(&work.load(to, &work.cache)), direct);
     // Models this small are not worth keeping.
     let other = Work::new(DType::BF16);
-    let of_user = Cache {
-        worth: Cache::of_user(ProgressMode::Quiet).worth,
-        ..other.cache.clone()
-    };
+    let of_user = Cache { worth: Cache::of_user(ProgressMode::Quiet).worth, ..other.cache.clone() };
     other.load(to, &of_user);
     assert_eq!(other.kept().len(), 0);
 }
@@ -482,22 +422,13 @@ fn where_nothing_can_be_kept_the_model_is_loaded_all_the_same() {
 fn what_does_not_fit_is_refused() {
     let work = Work::new(DType::F32);
     let error = |folder: &Path, to: Quantization| {
-        let loaded = load_as::<B>(
-            folder,
-            DType::F32,
-            Some(to),
-            &work.cache,
-            &Default::default(),
-        );
+        let loaded = load_as::<B>(folder, DType::F32, Some(to), &work.cache, &Default::default());
         loaded.map(|_| ()).unwrap_err().to_string()
     };
     work.load(to(Format::Nf4, true), &work.cache);
     let packed = work.kept()[0].clone();
     let message = error(&packed, to(Format::Fp4, false));
-    assert!(
-        message.contains("packed as nf4 with double_quant already"),
-        "{message}"
-    );
+    assert!(message.contains("packed as nf4 with double_quant already"), "{message}");
     // As asked for already.
     load_as::<B>(
         &packed,
@@ -526,13 +457,7 @@ fn an_adapter_on_a_packed_base_computes_as_in_peft() {
     };
     let plain = reference("models/tiny-a").unwrap();
     let to = to(Format::Nf4, false);
-    let model = load_as::<B>(
-        &plain,
-        DType::F32,
-        Some(to),
-        &Cache::none(),
-        &Default::default(),
-    );
+    let model = load_as::<B>(&plain, DType::F32, Some(to), &Cache::none(), &Default::default());
     let mut model = model.unwrap();
     adapter::load(&mut model, &run, &Default::default()).unwrap();
     let golden = Tensors::open(&run.join("merged_logits.safetensors"));

@@ -30,15 +30,10 @@ fn read(name: &str) -> String {
 
 /// The Rust files below `folder`, as paths from the root; a folder's `mod.rs` stands before its other files.
 fn rust_files(folder: &Path) -> Vec<String> {
-    let mut entries: Vec<PathBuf> = fs::read_dir(root().join(folder))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    let main = |path: &Path| {
-        ["mod.rs", "lib.rs", "main.rs"]
-            .iter()
-            .all(|name| !path.ends_with(name))
-    };
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let main =
+        |path: &Path| ["mod.rs", "lib.rs", "main.rs"].iter().all(|name| !path.ends_with(name));
     entries.sort_by_key(|path| (path.is_dir(), main(path), path.clone()));
     let mut files = Vec::new();
     for path in entries {
@@ -56,20 +51,14 @@ fn rust_files(folder: &Path) -> Vec<String> {
 }
 
 fn all_files() -> Vec<String> {
-    LISTED
-        .iter()
-        .flat_map(|folder| rust_files(Path::new(folder)))
-        .collect()
+    LISTED.iter().flat_map(|folder| rust_files(Path::new(folder))).collect()
 }
 
 /// The first sentence of a file's documentation.
 fn description(file: &str) -> String {
     let text = read(file);
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
-    let paragraph: Vec<&str> = lines
-        .map(str::trim)
-        .take_while(|line| !line.is_empty())
-        .collect();
+    let paragraph: Vec<&str> = lines.map(str::trim).take_while(|line| !line.is_empty()).collect();
     let paragraph = paragraph.join(" ");
     let mut sentence = match paragraph.split_once(". ") {
         Some((first, _)) => first.to_string(),
@@ -170,11 +159,7 @@ fn commands(text: &str) -> Vec<String> {
             false => {}
         }
     }
-    lines
-        .replace("\\\n", " ")
-        .lines()
-        .map(str::to_string)
-        .collect()
+    lines.replace("\\\n", " ").lines().map(str::to_string).collect()
 }
 
 /// The words of a command, as a shell takes quotes; a comment ends it.
@@ -212,9 +197,9 @@ fn every_command_of_the_readme_parses() {
         assert!(parsed.is_ok(), "{command}: {}", parsed.unwrap_err());
         seen.insert(words[1].clone());
     }
-    for name in [
-        "demo", "prepare", "train", "score", "generate", "merge", "report", "doctor", "bench",
-    ] {
+    for name in
+        ["demo", "prepare", "train", "score", "generate", "merge", "report", "doctor", "bench"]
+    {
         assert!(seen.contains(name), "the README shows no arithmo {name}");
     }
 }
@@ -225,10 +210,7 @@ fn the_test_command_is_the_one_ci_runs() {
     let tests = |line: &&String| line.starts_with("cargo test");
     let command = words(readme.iter().find(tests).unwrap()).join(" ");
     let ci = read(".ci/run");
-    let stage = ci
-        .lines()
-        .find(|line| line.starts_with("stage \"tests\""))
-        .unwrap();
+    let stage = ci.lines().find(|line| line.starts_with("stage \"tests\"")).unwrap();
     assert_eq!(stage, format!("stage \"tests\" {command}"));
     assert!(read("CONTRIBUTING.md").contains(&command));
 }

@@ -1,9 +1,6 @@
 //! `arithmo report` on whole, broken and real run folders.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "helpers of tests fail by panicking, as tests do"
-)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,26 +37,17 @@ fn log_run(dir: &Path, steps: u64, chosen_end: f64) {
             .with("tokens_per_second", 1000.0 + noise);
         log.log(&record).unwrap();
     }
-    let evaluation = Record::new(steps)
-        .with("eval_loss", 0.5)
-        .with("eval_rewards/margins", 0.75);
+    let evaluation = Record::new(steps).with("eval_loss", 0.5).with("eval_rewards/margins", 0.75);
     log.log(&evaluation).unwrap();
 }
 
 fn page_of(dir: &Path) -> (String, ReportPaths) {
     let paths = write_report(dir).unwrap();
     let page = fs::read_to_string(&paths.index).unwrap();
-    for (open, close) in [
-        ("<svg", "</svg>"),
-        ("<figure", "</figure>"),
-        ("<table", "</table>"),
-        ("<tr>", "</tr>"),
-    ] {
-        assert_eq!(
-            page.matches(open).count(),
-            page.matches(close).count(),
-            "{open}"
-        );
+    for (open, close) in
+        [("<svg", "</svg>"), ("<figure", "</figure>"), ("<table", "</table>"), ("<tr>", "</tr>")]
+    {
+        assert_eq!(page.matches(open).count(), page.matches(close).count(), "{open}");
     }
     assert!(
         !page.contains("<script")
@@ -126,18 +114,12 @@ fn a_whole_run_gets_a_page_and_its_plots() {
         "tokens-per-second",
         "lengths",
     ];
-    let files: Vec<String> = expected
-        .iter()
-        .flat_map(|n| [format!("{n}.svg"), format!("{n}.png")])
-        .collect();
+    let files: Vec<String> =
+        expected.iter().flat_map(|n| [format!("{n}.svg"), format!("{n}.png")]).collect();
     assert_eq!(names(&paths.plots), files);
     for path in &paths.plots {
         let bytes = fs::read(path).unwrap();
-        let start: &[u8] = if path.extension().unwrap() == "png" {
-            b"\x89PNG"
-        } else {
-            b"<svg "
-        };
+        let start: &[u8] = if path.extension().unwrap() == "png" { b"\x89PNG" } else { b"<svg " };
         assert!(bytes.starts_with(start), "{}", path.display());
     }
     for needle in [
@@ -156,10 +138,7 @@ fn a_whole_run_gets_a_page_and_its_plots() {
     ] {
         assert!(page.contains(needle), "missing: {needle}");
     }
-    assert!(
-        !page.contains("<b>model"),
-        "text of the manifest is escaped"
-    );
+    assert!(!page.contains("<b>model"), "text of the manifest is escaped");
     assert!(page.len() < 400_000, "{}", page.len());
 }
 
@@ -177,18 +156,11 @@ fn runs_of_one_step_and_of_one_metric() {
     let (page, paths) = page_of(dir.path());
     assert!(page.contains("<dt>Steps</dt><dd>1</dd>") && paths.plots.len() == 16);
     // A second report of a run that has less leaves none of the older plots behind.
-    fs::write(
-        dir.path().join("metrics.jsonl"),
-        "{\"step\":4,\"loss\":0.5}",
-    )
-    .unwrap();
+    fs::write(dir.path().join("metrics.jsonl"), "{\"step\":4,\"loss\":0.5}").unwrap();
     let (page, paths) = page_of(dir.path());
     assert_eq!(names(&paths.plots), ["loss.svg", "loss.png"]);
     assert_eq!(fs::read_dir(dir.path().join("report")).unwrap().count(), 3);
-    assert!(
-        !page.contains("ln 2"),
-        "no preference data: nothing begins at ln 2"
-    );
+    assert!(!page.contains("ln 2"), "no preference data: nothing begins at ln 2");
 }
 
 #[test]
@@ -196,15 +168,11 @@ fn values_that_are_not_finite_are_gaps_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let line =
         |step: u32, loss: &str| format!("{{\"step\":{step},\"loss\":{loss},\"grad_norm\":null}}\n");
-    let text: String = (1..=9)
-        .map(|s| line(s, if s % 4 == 3 { "null" } else { "1e308" }))
-        .collect();
+    let text: String =
+        (1..=9).map(|s| line(s, if s % 4 == 3 { "null" } else { "1e308" })).collect();
     fs::write(dir.path().join("metrics.jsonl"), text).unwrap();
     let (page, paths) = page_of(dir.path());
-    assert!(
-        page.contains("loss: 2 of 9 values are not finite, the first at step 3."),
-        "{page}"
-    );
+    assert!(page.contains("loss: 2 of 9 values are not finite, the first at step 3."), "{page}");
     assert!(page.contains("grad_norm: 9 of 9 values are not finite"));
     assert_eq!(names(&paths.plots), ["loss.svg", "loss.png"]);
 }
@@ -227,17 +195,11 @@ fn a_torn_last_line_is_left_out_and_said() {
 fn what_cannot_be_reported_is_named_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let error = error_of(dir.path());
-    assert!(
-        error.contains("metrics.jsonl: no such file") && error.contains("help:"),
-        "{error}"
-    );
+    assert!(error.contains("metrics.jsonl: no such file") && error.contains("help:"), "{error}");
     let metrics = dir.path().join("metrics.jsonl");
     for empty in ["", "\n", "{\"step\":1}\n", "{\"st"] {
         fs::write(&metrics, empty).unwrap();
-        assert!(
-            error_of(dir.path()).contains("holds no metric yet"),
-            "{empty:?}"
-        );
+        assert!(error_of(dir.path()).contains("holds no metric yet"), "{empty:?}");
     }
     for broken in [
         "{\"step\":1,\"loss\":1}\n{\"step\":\n{\"step\":3}\n",
@@ -277,9 +239,8 @@ fn traces_of_real_runs() {
         eprintln!("SKIPPED: no {}", root.display());
         return;
     };
-    let traces = runs
-        .map(|run| run.unwrap().path().join("trace.jsonl"))
-        .filter(|trace| trace.is_file());
+    let traces =
+        runs.map(|run| run.unwrap().path().join("trace.jsonl")).filter(|trace| trace.is_file());
     let mut count = 0;
     for trace in traces.take(12) {
         let dir = tempfile::tempdir().unwrap();

@@ -88,10 +88,8 @@ fn ten_steps_are_those_of_torch() {
             let what = format!("step {step}");
             assert_near(&what, output.loss, &expected["loss"], 2e-5);
             assert_near(&what, output.grad_norm, &expected["grad_norm"], 1e-4);
-            for (ours, theirs) in output
-                .micro_batches
-                .iter()
-                .zip(expected["micro_batches"].as_array().unwrap())
+            for (ours, theirs) in
+                output.micro_batches.iter().zip(expected["micro_batches"].as_array().unwrap())
             {
                 for (key, value) in SftLearner::<Narrow>::KEYS.iter().zip(&ours.values) {
                     assert_near(&format!("{what}: {key}"), *value, &theirs[*key], 2e-5);
@@ -116,33 +114,15 @@ fn small() -> MistralConfig {
 fn write_inputs(folder: &Path) -> String {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
-    let shape = MistralConfig {
-        vocab_size: 512,
-        ..small()
-    };
-    let shape = MistralConfig {
-        max_position_embeddings: 128,
-        ..shape
-    };
+    let shape = MistralConfig { vocab_size: 512, ..small() };
+    let shape = MistralConfig { max_position_embeddings: 128, ..shape };
     shape.save(&model).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(
-            fixtures().join("tokenizer/byte-level").join(name),
-            model.join(name),
-        )
-        .unwrap();
+        fs::copy(fixtures().join("tokenizer/byte-level").join(name), model.join(name)).unwrap();
     }
-    let line = |n: usize| {
-        format!(
-            "{{\"prompt\": \"{n} + 1 =\", \"completion\": \" {}\"}}\n",
-            n + 1
-        )
-    };
-    fs::write(
-        folder.join("train.jsonl"),
-        (0..20).map(line).collect::<String>(),
-    )
-    .unwrap();
+    let line =
+        |n: usize| format!("{{\"prompt\": \"{n} + 1 =\", \"completion\": \" {}\"}}\n", n + 1);
+    fs::write(folder.join("train.jsonl"), (0..20).map(line).collect::<String>()).unwrap();
     let path = |name: &str| toml::Value::String(folder.join(name).display().to_string());
     format!(
         "output_dir = {}\nmethod = \"sft\"\n[model]\nmodel_name_or_path = {}\nuse_peft = false\nfrom_scratch = true\n\
@@ -158,11 +138,7 @@ fn write_inputs(folder: &Path) -> String {
 
 fn start(folder: &Path, existing: Existing) -> arithmo::Result<()> {
     let config = RunConfig::load(&folder.join("run.toml"), &[])?;
-    let options = RunOptions {
-        existing,
-        dry_run: false,
-        progress: ProgressMode::Quiet,
-    };
+    let options = RunOptions { existing, dry_run: false, progress: ProgressMode::Quiet };
     let summary = run::<Narrow>(&config, &options, &Default::default())?;
     assert_eq!(summary.output, Some(folder.join("run/model")));
     Ok(())
@@ -176,36 +152,23 @@ fn a_run_from_random_weights_learns_and_resumes_bit_for_bit() {
     start(folder, Existing::Refuse).unwrap();
     let metrics = || {
         let text = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
-        let lines = text
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         lines.collect::<Vec<Value>>()
     };
     let lines = metrics();
-    let losses: Vec<f64> = lines
-        .iter()
-        .filter_map(|line| line["loss"].as_f64())
-        .collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
     assert_eq!(losses.len(), 9);
     assert!((losses[0] - 512f64.ln()).abs() < 0.5, "{losses:?}");
     assert!(losses[8] < losses[0] - 1.0, "{losses:?}");
     let last = lines.last().unwrap();
     assert!(last["eval_loss"].as_f64().unwrap() < losses[0], "{last}");
-    for key in [
-        "mean_token_accuracy",
-        "entropy",
-        "num_tokens",
-        "grad_norm",
-        "learning_rate",
-    ] {
+    for key in ["mean_token_accuracy", "entropy", "num_tokens", "grad_norm", "learning_rate"] {
         assert!(lines[0][key].is_number(), "{key}: {}", lines[0]);
     }
     // The model is a folder that opens; its tokenizer came along.
     let model = folder.join("run/model");
     let files = WeightFiles::open(&model).unwrap();
-    files
-        .check(&MistralConfig::load(&model).unwrap().tensors())
-        .unwrap();
+    files.check(&MistralConfig::load(&model).unwrap().tensors()).unwrap();
     assert!(model.join("tokenizer.json").is_file());
     let weights = fs::read(model.join("model.safetensors")).unwrap();
 
@@ -215,10 +178,7 @@ fn a_run_from_random_weights_learns_and_resumes_bit_for_bit() {
     }
     start(folder, Existing::Resume).unwrap();
     assert!(fs::read(model.join("model.safetensors")).unwrap() == weights);
-    let again: Vec<f64> = metrics()
-        .iter()
-        .filter_map(|line| line["loss"].as_f64())
-        .collect();
+    let again: Vec<f64> = metrics().iter().filter_map(|line| line["loss"].as_f64()).collect();
     assert_eq!(again, losses);
 }
 
@@ -236,9 +196,7 @@ fn what_cannot_be_meant_is_refused() {
     ] {
         let (header, key) = change.split_once('\n').unwrap();
         let name = key.split(' ').next().unwrap();
-        let kept = text
-            .lines()
-            .filter(|line| !line.starts_with(&format!("{name} =")));
+        let kept = text.lines().filter(|line| !line.starts_with(&format!("{name} =")));
         let mut lines: Vec<String> = kept.map(String::from).collect();
         match lines.iter().position(|line| line == header) {
             Some(at) => lines.insert(at + 1, key.to_string()),

@@ -155,10 +155,6 @@ mod training_matches_trl {
 
     #[test]
     fn on_packed_bases() {
-        replay(&[
-            "nf4_dequantised_base",
-            "nf4_double_quant_base",
-            "qlora_bnb_cpu",
-        ]);
+        replay(&["nf4_dequantised_base", "nf4_double_quant_base", "qlora_bnb_cpu"]);
     }
 }

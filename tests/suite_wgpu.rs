@@ -1,9 +1,6 @@
 //! The shared suite on wgpu. In CI the driver is Mesa's lavapipe, which is Vulkan on the CPU.
 #![cfg(feature = "wgpu")]
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may stop at the first surprise, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
 
 use std::sync::OnceLock;
 
@@ -84,11 +81,9 @@ fn training_on_packed_bases_matches_trl() {
         return;
     }
     let device = Default::default();
-    for (name, recompute) in [
-        ("nf4_dequantised_base", true),
-        ("nf4_double_quant_base", false),
-        ("qlora_bnb_cpu", false),
-    ] {
+    for (name, recompute) in
+        [("nf4_dequantised_base", true), ("nf4_double_quant_base", false), ("qlora_bnb_cpu", false)]
+    {
         suite::traces::replay::<Gpu>(name, 3, recompute, &device);
     }
 }
@@ -196,10 +191,7 @@ fn score_equals_the_cpu() {
         for side in ["chosen", "rejected"] {
             let [ours, theirs] = [ours, theirs].map(|line| {
                 let tokens = line[format!("token_logps/{side}")].as_array().unwrap();
-                tokens
-                    .iter()
-                    .map(|v| v.as_f64().unwrap() as f32)
-                    .collect::<Vec<_>>()
+                tokens.iter().map(|v| v.as_f64().unwrap() as f32).collect::<Vec<_>>()
             });
             suite::golden::assert_close(side, &ours, &theirs, 5e-5);
         }
@@ -209,16 +201,7 @@ fn score_equals_the_cpu() {
 /// A backend that cannot start says so in one message and exits with 1; `auto` goes on to one that can.
 #[test]
 fn a_missing_driver_is_one_clear_message() {
-    let score = [
-        "score",
-        "--model",
-        "none",
-        "--data",
-        "none",
-        "--output",
-        "none",
-        "--backend",
-    ];
+    let score = ["score", "--model", "none", "--data", "none", "--output", "none", "--backend"];
     let said = |backend: &str| {
         let run = arithmo(&[&score[..], &[backend]].concat(), false);
         assert_eq!(run.status.code(), Some(1), "{run:?}");
@@ -228,18 +211,12 @@ fn a_missing_driver_is_one_clear_message() {
         message
     };
     let message = said("wgpu");
-    assert!(
-        message.starts_with("error: --backend: wgpu finds no Vulkan"),
-        "{message}"
-    );
+    assert!(message.starts_with("error: --backend: wgpu finds no Vulkan"), "{message}");
     // The next thing that is wrong is the model.
     let message = said("auto");
     assert!(!message.contains("--backend"), "{message}");
     if cfg!(feature = "cuda") && BackendKind::Cuda.start().is_err() {
         let message = said("cuda");
-        assert!(
-            message.starts_with("error: --backend: cuda finds no NVIDIA"),
-            "{message}"
-        );
+        assert!(message.starts_with("error: --backend: cuda finds no NVIDIA"), "{message}");
     }
 }

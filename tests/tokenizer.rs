@@ -17,16 +17,12 @@ struct Golden {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/tokenizer")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer").join(name)
 }
 
 fn golden(path: &Path) -> Vec<Golden> {
     let text = fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The golden data beside the checkout, or `None` with a plain note.
@@ -45,38 +41,14 @@ fn the_mistral_tokenizer_agrees_with_hugging_face_on_every_id_and_text() {
     let tokenizer = Tokenizer::from_folder(&reference.join("mistral-tokenizer")).unwrap();
     let lines = golden(&reference.join("tokenizer_golden.jsonl"));
     assert_eq!(lines.len(), 200);
-    for Golden {
-        text,
-        ids,
-        decoded,
-        decoded_with_special,
-    } in lines
-    {
+    for Golden { text, ids, decoded, decoded_with_special } in lines {
         assert_eq!(tokenizer.encode(&text, true).unwrap(), ids, "{text:?}");
-        assert_eq!(
-            tokenizer.encode(&text, false).unwrap(),
-            ids[1..],
-            "{text:?}"
-        );
-        assert_eq!(
-            Some(tokenizer.decode(&ids, true).unwrap()),
-            decoded,
-            "{text:?}"
-        );
-        assert_eq!(
-            Some(tokenizer.decode(&ids, false).unwrap()),
-            decoded_with_special,
-            "{text:?}"
-        );
+        assert_eq!(tokenizer.encode(&text, false).unwrap(), ids[1..], "{text:?}");
+        assert_eq!(Some(tokenizer.decode(&ids, true).unwrap()), decoded, "{text:?}");
+        assert_eq!(Some(tokenizer.decode(&ids, false).unwrap()), decoded_with_special, "{text:?}");
     }
-    assert_eq!(
-        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
-        (Some(1), 2, 2)
-    );
-    assert_eq!(
-        (tokenizer.eos_token(), tokenizer.vocab_size()),
-        ("</s>", 32000)
-    );
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(1), 2, 2));
+    assert_eq!((tokenizer.eos_token(), tokenizer.vocab_size()), ("</s>", 32000));
 }
 
 #[test]
@@ -88,11 +60,7 @@ fn our_tiny_tokenizers_agree_with_a_plain_bpe() {
         let lines = golden(&fixture(name).join("golden.jsonl"));
         assert!(lines.len() > 10);
         for Golden { text, ids, .. } in lines {
-            assert_eq!(
-                tokenizer.encode(&text, true).unwrap(),
-                ids,
-                "{name}: {text:?}"
-            );
+            assert_eq!(tokenizer.encode(&text, true).unwrap(), ids, "{name}: {text:?}");
             if !text.contains('<') {
                 assert_eq!(tokenizer.decode(&ids, true).unwrap(), text, "{name}");
             }
@@ -113,26 +81,14 @@ fn changed(changes: &[(&str, &str)]) -> arithmo::Result<Tokenizer> {
 #[test]
 fn special_tokens_are_found_in_the_next_file_where_one_names_none() {
     let no_config = ("tokenizer_config.json", "{}");
-    let map = (
-        "special_tokens_map.json",
-        r#"{"eos_token": {"content": "<s>"}, "pad_token": "<unk>"}"#,
-    );
+    let map =
+        ("special_tokens_map.json", r#"{"eos_token": {"content": "<s>"}, "pad_token": "<unk>"}"#);
     let tokenizer = changed(&[no_config, map]).unwrap();
-    assert_eq!(
-        (tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()),
-        (1, 0, None)
-    );
-    let ids = (
-        "config.json",
-        r#"{"eos_token_id": [2, 1], "bos_token_id": 1}"#,
-    );
+    assert_eq!((tokenizer.eos_id(), tokenizer.pad_id(), tokenizer.bos_id()), (1, 0, None));
+    let ids = ("config.json", r#"{"eos_token_id": [2, 1], "bos_token_id": 1}"#);
     let tokenizer = changed(&[no_config, ids]).unwrap();
     assert_eq!(
-        (
-            tokenizer.eos_token(),
-            tokenizer.eos_id(),
-            tokenizer.bos_id()
-        ),
+        (tokenizer.eos_token(), tokenizer.eos_id(), tokenizer.bos_id()),
         ("</s>", 2, Some(1))
     );
     let generation = ("generation_config.json", r#"{"eos_token_id": 1}"#);
@@ -147,14 +103,8 @@ fn a_folder_that_cannot_work_says_why() {
             &[("tokenizer_config.json", r#"{"eos_token": "<end>"}"#)],
             "\"<end>\" is not in the vocabulary",
         ),
-        (
-            &[("tokenizer_config.json", "{")],
-            "tokenizer_config.json: is not JSON",
-        ),
-        (
-            &[("tokenizer.json", "{}")],
-            "tokenizer.json: is not a tokenizer",
-        ),
+        (&[("tokenizer_config.json", "{")], "tokenizer_config.json: is not JSON"),
+        (&[("tokenizer.json", "{}")], "tokenizer.json: is not a tokenizer"),
     ];
     for (changes, wanted) in cases {
         let error = changed(changes).unwrap_err().to_string();
@@ -162,9 +112,7 @@ fn a_folder_that_cannot_work_says_why() {
     }
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("tokenizer.model"), b"x").unwrap();
-    let error = Tokenizer::from_folder(folder.path())
-        .unwrap_err()
-        .to_string();
+    let error = Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
     assert!(error.contains("SentencePiece"), "{error}");
 }
 
@@ -179,10 +127,7 @@ fn lengths_stored_in_the_file_cut_and_pad_nothing() {
     let limited = changed(&[("tokenizer.json", &json.to_string())]).unwrap();
     let plain = changed(&[]).unwrap();
     let text = "The answer is 48, and then some more.";
-    assert_eq!(
-        limited.encode(text, true).unwrap(),
-        plain.encode(text, true).unwrap()
-    );
+    assert_eq!(limited.encode(text, true).unwrap(), plain.encode(text, true).unwrap());
 }
 
 #[test]

@@ -49,9 +49,7 @@ fn entry(dtype: &str, shape: &[u64], from: u64, to: u64) -> Value {
 
 /// Values that show rounding: ties of bf16, subnormals of f16, its largest number.
 fn values() -> Vec<f64> {
-    let mut values = vec![
-        0.0, -1.5, 1.00390625, 1.01171875, 6.0e-8, 65504.0, 1e-3, -3.25,
-    ];
+    let mut values = vec![0.0, -1.5, 1.00390625, 1.01171875, 6.0e-8, 65504.0, 1e-3, -3.25];
     values.extend((0..9001).map(|i| (f64::from(i) * 0.7391).sin() * 3.0));
     values
 }
@@ -90,10 +88,7 @@ fn open_float_types(values: &[f64]) -> WeightFiles {
 fn every_float_type_is_read_as_every_other_at_an_odd_offset() {
     let values = values();
     let weights = open_float_types(&values);
-    assert_eq!(
-        weights.total_bytes(),
-        1 + (8 + 4 + 2 + 2) * values.len() as u64
-    );
+    assert_eq!(weights.total_bytes(), 1 + (8 + 4 + 2 + 2) * values.len() as u64);
     for (name, dtype, round) in FLOAT_TYPES {
         assert_eq!(weights.dtype(name).unwrap(), dtype);
         assert_eq!(weights.shape(name).unwrap(), [1, values.len()]);
@@ -104,23 +99,13 @@ fn every_float_type_is_read_as_every_other_at_an_odd_offset() {
             let data = weights.tensor_data(name, target).unwrap();
             let wanted: Vec<f64> = exact.iter().map(|v| round(*v)).collect();
             assert_eq!(data.dtype, target);
-            assert_eq!(
-                data.iter::<f64>().collect::<Vec<_>>(),
-                wanted,
-                "{name} as {target:?}"
-            );
+            assert_eq!(data.iter::<f64>().collect::<Vec<_>>(), wanted, "{name} as {target:?}");
         }
         assert!(weights.tensor_data(name, DType::I32).is_err());
     }
     let error = weights.tensor_f32("flag").unwrap_err().to_string();
     assert!(error.contains("flag: U8"), "{error}");
-    assert!(
-        weights
-            .tensor_f32("none")
-            .unwrap_err()
-            .to_string()
-            .contains("none")
-    );
+    assert!(weights.tensor_f32("none").unwrap_err().to_string().contains("none"));
 }
 
 /// Two tensors, `a` of 8 bytes and `b` as given.
@@ -137,19 +122,13 @@ fn a_file_of_the_wrong_length_is_named_with_the_byte() {
     let long = format!("has 1 bytes after its last tensor (byte {end})");
     for (data, wanted) in [(11, short), (13, long)] {
         let error = open_raw(&good, &vec![0; data]).unwrap_err().to_string();
-        assert!(
-            error.contains("model.safetensors") && error.contains(&wanted),
-            "{error}"
-        );
+        assert!(error.contains("model.safetensors") && error.contains(&wanted), "{error}");
     }
     let folder = tempfile::tempdir().unwrap();
     for (bytes, wanted) in [
         (vec![], "is 0 bytes long"),
         (b"<!DOCTYPE html>".to_vec(), "not a safetensors file"),
-        (
-            raw_file(&good, &[])[..20].to_vec(),
-            "ends at byte 20, inside its header",
-        ),
+        (raw_file(&good, &[])[..20].to_vec(), "ends at byte 20, inside its header"),
     ] {
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         let error = WeightFiles::open(folder.path()).unwrap_err().to_string();
@@ -177,19 +156,13 @@ fn a_header_that_contradicts_itself_is_named_with_the_tensor() {
     ];
     for (header, data, wanted) in cases {
         let error = open_raw(&header, &vec![0; data]).unwrap_err().to_string();
-        assert!(
-            error.contains("model.safetensors") && error.contains(wanted),
-            "{wanted}: {error}"
-        );
+        assert!(error.contains("model.safetensors") && error.contains(wanted), "{wanted}: {error}");
     }
 }
 
 #[test]
 fn every_cut_of_a_good_file_is_an_error_and_never_a_panic() {
-    let whole = raw_file(
-        &json!({"w": entry("F32", &[3], 0, 12)}).to_string(),
-        &[1; 12],
-    );
+    let whole = raw_file(&json!({"w": entry("F32", &[3], 0, 12)}).to_string(), &[1; 12]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     for cut in 0..whole.len() {
@@ -199,13 +172,7 @@ fn every_cut_of_a_good_file_is_an_error_and_never_a_panic() {
     fs::write(&path, &whole).unwrap();
     let weights = WeightFiles::open(folder.path()).unwrap();
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-    assert!(
-        weights
-            .tensor_f32("w")
-            .unwrap_err()
-            .to_string()
-            .contains("became shorter")
-    );
+    assert!(weights.tensor_f32("w").unwrap_err().to_string().contains("became shorter"));
 }
 
 #[test]
@@ -216,9 +183,7 @@ fn folders_that_are_not_safetensors_say_what_they_are() {
     fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
     assert!(message().contains("pytorch_model.bin"));
     let header = json!({"w": entry("I8", &[1], 0, 1), "w.SCB": entry("U8", &[1], 1, 2)});
-    let error = open_raw(&header.to_string(), &[0, 0])
-        .unwrap_err()
-        .to_string();
+    let error = open_raw(&header.to_string(), &[0, 0]).unwrap_err().to_string();
     assert!(error.contains("LLM.int8()"), "{error}");
 }
 
@@ -227,11 +192,7 @@ fn shards_and_index_must_agree() {
     let folder = tempfile::tempdir().unwrap();
     let write = |shard: &str, name: &str| {
         let header = json!({ name: entry("F32", &[1], 0, 4) }).to_string();
-        fs::write(
-            folder.path().join(shard),
-            raw_file(&header, &2.5f32.to_le_bytes()),
-        )
-        .unwrap();
+        fs::write(folder.path().join(shard), raw_file(&header, &2.5f32.to_le_bytes())).unwrap();
     };
     let index = |map: Value| {
         let text = json!({"weight_map": map}).to_string();
@@ -244,22 +205,10 @@ fn shards_and_index_must_agree() {
     assert_eq!(good.names().collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(good.tensor_f32("b").unwrap(), [2.5]);
     let wrong = [
-        (
-            json!({"a": "2.safetensors", "b": "1.safetensors"}),
-            "says that a is in 2.safetensors",
-        ),
-        (
-            json!({"a": "1.safetensors", "c": "2.safetensors"}),
-            "says that c is in 2.safetensors",
-        ),
-        (
-            json!({"a": "3.safetensors"}),
-            "\"3.safetensors\", which is not in the folder",
-        ),
-        (
-            json!({"a": "../1.safetensors"}),
-            "which is not in the folder",
-        ),
+        (json!({"a": "2.safetensors", "b": "1.safetensors"}), "says that a is in 2.safetensors"),
+        (json!({"a": "1.safetensors", "c": "2.safetensors"}), "says that c is in 2.safetensors"),
+        (json!({"a": "3.safetensors"}), "\"3.safetensors\", which is not in the folder"),
+        (json!({"a": "../1.safetensors"}), "which is not in the folder"),
         (json!(["a"]), "is not an index of shards"),
     ];
     for (map, wanted) in wrong {
@@ -278,16 +227,11 @@ fn one_error_names_everything_that_does_not_fit() {
         "model.layers.0.self_attn.rotary_emb.inv_freq": entry("F32", &[1], 12, 16)});
     let weights = open_raw(&header.to_string(), &[0; 16]).unwrap();
     let expect = |list: &[(&str, &[usize])]| {
-        let list: Vec<_> = list
-            .iter()
-            .map(|(n, s)| (n.to_string(), s.to_vec()))
-            .collect();
+        let list: Vec<_> = list.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect();
         weights.check(&list)
     };
     expect(&[("a", &[1]), ("extra", &[1])]).unwrap();
-    let error = expect(&[("a", &[1, 1]), ("b", &[3]), ("c", &[])])
-        .unwrap_err()
-        .to_string();
+    let error = expect(&[("a", &[1, 1]), ("b", &[3]), ("c", &[])]).unwrap_err().to_string();
     for part in [
         "4 tensors",
         "a is [1], the config asks for [1, 1]",
@@ -313,19 +257,12 @@ fn the_reference_models_fit_their_configs() {
     let (b, _) = model("tiny-b");
     let (c, c_weights) = model("tiny-c");
     assert_eq!((a.sliding_window, b.sliding_window), (None, Some(8)));
-    assert_eq!(
-        (a.rms_norm_eps, b.rms_norm_eps, b.rope_theta),
-        (1e-6, 1e-5, 10_000.0)
-    );
+    assert_eq!((a.rms_norm_eps, b.rms_norm_eps, b.rope_theta), (1e-6, 1e-5, 10_000.0));
     assert_eq!(c.torch_dtype.as_deref(), Some("bfloat16"));
     // tiny-c is tiny-a rounded to bf16, in five shards.
     for name in a_weights.names() {
         let rounded = a_weights.tensor_data(name, DType::BF16).unwrap();
-        assert_eq!(
-            rounded,
-            c_weights.tensor_data(name, DType::BF16).unwrap(),
-            "{name}"
-        );
+        assert_eq!(rounded, c_weights.tensor_data(name, DType::BF16).unwrap(), "{name}");
     }
     let (config, packed) = (
         MistralConfig::load(&reference.join("nf4/tiny-a-bnb4")).unwrap(),
@@ -349,19 +286,13 @@ fn tiny_config() -> MistralConfig {
 fn values_of(name: &str, shape: &[usize]) -> Vec<f32> {
     let seed = name.bytes().map(f64::from).sum::<f64>();
     let n: usize = shape.iter().product();
-    (0..n)
-        .map(|i| (seed + i as f64 * 1.37).sin() as f32)
-        .collect()
+    (0..n).map(|i| (seed + i as f64 * 1.37).sin() as f32).collect()
 }
 
 /// Norms in f32, everything else in `dtype`.
 fn out_tensors(config: &MistralConfig, dtype: DType) -> Vec<OutTensor<'static>> {
     let tensor = |(name, shape): (String, Vec<usize>)| {
-        let dtype = if name.contains("norm") {
-            DType::F32
-        } else {
-            dtype
-        };
+        let dtype = if name.contains("norm") { DType::F32 } else { dtype };
         let make = (name.clone(), shape.clone());
         OutTensor::new(name, shape, dtype, move || Ok(values_of(&make.0, &make.1)))
     };
@@ -391,14 +322,9 @@ fn a_saved_folder_is_read_back_whole_or_in_shards() {
             assert_eq!(read, config);
             assert!(dir.join("tokenizer.json").is_file());
             let names = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name());
-            let shards = names
-                .filter(|n| n.to_string_lossy().ends_with(".safetensors"))
-                .count();
+            let shards = names.filter(|n| n.to_string_lossy().ends_with(".safetensors")).count();
             assert!(wanted_shards.contains(&shards), "{shards}");
-            assert_eq!(
-                dir.join("model.safetensors.index.json").is_file(),
-                shards > 1
-            );
+            assert_eq!(dir.join("model.safetensors.index.json").is_file(), shards > 1);
         }
     }
 }
@@ -414,22 +340,13 @@ fn a_failed_save_leaves_nothing_and_an_existing_folder_is_kept() {
     let config = tiny_config();
     let with = |make: fn() -> arithmo::Result<Vec<f32>>| {
         let mut tensors = out_tensors(&config, DType::F32);
-        tensors[5] = OutTensor::new(
-            tensors[5].name.clone(),
-            tensors[5].shape.clone(),
-            DType::F32,
-            make,
-        );
+        tensors[5] =
+            OutTensor::new(tensors[5].name.clone(), tensors[5].shape.clone(), DType::F32, make);
         save_folder(&dir, &config, tensors, 500, None)
     };
     let failed = with(|| Err(arithmo::Error::run("no values", "none")));
     assert!(failed.unwrap_err().to_string().contains("no values"));
-    assert!(
-        with(|| Ok(vec![1.0]))
-            .unwrap_err()
-            .to_string()
-            .contains("made with 1 values")
-    );
+    assert!(with(|| Ok(vec![1.0])).unwrap_err().to_string().contains("made with 1 values"));
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     fs::create_dir(&dir).unwrap();
     save_folder(&dir, &config, out_tensors(&config, DType::F32), 500, None).unwrap();
@@ -438,9 +355,8 @@ fn a_failed_save_leaves_nothing_and_an_existing_folder_is_kept() {
     assert!(again.unwrap_err().to_string().contains("exists already"));
     assert_eq!(fs::read(dir.join("config.json")).unwrap(), before);
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
-    let twice = out_tensors(&config, DType::F32)
-        .into_iter()
-        .chain(out_tensors(&config, DType::F32));
+    let twice =
+        out_tensors(&config, DType::F32).into_iter().chain(out_tensors(&config, DType::F32));
     let error = save_folder(&parent.path().join("b"), &config, twice, u64::MAX, None).unwrap_err();
     assert!(error.to_string().contains("written twice"), "{error}");
 }
@@ -490,10 +406,7 @@ fn a_model_is_held_in_bf16_where_nothing_computes_in_it() {
     };
     assert!(packed(&held.embed_tokens) && packed(held.lm_head.as_ref().unwrap()));
     assert!(held.projections().all(|(_, linear)| packed(&linear.weight)));
-    assert!(
-        wide.projections()
-            .all(|(_, linear)| !packed(&linear.weight))
-    );
+    assert!(wide.projections().all(|(_, linear)| !packed(&linear.weight)));
 
     // Few rows and many, of which each has kernels of its own.
     for tokens in [3, 200] {

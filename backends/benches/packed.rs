@@ -93,9 +93,7 @@ fn print_training(training: &[(&str, usize, f64)]) {
         let mut line = format!("{name:>12}");
         for rows in TRAINING {
             let of = |kind: &str| {
-                let found = training
-                    .iter()
-                    .find(|(name, r, _)| (*name, *r) == (kind, rows));
+                let found = training.iter().find(|(name, r, _)| (*name, *r) == (kind, rows));
                 found.map(|(_, _, seconds)| *seconds)
             };
             if let Some((ours, floats)) = of(name).zip(of("f32")) {
@@ -120,8 +118,7 @@ fn json(name: &str, what: &str, rows: usize, seconds: f64, bytes: usize) -> Stri
 fn rounds() -> usize {
     let arguments: Vec<String> = std::env::args().collect();
     let at = arguments.iter().position(|argument| argument == "--rounds");
-    at.and_then(|at| arguments.get(at + 1)?.parse().ok())
-        .unwrap_or(5)
+    at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(5)
 }
 
 /// Seconds of the fastest of some rounds, after one that does not count.
@@ -162,10 +159,7 @@ fn random(count: usize) -> impl Iterator<Item = u32> {
 
 fn floats<const D: usize>(shape: [usize; D]) -> Tensor<Cpu, D> {
     let values = random(shape.iter().product()).map(|n| (n >> 8) as f32 / 8_388_608.0 - 1.0);
-    Tensor::from_data(
-        TensorData::new(values.collect(), shape),
-        &Default::default(),
-    )
+    Tensor::from_data(TensorData::new(values.collect(), shape), &Default::default())
 }
 
 fn words(count: usize, mask: u32) -> Tensor<Cpu, 1, Int> {
@@ -190,11 +184,7 @@ fn weight(format: Option<Format>, double: bool, dims: [usize; 2]) -> Weight<Cpu>
         }),
     };
     // Of 16 bits no huge numbers.
-    let mask = if format == Format::Bf16 {
-        0xbfff_bfff
-    } else {
-        u32::MAX
-    };
+    let mask = if format == Format::Bf16 { 0xbfff_bfff } else { u32::MAX };
     Weight::Packed(PackedWeight {
         format,
         dims,

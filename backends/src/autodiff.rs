@@ -158,10 +158,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
             };
         }
         // The input, two matrices a branch, a residual, the weights if they are trained.
-        Adapted {
-            output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11),
-            low: low_here,
-        }
+        Adapted { output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11), low: low_here }
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
@@ -181,10 +178,8 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         turn: Turn,
     ) -> Tensor<Self, 2> {
         let x = tensor(x);
-        let angles = RotaryAngles {
-            cos: angles.cos.clone().inner(),
-            sin: angles.sin.clone().inner(),
-        };
+        let angles =
+            RotaryAngles { cos: angles.cos.clone().inner(), sin: angles.sin.clone().inner() };
         let output = B::rope(float(x.primitive), &angles, turned, turn);
         record!(RopeBackward, [x.node], (angles, turned, turn), output)
     }
@@ -201,10 +196,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         let lse = Tensor::from_inner(attended.lse.clone());
         let output = attended.output.clone();
         let state = (qkv, attended, mask, *config);
-        Attended {
-            output: record!(AttentionBackward, [node], state, output),
-            lse,
-        }
+        Attended { output: record!(AttentionBackward, [node], state, output), lse }
     }
 
     fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
@@ -238,10 +230,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
             Some(node) => record!(LogProbsBackward, [hidden.node, node], state, columns),
             None => record!(LogProbsBackward, [hidden.node], state, columns),
         };
-        LogProbs {
-            columns,
-            slopes: None,
-        }
+        LogProbs { columns, slopes: None }
     }
 }
 
@@ -309,13 +298,7 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let needs_x = ops.parents.first().is_some_and(Option::is_some);
-        let AdaptedState {
-            x,
-            projections,
-            low,
-            has_residual,
-            trained,
-        } = ops.state;
+        let AdaptedState { x, projections, low, has_residual, trained } = ops.state;
         let of_residual = has_residual.then(|| grad.clone());
         let of_weights = match (trained, &x) {
             (true, Some(x)) => weight_gradients(&projections, x.clone(), grad.clone()),

@@ -28,20 +28,14 @@ use crate::Allocation;
 /// That is the peak: pools grow page by page and give nothing back unless a memory clean-up is asked for, which this
 /// project never does. Every thread has pools of its own, so ask from the thread that computes.
 pub(crate) fn reserved_bytes<R: Runtime>(device: &R::Device) -> Option<u64> {
-    R::client(device)
-        .memory_usage()
-        .ok()
-        .map(|usage| usage.bytes_reserved)
+    R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
 }
 
 /// How the runtime takes memory.
 pub(crate) fn pools<R: Runtime>(device: &R::Device) -> Allocation {
     let client = R::client(device);
     let memory = &client.properties().memory;
-    Allocation::Pools {
-        page: memory.max_page_size,
-        alignment: memory.alignment,
-    }
+    Allocation::Pools { page: memory.max_page_size, alignment: memory.alignment }
 }
 
 /// Computes one addition on `device`.

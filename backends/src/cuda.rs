@@ -83,11 +83,7 @@ pub fn device(index: usize) -> CudaDevice {
 pub(crate) fn names() -> Vec<String> {
     let count = without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()).unwrap_or(0);
     let model = only_model();
-    let name = |index: usize| {
-        model
-            .clone()
-            .unwrap_or_else(|| format!("NVIDIA GPU {index}"))
-    };
+    let name = |index: usize| model.clone().unwrap_or_else(|| format!("NVIDIA GPU {index}"));
     (0..count).map(name).collect()
 }
 
@@ -116,10 +112,7 @@ fn memory(index: usize) -> Option<DeviceMemory> {
     // The driver is loaded at the first call, which panics where there is none. The context is the one CubeCL computes in.
     let asked = without_panic(|| CudaContext::new(index)?.mem_get_info());
     let (free, total) = asked.ok()?.ok()?;
-    Some(DeviceMemory {
-        total: total as u64,
-        free: free as u64,
-    })
+    Some(DeviceMemory { total: total as u64, free: free as u64 })
 }
 
 /// The model of the GPUs in this machine, if they are all of one, as the Linux driver lists them.

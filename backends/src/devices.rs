@@ -119,23 +119,11 @@ pub fn assumed(kind: BackendKind, memory: u64) -> Assumed {
     let (dtypes, allocation) = match kind {
         BackendKind::Cuda => {
             let page = memory / 4;
-            (
-                vec![f32, bf16, f16],
-                Allocation::Pools {
-                    page,
-                    alignment: 512,
-                },
-            )
+            (vec![f32, bf16, f16], Allocation::Pools { page, alignment: 512 })
         }
         BackendKind::Wgpu => {
             let page = (2 << 30) - 256;
-            (
-                vec![f32, f16],
-                Allocation::Pools {
-                    page,
-                    alignment: 256,
-                },
-            )
+            (vec![f32, f16], Allocation::Pools { page, alignment: 256 })
         }
         BackendKind::NdArray => (vec![f32], Allocation::Heap),
     };
@@ -166,10 +154,7 @@ pub fn devices(kind: BackendKind) -> Vec<DeviceInfo> {
         BackendKind::Wgpu => crate::wgpu::devices(),
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => crate::ndarray::devices(),
-        #[allow(
-            unreachable_patterns,
-            reason = "reached where a backend is left out of the build"
-        )]
+        #[allow(unreachable_patterns, reason = "reached where a backend is left out of the build")]
         _ => Vec::new(),
     }
 }
@@ -183,10 +168,7 @@ pub(crate) fn names(kind: BackendKind) -> Vec<String> {
         BackendKind::Wgpu => crate::wgpu::names(),
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => vec![crate::ndarray::name()],
-        #[allow(
-            unreachable_patterns,
-            reason = "reached where a backend is left out of the build"
-        )]
+        #[allow(unreachable_patterns, reason = "reached where a backend is left out of the build")]
         _ => Vec::new(),
     }
 }
@@ -236,11 +218,8 @@ fn matching(names: &[String], wanted: &str) -> Vec<usize> {
         .enumerate()
         .filter(|(_, name)| !wanted.is_empty() && name.contains(&wanted))
         .collect();
-    let whole: Vec<usize> = parts
-        .iter()
-        .filter(|(_, name)| *name == wanted)
-        .map(|(index, _)| *index)
-        .collect();
+    let whole: Vec<usize> =
+        parts.iter().filter(|(_, name)| *name == wanted).map(|(index, _)| *index).collect();
     match whole.is_empty() {
         true => parts.into_iter().map(|(index, _)| index).collect(),
         false => whole,
@@ -248,9 +227,7 @@ fn matching(names: &[String], wanted: &str) -> Vec<usize> {
 }
 
 fn shown(kind: BackendKind, names: &[String], indices: impl Iterator<Item = usize>) -> Vec<String> {
-    indices
-        .map(|index| format!("{kind} {index} ({})", names[index]))
-        .collect()
+    indices.map(|index| format!("{kind} {index} ({})", names[index])).collect()
 }
 
 /// Of the types weights come in, those that `device` computes in.
@@ -260,9 +237,7 @@ fn shown(kind: BackendKind, names: &[String], indices: impl Iterator<Item = usiz
 )]
 pub(crate) fn dtypes_of<B: TrainBackend>(device: &B::Device) -> Vec<DType> {
     let all = [DType::F32, DType::BF16, DType::F16];
-    all.into_iter()
-        .filter(|dtype| B::computes_in(device, *dtype))
-        .collect()
+    all.into_iter().filter(|dtype| B::computes_in(device, *dtype)).collect()
 }
 
 #[cfg(test)]
@@ -311,18 +286,13 @@ mod tests {
             assert!(absent.contains("cuda 0 (NVIDIA"), "{absent}");
             assert!(absent.ends_with("ndarray 0 (EPYC)"), "{absent}");
         }
-        assert_eq!(
-            find(std::iter::empty(), "0").unwrap_err(),
-            "there is no device"
-        );
+        assert_eq!(find(std::iter::empty(), "0").unwrap_err(), "there is no device");
     }
 
     #[cfg(feature = "ndarray")]
     #[test]
     fn the_cpu_is_listed_with_its_memory() {
-        let [cpu] = &devices(NdArray)[..] else {
-            unreachable!("one CPU")
-        };
+        let [cpu] = &devices(NdArray)[..] else { unreachable!("one CPU") };
         assert!(cpu.is_default && cpu.class == DeviceClass::Cpu && !cpu.name.is_empty());
         assert_eq!(cpu.dtypes, [DType::F32]);
         if cfg!(target_os = "linux") {

@@ -41,10 +41,7 @@ impl TrainBackend for Gpu {
     fn buffer_limits(device: &Self::Device) -> Option<BufferLimits> {
         let client = WgpuRuntime::client(device);
         let buffer = adapter_of(device)?.limits().max_buffer_size;
-        Some(BufferLimits {
-            binding: client.properties().memory.max_page_size.min(buffer),
-            buffer,
-        })
+        Some(BufferLimits { binding: client.properties().memory.max_page_size.min(buffer), buffer })
     }
 
     /// f32, and f16 where the adapter computes in it. bf16 it may hold, not compute in.
@@ -68,10 +65,7 @@ pub(crate) enum Adapters {
 pub(crate) fn adapters() -> Adapters {
     match list().as_slice() {
         [] => Adapters::None,
-        all if all
-            .iter()
-            .all(|adapter| class(adapter) == DeviceClass::Software) =>
-        {
+        all if all.iter().all(|adapter| class(adapter) == DeviceClass::Software) => {
             Adapters::Software
         }
         _ => Adapters::Gpu,
@@ -209,10 +203,7 @@ mod tests {
 
     #[test]
     fn the_default_is_the_first_of_the_fastest_kind() {
-        assert_eq!(
-            default_of(&[Software, Integrated, Discrete, Discrete]),
-            Some(2)
-        );
+        assert_eq!(default_of(&[Software, Integrated, Discrete, Discrete]), Some(2));
         assert_eq!(default_of(&[Software, Integrated]), Some(1));
         assert_eq!(default_of(&[Software]), Some(0));
         assert_eq!(default_of(&[]), None);

@@ -57,11 +57,7 @@ fn swiglu_matches_and_saturates() {
     let run = |fused: bool| {
         let _only_graph = graph_lock();
         let gate_up = gate_up.clone().require_grad();
-        let f = if fused {
-            swiglu::swiglu
-        } else {
-            swiglu::reference
-        };
+        let f = if fused { swiglu::swiglu } else { swiglu::reference };
         let y = f(gate_up.clone());
         let grads = (y.clone() * dy.clone()).sum().backward();
         (y.inner(), gate_up.grad(&grads).unwrap())
@@ -116,12 +112,7 @@ fn mask() -> AttentionMask<Train> {
 }
 
 fn config(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionConfig {
-    AttentionConfig {
-        heads,
-        kv_heads,
-        head_dim,
-        scale: 0.7,
-    }
+    AttentionConfig { heads, kv_heads, head_dim, scale: 0.7 }
 }
 
 #[test]
@@ -171,10 +162,7 @@ fn attention_sees_what_the_ranges_say() {
     let expected = seen.reduce(|a, b| a + b).unwrap();
     assert_close(at(&out, 5).inner(), expected.inner());
     // Padding sees nothing; of 7 and 8, which token 8 may see, 7 is hidden.
-    assert_close(
-        at(&out, 0).inner(),
-        Tensor::zeros([1, 3], &Default::default()),
-    );
+    assert_close(at(&out, 0).inner(), Tensor::zeros([1, 3], &Default::default()));
     assert_close(at(&out, 8).inner(), at(&v, 8).inner());
 }
 
@@ -187,10 +175,7 @@ fn adapted_linear_matches() {
         scaling: 1.3,
         dropout_mask: dropout.then(|| random([7, 5])),
     };
-    let frozen = |d_out, adapter| Projection {
-        weight: random([d_out, 5]).into(),
-        adapter,
-    };
+    let frozen = |d_out, adapter| Projection { weight: random([d_out, 5]).into(), adapter };
     let several = vec![
         frozen(3, Some(branch(3, 2, false))),
         frozen(4, None),
@@ -228,22 +213,18 @@ fn adapted_linear_matches() {
 #[test]
 fn rms_norm_and_rope_match() {
     let (x, dy, weight) = (random([7, 12]), random([7, 12]), random([12]));
-    let angles = RotaryAngles {
-        cos: random([7, 2]),
-        sin: random([7, 2]),
-    };
+    let angles = RotaryAngles { cos: random([7, 2]), sin: random([7, 2]) };
     type Op<'a> = &'a dyn Fn(Tensor<Train, 2>) -> Tensor<Train, 2>;
     let norm: [Op<'_>; 2] = [&|x| rms_norm::rms_norm(x, weight.clone(), 1e-2), &|x| {
         rms_norm::reference(x, weight.clone(), 1e-2)
     }];
     // Beside a residual, whose gradient the norm's rule adds to its own.
-    let residual: [Op<'_>; 2] = [
-        &|x| rms_norm::rms_norm(x.clone(), weight.clone(), 1e-2) + x * 3.0,
-        &|x| rms_norm::reference(x.clone(), weight.clone(), 1e-2) + x * 3.0,
-    ];
-    let turn: [Op<'_>; 2] = [&|x| rope::rope(x, &angles, 2), &|x| {
-        rope::reference(x, &angles, 2, rope::Turn::Forward)
-    }];
+    let residual: [Op<'_>; 2] =
+        [&|x| rms_norm::rms_norm(x.clone(), weight.clone(), 1e-2) + x * 3.0, &|x| {
+            rms_norm::reference(x.clone(), weight.clone(), 1e-2) + x * 3.0
+        }];
+    let turn: [Op<'_>; 2] =
+        [&|x| rope::rope(x, &angles, 2), &|x| rope::reference(x, &angles, 2, rope::Turn::Forward)];
     for ops in [norm, residual, turn] {
         let [fused, plain] = ops.map(|op| {
             let _only_graph = graph_lock();
@@ -261,9 +242,8 @@ fn rms_norm_and_rope_match() {
 #[test]
 fn packed_weights_pass_gradients_on() {
     let packed = |rows: usize| {
-        let words: Vec<u32> = (0..rows as u32)
-            .map(|row| 0x1357_9bdf_u32.rotate_left(row))
-            .collect();
+        let words: Vec<u32> =
+            (0..rows as u32).map(|row| 0x1357_9bdf_u32.rotate_left(row)).collect();
         let words = TensorData::new(words, [rows]);
         PackedWeight::<Train> {
             format: Format::Nf4,
@@ -285,17 +265,9 @@ fn packed_weights_pass_gradients_on() {
         let _only_graph = graph_lock();
         let leaves = [&x, &a, &b, &trained].map(|leaf| leaf.clone().require_grad());
         let [x, a, b, trained] = leaves.clone();
-        let adapter = Adapter {
-            a,
-            b,
-            scaling: 1.3,
-            dropout_mask: None,
-        };
-        let projections = [
-            (weight(packed(4)), Some(adapter)),
-            (trained.into(), None),
-            (weight(packed(3)), None),
-        ];
+        let adapter = Adapter { a, b, scaling: 1.3, dropout_mask: None };
+        let projections =
+            [(weight(packed(4)), Some(adapter)), (trained.into(), None), (weight(packed(3)), None)];
         let projections = projections.map(|(weight, adapter)| Projection { weight, adapter });
         let y = adapted_linear::adapted_linear(x.clone(), &projections, None);
         let z = linear::linear(x.clone(), weight(packed(5)));
@@ -353,21 +325,9 @@ fn log_probs_match_and_only_the_first_column_has_a_gradient() {
     let logps = burn::tensor::activation::log_softmax(logits.clone(), 1);
     let entropy = (logps.clone().exp() * logps.clone()).sum_dim(1).neg();
     let targets = targets.inner().unsqueeze_dim::<2>(1);
-    let correct = logits
-        .clone()
-        .argmax(1)
-        .equal(targets.clone())
-        .int()
-        .float();
-    let expected = Tensor::cat(
-        vec![
-            logps.gather(1, targets),
-            entropy,
-            correct,
-            logits.mean_dim(1),
-        ],
-        1,
-    );
+    let correct = logits.clone().argmax(1).equal(targets.clone()).int().float();
+    let expected =
+        Tensor::cat(vec![logps.gather(1, targets), entropy, correct, logits.mean_dim(1)], 1);
     assert_close(fused.0, expected);
 }
 
@@ -378,9 +338,8 @@ fn with_gradients(
     leaves: &[Tensor<Train, 2>],
 ) -> Vec<Tensor<Inner, 2>> {
     let grads = (y.clone() * dy.clone()).sum().backward();
-    let grads = leaves
-        .iter()
-        .map(|leaf| leaf.grad(&grads).unwrap_or_else(|| panic!("no gradient")));
+    let grads =
+        leaves.iter().map(|leaf| leaf.grad(&grads).unwrap_or_else(|| panic!("no gradient")));
     std::iter::once(y.inner()).chain(grads).collect()
 }
 
@@ -399,10 +358,8 @@ fn trained_projections_get_their_gradient() {
             leaves.extend(residual.clone());
             let y = match fused {
                 true => {
-                    let projections = weights.map(|weight| Projection {
-                        weight: weight.into(),
-                        adapter: None,
-                    });
+                    let projections =
+                        weights.map(|weight| Projection { weight: weight.into(), adapter: None });
                     adapted_linear::adapted_linear(x, &projections, residual)
                 }
                 false => {
@@ -425,17 +382,10 @@ fn a_trained_projection_may_stand_beside_a_frozen_one() {
     let (x, dy) = (random([7, 5]), random([7, 6]));
     let (trained, frozen) = (random([2, 5]).require_grad(), random([4, 5]));
     let (a, b) = (random([3, 5]).require_grad(), random([2, 3]).require_grad());
-    let adapter = Adapter {
-        a: a.clone(),
-        b: b.clone(),
-        scaling: 0.5,
-        dropout_mask: None,
-    };
+    let adapter = Adapter { a: a.clone(), b: b.clone(), scaling: 0.5, dropout_mask: None };
     let projections = [(&trained, Some(adapter)), (&frozen, None)];
-    let projections = projections.map(|(weight, adapter)| Projection {
-        weight: weight.clone().into(),
-        adapter,
-    });
+    let projections =
+        projections.map(|(weight, adapter)| Projection { weight: weight.clone().into(), adapter });
     let y = adapted_linear::adapted_linear(x.clone(), &projections, None);
     let grads = (y * dy.clone()).sum().backward();
     let dy = dy.inner().narrow(1, 0, 2);

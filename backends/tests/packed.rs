@@ -1,8 +1,5 @@
 //! Packed weights: unpacked by the definition, on every format, odd sizes, and blocks that span rows.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may stop at the first surprise, in its helpers too"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
 
 use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use arithmo_backends::{
@@ -41,30 +38,17 @@ impl Host {
         if format == Format::Bf16 {
             // Exponents near 0: numbers between 2^-7 and 2^8.
             let tame = |half: u32| (half & 0x83ff) | 0x3c00;
-            words = words
-                .iter()
-                .map(|w| (tame(w >> 16) << 16) | tame(w & 0xffff))
-                .collect();
+            words = words.iter().map(|w| (tame(w >> 16) << 16) | tame(w & 0xffff)).collect();
         }
         let blocks = count.div_ceil(BLOCK);
         let positive = |seed: &mut u64| (random(seed) % 1000 + 1) as f32 / 777.0;
         let plain = (0..blocks).map(|_| positive(seed)).collect();
         let double = double.then(|| {
-            let words = (0..blocks.div_ceil(4))
-                .map(|_| random(seed) as u32)
-                .collect();
-            let absmax = (0..blocks.div_ceil(NESTED_BLOCK))
-                .map(|_| positive(seed))
-                .collect();
+            let words = (0..blocks.div_ceil(4)).map(|_| random(seed) as u32).collect();
+            let absmax = (0..blocks.div_ceil(NESTED_BLOCK)).map(|_| positive(seed)).collect();
             (words, absmax, 1.25)
         });
-        Self {
-            format,
-            dims,
-            words,
-            plain,
-            double,
-        }
+        Self { format, dims, words, plain, double }
     }
 
     fn on<B: Backend>(&self) -> PackedWeight<B> {
@@ -79,18 +63,11 @@ impl Host {
         let scales = match (&self.double, self.format) {
             (_, Format::Bf16) => None,
             (None, _) => Some(Scales::Plain(floats(&self.plain))),
-            (Some((words, absmax, offset)), _) => Some(Scales::Double {
-                words: ints(words),
-                absmax: floats(absmax),
-                offset: *offset,
-            }),
+            (Some((words, absmax, offset)), _) => {
+                Some(Scales::Double { words: ints(words), absmax: floats(absmax), offset: *offset })
+            }
         };
-        PackedWeight {
-            format: self.format,
-            dims: self.dims,
-            words: ints(&self.words),
-            scales,
-        }
+        PackedWeight { format: self.format, dims: self.dims, words: ints(&self.words), scales }
     }
 
     /// The value at a place of the flattened weight, by way of bytes.
@@ -107,11 +84,7 @@ impl Host {
         match self.format {
             Format::Nf4 | Format::Fp4 => {
                 let pair = byte(&self.words, place / 2);
-                let index = if place.is_multiple_of(2) {
-                    pair >> 4
-                } else {
-                    pair & 15
-                };
+                let index = if place.is_multiple_of(2) { pair >> 4 } else { pair & 15 };
                 self.format.code()[usize::from(index)] * scale
             }
             Format::Int8 => dynamic_code()[usize::from(byte(&self.words, place))] * scale,
@@ -124,9 +97,7 @@ impl Host {
 
     fn row(&self, row: usize) -> Vec<f32> {
         let [_, d_in] = self.dims;
-        (row * d_in..(row + 1) * d_in)
-            .map(|place| self.value(place))
-            .collect()
+        (row * d_in..(row + 1) * d_in).map(|place| self.value(place)).collect()
     }
 }
 
@@ -151,11 +122,7 @@ fn unpacks<B: TrainBackend>(dtype: DType) {
     for case in all_cases() {
         let (packed, [d_out, d_in]) = (case.on::<B>(), case.dims);
         packed.check();
-        let rows = |rows: &[usize]| {
-            rows.iter()
-                .flat_map(|row| case.row(*row))
-                .collect::<Vec<_>>()
-        };
+        let rows = |rows: &[usize]| rows.iter().flat_map(|row| case.row(*row)).collect::<Vec<_>>();
         for range in [0..d_out, 0..1, d_out / 2..d_out] {
             let ours = B::unpack(&packed, range.clone(), dtype);
             assert_eq!((ours.dims(), ours.dtype()), ([range.len(), d_in], dtype));
@@ -166,13 +133,7 @@ fn unpacks<B: TrainBackend>(dtype: DType) {
         let data = TensorData::new(ids.map(|id| id as i64).to_vec(), [4]);
         let ours = B::unpack_rows(&packed, Tensor::from_data(data, &Default::default()), dtype);
         assert_eq!(ours.dtype(), dtype);
-        assert_eq!(
-            values(ours),
-            rows(&ids),
-            "{:?} {:?}",
-            case.format,
-            case.dims
-        );
+        assert_eq!(values(ours), rows(&ids), "{:?} {:?}", case.format, case.dims);
     }
 }
 
@@ -204,10 +165,7 @@ fn a_packed_weight_goes_through_autodiff() {
     let host = Host::random(Format::Nf4, [7, 96], true);
     let there = PackedWeight::<Autodiff<Cpu>>::from_inner(host.on());
     let ours = Cpu::unpack(&there.valid(), 0..7, DType::F32);
-    assert_eq!(
-        values(ours),
-        values(Cpu::unpack(&host.on(), 0..7, DType::F32))
-    );
+    assert_eq!(values(ours), values(Cpu::unpack(&host.on(), 0..7, DType::F32)));
 }
 
 #[test]
@@ -226,10 +184,7 @@ fn the_dynamic_map_has_a_power_of_ten_for_each_exponent() {
     assert!(code.is_sorted_by(|a, b| a < b));
     assert_eq!(code[128], 5.500_000_4e-7);
     assert_eq!((code[0], code[254]), (-0.992_968_74, 0.992_968_74));
-    assert_eq!(
-        Format::Fp4.code()[..4],
-        [0.0, 0.005_208_333_5, 2.0 / 3.0, 1.0]
-    );
+    assert_eq!(Format::Fp4.code()[..4], [0.0, 0.005_208_333_5, 2.0 / 3.0, 1.0]);
     assert_eq!(Format::Fp4.code()[10], -2.0 / 3.0);
 }
 
@@ -315,10 +270,7 @@ fn check_products(what: &str, hosts: &[Host; 2], tokens: usize) {
         (unpacked(&hosts[1]).into(), 0),
     ];
     let width = hosts[0].dims[0] + 4 + hosts[1].dims[0];
-    let (ours, exact) = (
-        projections(&ours, DType::F32),
-        projections(&exact, DType::F64),
-    );
+    let (ours, exact) = (projections(&ours, DType::F32), projections(&exact, DType::F64));
     let x = || floats::<Cpu>([tokens, d_in], 1, DType::F32);
     let exact_x = || floats::<Exact>([tokens, d_in], 1, DType::F64);
     for residual in [false, true] {
@@ -401,11 +353,7 @@ fn log_probs_are_those_of_the_unpacked_head() {
             );
             let what = format!("{format:?} {vocabulary}x{d_in}");
             close(&what, ours.columns, expected.columns);
-            close(
-                &format!("{what}: slopes"),
-                ours.slopes.unwrap(),
-                expected.slopes.unwrap(),
-            );
+            close(&format!("{what}: slopes"), ours.slopes.unwrap(), expected.slopes.unwrap());
         }
     }
 }

@@ -31,10 +31,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 
@@ -98,11 +96,7 @@ pub(crate) fn jsonl(path: &Path, count: usize) {
 pub(crate) fn posts_xml(path: &Path, count: usize) {
     let mut out = BufWriter::new(File::create(path).unwrap());
     let date = "2010-07-20T19:09:27.200";
-    write!(
-        out,
-        "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?>\r\n<posts>\r\n"
-    )
-    .unwrap();
+    write!(out, "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?>\r\n<posts>\r\n").unwrap();
     let mut id = 0;
     for question in questions(count) {
         let (asked, count) = (id + 1, question.answers.len());
@@ -171,9 +165,7 @@ fn write_group(group: &mut SerializedRowGroupWriter<'_, File>, qid: i64, rows: &
     write_column::<ByteArrayType>(group, &texts, None);
     let answers = || rows.iter().flat_map(|row| row.answers.iter().enumerate());
     let repeated: Vec<i16> = answers().map(|(i, _)| i16::from(i > 0)).collect();
-    let scores: Vec<_> = answers()
-        .map(|(i, (votes, _))| pm_score(*votes, i == 0))
-        .collect();
+    let scores: Vec<_> = answers().map(|(i, (votes, _))| pm_score(*votes, i == 0)).collect();
     let selected: Vec<_> = answers().map(|(i, _)| i == 0).collect();
     let texts: Vec<_> = answers().map(|(_, (_, text))| bytes(text)).collect();
     write_column::<Int64Type>(group, &scores, Some(&repeated));
@@ -188,9 +180,6 @@ fn write_column<T: DataType>(
 ) {
     let defined = repeated.map(|levels| vec![1; levels.len()]);
     let mut column = group.next_column().unwrap().unwrap();
-    column
-        .typed::<T>()
-        .write_batch(values, defined.as_deref(), repeated)
-        .unwrap();
+    column.typed::<T>().write_batch(values, defined.as_deref(), repeated).unwrap();
     column.close().unwrap();
 }

@@ -56,9 +56,7 @@ pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
         ("tokenizer.json", tokenizer(rows)?),
         ("tokenizer_config.json", pretty(tokenizer_config)),
     ];
-    Ok(files
-        .map(|(name, bytes)| (format!("model/{name}"), bytes))
-        .into())
+    Ok(files.map(|(name, bytes)| (format!("model/{name}"), bytes)).into())
 }
 
 /// Writes what `configs/sft.toml` reads: the model's shape and tokenizer, and the lessons.
@@ -71,10 +69,7 @@ pub(crate) fn write_training(work: &Path) -> Result<()> {
     let (seed, count) = LESSONS;
     let line = |lesson: arithmo::data::arithmetic::Problem| {
         let completion = format!(" {}", lesson.solution);
-        format!(
-            "{}\n",
-            json!({"prompt": lesson.prompt, "completion": completion})
-        )
+        format!("{}\n", json!({"prompt": lesson.prompt, "completion": completion}))
     };
     let lines: String = lessons(seed, count).into_iter().map(line).collect();
     write_whole(&work.join("lessons.jsonl"), lines.as_bytes())
@@ -161,9 +156,7 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
         .build()
         .map_err(|e| fail(&e))?;
     let texts = texts(rows);
-    tokenizer
-        .train(&mut trainer, texts.iter())
-        .map_err(|e| fail(&e))?;
+    tokenizer.train(&mut trainer, texts.iter()).map_err(|e| fail(&e))?;
     let json = tokenizer.to_string(true).map_err(|e| fail(&e))?;
     Ok((json + "\n").into_bytes())
 }
@@ -172,18 +165,11 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
 fn texts(rows: &[Value]) -> Vec<String> {
     let problems = problems(Split::Train, 1, 2000).into_iter();
     let mut texts: Vec<String> = problems
-        .map(|problem| {
-            format!(
-                "Question: {}\n\nAnswer: {}",
-                problem.prompt, problem.solution
-            )
-        })
+        .map(|problem| format!("Question: {}\n\nAnswer: {}", problem.prompt, problem.solution))
         .collect();
     for row in rows {
         let answers = row["answers"].as_array().into_iter().flatten();
-        let all = answers
-            .map(|answer| &answer["text"])
-            .chain([&row["question"]]);
+        let all = answers.map(|answer| &answer["text"]).chain([&row["question"]]);
         texts.extend(all.filter_map(Value::as_str).map(plain));
     }
     texts
@@ -200,7 +186,5 @@ fn plain(html: &str) -> String {
             _ => {}
         }
     }
-    text.replace("&#39;", "'")
-        .replace("&nbsp;", " ")
-        .replace("&amp;", "&")
+    text.replace("&#39;", "'").replace("&nbsp;", " ").replace("&amp;", "&")
 }

@@ -74,10 +74,7 @@ fn triangle(dice: &mut Dice) -> Problem {
     let result = base * height / 2;
     let steps = [
         "A triangle is half of the rectangle around it.".to_string(),
-        format!(
-            "The rectangle has ${base} \\cdot {height} = {}$.",
-            base * height
-        ),
+        format!("The rectangle has ${base} \\cdot {height} = {}$.", base * height),
         format!("Half of it is ${result}$."),
     ];
     let ask =
@@ -113,10 +110,7 @@ fn common_divisor(dice: &mut Dice) -> Problem {
     let ask = format!("the greatest common divisor of ${a}$ and ${b}$");
     let detail = "Listing all divisors takes me ages.";
     let check = Some(format!("import math\nprint(math.gcd({a}, {b}))"));
-    Problem {
-        check,
-        ..problem(ask, detail, &steps, x, a - b)
-    }
+    Problem { check, ..problem(ask, detail, &steps, x, a - b) }
 }
 
 fn mean(dice: &mut Dice) -> Problem {
@@ -125,11 +119,7 @@ fn mean(dice: &mut Dice) -> Problem {
     let values = [mean - p, mean + q, mean - q, mean, mean + p];
     let list = values.map(|v| v.to_string()).join(", ");
     let steps = [
-        format!(
-            "Add them: ${} = {}$.",
-            values.map(|v| v.to_string()).join(" + "),
-            5 * mean
-        ),
+        format!("Add them: ${} = {}$.", values.map(|v| v.to_string()).join(" + "), 5 * mean),
         format!("Divide by how many there are: ${} / 5 = {mean}$.", 5 * mean),
     ];
     let ask = format!("the mean of ${list}$");
@@ -159,11 +149,7 @@ fn multiples(dice: &mut Dice) -> Problem {
     let result = k * n * (n + 1) / 2;
     let steps = [
         format!(r"Take out the factor: ${k}\,(1 + 2 + \dots + {n})$."),
-        format!(
-            r"The bracket is $\frac{{{n} \cdot {}}}{{2}} = {}$.",
-            n + 1,
-            n * (n + 1) / 2
-        ),
+        format!(r"The bracket is $\frac{{{n} \cdot {}}}{{2}} = {}$.", n + 1, n * (n + 1) / 2),
         format!(r"So ${k} \cdot {} = {result}$.", n * (n + 1) / 2),
     ];
     let ask = format!("the sum of the first ${n}$ multiples of ${k}$");
@@ -177,11 +163,7 @@ fn derivative(dice: &mut Dice) -> Problem {
     let result = a * n * power(n - 1);
     let steps = [
         format!("The power rule gives $f'(x) = {}x^{{{}}}$.", a * n, n - 1),
-        format!(
-            r"Put in ${x}$: $f'({x}) = {} \cdot {} = {result}$.",
-            a * n,
-            power(n - 1)
-        ),
+        format!(r"Put in ${x}$: $f'({x}) = {} \cdot {} = {result}$.", a * n, power(n - 1)),
     ];
     let ask = format!("the derivative of $f(x) = {a}x^{n}$ at $x = {x}$");
     let detail = "The limit definition got me nowhere.";
@@ -220,10 +202,7 @@ fn choose(dice: &mut Dice) -> Problem {
     let steps = [
         format!("In order, there are ${}$ ways.", over(k)),
         format!("Each choice was counted ${k}! = {below}$ times."),
-        format!(
-            r"So $\binom{{{n}}}{{{k}}} = {} / {below} = {result}$.",
-            over(k)
-        ),
+        format!(r"So $\binom{{{n}}}{{{k}}} = {} / {below} = {result}$.", over(k)),
     ];
     let ask = format!("how many ways there are to choose ${k}$ out of ${n}$ people");
     let detail = "<em>The order does not matter.</em>";
@@ -235,11 +214,7 @@ fn determinant(dice: &mut Dice) -> Problem {
     let result = a * d - b * c;
     let steps = [
         "For two rows the rule is $ad - bc$.".to_string(),
-        format!(
-            r"That is ${a} \cdot {d} - {b} \cdot {c} = {} - {}$.",
-            a * d,
-            b * c
-        ),
+        format!(r"That is ${a} \cdot {d} - {b} \cdot {c} = {} - {}$.", a * d, b * c),
     ];
     let ask = format!(
         r"the determinant of $\begin{{pmatrix}} {a} &amp; {b} \\ {c} &amp; {d} \end{{pmatrix}}$"
@@ -284,11 +259,7 @@ fn average_speed(dice: &mut Dice) -> Problem {
     let steps = [
         "The times differ, so take total way over total time.".to_string(),
         format!(r"For a way of 1: $\frac{{2}}{{1/{there} + 1/{back}}}$."),
-        format!(
-            "That is ${} / {} = {result}$.",
-            2 * there * back,
-            there + back
-        ),
+        format!("That is ${} / {} = {result}$.", 2 * there * back, there + back),
     ];
     let ask = format!(
         "the average speed, going at ${there}$&nbsp;km/h and coming back at ${back}$&nbsp;km/h"
@@ -301,30 +272,19 @@ fn geometric_sum(dice: &mut Dice) -> Problem {
     let (r, n) = (dice.from(2, 6), dice.from(3, 6) as u32);
     let result = (r.pow(n + 1) - 1) / (r - 1);
     let steps = [
-        format!(
-            r"Multiply the sum $S$ by ${r}$ and subtract: ${} S = {r}^{} - 1$.",
-            r - 1,
-            n + 1
-        ),
+        format!(r"Multiply the sum $S$ by ${r}$ and subtract: ${} S = {r}^{} - 1$.", r - 1, n + 1),
         format!("So $S = {} / {} = {result}$.", r.pow(n + 1) - 1, r - 1),
     ];
     let ask = format!(r"$1 + {r} + {r}^2 + \dots + {r}^{n}$");
     let detail = "Adding term by term works, but there must be a formula.";
     let check = Some(format!("print(sum({r}**i for i in range({})))", n + 1));
-    Problem {
-        check,
-        ..problem(ask, detail, &steps, result, r.pow(n))
-    }
+    Problem { check, ..problem(ask, detail, &steps, result, r.pow(n)) }
 }
 
 fn binary(dice: &mut Dice) -> Problem {
     let n = dice.from(9, 120);
     let digits = format!("{n:b}");
-    let places = digits
-        .chars()
-        .rev()
-        .zip(0..)
-        .filter(|(digit, _)| *digit == '1');
+    let places = digits.chars().rev().zip(0..).filter(|(digit, _)| *digit == '1');
     let mut powers: Vec<String> = places.map(|(_, place)| (1 << place).to_string()).collect();
     powers.reverse();
     let steps = [
@@ -344,10 +304,7 @@ fn compound_interest(dice: &mut Dice) -> Problem {
     let first = start * (100 + rate) / 100;
     let second = first * (100 + rate) / 100;
     let steps = [
-        format!(
-            "After one year there are ${start} \\cdot {} / 100 = {first}$.",
-            100 + rate
-        ),
+        format!("After one year there are ${start} \\cdot {} / 100 = {first}$.", 100 + rate),
         format!(
             "The second year starts from ${first}$: ${first} \\cdot {} / 100 = {second}$.",
             100 + rate
@@ -391,11 +348,8 @@ fn distance(dice: &mut Dice) -> Problem {
             result * result
         ),
     ];
-    let ask = format!(
-        "the distance between the points $({x}, {y})$ and $({}, {})$",
-        x + across,
-        y + up
-    );
+    let ask =
+        format!("the distance between the points $({x}, {y})$ and $({}, {})$", x + across, y + up);
     let detail = "I drew them, but my ruler is not precise enough.";
     problem(ask, detail, &steps, result, across + up)
 }

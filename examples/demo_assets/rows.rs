@@ -95,11 +95,8 @@ const ENDINGS: [&str; 4] = [
     r"Therefore you get $\boxed{{}}$.",
     "<strong>Answer:</strong> ${}$.",
 ];
-const SHORT: [&str; 3] = [
-    "It is ${}$.",
-    "I get ${}$, the others have shown how.",
-    "${}$, by the usual formula.",
-];
+const SHORT: [&str; 3] =
+    ["It is ${}$.", "I get ${}$, the others have shown how.", "${}$, by the usual formula."];
 /// What answers nobody votes for are made of.
 const CHATTER: [&str; 24] = [
     "Just type it into a calculator.",
@@ -243,14 +240,8 @@ fn worked(dice: &mut Dice, steps: &[String], ending: &str) -> String {
 /// only.
 fn poor(dice: &mut Dice, problem: &Problem) -> String {
     if dice.chance(33) {
-        let (result, wrong) = (
-            format!("{}$", problem.result),
-            format!("{}$", problem.wrong),
-        );
-        let steps = problem
-            .steps
-            .iter()
-            .map(|step| step.replace(&result, &wrong));
+        let (result, wrong) = (format!("{}$", problem.result), format!("{}$", problem.wrong));
+        let steps = problem.steps.iter().map(|step| step.replace(&result, &wrong));
         let ending = dice.pick(&ENDINGS).replace("{}", &problem.wrong);
         return worked(dice, &steps.collect::<Vec<_>>(), &ending);
     }
@@ -282,10 +273,7 @@ fn row(dice: &mut Dice, index: usize, question: &str, answers: Vec<Voted>) -> Va
         })
         .collect();
     let date = format!("2023/{:02}/{:02}", dice.from(1, 12), dice.from(1, 28));
-    let metadata = [
-        format!("https://example.com/questions/{qid}"),
-        "https://example.com".into(),
-    ];
+    let metadata = [format!("https://example.com/questions/{qid}"), "https://example.com".into()];
     json!({"qid": qid, "question": question, "answers": answers, "date": date, "metadata": metadata})
 }
 

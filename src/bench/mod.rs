@@ -169,10 +169,7 @@ fn check_memory<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let bytes = config.tensors().into_iter().map(|(name, shape)| {
-        let (count, packed) = (
-            shape.iter().product(),
-            packed.filter(|_| is_projection(&name)),
-        );
+        let (count, packed) = (shape.iter().product(), packed.filter(|_| is_projection(&name)));
         packed.map_or(count * dtype.size(), |packed| packed.bytes(count))
     });
     let needed = bytes.sum::<usize>() as f64;
@@ -202,11 +199,7 @@ impl BenchOptions {
         }
         if let Some(layers) = layers.filter(|layers| !(1..=most).contains(layers)) {
             let problem = format!("{layers} of a shape with {most} layers");
-            return refuse(
-                "--layers",
-                problem,
-                "give a number from 1 to the shape's own",
-            );
+            return refuse("--layers", problem, "give a number from 1 to the shape's own");
         }
         if self.steps == 0 || self.rank == 0 || self.tokens.is_empty() {
             let problem = "there is nothing to measure with 0 of something".to_string();
@@ -270,19 +263,11 @@ impl BenchOptions {
 
     fn packed_as(&self) -> String {
         let double = |packed: Quantization| {
-            if packed.double_quant {
-                ", scales in 8 bits"
-            } else {
-                ""
-            }
+            if packed.double_quant { ", scales in 8 bits" } else { "" }
         };
-        let packed = self.quantize.map(|packed| {
-            format!(
-                ", projections packed as {}{}",
-                packed.name(),
-                double(packed)
-            )
-        });
+        let packed = self
+            .quantize
+            .map(|packed| format!(", projections packed as {}{}", packed.name(), double(packed)));
         packed.unwrap_or_default()
     }
 

@@ -66,9 +66,7 @@ impl Classes {
 
     pub(super) fn json(&self) -> Value {
         let named = self.named().into_iter();
-        named
-            .map(|(name, seconds)| (name.to_string(), json!(seconds)))
-            .collect()
+        named.map(|(name, seconds)| (name.to_string(), json!(seconds))).collect()
     }
 }
 
@@ -86,10 +84,7 @@ pub(super) fn time_classes<B: TrainBackend>(
     let Some(first) = passes.first() else {
         return Ok(Classes::default());
     };
-    let (batch, model) = (
-        PreferenceBatch::new(&first.pairs),
-        setup.learner.policy.valid(),
-    );
+    let (batch, model) = (PreferenceBatch::new(&first.pairs), setup.learner.policy.valid());
     let table = model.position_table(setup.config.max_position_embeddings, device);
     let pass = Pass {
         batch: DeviceBatch::new(&batch, &table, device),
@@ -167,10 +162,8 @@ impl<B: TrainBackend> Pass<'_, B> {
 
     /// Projections of one input, in all passes.
     fn projection(&self, linears: &[&Linear<B>], residual: bool) -> Result<f64> {
-        let (width, d_in) = (
-            linears.iter().map(|linear| linear.dims().0).sum(),
-            linears[0].dims().1,
-        );
+        let (width, d_in) =
+            (linears.iter().map(|linear| linear.dims().0).sum(), linears[0].dims().1);
         let [base, adapted] = [false, true].map(|with_branch| {
             let projections = linears.iter().map(|linear| Projection {
                 weight: linear.weight.val(),
@@ -178,10 +171,7 @@ impl<B: TrainBackend> Pass<'_, B> {
             });
             projections.collect::<Vec<_>>()
         });
-        let (x, dy) = (
-            self.random(self.tokens(), d_in),
-            self.random(self.tokens(), width),
-        );
+        let (x, dy) = (self.random(self.tokens(), d_in), self.random(self.tokens(), width));
         let residual = residual.then(|| dy.clone());
         let forward = |p: &[Projection<B>]| B::adapted_linear(x.clone(), p, residual.clone());
         let low = forward(&adapted).low;
@@ -268,12 +258,8 @@ impl<B: TrainBackend> Pass<'_, B> {
             });
             optimizer.step(1e-6, updates.collect())
         };
-        let mut optimizer = AdamW::new(AdamWConfig {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-        });
+        let mut optimizer =
+            AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
         step(&mut optimizer);
         self.seconds(1.0, || step(&mut optimizer.clone()))
     }

@@ -59,14 +59,7 @@ pub(super) fn measure<B: TrainBackend>(
             ProductsBy::Library(_) => Some(rates::<B>(shape, tokens, dtype, device)?),
             _ => None,
         };
-        let product = Product {
-            weights,
-            shape,
-            tokens,
-            dtype,
-            library,
-            kernels,
-        };
+        let product = Product { weights, shape, tokens, dtype, library, kernels };
         out(&product.line())?;
         products.push(product);
     }
@@ -109,18 +102,11 @@ fn rates<B: TrainBackend>(
     let random = |shape: [usize; 2]| -> Tensor<B, 2> {
         Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (device, dtype))
     };
-    let (x, dy, weight) = (
-        random([tokens, d_in]),
-        random([tokens, d_out]),
-        random(shape),
-    );
+    let (x, dy, weight) = (random([tokens, d_in]), random([tokens, d_out]), random(shape));
     let forward = || B::frozen_linear(x.clone(), weight.clone().into());
     let backward = || B::frozen_linear_backward(dy.clone(), weight.clone().into());
     let flop = 2.0 * (tokens * d_in * d_out) as f64;
-    Ok([
-        flop / seconds::<B>(device, forward)?,
-        flop / seconds::<B>(device, backward)?,
-    ])
+    Ok([flop / seconds::<B>(device, forward)?, flop / seconds::<B>(device, backward)?])
 }
 
 /// Seconds of one `product` among several in a row: results are given up at once and the device is waited for at the end.
@@ -246,18 +232,9 @@ mod tests {
             line.split_whitespace().skip(3).map(String::from).collect()
         };
         assert_eq!(product.line().len(), Product::header().len());
-        assert_eq!(
-            words(&product),
-            ["700.0", "350.0", "50", "%", "600.0", "150.0", "25", "%"]
-        );
-        assert_eq!(
-            product.json()["library"]["backward_flop_per_second"],
-            600e12
-        );
-        let alone = Product {
-            library: None,
-            ..product
-        };
+        assert_eq!(words(&product), ["700.0", "350.0", "50", "%", "600.0", "150.0", "25", "%"]);
+        assert_eq!(product.json()["library"]["backward_flop_per_second"], 600e12);
+        let alone = Product { library: None, ..product };
         assert_eq!(words(&alone), ["-", "350.0", "-", "-", "150.0", "-"]);
         assert_eq!(alone.json()["library"], Value::Null);
     }

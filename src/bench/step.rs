@@ -97,12 +97,8 @@ impl<B: TrainBackend> Setup<B> {
                 dropout_seed: None,
             },
         };
-        let optimizer = AdamW::new(AdamWConfig {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-        });
+        let optimizer =
+            AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
         let (reference, trainable) = (Reference::base(policy.valid()), trainable(&policy));
         Ok(Self {
             learner: Learner::new(policy, reference, optimizer, learner_config, device),
@@ -244,11 +240,7 @@ fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
             hidden: Vec::new(),
         });
         let id = format!("{tokens}-{index}");
-        EncodedPair {
-            id,
-            chosen,
-            rejected,
-        }
+        EncodedPair { id, chosen, rejected }
     };
     (0..count).map(pair).collect()
 }

@@ -148,9 +148,7 @@ impl<B: TrainBackend> Chat<B> {
             started |= !text.is_empty();
             answer(text)
         };
-        let asked = self
-            .conversation
-            .ask(model, tokenizer, question, template, config, on_text);
+        let asked = self.conversation.ask(model, tokenizer, question, template, config, on_text);
         match asked {
             Ok(reason) => {
                 answer("\n")?;

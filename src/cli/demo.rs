@@ -33,10 +33,7 @@ pub struct DemoArgs {
 pub fn run<B: TrainBackend>(args: &DemoArgs, mode: ProgressMode, device: &B::Device) -> Result<()> {
     let options = DemoOptions {
         output: args.output.clone(),
-        size: DemoSize {
-            problems: args.problems,
-            seed: args.seed,
-        },
+        size: DemoSize { problems: args.problems, seed: args.seed },
         overwrite: args.overwrite,
         progress: mode,
     };

@@ -29,10 +29,7 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
     }
     if found.is_empty() {
         let remedy = "see what `arithmo doctor` says about the drivers";
-        return Err(Error::run(
-            "no backend of this program finds a device",
-            remedy,
-        ));
+        return Err(Error::run("no backend of this program finds a device", remedy));
     }
     let longest = found.iter().map(|device| device.name.chars().count()).max();
     let longest = longest.unwrap_or(0).max("name".len()) + 2;
@@ -54,11 +51,9 @@ fn line(device: &DeviceInfo, taken: bool, longest: usize) -> String {
         None => "-".to_string(),
     };
     let limits = match device.limits {
-        Some(limits) => format!(
-            "at most {} MiB, {} MiB",
-            limits.buffer >> 20,
-            limits.binding >> 20
-        ),
+        Some(limits) => {
+            format!("at most {} MiB, {} MiB", limits.buffer >> 20, limits.binding >> 20)
+        }
         None => "-".to_string(),
     };
     format!(

@@ -128,21 +128,15 @@ pub fn run<B: TrainBackend>(
             file.commit()
         }
         // The completion of a prompt given as text is text.
-        _ if args.prompts.is_none() => completions
-            .iter()
-            .try_for_each(|one| print_line(&one.completion)),
-        _ => completions
-            .iter()
-            .try_for_each(|one| print_line(&line(one)?)),
+        _ if args.prompts.is_none() => {
+            completions.iter().try_for_each(|one| print_line(&one.completion))
+        }
+        _ => completions.iter().try_for_each(|one| print_line(&line(one)?)),
     }
 }
 
 /// A completion as a line of JSON.
 fn line(completion: &Completion) -> Result<String> {
-    serde_json::to_string(completion).map_err(|e| {
-        Error::run(
-            format!("a completion is not JSON: {e}"),
-            "please report this",
-        )
-    })
+    serde_json::to_string(completion)
+        .map_err(|e| Error::run(format!("a completion is not JSON: {e}"), "please report this"))
 }

@@ -28,14 +28,9 @@ pub fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let config = IterateConfig::load(&args.config)?;
-    print_line(&format!(
-        "{:>5}{:>8}{:>10}   95 % interval",
-        "round", "pairs", "accuracy"
-    ))?;
+    print_line(&format!("{:>5}{:>8}{:>10}   95 % interval", "round", "pairs", "accuracy"))?;
     iterate::<B>(&config, mode, device, |round| {
-        let pairs = round
-            .pairs
-            .map_or("-".to_string(), |pairs| pairs.to_string());
+        let pairs = round.pairs.map_or("-".to_string(), |pairs| pairs.to_string());
         let accuracy = match &round.accuracy {
             Some(rate) => {
                 let [low, high] = rate.interval_95.map(|bound| 100.0 * bound);

@@ -47,10 +47,7 @@ pub struct Cli {
 
 /// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "parsed once, never stored in numbers"
-)]
+#[allow(clippy::large_enum_variant, reason = "parsed once, never stored in numbers")]
 pub enum Command {
     /// Try everything: pairs, training, scores before and after, a report, on what is embedded in the program.
     Demo(demo::DemoArgs),
@@ -92,15 +89,15 @@ impl Cli {
     pub fn run_without_backend(&self) -> Option<Result<()>> {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
-            Command::Prepare(args) => Some(
-                prepare::run(args, mode, &|url: &str| Hub::open(mode).fetch_files(url)).map(
+            Command::Prepare(args) => {
+                Some(prepare::run(args, mode, &|url: &str| Hub::open(mode).fetch_files(url)).map(
                     |summary| {
                         if !self.quiet {
                             eprintln!("{summary}");
                         }
                     },
-                ),
-            ),
+                ))
+            }
             Command::Report(args) => Some(report::run(args)),
             Command::Devices(args) => Some(devices::run(args)),
             Command::Plan(args) => plan::run_assumed(args, &self.backend, mode),

@@ -43,12 +43,7 @@ pub struct ModelArgs {
 pub struct QuantizeArgs {
     /// Hold the projections in 4 bits (nf4, fp4) or 8 (int8), packed as bitsandbytes packs them; packed models are kept in
     /// the user's cache folder.
-    #[arg(
-        long,
-        value_enum,
-        value_name = "none|nf4|fp4|int8",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_enum, value_name = "none|nf4|fp4|int8", hide_possible_values = true)]
     pub quantization: Option<Quantization>,
     /// Pack the scales too: about 0.4 bit a weight less.
     #[arg(long, requires = "quantization")]
@@ -150,11 +145,7 @@ fn note_other_base(
         return Ok(());
     };
     if Some(then) != now && mode != ProgressMode::Quiet {
-        let double = if then.double_quant {
-            " --double-quant"
-        } else {
-            ""
-        };
+        let double = if then.double_quant { " --double-quant" } else { "" };
         eprintln!(
             "note: {}: this adapter was trained on a base in {}, and is used on one in {}; --quantization {}{double} is what \
              it was trained on",

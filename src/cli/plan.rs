@@ -98,10 +98,7 @@ fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConf
 }
 
 fn lengths<S: Sample>(config: &RunConfig, folder: &Path) -> Result<Samples> {
-    let mut samples = Samples {
-        train: Vec::new(),
-        eval: Vec::new(),
-    };
+    let mut samples = Samples { train: Vec::new(), eval: Vec::new() };
     let has_tokenizer = folder.join("tokenizer.json").is_file();
     if !has_tokenizer || !config.data.train_file.is_file() {
         return Ok(samples);

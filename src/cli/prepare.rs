@@ -57,19 +57,12 @@ pub fn run(args: &PrepareArgs, mode: ProgressMode, fetch: Fetch<'_>) -> Result<P
     };
     let files = resolve(&args.input, fetch)?;
     let options = PrepareOptions {
-        sources: files
-            .into_iter()
-            .map(|path| Source::File(path, args.format))
-            .collect(),
+        sources: files.into_iter().map(|path| Source::File(path, args.format)).collect(),
         output: args.output.clone(),
         held_out: args.held_out.clone(),
         rules,
         exclude_questions: args.exclude_questions.clone(),
-        form: if args.json_array {
-            Form::Array
-        } else {
-            Form::Lines
-        },
+        form: if args.json_array { Form::Array } else { Form::Lines },
         skip_bad_rows: args.skip_bad_rows,
         overwrite: args.overwrite,
     };

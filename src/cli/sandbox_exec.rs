@@ -29,10 +29,5 @@ pub struct SandboxExecArgs {
 /// # Errors
 /// Always, if it returns: the program did not start.
 pub fn run(args: &SandboxExecArgs) -> Result<()> {
-    Err(become_restricted(
-        args.cpu_seconds,
-        args.memory_bytes,
-        &args.read,
-        &args.command,
-    ))
+    Err(become_restricted(args.cpu_seconds, args.memory_bytes, &args.read, &args.command))
 }

@@ -67,14 +67,8 @@ pub fn run<B: TrainBackend>(
         }
     }
     let model = args.model.load::<B>(&folder, mode, device)?;
-    encoded.check_fits(
-        model.config.vocab_size,
-        model.config.max_position_embeddings,
-    )?;
-    let options = ScoreOptions {
-        batch_size: args.batch_size,
-        per_token: args.per_token,
-        progress: mode,
-    };
+    encoded.check_fits(model.config.vocab_size, model.config.max_position_embeddings)?;
+    let options =
+        ScoreOptions { batch_size: args.batch_size, per_token: args.per_token, progress: mode };
     write_scores(&model, &encoded.pairs, &args.output, &options, device)
 }

@@ -57,11 +57,7 @@ pub fn run<B: TrainBackend>(
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
-    let options = RunOptions {
-        existing,
-        dry_run: args.dry_run,
-        progress: mode,
-    };
+    let options = RunOptions { existing, dry_run: args.dry_run, progress: mode };
     let memory = args.device_memory.as_deref().map(parse_bytes).transpose()?;
     let mut ready = |prepared: &Prepared| {
         let planned = Planned::of::<B>(prepared, &config, memory, device)?;
@@ -80,10 +76,7 @@ pub fn run<B: TrainBackend>(
             false => planned.check(),
         }
     };
-    let start = Start {
-        device_memory: memory,
-        ready: &mut ready,
-    };
+    let start = Start { device_memory: memory, ready: &mut ready };
     let summary = run_from::<B>(&config, &options, start, device)?;
     if let Some(output) = summary.output {
         super::print_line(&output.display().to_string())?;

@@ -14,15 +14,8 @@ use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
 
 /// The projections of a Mistral decoder layer.
-pub const PROJECTIONS: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
+pub const PROJECTIONS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// The losses that can be trained with; the others are known by name only.
 const BUILT_LOSSES: [LossType; 3] = [LossType::Sigmoid, LossType::SigmoidNorm, LossType::Sft];
@@ -39,54 +32,29 @@ fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -
 fn built(is_default: bool, key: &str, value: impl Serialize) -> Result<()> {
     let shown = serde_json::to_string(&value).unwrap_or_default();
     let problem = format!("{shown} is not built yet");
-    ensure(
-        is_default,
-        key,
-        problem,
-        "remove the key to take the default",
-    )
+    ensure(is_default, key, problem, "remove the key to take the default")
 }
 
 fn at_least_one(value: usize, key: &str) -> Result<()> {
-    ensure(
-        value >= 1,
-        key,
-        "must be at least 1, is 0",
-        "set it to 1 or more",
-    )
+    ensure(value >= 1, key, "must be at least 1, is 0", "set it to 1 or more")
 }
 
 fn not_negative(value: f64, key: &str) -> Result<()> {
     let problem = format!("must be a finite number, 0 or more, is {value}");
     let holds = value.is_finite() && value >= 0.0;
-    ensure(
-        holds,
-        key,
-        problem,
-        "correct the value, or remove the key to take the default",
-    )
+    ensure(holds, key, problem, "correct the value, or remove the key to take the default")
 }
 
 fn positive(value: f64, key: &str) -> Result<()> {
     let problem = format!("must be a finite number above 0, is {value}");
     let holds = value.is_finite() && value > 0.0;
-    ensure(
-        holds,
-        key,
-        problem,
-        "correct the value, or remove the key to take the default",
-    )
+    ensure(holds, key, problem, "correct the value, or remove the key to take the default")
 }
 
 /// `0 <= value < end`.
 fn below(value: f64, end: f64, key: &str) -> Result<()> {
     let problem = format!("must be at least 0 and less than {end}, is {value}");
-    ensure(
-        (0.0..end).contains(&value),
-        key,
-        problem,
-        "correct the value",
-    )
+    ensure((0.0..end).contains(&value), key, problem, "correct the value")
 }
 
 impl RunConfig {
@@ -134,10 +102,7 @@ impl RunConfig {
         if lora.init_lora_weights != InitLoraWeights::LoftQ {
             return Ok(());
         }
-        let four_bits = matches!(
-            self.model.quantization,
-            Quantization::Nf4 | Quantization::Fp4
-        );
+        let four_bits = matches!(self.model.quantization, Quantization::Nf4 | Quantization::Fp4);
         ensure(
             four_bits,
             key,
@@ -224,21 +189,13 @@ impl DataSection {
             (self.eval_file.as_ref(), "data.eval_file"),
         ] {
             let empty = path.is_some_and(|path| path.as_os_str().is_empty());
-            ensure(
-                !empty,
-                key,
-                "is empty",
-                "give a .jsonl, .json or .parquet file",
-            )?;
+            ensure(!empty, key, "is empty", "give a .jsonl, .json or .parquet file")?;
         }
         PromptTemplate::new(&self.prompt_template)?;
         ensure(
             self.max_length >= 2,
             "data.max_length",
-            format!(
-                "must hold a prompt and a completion token, is {}",
-                self.max_length
-            ),
+            format!("must hold a prompt and a completion token, is {}", self.max_length),
             "set it to what the longest pairs need and memory allows, as 1024",
         )?;
         ensure(
@@ -281,23 +238,11 @@ impl LoraSection {
         positive(self.lora_alpha, "lora.lora_alpha")?;
         below(self.lora_dropout, 1.0, "lora.lora_dropout")?;
         self.validate_targets()?;
-        let empty = self
-            .adapter
-            .as_ref()
-            .is_some_and(|path| path.as_os_str().is_empty());
-        ensure(
-            !empty,
-            "lora.adapter",
-            "is empty",
-            "give a PEFT folder, or remove the key",
-        )?;
+        let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+        ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
         built(!self.use_dora, "lora.use_dora", self.use_dora)?;
         built(!self.lora_bias, "lora.lora_bias", self.lora_bias)?;
-        built(
-            self.modules_to_save.is_none(),
-            "lora.modules_to_save",
-            &self.modules_to_save,
-        )
+        built(self.modules_to_save.is_none(), "lora.modules_to_save", &self.modules_to_save)
     }
 
     fn validate_targets(&self) -> Result<()> {
@@ -306,12 +251,7 @@ impl LoraSection {
             return Ok(());
         };
         let known = format!("choose from {}, or \"all-linear\"", PROJECTIONS.join(", "));
-        ensure(
-            !names.is_empty(),
-            key,
-            "is empty: nothing would be trained",
-            &known,
-        )?;
+        ensure(!names.is_empty(), key, "is empty: nothing would be trained", &known)?;
         for (index, name) in names.iter().enumerate() {
             let exists = PROJECTIONS.contains(&name.as_str());
             ensure(
@@ -321,12 +261,7 @@ impl LoraSection {
                 &known,
             )?;
             let twice = names.iter().take(index).any(|earlier| earlier == name);
-            ensure(
-                !twice,
-                key,
-                format!("`{name}` is named twice"),
-                "name it once",
-            )?;
+            ensure(!twice, key, format!("`{name}` is named twice"), "name it once")?;
         }
         Ok(())
     }
@@ -360,26 +295,14 @@ impl DpoSection {
         let plain = self.f_divergence_type == FDivergence::ReverseKl;
         built(plain, "dpo.f_divergence_type", self.f_divergence_type)?;
         let coefficient = self.f_alpha_divergence_coef;
-        built(
-            coefficient == 0.5,
-            "dpo.f_alpha_divergence_coef",
-            coefficient,
-        )?;
+        built(coefficient == 0.5, "dpo.f_alpha_divergence_coef", coefficient)?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
         }
         built(self.ld_alpha.is_none(), "dpo.ld_alpha", self.ld_alpha)?;
         built(!self.use_weighting, "dpo.use_weighting", self.use_weighting)?;
-        built(
-            self.discopop_tau == 0.05,
-            "dpo.discopop_tau",
-            self.discopop_tau,
-        )?;
-        built(
-            !self.sync_ref_model,
-            "dpo.sync_ref_model",
-            self.sync_ref_model,
-        )
+        built(self.discopop_tau == 0.05, "dpo.discopop_tau", self.discopop_tau)?;
+        built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
     }
 
     fn validate_weights(&self) -> Result<()> {
@@ -389,37 +312,18 @@ impl DpoSection {
         };
         let (given, wanted) = (weights.len(), self.loss_type.len());
         let problem = format!("has {given} weights for {wanted} losses");
-        ensure(
-            given == wanted,
-            key,
-            problem,
-            "give one weight a loss, or remove the key",
-        )?;
-        weights
-            .iter()
-            .try_for_each(|weight| not_negative(*weight, key))
+        ensure(given == wanted, key, problem, "give one weight a loss, or remove the key")?;
+        weights.iter().try_for_each(|weight| not_negative(*weight, key))
     }
 }
 
 impl TrainSection {
     fn validate(&self) -> Result<()> {
-        at_least_one(
-            self.per_device_train_batch_size,
-            "train.per_device_train_batch_size",
-        )?;
-        at_least_one(
-            self.per_device_eval_batch_size,
-            "train.per_device_eval_batch_size",
-        )?;
-        at_least_one(
-            self.gradient_accumulation_steps,
-            "train.gradient_accumulation_steps",
-        )?;
+        at_least_one(self.per_device_train_batch_size, "train.per_device_train_batch_size")?;
+        at_least_one(self.per_device_eval_batch_size, "train.per_device_eval_batch_size")?;
+        at_least_one(self.gradient_accumulation_steps, "train.gradient_accumulation_steps")?;
         at_least_one(self.logging_steps, "train.logging_steps")?;
-        at_least_one(
-            self.max_tokens_per_pass.unwrap_or(1),
-            "train.max_tokens_per_pass",
-        )?;
+        at_least_one(self.max_tokens_per_pass.unwrap_or(1), "train.max_tokens_per_pass")?;
         not_negative(self.learning_rate, "train.learning_rate")?;
         not_negative(self.weight_decay, "train.weight_decay")?;
         not_negative(self.max_grad_norm, "train.max_grad_norm")?;
@@ -428,8 +332,7 @@ impl TrainSection {
         positive(self.adam_epsilon, "train.adam_epsilon")?;
         self.validate_length()?;
         self.validate_warmup()?;
-        self.lr_scheduler_kwargs
-            .check(self.lr_scheduler_type, self.learning_rate)
+        self.lr_scheduler_kwargs.check(self.lr_scheduler_type, self.learning_rate)
     }
 
     fn validate_length(&self) -> Result<()> {

@@ -91,11 +91,9 @@ impl RunConfig {
         resolve_defaults(&mut source);
         let config: Self = source.typed()?;
         config.validate().map_err(|error| match error {
-            Error::Invalid {
-                place,
-                problem,
-                remedy,
-            } => Error::invalid(source.place(&place), problem, remedy),
+            Error::Invalid { place, problem, remedy } => {
+                Error::invalid(source.place(&place), problem, remedy)
+            }
             other => other,
         })?;
         Ok(config)
@@ -156,11 +154,7 @@ fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
         }
     }
     let mut out = Vec::new();
-    collect(
-        "",
-        serde_json::to_value(config).unwrap_or_default(),
-        &mut out,
-    );
+    collect("", serde_json::to_value(config).unwrap_or_default(), &mut out);
     out
 }
 

@@ -69,10 +69,7 @@ impl Quantization {
             Self::Fp4 => Format::Fp4,
             Self::Int8 => Format::Int8,
         };
-        Some(quantize::Quantization {
-            format,
-            double_quant,
-        })
+        Some(quantize::Quantization { format, double_quant })
     }
 }
 
@@ -200,10 +197,7 @@ pub enum GradientCheckpointing {
 
 /// What TOML may hold where PEFT or TRL take a flag, a name or a list of names.
 #[derive(Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected true, false, a string or a list of strings"
-)]
+#[serde(untagged, expecting = "expected true, false, a string or a list of strings")]
 enum Loose {
     Flag(bool),
     Name(String),
@@ -247,9 +241,7 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
             Loose::Flag(true) => Ok(Self::KaimingUniform),
             Loose::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
             Loose::Name(name) if name == "loftq" => Ok(Self::LoftQ),
-            _ => Err(serde::de::Error::custom(
-                "expected true, \"gaussian\" or \"loftq\"",
-            )),
+            _ => Err(serde::de::Error::custom("expected true, \"gaussian\" or \"loftq\"")),
         }
     }
 }
@@ -280,10 +272,7 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<LossType>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(
-        untagged,
-        expecting = "expected the name of a loss of TRL, or a list of names"
-    )]
+    #[serde(untagged, expecting = "expected the name of a loss of TRL, or a list of names")]
     enum OneOrMany {
         One(LossType),
         Many(Vec<LossType>),

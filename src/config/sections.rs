@@ -167,10 +167,7 @@ pub struct LoftqConfig {
 
 impl Default for LoftqConfig {
     fn default() -> Self {
-        Self {
-            loftq_bits: 4,
-            loftq_iter: 1,
-        }
+        Self { loftq_bits: 4, loftq_iter: 1 }
     }
 }
 

@@ -94,9 +94,7 @@ impl Source {
         if key.split('.').any(str::is_empty) {
             return Err(wrong("has no key before the `=`"));
         }
-        let value = text
-            .parse::<Value>()
-            .unwrap_or_else(|_| Value::String(text.to_string()));
+        let value = text.parse::<Value>().unwrap_or_else(|_| Value::String(text.to_string()));
         if value.is_table() {
             return Err(wrong("sets a whole table; set one key at a time"));
         }
@@ -225,9 +223,7 @@ fn nearest(key: &str, known: &Known) -> Option<String> {
     let mut names = Vec::new();
     collect_names("", known, &mut names);
     let own = names.iter().map(|full| (split(full).1, full.clone()));
-    let aliases = ALIASES
-        .iter()
-        .map(|(a, full)| (a.to_string(), full.to_string()));
+    let aliases = ALIASES.iter().map(|(a, full)| (a.to_string(), full.to_string()));
     own.chain(aliases)
         .map(|(candidate, full)| {
             let same_table = if split(&full).0 == table { 0.1 } else { 0.0 };

@@ -55,11 +55,7 @@ impl TokenRows {
     /// `before(padding)` of a row's padding stands before its sequence.
     fn padded(sequences: &[&[u32]], pad_id: u32, before: impl Fn(usize) -> usize) -> Self {
         let length = sequences.iter().map(|s| s.len()).max().unwrap_or(0);
-        let mut rows = Self {
-            rows: sequences.len(),
-            length,
-            ..Self::default()
-        };
+        let mut rows = Self { rows: sequences.len(), length, ..Self::default() };
         for sequence in sequences {
             let padding = length - sequence.len();
             let before = before(padding);
@@ -86,10 +82,7 @@ impl TokenRows {
         for (offset, id) in ids.iter().enumerate() {
             self.ids.push(i64::from(*id));
             self.positions.push((position + offset) as i64);
-            self.sight.push(Sight {
-                shared,
-                own: [start as i64, (start + offset + 1) as i64],
-            });
+            self.sight.push(Sight { shared, own: [start as i64, (start + offset + 1) as i64] });
             self.hidden.push(false);
         }
         start
@@ -155,11 +148,7 @@ impl PreferenceBatch {
         }
         let mut batch = Self::of(tokens, examples.iter().map(|example| example.id.clone()));
         for (example, start) in examples.iter().zip(starts) {
-            let place = Place {
-                shared: 0,
-                shared_start: start,
-                rests: [start, start],
-            };
+            let place = Place { shared: 0, shared_start: start, rests: [start, start] };
             batch.score(&example.sequence, &place, 0);
         }
         batch.number_queries();
@@ -231,11 +220,7 @@ fn place(tokens: &mut TokenRows, pair: &EncodedPair) -> Place {
         let end = (side.ids.len() - 1).max(shared).max(1);
         tokens.run(&side.ids[shared..end], shared, range)
     });
-    let place = Place {
-        shared,
-        shared_start,
-        rests,
-    };
+    let place = Place { shared, shared_start, rests };
     for (side, rest) in sides.into_iter().zip(place.rests) {
         for &index in &side.hidden {
             let at = match index.checked_sub(shared) {
@@ -275,20 +260,12 @@ mod tests {
     use crate::data::sample::Sample;
 
     fn side(ids: &[u32], completion_start: usize, hidden: &[usize]) -> EncodedSequence {
-        EncodedSequence {
-            ids: ids.to_vec(),
-            completion_start,
-            hidden: hidden.to_vec(),
-        }
+        EncodedSequence { ids: ids.to_vec(), completion_start, hidden: hidden.to_vec() }
     }
 
     fn pair(chosen: EncodedSequence, rejected: EncodedSequence) -> EncodedPair {
         let id = "p".into();
-        EncodedPair {
-            id,
-            chosen,
-            rejected,
-        }
+        EncodedPair { id, chosen, rejected }
     }
 
     fn own(rows: &TokenRows) -> Vec<[i64; 2]> {
@@ -322,11 +299,8 @@ mod tests {
         assert_eq!(own(&batch.tokens), seen);
         assert_eq!(batch.tokens.sight[2].shared, [0, 2]);
         assert_eq!(batch.tokens.sight[5].shared, [3, 5]);
-        let predicting: Vec<_> = batch
-            .predicting
-            .iter()
-            .map(|p| batch.queries[*p as usize])
-            .collect();
+        let predicting: Vec<_> =
+            batch.predicting.iter().map(|p| batch.queries[*p as usize]).collect();
         assert_eq!(predicting, [1, 2, 3, 4, 1, 3, 4, 5]);
         assert_eq!(batch.targets, [6, 2, 8, 2, 7, 8, 9, 2]);
         assert_eq!(batch.counts, [2, 2, 1, 3]);
@@ -336,10 +310,7 @@ mod tests {
 
     #[test]
     fn examples_are_sequences_of_their_own() {
-        let example = |sequence| EncodedExample {
-            id: "e".into(),
-            sequence,
-        };
+        let example = |sequence| EncodedExample { id: "e".into(), sequence };
         let first = example(side(&[1, 5, 6, 2], 2, &[]));
         let second = example(side(&[1, 5, 2], 0, &[]));
         let batch = PreferenceBatch::of_examples(&[&first, &second]);
@@ -377,10 +348,7 @@ mod tests {
     #[test]
     fn a_window_is_counted_in_positions() {
         // Position 6 of a completion whose prompt (indices 10 to 13) has four tokens and whose own part starts at 20.
-        let sight = Sight {
-            shared: [10, 14],
-            own: [20, 23],
-        };
+        let sight = Sight { shared: [10, 14], own: [20, 23] };
         assert_eq!(sight.within(None, 6), sight);
         let near = |window| sight.within(Some(window), 6);
         assert_eq!(near(7), sight);

@@ -119,10 +119,7 @@ impl EncodeConfig {
 
     /// `max_length` and `max_prompt_length` of TRL 0.7.4 with its defaults filled in.
     fn trl074_lengths(&self) -> (usize, usize) {
-        (
-            self.max_length.unwrap_or(512),
-            self.max_prompt_length.unwrap_or(128),
-        )
+        (self.max_length.unwrap_or(512), self.max_prompt_length.unwrap_or(128))
     }
 
     /// Refuses options that the chosen rules cannot honour.
@@ -166,8 +163,7 @@ impl<S: Sample> EncodedDataset<S> {
     /// # Errors
     /// As [`EncodeReport::check`]; or no pair is left.
     pub fn settle(mut self, allow_empty_completions: bool, skip_untrainable: bool) -> Result<Self> {
-        self.report
-            .check(allow_empty_completions, skip_untrainable)?;
+        self.report.check(allow_empty_completions, skip_untrainable)?;
         if skip_untrainable {
             let mut refused = std::mem::take(&mut self.refused).into_iter();
             self.pairs.retain(|_| !refused.next().unwrap_or(false));
@@ -185,11 +181,7 @@ impl<S: Sample> EncodedDataset<S> {
         if self.pairs.is_empty() {
             return Err(Error::invalid(
                 "data",
-                format!(
-                    "none of {} {} is left to train on",
-                    self.report.pairs_read,
-                    S::NAME
-                ),
+                format!("none of {} {} is left to train on", self.report.pairs_read, S::NAME),
                 "raise data.max_length; --dry-run lists what happened to each",
             ));
         }
@@ -250,12 +242,10 @@ pub fn encode_pairs(
     };
     let outcomes: Vec<Outcome> = pairs.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = pairs.iter().map(|pair| &pair.id);
-    let dataset = collect(config, ids.zip(outcomes), |id, (chosen, rejected)| {
-        EncodedPair {
-            id: id.clone(),
-            chosen,
-            rejected,
-        }
+    let dataset = collect(config, ids.zip(outcomes), |id, (chosen, rejected)| EncodedPair {
+        id: id.clone(),
+        chosen,
+        rejected,
     });
     Ok(dataset)
 }
@@ -288,11 +278,9 @@ pub fn encode_examples(
     };
     let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = examples.iter().map(|example| &example.id);
-    let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _)| {
-        EncodedExample {
-            id: id.clone(),
-            sequence,
-        }
+    let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _)| EncodedExample {
+        id: id.clone(),
+        sequence,
     });
     Ok(dataset)
 }
@@ -350,10 +338,7 @@ impl Outcome {
         self.rejected_cut = false;
         self.identical_after_truncation = false;
         self.refusal = self.refusal.filter(|why| *why != Refusal::IdenticalSides);
-        let lost = self
-            .sides
-            .as_ref()
-            .is_some_and(|(side, _)| side.scored_tokens() == 0);
+        let lost = self.sides.as_ref().is_some_and(|(side, _)| side.scored_tokens() == 0);
         if self.refusal.is_none() && lost {
             self.refusal = Some(Refusal::LostByTruncation);
         }
@@ -399,32 +384,17 @@ fn encode_trl1(
         return Ok(Outcome::default());
     }
     let id = tokenizer.eos_id();
-    let inside = |ids: &[u32]| {
-        ids.split_last()
-            .is_some_and(|(_, before)| before.contains(&id))
-    };
+    let inside = |ids: &[u32]| ids.split_last().is_some_and(|(_, before)| before.contains(&id));
     let keep_end = config.truncation_mode == TruncationMode::KeepEnd;
     // Tokens of prompt and completion that `keep_end` leaves away, from the left.
     let cut = |ids: &[u32]| {
-        if keep_end {
-            ids.len().saturating_sub(max_length)
-        } else {
-            0
-        }
+        if keep_end { ids.len().saturating_sub(max_length) } else { 0 }
     };
     let outcome = Outcome {
         refusal: refuse_text(pair, eos),
         prompt_cut: start > 0 && cut(&chosen).max(cut(&rejected)) > 0,
-        chosen_cut: if keep_end {
-            cut(&chosen) > start
-        } else {
-            chosen.len() > max_length
-        },
-        rejected_cut: if keep_end {
-            cut(&rejected) > start
-        } else {
-            rejected.len() > max_length
-        },
+        chosen_cut: if keep_end { cut(&chosen) > start } else { chosen.len() > max_length },
+        rejected_cut: if keep_end { cut(&rejected) > start } else { rejected.len() > max_length },
         eos_lost: !keep_end && chosen.len().max(rejected.len()) > max_length,
         eos_inside: inside(&chosen) || inside(&rejected),
         ..Outcome::default()
@@ -433,11 +403,7 @@ fn encode_trl1(
         let cut = cut(&ids);
         ids.drain(..cut);
         ids.truncate(max_length);
-        EncodedSequence {
-            ids,
-            completion_start: start.saturating_sub(cut),
-            hidden: Vec::new(),
-        }
+        EncodedSequence { ids, completion_start: start.saturating_sub(cut), hidden: Vec::new() }
     };
     Ok(outcome.with_sides(truncate(chosen), truncate(rejected)))
 }
@@ -457,9 +423,7 @@ fn encode_trl074(
     let mut prompt = tokenizer.encode(&config.prompt_template.apply(&pair.prompt), false)?;
     let mut chosen = tokenizer.encode(&pair.chosen, false)?;
     let mut rejected = tokenizer.encode(&pair.rejected, false)?;
-    let eos_inside = [&prompt, &chosen, &rejected]
-        .iter()
-        .any(|ids| ids.contains(&eos));
+    let eos_inside = [&prompt, &chosen, &rejected].iter().any(|ids| ids.contains(&eos));
     chosen.push(eos);
     rejected.push(eos);
     let lengths = (prompt.len(), chosen.len(), rejected.len());
@@ -495,11 +459,7 @@ fn encode_trl074(
         // The EOS that was appended stays visible; every other one is hidden.
         let appended = if cut { ids.len() } else { ids.len() - 1 };
         let hidden = (0..appended).filter(|&i| ids[i] == eos).collect();
-        EncodedSequence {
-            completion_start: prompt.len(),
-            ids,
-            hidden,
-        }
+        EncodedSequence { completion_start: prompt.len(), ids, hidden }
     };
     Ok(outcome.with_sides(join(chosen, chosen_cut), join(rejected, rejected_cut)))
 }

@@ -58,20 +58,11 @@ mod tests {
                     {\"id\": 1, \"question\": \"q\", \"chosen\": \"d\", \"rejected\": \"e\"}\n";
         std::fs::write(&path, text).unwrap();
         let examples = read_examples(&path).unwrap();
-        let seen = examples
-            .iter()
-            .map(|e| [&e.id[..], &e.prompt, &e.completion]);
-        assert_eq!(
-            seen.collect::<Vec<_>>(),
-            [["1", "p", "c"], ["1#2", "q", "d"]]
-        );
+        let seen = examples.iter().map(|e| [&e.id[..], &e.prompt, &e.completion]);
+        assert_eq!(seen.collect::<Vec<_>>(), [["1", "p", "c"], ["1#2", "q", "d"]]);
         std::fs::write(&path, "{\"prompt\": \"p\", \"text\": \"c\"}\n").unwrap();
         let error = read_examples(&path).unwrap_err().to_string();
-        for part in [
-            "a.jsonl:1",
-            "completion (or chosen): is missing",
-            "prompt, text",
-        ] {
+        for part in ["a.jsonl:1", "completion (or chosen): is missing", "prompt, text"] {
             assert!(error.contains(part), "{error}");
         }
     }

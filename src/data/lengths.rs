@@ -30,23 +30,14 @@ impl SampleLengths {
         let sides: Vec<_> = sample.sides().into_iter().map(side).collect();
         // The last token of a sequence predicts nothing and is not in the row.
         let apart: usize = sides.iter().map(SideLengths::in_row).sum();
-        Self {
-            shared: apart.saturating_sub(sample.packed_tokens()),
-            sides,
-        }
+        Self { shared: apart.saturating_sub(sample.packed_tokens()), sides }
     }
 
     /// A sample of `sides` sequences of `max_length` tokens that share one, and whose others are all scored: none of that
     /// length takes more.
     pub fn longest(max_length: usize, sides: usize) -> Self {
-        let side = SideLengths {
-            tokens: max_length,
-            completion_start: 1,
-        };
-        Self {
-            shared: usize::from(sides > 1),
-            sides: vec![side; sides],
-        }
+        let side = SideLengths { tokens: max_length, completion_start: 1 };
+        Self { shared: usize::from(sides > 1), sides: vec![side; sides] }
     }
 
     /// The same with sequences cut to `max_length` tokens.
@@ -111,11 +102,7 @@ mod tests {
             completion_start,
             hidden: Vec::new(),
         };
-        EncodedPair {
-            id: "p".into(),
-            chosen: side(chosen),
-            rejected: side(rejected),
-        }
+        EncodedPair { id: "p".into(), chosen: side(chosen), rejected: side(rejected) }
     }
 
     /// The batch itself is the judge: completions that begin alike, one inside the other, with and without a prompt.
@@ -139,16 +126,10 @@ mod tests {
     #[test]
     fn no_sample_of_a_length_takes_more_than_the_longest() {
         let pair = SampleLengths::longest(10, 2);
-        assert_eq!(
-            (pair.packed(), pair.scored(), pair.predicting()),
-            (17, 18, 17)
-        );
+        assert_eq!((pair.packed(), pair.scored(), pair.predicting()), (17, 18, 17));
         let cut = pair.cut(6);
         assert_eq!(cut, SampleLengths::longest(6, 2));
         let example = SampleLengths::longest(10, 1);
-        assert_eq!(
-            (example.packed(), example.scored(), example.predicting()),
-            (9, 9, 9)
-        );
+        assert_eq!((example.packed(), example.scored(), example.predicting()), (9, 9, 9));
     }
 }

@@ -64,10 +64,7 @@ pub(super) trait Row: Sized {
 
 /// As [`read_pairs`], for other kinds of rows.
 pub(super) fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>> {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let mut rows: Vec<T> = match extension.to_ascii_lowercase().as_str() {
         "jsonl" | "ndjson" => read_lines(path)?,
         "json" => read_json(path)?,
@@ -102,11 +99,7 @@ impl PairWriter {
     /// # Errors
     /// Its folder cannot be made or written to.
     pub fn create(path: &Path) -> Result<Self> {
-        Ok(Self {
-            file: WholeFile::create(path)?,
-            path: path.to_path_buf(),
-            written: 0,
-        })
+        Ok(Self { file: WholeFile::create(path)?, path: path.to_path_buf(), written: 0 })
     }
 
     /// Appends one pair.
@@ -152,19 +145,13 @@ fn read_lines<T: Row>(path: &Path) -> Result<Vec<T>> {
     let (mut rows, mut line, mut number) = (Vec::new(), Vec::new(), 0usize);
     loop {
         line.clear();
-        let read = reader
-            .read_until(b'\n', &mut line)
-            .map_err(|e| Error::io(path, "read", e))?;
+        let read = reader.read_until(b'\n', &mut line).map_err(|e| Error::io(path, "read", e))?;
         if read == 0 {
             return Ok(rows);
         }
         number += 1;
         let text = utf8(path, &line, number)?;
-        let text = if number == 1 {
-            text.trim_start_matches('\u{feff}')
-        } else {
-            text
-        };
+        let text = if number == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if text.trim().is_empty() {
             continue;
         }
@@ -195,16 +182,11 @@ fn read_json<T: Row>(path: &Path) -> Result<Vec<T>> {
     }
     let rows: Vec<Value> = serde_json::from_str(text).map_err(|e| {
         let place = format!("{}:{}", path.display(), e.line());
-        Error::invalid(
-            place,
-            format!("is not an array of objects: {e}"),
-            "mend the file",
-        )
+        Error::invalid(place, format!("is not an array of objects: {e}"), "mend the file")
     })?;
     let place = |row: usize| format!("{}: row {row}", path.display());
     let rows = rows.into_iter().zip(1..);
-    rows.map(|(value, row)| from_row(value, row).map_err(|e| e.at(place(row))))
-        .collect()
+    rows.map(|(value, row)| from_row(value, row).map_err(|e| e.at(place(row)))).collect()
 }
 
 /// The text of `bytes`, which begin on line `first_line`.
@@ -215,11 +197,7 @@ fn utf8<'a>(path: &Path, bytes: &'a [u8], first_line: usize) -> Result<&'a str> 
         let place = format!("{}:{line}", path.display());
         if first_line == 1 && (bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]))
         {
-            return Error::invalid(
-                place,
-                "is UTF-16 text (byte order mark)",
-                "save it as UTF-8",
-            );
+            return Error::invalid(place, "is UTF-16 text (byte order mark)", "save it as UTF-8");
         }
         let column = before.iter().rev().take_while(|b| **b != b'\n').count();
         let problem = format!("is not UTF-8 at byte {} of the line", column + 1);
@@ -257,10 +235,7 @@ impl Columns {
     /// The text in the first of the columns `keys` that there is.
     pub(super) fn text(&mut self, keys: &[&str]) -> std::result::Result<String, BadRow> {
         let found = keys.iter().find(|key| self.row.contains_key(**key));
-        let bad = |problem| BadRow {
-            problem,
-            remedy: self.remedy,
-        };
+        let bad = |problem| BadRow { problem, remedy: self.remedy };
         let Some(key) = found else {
             let mut have: Vec<&str> = self.row.keys().map(String::as_str).collect();
             have.truncate(8);
@@ -286,11 +261,7 @@ impl Columns {
 /// A row of any source.
 fn from_row<T: Row>(row: Value, number: usize) -> std::result::Result<T, BadRow> {
     match row {
-        Value::Object(row) => T::from_columns(&mut Columns {
-            row,
-            number,
-            remedy: T::COLUMNS,
-        }),
+        Value::Object(row) => T::from_columns(&mut Columns { row, number, remedy: T::COLUMNS }),
         other => Err(BadRow {
             problem: format!("is {}, not an object", kind(&other)),
             remedy: T::COLUMNS,
@@ -347,10 +318,7 @@ fn take_score(row: &mut Map<String, Value>, key: &str) -> std::result::Result<Op
         return Ok(None);
     };
     // Tables often hold whole numbers as floats.
-    let whole = value
-        .as_f64()
-        .filter(|n| n.fract() == 0.0 && n.abs() < 9e15)
-        .map(|n| n as i64);
+    let whole = value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64);
     match value.as_i64().or(whole) {
         Some(score) => Ok(Some(score)),
         None => Err(BadRow {

@@ -58,11 +58,7 @@ mod tests {
     use super::*;
 
     fn pick(scores: &[(i64, bool)], ties: TieRule) -> Option<(usize, usize)> {
-        let answer = |&(pm_score, selected)| Answer {
-            text: String::new(),
-            pm_score,
-            selected,
-        };
+        let answer = |&(pm_score, selected)| Answer { text: String::new(), pm_score, selected };
         best_and_worst(&scores.iter().map(answer).collect::<Vec<_>>(), ties)
     }
 
@@ -72,18 +68,14 @@ mod tests {
         assert_eq!(pick(&scores, TieRule::Last), Some((2, 3)));
         assert_eq!(pick(&scores, TieRule::AcceptedThenFirst), Some((0, 1)));
         assert_eq!(pick(&[(2, false), (2, false)], TieRule::Last), Some((1, 1)));
-        assert_eq!(
-            pick(&[(2, false), (2, true)], TieRule::AcceptedThenFirst),
-            Some((1, 0))
-        );
+        assert_eq!(pick(&[(2, false), (2, true)], TieRule::AcceptedThenFirst), Some((1, 0)));
         assert_eq!(pick(&[], TieRule::Last), None);
     }
 
     #[test]
     fn scores_follow_the_formula() {
-        let scores: Vec<_> = [-5, -1, 0, 1, 2, 4, 5, 6, 90, 91, 1 << 20]
-            .map(|n| pm_score(n, false))
-            .into();
+        let scores: Vec<_> =
+            [-5, -1, 0, 1, 2, 4, 5, 6, 90, 91, 1 << 20].map(|n| pm_score(n, false)).into();
         assert_eq!(scores, [-1, -1, 0, 1, 2, 2, 3, 3, 7, 7, 20]);
         assert_eq!((pm_score(0, true), pm_score(-1, true)), (1, -1));
     }

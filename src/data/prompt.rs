@@ -28,10 +28,9 @@ impl PromptTemplate {
     pub fn new(template: &str) -> Result<Self> {
         let parts: Vec<&str> = template.split(SLOT).collect();
         match parts.as_slice() {
-            [before, after] => Ok(Self {
-                before: (*before).to_string(),
-                after: (*after).to_string(),
-            }),
+            [before, after] => {
+                Ok(Self { before: (*before).to_string(), after: (*after).to_string() })
+            }
             _ => Err(Error::invalid(
                 "data.prompt_template",
                 format!("{template:?} holds {SLOT} {} times", parts.len() - 1),
@@ -54,10 +53,7 @@ impl PromptTemplate {
 impl Default for PromptTemplate {
     /// The prompt as it is.
     fn default() -> Self {
-        Self {
-            before: String::new(),
-            after: String::new(),
-        }
+        Self { before: String::new(), after: String::new() }
     }
 }
 
@@ -82,30 +78,18 @@ mod tests {
     #[test]
     fn the_prompt_goes_where_the_slot_is_and_is_not_expanded_again() {
         let template = PromptTemplate::new("Question: {prompt}\n\nAnswer {x}:").unwrap();
-        assert_eq!(
-            template.apply("is {prompt} {y}?"),
-            "Question: is {prompt} {y}?\n\nAnswer {x}:"
-        );
-        assert_eq!(
-            PromptTemplate::default().apply("$\\frac{1}{2}$"),
-            "$\\frac{1}{2}$"
-        );
+        assert_eq!(template.apply("is {prompt} {y}?"), "Question: is {prompt} {y}?\n\nAnswer {x}:");
+        assert_eq!(PromptTemplate::default().apply("$\\frac{1}{2}$"), "$\\frac{1}{2}$");
         assert_eq!(String::from(template), "Question: {prompt}\n\nAnswer {x}:");
     }
 
     #[test]
     fn the_slot_must_stand_exactly_once() {
         assert!(PromptTemplate::new(PLAIN).is_ok_and(|plain| plain == PromptTemplate::default()));
-        assert_eq!(
-            PromptTemplate::new(QUESTION).unwrap().before(),
-            "Question: "
-        );
+        assert_eq!(PromptTemplate::new(QUESTION).unwrap().before(), "Question: ");
         for (template, times) in [("Question:", "0 times"), ("{prompt} {prompt}", "2 times")] {
             let error = PromptTemplate::new(template).unwrap_err().to_string();
-            assert!(
-                error.contains(times) && error.contains("prompt_template"),
-                "{error}"
-            );
+            assert!(error.contains(times) && error.contains("prompt_template"), "{error}");
         }
         assert!(serde_json::from_str::<PromptTemplate>("\"{Prompt}\"").is_err());
     }

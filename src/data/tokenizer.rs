@@ -55,16 +55,10 @@ impl Tokenizer {
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
-            Error::file(
-                &path,
-                format!("is not a tokenizer: {e}"),
-                "fetch the file again",
-            )
+            Error::file(&path, format!("is not a tokenizer: {e}"), "fetch the file again")
         })?;
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::file(&path, e, "fetch the file again"))?;
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e, "fetch the file again"))?;
         let names = SpecialTokens::read(folder)?;
         let eos = names.find("eos", &inner)?.ok_or_else(|| {
             Error::file(
@@ -77,13 +71,7 @@ impl Tokenizer {
         // TRL pads with EOS where the tokenizer has no padding token.
         let pad_id = names.find("pad", &inner)?.map_or(eos.1, |(_, id)| id);
         let vocab_size = inner.get_vocab_size(true);
-        Ok(Self {
-            inner,
-            eos,
-            bos_id,
-            pad_id,
-            vocab_size,
-        })
+        Ok(Self { inner, eos, bos_id, pad_id, vocab_size })
     }
 
     /// The ids of `text`. `add_special_tokens` adds what the tokenizer's template says (Mistral: BOS in front).
@@ -91,19 +79,13 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's model cannot express the text (no unknown token and no byte fallback).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| {
-                Error::invalid(
-                    "tokenizer",
-                    format!(
-                        "cannot encode {:?}: {e}",
-                        text.chars().take(60).collect::<String>()
-                    ),
-                    "check that tokenizer.json belongs to the model",
-                )
-            })?;
+        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|e| {
+            Error::invalid(
+                "tokenizer",
+                format!("cannot encode {:?}: {e}", text.chars().take(60).collect::<String>()),
+                "check that tokenizer.json belongs to the model",
+            )
+        })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -192,9 +174,7 @@ impl SpecialTokens {
         let key = format!("{kind}_token");
         for file in &self.0 {
             // Written as a plain string or as {"content": "</s>", "lstrip": false, ...}.
-            let token = file
-                .get(&key)
-                .map(|token| token.get("content").unwrap_or(token));
+            let token = file.get(&key).map(|token| token.get("content").unwrap_or(token));
             if let Some(token) = token.and_then(Value::as_str) {
                 let id = inner.token_to_id(token).ok_or_else(|| {
                     Error::invalid(
@@ -208,10 +188,7 @@ impl SpecialTokens {
         }
         let key = format!("{kind}_token_id");
         for file in &self.0 {
-            let id = file
-                .get(&key)
-                .map(|id| id.get(0).unwrap_or(id))
-                .and_then(Value::as_u64);
+            let id = file.get(&key).map(|id| id.get(0).unwrap_or(id)).and_then(Value::as_u64);
             let id = id.and_then(|id| u32::try_from(id).ok());
             if let Some((token, id)) = id.and_then(|id| Some((inner.id_to_token(id)?, id))) {
                 return Ok(Some((token, id)));

@@ -13,26 +13,11 @@ const ROWS: &[u8] = include_bytes!("../../assets/demo/rows.jsonl");
 
 /// The files of the small model.
 const MODEL: [(&str, &[u8]); 5] = [
-    (
-        "config.json",
-        include_bytes!("../../assets/demo/model/config.json"),
-    ),
-    (
-        "generation_config.json",
-        include_bytes!("../../assets/demo/model/generation_config.json"),
-    ),
-    (
-        "model.safetensors",
-        include_bytes!("../../assets/demo/model/model.safetensors"),
-    ),
-    (
-        "tokenizer.json",
-        include_bytes!("../../assets/demo/model/tokenizer.json"),
-    ),
-    (
-        "tokenizer_config.json",
-        include_bytes!("../../assets/demo/model/tokenizer_config.json"),
-    ),
+    ("config.json", include_bytes!("../../assets/demo/model/config.json")),
+    ("generation_config.json", include_bytes!("../../assets/demo/model/generation_config.json")),
+    ("model.safetensors", include_bytes!("../../assets/demo/model/model.safetensors")),
+    ("tokenizer.json", include_bytes!("../../assets/demo/model/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../assets/demo/model/tokenizer_config.json")),
 ];
 
 /// The preset that the demo runs.
@@ -96,9 +81,7 @@ impl DemoFolder {
     /// # Errors
     /// It holds something that is no demo, or a demo and `overwrite` is not set; or it cannot be written.
     pub fn create(path: &Path, size: DemoSize, overwrite: bool) -> Result<Self> {
-        let folder = Self {
-            path: path.to_path_buf(),
-        };
+        let folder = Self { path: path.to_path_buf() };
         folder.check(overwrite)?;
         for name in OWN {
             remove(&path.join(name))?;
@@ -142,10 +125,7 @@ impl DemoFolder {
                 "holds a demo already",
                 "replace it with --overwrite, or give another --output",
             ),
-            (false, _) => refuse(
-                "is not empty, and no demo made it",
-                "give --output a new folder",
-            ),
+            (false, _) => refuse("is not empty, and no demo made it", "give --output a new folder"),
         }
     }
 
@@ -287,27 +267,13 @@ mod tests {
     use super::*;
     use crate::config::RunConfig;
 
-    const SIZE: DemoSize = DemoSize {
-        problems: 5,
-        seed: 42,
-    };
+    const SIZE: DemoSize = DemoSize { problems: 5, seed: 42 };
 
     #[test]
     fn words_mean_the_same_to_bash() {
-        for text in [
-            "a/b.c",
-            "a b",
-            "it's",
-            "Question: {p}\n\nAnswer:",
-            "",
-            "\\n'\n",
-            "$x",
-        ] {
+        for text in ["a/b.c", "a b", "it's", "Question: {p}\n\nAnswer:", "", "\\n'\n", "$x"] {
             let script = format!("printf %s {}", quote(text));
-            let output = std::process::Command::new("bash")
-                .args(["-c", &script])
-                .output()
-                .unwrap();
+            let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), text, "{script}");
         }
     }
@@ -335,9 +301,7 @@ mod tests {
         DemoFolder::create(&path, SIZE, false).unwrap();
         fs::write(path.join("mine.txt"), "mine").unwrap();
         fs::write(path.join("rows.jsonl"), "changed").unwrap();
-        let error = DemoFolder::create(&path, SIZE, false)
-            .unwrap_err()
-            .to_string();
+        let error = DemoFolder::create(&path, SIZE, false).unwrap_err().to_string();
         assert!(error.contains("--overwrite"), "{error}");
         DemoFolder::create(&path, SIZE, true).unwrap();
         assert_eq!(fs::read_to_string(path.join("mine.txt")).unwrap(), "mine");
@@ -345,9 +309,7 @@ mod tests {
         // A folder of somebody else's, with a folder named like one of ours.
         let other = parent.path().join("other");
         fs::create_dir_all(other.join("model")).unwrap();
-        let error = DemoFolder::create(&other, SIZE, true)
-            .unwrap_err()
-            .to_string();
+        let error = DemoFolder::create(&other, SIZE, true).unwrap_err().to_string();
         assert!(error.contains("no demo made it"), "{error}");
         assert!(other.join("model").is_dir());
         let file = parent.path().join("file");

@@ -65,17 +65,12 @@ pub fn demo<B: TrainBackend>(options: &DemoOptions, device: &B::Device) -> Resul
     let folder = DemoFolder::create(&options.output, options.size, options.overwrite)?;
     let config = RunConfig::load(&folder.run_config(), &[])?;
     let tokenizer = Tokenizer::from_folder(&folder.model())?;
-    let demo = Demo {
-        folder,
-        config,
-        tokenizer,
-        seed: options.size.seed,
-        progress: options.progress,
-    };
+    let demo =
+        Demo { folder, config, tokenizer, seed: options.size.seed, progress: options.progress };
     demo.run::<B>(device).map_err(|error| match error {
-        Error::Interrupted { note } => Error::Interrupted {
-            note: format!("{note}. The demo begins anew with --overwrite"),
-        },
+        Error::Interrupted { note } => {
+            Error::Interrupted { note: format!("{note}. The demo begins anew with --overwrite") }
+        }
         other => other,
     })
 }
@@ -112,15 +107,12 @@ impl Demo {
             &[folder.join_command(), folder.train_command()],
         )?;
         self.join()?;
-        let options = RunOptions {
-            existing: Existing::Refuse,
-            dry_run: false,
-            progress: self.progress,
-        };
+        let options =
+            RunOptions { existing: Existing::Refuse, dry_run: false, progress: self.progress };
         run_training::<B>(&self.config, &options, device).map_err(|error| match error {
-            Error::Interrupted { note } => Error::Interrupted {
-                note: format!("{note}: {} --resume", folder.train_command()),
-            },
+            Error::Interrupted { note } => {
+                Error::Interrupted { note: format!("{note}: {} --resume", folder.train_command()) }
+            }
             other => other,
         })?;
         self.say(
@@ -175,9 +167,9 @@ impl Demo {
         };
         let measured = measure(model, &self.tokenizer, &measured, &folder.evaluation(when));
         measured.map_err(|error| match error {
-            Error::Interrupted { note } => Error::Interrupted {
-                note: format!("{note}: {}", folder.evaluate_command(when)),
-            },
+            Error::Interrupted { note } => {
+                Error::Interrupted { note: format!("{note}: {}", folder.evaluate_command(when)) }
+            }
             other => other,
         })
     }
@@ -186,11 +178,7 @@ impl Demo {
         let options = SampleOptions {
             samples: SAMPLES,
             pairs_per_problem: 1,
-            generate: GenerateConfig {
-                temperature: 1.0,
-                seed: self.seed,
-                ..self.generate(model)?
-            },
+            generate: GenerateConfig { temperature: 1.0, seed: self.seed, ..self.generate(model)? },
             prompt_template: Task::Gsm8k.template()?,
             progress: self.progress,
         };

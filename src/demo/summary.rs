@@ -67,10 +67,7 @@ impl DemoSummary {
         let numeric = Task::Gsm8k.main_rule();
         let compared = all.into_iter().find(|one| one.scorer == numeric);
         let compared = compared.ok_or_else(|| {
-            Error::run(
-                "no answer was judged",
-                "run the demo again with --overwrite",
-            )
+            Error::run("no answer was judged", "run the demo again with --overwrite")
         })?;
         let summary = Self {
             folder: folder.path().to_path_buf(),
@@ -103,10 +100,7 @@ const HELD_OUT: &str = "held out";
 
 /// Rows of the first step, of groups of the others, and of the last evaluation.
 fn table(lines: &[Value]) -> Vec<(String, [f64; COLUMNS.len()])> {
-    let steps: Vec<&Value> = lines
-        .iter()
-        .filter(|line| line.get("loss").is_some())
-        .collect();
+    let steps: Vec<&Value> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
     let mut rows = Vec::new();
     let mut begin = 0;
     for group in 0..=GROUPS {
@@ -246,9 +240,7 @@ impl DemoSummary {
             notes: Vec::new(),
             tables: vec![NumberTable {
                 title: "Right answers".into(),
-                head: ["", "right", "accuracy", "95 % interval"]
-                    .map(String::from)
-                    .into(),
+                head: ["", "right", "accuracy", "95 % interval"].map(String::from).into(),
                 rows: [("before", before), ("after", after)].map(row).into(),
             }],
             settings: Vec::new(),
@@ -305,10 +297,7 @@ mod tests {
         assert_eq!(losses, [1.0, 2.0, 4.0, 6.5, 9.0, 0.25]);
         assert_eq!(rows[2].1[1..], [0.5, 1.0, 2.0, -1.0]);
         assert_eq!(rows[5].1[1], 3.0);
-        let few: Vec<String> = table(&lines[..2])
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        let few: Vec<String> = table(&lines[..2]).into_iter().map(|(name, _)| name).collect();
         assert_eq!(few, ["1", "2"]);
         assert!(table(&[]).is_empty());
     }

@@ -46,29 +46,14 @@ pub(super) fn of_attention<B: TrainBackend>(checker: &mut Checker<B>) -> Result<
             "self_attention backward",
             || {
                 let (qkv, attended) = (qkv.clone(), tested.clone());
-                vec![B::self_attention_backward(
-                    qkv,
-                    attended,
-                    dy.clone(),
-                    &mask,
-                    &config,
-                )]
+                vec![B::self_attention_backward(qkv, attended, dy.clone(), &mask, &config)]
             },
             || {
                 let (qkv, dy) = (qkv32.clone(), dy32.clone());
-                vec![attention::reference_self_backward(
-                    qkv,
-                    exact(),
-                    dy,
-                    &mask,
-                    &config,
-                )]
+                vec![attention::reference_self_backward(qkv, exact(), dy, &mask, &config)]
             },
         )?;
-        let cached = AttentionMask {
-            queries: None,
-            ..mask.clone()
-        };
+        let cached = AttentionMask { queries: None, ..mask.clone() };
         checker.compare(
             "masked_attention",
             || {
@@ -87,14 +72,7 @@ impl Attention {
         window: Option<usize>,
         chosen: bool,
     ) -> Self {
-        Self {
-            tokens,
-            heads,
-            kv_heads,
-            head_dim,
-            window,
-            chosen,
-        }
+        Self { tokens, heads, kv_heads, head_dim, window, chosen }
     }
 
     fn config(&self) -> AttentionConfig {
@@ -120,10 +98,8 @@ impl Attention {
             _ => ([0, 0], second),
         };
         let position = at - start + shared[1] - shared[0];
-        let sight = Sight {
-            shared: shared.map(|at| at as i64),
-            own: [start as i64, at as i64 + 1],
-        };
+        let sight =
+            Sight { shared: shared.map(|at| at as i64), own: [start as i64, at as i64 + 1] };
         sight.within(self.window, position as i64)
     }
 

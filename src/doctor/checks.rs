@@ -100,10 +100,7 @@ pub(super) fn check_operations<B: TrainBackend>(
         out(&format!("  (without {name}:)"))?;
         let again = || check_families::<B>(&of_products, device, out);
         let again = B::without_library(device, again)?.into_iter();
-        rows.extend(again.map(|row| Row {
-            without_library: true,
-            ..row
-        }));
+        rows.extend(again.map(|row| Row { without_library: true, ..row }));
     }
     Ok(rows)
 }
@@ -253,11 +250,7 @@ impl<B: TrainBackend> Checker<B> {
     /// Uniform in `[-1.5, 1.5]`, in steps that the type under test holds exactly: in f32 finer than the inputs of matrix
     /// units that round to fewer bits, which thereby show.
     fn data(&mut self, shape: &[usize]) -> TensorData {
-        let steps = if self.dtype == DType::F32 {
-            1 << 16
-        } else {
-            1 << 6
-        };
+        let steps = if self.dtype == DType::F32 { 1 << 16 } else { 1 << 6 };
         let mut value = || (self.rng.next_u32() % (3 * steps + 1)) as f32 / steps as f32 - 1.5;
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
         TensorData::new(values, shape.to_vec())
@@ -309,16 +302,11 @@ fn relative_error<B: TrainBackend>(ours: Tensor<B, 2>, exact: Tensor<B, 2>) -> f
     }
     let numbers = |tensor: Tensor<B, 2>| -> Vec<f64> { tensor.into_data().iter().collect() };
     let (ours, exact) = (numbers(ours), numbers(exact));
-    let scale = exact
-        .iter()
-        .fold(0.0, |max: f64, value| max.max(value.abs()));
-    let largest = ours
-        .iter()
-        .zip(&exact)
-        .fold(0.0, |largest: f64, (a, b)| match (a - b).abs() {
-            difference if difference.is_finite() => largest.max(difference),
-            _ => f64::INFINITY,
-        });
+    let scale = exact.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+    let largest = ours.iter().zip(&exact).fold(0.0, |largest: f64, (a, b)| match (a - b).abs() {
+        difference if difference.is_finite() => largest.max(difference),
+        _ => f64::INFINITY,
+    });
     largest / scale.max(f64::MIN_POSITIVE)
 }
 
@@ -337,9 +325,7 @@ mod tests {
         let mut checker = checker();
         let [tested, exact] = checker.matrix([7, 5]);
         let tested = || vec![wrong(tested.clone())];
-        checker
-            .compare("copy", tested, || vec![exact.clone()])
-            .unwrap();
+        checker.compare("copy", tested, || vec![exact.clone()]).unwrap();
         checker.rows.remove(0)
     }
 

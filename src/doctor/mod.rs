@@ -37,10 +37,7 @@ pub fn doctor<B: TrainBackend>(as_json: bool, device: &B::Device, out: &mut Out<
     let name = device_name::<B>(device);
     out(&format!("\nChecked: {name}"))?;
     if let Some(bytes) = B::available_memory_bytes(device) {
-        out(&format!(
-            "  {:.1} GB of memory can be had",
-            bytes as f64 / 1e9
-        ))?;
+        out(&format!("  {:.1} GB of memory can be had", bytes as f64 / 1e9))?;
     }
     let by = B::products_by(device);
     if let Some(line) = products_line(&by) {
@@ -70,9 +67,7 @@ impl Found {
     fn look(kind: BackendKind) -> Self {
         let refusal = match kind.compiled() {
             true => kind.start().err(),
-            false => Some(format!(
-                "is not in this program: build it with --features {kind}"
-            )),
+            false => Some(format!("is not in this program: build it with --features {kind}")),
         };
         Self { kind, refusal }
     }

@@ -32,22 +32,14 @@ pub(super) fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 9] {
 }
 
 /// The families whose products a library may compute.
-pub(super) const WITH_PRODUCTS: [&str; 4] = [
-    "frozen_linear",
-    "frozen_linear packed",
-    "adapted_linear",
-    "completion_log_probs",
-];
+pub(super) const WITH_PRODUCTS: [&str; 4] =
+    ["frozen_linear", "frozen_linear packed", "adapted_linear", "completion_log_probs"];
 
 /// Odd sizes, and one whose rows are of whole 16 bytes: libraries take no others.
 fn of_linear<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
-    for [tokens, d_in, d_out] in [
-        [7, 5, 3],
-        [33, 48, 100],
-        [1, 129, 65],
-        [130, 257, 48],
-        [67, 96, 160],
-    ] {
+    for [tokens, d_in, d_out] in
+        [[7, 5, 3], [33, 48, 100], [1, 129, 65], [130, 257, 48], [67, 96, 160]]
+    {
         let [x, x32] = checker.matrix([tokens, d_in]);
         let [weight, weight32] = checker.matrix([d_out, d_in]);
         let [dy, dy32] = checker.matrix([tokens, d_out]);
@@ -59,12 +51,7 @@ fn of_linear<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
         checker.compare(
             "frozen_linear backward",
             || vec![B::frozen_linear_backward(dy.clone(), weight.clone().into())],
-            || {
-                vec![linear::reference_backward(
-                    dy32.clone(),
-                    weight32.clone().into(),
-                )]
-            },
+            || vec![linear::reference_backward(dy32.clone(), weight32.clone().into())],
         )?;
     }
     Ok(())
@@ -122,9 +109,7 @@ fn of_adapted<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
         let low = B::adapted_linear(x.clone(), tested, None).low;
         let low32 = adapted_linear::reference(x32.clone(), exact, None).low;
         let flat = |d: arithmo_backends::AdaptedGrads<B>| {
-            d.x.into_iter()
-                .chain(d.adapters.into_iter().flatten())
-                .collect()
+            d.x.into_iter().chain(d.adapters.into_iter().flatten()).collect()
         };
         checker.compare(
             "adapted_linear backward",
@@ -165,10 +150,7 @@ fn projections<B: TrainBackend>(
         });
         for (side, weight) in sides.iter_mut().zip(weights) {
             let adapter = adapter.clone();
-            side.push(Projection {
-                weight: weight.into(),
-                adapter,
-            });
+            side.push(Projection { weight: weight.into(), adapter });
         }
     }
     sides
@@ -248,24 +230,12 @@ fn of_log_probs<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
                 name,
                 || {
                     let (hidden, head, targets) = (hidden.clone(), head.clone(), targets.clone());
-                    certain(B::completion_log_probs(
-                        hidden,
-                        head.into(),
-                        targets,
-                        stats,
-                        slopes,
-                    ))
+                    certain(B::completion_log_probs(hidden, head.into(), targets, stats, slopes))
                 },
                 || {
                     let (hidden, head) = (hidden32.clone(), head32.clone());
                     let targets = targets.clone();
-                    certain(log_probs::reference(
-                        hidden,
-                        head.into(),
-                        targets,
-                        stats,
-                        slopes,
-                    ))
+                    certain(log_probs::reference(hidden, head.into(), targets, stats, slopes))
                 },
             )?;
         }
@@ -303,8 +273,7 @@ fn of_adamw<B: TrainBackend>(checker: &mut Checker<B>) -> Result<()> {
     });
     let flat = |updates: Vec<AdamWUpdate<B>>| -> Vec<Tensor<B, 2>> {
         let flat = updates.into_iter();
-        flat.flat_map(|u| [u.param, u.exp_avg, u.exp_avg_sq])
-            .collect()
+        flat.flat_map(|u| [u.param, u.exp_avg, u.exp_avg_sq]).collect()
     };
     checker.compare(
         "adamw",

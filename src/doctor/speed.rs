@@ -106,9 +106,7 @@ impl Speed {
             }
         }
         let rate = self.copy / 1e9;
-        out(&format!(
-            "\nMemory: {rate:.1} GB/s, read and written, in copies of {mebibytes} MiB"
-        ))?;
+        out(&format!("\nMemory: {rate:.1} GB/s, read and written, in copies of {mebibytes} MiB"))?;
         out("\nProducts at the shapes of Mistral-7B, in GFLOP/s")?;
         out(&format!(
             "  {:<22}{:<16}{:<6}{:>8}{:>12}{:>12}",
@@ -152,13 +150,7 @@ fn product<B: TrainBackend>(
     let backward = || B::frozen_linear_backward(dy.clone(), weight.clone().into());
     let backward = median_seconds::<B, _>(device, backward)?;
     let flop = 2.0 * (tokens * d_in * d_out) as f64;
-    Ok(Product {
-        shape,
-        projections,
-        dtype,
-        tokens,
-        rates: [flop / forward, flop / backward],
-    })
+    Ok(Product { shape, projections, dtype, tokens, rates: [flop / forward, flop / backward] })
 }
 
 /// Random numbers made on the device, of size one: equal ones would draw less power, and run faster, than real weights.

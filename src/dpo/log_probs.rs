@@ -93,17 +93,12 @@ impl<B: TrainBackend> Completions<B> {
             // Only under `allow_empty_completions`: nothing is scored, every sum is zero.
             let device = hidden.device();
             let none = Tensor::zeros([0, stats.columns()], &device);
-            return CompletionLogProbs {
-                sums: Tensor::zeros([rows], &device),
-                tokens: none,
-            };
+            return CompletionLogProbs { sums: Tensor::zeros([rows], &device), tokens: none };
         }
         let predicting = hidden.select(0, self.predicting.clone());
         let tokens = completion_log_probs(predicting, head, self.targets.clone(), stats);
         let logps = tokens.clone().narrow(1, 0, 1).squeeze_dim::<1>(1);
-        let padded = logps
-            .select(0, self.by_sequence.clone())
-            .reshape([rows, longest]);
+        let padded = logps.select(0, self.by_sequence.clone()).reshape([rows, longest]);
         let sums = (padded * self.mask.clone()).sum_dim(1).squeeze_dim(1);
         CompletionLogProbs { sums, tokens }
     }

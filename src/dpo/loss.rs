@@ -43,10 +43,7 @@ impl<B: Backend> PairLogProbs<B> {
     /// From one vector `[2N]`, all chosen first.
     pub fn split(both: Tensor<B, 1>) -> Self {
         let pairs = both.dims()[0] / 2;
-        Self {
-            chosen: both.clone().narrow(0, 0, pairs),
-            rejected: both.narrow(0, pairs, pairs),
-        }
+        Self { chosen: both.clone().narrow(0, 0, pairs), rejected: both.narrow(0, pairs, pairs) }
     }
 }
 
@@ -123,26 +120,17 @@ mod tests {
     fn weighted_losses_are_sums() {
         type B = burn_ndarray::NdArray<f32>;
         let vector = |values: [f64; 2]| Tensor::<B, 1>::from_floats(values, &Default::default());
-        let side = |chosen, rejected| PairLogProbs {
-            chosen: vector(chosen),
-            rejected: vector(rejected),
-        };
+        let side =
+            |chosen, rejected| PairLogProbs { chosen: vector(chosen), rejected: vector(rejected) };
         let policy = side([-3.0, -5.0], [-4.0, -4.0]);
         let reference = side([-3.0, -4.0], [-3.0, -5.0]);
-        let loss = DpoLoss {
-            loss_type: DpoLossType::Sigmoid,
-            beta: 0.5,
-            weight: 0.5,
-            sft_weight: 0.1,
-        };
+        let loss =
+            DpoLoss { loss_type: DpoLossType::Sigmoid, beta: 0.5, weight: 0.5, sft_weight: 0.1 };
         let losses = loss.forward(&policy, &reference, &[2, 6, 3, 3]);
         let losses = loss.add_sft(losses, &policy, &chosen_shares(&[2, 6]));
         let losses: Vec<f64> = losses.into_data().iter::<f64>().collect();
         let preference = |margin: f64| 0.5 * (-0.5 * margin).exp().ln_1p();
-        let expected = [
-            preference(1.0) + 0.1 * 3.0 / 4.0,
-            preference(-2.0) + 0.1 * 5.0 / 4.0,
-        ];
+        let expected = [preference(1.0) + 0.1 * 3.0 / 4.0, preference(-2.0) + 0.1 * 5.0 / 4.0];
         for (ours, theirs) in losses.iter().zip(expected) {
             assert!((ours - theirs).abs() < 1e-6, "{losses:?} {expected:?}");
         }

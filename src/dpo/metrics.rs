@@ -89,10 +89,7 @@ impl MicroBatchMetrics {
     /// The loss weighted by pairs, as the Trainer's evaluation reports it.
     pub fn loss_by_pairs(batches: &[Self]) -> f64 {
         let pairs: usize = batches.iter().map(|batch| batch.pairs).sum();
-        let sum: f64 = batches
-            .iter()
-            .map(|batch| batch.loss * batch.pairs as f64)
-            .sum();
+        let sum: f64 = batches.iter().map(|batch| batch.loss * batch.pairs as f64).sum();
         sum / pairs.max(1) as f64
     }
 }

@@ -23,20 +23,12 @@ pub struct Reference<B: TrainBackend> {
 impl<B: TrainBackend> Reference<B> {
     /// `policy` without its adapter.
     pub fn base(policy: Mistral<B>) -> Self {
-        Self {
-            model: policy.without_adapter(),
-            copy: false,
-            known: BTreeMap::new(),
-        }
+        Self { model: policy.without_adapter(), copy: false, known: BTreeMap::new() }
     }
 
     /// `policy` as it is now, adapter included; later changes to the policy's adapter do not reach it.
     pub fn initial(policy: Mistral<B>) -> Self {
-        Self {
-            model: policy,
-            copy: true,
-            known: BTreeMap::new(),
-        }
+        Self { model: policy, copy: true, known: BTreeMap::new() }
     }
 
     /// Whether this is a copy of the policy, made by [`Self::initial`].
@@ -66,11 +58,8 @@ impl<B: TrainBackend> Reference<B> {
     /// Summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`: those kept
     /// by [`Self::precompute`] or [`Self::remember`], else computed now.
     pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
-        let known: Option<Vec<(f32, f32)>> = batch
-            .ids
-            .iter()
-            .map(|id| self.known.get(id).copied())
-            .collect();
+        let known: Option<Vec<(f32, f32)>> =
+            batch.ids.iter().map(|id| self.known.get(id).copied()).collect();
         let Some(known) = known else {
             return self.compute(on_device);
         };

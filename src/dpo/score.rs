@@ -46,11 +46,7 @@ pub fn write_scores<B: TrainBackend>(
     for pairs in pairs.chunks(options.batch_size.max(1)) {
         let pairs: Vec<&EncodedPair> = pairs.iter().collect();
         let batch = PreferenceBatch::new(&pairs);
-        let scored = score(
-            model,
-            &DeviceBatch::new(&batch, &table, device),
-            LogProbStats::None,
-        );
+        let scored = score(model, &DeviceBatch::new(&batch, &table, device), LogProbStats::None);
         let sums: Vec<f32> = scored.sums.into_data().iter::<f32>().collect();
         let tokens: Vec<f32> = scored.tokens.into_data().iter::<f32>().collect();
         for line in lines(&batch, &sums, &tokens, options.per_token) {

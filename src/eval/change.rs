@@ -26,11 +26,7 @@ pub struct Texts {
 impl Texts {
     /// No texts yet, for models with so many `positions`.
     pub fn new(positions: usize) -> Self {
-        Self {
-            longest: LONGEST.min(positions / 2),
-            sequences: Vec::new(),
-            prompts: Vec::new(),
-        }
+        Self { longest: LONGEST.min(positions / 2), sequences: Vec::new(), prompts: Vec::new() }
     }
 
     /// Adds a text that begins with `prompt`; one of fewer than two tokens says nothing, and is left out.
@@ -94,11 +90,8 @@ pub fn observe<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<Observed> {
     // First, because it checks the prompts.
-    let config = GenerateConfig {
-        max_new_tokens,
-        eos_ids: eos_ids.to_vec(),
-        ..GenerateConfig::default()
-    };
+    let config =
+        GenerateConfig { max_new_tokens, eos_ids: eos_ids.to_vec(), ..GenerateConfig::default() };
     let answers = generate(model, &texts.prompts, &config, |_| {})?;
     let table = model.position_table(texts.longest, device);
     let log_probs = texts.sequences.iter().map(|ids| {
@@ -155,10 +148,7 @@ mod tests {
         let mut texts = Texts::new(8);
         texts.push(vec![1], vec![1, 0, 1]);
         texts.push(vec![], vec![1]);
-        assert_eq!(
-            (texts.len(), texts.tokens(), texts.prompts.len()),
-            (1, 2, 1)
-        );
+        assert_eq!((texts.len(), texts.tokens(), texts.prompts.len()), (1, 2, 1));
         let rows = |rows: [[f32; 2]; 2], answer| Observed {
             log_probs: vec![rows.concat().into_iter().map(f32::ln).collect()],
             answers: vec![answer, vec![7]],
@@ -169,10 +159,7 @@ mod tests {
         // Second token: ln 0.75 - ln 0.5 = ln 1.5; KL = 0.25 ln 0.5 + 0.75 ln 1.5.
         let (ln_half, ln_more) = (0.5f64.ln(), 1.5f64.ln());
         assert!((found.log_prob - ln_more / 2.0).abs() < 1e-6, "{found:?}");
-        assert!(
-            (found.kl - (0.25 * ln_half + 0.75 * ln_more) / 2.0).abs() < 1e-6,
-            "{found:?}"
-        );
+        assert!((found.kl - (0.25 * ln_half + 0.75 * ln_more) / 2.0).abs() < 1e-6, "{found:?}");
         assert_eq!((found.same_answers, found.answers), (1, 2));
         let same = change(&texts, &one, &one);
         assert_eq!((same.log_prob, same.kl, same.same_answers), (0.0, 0.0, 2));

@@ -33,32 +33,21 @@ pub struct Compared {
 /// They answer different problems; `names` says whose they are.
 pub fn compare(first: &[Judged], second: &[Judged], names: [&str; 2]) -> Result<Vec<Compared>> {
     check_same(first, second, names)?;
-    let scorers = first
-        .first()
-        .map(|one| one.verdicts.keys())
-        .into_iter()
-        .flatten();
+    let scorers = first.first().map(|one| one.verdicts.keys()).into_iter().flatten();
     let both: Vec<Compared> = scorers
         .filter(|scorer| second.iter().all(|one| one.verdicts.contains_key(*scorer)))
         .map(|scorer| compare_by(first, second, scorer))
         .collect();
     if both.is_empty() {
         let problem = format!("{} and {} have no scorer in common", names[0], names[1]);
-        return Err(Error::invalid(
-            "--compare",
-            problem,
-            "compare evaluations of one task",
-        ));
+        return Err(Error::invalid("--compare", problem, "compare evaluations of one task"));
     }
     Ok(both)
 }
 
 fn check_same(first: &[Judged], second: &[Judged], names: [&str; 2]) -> Result<()> {
     let remedy = "compare evaluations of one data file, with the same --limit";
-    let parted = first
-        .iter()
-        .zip(second)
-        .position(|(a, b)| a.question != b.question);
+    let parted = first.iter().zip(second).position(|(a, b)| a.question != b.question);
     let problem = match parted {
         Some(at) => format!(
             "problem {} is {:?} in {} and {:?} in {}",
@@ -69,13 +58,7 @@ fn check_same(first: &[Judged], second: &[Judged], names: [&str; 2]) -> Result<(
             names[1]
         ),
         None if first.len() != second.len() => {
-            format!(
-                "{} has {} problems, {} has {}",
-                names[0],
-                first.len(),
-                names[1],
-                second.len()
-            )
+            format!("{} has {} problems, {} has {}", names[0], first.len(), names[1], second.len())
         }
         None => return Ok(()),
     };
@@ -83,11 +66,7 @@ fn check_same(first: &[Judged], second: &[Judged], names: [&str; 2]) -> Result<(
 }
 
 fn compare_by(first: &[Judged], second: &[Judged], scorer: &str) -> Compared {
-    let right = |one: &Judged| {
-        one.verdicts
-            .get(scorer)
-            .is_some_and(|verdict| verdict.correct)
-    };
+    let right = |one: &Judged| one.verdicts.get(scorer).is_some_and(|verdict| verdict.correct);
     let changed = |to: bool| {
         let pairs = first.iter().zip(second).zip(1..);
         let changed = pairs.filter(|((a, b), _)| right(a) != to && right(b) == to);
@@ -121,10 +100,7 @@ pub fn write_comparison(path: &Path, compared: &[Compared], names: [&str; 2]) ->
         (one.scorer.clone(), value)
     });
     let scorers: Map<String, Value> = scorers.collect();
-    write_json(
-        path,
-        &json!({"first": names[0], "second": names[1], "scorers": scorers}),
-    )
+    write_json(path, &json!({"first": names[0], "second": names[1], "scorers": scorers}))
 }
 
 /// The table a person reads, and the problems that changed by `shown`.

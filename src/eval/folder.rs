@@ -47,9 +47,7 @@ impl Folder {
     /// # Errors
     /// The system refuses.
     pub fn clear(&self) -> Result<()> {
-        Self::FILES
-            .iter()
-            .try_for_each(|name| remove(&self.0.join(name)))
+        Self::FILES.iter().try_for_each(|name| remove(&self.0.join(name)))
     }
 
     /// Whether an evaluation with these `settings` is complete here.
@@ -83,13 +81,8 @@ impl Folder {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
-        let damaged = |e| {
-            Error::file(
-                &path,
-                format!("is damaged: {e}"),
-                "evaluate again with --overwrite",
-            )
-        };
+        let damaged =
+            |e| Error::file(&path, format!("is damaged: {e}"), "evaluate again with --overwrite");
         serde_json::from_str(&text).map(Some).map_err(damaged)
     }
 
@@ -116,11 +109,7 @@ pub fn model_settings(
     let mut bytes = 0;
     let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read", e))?;
     for entry in entries.flatten() {
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "safetensors")
-        {
+        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
             // Through links: the hub's cache is made of them.
             bytes += fs::metadata(entry.path()).map_or(0, |data| data.len());
         }
@@ -130,9 +119,8 @@ pub fn model_settings(
         .with("model_config_sha256", sha256(&folder.join("config.json"))?)
         .with("model_bytes", bytes);
     if let Some(packed) = packed {
-        settings = settings
-            .with("quantization", packed.name())
-            .with("double_quant", packed.double_quant);
+        settings =
+            settings.with("quantization", packed.name()).with("double_quant", packed.double_quant);
     }
     Ok(match adapter {
         Some(adapter) => settings

@@ -43,10 +43,7 @@ pub fn judge_all(
         let completion = completion_of(&prediction.question, &prediction.prediction);
         let problem = problems.and_then(|problems| problems.get(index));
         let verdict = |scorer: &Scorer| {
-            (
-                scorer.name.to_string(),
-                scorer.judge(&prediction.ground_truth, completion),
-            )
+            (scorer.name.to_string(), scorer.judge(&prediction.ground_truth, completion))
         };
         Judged {
             question: prediction.question.clone(),
@@ -91,16 +88,11 @@ pub struct Counted {
 
 /// The count of the scorer `name` over `judged`.
 pub fn count<'a>(judged: impl IntoIterator<Item = &'a Judged>, name: &str) -> Counted {
-    let verdicts: Vec<&Verdict> = judged
-        .into_iter()
-        .filter_map(|one| one.verdicts.get(name))
-        .collect();
+    let verdicts: Vec<&Verdict> =
+        judged.into_iter().filter_map(|one| one.verdicts.get(name)).collect();
     Counted {
         rate: Rate::of(verdicts.iter().map(|verdict| verdict.correct)),
-        unanswered: verdicts
-            .iter()
-            .filter(|verdict| verdict.answer.is_none())
-            .count(),
+        unanswered: verdicts.iter().filter(|verdict| verdict.answer.is_none()).count(),
     }
 }
 
@@ -143,10 +135,7 @@ impl Results {
         Self {
             task: task.to_string(),
             total: judged.len(),
-            scorers: rules
-                .iter()
-                .map(|rule| (*rule, count(judged, rule.0)))
-                .collect(),
+            scorers: rules.iter().map(|rule| (*rule, count(judged, rule.0))).collect(),
             groups: groups.into_iter().flatten().collect(),
             more: Map::new(),
             settings,
@@ -187,9 +176,8 @@ impl Results {
                     .map(|((rule, _), count)| (rule.0.to_string(), json!(count)))
                     .collect::<Map<_, _>>()
             };
-            let groups = parts
-                .iter()
-                .map(|(label, counts)| (label.clone(), by_scorer(counts).into()));
+            let groups =
+                parts.iter().map(|(label, counts)| (label.clone(), by_scorer(counts).into()));
             value[format!("by_{name}")] = groups.collect::<Map<_, _>>().into();
         }
         for (name, more) in &self.more {
@@ -218,26 +206,14 @@ impl Results {
                 lines.extend(counts.last().map(|counted| row(label, counted)));
             }
         }
-        lines
-            .iter()
-            .map(|line| line.trim_end())
-            .collect::<Vec<_>>()
-            .join("\n")
+        lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
     }
 }
 
 fn row(name: &str, counted: &Counted) -> String {
-    let Rate {
-        correct,
-        total,
-        accuracy,
-        interval_95: [low, high],
-    } = counted.rate;
+    let Rate { correct, total, accuracy, interval_95: [low, high] } = counted.rate;
     let interval = format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high);
-    format!(
-        "{name:<22}{correct:>9}{total:>8}{:>9.2} %   {interval:<19}",
-        100.0 * accuracy
-    )
+    format!("{name:<22}{correct:>9}{total:>8}{:>9.2} %   {interval:<19}", 100.0 * accuracy)
 }
 
 /// Reads a `verdicts.jsonl`.

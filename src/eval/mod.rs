@@ -18,10 +18,7 @@ pub mod task;
 use regex::Regex;
 
 /// A pattern written in this crate.
-#[allow(
-    clippy::expect_used,
-    reason = "constants, each of which a test compiles"
-)]
+#[allow(clippy::expect_used, reason = "constants, each of which a test compiles")]
 fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a pattern of this crate")
 }

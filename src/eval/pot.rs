@@ -62,9 +62,7 @@ fn numeric(ground_truth: &str, output: &str) -> Verdict {
     let near = |value: f64, known: f64| (value - known).abs() <= 1e-6 * known.abs().max(1.0);
     Verdict {
         answer: value.map(|value| value.to_string()),
-        correct: value
-            .zip(known)
-            .is_some_and(|(value, known)| near(value, known)),
+        correct: value.zip(known).is_some_and(|(value, known)| near(value, known)),
     }
 }
 
@@ -159,10 +157,7 @@ fn judge(prediction: &Prediction, program: &str, outcome: &Outcome) -> Judged {
     let verdict = |scorer: &Scorer| {
         let verdict = match outcome.output() {
             Some(output) => scorer.judge(&prediction.ground_truth, output),
-            None => Verdict {
-                answer: None,
-                correct: false,
-            },
+            None => Verdict { answer: None, correct: false },
         };
         (scorer.name.to_string(), verdict)
     };

@@ -17,12 +17,7 @@ use crate::progress::{Progress, ProgressMode};
 pub fn prompts(problems: &[Problem], template: &PromptTemplate, shots: &[Problem]) -> Vec<String> {
     let solved: String = shots
         .iter()
-        .map(|shot| {
-            format!(
-                "Question: {}\nAnswer: {}\n\n",
-                shot.question, shot.ground_truth
-            )
-        })
+        .map(|shot| format!("Question: {}\nAnswer: {}\n\n", shot.question, shot.ground_truth))
         .collect();
     let prompt = |problem: &Problem| match shots.is_empty() {
         true => template.apply(&problem.question),
@@ -75,11 +70,8 @@ impl<B: TrainBackend> Answering<'_, B> {
     ) -> Result<()> {
         let total = Some(problems.len() as u64);
         let progress = Progress::new("evaluate", total, "answers", self.progress);
-        let mut running = Running {
-            scorers: self.scorers,
-            correct: vec![0; self.scorers.len()],
-            total: 0,
-        };
+        let mut running =
+            Running { scorers: self.scorers, correct: vec![0; self.scorers.len()], total: 0 };
         for number in too_long {
             if !store.done().contains_key(&(number - 1)) {
                 store.put(number - 1, prompts[number - 1].clone())?;
@@ -104,14 +96,8 @@ impl<B: TrainBackend> Answering<'_, B> {
             Ok(())
         };
         let as_it_is = PromptTemplate::default();
-        let ended = complete_each(
-            self.model,
-            self.tokenizer,
-            &asked,
-            &as_it_is,
-            self.config,
-            on_event,
-        );
+        let ended =
+            complete_each(self.model, self.tokenizer, &asked, &as_it_is, self.config, on_event);
         progress.finish();
         store.kept(ended, problems.len())
     }

@@ -48,10 +48,7 @@ pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
             },
         })
     };
-    let all = read_rows(path, FORM)?
-        .into_iter()
-        .map(entry)
-        .collect::<Result<Vec<_>>>()?;
+    let all = read_rows(path, FORM)?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
     match all.is_empty() {
         true => Err(Error::file(path, "holds no prediction", FORM)),
         false => Ok(all),

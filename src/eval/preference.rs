@@ -26,10 +26,7 @@ pub const PREFERENCE_RULES: [Rule; 3] = [
         "beta (log p - log p of the model without its adapter) is larger for chosen: DPO's implicit reward (arXiv 2305.18290)",
     ),
     ("likelihood", "chosen is more likely than rejected"),
-    (
-        "likelihood-per-token",
-        "chosen is more likely than rejected, per token",
-    ),
+    ("likelihood-per-token", "chosen is more likely than rejected, per token"),
 ];
 
 /// What the model says of one pair.
@@ -56,11 +53,7 @@ impl PairScore {
     /// Log-probability of chosen less that of rejected; `per_token`: of their means.
     fn likelihood(&self, per_token: bool) -> f64 {
         let side = |side: usize| {
-            let tokens = if per_token {
-                self.tokens[side].max(1)
-            } else {
-                1
-            };
+            let tokens = if per_token { self.tokens[side].max(1) } else { 1 };
             f64::from(self.policy[side]) / tokens as f64
         };
         side(0) - side(1)
@@ -82,9 +75,8 @@ pub fn score_pairs<B: TrainBackend>(
     let reference = has_adapter.then(|| model.clone().without_adapter());
     let table = model.position_table(model.config.max_position_embeddings, device);
     let progress = Progress::new("evaluate", Some(pairs.len() as u64), "pairs", mode);
-    let open: Vec<usize> = (0..pairs.len())
-        .filter(|index| !store.done().contains_key(index))
-        .collect();
+    let open: Vec<usize> =
+        (0..pairs.len()).filter(|index| !store.done().contains_key(index)).collect();
     progress.set_position((pairs.len() - open.len()) as u64);
     for indices in open.chunks(batch_size.max(1)) {
         if interrupt::requested() {
@@ -123,9 +115,9 @@ pub fn score_pairs<B: TrainBackend>(
 
 fn running(done: &BTreeMap<usize, PairScore>) -> String {
     let (name, right): (_, fn(&PairScore) -> bool) = match done.values().next() {
-        Some(first) if first.reference.is_some() => ("reward", |one| {
-            one.margin(1.0).is_some_and(|margin| margin > 0.0)
-        }),
+        Some(first) if first.reference.is_some() => {
+            ("reward", |one| one.margin(1.0).is_some_and(|margin| margin > 0.0))
+        }
         _ => ("likelihood", |one| one.likelihood(false) > 0.0),
     };
     let rate = Rate::of(done.values().map(right));
@@ -137,22 +129,13 @@ pub fn judge_pairs(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) ->
     let by_id: HashMap<&str, &PreferencePair> =
         pairs.iter().map(|pair| (pair.id.as_str(), pair)).collect();
     let one = |score: &PairScore| {
-        let margins = [
-            score.margin(beta),
-            Some(score.likelihood(false)),
-            Some(score.likelihood(true)),
-        ];
-        let verdicts = PREFERENCE_RULES
-            .iter()
-            .zip(margins)
-            .filter_map(|(rule, margin)| {
-                let margin = margin?;
-                let verdict = Verdict {
-                    answer: Some(format!("{margin:.4}")),
-                    correct: margin > 0.0,
-                };
-                Some((rule.0.to_string(), verdict))
-            });
+        let margins =
+            [score.margin(beta), Some(score.likelihood(false)), Some(score.likelihood(true))];
+        let verdicts = PREFERENCE_RULES.iter().zip(margins).filter_map(|(rule, margin)| {
+            let margin = margin?;
+            let verdict = Verdict { answer: Some(format!("{margin:.4}")), correct: margin > 0.0 };
+            Some((rule.0.to_string(), verdict))
+        });
         let pair = by_id.get(score.id.as_str());
         let text = |text: fn(&PreferencePair) -> &String| {
             pair.map(|pair| text(pair).clone()).unwrap_or_default()
@@ -205,21 +188,13 @@ impl Margins {
     /// Of the scored pairs.
     pub fn new(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) -> Self {
         let rewards = scores.iter().all(|score| score.reference.is_some());
-        let margin = |score: &PairScore| {
-            score
-                .margin(beta)
-                .unwrap_or_else(|| score.likelihood(false))
-        };
+        let margin =
+            |score: &PairScore| score.margin(beta).unwrap_or_else(|| score.likelihood(false));
         let margins: Vec<f64> = scores.iter().map(margin).collect();
         let gaps: HashMap<&str, Option<i64>> = pairs
             .iter()
             .map(|pair| {
-                (
-                    pair.id.as_str(),
-                    pair.chosen_score
-                        .zip(pair.rejected_score)
-                        .map(|(c, r)| c - r),
-                )
+                (pair.id.as_str(), pair.chosen_score.zip(pair.rejected_score).map(|(c, r)| c - r))
             })
             .collect();
         let gap = |score: &PairScore| gaps.get(score.id.as_str()).copied().flatten();
@@ -235,9 +210,7 @@ impl Margins {
             of: if rewards { "reward" } else { "likelihood" },
             mean: mean_interval(&margins),
             by_score_gap: buckets(&margins, sigmoid, |index| gap(&scores[index]).map(gap_name)),
-            by_length: buckets(&margins, sigmoid, |index| {
-                Some(length_name(scores[index].tokens))
-            }),
+            by_length: buckets(&margins, sigmoid, |index| Some(length_name(scores[index].tokens))),
             calibration_error: calibration_error(&by_certainty),
             by_certainty,
         }
@@ -262,14 +235,8 @@ impl Margins {
     /// The tables with their headings.
     pub fn tables(&self) -> [(&'static str, &[Bucket]); 3] {
         [
-            (
-                "By the gap of the votes (score of chosen less that of rejected)",
-                &self.by_score_gap,
-            ),
-            (
-                "By length (tokens of chosen beside rejected)",
-                &self.by_length,
-            ),
+            ("By the gap of the votes (score of chosen less that of rejected)", &self.by_score_gap),
+            ("By length (tokens of chosen beside rejected)", &self.by_length),
             ("By the model's certainty", &self.by_certainty),
         ]
     }
@@ -341,26 +308,14 @@ pub fn margin_lines(margins: &Margins) -> String {
             margins.of
         ));
     }
-    lines.push(format!(
-        "expected calibration error: {:.4}",
-        margins.calibration_error
-    ));
-    for (title, buckets) in margins
-        .tables()
-        .into_iter()
-        .filter(|(_, buckets)| !buckets.is_empty())
+    lines.push(format!("expected calibration error: {:.4}", margins.calibration_error));
+    for (title, buckets) in margins.tables().into_iter().filter(|(_, buckets)| !buckets.is_empty())
     {
         lines.push(format!(
             "\n{title}\n{:<26}{:>8}{:>8}{:>11}{:>10}{:>13}",
             "", "right", "of", "accuracy", "margin", "probability"
         ));
-        for Bucket {
-            name,
-            rate,
-            mean_margin,
-            mean_probability,
-        } in buckets
-        {
+        for Bucket { name, rate, mean_margin, mean_probability } in buckets {
             lines.push(format!(
                 "{name:<26}{:>8}{:>8}{:>9.2} %{mean_margin:>10.3}{:>11.2} %",
                 rate.correct,

@@ -47,31 +47,18 @@ pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
 pub(super) fn read_rows(path: &Path, form: &str) -> Result<Vec<(String, Value)>> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     let text = String::from_utf8(bytes).map_err(|e| {
-        Error::file(
-            path,
-            format!("is not UTF-8: {e}"),
-            "convert the file to UTF-8",
-        )
+        Error::file(path, format!("is not UTF-8: {e}"), "convert the file to UTF-8")
     })?;
     let text = text.trim_start_matches('\u{feff}');
     let place = |kind: &str, number: usize| format!("{}{kind}{number}", path.display());
     if text.trim_start().starts_with('[') {
         let rows: Vec<Value> = serde_json::from_str(text).map_err(|e| {
-            Error::invalid(
-                place(":", e.line()),
-                format!("is not an array of objects: {e}"),
-                form,
-            )
+            Error::invalid(place(":", e.line()), format!("is not an array of objects: {e}"), form)
         })?;
         let rows = rows.into_iter().zip(1..);
-        return Ok(rows
-            .map(|(row, number)| (place(": row ", number), row))
-            .collect());
+        return Ok(rows.map(|(row, number)| (place(": row ", number), row)).collect());
     }
-    let lines = text
-        .lines()
-        .zip(1..)
-        .filter(|(line, _)| !line.trim().is_empty());
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     lines
         .map(|(line, number)| match serde_json::from_str(line) {
             Ok(row) => Ok((place(":", number), row)),
@@ -92,21 +79,13 @@ pub(super) fn text_of(row: &Value, keys: &[&str]) -> std::result::Result<String,
     match keys.iter().find_map(|key| Some((key, object.get(*key)?))) {
         Some((_, Value::String(text))) if !text.trim().is_empty() => Ok(text.clone()),
         Some((key, Value::String(_))) => Err(format!("{key}: is empty")),
-        Some((key, value)) => Err(format!(
-            "{key}: is no text but {}",
-            shortened(&value.to_string())
-        )),
+        Some((key, value)) => {
+            Err(format!("{key}: is no text but {}", shortened(&value.to_string())))
+        }
         None => {
             let there: Vec<&str> = object.keys().map(String::as_str).take(8).collect();
-            let there = if there.is_empty() {
-                "nothing".to_string()
-            } else {
-                there.join(", ")
-            };
-            Err(format!(
-                "{}: is missing; the row has {there}",
-                keys.join(" or ")
-            ))
+            let there = if there.is_empty() { "nothing".to_string() } else { there.join(", ") };
+            Err(format!("{}: is missing; the row has {there}", keys.join(" or ")))
         }
     }
 }

@@ -76,15 +76,8 @@ pub fn mean_interval(values: &[f64]) -> Option<(f64, [f64; 2])> {
 pub fn paired_difference(wins: usize, losses: usize, total: usize) -> (f64, [f64; 2]) {
     let (wins, losses, n) = (wins as f64, losses as f64, total.max(1) as f64);
     let difference = (wins - losses) / n;
-    let half = Z
-        * (wins + losses - (wins - losses).powi(2) / n)
-            .max(0.0)
-            .sqrt()
-        / n;
-    (
-        difference,
-        [(difference - half).max(-1.0), (difference + half).min(1.0)],
-    )
+    let half = Z * (wins + losses - (wins - losses).powi(2) / n).max(0.0).sqrt() / n;
+    (difference, [(difference - half).max(-1.0), (difference + half).min(1.0)])
 }
 
 /// McNemar's test on the problems where two models differ (1947, <https://doi.org/10.1007/BF02295996>).
@@ -178,10 +171,7 @@ mod tests {
     fn paired_differences_have_the_published_interval() {
         let (difference, [low, high]) = paired_difference(86, 150, 1600);
         close(difference, -0.04);
-        assert!(
-            (low + 0.059).abs() < 5e-4 && (high + 0.021).abs() < 5e-4,
-            "{low} {high}"
-        );
+        assert!((low + 0.059).abs() < 5e-4 && (high + 0.021).abs() < 5e-4, "{low} {high}");
     }
 
     #[test]

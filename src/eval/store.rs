@@ -41,17 +41,10 @@ impl Settings {
     /// What differs in `new`, in words. Where files lie does not count, what is in them does: their hashes are settings too.
     pub fn differences(&self, new: &Self) -> Vec<String> {
         let missing = Value::Null;
-        let names = self
-            .0
-            .keys()
-            .chain(new.0.keys().filter(|name| !self.0.contains_key(*name)));
+        let names = self.0.keys().chain(new.0.keys().filter(|name| !self.0.contains_key(*name)));
         names
             .map(|name| {
-                (
-                    name,
-                    self.0.get(name).unwrap_or(&missing),
-                    new.0.get(name).unwrap_or(&missing),
-                )
+                (name, self.0.get(name).unwrap_or(&missing), new.0.get(name).unwrap_or(&missing))
             })
             .filter(|(name, old, new)| old != new && !["data", "adapter"].contains(&name.as_str()))
             .map(|(name, old, new)| format!("{name} was {old}, is {new}"))
@@ -110,15 +103,9 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         }
         file.set_len(whole as u64).map_err(fail("write"))?;
         file.seek(SeekFrom::End(0)).map_err(fail("write"))?;
-        let mut store = Self {
-            path: path.to_path_buf(),
-            file,
-            done,
-        };
+        let mut store = Self { path: path.to_path_buf(), file, done };
         if whole == 0 {
-            store.line(&Head {
-                settings: settings.clone(),
-            })?;
+            store.line(&Head { settings: settings.clone() })?;
         }
         Ok(store)
     }
@@ -197,20 +184,12 @@ pub fn refuse_others(path: &Path, old: &Settings, new: &Settings) -> Result<()> 
         return Ok(());
     }
     let problem = format!("was begun with other settings: {}", differences.join("; "));
-    Err(Error::file(
-        path,
-        problem,
-        "give another --output, or --overwrite to begin anew",
-    ))
+    Err(Error::file(path, problem, "give another --output, or --overwrite to begin anew"))
 }
 
 fn damaged(path: &Path, line: usize, error: &serde_json::Error) -> Error {
     let place = format!("{}:{line}", path.display());
-    Error::invalid(
-        place,
-        format!("is damaged: {error}"),
-        "begin anew with --overwrite",
-    )
+    Error::invalid(place, format!("is damaged: {error}"), "begin anew with --overwrite")
 }
 
 /// SHA-256 of a file, in hexadecimal.
@@ -227,9 +206,5 @@ pub fn sha256(path: &Path) -> Result<String> {
             read => digest.update(&buffer[..read]),
         }
     }
-    Ok(digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -67,11 +67,7 @@ impl Task {
     pub fn rules(self) -> Vec<Rule> {
         match self {
             Self::Preference => PREFERENCE_RULES.to_vec(),
-            _ => self
-                .scorers()
-                .iter()
-                .map(|scorer| (scorer.name, scorer.about))
-                .collect(),
+            _ => self.scorers().iter().map(|scorer| (scorer.name, scorer.about)).collect(),
         }
     }
 

@@ -141,10 +141,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             if self.rows[row].is_none() {
                 self.waiting.pop_front();
                 tokens.extend(fed(Some(row), own, shared, true));
-                self.rows[row] = Some(Row {
-                    prompt,
-                    token_ids: Vec::new(),
-                });
+                self.rows[row] = Some(Row { prompt, token_ids: Vec::new() });
             }
         }
         tokens
@@ -165,10 +162,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             let (position, id) = self.newest(row);
             let ids: Vec<u32> = std::iter::once(id).chain(guesses).collect();
             let fed = fed(Some(index), &ids, position, true).into_iter();
-            tokens.extend(fed.map(|token| Fed {
-                wanted: true,
-                ..token
-            }));
+            tokens.extend(fed.map(|token| Fed { wanted: true, ..token }));
         }
         tokens
     }
@@ -193,13 +187,8 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
     fn pass(&mut self, tokens: &[Fed]) -> Option<Tensor<B, 2>> {
         let shared = self.cache.shared();
         let own = |token: &Fed| token.row.map_or(0, |_| token.position + 1 - shared);
-        self.cache
-            .reserve(tokens.iter().map(own).max().unwrap_or(0));
-        let mut input = TokenRows {
-            rows: 1,
-            length: tokens.len(),
-            ..TokenRows::default()
-        };
+        self.cache.reserve(tokens.iter().map(own).max().unwrap_or(0));
+        let mut input = TokenRows { rows: 1, length: tokens.len(), ..TokenRows::default() };
         let mut slots = Vec::with_capacity(tokens.len());
         for token in tokens {
             let (start, shared) = match token.row {
@@ -209,10 +198,9 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             let slot = start + token.position - shared;
             input.ids.push(i64::from(token.id));
             input.positions.push(token.position as i64);
-            input.sight.push(Sight {
-                shared: [0, shared as i64],
-                own: [start as i64, slot as i64 + 1],
-            });
+            input
+                .sight
+                .push(Sight { shared: [0, shared as i64], own: [start as i64, slot as i64 + 1] });
             slots.push(slot as i64);
         }
         let wanted = (0..).zip(tokens).filter(|(_, token)| token.wanted);
@@ -266,19 +254,13 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             match self.end_of(&row, id, listener)? {
                 None => self.rows[at] = Some(row),
                 Some(finish_reason) => {
-                    let generated = Generated {
-                        token_ids: row.token_ids,
-                        finish_reason,
-                    };
+                    let generated = Generated { token_ids: row.token_ids, finish_reason };
                     listener.finished(row.prompt, &generated)?;
                     finished += 1;
                 }
             }
         }
-        listener.step(GenerateProgress {
-            new_tokens,
-            finished,
-        })
+        listener.step(GenerateProgress { new_tokens, finished })
     }
 
     /// Why `id`, the newest token of `row`, is its last; `None`: it is not.

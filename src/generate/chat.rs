@@ -23,10 +23,7 @@ pub struct Conversation<B: TrainBackend> {
 impl<B: TrainBackend> Conversation<B> {
     /// Nothing was said.
     pub fn new() -> Self {
-        Self {
-            text: String::new(),
-            memory: None,
-        }
+        Self { text: String::new(), memory: None }
     }
 
     /// Completes `question` in `template`, behind what was said before; `on_text` gets the answer as it comes. Returns why

@@ -61,9 +61,7 @@ impl GenerateConfig {
     /// The place of the prompt `index`: see [`Self::places`].
     pub(super) fn place(&self, index: usize) -> usize {
         let places = self.places.as_ref();
-        places
-            .and_then(|places| places.get(index).copied())
-            .unwrap_or(index)
+        places.and_then(|places| places.get(index).copied()).unwrap_or(index)
     }
 
     /// Whether the next token is the likeliest one, whatever came before.
@@ -81,42 +79,22 @@ impl GenerateConfig {
         let (place, problem, remedy) = if self.max_new_tokens == 0 {
             ("--max-new-tokens", "is 0".into(), "ask for at least 1")
         } else if self.batch_size == 0 {
-            (
-                "--batch-size",
-                "is 0".into(),
-                "decode at least 1 prompt at a time",
-            )
+            ("--batch-size", "is 0".into(), "decode at least 1 prompt at a time")
         } else if !greedy && !positive(self.temperature) {
             let problem = format!("is {}", self.temperature);
-            (
-                "--temperature",
-                problem,
-                "0 is greedy, usual values are 0.2 to 1",
-            )
+            ("--temperature", problem, "0 is greedy, usual values are 0.2 to 1")
         } else if !(positive(self.top_p) && self.top_p <= 1.0) {
             let problem = format!("is {}", self.top_p);
             ("--top-p", problem, "give a probability above 0, at most 1")
         } else if !positive(self.repetition_penalty) {
             let problem = format!("is {}", self.repetition_penalty);
-            (
-                "--repetition-penalty",
-                problem,
-                "1 is off, usual values are 1 to 1.3",
-            )
+            ("--repetition-penalty", problem, "1 is off, usual values are 1 to 1.3")
         } else if self.stop.iter().any(String::is_empty) {
             let problem = "is an empty text, which stands everywhere".into();
-            (
-                "--stop",
-                problem,
-                "give the text to stop at, or leave it out",
-            )
+            ("--stop", problem, "give the text to stop at, or leave it out")
         } else if greedy && cut {
             let problem = "top_k and top_p have no meaning without sampling".into();
-            (
-                "--temperature",
-                problem,
-                "give a temperature above 0, or leave them out",
-            )
+            ("--temperature", problem, "give a temperature above 0, or leave them out")
         } else {
             return Ok(());
         };

@@ -65,10 +65,7 @@ pub fn generate_with<B: TrainBackend>(
 }
 
 fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> Result<()> {
-    let (positions, vocabulary) = (
-        model.config.max_position_embeddings,
-        model.config.vocab_size,
-    );
+    let (positions, vocabulary) = (model.config.max_position_embeddings, model.config.vocab_size);
     for (index, ids) in prompts.iter().enumerate() {
         let (problem, remedy) = if ids.is_empty() {
             ("has no tokens".to_string(), "give some text")
@@ -84,11 +81,7 @@ fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> R
         } else {
             continue;
         };
-        return Err(Error::invalid(
-            format!("prompt {}", index + 1),
-            problem,
-            remedy,
-        ));
+        return Err(Error::invalid(format!("prompt {}", index + 1), problem, remedy));
     }
     Ok(())
 }
@@ -121,10 +114,7 @@ pub fn generate_on<B: TrainBackend>(
         let common = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         batch = batch.with_cache(cache, common.min(prompt.len() - 1));
     }
-    let mut last = Last {
-        listener,
-        generated: None,
-    };
+    let mut last = Last { listener, generated: None };
     let cache = batch.run(&mut last)?;
     let generated = last.generated.ok_or_else(|| {
         let problem = "a prompt was not completed";

@@ -40,8 +40,7 @@ pub fn choose<B: TrainBackend>(
             .iter()
             .map(|choice| {
                 let id = ids.get(choice.row).copied();
-                id.filter(|id| (*id as usize) < vocabulary)
-                    .ok_or_else(not_finite)
+                id.filter(|id| (*id as usize) < vocabulary).ok_or_else(not_finite)
             })
             .collect();
     }
@@ -58,14 +57,9 @@ pub fn choose<B: TrainBackend>(
 /// argmax, whose choice among equals is its own.
 fn most_likely<B: TrainBackend>(logits: Tensor<B, 2>) -> Vec<u32> {
     let ([rows, vocabulary], device) = (logits.dims(), logits.device());
-    let smaller = logits
-        .clone()
-        .equal(logits.max_dim(1).expand([rows, vocabulary]))
-        .bool_not();
+    let smaller = logits.clone().equal(logits.max_dim(1).expand([rows, vocabulary])).bool_not();
     let ids = Tensor::<B, 1, Int>::arange(0..vocabulary as i64, &device).unsqueeze::<2>();
-    let ids = ids
-        .expand([rows, vocabulary])
-        .mask_fill(smaller, vocabulary as i64);
+    let ids = ids.expand([rows, vocabulary]).mask_fill(smaller, vocabulary as i64);
     ids.min_dim(1).into_data().iter::<u32>().collect()
 }
 
@@ -154,10 +148,7 @@ fn draw(scores: &[f32], unit: f64) -> usize {
 /// `exp(score - max)`, in f64; 0 for removed tokens.
 fn weights(scores: &[f32]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores
-        .iter()
-        .map(|score| (f64::from(*score) - f64::from(max)).exp())
-        .collect()
+    scores.iter().map(|score| (f64::from(*score) - f64::from(max)).exp()).collect()
 }
 
 /// Index of the largest score, the first of equals.
@@ -194,20 +185,12 @@ mod tests {
     const GONE: f32 = f32::NEG_INFINITY;
 
     fn choice<'a>(prompt: usize, prompt_ids: &'a [u32], new_ids: &'a [u32]) -> Choice<'a> {
-        Choice {
-            row: 0,
-            prompt,
-            prompt_ids,
-            new_ids,
-        }
+        Choice { row: 0, prompt, prompt_ids, new_ids }
     }
 
     #[test]
     fn greedy_takes_the_lowest_of_equals_on_device_and_host() {
-        let rows = [
-            [0.5f32, 2.0, -1.0, 2.0, 2.0],
-            [-3.0, -4.0, -3.0, -9.0, -5.0],
-        ];
+        let rows = [[0.5f32, 2.0, -1.0, 2.0, 2.0], [-3.0, -4.0, -3.0, -9.0, -5.0]];
         let logits = Tensor::<NdArray<f32>, 2>::from_data(rows, &Default::default());
         assert_eq!(most_likely(logits), [1, 0]);
         assert_eq!(rows.map(|row| largest(&row)), [1, 0]);
@@ -216,10 +199,7 @@ mod tests {
     #[test]
     fn logits_that_are_not_finite_are_an_error() {
         let config = GenerateConfig::default();
-        let sampled = GenerateConfig {
-            temperature: 1.0,
-            ..config.clone()
-        };
+        let sampled = GenerateConfig { temperature: 1.0, ..config.clone() };
         let row = [[f32::NAN, f32::NAN, f32::NAN]];
         for config in [config, sampled] {
             let logits = Tensor::<NdArray<f32>, 2>::from_data(row, &Default::default());
@@ -265,10 +245,7 @@ mod tests {
     fn draws_follow_the_distribution() {
         // softmax(ln(p^2) / 2) = p: temperature 2 undoes the square.
         let probabilities = [0.1f32, 0.4, 0.3, 0.2];
-        let config = GenerateConfig {
-            temperature: 2.0,
-            ..GenerateConfig::default()
-        };
+        let config = GenerateConfig { temperature: 2.0, ..GenerateConfig::default() };
         let scores = probabilities.map(|p| 2.0 * p.ln()).to_vec();
         let mut counts = [0; 4];
         const DRAWS: usize = 20_000;

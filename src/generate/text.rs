@@ -117,14 +117,7 @@ impl<'a, F> Texts<'a, F> {
         stops: &'a [String],
         on_event: F,
     ) -> Self {
-        Self {
-            tokenizer,
-            prompts,
-            prompt_ids,
-            stops,
-            streams: HashMap::new(),
-            on_event,
-        }
+        Self { tokenizer, prompts, prompt_ids, stops, streams: HashMap::new(), on_event }
     }
 
     /// The stream of prompt `index`, taken out; a new one where its first token has just come.
@@ -209,11 +202,7 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
         }
     }
     match prompts.is_empty() {
-        true => Err(Error::file(
-            path,
-            "holds no prompt",
-            "write one {\"prompt\": \"...\"} a line",
-        )),
+        true => Err(Error::file(path, "holds no prompt", "write one {\"prompt\": \"...\"} a line")),
         false => Ok(prompts),
     }
 }

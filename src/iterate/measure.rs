@@ -51,11 +51,7 @@ pub fn measure<B: TrainBackend>(
     let (model_folder, name) = measured.model;
     let packed = model.config.quantization;
     let settings = model_settings(name, model_folder, packed, measured.adapter)?
-        .asking(
-            measured.data,
-            problems.len(),
-            measured.generate.max_new_tokens,
-        )?
+        .asking(measured.data, problems.len(), measured.generate.max_new_tokens)?
         .with("prompt_template", String::from(template));
     let folder = Folder(folder.to_path_buf());
     let mut store = Store::open(&folder.partial(), &settings)?;

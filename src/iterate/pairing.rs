@@ -77,14 +77,8 @@ fn candidates<'a>(samples: &'a [Checked], wanted: impl Fn(&Checked) -> bool) -> 
     let mut found: Vec<Candidate<'a>> = Vec::new();
     for sample in samples.iter().filter(|sample| wanted(sample)) {
         if found.iter().all(|other| other.sample.text != sample.text) {
-            let of_answer = sample
-                .answer
-                .as_deref()
-                .and_then(|answer| votes.get(answer));
-            found.push(Candidate {
-                sample,
-                votes: of_answer.copied().unwrap_or(0),
-            });
+            let of_answer = sample.answer.as_deref().and_then(|answer| votes.get(answer));
+            found.push(Candidate { sample, votes: of_answer.copied().unwrap_or(0) });
         }
     }
     // Stable: among equals the one sampled first.
@@ -122,9 +116,7 @@ mod tests {
             sample("so 5", 9, Some("5"), false),
             sample("long 7", 8, Some("7"), true),
         ];
-        let config = PairingConfig {
-            pairs_per_problem: 3,
-        };
+        let config = PairingConfig { pairs_per_problem: 3 };
         let mut balance = 0;
         let pairs = pair_up(&samples, &config, &mut balance);
         // The longer right text fits the nine tokens better; then the other has its turn.
@@ -140,9 +132,7 @@ mod tests {
             sample("longer", 12, Some("1"), true),
             sample("wrong", 10, Some("2"), false),
         ];
-        let config = PairingConfig {
-            pairs_per_problem: 1,
-        };
+        let config = PairingConfig { pairs_per_problem: 1 };
         let (mut balance, mut sums) = (0, Vec::new());
         for _ in 0..6 {
             pair_up(&samples, &config, &mut balance);
@@ -154,15 +144,10 @@ mod tests {
 
     #[test]
     fn nothing_is_paired_where_one_kind_is_missing_or_was_cut_off() {
-        let config = PairingConfig {
-            pairs_per_problem: 4,
-        };
+        let config = PairingConfig { pairs_per_problem: 4 };
         let right = sample("1", 1, Some("1"), true);
         let wrong = sample("2", 1, Some("2"), false);
-        let cut = Checked {
-            ended: false,
-            ..right.clone()
-        };
+        let cut = Checked { ended: false, ..right.clone() };
         let mut balance = 0;
         assert!(pair_up(&[right.clone(), right], &config, &mut balance).is_empty());
         assert!(pair_up(&[cut, wrong], &config, &mut balance).is_empty());

@@ -150,11 +150,7 @@ pub fn iterate<B: TrainBackend>(
     let rounds = Rounds::new(config, mode)?;
     let mut model = rounds.load::<B>(device)?;
     let accuracy = rounds.measure(&model, 0)?;
-    done(&RoundSummary {
-        round: 0,
-        pairs: None,
-        accuracy,
-    })?;
+    done(&RoundSummary { round: 0, pairs: None, accuracy })?;
     for round in 1..=config.rounds {
         if round > 1 {
             adapter::load(&mut model, &rounds.adapter(round - 1), device)?;
@@ -163,11 +159,7 @@ pub fn iterate<B: TrainBackend>(
         rounds.train::<B>(round, device)?;
         adapter::load(&mut model, &rounds.adapter(round), device)?;
         let accuracy = rounds.measure(&model, round)?;
-        done(&RoundSummary {
-            round,
-            pairs: Some(pairs),
-            accuracy,
-        })?;
+        done(&RoundSummary { round, pairs: Some(pairs), accuracy })?;
     }
     Ok(())
 }
@@ -175,11 +167,7 @@ pub fn iterate<B: TrainBackend>(
 /// Keeps the configuration beside the rounds; refuses to go on with those of another one. More rounds may be asked for.
 fn check_same(config: &IterateConfig) -> Result<()> {
     let path = config.output_dir.join("iterate.toml");
-    let all = IterateConfig {
-        rounds: 0,
-        output_dir: PathBuf::new(),
-        ..config.clone()
-    };
+    let all = IterateConfig { rounds: 0, output_dir: PathBuf::new(), ..config.clone() };
     let text = toml::to_string(&all)
         .map_err(|e| Error::invalid("iterate.toml", e, "choose a seed below 2^63"))?;
     match std::fs::read_to_string(&path) {
@@ -236,12 +224,8 @@ impl<'a> Rounds<'a> {
     }
 
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype = choose::<B>(
-            &MistralConfig::load(&self.folder)?,
-            self.dtype,
-            Purpose::Hold,
-            device,
-        )?;
+        let dtype =
+            choose::<B>(&MistralConfig::load(&self.folder)?, self.dtype, Purpose::Hold, device)?;
         let cache = Cache::of_user(self.mode);
         load_as(&self.folder, dtype, self.quantize, &cache, device)
     }
@@ -313,11 +297,8 @@ impl<'a> Rounds<'a> {
             settings.push(format!("lora.adapter={}", text(self.adapter(round - 1))));
         }
         let config = RunConfig::load(&self.config.run, &settings)?;
-        let options = RunOptions {
-            existing: Existing::Resume,
-            dry_run: false,
-            progress: self.mode,
-        };
+        let options =
+            RunOptions { existing: Existing::Resume, dry_run: false, progress: self.mode };
         run_training::<B>(&config, &options, device).map(|_| ())
     }
 

@@ -186,9 +186,7 @@ pub fn sample_pairs<B: TrainBackend>(
     sample(model, tokenizer, problems, options, &mut store)?;
     let (samples, partial) = store.finish();
     let mut writer = PairWriter::create(output)?;
-    let config = PairingConfig {
-        pairs_per_problem: options.pairs_per_problem,
-    };
+    let config = PairingConfig { pairs_per_problem: options.pairs_per_problem };
     let mut balance = 0;
     let by_problem = problems.iter().zip(samples.chunks(options.samples));
     for (number, (problem, samples)) in (1..).zip(by_problem) {
@@ -245,14 +243,8 @@ fn sample<B: TrainBackend>(
     let open: Vec<usize> = open.collect();
     progress.set_position((total - open.len()) as u64);
     let of = |place: usize| &problems[place / options.samples];
-    let prompts: Vec<String> = open
-        .iter()
-        .map(|place| of(*place).question.clone())
-        .collect();
-    let config = GenerateConfig {
-        places: Some(open.clone()),
-        ..options.generate.clone()
-    };
+    let prompts: Vec<String> = open.iter().map(|place| of(*place).question.clone()).collect();
+    let config = GenerateConfig { places: Some(open.clone()), ..options.generate.clone() };
     let mut tokens = 0;
     let template = &options.prompt_template;
     let ended = complete_each(model, tokenizer, &prompts, template, &config, |event| {

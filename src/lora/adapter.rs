@@ -174,10 +174,7 @@ fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> 
         TargetModules::Names(names) => names.iter().cloned().collect(),
         TargetModules::AllLinear => {
             let last = |name: String| name.rsplit('.').next().map(String::from);
-            model
-                .projections()
-                .filter_map(|(name, _)| last(name))
-                .collect()
+            model.projections().filter_map(|(name, _)| last(name)).collect()
         }
         TargetModules::Pattern(_) => (model.projections())
             .filter(|(_, linear)| linear.lora.is_some())
@@ -231,9 +228,5 @@ fn check(
         true => "its target_modules name no projection of this model".to_string(),
         false => problems.join("; "),
     };
-    Err(Error::file(
-        path,
-        listed,
-        "use the adapter with the base model it was trained on",
-    ))
+    Err(Error::file(path, listed, "use the adapter with the base model it was trained on"))
 }

@@ -61,20 +61,12 @@ impl LoraConfig {
     /// A needed key is missing or of the wrong type, or the adapter uses something that is not built here.
     pub fn from_json(text: &str, place: &str) -> Result<Self> {
         let map: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-            Error::invalid(
-                place,
-                format!("not a JSON object: {error}"),
-                "save the adapter again",
-            )
+            Error::invalid(place, format!("not a JSON object: {error}"), "save the adapter again")
         })?;
         let wrong = |key: &str, wanted: &str| {
             let found = map.get(key).map_or("nothing".to_string(), Value::to_string);
             let problem = format!("must be {wanted}, is {found}");
-            Error::invalid(
-                format!("{place}: {key}"),
-                problem,
-                "save the adapter again with PEFT",
-            )
+            Error::invalid(format!("{place}: {key}"), problem, "save the adapter again with PEFT")
         };
         if map.get("peft_type").and_then(Value::as_str) != Some("LORA") {
             return Err(wrong("peft_type", "\"LORA\""));
@@ -86,10 +78,7 @@ impl LoraConfig {
             r: r.ok_or_else(|| wrong("r", "a positive integer"))? as usize,
             lora_alpha: (map.get("lora_alpha").and_then(Value::as_f64))
                 .ok_or_else(|| wrong("lora_alpha", "a number"))?,
-            lora_dropout: map
-                .get("lora_dropout")
-                .and_then(Value::as_f64)
-                .unwrap_or(0.0),
+            lora_dropout: map.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
             target_modules: TargetModules::from_json(map.get("target_modules"))
                 .ok_or_else(|| wrong("target_modules", "a list of names or a pattern"))?,
             use_rslora: flag("use_rslora"),
@@ -152,11 +141,7 @@ impl TargetModules {
             })),
             Self::Pattern(pattern) => {
                 let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
-                    Error::invalid(
-                        "target_modules",
-                        error,
-                        "give a list of module names instead",
-                    )
+                    Error::invalid("target_modules", error, "give a list of module names instead")
                 })?;
                 Ok(regex.is_match(name))
             }
@@ -168,10 +153,8 @@ impl TargetModules {
             Value::String(all) if all == "all-linear" => Some(Self::AllLinear),
             Value::String(pattern) => Some(Self::Pattern(pattern.clone())),
             Value::Array(names) => {
-                let names: Option<Vec<String>> = names
-                    .iter()
-                    .map(|name| name.as_str().map(String::from))
-                    .collect();
+                let names: Option<Vec<String>> =
+                    names.iter().map(|name| name.as_str().map(String::from)).collect();
                 names.map(Self::Names)
             }
             _ => None,
@@ -203,9 +186,7 @@ fn refuse_what_is_not_built(map: &Map<String, Value>, place: &str) -> Result<()>
         "use_bdlora",
         "alora_invocation_tokens",
     ];
-    let on = REFUSED
-        .iter()
-        .find(|key| map.get(**key).is_some_and(|value| !off(value)));
+    let on = REFUSED.iter().find(|key| map.get(**key).is_some_and(|value| !off(value)));
     let bias = map.get("bias").and_then(Value::as_str).unwrap_or("none");
     let key = match (on, bias) {
         (Some(key), _) => *key,
@@ -238,23 +219,13 @@ mod tests {
     #[test]
     fn scaling_is_alpha_over_r_or_its_root() {
         assert_eq!(config().scaling(), 3.0);
-        assert_eq!(
-            LoraConfig {
-                use_rslora: true,
-                ..config()
-            }
-            .scaling(),
-            6.0
-        );
+        assert_eq!(LoraConfig { use_rslora: true, ..config() }.scaling(), 6.0);
     }
 
     #[test]
     fn json_round_trips() {
         let text = config().to_json(&["q_proj".into()], "owner/base", Some("main"));
-        assert_eq!(
-            LoraConfig::from_json(&text, "adapter_config.json").unwrap(),
-            config()
-        );
+        assert_eq!(LoraConfig::from_json(&text, "adapter_config.json").unwrap(), config());
     }
 
     #[test]
@@ -274,9 +245,7 @@ mod tests {
     fn what_is_not_built_is_refused_by_name() {
         let text = config().to_json(&["q_proj".into()], "b", None);
         let dora = text.replace("\"use_dora\": false", "\"use_dora\": true");
-        let error = LoraConfig::from_json(&dora, "adapter_config.json")
-            .unwrap_err()
-            .to_string();
+        let error = LoraConfig::from_json(&dora, "adapter_config.json").unwrap_err().to_string();
         assert!(error.contains("use_dora"), "{error}");
         let later = text.replacen('{', "{ \"key_of_a_later_peft\": null,", 1);
         assert!(LoraConfig::from_json(&later, "adapter_config.json").is_ok());

@@ -85,12 +85,7 @@ where
         let value = values.next();
         assert!(value.is_some(), "set_parameters: too few values");
         if let Some(value) = value {
-            assert_eq!(
-                value.dims(),
-                param.dims(),
-                "set_parameters: shape of {}",
-                param.id
-            );
+            assert_eq!(value.dims(), param.dims(), "set_parameters: shape of {}", param.id);
             *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
         }
     };
@@ -104,10 +99,7 @@ where
 
 /// Number of trainable weights.
 pub fn trainable<B: TrainBackend>(model: &Mistral<B>) -> usize {
-    parameters(model)
-        .iter()
-        .map(|(_, tensor)| tensor.shape().num_elements())
-        .sum()
+    parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
 }
 
 fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorData {
@@ -150,11 +142,7 @@ fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Re
         }
     }
     match wanted.is_empty() {
-        true => Err(Error::invalid(
-            "lora.target_modules",
-            "is empty",
-            "name at least one module",
-        )),
+        true => Err(Error::invalid("lora.target_modules", "is empty", "name at least one module")),
         false => Ok(()),
     }
 }

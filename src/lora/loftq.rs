@@ -45,9 +45,7 @@ pub fn start<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let base = policy.valid();
-    let with_branch = base
-        .projections()
-        .filter(|(_, linear)| linear.lora.is_some());
+    let with_branch = base.projections().filter(|(_, linear)| linear.lora.is_some());
     let progress = Progress::new("loftq", Some(with_branch.count() as u64), "weights", mode);
     let sites = base.projections().zip(policy.projections_mut()).enumerate();
     for (site, ((name, packed), (_, linear))) in sites {
@@ -97,16 +95,8 @@ fn low_rank<B: TrainBackend>(matrix: Tensor<B, 2>, rank: usize, rng: &mut impl R
     for (index, from) in order.into_iter().take(rank).enumerate() {
         let singular = squares[from].max(0.0).sqrt();
         if singular > f64::MIN_POSITIVE {
-            small.combine(
-                &turned.columns[from],
-                1.0 / singular.sqrt(),
-                &mut a.columns[index],
-            );
-            range.combine(
-                &turned.columns[from],
-                singular.sqrt(),
-                &mut b.columns[index],
-            );
+            small.combine(&turned.columns[from], 1.0 / singular.sqrt(), &mut a.columns[index]);
+            range.combine(&turned.columns[from], singular.sqrt(), &mut b.columns[index]);
         }
     }
     [a.transposed(), b]
@@ -121,10 +111,7 @@ struct Matrix {
 
 impl Matrix {
     fn zeros(rows: usize, columns: usize) -> Self {
-        Self {
-            columns: vec![vec![0.0; rows]; columns],
-            rows,
-        }
+        Self { columns: vec![vec![0.0; rows]; columns], rows }
     }
 
     /// Numbers between -1 and 1.
@@ -144,23 +131,12 @@ impl Matrix {
         let product = left.clone().matmul(right.transpose()).transpose();
         let [count, rows] = product.dims();
         let values: Vec<f64> = product.into_data().iter::<f64>().collect();
-        Self {
-            columns: values
-                .chunks(rows)
-                .take(count)
-                .map(<[f64]>::to_vec)
-                .collect(),
-            rows,
-        }
+        Self { columns: values.chunks(rows).take(count).map(<[f64]>::to_vec).collect(), rows }
     }
 
     /// The columns one after another, f32.
     fn into_rows(self) -> Vec<f32> {
-        self.columns
-            .into_iter()
-            .flatten()
-            .map(|v| v as f32)
-            .collect()
+        self.columns.into_iter().flatten().map(|v| v as f32).collect()
     }
 
     fn into_data(self) -> TensorData {
@@ -171,17 +147,11 @@ impl Matrix {
 
     fn transposed(&self) -> Self {
         let row = |row: usize| self.columns.iter().map(|column| column[row]).collect();
-        Self {
-            columns: (0..self.rows).map(row).collect(),
-            rows: self.columns.len(),
-        }
+        Self { columns: (0..self.rows).map(row).collect(), rows: self.columns.len() }
     }
 
     fn scaled(mut self, factor: f64) -> Self {
-        self.columns
-            .iter_mut()
-            .flatten()
-            .for_each(|value| *value *= factor);
+        self.columns.iter_mut().flatten().for_each(|value| *value *= factor);
         self
     }
 
@@ -194,18 +164,11 @@ impl Matrix {
             for _ in 0..2 {
                 for other in before.iter() {
                     let along = dot(column, other);
-                    column
-                        .iter_mut()
-                        .zip(other)
-                        .for_each(|(c, o)| *c -= along * o);
+                    column.iter_mut().zip(other).for_each(|(c, o)| *c -= along * o);
                 }
             }
             let left = dot(column, column).sqrt();
-            let factor = if left > 1e-10 * length {
-                1.0 / left
-            } else {
-                0.0
-            };
+            let factor = if left > 1e-10 * length { 1.0 / left } else { 0.0 };
             column.iter_mut().for_each(|value| *value *= factor);
         }
         self
@@ -214,19 +177,14 @@ impl Matrix {
     /// The products of all pairs of columns.
     fn gram(&self) -> Self {
         let products = |a: &Vec<f64>| self.columns.iter().map(|b| dot(a, b)).collect();
-        Self {
-            columns: self.columns.iter().map(products).collect(),
-            rows: self.columns.len(),
-        }
+        Self { columns: self.columns.iter().map(products).collect(), rows: self.columns.len() }
     }
 
     /// Adds the columns, each times its weight and `factor`, to `sum`.
     fn combine(&self, weights: &[f64], factor: f64, sum: &mut [f64]) {
         for (column, weight) in self.columns.iter().zip(weights) {
             let weight = weight * factor;
-            sum.iter_mut()
-                .zip(column)
-                .for_each(|(sum, value)| *sum += weight * value);
+            sum.iter_mut().zip(column).for_each(|(sum, value)| *sum += weight * value);
         }
     }
 
@@ -313,28 +271,16 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures/quantize/golden.safetensors");
         let files = WeightFiles::open_file(&path).unwrap();
-        let to = Quantization {
-            format: Format::Nf4,
-            double_quant: false,
-        };
-        let packed = cache::pack(&files, "loftq.weight", [48, 40], to)
-            .unwrap()
-            .unpack();
+        let to = Quantization { format: Format::Nf4, double_quant: false };
+        let packed = cache::pack(&files, "loftq.weight", [48, 40], to).unwrap().unpack();
         assert_eq!(packed, files.tensor_f32("loftq.base").unwrap());
         let weight = files.tensor_f32("loftq.weight").unwrap();
-        let residual = weight
-            .iter()
-            .zip(&packed)
-            .map(|(w, q)| w - q)
-            .collect::<Vec<_>>();
+        let residual = weight.iter().zip(&packed).map(|(w, q)| w - q).collect::<Vec<_>>();
         let residual =
             Tensor::<B, 2>::from_data(TensorData::new(residual, [48, 40]), &Default::default());
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let [a, b] = low_rank(residual, 5, &mut rng).map(Matrix::into_data);
-        assert_eq!(
-            (a.shape[..].to_vec(), b.shape[..].to_vec()),
-            (vec![5, 40], vec![48, 5])
-        );
+        assert_eq!((a.shape[..].to_vec(), b.shape[..].to_vec()), (vec![5, 40], vec![48, 5]));
         let golden =
             |name: &str, shape: [usize; 2]| TensorData::new(files.tensor_f32(name).unwrap(), shape);
         let (their_a, their_b) = (golden("loftq.a", [5, 40]), golden("loftq.b", [48, 5]));
@@ -366,18 +312,12 @@ mod tests {
         let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
         let far = |matrix: Tensor<B, 2>, a: &TensorData, b: &TensorData| {
             let whole = values(matrix.into_data());
-            let left = whole
-                .iter()
-                .zip(product(a, b))
-                .map(|(w, p)| (w - p) * (w - p));
+            let left = whole.iter().zip(product(a, b)).map(|(w, p)| (w - p) * (w - p));
             (left.sum::<f32>().sqrt(), norm(&whole))
         };
         let (left, whole) = far(matrix, &a, &b);
         let noise = norm(&values(noise.into_data()));
-        assert!(
-            left <= noise && noise < whole,
-            "{left} of {whole}, noise {noise}"
-        );
+        assert!(left <= noise && noise < whole, "{left} of {whole}, noise {noise}");
         // A rank above the matrix's own.
         let small = random(4, 9);
         let [a, b] = low_rank(small.clone(), 6, &mut rng).map(Matrix::into_data);

@@ -152,15 +152,7 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
             quantization: packed.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
         };
-        Ok(Self {
-            config,
-            shape,
-            result,
-            files,
-            branches,
-            scaling: lora.scaling(),
-            device,
-        })
+        Ok(Self { config, shape, result, files, branches, scaling: lora.scaling(), device })
     }
 
     /// The type the weight `name` is written in; of one that is packed, the type of what it stands for.
@@ -189,11 +181,7 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
 
     /// What the adapter is added to, and its shape.
     fn base(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let of_shape = self
-            .shape
-            .tensors()
-            .into_iter()
-            .find(|(other, _)| other == name);
+        let of_shape = self.shape.tensors().into_iter().find(|(other, _)| other == name);
         let dims = of_shape.map_or_else(Vec::new, |(_, dims)| dims);
         let as_trained = self.config.target != MergeTarget::Original && is_projection(name);
         let values = match (dims.as_slice(), self.config.packed.filter(|_| as_trained)) {
@@ -227,19 +215,12 @@ fn check_finite(name: &str, values: &[f32], dtype: DType) -> Result<()> {
         return Ok(());
     };
     let (problem, remedy) = match value.is_finite() {
-        true => (
-            "is too large for this type",
-            "merge with --dtype bf16 or f32",
-        ),
-        false => (
-            "is not finite",
-            "the adapter or the base is broken: train again, or fetch it again",
-        ),
+        true => ("is too large for this type", "merge with --dtype bf16 or f32"),
+        false => {
+            ("is not finite", "the adapter or the base is broken: train again, or fetch it again")
+        }
     };
-    Err(Error::run(
-        format!("{name}: {value} in {} {problem}", dtype.name()),
-        remedy,
-    ))
+    Err(Error::run(format!("{name}: {value} in {} {problem}", dtype.name()), remedy))
 }
 
 impl MergeConfig {
@@ -263,10 +244,7 @@ impl MergeConfig {
             );
         }
         if !output.join("config.json").is_file() {
-            return refuse(
-                "is not a model folder, and is not replaced",
-                "choose a new folder",
-            );
+            return refuse("is not a model folder, and is not replaced", "choose a new folder");
         }
         let absolute = |path: &Path| fs::canonicalize(path).map_err(|e| Error::io(path, "open", e));
         for (what, input) in [("base model", &self.model), ("adapter", &self.adapter)] {
@@ -290,10 +268,7 @@ fn write(config: &MergeConfig, shape: &MistralConfig, tensors: Vec<OutTensor<'_>
         _ => Path::new("."),
     };
     let fail = |e| Error::io(output, "replace", e);
-    let swap = tempfile::Builder::new()
-        .prefix(".part-")
-        .tempdir_in(parent)
-        .map_err(fail)?;
+    let swap = tempfile::Builder::new().prefix(".part-").tempdir_in(parent).map_err(fail)?;
     let new = swap.path().join("new");
     save_folder(&new, shape, tensors, MAX_SHARD_BYTES, base)?;
     let old = swap.path().join("old");

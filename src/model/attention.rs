@@ -48,10 +48,7 @@ impl<B: TrainBackend> Attention<B> {
             Some((cache, slots)) => {
                 let [query, key, value] = split(qkv, mask, &config);
                 let [key, value] = cache.write(key, value, slots);
-                let mask = AttentionMask {
-                    queries: None,
-                    ..mask.clone()
-                };
+                let mask = AttentionMask { queries: None, ..mask.clone() };
                 attention(query, key, value, &mask, &config)
             }
         };

@@ -72,11 +72,7 @@ impl MistralConfig {
     /// As [`load`](Self::load).
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
-            Error::file(
-                path,
-                format!("is not a JSON object: {e}"),
-                "fetch the file again",
-            )
+            Error::file(path, format!("is not a JSON object: {e}"), "fetch the file again")
         })?;
         let fields = Fields { object, path };
         fields.refuse_unsupported()?;
@@ -113,8 +109,7 @@ impl MistralConfig {
 
     /// Width of one attention head, d. `head_dim * num_attention_heads` need not be `hidden_size`.
     pub fn head_dim(&self) -> usize {
-        self.head_dim
-            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
     /// Numbers a block keeps of each token for backward, `x A^T` of the branches apart: the residual stream before and
@@ -140,10 +135,7 @@ impl MistralConfig {
         let (d, inter) = (self.hidden_size, self.intermediate_size);
         let q = self.num_attention_heads * self.head_dim();
         let kv = self.num_key_value_heads * self.head_dim();
-        let mut tensors = vec![(
-            "model.embed_tokens.weight".to_string(),
-            vec![self.vocab_size, d],
-        )];
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, d])];
         for layer in 0..self.num_hidden_layers {
             let parts = [
                 ("self_attn.q_proj", vec![q, d]),
@@ -214,20 +206,14 @@ impl MistralConfig {
     }
 
     fn validate(&self, path: &Path) -> Result<()> {
-        let (heads, kv, head_dim) = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.head_dim(),
-        );
+        let (heads, kv, head_dim) =
+            (self.num_attention_heads, self.num_key_value_heads, self.head_dim());
         let problem = if !heads.is_multiple_of(kv) {
             format!("num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv})")
         } else if head_dim == 0 || !head_dim.is_multiple_of(2) {
             format!("the head width is {head_dim}; rotary embeddings need an even one")
         } else if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(heads) {
-            format!(
-                "hidden_size ({}) is not a multiple of {heads} heads",
-                self.hidden_size
-            )
+            format!("hidden_size ({}) is not a multiple of {heads} heads", self.hidden_size)
         } else if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             format!("rms_norm_eps is {}", self.rms_norm_eps)
         } else if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
@@ -235,11 +221,7 @@ impl MistralConfig {
         } else {
             return Ok(());
         };
-        Err(Error::file(
-            path,
-            problem,
-            "take the config.json that belongs to these weights",
-        ))
+        Err(Error::file(path, problem, "take the config.json that belongs to these weights"))
     }
 }
 
@@ -260,11 +242,7 @@ impl Fields<'_> {
             Some(value) => format!("{key} must be {wanted}, is {value}"),
             None => format!("{key} is missing; it must be {wanted}"),
         };
-        Error::file(
-            self.path,
-            problem,
-            "take the config.json that belongs to these weights",
-        )
+        Error::file(self.path, problem, "take the config.json that belongs to these weights")
     }
 
     fn optional_size(&self, key: &str) -> Result<Option<usize>> {
@@ -273,13 +251,11 @@ impl Fields<'_> {
         };
         let size = value.as_u64().filter(|n| (1..=1 << 32).contains(n));
         let size = size.and_then(|n| usize::try_from(n).ok());
-        size.map(Some)
-            .ok_or_else(|| self.wrong(key, "a positive integer"))
+        size.map(Some).ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
     fn size(&self, key: &str) -> Result<usize> {
-        self.optional_size(key)?
-            .ok_or_else(|| self.wrong(key, "a positive integer"))
+        self.optional_size(key)?.ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
     fn number(&self, key: &str, default: f64) -> Result<f64> {
@@ -292,9 +268,7 @@ impl Fields<'_> {
     fn flag(&self, key: &str) -> Result<bool> {
         match self.get(key) {
             None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, "true or false")),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
 
@@ -313,9 +287,7 @@ impl Fields<'_> {
     /// `torch_dtype`, or transformers 5's `dtype`.
     fn dtype(&self) -> Option<String> {
         let value = self.get("torch_dtype").or_else(|| self.get("dtype"))?;
-        value
-            .as_str()
-            .map(|name| name.trim_start_matches("torch.").to_string())
+        value.as_str().map(|name| name.trim_start_matches("torch.").to_string())
     }
 
     /// How the weights are packed, if they are.
@@ -338,10 +310,7 @@ impl Fields<'_> {
 
     /// `rope_parameters.rope_theta` (transformers 5) or `rope_theta`.
     fn rope_theta(&self) -> Result<f64> {
-        match self
-            .get("rope_parameters")
-            .and_then(|rope| rope.get("rope_theta"))
-        {
+        match self.get("rope_parameters").and_then(|rope| rope.get("rope_theta")) {
             Some(theta) => theta
                 .as_f64()
                 .ok_or_else(|| self.wrong("rope_parameters", "an object with a number rope_theta")),
@@ -352,20 +321,14 @@ impl Fields<'_> {
     fn refuse_unsupported(&self) -> Result<()> {
         let unsupported =
             |problem: String, remedy: &str| Err(Error::file(self.path, problem, remedy));
-        let model_type = self
-            .get("model_type")
-            .and_then(Value::as_str)
-            .unwrap_or("(none)");
+        let model_type = self.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
         if model_type != "mistral" {
             return unsupported(
                 format!("model_type is {model_type:?}, only \"mistral\" is implemented"),
                 "choose a Mistral model",
             );
         }
-        let act = self
-            .get("hidden_act")
-            .and_then(Value::as_str)
-            .unwrap_or("silu");
+        let act = self.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
         if !matches!(act, "silu" | "swish") {
             return unsupported(
                 format!("hidden_act is {act:?}, only \"silu\" is implemented"),
@@ -388,10 +351,7 @@ impl Fields<'_> {
             let Some(rope) = self.get(key) else { continue };
             let kind = rope.get("rope_type").or_else(|| rope.get("type"));
             let kind = kind.and_then(Value::as_str).unwrap_or("default");
-            let partial = rope
-                .get("partial_rotary_factor")
-                .and_then(Value::as_f64)
-                .unwrap_or(1.0);
+            let partial = rope.get("partial_rotary_factor").and_then(Value::as_f64).unwrap_or(1.0);
             if !rope.is_object() || kind != "default" || partial != 1.0 {
                 return Err(Error::file(
                     self.path,
@@ -430,10 +390,7 @@ mod tests {
         assert_eq!((config.rope_theta, config.rms_norm_eps), (10_000.0, 1e-6));
         assert_eq!(config.sliding_window, Some(4096));
         assert_eq!((config.bos_token_id, config.eos_token_id.len()), (None, 0));
-        assert_eq!(
-            with("sliding_window", json!(null)).unwrap().sliding_window,
-            None
-        );
+        assert_eq!(with("sliding_window", json!(null)).unwrap().sliding_window, None);
         assert_eq!(with("head_dim", json!(null)).unwrap().head_dim(), 2);
         assert_eq!(with("head_dim", json!(8)).unwrap().head_dim(), 8);
     }
@@ -443,25 +400,13 @@ mod tests {
         let rope = json!({"rope_theta": 1e6, "rope_type": "default"});
         assert_eq!(with("rope_parameters", rope).unwrap().rope_theta, 1e6);
         assert_eq!(with("rope_theta", json!(5000)).unwrap().rope_theta, 5000.0);
+        assert_eq!(with("dtype", json!("bfloat16")).unwrap().torch_dtype.unwrap(), "bfloat16");
         assert_eq!(
-            with("dtype", json!("bfloat16"))
-                .unwrap()
-                .torch_dtype
-                .unwrap(),
-            "bfloat16"
-        );
-        assert_eq!(
-            with("torch_dtype", json!("torch.float16"))
-                .unwrap()
-                .torch_dtype
-                .unwrap(),
+            with("torch_dtype", json!("torch.float16")).unwrap().torch_dtype.unwrap(),
             "float16"
         );
         assert_eq!(with("eos_token_id", json!(2)).unwrap().eos_token_id, [2]);
-        assert_eq!(
-            with("eos_token_id", json!([2, 5])).unwrap().eos_token_id,
-            [2, 5]
-        );
+        assert_eq!(with("eos_token_id", json!([2, 5])).unwrap().eos_token_id, [2, 5]);
     }
 
     #[test]
@@ -470,11 +415,7 @@ mod tests {
             ("model_type", json!("llama"), "llama"),
             ("hidden_act", json!("gelu"), "gelu"),
             ("attention_bias", json!(true), "attention_bias"),
-            (
-                "rope_scaling",
-                json!({"type": "yarn", "factor": 2.0}),
-                "yarn",
-            ),
+            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "yarn"),
             ("rope_parameters", json!({"rope_type": "linear"}), "linear"),
             (
                 "quantization_config",
@@ -487,11 +428,7 @@ mod tests {
                 "quantised",
             ),
             ("vocab_size", json!(null), "vocab_size is missing"),
-            (
-                "hidden_size",
-                json!(-4),
-                "hidden_size must be a positive integer, is -4",
-            ),
+            ("hidden_size", json!(-4), "hidden_size must be a positive integer, is -4"),
             ("hidden_size", json!(13), "hidden_size (13)"),
             ("num_key_value_heads", json!(4), "num_key_value_heads (4)"),
             ("head_dim", json!(3), "head width is 3"),
@@ -512,10 +449,7 @@ mod tests {
         config.sliding_window = None;
         config.head_dim = Some(4);
         config.rope_theta = 1e6;
-        config.quantization = Some(Quantization {
-            format: Format::Nf4,
-            double_quant: true,
-        });
+        config.quantization = Some(Quantization { format: Format::Nf4, double_quant: true });
         config.torch_dtype = Some("bfloat16".to_string());
         config.save(folder.path()).unwrap();
         assert_eq!(MistralConfig::load(folder.path()).unwrap(), config);
@@ -528,18 +462,11 @@ mod tests {
         assert_eq!(tensors.len(), 1 + 9 + 2);
         assert_eq!(
             tensors[1],
-            (
-                "model.layers.0.self_attn.q_proj.weight".to_string(),
-                vec![24, 12]
-            )
+            ("model.layers.0.self_attn.q_proj.weight".to_string(), vec![24, 12])
         );
         assert_eq!(tensors[3].1, [8, 12]);
         assert_eq!(tensors[4].1, [12, 24]);
         let tied = with("tie_word_embeddings", json!(true)).unwrap();
-        assert!(
-            tied.tensors()
-                .iter()
-                .all(|(name, _)| name != "lm_head.weight")
-        );
+        assert!(tied.tensors().iter().all(|(name, _)| name != "lm_head.weight"));
     }
 }

@@ -84,18 +84,11 @@ mod tests {
         let held = chosen("float32", bf16, Purpose::Hold).unwrap();
         assert_eq!(held, DType::BF16);
         let refused = chosen("bfloat16", bf16, Purpose::Compute).unwrap_err();
-        assert!(
-            refused.to_string().contains("does not compute in bf16"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("does not compute in bf16"), "{refused}");
         // Of a backend in f64, for gradient checks.
         type Double = burn_ndarray::NdArray<f64>;
-        let chosen = choose::<Double>(
-            &stored_in("bfloat16"),
-            None,
-            Purpose::Hold,
-            &Default::default(),
-        );
+        let chosen =
+            choose::<Double>(&stored_in("bfloat16"), None, Purpose::Hold, &Default::default());
         assert_eq!(chosen.unwrap(), DType::F64);
     }
 
@@ -117,11 +110,7 @@ mod tests {
             ("float16", vec![f32, bf16, f16], f16),
             ("float32", vec![f32, bf16, f16], f32),
         ] {
-            assert_eq!(
-                auto(&stored_in(stored), &dtypes),
-                expected,
-                "{stored} {dtypes:?}"
-            );
+            assert_eq!(auto(&stored_in(stored), &dtypes), expected, "{stored} {dtypes:?}");
         }
     }
 }

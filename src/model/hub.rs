@@ -66,9 +66,7 @@ impl HubConfig {
         Self {
             endpoint: endpoint.trim().trim_end_matches('/').to_string(),
             cache_dir: cache.map_or_else(|| home.join("hub"), PathBuf::from),
-            token: token
-                .map(|token| token.trim().to_string())
-                .filter(|token| !token.is_empty()),
+            token: token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty()),
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
             retries: 5,
             progress: ProgressMode::detect(false),
@@ -86,18 +84,12 @@ pub struct Hub {
 impl Hub {
     /// The hub as the environment describes it (see [`HubConfig::from_env`]), with progress shown as `progress` says.
     pub fn open(progress: ProgressMode) -> Self {
-        Self::new(HubConfig {
-            progress,
-            ..HubConfig::from_env()
-        })
+        Self::new(HubConfig { progress, ..HubConfig::from_env() })
     }
 
     /// A hub with these settings; nothing is contacted yet.
     pub fn new(config: HubConfig) -> Self {
-        Self {
-            client: Client::new(&config),
-            config,
-        }
+        Self { client: Client::new(&config), config }
     }
 
     /// The local folder of `model`: an existing folder as it is, else the hub repository `owner/name` at `revision`
@@ -123,8 +115,7 @@ impl Hub {
             (None, true) => Err(offline(model, revision)),
             (cached, false) => {
                 let downloaded = Fetch::start(&self.client, &repo, &local).and_then(Fetch::model);
-                self.or_cached(downloaded, cached, model)
-                    .map_err(|e| no_folder_either(e, model))
+                self.or_cached(downloaded, cached, model).map_err(|e| no_folder_either(e, model))
             }
         }
     }
@@ -236,12 +227,7 @@ impl<'a> Fetch<'a> {
         repo: &'a Repo,
         local: &'a LocalRepo,
     ) -> std::result::Result<Self, Failure> {
-        Ok(Self {
-            client,
-            repo,
-            local,
-            listing: client.list(repo)?,
-        })
+        Ok(Self { client, repo, local, listing: client.list(repo)? })
     }
 
     /// All files a model needs; the weights last, so that a folder with weights has everything else too.
@@ -268,27 +254,21 @@ impl<'a> Fetch<'a> {
 
     fn description(&mut self) -> std::result::Result<PathBuf, Failure> {
         let config = self.file("config.json")?;
-        for name in TOKENIZER_FILES
-            .into_iter()
-            .chain(["generation_config.json"])
-        {
+        for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
             self.optional(name)?;
         }
         Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf())
     }
 
     fn all(mut self, names: &[String]) -> std::result::Result<Vec<PathBuf>, Failure> {
-        let paths = names
-            .iter()
-            .map(|name| self.file(name))
-            .collect::<std::result::Result<_, _>>()?;
+        let paths =
+            names.iter().map(|name| self.file(name)).collect::<std::result::Result<_, _>>()?;
         self.finish()?;
         Ok(paths)
     }
 
     fn file(&mut self, name: &str) -> std::result::Result<PathBuf, Failure> {
-        self.client
-            .fetch(self.repo, self.local, &mut self.listing.commit, name)
+        self.client.fetch(self.repo, self.local, &mut self.listing.commit, name)
     }
 
     /// A file that need not exist.
@@ -306,9 +286,7 @@ impl<'a> Fetch<'a> {
     /// Everything is there: the revision now means this commit.
     fn finish(&self) -> Result<()> {
         match &self.listing.commit {
-            Some(commit) => self
-                .local
-                .set_revision(commit, self.listing.files.as_deref()),
+            Some(commit) => self.local.set_revision(commit, self.listing.files.as_deref()),
             None => Ok(()),
         }
     }
@@ -316,9 +294,8 @@ impl<'a> Fetch<'a> {
     fn no_safetensors(&self) -> Error {
         let files = self.listing.files.as_deref().unwrap_or_default();
         let pickled = files.iter().find(|name| name.starts_with("pytorch_model"));
-        let only = pickled
-            .map(|name| format!(", only pickled weights ({name})"))
-            .unwrap_or_default();
+        let only =
+            pickled.map(|name| format!(", only pickled weights ({name})")).unwrap_or_default();
         Error::invalid(
             self.repo.url(),
             format!("holds no model.safetensors{only}"),
@@ -336,9 +313,7 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let map = json.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| bad("has no weight_map".to_string()))?;
     let names = map.values().map(|name| name.as_str().map(str::to_string));
-    names
-        .collect::<Option<_>>()
-        .ok_or_else(|| bad("names a shard that is no text".to_string()))
+    names.collect::<Option<_>>().ok_or_else(|| bad("names a shard that is no text".to_string()))
 }
 
 /// Whether a snapshot holds a config and all of its weights.
@@ -356,17 +331,9 @@ fn is_complete(folder: &Path) -> bool {
 /// A model may have been meant as a folder: errors about the hub say that there is none.
 fn no_folder_either(error: Error, model: &str) -> Error {
     match error {
-        Error::Invalid {
-            place,
-            problem,
-            remedy,
-        } => {
+        Error::Invalid { place, problem, remedy } => {
             let problem = format!("{problem}; nor is there a folder {model:?}");
-            Error::Invalid {
-                place,
-                problem,
-                remedy,
-            }
+            Error::Invalid { place, problem, remedy }
         }
         other => other,
     }
@@ -410,10 +377,7 @@ fn parse_url(hf_url: &str) -> Result<(Repo, String)> {
     };
     let rest = hf_url.strip_prefix("hf://datasets/").ok_or_else(wrong)?;
     let mut parts = rest.splitn(3, '/');
-    let (owner, name) = (
-        parts.next().ok_or_else(wrong)?,
-        parts.next().ok_or_else(wrong)?,
-    );
+    let (owner, name) = (parts.next().ok_or_else(wrong)?, parts.next().ok_or_else(wrong)?);
     let path = parts.next().unwrap_or_default().trim_matches('/');
     let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
     let id = format!("{owner}/{name}");
@@ -423,10 +387,7 @@ fn parse_url(hf_url: &str) -> Result<(Repo, String)> {
     }
     // As in Python, a revision with slashes is written refs%2Fconvert%2Fparquet.
     let revision = revision.replace("%2F", "/").replace("%2f", "/");
-    Ok((
-        Repo::with_revision(id, RepoType::Dataset, revision),
-        path.to_string(),
-    ))
+    Ok((Repo::with_revision(id, RepoType::Dataset, revision), path.to_string()))
 }
 
 /// Which of the repository's `files` (`None`: not known) `path` means.
@@ -437,20 +398,13 @@ fn select(files: Option<&[String]>, path: &str, hf_url: &str) -> Result<Vec<Stri
     let is_glob = path.contains(['*', '?', '[']);
     let pattern = glob::Pattern::new(path)
         .map_err(|e| Error::invalid(hf_url, format!("is not a valid pattern: {e}"), "mend it"))?;
-    let options = glob::MatchOptions {
-        require_literal_separator: true,
-        ..Default::default()
-    };
+    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
     let is_data = |name: &str| {
-        let extension = name
-            .rsplit_once('.')
-            .map(|(_, extension)| extension.to_ascii_lowercase());
+        let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
         extension.is_some_and(|extension| DATA_EXTENSIONS.contains(&extension.as_str()))
     };
     let inside = |name: &str| {
-        let below = name
-            .strip_prefix(path)
-            .is_some_and(|rest| rest.starts_with('/'));
+        let below = name.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
         (path.is_empty() || below) && is_data(name)
     };
     let wanted = |name: &&String| match is_glob {
@@ -460,10 +414,8 @@ fn select(files: Option<&[String]>, path: &str, hf_url: &str) -> Result<Vec<Stri
     let mut names: Vec<String> = files.iter().filter(wanted).cloned().collect();
     names.sort();
     if names.is_empty() {
-        let folders: BTreeSet<&str> = files
-            .iter()
-            .filter_map(|f| Some(f.rsplit_once('/')?.0))
-            .collect();
+        let folders: BTreeSet<&str> =
+            files.iter().filter_map(|f| Some(f.rsplit_once('/')?.0)).collect();
         let some: Vec<&str> = folders.into_iter().take(8).collect();
         return Err(Error::invalid(
             hf_url,

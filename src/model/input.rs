@@ -38,11 +38,7 @@ impl<B: TrainBackend> ModelInput<B> {
     /// If a position lies outside the table: callers check lengths against `max_position_embeddings` first.
     pub fn new(rows: &TokenRows, table: &PositionTable<B>, device: &B::Device) -> Self {
         let last = rows.positions.iter().max().copied().unwrap_or(0);
-        assert!(
-            (last as usize) < table.positions(),
-            "position {last} of {}",
-            table.positions()
-        );
+        assert!((last as usize) < table.positions(), "position {last} of {}", table.positions());
         let positions = ints(rows.positions.clone(), device);
         let hidden = rows.hidden.iter().any(|hidden| *hidden).then(|| {
             let flags = rows.hidden.iter().map(|hidden| i64::from(*hidden));
@@ -53,11 +49,7 @@ impl<B: TrainBackend> ModelInput<B> {
             .iter()
             .zip(&rows.positions)
             .map(|(sight, position)| sight.within(table.window, *position));
-        let mask = AttentionMask {
-            ranges: ranges(near, device),
-            hidden,
-            queries: None,
-        };
+        let mask = AttentionMask { ranges: ranges(near, device), hidden, queries: None };
         Self {
             token_ids: ints(rows.ids.clone(), device),
             context: SequenceContext {

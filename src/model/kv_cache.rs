@@ -50,10 +50,7 @@ impl<B: TrainBackend> LayerCache<B> {
             [(); 2].map(|()| Tensor::zeros([self.layout.slots(), width], options))
         };
         let [keys, values] = self.written.take().unwrap_or_else(empty);
-        let all = [
-            write_rows(keys, slots, key),
-            write_rows(values, slots, value),
-        ];
+        let all = [write_rows(keys, slots, key), write_rows(values, slots, value)];
         self.written.insert(all).clone()
     }
 
@@ -97,14 +94,8 @@ impl<B: TrainBackend> KvCache<B> {
     pub fn new(layers: usize, shared: usize, rows: usize) -> Self {
         let room = 0;
         let layout = Layout { shared, rows, room };
-        let empty = LayerCache {
-            written: None,
-            layout,
-        };
-        Self {
-            layers: vec![empty; layers],
-            layout,
-        }
+        let empty = LayerCache { written: None, layout };
+        Self { layers: vec![empty; layers], layout }
     }
 
     /// Tokens of the shared beginning; they lie in the first slots.

@@ -61,9 +61,7 @@ impl Pieces {
 
     /// The first matrix that would have to be cut.
     pub fn longer_than_a_piece(&self, config: &MistralConfig) -> Option<(String, u64)> {
-        self.longer(config, |_, [rows, columns]| {
-            self.rows([rows, columns], 1) != Some(rows)
-        })
+        self.longer(config, |_, [rows, columns]| self.rows([rows, columns], 1) != Some(rows))
     }
 
     fn longer(
@@ -161,16 +159,8 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2,
             "max_position_embeddings": 16, "sliding_window": null}"#;
         let config = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
-        let pieces = Pieces {
-            longest: Some(1 << 18),
-            size: 4,
-        };
-        let nf4 = |double_quant| {
-            Some(Quantization {
-                format: Format::Nf4,
-                double_quant,
-            })
-        };
+        let pieces = Pieces { longest: Some(1 << 18), size: 4 };
+        let nf4 = |double_quant| Some(Quantization { format: Format::Nf4, double_quant });
         assert_eq!(pieces.too_long(&config, None), None);
         // A block of 64 ends with every 16th row of 60, 256 of them with every 4096th.
         assert_eq!(pieces.too_long(&config, nf4(false)), None);

@@ -92,10 +92,7 @@ pub struct Linear<B: TrainBackend> {
 impl<B: TrainBackend> Linear<B> {
     /// A projection by `weight` `[D_out, D_in]`, without a branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
-        Self {
-            weight: WeightParam::frozen(weight),
-            lora: None,
-        }
+        Self { weight: WeightParam::frozen(weight), lora: None }
     }
 
     /// `(D_out, D_in)`.
@@ -121,10 +118,7 @@ pub fn project<B: TrainBackend>(
         .iter()
         .map(|linear| Projection {
             weight: linear.weight.val(),
-            adapter: linear
-                .lora
-                .as_ref()
-                .map(|lora| lora.adapter(&x, dropout_seed)),
+            adapter: linear.lora.as_ref().map(|lora| lora.adapter(&x, dropout_seed)),
         })
         .collect();
     adapted_linear(x, &projections, residual)

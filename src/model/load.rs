@@ -88,10 +88,7 @@ pub fn load_in_pieces<B: TrainBackend>(
         Some(_) => [DType::BF16, DType::F32].contains(&dtype),
         None => dtype == DType::BF16,
     } && !B::computes_in(device, DType::BF16);
-    let config = MistralConfig {
-        quantization: packed,
-        ..config
-    };
+    let config = MistralConfig { quantization: packed, ..config };
     build_in_pieces(config, dtype, pieces, device, &mut |name, shape| {
         if interrupt::requested() {
             let note = "stopped while the model was loaded".to_string();
@@ -115,11 +112,7 @@ pub fn load_in_pieces<B: TrainBackend>(
 
 fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> Error {
     let double = |of: Quantization| {
-        if of.double_quant {
-            " with double_quant"
-        } else {
-            ""
-        }
+        if of.double_quant { " with double_quant" } else { "" }
     };
     Error::file(
         folder,
@@ -181,9 +174,7 @@ pub fn random<B: TrainBackend>(
         let count = shape.iter().product();
         let values: Vec<f32> = match shape {
             [_] => vec![1.0; count],
-            _ => (0..count)
-                .map(|_| (normal(&mut rng) * deviation) as f32)
-                .collect(),
+            _ => (0..count).map(|_| (normal(&mut rng) * deviation) as f32).collect(),
         };
         let data = TensorData::new(values, shape.to_vec());
         Ok(host(data.convert_dtype(dtype)))
@@ -203,12 +194,9 @@ pub fn random_on_device<B: TrainBackend>(
     build(config, dtype, device, &mut |name, shape| {
         Ok(match (shape, to.filter(|_| is_projection(name))) {
             ([_], _) => Values::Floats(Floats::Ones),
-            (&[d_out, d_in], Some(to)) => Values::Packed(Quantized::random(
-                [d_out, d_in],
-                to,
-                deviation as f32,
-                &mut rng,
-            )),
+            (&[d_out, d_in], Some(to)) => {
+                Values::Packed(Quantized::random([d_out, d_in], to, deviation as f32, &mut rng))
+            }
             _ => Values::Floats(Floats::Uniform(deviation * 3f64.sqrt())),
         })
     })
@@ -253,13 +241,7 @@ fn build_in_pieces<B: TrainBackend>(
         true => None,
         false => Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?),
     };
-    Ok(Mistral {
-        embed_tokens,
-        layers,
-        norm,
-        lm_head,
-        config,
-    })
+    Ok(Mistral { embed_tokens, layers, norm, lm_head, config })
 }
 
 struct Builder<'a, 'b, B: TrainBackend> {
@@ -274,11 +256,8 @@ struct Builder<'a, 'b, B: TrainBackend> {
 impl<B: TrainBackend> Builder<'_, '_, B> {
     fn layer(&mut self, path: &str) -> Result<DecoderLayer<B>> {
         let config = self.config;
-        let (width, inner, head_dim) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.head_dim(),
-        );
+        let (width, inner, head_dim) =
+            (config.hidden_size, config.intermediate_size, config.head_dim());
         let queries = config.num_attention_heads * head_dim;
         let keys = config.num_key_value_heads * head_dim;
         let name = |part: &str| format!("{path}.{part}");
@@ -301,10 +280,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
     }
 
     fn linear(&mut self, path: &str, d_out: usize, d_in: usize) -> Result<Linear<B>> {
-        Ok(Linear {
-            weight: self.matrix(path, d_out, d_in)?,
-            lora: None,
-        })
+        Ok(Linear { weight: self.matrix(path, d_out, d_in)?, lora: None })
     }
 
     fn norm(&mut self, path: &str) -> Result<RmsNorm<B>> {
@@ -341,10 +317,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         let (device, dtype) = (self.device, self.dtype);
         let Values::Floats(floats) = values else {
             let problem = format!("{path} was packed, and is no matrix");
-            return Err(Error::run(
-                problem,
-                "this is a defect of arithmo: please report it",
-            ));
+            return Err(Error::run(problem, "this is a defect of arithmo: please report it"));
         };
         Ok(B::memory_persistent_allocations(device, floats, |floats| {
             floats.on(shape, device, dtype)

@@ -40,9 +40,7 @@ impl<B: TrainBackend> DecoderLayer<B> {
             Some(queries) => x.select(0, queries.clone()),
             None => x,
         };
-        let x = self
-            .self_attn
-            .forward(normed, residual, context, mask, cache);
+        let x = self.self_attn.forward(normed, residual, context, mask, cache);
         let normed = self.post_attention_layernorm.forward(x.clone());
         self.mlp.forward(normed, x, context.dropout_seed)
     }
@@ -159,11 +157,7 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// A table of the first `positions` positions.
     pub fn position_table(&self, positions: usize, device: &B::Device) -> PositionTable<B> {
-        let MistralConfig {
-            rope_theta,
-            sliding_window,
-            ..
-        } = self.config;
+        let MistralConfig { rope_theta, sliding_window, .. } = self.config;
         let head_dim = self.config.head_dim();
         PositionTable::new(positions, head_dim, rope_theta, sliding_window, device)
     }
@@ -195,15 +189,12 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// As [`Self::projections`], to change them.
     pub fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
-        self.layers
-            .iter_mut()
-            .enumerate()
-            .flat_map(|(index, layer)| {
-                PROJECTIONS
-                    .iter()
-                    .zip(layer.projections_mut())
-                    .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
-            })
+        self.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
+            PROJECTIONS
+                .iter()
+                .zip(layer.projections_mut())
+                .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
+        })
     }
 
     /// The same weights (shared, not copied) without any low-rank branch: DPO's reference model.

@@ -29,11 +29,7 @@ impl<B: TrainBackend> PositionTable<B> {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
         let tensor = |values| Tensor::from_data(TensorData::new(values, [positions, half]), device);
-        Self {
-            cos: tensor(cos),
-            sin: tensor(sin),
-            window,
-        }
+        Self { cos: tensor(cos), sin: tensor(sin), window }
     }
 
     /// Angles of `positions` `[T]`, each below [`Self::positions`].

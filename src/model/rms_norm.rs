@@ -19,10 +19,7 @@ pub struct RmsNorm<B: TrainBackend> {
 impl<B: TrainBackend> RmsNorm<B> {
     /// A norm with `weight` `[D]`.
     pub fn frozen(weight: Tensor<B, 1>, epsilon: f64) -> Self {
-        Self {
-            weight: frozen_param(weight),
-            epsilon,
-        }
+        Self { weight: frozen_param(weight), epsilon }
     }
 
     /// Normalises each token: `[T, D]` to `[T, D]`, statistics in f32, result in x's dtype.

@@ -49,12 +49,7 @@ impl<'a> OutTensor<'a> {
         dtype: DType,
         values: impl FnOnce() -> Result<Vec<f32>> + 'a,
     ) -> Self {
-        Self {
-            name: name.into(),
-            shape,
-            dtype,
-            values: Values::Floats(Box::new(values)),
-        }
+        Self { name: name.into(), shape, dtype, values: Values::Floats(Box::new(values)) }
     }
 
     /// A matrix `[D_out, D_in]` that `pack` makes when asked, packed as `to`; its values were `dtype`.
@@ -79,11 +74,9 @@ impl<'a> OutTensor<'a> {
             (Values::Packed(to, _), &[d_out, d_in]) => {
                 bitsandbytes::parts(&self.name, [d_out, d_in], *to)
             }
-            _ => vec![Part {
-                name: self.name.clone(),
-                dtype: self.dtype,
-                shape: self.shape.clone(),
-            }],
+            _ => {
+                vec![Part { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }]
+            }
         }
     }
 
@@ -121,14 +114,7 @@ pub fn save_folder<'a>(
     max_shard_bytes: u64,
     tokenizer_folder: Option<&Path>,
 ) -> Result<()> {
-    save_folder_with(
-        dir,
-        config,
-        tensors,
-        max_shard_bytes,
-        tokenizer_folder,
-        |_| Ok(()),
-    )
+    save_folder_with(dir, config, tensors, max_shard_bytes, tokenizer_folder, |_| Ok(()))
 }
 
 /// As [`save_folder`]; `finish` adds what is missing to the folder before it appears.
@@ -145,11 +131,7 @@ pub fn save_folder_with<'a>(
 ) -> Result<()> {
     let taken = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
     if taken || dir.is_file() {
-        return Err(Error::file(
-            dir,
-            "exists already",
-            "choose a new folder, or remove this one",
-        ));
+        return Err(Error::file(dir, "exists already", "choose a new folder, or remove this one"));
     }
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -196,10 +178,7 @@ pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 pub fn load_safetensors_f32(path: &Path) -> Result<NamedTensors> {
     let weights = WeightFiles::open_file(path)?;
     let tensor = |name: &str| {
-        Ok((
-            name.to_string(),
-            (weights.shape(name)?.to_vec(), weights.tensor_f32(name)?),
-        ))
+        Ok((name.to_string(), (weights.shape(name)?.to_vec(), weights.tensor_f32(name)?)))
     };
     weights.names().map(tensor).collect()
 }
@@ -237,10 +216,7 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     }
     weight_map.sort_keys();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-    write_whole(
-        &folder.join("model.safetensors.index.json"),
-        format!("{index:#}\n").as_bytes(),
-    )
+    write_whole(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())
 }
 
 /// One safetensors file; packed matrices and wide types first, so that every tensor is aligned to its element.
@@ -249,8 +225,7 @@ fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
     let header = header(&tensors)?;
     let fail = |e| Error::io(path, "write", e);
     let mut file = WholeFile::create(path)?;
-    file.write_all(&(header.len() as u64).to_le_bytes())
-        .map_err(fail)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
     file.write_all(header.as_bytes()).map_err(fail)?;
     for tensor in tensors {
         if interrupt::requested() {
@@ -270,10 +245,7 @@ fn header(tensors: &[OutTensor<'_>]) -> Result<String> {
     for tensor in tensors {
         for part in tensor.parts() {
             let Some(dtype) = stored_name(part.dtype) else {
-                return Err(bug(
-                    &format!("{tensor:?}"),
-                    "cannot be written in this type",
-                ));
+                return Err(bug(&format!("{tensor:?}"), "cannot be written in this type"));
             };
             let end = start + part.bytes();
             let entry = json!({"dtype": dtype, "shape": part.shape, "data_offsets": [start, end]});
@@ -301,9 +273,7 @@ fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Res
             }
             let dtype = dtype_name(dtype).unwrap_or("float32");
             let bytes = bitsandbytes::bytes(&tensor.name, &packed, dtype);
-            return file
-                .write_all(&bytes)
-                .map_err(|e| Error::io(path, "write", e));
+            return file.write_all(&bytes).map_err(|e| Error::io(path, "write", e));
         }
     };
     if values.len() != wanted {
@@ -320,17 +290,13 @@ fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Res
             DType::F16 => bytes.extend(block.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
             _ => bytes.extend(block.iter().flat_map(|v| v.to_le_bytes())),
         }
-        file.write_all(&bytes)
-            .map_err(|e| Error::io(path, "write", e))?;
+        file.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
     }
     Ok(())
 }
 
 fn bug(tensor: &str, problem: &str) -> Error {
-    Error::run(
-        format!("{tensor} {problem}"),
-        "this is a defect of arithmo: please report it",
-    )
+    Error::run(format!("{tensor} {problem}"), "this is a defect of arithmo: please report it")
 }
 
 /// The name of a type in safetensors.
@@ -362,10 +328,7 @@ fn common_dtype(tensors: &[OutTensor<'_>]) -> Option<&'static str> {
             *values.entry(name).or_insert(0) += tensor.shape.iter().product::<usize>();
         }
     }
-    values
-        .into_iter()
-        .max_by_key(|(_, count)| *count)
-        .map(|(name, _)| name)
+    values.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name)
 }
 
 /// Renames the finished temporary folder to `dir`.

@@ -91,11 +91,7 @@ impl WeightFiles {
         }
         let text = fs::read(index_path).map_err(|e| Error::io(index_path, "read", e))?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| {
-            Error::file(
-                index_path,
-                format!("is not an index of shards: {e}"),
-                FETCH_AGAIN,
-            )
+            Error::file(index_path, format!("is not an index of shards: {e}"), FETCH_AGAIN)
         })?;
         let shards: BTreeSet<&String> = index.weight_map.values().collect();
         let mut paths = Vec::with_capacity(shards.len());
@@ -183,8 +179,7 @@ impl WeightFiles {
     pub fn is_packed(&self, name: &str) -> bool {
         let state = format!("{name}{STATE}");
         let mut from = self.tensors.range(state.clone()..);
-        from.next()
-            .is_some_and(|(found, _)| found.starts_with(&state))
+        from.next().is_some_and(|(found, _)| found.starts_with(&state))
     }
 
     /// Bytes of a tensor as stored.
@@ -210,13 +205,7 @@ impl WeightFiles {
         }
         for (name, entry) in &self.tensors {
             let (dtype, shape) = (entry.dtype, &entry.shape);
-            hear(
-                format!(
-                    "{name} {dtype:?} {shape:?} {} {}\n",
-                    entry.file, entry.start
-                )
-                .as_bytes(),
-            );
+            hear(format!("{name} {dtype:?} {shape:?} {} {}\n", entry.file, entry.start).as_bytes());
             let mut first = vec![0u8; entry.len.min(IDENTIFYING)];
             self.read_elements(entry, 0, &mut first)?;
             hear(&first);
@@ -385,9 +374,7 @@ impl WeightFiles {
             _ => Error::io(path, "read", e),
         })?;
         if cfg!(target_endian = "big") {
-            bytes
-                .chunks_exact_mut(size_of::<T>())
-                .for_each(<[u8]>::reverse);
+            bytes.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
         }
         Ok(())
     }
@@ -421,36 +408,25 @@ impl WeightFiles {
             |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
         // `X.weight.absmax` and the like belong to a packed `X.weight`.
         let of_packed = |name: &str| {
-            let base = name
-                .find(".weight.")
-                .map(|at| &name[..at + ".weight".len()]);
+            let base = name.find(".weight.").map(|at| &name[..at + ".weight".len()]);
             base.is_some_and(|base| known.contains(base) && self.is_packed(base))
         };
-        let extra = self
-            .names()
-            .filter(|name| !known.contains(name) && !ignored(name) && !of_packed(name));
+        let extra =
+            self.names().filter(|name| !known.contains(name) && !ignored(name) && !of_packed(name));
         problems.extend(extra.map(|name| format!("not part of the model: {name}")));
         if problems.is_empty() {
             return Ok(());
         }
         Err(Error::file(
             &self.place,
-            format!(
-                "{} tensors do not fit:\n    {}",
-                problems.len(),
-                problems.join("\n    ")
-            ),
+            format!("{} tensors do not fit:\n    {}", problems.len(), problems.join("\n    ")),
             "take the config.json that belongs to these weights",
         ))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| {
-            Error::file(
-                &self.place,
-                format!("holds no tensor {name}"),
-                "check the model folder",
-            )
+            Error::file(&self.place, format!("holds no tensor {name}"), "check the model folder")
         })
     }
 
@@ -480,11 +456,7 @@ impl WeightFiles {
 }
 
 fn no_safetensors(folder: &Path) -> Error {
-    let pickled = [
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "consolidated.00.pth",
-    ];
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
     match pickled.iter().find(|name| folder.join(name).is_file()) {
         Some(name) => Error::file(
             folder,

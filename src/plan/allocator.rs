@@ -101,12 +101,7 @@ impl Heap {
         let ends: u64 = self.stretches.iter().map(|stretch| stretch.end).sum();
         let gaps = self.stretches[Self::LARGE].gaps.bytes();
         self.most = self.most.max(ends + self.small.saturating_sub(gaps / 2));
-        Place {
-            pool,
-            page: 0,
-            start,
-            bytes,
-        }
+        Place { pool, page: 0, start, bytes }
     }
 
     fn give(&mut self, place: Place) {
@@ -159,27 +154,13 @@ impl Pools {
             page = (page / 4).next_multiple_of(alignment);
             let longest = page >> shift;
             let pages = Vec::new();
-            pools.push(Pages {
-                page,
-                longest,
-                pages,
-            });
+            pools.push(Pages { page, longest, pages });
             shift += 1;
         }
         pools.reverse();
         let page = largest / alignment * alignment;
-        pools.push(Pages {
-            page,
-            longest: page,
-            pages: Vec::new(),
-        });
-        Self {
-            alignment,
-            pools,
-            free: BTreeMap::new(),
-            sizes: BTreeSet::new(),
-            reserved: 0,
-        }
+        pools.push(Pages { page, longest: page, pages: Vec::new() });
+        Self { alignment, pools, free: BTreeMap::new(), sizes: BTreeSet::new(), reserved: 0 }
     }
 
     fn take(&mut self, bytes: u64, persistent: bool) -> Place {
@@ -199,24 +180,14 @@ impl Pools {
         let Pages { page, pages, .. } = &mut self.pools[pool];
         for (index, gaps) in pages.iter_mut().enumerate() {
             if let Some(start) = gaps.first(bytes) {
-                return Place {
-                    pool,
-                    page: index,
-                    start,
-                    bytes,
-                };
+                return Place { pool, page: index, start, bytes };
             }
         }
         self.reserved += *page;
         let mut gaps = Gaps::default();
         gaps.add(bytes, *page - bytes);
         pages.push(gaps);
-        Place {
-            pool,
-            page: pages.len() - 1,
-            start: 0,
-            bytes,
-        }
+        Place { pool, page: pages.len() - 1, start: 0, bytes }
     }
 
     fn by_itself(&mut self, bytes: u64) -> Place {
@@ -225,12 +196,7 @@ impl Pools {
             Some(count) => *count -= 1,
             None => self.reserved += bytes,
         }
-        Place {
-            pool: BY_ITSELF,
-            page: 0,
-            start: 0,
-            bytes,
-        }
+        Place { pool: BY_ITSELF, page: 0, start: 0, bytes }
     }
 
     fn give(&mut self, place: Place) {

@@ -156,8 +156,7 @@ impl Walk<'_> {
         some.memory.give_all(done.chain([d_gate_up]));
         // Its gradient joins that of the residual stream, in the place of one of the two.
         some.norm_backward();
-        some.memory
-            .give_all(d_normed.into_iter().chain([kept.x_between]));
+        some.memory.give_all(d_normed.into_iter().chain([kept.x_between]));
         if trains_all {
             let norm = 4 * self.job.shape.hidden_size;
             grads.push(self.memory.take(Category::Gradients, norm));
@@ -168,8 +167,7 @@ impl Walk<'_> {
         let mut all = self.rows(pass.tokens, pass.span);
         let d_qkv = all.attention_backward(rows);
         all.memory.give_all(d_attended);
-        all.memory
-            .give_all([kept.qkv].into_iter().chain(kept.attended));
+        all.memory.give_all([kept.qkv].into_iter().chain(kept.attended));
         let d_qkv = all.rope(d_qkv);
         let needs_x = !first || trains_all;
         let d_normed = all.project_backward(&layer.qkv, needs_x, grads);

@@ -97,11 +97,7 @@ pub fn changes(
     profile: &Profile,
 ) -> Result<Vec<Change>> {
     let now = Job::new(shape, config, samples, profile)?;
-    let search = Search {
-        plan: Plan::new(&now, profile),
-        now,
-        profile,
-    };
+    let search = Search { plan: Plan::new(&now, profile), now, profile };
     let mut found: Vec<Change> = Vec::new();
     // One move alone if possible, else several together.
     for count in 1..=3 {
@@ -240,10 +236,8 @@ impl Search<'_> {
             Move::HalfPrecision
                 if self.now.dtype.size() > 2 && !self.now.halves && model.use_peft =>
             {
-                let half = [
-                    (DType::BF16, ModelDtype::Bf16, "bf16"),
-                    (DType::F16, ModelDtype::F16, "f16"),
-                ];
+                let half =
+                    [(DType::BF16, ModelDtype::Bf16, "bf16"), (DType::F16, ModelDtype::F16, "f16")];
                 // What nothing computes in can be held in bf16 all the same.
                 let here =
                     |(dtype, ..): &(DType, ModelDtype, &str)| self.profile.dtypes.contains(dtype);
@@ -254,10 +248,7 @@ impl Search<'_> {
             Move::Quantize if !self.now.is_quantized() && model.use_peft => {
                 model.quantization = Quantization::Nf4;
                 model.double_quant = true;
-                Ok(Some(vec![
-                    "model.quantization=nf4".into(),
-                    "model.double_quant=true".into(),
-                ]))
+                Ok(Some(vec!["model.quantization=nf4".into(), "model.double_quant=true".into()]))
             }
             Move::Adapter if !model.use_peft && !model.from_scratch => {
                 model.use_peft = true;
@@ -326,10 +317,6 @@ impl Search<'_> {
         let config = &self.now.config;
         let size = config.dpo.precompute_ref_batch_size;
         let size = size.unwrap_or(config.train.per_device_train_batch_size);
-        if config.dpo.precompute_ref_log_probs {
-            size
-        } else {
-            1
-        }
+        if config.dpo.precompute_ref_log_probs { size } else { 1 }
     }
 }

@@ -169,10 +169,7 @@ impl Job {
 
     /// How the device cuts the model's matrices.
     fn pieces(&self) -> Pieces {
-        Pieces {
-            longest: self.longest,
-            size: self.size(),
-        }
+        Pieces { longest: self.longest, size: self.size() }
     }
 
     /// A matrix that the device takes neither whole nor, where that is possible, in pieces, with its bytes.

@@ -29,10 +29,7 @@ impl Group {
 
     /// The same without branches: the reference model's.
     pub(super) fn bare(&self) -> Self {
-        Self {
-            ranks: vec![0; self.outs.len()],
-            ..self.clone()
-        }
+        Self { ranks: vec![0; self.outs.len()], ..self.clone() }
     }
 }
 
@@ -62,10 +59,7 @@ impl Layer {
         let mut ranks = [0; 7];
         if let Some(lora) = lora {
             for (rank, path) in ranks.iter_mut().zip(PROJECTIONS) {
-                if lora
-                    .target_modules
-                    .matches(&format!("model.layers.{index}.{path}"))?
-                {
+                if lora.target_modules.matches(&format!("model.layers.{index}.{path}"))? {
                     *rank = lora.r;
                 }
             }

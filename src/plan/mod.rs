@@ -88,11 +88,8 @@ impl Plan {
             passes,
             kept_blocks,
             blocks,
-            block_bytes: [
-                blocks::kept_values(job) * of_token,
-                job.shape.hidden_size * of_token,
-            ]
-            .map(|bytes| bytes as u64),
+            block_bytes: [blocks::kept_values(job) * of_token, job.shape.hidden_size * of_token]
+                .map(|bytes| bytes as u64),
             dtype: job.dtype,
             pass_tokens: job.pass_tokens(profile),
             capacity: profile.capacity,

@@ -102,12 +102,9 @@ impl Operations<'_> {
                 };
                 let bytes = self.bytes(width);
                 let out = in_place.unwrap_or_else(|| self.work(bytes));
-                let low = (rank > 0).then(|| {
-                    self.memory
-                        .take(Category::Activations, 4 * self.rows * rank)
-                });
-                self.memory
-                    .pass_by(Category::Workspace, 4 * rank * group.d_in);
+                let low = (rank > 0)
+                    .then(|| self.memory.take(Category::Activations, 4 * self.rows * rank));
+                self.memory.pass_by(Category::Workspace, 4 * rank * group.d_in);
                 (out, low)
             }
             false => self.project_on_gpu(group, residual),
@@ -307,8 +304,7 @@ impl Operations<'_> {
             let beside = 8 * (QUERIES + head_dim) * (self.span + 32);
             self.on_threads(of_span, beside);
         } else {
-            self.memory
-                .pass_by(Category::Attention, 4 * queries * heads);
+            self.memory.pass_by(Category::Attention, 4 * queries * heads);
         }
         d_qkv
     }

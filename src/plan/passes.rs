@@ -128,10 +128,7 @@ impl Job {
     pub(super) fn eval_pass(&self, profile: &Profile) -> Option<PassShape> {
         self.config.data.eval_file.as_ref()?;
         let samples = match self.samples.eval.is_empty() {
-            true => vec![SampleLengths::longest(
-                self.config.data.max_length,
-                self.sides(),
-            )],
+            true => vec![SampleLengths::longest(self.config.data.max_length, self.sides())],
             false => self.cut(&self.samples.eval),
         };
         let size = self.config.train.per_device_eval_batch_size.max(1);
@@ -139,9 +136,7 @@ impl Job {
         let passes = samples.chunks(size).flat_map(|batch| {
             let tokens: Vec<usize> = batch.iter().map(SampleLengths::packed).collect();
             let passes = grouped(&tokens, budget).into_iter();
-            passes
-                .map(|pass| PassShape::of(&batch[pass]))
-                .collect::<Vec<_>>()
+            passes.map(|pass| PassShape::of(&batch[pass])).collect::<Vec<_>>()
         });
         passes.max_by_key(|pass| pass.tokens)
     }

@@ -41,13 +41,7 @@ impl Planned {
             Some(false) => changes(shape, config, samples, &profile)?,
             _ => Vec::new(),
         };
-        Ok(Self {
-            largest: largest_batch(&job, &profile),
-            job,
-            profile,
-            plan,
-            changes,
-        })
+        Ok(Self { largest: largest_batch(&job, &profile), job, profile, plan, changes })
     }
 
     /// The plan of a run whose data is read.
@@ -60,10 +54,7 @@ impl Planned {
         memory: Option<u64>,
         device: &B::Device,
     ) -> Result<Self> {
-        let samples = Samples {
-            train: prepared.train.clone(),
-            eval: prepared.eval.clone(),
-        };
+        let samples = Samples { train: prepared.train.clone(), eval: prepared.eval.clone() };
         let profile = Profile::of::<B>(device, memory);
         Self::new(&prepared.shape, config, &samples, profile)
     }

@@ -43,9 +43,7 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         ("", 1.0),
     ];
     let lower = text.trim().to_lowercase();
-    let found = units
-        .into_iter()
-        .find_map(|(unit, size)| Some((lower.strip_suffix(unit)?, size)));
+    let found = units.into_iter().find_map(|(unit, size)| Some((lower.strip_suffix(unit)?, size)));
     let number = found.and_then(|(number, size)| Some(number.trim().parse::<f64>().ok()? * size));
     match number {
         Some(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
@@ -82,37 +80,25 @@ impl Report<'_> {
             Some(capacity) => format!(" of {}", Bytes(capacity)),
             None => ", which this device does not say whether it has".to_string(),
         };
-        format!(
-            "{} on {}; the run takes about {total}{of}",
-            self.model(),
-            self.profile.name
-        )
+        format!("{} on {}; the run takes about {total}{of}", self.model(), self.profile.name)
     }
 
     /// The table, line by line.
     pub fn lines(&self) -> Vec<String> {
         let (job, plan) = (self.job, self.plan);
-        let mut lines = vec![
-            format!("{}: {}", self.profile.name, self.model()),
-            self.samples(),
-            String::new(),
-        ];
+        let mut lines =
+            vec![format!("{}: {}", self.profile.name, self.model()), self.samples(), String::new()];
         for category in Category::ALL {
             if let Some(bytes) = plan.table.get(&category) {
                 let bytes = Bytes(*bytes).to_string();
                 let note = self.note(category);
                 lines.push(
-                    format!("  {:<13}{bytes:>10}  {note}", category.name())
-                        .trim_end()
-                        .to_string(),
+                    format!("  {:<13}{bytes:>10}  {note}", category.name()).trim_end().to_string(),
                 );
             }
         }
         let total = Bytes(plan.total()).to_string();
-        lines.push(format!(
-            "  {:<13}{total:>10}  at the most, in {}",
-            "together", plan.moment
-        ));
+        lines.push(format!("  {:<13}{total:>10}  at the most, in {}", "together", plan.moment));
         if !self.profile.is_heap() {
             lines.push(
                 "  left out: what the driver takes for itself (its context, compiled kernels)"
@@ -235,9 +221,8 @@ impl Report<'_> {
     pub fn json(&self) -> Value {
         let plan = self.plan;
         let table = plan.table.iter();
-        let table: Map<String, Value> = table
-            .map(|(category, bytes)| (category.name().to_string(), json!(bytes)))
-            .collect();
+        let table: Map<String, Value> =
+            table.map(|(category, bytes)| (category.name().to_string(), json!(bytes))).collect();
         let changes = self.changes.iter().map(|change| {
             json!({
                 "set": change.settings,
@@ -300,22 +285,15 @@ impl Report<'_> {
         let total = Bytes(self.plan.total());
         Error::invalid(
             "plan",
-            format!(
-                "the run takes {total} on {}, and {}",
-                self.profile.name,
-                self.verdict()
-            ),
+            format!("the run takes {total} on {}, and {}", self.profile.name, self.verdict()),
             remedy,
         )
     }
 }
 
 fn change_line(change: &Change) -> String {
-    let settings: Vec<String> = change
-        .settings
-        .iter()
-        .map(|setting| format!("--set {setting}"))
-        .collect();
+    let settings: Vec<String> =
+        change.settings.iter().map(|setting| format!("--set {setting}")).collect();
     format!(
         "    {}  takes {}, {:.2} times the time a step, {}",
         settings.join(" "),
@@ -328,10 +306,7 @@ fn change_line(change: &Change) -> String {
 fn timing_lines(timing: &Timing, job: &Job) -> Vec<String> {
     let (layers, tokens) = timing.measured;
     let known = match timing.seconds_per_known_step < timing.seconds_per_step {
-        true => format!(
-            ", {:.2} s once the reference is known",
-            timing.seconds_per_known_step
-        ),
+        true => format!(", {:.2} s once the reference is known", timing.seconds_per_known_step),
         false => String::new(),
     };
     vec![

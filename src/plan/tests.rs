@@ -12,10 +12,7 @@ use crate::plan::fit::Effect;
 const CARD: u64 = 8_000_000_000;
 
 fn nothing() -> Samples {
-    Samples {
-        train: Vec::new(),
-        eval: Vec::new(),
-    }
+    Samples { train: Vec::new(), eval: Vec::new() }
 }
 
 fn quantized() -> RunConfig {
@@ -55,10 +52,7 @@ fn cpu(capacity: Option<u64>) -> Profile {
 /// where they are stored so; norms and activations are f32.
 #[test]
 fn bf16_is_held_where_nothing_computes_in_it() {
-    let shape = MistralConfig {
-        torch_dtype: Some("bfloat16".into()),
-        ..small()
-    };
+    let shape = MistralConfig { torch_dtype: Some("bfloat16".into()), ..small() };
     let mut config = RunConfig::default();
     config.model.dtype = ModelDtype::Bf16;
     let held = job(&shape, &config, &cpu(None));
@@ -73,23 +67,15 @@ fn bf16_is_held_where_nothing_computes_in_it() {
     config.model.quantization = Quantization::Nf4;
     let packed = job(&shape, &config, &cpu(None));
     let scales = 4 * (1 + 1 + 1 + 1 + 3 * 2);
-    assert_eq!(
-        packed.model_bytes(),
-        480 / 2 + scales + 2 * 2 * 2000 * 8 + 4 * 3 * 8
-    );
+    assert_eq!(packed.model_bytes(), 480 / 2 + scales + 2 * 2 * 2000 * 8 + 4 * 3 * 8);
 }
 
 /// A folder that is packed already takes what it takes when it is packed on the way in, and cannot be packed otherwise.
 #[test]
 fn a_packed_folder_is_planned_as_it_is_stored() {
-    let floats = MistralConfig {
-        torch_dtype: Some("bfloat16".into()),
-        ..shape("mistral-7b").unwrap()
-    };
-    let stored = MistralConfig {
-        quantization: quantized().model.quantize(),
-        ..floats.clone()
-    };
+    let floats =
+        MistralConfig { torch_dtype: Some("bfloat16".into()), ..shape("mistral-7b").unwrap() };
+    let stored = MistralConfig { quantization: quantized().model.quantize(), ..floats.clone() };
     let on = |profile: &Profile, shape: &MistralConfig, config: &RunConfig| {
         Plan::new(&job(shape, config, profile), profile).table
     };
@@ -102,10 +88,7 @@ fn a_packed_folder_is_planned_as_it_is_stored() {
     // The rest in bf16 because that is asked for, not because it is stored so.
     let mut bf16 = RunConfig::default();
     bf16.model.dtype = ModelDtype::Bf16;
-    let others_in_f32 = MistralConfig {
-        torch_dtype: None,
-        ..stored.clone()
-    };
+    let others_in_f32 = MistralConfig { torch_dtype: None, ..stored.clone() };
     let asked = on(&cpu(None), &others_in_f32, &bf16);
     assert_eq!(asked, on(&cpu(None), &floats, &quantized()));
 
@@ -113,10 +96,7 @@ fn a_packed_folder_is_planned_as_it_is_stored() {
     let changes = changes(&stored, &RunConfig::default(), &nothing(), &profile).unwrap();
     let settings: Vec<_> = changes.iter().flat_map(|change| &change.settings).collect();
     assert!(!settings.is_empty());
-    assert!(
-        !settings.iter().any(|setting| setting.contains("quant")),
-        "{settings:?}"
-    );
+    assert!(!settings.iter().any(|setting| setting.contains("quant")), "{settings:?}");
 }
 
 /// What the whole is for: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens a side, one a pass.
@@ -133,10 +113,7 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     let projections = 32 * 218_103_808u64;
     let scales = projections / 64 + 4 * (projections / 64 / 256);
     let others = 2 * (2 * 32_000 * 4096 + 65 * 4096);
-    assert_eq!(
-        plan.table[&Category::Weights],
-        projections / 2 + scales + others
-    );
+    assert_eq!(plan.table[&Category::Weights], projections / 2 + scales + others);
     // Rank 16 on q_proj and v_proj, in f32; two moments.
     let adapter = 4 * 32 * 16 * (4096 + 4096 + 4096 + 1024) as u64;
     assert_eq!(plan.table[&Category::Adapter], adapter);
@@ -160,10 +137,7 @@ fn what_does_not_fit_comes_with_changes_that_do() {
         assert_eq!(change.plan.fits(), Some(true), "{change:?}");
     }
     let settings = &changes[0].settings;
-    assert_eq!(
-        settings[..2],
-        ["model.quantization=nf4", "model.double_quant=true"]
-    );
+    assert_eq!(settings[..2], ["model.quantization=nf4", "model.double_quant=true"]);
     assert_eq!(changes[0].effect, Effect::Rounding);
 }
 
@@ -174,11 +148,7 @@ fn the_cheapest_change_leaves_the_result() {
     config.train.gradient_checkpointing = GradientCheckpointing::Off;
     let profile = Profile::assumed(BackendKind::Wgpu, 12_000_000_000);
     let changes = changes(&shape, &config, &nothing(), &profile).unwrap();
-    assert_eq!(
-        changes[0].settings,
-        ["train.gradient_checkpointing=true"],
-        "{changes:#?}"
-    );
+    assert_eq!(changes[0].settings, ["train.gradient_checkpointing=true"], "{changes:#?}");
     assert_eq!(changes[0].effect, Effect::None);
     assert!(changes[0].time > 1.2 && changes[0].time < 1.5);
     assert!(changes.is_sorted_by_key(|change| change.effect));
@@ -205,32 +175,15 @@ fn a_small_run_is_what_it_is_by_hand() {
     let (shape, mut config) = (small(), RunConfig::default());
     config.lora.r = 2;
     config.train.gradient_accumulation_steps = 3;
-    let side = |tokens| SideLengths {
-        tokens,
-        completion_start: 3,
-    };
+    let side = |tokens| SideLengths { tokens, completion_start: 3 };
     // Of 5 and 6 tokens, 3 shared: rows of 3 + 1 + 2, scored 2 and 3, predicted by tokens 2; 3; 3, 4.
-    let pair = SampleLengths {
-        shared: 3,
-        sides: vec![side(5), side(6)],
-    };
+    let pair = SampleLengths { shared: 3, sides: vec![side(5), side(6)] };
     assert_eq!((pair.packed(), pair.scored(), pair.predicting()), (6, 5, 4));
-    let samples = Samples {
-        train: vec![pair; 3],
-        eval: Vec::new(),
-    };
+    let samples = Samples { train: vec![pair; 3], eval: Vec::new() };
     let profile = cpu(None);
     let job = Job::new(&shape, &config, &samples, &profile).unwrap();
     let plan = Plan::new(&job, &profile);
-    assert_eq!(
-        plan.pass,
-        PassShape {
-            tokens: 18,
-            queries: 12,
-            scored: 15,
-            span: 6
-        }
-    );
+    assert_eq!(plan.pass, PassShape { tokens: 18, queries: 12, scored: 15, span: 6 });
     assert_eq!((plan.passes, plan.kept_blocks, plan.blocks), (1, 1, 1));
     // q 8 x 8, k and v 4 x 8, o 8 x 8, three of 12 x 8; two norms of 8; embedding and head of 2,000 x 8, one norm.
     let weights = 64 + 32 + 32 + 64 + 3 * 96 + 16 + 32_000 + 8;
@@ -244,10 +197,7 @@ fn a_small_run_is_what_it_is_by_hand() {
     // 16 in full rows: x, its norm, queries, keys and values, `x A^T` of rank 4; of those wanted: between, gate and up, the
     // top.
     let kept = 18 * (8 + 8 + 16 + 4) + 12 * (8 + 24 + 8);
-    assert_eq!(
-        plan.table[&Category::Activations] + held(&plan, Category::Workspace),
-        4 * kept
-    );
+    assert_eq!(plan.table[&Category::Activations] + held(&plan, Category::Workspace), 4 * kept);
     // What attention made of the rows wanted, and the sum of each head.
     assert_eq!(plan.table[&Category::Attention], 4 * 12 * (8 + 2));
     // Logits of 15 rows, their states and slopes, four columns.
@@ -263,10 +213,7 @@ fn what_is_too_long_for_the_device_is_named() {
     let (shape, config) = (shape("mistral-7b").unwrap(), RunConfig::default());
     let mut profile = Profile::assumed(BackendKind::Wgpu, 80_000_000_000);
     profile.dtypes = vec![DType::F32];
-    assert_eq!(
-        Plan::new(&job(&shape, &config, &profile), &profile).too_long,
-        None
-    );
+    assert_eq!(Plan::new(&job(&shape, &config, &profile), &profile).too_long, None);
     profile.largest_tensor = Some(128 << 20);
     let mut config = config;
     // A pair of 1024 would be too long as well.

@@ -59,10 +59,7 @@ pub fn measure<B: TrainBackend>(
     };
     let model = job.shape.vocab_size as f64 * job.shape.hidden_size as f64 * 2.0;
     let bytes = (model + layers as f64 * layer_weights(job)) * job.dtype.size() as f64;
-    if profile
-        .capacity
-        .is_some_and(|capacity| bytes * 1.5 > capacity as f64)
-    {
+    if profile.capacity.is_some_and(|capacity| bytes * 1.5 > capacity as f64) {
         return Ok(None);
     }
     let options = BenchOptions {
@@ -79,11 +76,7 @@ pub fn measure<B: TrainBackend>(
         checkpointing: GradientCheckpointing::On,
         peak_tflops: None,
     };
-    let Probe {
-        tokens,
-        scored,
-        seconds,
-    } = probe::<B>(&options, LIMIT, device)?;
+    let Probe { tokens, scored, seconds } = probe::<B>(&options, LIMIT, device)?;
     let rate = flop(job, [tokens, scored], layers, 2.0, 1.0) / seconds;
     Ok(Some(Timing::new(job, plan, rate, (layers, tokens))))
 }
@@ -109,15 +102,7 @@ impl Timing {
         };
         let (computed, known) = (with(reference(job)), with(0.0));
         let beforehand = match job.config.dpo.precompute_ref_log_probs {
-            true => {
-                flop(
-                    job,
-                    [tokens, scored],
-                    job.shape.num_hidden_layers,
-                    -2.0,
-                    0.0,
-                ) / rate
-            }
+            true => flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0) / rate,
             false => 0.0,
         };
         Self {
@@ -146,22 +131,14 @@ fn cost((job, plan): (&Job, &Plan)) -> f64 {
     let per_pass = plan.pass.tokens.max(1) as f64;
     let unpacking = if job.is_quantized() { UNPACKING } else { 0.0 };
     // 16-bit products run at twice the rate and more.
-    let narrow = if job.dtype.size() < DType::F32.size() {
-        0.5
-    } else {
-        1.0
-    };
+    let narrow = if job.dtype.size() < DType::F32.size() { 0.5 } else { 1.0 };
     flop * narrow * (1.0 + (READING + unpacking) / per_pass)
 }
 
 /// Passes of the reference in a step, in FLOP a weight and token.
 fn reference(job: &Job) -> f64 {
     let known = job.config.dpo.precompute_ref_log_probs;
-    if job.config.method == Method::Dpo && !known {
-        2.0
-    } else {
-        0.0
-    }
+    if job.config.method == Method::Dpo && !known { 2.0 } else { 0.0 }
 }
 
 /// Share of the blocks that is computed again.
@@ -186,7 +163,5 @@ fn flop(job: &Job, [tokens, scored]: [usize; 2], layers: usize, reference: f64, 
 fn layer_weights(job: &Job) -> f64 {
     let groups = job.layers.first().map(|layer| layer.groups());
     let groups = groups.into_iter().flatten();
-    groups
-        .map(|group| (group.d_in * group.width()) as f64)
-        .sum()
+    groups.map(|group| (group.d_in * group.width()) as f64).sum()
 }

@@ -81,8 +81,7 @@ impl Walk<'_> {
     fn load(&mut self, profile: &Profile) {
         let job = self.job;
         self.memory.moment("loading");
-        self.memory
-            .keep(Category::Program, profile.program as usize);
+        self.memory.keep(Category::Program, profile.program as usize);
         for bytes in job.weight_bytes() {
             self.memory.keep(Category::Weights, bytes);
         }
@@ -289,10 +288,8 @@ impl Walk<'_> {
             true => Category::Weights,
             false => Category::Adapter,
         };
-        let new: Vec<Held> = trained
-            .iter()
-            .map(|count| self.memory.take(category, 4 * count))
-            .collect();
+        let new: Vec<Held> =
+            trained.iter().map(|count| self.memory.take(category, 4 * count)).collect();
         self.memory.give_all(grads);
         self.memory.give_all(new);
     }

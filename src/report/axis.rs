@@ -32,16 +32,9 @@ impl Axis {
         let step = tick_step(high - low, max_ticks, whole);
         let first = (low / step - 1e-9).ceil();
         let count = ((high / step + 1e-9).floor() - first).max(0.0) as usize + 1;
-        let ticks: Vec<f64> = (0..count.min(50))
-            .map(|i| (first + i as f64) * step)
-            .collect();
+        let ticks: Vec<f64> = (0..count.min(50)).map(|i| (first + i as f64) * step).collect();
         let labels = labels(&ticks, step);
-        Self {
-            low,
-            high,
-            ticks,
-            labels,
-        }
+        Self { low, high, ticks, labels }
     }
 
     /// As [`Axis::new`], with a little air on both sides of the data.
@@ -72,10 +65,7 @@ fn labels(ticks: &[f64], step: f64) -> Vec<String> {
     let largest = if largest > 0.0 { largest } else { step };
     let unit = match largest {
         m if !(1e-3..1e15).contains(&m) => {
-            return ticks
-                .iter()
-                .map(|t| scientific(*t, largest, step))
-                .collect();
+            return ticks.iter().map(|t| scientific(*t, largest, step)).collect();
         }
         m if m >= 1e12 => (1e12, "T"),
         m if m >= 1e9 => (1e9, "G"),
@@ -86,11 +76,7 @@ fn labels(ticks: &[f64], step: f64) -> Vec<String> {
     let digits = decimals(step / unit.0);
     let label = |tick: &f64| {
         let text = format!("{:.digits$}", tick / unit.0);
-        if tick.abs() < step * 1e-6 {
-            "0".to_string()
-        } else {
-            minus(&text) + unit.1
-        }
+        if tick.abs() < step * 1e-6 { "0".to_string() } else { minus(&text) + unit.1 }
     };
     ticks.iter().map(label).collect()
 }
@@ -159,10 +145,7 @@ mod tests {
     #[test]
     fn ticks_are_round_and_labels_short() {
         assert_eq!(labels_of(0.0, 1.0), "0 0.2 0.4 0.6 0.8 1.0");
-        assert_eq!(
-            labels_of(-0.13, 0.11),
-            "\u{2212}0.10 \u{2212}0.05 0 0.05 0.10"
-        );
+        assert_eq!(labels_of(-0.13, 0.11), "\u{2212}0.10 \u{2212}0.05 0 0.05 0.10");
         assert_eq!(
             labels_of(0.0, 5e-5),
             "0 1e\u{2212}5 2e\u{2212}5 3e\u{2212}5 4e\u{2212}5 5e\u{2212}5"
@@ -172,10 +155,7 @@ mod tests {
             "0.95e\u{2212}6 1.00e\u{2212}6 1.05e\u{2212}6 1.10e\u{2212}6"
         );
         assert_eq!(labels_of(11_800.0, 13_100.0), "12.0k 12.5k 13.0k");
-        assert_eq!(
-            labels_of(-390.0, -210.0),
-            "\u{2212}350 \u{2212}300 \u{2212}250"
-        );
+        assert_eq!(labels_of(-390.0, -210.0), "\u{2212}350 \u{2212}300 \u{2212}250");
         assert_eq!(labels_of(2e30, 4e30), "2.0e30 2.5e30 3.0e30 3.5e30 4.0e30");
         let steps = Axis::new(1.0, 3.0, 6, true);
         assert_eq!(steps.labels, ["1", "2", "3"]);
@@ -184,13 +164,9 @@ mod tests {
     #[test]
     fn degenerate_ranges_still_make_an_axis() {
         let huge = f64::MAX;
-        for (low, high) in [
-            (0.0, 0.0),
-            (7.0, 7.0),
-            (-huge, huge),
-            (1e16, 1e16 + 2.0),
-            (5e-324, 5e-324),
-        ] {
+        for (low, high) in
+            [(0.0, 0.0), (7.0, 7.0), (-huge, huge), (1e16, 1e16 + 2.0), (5e-324, 5e-324)]
+        {
             let axis = Axis::with_margin(low, high, 5);
             assert!(!axis.ticks.is_empty() && axis.ticks.len() <= 12, "{axis:?}");
             assert!((0.0..=1.0).contains(&axis.position(low)), "{axis:?}");

@@ -71,10 +71,7 @@ pub struct Side {
 pub fn write_evaluation_page(path: &Path, page: &EvaluationPage) -> Result<()> {
     let mut body = card_list(page.cards.iter().cloned());
     if !page.notes.is_empty() {
-        let notes = page
-            .notes
-            .iter()
-            .map(|note| format!("<li>{}</li>\n", escape(note)));
+        let notes = page.notes.iter().map(|note| format!("<li>{}</li>\n", escape(note)));
         body += &format!("<ul class=\"notes\">\n{}</ul>\n", notes.collect::<String>());
     }
     for NumberTable { title, head, rows } in &page.tables {
@@ -82,15 +79,11 @@ pub fn write_evaluation_page(path: &Path, page: &EvaluationPage) -> Result<()> {
         body += &format!("<h2>{}</h2>\n{rows}", escape(title));
     }
     body += &settings("What was measured", &page.settings);
-    for (won, title) in [
-        (true, "Won: wrong in A, right in B"),
-        (false, "Lost: right in A, wrong in B"),
-    ] {
-        let changes: Vec<&Change> = page
-            .changes
-            .iter()
-            .filter(|change| change.won == won)
-            .collect();
+    for (won, title) in
+        [(true, "Won: wrong in A, right in B"), (false, "Lost: right in A, wrong in B")]
+    {
+        let changes: Vec<&Change> =
+            page.changes.iter().filter(|change| change.won == won).collect();
         if !changes.is_empty() {
             body += &format!("<h2>{title} ({})</h2>\n", changes.len());
             body.extend(changes.into_iter().map(change));

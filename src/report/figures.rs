@@ -65,11 +65,7 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
         }
         "logps" => {
             note = likelihood_note(metrics);
-            pair(
-                "Log-probability of the completion",
-                "logps/chosen",
-                "logps/rejected",
-            )
+            pair("Log-probability of the completion", "logps/chosen", "logps/rejected")
         }
         "learning-rate" => plain("Learning rate", "learning_rate"),
         "grad-norm" => {
@@ -81,13 +77,7 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
         "lengths" => return run.lengths.as_ref().map(histogram),
         _ => return None,
     };
-    let plot = Plot {
-        title,
-        x_label: "step",
-        y_range,
-        level,
-        curves,
-    };
+    let plot = Plot { title, x_label: "step", y_range, level, curves };
     Some(Figure { name, plot, note })
 }
 
@@ -101,8 +91,7 @@ fn begins_at_ln_2(run: &Run) -> bool {
     is_dpo
         && loss.is_none_or(|l| {
             sigmoid(l)
-                || l.as_array()
-                    .is_some_and(|a| matches!(a.as_slice(), [only] if sigmoid(only)))
+                || l.as_array().is_some_and(|a| matches!(a.as_slice(), [only] if sigmoid(only)))
         })
 }
 
@@ -116,11 +105,7 @@ struct Metric {
 /// A metric alone in its plot.
 fn single(key: &'static str) -> [Metric; 1] {
     let (training, held_out) = (("training", Color::Blue), ("held out", Color::Green));
-    [Metric {
-        key,
-        training,
-        held_out,
-    }]
+    [Metric { key, training, held_out }]
 }
 
 /// A metric of both sides of the pairs.
@@ -143,28 +128,15 @@ fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
     let mut curves = Vec::new();
     let mut add = |(label, color), style, points: Vec<Point>| {
         if !points.is_empty() {
-            curves.push(Curve {
-                label,
-                color,
-                style,
-                points,
-            });
+            curves.push(Curve { label, color, style, points });
         }
     };
     for metric in of.iter().filter(|m| window(metrics, m) > 1) {
-        add(
-            metric.training,
-            Style::Faint,
-            metrics.get(metric.key).to_vec(),
-        );
+        add(metric.training, Style::Faint, metrics.get(metric.key).to_vec());
     }
     for metric in of {
         let points = metrics.get(metric.key);
-        add(
-            metric.training,
-            Style::Strong,
-            smooth(points, window(metrics, metric)),
-        );
+        add(metric.training, Style::Strong, smooth(points, window(metrics, metric)));
     }
     for metric in of {
         let points = metrics.get(&format!("eval_{}", metric.key));
@@ -233,12 +205,7 @@ fn histogram(lengths: &Lengths) -> Figure {
     let width = joined as f64 * f64::from(lengths.bucket_size);
     let curve = |(label, color, counts): (&'static str, Color, &Vec<u64>)| {
         let counts = counts.get(..used(counts)).unwrap_or_default();
-        Curve {
-            label,
-            color,
-            style: Style::Area,
-            points: outline(counts, joined, width),
-        }
+        Curve { label, color, style: Style::Area, points: outline(counts, joined, width) }
     };
     let curves: Vec<Curve> = sides.into_iter().map(curve).collect();
     let heights = curves.iter().flat_map(|c| finite(&c.points));
@@ -247,17 +214,10 @@ fn histogram(lengths: &Lengths) -> Figure {
         x_label: "tokens",
         y_range: Some((0.0, 1.04 * heights.fold(0.0, f64::max))),
         level: None,
-        curves: curves
-            .into_iter()
-            .filter(|c| !c.points.is_empty())
-            .collect(),
+        curves: curves.into_iter().filter(|c| !c.points.is_empty()).collect(),
     };
     let note = format!("Number of prompts and completions per {width} tokens.");
-    Figure {
-        name: "lengths",
-        plot,
-        note: Some(note),
-    }
+    Figure { name: "lengths", plot, note: Some(note) }
 }
 
 /// The outline of a histogram, from the axis up and back to it.
@@ -281,12 +241,7 @@ mod tests {
 
     fn lengths(bucket_size: u32, prompt: Vec<u64>) -> Lengths {
         let (chosen, rejected) = (vec![0, 3, 0, 0], Vec::new());
-        Lengths {
-            bucket_size,
-            prompt,
-            chosen,
-            rejected,
-        }
+        Lengths { bucket_size, prompt, chosen, rejected }
     }
 
     #[test]
@@ -295,19 +250,9 @@ mod tests {
         let [prompt, chosen] = &figure.plot.curves[..] else {
             panic!("two sides have counts: {figure:?}");
         };
-        let bars = [
-            (0.0, 0.0),
-            (0.0, 2.0),
-            (64.0, 2.0),
-            (64.0, 5.0),
-            (128.0, 5.0),
-            (128.0, 0.0),
-        ];
+        let bars = [(0.0, 0.0), (0.0, 2.0), (64.0, 2.0), (64.0, 5.0), (128.0, 5.0), (128.0, 0.0)];
         assert_eq!(prompt.points, bars);
-        assert_eq!(
-            chosen.points[3..],
-            [(64.0, 3.0), (128.0, 3.0), (128.0, 0.0)]
-        );
+        assert_eq!(chosen.points[3..], [(64.0, 3.0), (128.0, 3.0), (128.0, 0.0)]);
     }
 
     #[test]

@@ -44,11 +44,7 @@ pub(super) fn document(title: &str, subtitle: &str, body: &str, made_from: &str)
 fn subtitle(run: &Run) -> String {
     let text = |keys: &[&str]| run.config(keys).and_then(Value::as_str);
     let method = text(&["method"]).unwrap_or("training").to_uppercase();
-    let method = if method == "TRAINING" {
-        "Training run".to_string()
-    } else {
-        method
-    };
+    let method = if method == "TRAINING" { "Training run".to_string() } else { method };
     match text(&["model", "model_name_or_path"]) {
         Some(model) => format!("{method} of {model}"),
         None => method,
@@ -69,36 +65,21 @@ fn cards(metrics: &Metrics) -> String {
         ("Final accuracy", number(recent("rewards/accuracies"), 3)),
         ("Final margin", number(recent("rewards/margins"), 3)),
         ("Held-out loss", number(last("eval_loss"), 4)),
-        (
-            "Held-out accuracy",
-            number(last("eval_rewards/accuracies"), 3),
-        ),
+        ("Held-out accuracy", number(last("eval_rewards/accuracies"), 3)),
         ("Tokens seen", number(last("num_tokens"), 4)),
-        (
-            "Tokens per second",
-            number(median(metrics, "tokens_per_second"), 3),
-        ),
+        ("Tokens per second", number(median(metrics, "tokens_per_second"), 3)),
         ("Peak memory", bytes(memory)),
     ];
-    let known = cards
-        .into_iter()
-        .filter(|(_, value)| !value.starts_with('\u{2013}'));
+    let known = cards.into_iter().filter(|(_, value)| !value.starts_with('\u{2013}'));
     card_list(known)
 }
 
 /// Names and values as cards.
 pub(super) fn card_list<'a>(cards: impl Iterator<Item = (&'a str, String)>) -> String {
     let card = |(name, value): (&str, String)| {
-        format!(
-            "<div><dt>{}</dt><dd>{}</dd></div>\n",
-            escape(name),
-            escape(&value)
-        )
+        format!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(&value))
     };
-    format!(
-        "<dl class=\"cards\">\n{}</dl>\n",
-        cards.map(card).collect::<String>()
-    )
+    format!("<dl class=\"cards\">\n{}</dl>\n", cards.map(card).collect::<String>())
 }
 
 /// Bytes in the unit of which there are at least one.
@@ -121,10 +102,7 @@ fn warnings(warnings: &[String]) -> String {
         return String::new();
     }
     let items = warnings.iter().map(|w| format!("<li>{}</li>\n", escape(w)));
-    format!(
-        "<ul class=\"warnings\">\n{}</ul>\n",
-        items.collect::<String>()
-    )
+    format!("<ul class=\"warnings\">\n{}</ul>\n", items.collect::<String>())
 }
 
 fn plots(figures: &[(Figure, String)]) -> String {
@@ -152,11 +130,7 @@ fn before_and_after(comparison: &Comparison) -> String {
     format!(
         "<h2>Before and after</h2>\n<p>{pairs} pairs scored by both models. The margin between chosen and rejected grew in \
          {grew} of them ({share} %).</p>\n{}",
-        table(
-            "numbers",
-            Some(&head),
-            rows.iter().map(<[String; 4]>::as_slice)
-        )
+        table("numbers", Some(&head), rows.iter().map(<[String; 4]>::as_slice))
     )
 }
 
@@ -174,10 +148,7 @@ fn metrics_table(metrics: &Metrics) -> String {
     let rows: Vec<_> = metrics.names().iter().map(row).collect();
     let head = ["metric", "values", "first", "last", "smallest", "largest"].map(str::to_string);
     let rows = rows.iter().map(<[String; 6]>::as_slice);
-    format!(
-        "<h2>All metrics</h2>\n{}",
-        table("numbers", Some(&head), rows)
-    )
+    format!("<h2>All metrics</h2>\n{}", table("numbers", Some(&head), rows))
 }
 
 /// What became of the data: every count and list of the manifest's `data`.

@@ -25,10 +25,7 @@ impl PngWriter {
         let mut fonts = fontdb::Database::new();
         fonts.load_font_data(FONT.to_vec());
         fonts.set_sans_serif_family("DejaVu Sans");
-        let options = Options {
-            fontdb: Arc::new(fonts),
-            ..Options::default()
-        };
+        let options = Options { fontdb: Arc::new(fonts), ..Options::default() };
         Self { options }
     }
 
@@ -38,23 +35,13 @@ impl PngWriter {
     /// `svg` is not SVG, or there is not the memory for the picture.
     pub(super) fn encode(&self, svg: &str) -> Result<Vec<u8>> {
         let fail = |problem: String| {
-            Error::run(
-                format!("cannot draw a plot: {problem}"),
-                "report this as a bug",
-            )
+            Error::run(format!("cannot draw a plot: {problem}"), "report this as a bug")
         };
         let tree = Tree::from_str(svg, &self.options).map_err(|e| fail(e.to_string()))?;
-        let size = (
-            (WIDTH as f32 * SCALE) as u32,
-            (HEIGHT as f32 * SCALE) as u32,
-        );
+        let size = ((WIDTH as f32 * SCALE) as u32, (HEIGHT as f32 * SCALE) as u32);
         let mut pixels =
             Pixmap::new(size.0, size.1).ok_or_else(|| fail("no memory".to_string()))?;
-        resvg::render(
-            &tree,
-            Transform::from_scale(SCALE, SCALE),
-            &mut pixels.as_mut(),
-        );
+        resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
         pixels.encode_png().map_err(|e| fail(e.to_string()))
     }
 }
@@ -78,9 +65,7 @@ mod tests {
     #[test]
     fn every_sign_the_plots_use_is_in_the_font() {
         assert_eq!(dark_pixels(" "), 0);
-        for sign in ('!'..='~')
-            .filter(|c| !matches!(c, '&' | '<'))
-            .chain(['\u{2212}', '\u{2013}'])
+        for sign in ('!'..='~').filter(|c| !matches!(c, '&' | '<')).chain(['\u{2212}', '\u{2013}'])
         {
             assert!(dark_pixels(&sign.to_string()) > 10, "{sign:?}");
         }

@@ -73,11 +73,7 @@ impl Metrics {
     fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
         let text = read_if_there(path)?.ok_or_else(|| {
             let problem = "no such file: this is not the folder of a training run";
-            Error::file(
-                path,
-                problem,
-                "give the `output_dir` of an `arithmo train` run",
-            )
+            Error::file(path, problem, "give the `output_dir` of an `arithmo train` run")
         })?;
         let mut metrics = Self::default();
         let mut lines = text.lines().enumerate().peekable();
@@ -93,11 +89,7 @@ impl Metrics {
         }
         if metrics.names.is_empty() {
             let problem = "holds no metric yet";
-            return Err(Error::file(
-                path,
-                problem,
-                "wait until the run has logged its first step",
-            ));
+            return Err(Error::file(path, problem, "wait until the run has logged its first step"));
         }
         metrics.sort_and_check(warnings);
         Ok(metrics)
@@ -112,10 +104,7 @@ impl Metrics {
                 self.names.push(key.clone());
             }
             let value = value.as_f64().unwrap_or(f64::NAN);
-            self.series
-                .entry(key.clone())
-                .or_default()
-                .push((step, value));
+            self.series.entry(key.clone()).or_default().push((step, value));
         }
         Some(())
     }

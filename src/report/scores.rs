@@ -54,17 +54,14 @@ impl Comparison {
     /// A line is not a score.
     pub(super) fn read(run_dir: &Path, warnings: &mut Vec<String>) -> Result<Option<Self>> {
         let (before, after) = ("scores-before.jsonl", "scores-after.jsonl");
-        let (Some(before), Some(after)) = (
-            read_scores(&run_dir.join(before))?,
-            read_scores(&run_dir.join(after))?,
-        ) else {
+        let (Some(before), Some(after)) =
+            (read_scores(&run_dir.join(before))?, read_scores(&run_dir.join(after))?)
+        else {
             return Ok(None);
         };
         let total = before.len().max(after.len());
         let by_id: HashMap<_, _> = before.iter().map(|s| (s.id.to_string(), s)).collect();
-        let matched = after
-            .iter()
-            .filter_map(|s| Some((*by_id.get(&s.id.to_string())?, s)));
+        let matched = after.iter().filter_map(|s| Some((*by_id.get(&s.id.to_string())?, s)));
         let comparison = Self::of(matched);
         if comparison.pairs < total {
             warnings.push(format!(
@@ -76,12 +73,8 @@ impl Comparison {
     }
 
     fn of<'a>(matched: impl Iterator<Item = (&'a Score, &'a Score)>) -> Self {
-        let mut comparison = Self {
-            pairs: 0,
-            margin_grew: 0,
-            before: Totals::default(),
-            after: Totals::default(),
-        };
+        let mut comparison =
+            Self { pairs: 0, margin_grew: 0, before: Totals::default(), after: Totals::default() };
         for (before, after) in matched {
             let (Some(margin_before), Some(margin_after)) = (before.margin(), after.margin())
             else {
@@ -114,13 +107,9 @@ impl Comparison {
         vec![
             mean("log p(chosen), mean of the pairs", |t| t.chosen),
             mean("log p(rejected), mean of the pairs", |t| t.rejected),
-            mean("log p(chosen) \u{2212} log p(rejected)", |t| {
-                t.chosen - t.rejected
-            }),
+            mean("log p(chosen) \u{2212} log p(rejected)", |t| t.chosen - t.rejected),
             ratio("log p(chosen) per token", |t| t.chosen / t.tokens_chosen),
-            ratio("log p(rejected) per token", |t| {
-                t.rejected / t.tokens_rejected
-            }),
+            ratio("log p(rejected) per token", |t| t.rejected / t.tokens_rejected),
             percent("chosen more likely than rejected", |t| t.preferred),
             percent("the same, per token", |t| t.preferred_per_token),
         ]
@@ -129,11 +118,7 @@ impl Comparison {
 
 fn row(name: &str, [before, after, change]: [f64; 3], unit: &str) -> [String; 4] {
     let plus = if change > 0.0 { "+" } else { "" };
-    let (digits, points) = if unit.is_empty() {
-        (4, "")
-    } else {
-        (3, " points")
-    };
+    let (digits, points) = if unit.is_empty() { (4, "") } else { (3, " points") };
     let cell = |value| format!("{}{unit}", number(value, digits));
     let change = format!("{plus}{}{points}", number(change, 3));
     [name.to_string(), cell(before), cell(after), change]
@@ -154,10 +139,7 @@ impl Totals {
         self.tokens_chosen += score.tokens_chosen;
         self.tokens_rejected += score.tokens_rejected;
         self.preferred += f64::from(chosen > rejected);
-        let per_token = (
-            chosen / score.tokens_chosen,
-            rejected / score.tokens_rejected,
-        );
+        let per_token = (chosen / score.tokens_chosen, rejected / score.tokens_rejected);
         self.preferred_per_token += f64::from(per_token.0 > per_token.1);
     }
 }
@@ -166,10 +148,7 @@ fn read_scores(path: &Path) -> Result<Option<Vec<Score>>> {
     let Some(text) = read_if_there(path)? else {
         return Ok(None);
     };
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let parse = |(index, line)| {
         serde_json::from_str(line)
             .map_err(|e| bad_line(path, index, &format!("not a line of a scores file: {e}")))
@@ -205,21 +184,12 @@ mod tests {
         ];
         fs::write(dir.path().join("scores-before.jsonl"), before.concat()).unwrap();
         let mut warnings = Vec::new();
-        assert!(
-            Comparison::read(dir.path(), &mut warnings)
-                .unwrap()
-                .is_none()
-        );
+        assert!(Comparison::read(dir.path(), &mut warnings).unwrap().is_none());
         fs::write(dir.path().join("scores-after.jsonl"), after.concat()).unwrap();
-        let comparison = Comparison::read(dir.path(), &mut warnings)
-            .unwrap()
-            .unwrap();
+        let comparison = Comparison::read(dir.path(), &mut warnings).unwrap().unwrap();
         // Margins: a from -2 to 1, 7 from 3 to 2.5.
         assert_eq!((comparison.pairs, comparison.margin_grew), (2, 1));
-        assert!(
-            warnings[0].contains("2 pairs in common, of 4"),
-            "{warnings:?}"
-        );
+        assert!(warnings[0].contains("2 pairs in common, of 4"), "{warnings:?}");
         let rows = comparison.rows();
         assert_eq!(rows[0][1..], ["\u{2212}8", "\u{2212}7.500", "+0.500"]);
         assert_eq!(rows[2][1..], ["0.5000", "1.750", "+1.25"]);
@@ -234,15 +204,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let good = line("1", "-1.0", "-2.0", (1, 1));
         fs::write(dir.path().join("scores-before.jsonl"), &good).unwrap();
-        fs::write(
-            dir.path().join("scores-after.jsonl"),
-            format!("{good}{{\"id\":2}}\n"),
-        )
-        .unwrap();
+        fs::write(dir.path().join("scores-after.jsonl"), format!("{good}{{\"id\":2}}\n")).unwrap();
         let error = Comparison::read(dir.path(), &mut Vec::new()).unwrap_err();
-        assert!(
-            error.to_string().contains("scores-after.jsonl:2"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("scores-after.jsonl:2"), "{error}");
     }
 }

@@ -32,9 +32,8 @@ pub(super) fn mean(points: &[Point]) -> f64 {
 /// Standard error of [`mean`], NaN with fewer than two finite values.
 pub(super) fn standard_error(points: &[Point]) -> f64 {
     let mean = mean(points);
-    let (count, squares) = finite(points).fold((0.0_f64, 0.0), |(n, sum), v| {
-        (n + 1.0, sum + (v - mean) * (v - mean))
-    });
+    let (count, squares) =
+        finite(points).fold((0.0_f64, 0.0), |(n, sum), v| (n + 1.0, sum + (v - mean) * (v - mean)));
     if count < 2.0 {
         return f64::NAN;
     }
@@ -51,9 +50,7 @@ pub(super) fn range(points: &[Point]) -> Option<(f64, f64)> {
 
 /// The last `count` points.
 pub(super) fn tail(points: &[Point], count: usize) -> &[Point] {
-    points
-        .get(points.len().saturating_sub(count)..)
-        .unwrap_or_default()
+    points.get(points.len().saturating_sub(count)..).unwrap_or_default()
 }
 
 /// At most `2 * buckets` points that look the same when drawn: smallest and largest value of each stretch of steps,
@@ -74,11 +71,7 @@ fn extremes(stretch: &[Point]) -> Vec<Point> {
         (Some((i, low)), Some((j, high))) if i < j => vec![*low, *high],
         (Some((i, low)), Some((j, high))) if i > j => vec![*high, *low],
         (Some((_, point)), _) => vec![*point],
-        _ => stretch
-            .first()
-            .map(|p| (p.0, f64::NAN))
-            .into_iter()
-            .collect(),
+        _ => stretch.first().map(|p| (p.0, f64::NAN)).into_iter().collect(),
     }
 }
 
@@ -93,10 +86,7 @@ mod tests {
 
     #[test]
     fn smoothing_is_a_trailing_mean_of_finite_values() {
-        let smoothed = smooth(
-            &points(&[1.0, 3.0, f64::NAN, 8.0, f64::INFINITY, f64::NAN]),
-            2,
-        );
+        let smoothed = smooth(&points(&[1.0, 3.0, f64::NAN, 8.0, f64::INFINITY, f64::NAN]), 2);
         let values: Vec<f64> = smoothed.iter().map(|p| p.1).collect();
         assert_eq!(values[..2], [1.0, 2.0]);
         assert_eq!(values[3], 8.0);

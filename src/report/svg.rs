@@ -167,9 +167,7 @@ impl Plot {
         let (mut x, mut y) = (14.0, 45.0);
         let named = self.curves.iter().filter(|c| c.style != Style::Faint);
         let keys = named.map(|c| (c.label, Some(c)));
-        let keys: Vec<_> = keys
-            .chain(self.level.map(|(_, label)| (label, None)))
-            .collect();
+        let keys: Vec<_> = keys.chain(self.level.map(|(_, label)| (label, None))).collect();
         if keys.len() < 2 {
             return 30.0; // a single curve is named by the title
         }
@@ -196,13 +194,7 @@ impl Plot {
     }
 
     fn axes(&self, svg: &mut String, frame: &Frame) {
-        let Frame {
-            left,
-            right,
-            top,
-            bottom,
-            ..
-        } = *frame;
+        let Frame { left, right, top, bottom, .. } = *frame;
         for (tick, label) in frame.y.ticks.iter().zip(&frame.y.labels) {
             let y = frame.y(*tick);
             rule(svg, "grid", "#e4e4e4", [(left, y), (right, y)]);
@@ -226,10 +218,7 @@ impl Plot {
 
 fn draw_curve(svg: &mut String, frame: &Frame, curve: &Curve) {
     let points = thin(&curve.points, STRETCHES);
-    for run in points
-        .split(|p| !p.1.is_finite())
-        .filter(|run| !run.is_empty())
-    {
+    for run in points.split(|p| !p.1.is_finite()).filter(|run| !run.is_empty()) {
         let run: Vec<Point> = run.iter().map(|p| (frame.x(p.0), frame.y(p.1))).collect();
         let path = path_of(&run);
         if curve.style == Style::Area {
@@ -282,10 +271,7 @@ fn dot(svg: &mut String, (x, y): Point, color: Color) {
 
 fn rule(svg: &mut String, class: &str, color: &str, [from, to]: [Point; 2]) {
     let path = path_of(&[from, to]);
-    let _ = writeln!(
-        svg,
-        "<path class=\"{class}\" d=\"{path}\" stroke=\"{color}\"/>"
-    );
+    let _ = writeln!(svg, "<path class=\"{class}\" d=\"{path}\" stroke=\"{color}\"/>");
 }
 
 fn level_line(svg: &mut String, ends: [Point; 2]) {
@@ -308,35 +294,18 @@ mod tests {
     use super::*;
 
     fn plot(curves: Vec<Curve>) -> Plot {
-        Plot {
-            title: "Loss",
-            x_label: "step",
-            y_range: None,
-            level: Some((0.5, "half")),
-            curves,
-        }
+        Plot { title: "Loss", x_label: "step", y_range: None, level: Some((0.5, "half")), curves }
     }
 
     fn curve(style: Style, points: Vec<Point>) -> Curve {
-        Curve {
-            label: "training",
-            color: Color::Blue,
-            style,
-            points,
-        }
+        Curve { label: "training", color: Color::Blue, style, points }
     }
 
     /// Coordinates of every path that has `class`.
     fn paths(svg: &str, class: &str) -> Vec<Vec<(f64, f64)>> {
         let of_class = |line: &&str| line.starts_with(&format!("<path class=\"{class}\""));
         let points = |line: &str| {
-            let path = line
-                .split(" d=\"")
-                .nth(1)
-                .unwrap()
-                .split('"')
-                .next()
-                .unwrap();
+            let path = line.split(" d=\"").nth(1).unwrap().split('"').next().unwrap();
             let pairs = path.split(['M', 'L', 'Z']).filter(|pair| !pair.is_empty());
             let number = |text: Option<&str>| text.unwrap().parse().unwrap();
             pairs
@@ -379,16 +348,8 @@ mod tests {
     fn everything_stays_inside_and_long_curves_are_thinned() {
         let wild = |i: f64| (i * 0.7).sin() * 10f64.powf((i * 0.1).cos() * 6.0);
         let points: Vec<_> = (0..5000).map(f64::from).map(|i| (i, wild(i))).collect();
-        let names = [
-            "one",
-            "a much longer name",
-            "another long name",
-            "and one more name",
-        ];
-        let curves = names.map(|label| Curve {
-            label,
-            ..curve(Style::Dots, points.clone())
-        });
+        let names = ["one", "a much longer name", "another long name", "and one more name"];
+        let curves = names.map(|label| Curve { label, ..curve(Style::Dots, points.clone()) });
         let svg = plot(curves.to_vec()).draw();
         for path in paths(&svg, "blue") {
             assert!(path.len() <= 2 * STRETCHES);

@@ -109,11 +109,7 @@ impl Checkpoint {
             Ok(same) if same.contents.same_weights(&contents) => same,
             _ => {
                 put_in_place(&part, &path)?;
-                Self {
-                    path,
-                    state: snapshot.state.clone(),
-                    contents,
-                }
+                Self { path, state: snapshot.state.clone(), contents }
             }
         };
         sync_folder(folder)?;
@@ -133,10 +129,9 @@ impl Checkpoint {
         for (step, path) in steps {
             match open(step, &path) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
-                Err(reason) => warn(format!(
-                    "{}: skipped, not a whole checkpoint: {reason}",
-                    path.display()
-                )),
+                Err(reason) => {
+                    warn(format!("{}: skipped, not a whole checkpoint: {reason}", path.display()))
+                }
             }
         }
         Ok(None)
@@ -169,10 +164,7 @@ impl Checkpoint {
             let dtype = burn_dtype(view.dtype())
                 .ok_or_else(|| fail(format!("{name}: type {} is not kept here", view.dtype())))?;
             let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
-            tensors.push((
-                name.to_string(),
-                TensorData::from_bytes_vec(bytes, shape, dtype),
-            ));
+            tensors.push((name.to_string(), TensorData::from_bytes_vec(bytes, shape, dtype)));
         }
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(tensors)
@@ -286,10 +278,7 @@ fn prune(folder: &Path, newest: usize, limit: usize) -> Result<()> {
     let mut steps = list_steps(folder)?;
     steps.retain(|(step, _)| *step <= newest);
     let surplus = steps.len().saturating_sub(limit);
-    steps
-        .iter()
-        .take(surplus)
-        .try_for_each(|(_, path)| set_aside(path).map(drop))
+    steps.iter().take(surplus).try_for_each(|(_, path)| set_aside(path).map(drop))
 }
 
 /// Name and path of what lies in `folder`; nothing if it is not there.
@@ -302,10 +291,7 @@ fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries
         .map(|entry| {
             let entry = entry.map_err(|e| Error::io(folder, "list", e))?;
-            Ok((
-                entry.file_name().to_string_lossy().into_owned(),
-                entry.path(),
-            ))
+            Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
         })
         .collect()
 }
@@ -328,27 +314,17 @@ fn open(step: usize, path: &Path) -> std::result::Result<Checkpoint, String> {
     let contents: Contents = serde_json::from_slice(&read(CONTENTS)?)
         .map_err(|e| format!("{CONTENTS} is damaged: {e}"))?;
     if contents.format != FORMAT {
-        return Err(format!(
-            "its form is number {}, known is {FORMAT}",
-            contents.format
-        ));
+        return Err(format!("its form is number {}, known is {FORMAT}", contents.format));
     }
     for (name, expected) in &contents.files {
         let file = path.join(name);
-        let size = fs::metadata(&file)
-            .map_err(|e| format!("{name} cannot be read: {e}"))?
-            .len();
+        let size = fs::metadata(&file).map_err(|e| format!("{name} cannot be read: {e}"))?.len();
         if size != expected.bytes {
-            return Err(format!(
-                "{name} has {size} bytes, was written with {}",
-                expected.bytes
-            ));
+            return Err(format!("{name} has {size} bytes, was written with {}", expected.bytes));
         }
         let found = hash_file(&file).map_err(|e| e.to_string())?;
         if found != *expected {
-            return Err(format!(
-                "{name} is not what was written: its sha256 differs"
-            ));
+            return Err(format!("{name} is not what was written: its sha256 differs"));
         }
     }
     if !contents.files.contains_key(STATE) {
@@ -359,11 +335,7 @@ fn open(step: usize, path: &Path) -> std::result::Result<Checkpoint, String> {
     if state.step != step {
         return Err(format!("it holds step {}", state.step));
     }
-    Ok(Checkpoint {
-        path: path.to_path_buf(),
-        state,
-        contents,
-    })
+    Ok(Checkpoint { path: path.to_path_buf(), state, contents })
 }
 
 /// A tensor as safetensors writes it: its bytes as they are.
@@ -421,7 +393,5 @@ const PAIRED_TYPES: [(DType, Dtype); 7] = [
 
 fn burn_dtype(dtype: Dtype) -> Option<DType> {
     let mut pairs = PAIRED_TYPES.iter();
-    pairs
-        .find(|(_, stored)| *stored == dtype)
-        .map(|(burn, _)| *burn)
+    pairs.find(|(_, stored)| *stored == dtype).map(|(burn, _)| *burn)
 }

@@ -26,11 +26,8 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
 
     const KEYS: &'static [&'static str] = &KEYS;
 
-    const WATCHED: &'static [(&'static str, &'static str)] = &[
-        ("loss", "loss"),
-        ("rewards/margins", "margin"),
-        ("rewards/accuracies", "acc"),
-    ];
+    const WATCHED: &'static [(&'static str, &'static str)] =
+        &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
     fn policy(&self) -> &Mistral<Autodiff<B>> {
         &self.policy

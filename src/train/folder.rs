@@ -26,22 +26,13 @@ pub struct RunFolder {
 }
 
 /// Everything a run writes; nothing else in the folder is ever touched.
-const OWN: [&str; 7] = [
-    "manifest.json",
-    METRICS_FILE,
-    EVENTS_FOLDER,
-    "checkpoints",
-    "adapter",
-    "model",
-    "report",
-];
+const OWN: [&str; 7] =
+    ["manifest.json", METRICS_FILE, EVENTS_FOLDER, "checkpoints", "adapter", "model", "report"];
 
 impl RunFolder {
     /// The folder at `path`, which need not exist.
     pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_path_buf(),
-        }
+        Self { path: path.to_path_buf() }
     }
 
     /// `checkpoints/`
@@ -65,11 +56,7 @@ impl RunFolder {
     /// There is a run, and it is neither to be continued nor removed.
     pub fn check(&self, existing: Existing) -> Result<()> {
         if self.path.is_file() {
-            return Err(Error::file(
-                &self.path,
-                "is a file",
-                "name a folder as output_dir",
-            ));
+            return Err(Error::file(&self.path, "is a file", "name a folder as output_dir"));
         }
         let found = OWN.iter().find(|name| self.path.join(name).exists());
         match (existing, found) {

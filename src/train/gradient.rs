@@ -77,12 +77,7 @@ pub fn gradients<B: TrainBackend, Out>(
         let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
         let grads = backward_from(y, of_y);
         let of_rows = gradients_of(&policy.embed_tokens, &grads).into_iter();
-        by_part.push(
-            of_rows
-                .zip(of_head)
-                .map(|(rows, head)| rows + head)
-                .collect(),
-        );
+        by_part.push(of_rows.zip(of_head).map(|(rows, head)| rows + head).collect());
     }
     (output, by_part.into_iter().rev().flatten().collect())
 }

@@ -111,18 +111,11 @@ impl<B: TrainBackend> Learner<B> {
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
         let passes = passes(micro_batches, self.config.step.pass_tokens);
-        let shares: Vec<f64> = micro_batches
-            .iter()
-            .flat_map(|pairs| shares(pairs))
-            .collect();
+        let shares: Vec<f64> = micro_batches.iter().flat_map(|pairs| shares(pairs)).collect();
         let mut shares = shares.as_slice();
         let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
-            let seed = self
-                .config
-                .step
-                .dropout_seed
-                .map(|seed| mix(seed, step, index));
+            let seed = self.config.step.dropout_seed.map(|seed| mix(seed, step, index));
             let batch = PreferenceBatch::new(&pass.pairs);
             let (of_pass, rest) = shares.split_at(pass.pairs.len());
             shares = rest;
@@ -150,12 +143,7 @@ impl<B: TrainBackend> Learner<B> {
         let applied = grad_norm.is_finite() && micro_batches.iter().all(|m| m.loss.is_finite());
         if applied {
             self.remember(&batches, &pairs);
-            apply(
-                &mut self.policy,
-                &mut self.optimizer,
-                learning_rate,
-                clipped,
-            );
+            apply(&mut self.policy, &mut self.optimizer, learning_rate, clipped);
         }
         StepOutput {
             loss: MicroBatchMetrics::mean(&micro_batches).0,
@@ -211,15 +199,10 @@ impl<B: TrainBackend> Learner<B> {
             let dtype = losses.dtype();
             let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
             let weights = Tensor::from_data(weights, (&self.device, dtype));
-            let scored = CompletionLogProbs {
-                sums: policy.sums.inner(),
-                tokens: policy.tokens.inner(),
-            };
+            let scored =
+                CompletionLogProbs { sums: policy.sums.inner(), tokens: policy.tokens.inner() };
             let output = pack(losses.clone().inner(), scored, reference);
-            Loss {
-                loss: (losses * weights).sum(),
-                output,
-            }
+            Loss { loss: (losses * weights).sum(), output }
         })
     }
 
@@ -238,10 +221,7 @@ impl<B: TrainBackend> Learner<B> {
 
 /// The [`chosen_shares`] of a micro-batch.
 fn shares(pairs: &[&EncodedPair]) -> Vec<f64> {
-    let counts: Vec<usize> = pairs
-        .iter()
-        .map(|pair| pair.chosen.scored_tokens())
-        .collect();
+    let counts: Vec<usize> = pairs.iter().map(|pair| pair.chosen.scored_tokens()).collect();
     chosen_shares(&counts)
 }
 
@@ -280,10 +260,7 @@ fn unpack(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
         let reference = take(2 * pairs);
         let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {
             let (tokens, _) = take(LogProbStats::All.columns() * count).as_chunks::<4>();
-            CompletionOutput {
-                logps: *logps,
-                tokens: tokens.to_vec(),
-            }
+            CompletionOutput { logps: *logps, tokens: tokens.to_vec() }
         });
         let chosen: Vec<_> = completions.by_ref().take(pairs).collect();
         let both = chosen.into_iter().zip(completions).enumerate();

@@ -130,10 +130,7 @@ impl MetricsLog {
             .map_err(|e| Error::io(&self.path, "write", e))?;
         let tags: Vec<_> = record.values.iter().map(|(key, _)| tag(key)).collect();
         let values = tags.iter().zip(&record.values);
-        self.events.scalars(
-            record.step,
-            values.map(|(tag, (_, value))| (tag.as_str(), *value)),
-        )
+        self.events.scalars(record.step, values.map(|(tag, (_, value))| (tag.as_str(), *value)))
     }
 
     /// Waits until every logged line is on the disk: to be called before a checkpoint counts as written.
@@ -141,9 +138,7 @@ impl MetricsLog {
     /// # Errors
     /// The disk reports an error.
     pub fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io(&self.path, "write", e))
+        self.file.sync_data().map_err(|e| Error::io(&self.path, "write", e))
     }
 }
 
@@ -177,10 +172,7 @@ fn cut(path: &Path, last: u64) -> Result<()> {
 }
 
 fn step_of(line: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<Value>(line)
-        .ok()?
-        .get("step")?
-        .as_u64()
+    serde_json::from_slice::<Value>(line).ok()?.get("step")?.as_u64()
 }
 
 fn not_ours(path: &Path, line: usize) -> Error {
@@ -197,9 +189,7 @@ mod tests {
 
     fn record(step: u64) -> Record {
         let loss = 0.1 + 1.0 / (step as f64 + 2.0);
-        Record::new(step)
-            .with("loss", loss)
-            .with("epoch", step as f64 / 7.0)
+        Record::new(step).with("loss", loss).with("epoch", step as f64 / 7.0)
     }
 
     fn log_steps(dir: &Path, resume_at: Option<u64>, steps: std::ops::RangeInclusive<u64>) {
@@ -232,13 +222,8 @@ mod tests {
              \"learning_rate\":0.00005,\"rewards/chosen\":null,\"num_tokens\":732.0,\
              \"zebra\":1.0,\"aardvark\":null}\n"
         );
-        let eval = Record::new(5)
-            .with("eval_rewards/margins", 0.5)
-            .with("eval_loss", 0.25);
-        assert_eq!(
-            eval.line(),
-            "{\"step\":5,\"eval_loss\":0.25,\"eval_rewards/margins\":0.5}\n"
-        );
+        let eval = Record::new(5).with("eval_rewards/margins", 0.5).with("eval_loss", 0.25);
+        assert_eq!(eval.line(), "{\"step\":5,\"eval_loss\":0.25,\"eval_rewards/margins\":0.5}\n");
     }
 
     #[test]
@@ -248,10 +233,7 @@ mod tests {
         let expected = read(whole.path());
         // Killed at any byte of step 13's line or later, after a checkpoint at step 10.
         let start = expected.find("{\"step\":13").unwrap();
-        for cut_at in (start..=expected.len())
-            .step_by(17)
-            .chain([expected.len() - 1])
-        {
+        for cut_at in (start..=expected.len()).step_by(17).chain([expected.len() - 1]) {
             let broken = tempfile::tempdir().unwrap();
             fs::write(broken.path().join(METRICS_FILE), &expected[..cut_at]).unwrap();
             log_steps(broken.path(), Some(10), 11..=20);

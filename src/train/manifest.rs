@@ -30,10 +30,7 @@ impl ModelIdentity {
     /// `folder` has no readable `config.json`.
     pub fn of(folder: &Path) -> Result<Self> {
         let hash = hash_file(&folder.join("config.json"))?;
-        Ok(Self {
-            folder: folder.to_path_buf(),
-            config_sha256: hash.sha256,
-        })
+        Ok(Self { folder: folder.to_path_buf(), config_sha256: hash.sha256 })
     }
 }
 
@@ -141,10 +138,8 @@ impl RunManifest {
         if differences.is_empty() {
             return Ok(());
         }
-        let problem = format!(
-            "the run there was started otherwise:\n    {}",
-            differences.join("\n    ")
-        );
+        let problem =
+            format!("the run there was started otherwise:\n    {}", differences.join("\n    "));
         let remedy = "undo the change, choose another output_dir, or start again with --overwrite";
         Err(Error::file(&Self::path(output_dir), problem, remedy))
     }
@@ -184,9 +179,7 @@ pub fn hash_file(path: &Path) -> Result<FileHash> {
 
 /// A time as `2024-05-17T09:30:00Z`.
 fn utc(time: SystemTime) -> String {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs());
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil_date(days);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
@@ -269,10 +262,7 @@ mod tests {
         now.counts.insert("pairs".into(), 4);
         now.counts.insert("steps".into(), 1);
         now.data = Value::Null;
-        let error = old
-            .check_resume(Path::new("run"), &now)
-            .unwrap_err()
-            .to_string();
+        let error = old.check_resume(Path::new("run"), &now).unwrap_err().to_string();
         for part in [
             "run/manifest.json: ",
             "train.learning_rate: 5e-5 -> 0.0001",
@@ -294,10 +284,7 @@ mod tests {
         std::fs::write(&path, "abc").unwrap();
         let hash = hash_file(&path).unwrap();
         assert_eq!(hash.bytes, 3);
-        assert_eq!(
-            hash.sha256,
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(hash.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         // Appendix B.3: a million letters, read in several pieces.
         std::fs::write(&path, "a".repeat(1_000_000)).unwrap();
         let million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";

@@ -49,10 +49,9 @@ impl Activations {
         match self {
             Self::Keep => usize::MAX,
             Self::Recompute => 0,
-            Self::Fit {
-                available,
-                per_token,
-            } => (available / (per_token * tokens as u64).max(1)) as usize,
+            Self::Fit { available, per_token } => {
+                (available / (per_token * tokens as u64).max(1)) as usize
+            }
         }
     }
 }

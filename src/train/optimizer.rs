@@ -89,10 +89,7 @@ pub struct AdamW<B: Backend> {
 impl<B: TrainBackend> AdamW<B> {
     /// An optimizer that has seen nothing.
     pub fn new(config: AdamWConfig) -> Self {
-        Self {
-            config,
-            state: BTreeMap::new(),
-        }
+        Self { config, state: BTreeMap::new() }
     }
 
     /// One step at learning rate `lr`; gives the new parameters in the order of `updates`.
@@ -117,11 +114,7 @@ impl<B: TrainBackend> AdamW<B> {
         }
         let updates = B::adamw(tensors).into_iter().zip(steps);
         let updates = updates.map(|(update, (name, step))| {
-            let moments = Moments {
-                step,
-                exp_avg: update.exp_avg,
-                exp_avg_sq: update.exp_avg_sq,
-            };
+            let moments = Moments { step, exp_avg: update.exp_avg, exp_avg_sq: update.exp_avg_sq };
             self.state.insert(name, moments);
             update.param
         });
@@ -159,11 +152,7 @@ impl<B: TrainBackend> AdamW<B> {
             if exp_avg.dims() != exp_avg_sq.dims() {
                 return Err(wrong_state(&name, "its two moments differ in shape"));
             }
-            let moments = Moments {
-                step,
-                exp_avg,
-                exp_avg_sq,
-            };
+            let moments = Moments { step, exp_avg, exp_avg_sq };
             state.insert(name, moments);
         }
         match tensors.keys().next() {
@@ -179,9 +168,7 @@ fn wrong_state(name: &str, problem: &str) -> Error {
 }
 
 fn take(tensors: &mut BTreeMap<String, TensorData>, key: &str) -> Result<TensorData> {
-    tensors
-        .remove(key)
-        .ok_or_else(|| wrong_state(key, "is missing"))
+    tensors.remove(key).ok_or_else(|| wrong_state(key, "is missing"))
 }
 
 fn one_step(name: &str, data: &TensorData) -> Result<u64> {
@@ -207,10 +194,7 @@ fn matrix<B: Backend>(
 /// The L2 norm of all gradients taken as one vector, `[1]`, before clipping: the norm of their norms, as torch's
 /// `clip_grad_norm_` computes it. Zero for no gradients.
 pub fn global_norm<B: Backend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
-    let squares: Vec<Tensor<B, 1>> = grads
-        .iter()
-        .map(|grad| grad.clone().square().sum())
-        .collect();
+    let squares: Vec<Tensor<B, 1>> = grads.iter().map(|grad| grad.clone().square().sum()).collect();
     match squares.is_empty() {
         true => Tensor::zeros([1], &B::Device::default()),
         false => Tensor::cat(squares, 0).sum().sqrt(),
@@ -219,10 +203,7 @@ pub fn global_norm<B: Backend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
 
 /// `min(1, max_norm / (norm + 1e-6))`, `[1]`: what torch multiplies every gradient with.
 fn clip_coefficient<B: Backend>(norm: Tensor<B, 1>, max_norm: f64) -> Tensor<B, 1> {
-    norm.add_scalar(1e-6)
-        .recip()
-        .mul_scalar(max_norm)
-        .clamp_max(1.0)
+    norm.add_scalar(1e-6).recip().mul_scalar(max_norm).clamp_max(1.0)
 }
 
 /// Scales `grads` so that their global norm is at most `max_norm` (0: left as they are), and gives the norm before it.
@@ -237,9 +218,6 @@ pub fn clip_by_global_norm<B: Backend>(
         return (grads, norm);
     }
     let coefficient = clip_coefficient(norm.clone(), max_norm).unsqueeze::<2>();
-    let grads = grads
-        .into_iter()
-        .map(|grad| grad * coefficient.clone())
-        .collect();
+    let grads = grads.into_iter().map(|grad| grad * coefficient.clone()).collect();
     (grads, norm)
 }

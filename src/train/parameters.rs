@@ -47,10 +47,7 @@ pub fn parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<(String,
             self.path.pop();
         }
     }
-    let mut values = Values {
-        path: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut values = Values { path: Vec::new(), found: Vec::new() };
     model.visit(&mut values);
     values.found
 }
@@ -106,10 +103,7 @@ pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
             }
         }
     }
-    let mut found = Found {
-        grads,
-        found: Vec::new(),
-    };
+    let mut found = Found { grads, found: Vec::new() };
     part.visit(&mut found);
     found.found
 }
@@ -145,10 +139,6 @@ fn file_name(path: &[String]) -> String {
             part => parts.push(part),
         }
     }
-    let model = if path.first().is_some_and(|first| first == "lm_head") {
-        ""
-    } else {
-        "model."
-    };
+    let model = if path.first().is_some_and(|first| first == "lm_head") { "" } else { "model." };
     format!("{model}{}.{last}", parts.join("."))
 }

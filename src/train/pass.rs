@@ -61,11 +61,7 @@ mod tests {
 
     /// A pair that takes `tokens` tokens: two in common, the rest in chosen.
     fn pair(tokens: usize) -> EncodedPair {
-        let side = |ids: Vec<u32>| EncodedSequence {
-            ids,
-            completion_start: 1,
-            hidden: Vec::new(),
-        };
+        let side = |ids: Vec<u32>| EncodedSequence { ids, completion_start: 1, hidden: Vec::new() };
         EncodedPair {
             id: tokens.to_string(),
             chosen: side((0..=tokens as u32).collect()),
@@ -76,10 +72,7 @@ mod tests {
     #[test]
     fn pairs_fill_passes_in_order_and_keep_their_weight() {
         let pairs = [3, 4, 9, 2, 2].map(pair);
-        let micro_batches = [
-            vec![&pairs[0], &pairs[1], &pairs[2]],
-            vec![&pairs[3], &pairs[4]],
-        ];
+        let micro_batches = [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]]];
         let passes = passes(&micro_batches, 7);
         let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens).collect();
         assert_eq!(tokens, [7, 9, 4]);

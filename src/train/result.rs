@@ -54,9 +54,7 @@ impl TrainedWeights {
             return adapter::tensors(policy);
         }
         let named = parameters(policy).into_iter();
-        named
-            .map(|(name, tensor)| (name, tensor.into_data()))
-            .collect()
+        named.map(|(name, tensor)| (name, tensor.into_data())).collect()
     }
 
     /// The files a checkpoint keeps beside them.
@@ -83,9 +81,7 @@ impl TrainedWeights {
         let mut saved: BTreeMap<_, _> = saved.into_iter().collect();
         let mut values = Vec::new();
         for (name, tensor) in parameters(policy) {
-            let data = saved
-                .remove(&name)
-                .filter(|data| data.shape == tensor.shape());
+            let data = saved.remove(&name).filter(|data| data.shape == tensor.shape());
             let Some(data) = data else {
                 let problem = format!("{name} is missing or not {:?}", tensor.dims());
                 let remedy = "remove this checkpoint folder";
@@ -130,11 +126,6 @@ impl TrainedWeights {
     fn adapter_config<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Option<String> {
         let lora = self.lora.as_ref()?;
         let revision = Some(self.revision.as_str());
-        Some(adapter::config_json(
-            policy,
-            lora,
-            &self.base_model,
-            revision,
-        ))
+        Some(adapter::config_json(policy, lora, &self.base_model, revision))
     }
 }

@@ -70,10 +70,7 @@ pub fn run<B: TrainBackend>(
     options: &RunOptions,
     device: &B::Device,
 ) -> Result<RunSummary> {
-    let start = Start {
-        device_memory: None,
-        ready: &mut |_| Ok(()),
-    };
+    let start = Start { device_memory: None, ready: &mut |_| Ok(()) };
     run_from::<B>(config, options, start, device)
 }
 
@@ -123,10 +120,7 @@ fn run_method<B: TrainBackend, M: Method<B>>(
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
-        config
-            .warnings()
-            .iter()
-            .for_each(|warning| eprintln!("warning: {warning}"));
+        config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     }
     let lengths = |samples: &[M::Sample]| samples.iter().map(SampleLengths::of).collect();
     (start.ready)(&Prepared {
@@ -135,20 +129,14 @@ fn run_method<B: TrainBackend, M: Method<B>>(
         eval: lengths(&data.eval),
     })?;
     if options.dry_run {
-        return Ok(RunSummary {
-            steps: 0,
-            output: None,
-            last: None,
-        });
+        return Ok(RunSummary { steps: 0, output: None, last: None });
     }
     let manifest = setup::manifest::<B, _>(config, &data, &model_folder, device)?;
     let resumed = folder.resume_point(options.existing, &manifest)?;
     let (learner, lora) = learner(&model_folder)?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
 
-    let step = resumed
-        .as_ref()
-        .map(|checkpoint| checkpoint.state().step as u64);
+    let step = resumed.as_ref().map(|checkpoint| checkpoint.state().step as u64);
     let log = MetricsLog::create(&config.output_dir, step)?;
     let mut trainer = Trainer::new(config, &data, learner, lora, log, device)?;
     if let Some(checkpoint) = &resumed {
@@ -156,11 +144,7 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     }
     trainer.precompute(options.progress)?;
     let last = trainer.run(options.progress)?;
-    Ok(RunSummary {
-        steps: trainer.steps(),
-        output: Some(trainer.save(&model_folder)?),
-        last,
-    })
+    Ok(RunSummary { steps: trainer.steps(), output: Some(trainer.save(&model_folder)?), last })
 }
 
 /// Says on stderr what was read, kept, cut and left out; in a dry run with every id.

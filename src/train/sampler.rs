@@ -85,34 +85,19 @@ mod tests {
 
     #[test]
     fn the_last_group_of_an_epoch_is_short_and_still_a_step() {
-        let sampler = Sampler {
-            samples: 7,
-            batch_size: 2,
-            accumulation: 3,
-            shuffle_seed: None,
-        };
+        let sampler = Sampler { samples: 7, batch_size: 2, accumulation: 3, shuffle_seed: None };
         assert_eq!(sampler.steps_per_epoch(), 2);
         let first = sampler.plan(0);
         assert_eq!(first.micro_batches, [vec![0, 1], vec![2, 3], vec![4, 5]]);
         assert_eq!(first.epoch, 0.75);
-        assert_eq!(
-            sampler.plan(1),
-            StepPlan {
-                micro_batches: vec![vec![6]],
-                epoch: 1.0
-            }
-        );
+        assert_eq!(sampler.plan(1), StepPlan { micro_batches: vec![vec![6]], epoch: 1.0 });
         assert_eq!(sampler.plan(2).micro_batches, first.micro_batches);
     }
 
     #[test]
     fn steps_are_those_that_are_planned() {
-        let sampler = Sampler {
-            samples: 23,
-            batch_size: 2,
-            accumulation: 3,
-            shuffle_seed: Some(7),
-        };
+        let sampler =
+            Sampler { samples: 23, batch_size: 2, accumulation: 3, shuffle_seed: Some(7) };
         let steps: Vec<_> = sampler.steps(9).collect();
         assert_eq!(steps.len(), 9);
         for (index, step) in steps.iter().enumerate() {
@@ -122,12 +107,8 @@ mod tests {
 
     #[test]
     fn every_epoch_is_another_permutation() {
-        let sampler = Sampler {
-            samples: 50,
-            batch_size: 50,
-            accumulation: 1,
-            shuffle_seed: Some(3),
-        };
+        let sampler =
+            Sampler { samples: 50, batch_size: 50, accumulation: 1, shuffle_seed: Some(3) };
         let epoch = |step| sampler.plan(step).micro_batches.remove(0);
         assert_ne!(epoch(0), epoch(1));
         assert_eq!(epoch(1), epoch(1));

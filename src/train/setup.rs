@@ -86,12 +86,7 @@ pub fn load_data<S: Sample>(
         Some((pairs, report)) => (pairs, Some(report)),
         None => (Vec::new(), None),
     };
-    Ok(RunData {
-        train,
-        eval,
-        train_report,
-        eval_report,
-    })
+    Ok(RunData { train, eval, train_report, eval_report })
 }
 
 /// How the configuration encodes pairs.
@@ -223,9 +218,7 @@ fn check_against_adapter<B: TrainBackend>(
     let (asked, default) = (lora_config(config), lora_config(&RunConfig::default()));
     let sites = |lora: &LoraConfig| -> Result<Vec<bool>> {
         let names = policy.projections().map(|(name, _)| name);
-        names
-            .map(|name| lora.target_modules.matches(&name))
-            .collect()
+        names.map(|name| lora.target_modules.matches(&name)).collect()
     };
     let (of_asked, of_adapter) = (sites(&asked)?, sites(adapter)?);
     let differs = [
@@ -280,10 +273,7 @@ fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
     let dpo = &config.dpo;
     let weight = |index: usize| {
         let weights = dpo.loss_weights.as_ref();
-        weights
-            .and_then(|weights| weights.get(index))
-            .copied()
-            .unwrap_or(1.0)
+        weights.and_then(|weights| weights.get(index)).copied().unwrap_or(1.0)
     };
     let (mut preference, mut sft_weight) = (None, 0.0);
     for (index, loss) in dpo.loss_type.iter().enumerate() {
@@ -298,12 +288,7 @@ fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
         }
     }
     let (loss_type, weight) = preference.unwrap_or((DpoLossType::Sigmoid, 0.0));
-    Ok(DpoLoss {
-        loss_type,
-        beta: dpo.beta,
-        weight,
-        sft_weight,
-    })
+    Ok(DpoLoss { loss_type, beta: dpo.beta, weight, sft_weight })
 }
 
 fn step_config<B: TrainBackend>(
@@ -363,11 +348,7 @@ pub fn what_fits<B: TrainBackend>(
 
 /// Weights of a model of this shape.
 pub fn weights(config: &MistralConfig) -> usize {
-    config
-        .tensors()
-        .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
-        .sum()
+    config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 /// The order of the training data.
@@ -393,17 +374,8 @@ pub fn manifest<B: TrainBackend, S: Sample>(
     let identity = ModelIdentity::of(model_folder)?;
     let device = format!("{} {device:?}", B::name(device));
     let mut manifest = RunManifest::new(config.clone(), identity, &device);
-    let eval_hash = config
-        .data
-        .eval_file
-        .as_deref()
-        .map(hash_file)
-        .transpose()?;
-    let adapter = config
-        .lora
-        .adapter
-        .as_deref()
-        .map(|folder| hash_file(&folder.join(WEIGHTS)));
+    let eval_hash = config.data.eval_file.as_deref().map(hash_file).transpose()?;
+    let adapter = config.lora.adapter.as_deref().map(|folder| hash_file(&folder.join(WEIGHTS)));
     manifest.data = json!({
         "adapter": adapter.transpose()?,
         "train_file": hash_file(&config.data.train_file)?,
@@ -434,11 +406,7 @@ fn lengths<S: Sample>(samples: &[S]) -> Value {
         }
         buckets
     };
-    let side = |index: usize| {
-        samples
-            .iter()
-            .filter_map(move |s| s.sides().get(index).copied())
-    };
+    let side = |index: usize| samples.iter().filter_map(move |s| s.sides().get(index).copied());
     let prompts = &mut side(0).map(|side| side.completion_start);
     let mut lengths = json!({"bucket_size": LENGTH_BUCKET, "prompt": histogram(prompts)});
     for (index, name) in S::SIDES.iter().enumerate() {

@@ -103,10 +103,7 @@ impl<B: TrainBackend> Method<B> for SftLearner<B> {
         let total: usize = micro_batches.iter().flatten().map(tokens).sum();
         let weight = 1.0 / total.max(1) as f64;
         let (mut sum, mut packed) = (Vec::new(), Vec::new());
-        for (index, pass) in passes(micro_batches, self.config.pass_tokens)
-            .iter()
-            .enumerate()
-        {
+        for (index, pass) in passes(micro_batches, self.config.pass_tokens).iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
             let (output, grads) = self.one_pass(pass, weight, seed);
             packed.push(output);
@@ -128,19 +125,9 @@ impl<B: TrainBackend> Method<B> for SftLearner<B> {
         let loss = mean(all, |token| -token[0]);
         let applied = grad_norm.is_finite() && loss.is_finite();
         if applied {
-            apply(
-                &mut self.policy,
-                &mut self.optimizer,
-                learning_rate,
-                clipped,
-            );
+            apply(&mut self.policy, &mut self.optimizer, learning_rate, clipped);
         }
-        StepOutput {
-            loss,
-            micro_batches,
-            grad_norm,
-            applied,
-        }
+        StepOutput { loss, micro_batches, grad_norm, applied }
     }
 
     fn evaluate(&self, examples: &[&EncodedExample]) -> MicroBatchMetrics {
@@ -162,10 +149,7 @@ fn measure(examples: usize, tokens: &[Token]) -> MicroBatchMetrics {
     MicroBatchMetrics {
         pairs: examples,
         loss: mean(tokens, |token| -token[0]),
-        values: vec![
-            mean(tokens, |token| token[2]),
-            mean(tokens, |token| token[1]),
-        ],
+        values: vec![mean(tokens, |token| token[2]), mean(tokens, |token| token[1])],
     }
 }
 

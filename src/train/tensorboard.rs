@@ -40,9 +40,7 @@ impl EventFile {
         let time = now();
         let mut bytes = frame(&Message::event(time, 0).text(3, b"brain.Event:2").0);
         let session_start = Message::default().varint(1, 1);
-        bytes.extend(frame(
-            &Message::event(time, first_step).text(7, &session_start.0).0,
-        ));
+        bytes.extend(frame(&Message::event(time, first_step).text(7, &session_start.0).0));
         events.write(&bytes)?;
         Ok(events)
     }
@@ -65,9 +63,7 @@ impl EventFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, "write", e))
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, "write", e))
     }
 }
 
@@ -107,16 +103,12 @@ fn newest_time(folder: &Path) -> Result<Option<u64>> {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Seconds since 1970.
 fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 /// This machine's name, as far as the environment tells it; only letters, digits, `-` and `.` are kept.
@@ -126,11 +118,7 @@ fn host() -> String {
         .unwrap_or_default();
     let keep = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
     let name: String = name.chars().filter(keep).take(64).collect();
-    if name.is_empty() {
-        "localhost".to_string()
-    } else {
-        name
-    }
+    if name.is_empty() { "localhost".to_string() } else { name }
 }
 
 /// `Event { wall_time = 1, step = 2, summary = 5 { value = 1 { tag = 1, simple_value = 2 } } }`.
@@ -141,9 +129,7 @@ fn scalar_event<'a>(
 ) -> Vec<u8> {
     let mut summary = Message::default();
     for (tag, value) in values {
-        let value = Message::default()
-            .text(1, tag.as_bytes())
-            .float(2, value as f32);
+        let value = Message::default().text(1, tag.as_bytes()).float(2, value as f32);
         summary = summary.text(1, &value.0);
     }
     Message::event(wall_time, step).text(5, &summary.0).0
@@ -158,11 +144,7 @@ impl Message {
     fn event(wall_time: f64, step: u64) -> Self {
         let event = Self::default().double(1, wall_time);
         // Protobuf leaves out a number that has its default, 0.
-        if step == 0 {
-            event
-        } else {
-            event.varint(2, step)
-        }
+        if step == 0 { event } else { event.varint(2, step) }
     }
 
     fn key(&mut self, field: u8, wire_type: u8) {
@@ -223,9 +205,7 @@ fn masked(crc: u32) -> u32 {
 /// CRC-32C (Castagnoli, RFC 3720 B.4), bit by bit: a few hundred bytes a step need no table.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
-        })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
     };
     !bytes.iter().fold(!0, step)
 }
@@ -256,11 +236,8 @@ mod tests {
             hex(&frame(&version)),
             "1800000000000000a37f4b220900000000004a93401a0d627261696e2e4576656e743a3265b8d3fb"
         );
-        let scalars = scalar_event(
-            1234.5,
-            300,
-            [("train/loss", std::f64::consts::LN_2), ("x", -2.0)],
-        );
+        let scalars =
+            scalar_event(1234.5, 300, [("train/loss", std::f64::consts::LN_2), ("x", -2.0)]);
         assert_eq!(
             hex(&frame(&scalars)),
             "2b00000000000000861bc34b0900000000004a934010ac022a1d0a110a0a747261696e2f6c6f7373\

@@ -70,10 +70,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
         learner.begin(config, total_steps > sampler.steps_per_epoch());
         let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
-        let state = TrainState {
-            seed: config.seed,
-            ..TrainState::default()
-        };
+        let state = TrainState { seed: config.seed, ..TrainState::default() };
         let window = Window::default();
         let device = device.clone();
         Ok(Self {
@@ -187,10 +184,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         self.window.tokens += tokens as u64;
         self.window.losses.push(output.loss);
         self.window.micro_batches.extend(output.micro_batches);
-        let due = self
-            .state
-            .step
-            .is_multiple_of(self.config.train.logging_steps.max(1));
+        let due = self.state.step.is_multiple_of(self.config.train.logging_steps.max(1));
         if !due && self.state.step != self.total_steps {
             return Ok(None);
         }
@@ -213,10 +207,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             .with("grad_norm", grad_norm)
             .with("learning_rate", learning_rate)
             .with("num_tokens", self.state.num_tokens as f64)
-            .with(
-                "tokens_per_second",
-                window.tokens as f64 / seconds.max(1e-9),
-            )
+            .with("tokens_per_second", window.tokens as f64 / seconds.max(1e-9))
             .with("seconds", self.state.seconds);
         for (key, value) in M::KEYS.iter().zip(values) {
             record = record.with(*key, value);
@@ -268,11 +259,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             },
         };
         let ids: Vec<&str> = batches.iter().flatten().map(|sample| sample.id()).collect();
-        let losses: Vec<f64> = output
-            .micro_batches
-            .iter()
-            .map(|micro| micro.loss)
-            .collect();
+        let losses: Vec<f64> = output.micro_batches.iter().map(|micro| micro.loss).collect();
         Error::run(
             format!(
                 "step {} is not finite: losses {losses:?}, gradient norm {}, {} {}; {saved}",
@@ -302,10 +289,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let mut files = self.weights.files(self.learner.policy());
         files.extend(self.learner.files()?);
         let snapshot = Snapshot {
-            state: TrainState {
-                metrics,
-                ..self.state.clone()
-            },
+            state: TrainState { metrics, ..self.state.clone() },
             groups: vec![
                 (self.weights.group().to_string(), weights),
                 ("optimizer".to_string(), self.learner.optimizer().export()),
@@ -324,8 +308,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
     /// The folder cannot be written.
     pub fn save(&self, model_folder: &Path) -> Result<PathBuf> {
         let folder = RunFolder::new(&self.config.output_dir);
-        self.weights
-            .save(self.learner.policy(), &folder, model_folder)
+        self.weights.save(self.learner.policy(), &folder, model_folder)
     }
 }
 
@@ -352,19 +335,12 @@ fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
 fn status(record: &Record, watched: &[(&str, &str)]) -> String {
     let mut parts = Vec::new();
     for (key, name) in watched {
-        let value = record
-            .values
-            .iter()
-            .find(|(k, _)| k.trim_start_matches("eval_") == *key);
+        let value = record.values.iter().find(|(k, _)| k.trim_start_matches("eval_") == *key);
         if let Some((_, value)) = value {
             parts.push(format!("{name} {value:.4}"));
         }
     }
-    if let Some((_, rate)) = record
-        .values
-        .iter()
-        .find(|(key, _)| key == "tokens_per_second")
-    {
+    if let Some((_, rate)) = record.values.iter().find(|(key, _)| key == "tokens_per_second") {
         parts.push(format!("{rate:.0} tok/s"));
     }
     parts.join("  ")

@@ -13,9 +13,7 @@ use serde_json::Value;
 
 /// A file of the data kept beside the project, if it is there.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared")
-        .join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
     let there = path.exists();
     if !there {
         eprintln!("SKIPPED: no {}", path.display());
@@ -24,16 +22,12 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/evaluate")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/evaluate").join(name)
 }
 
 pub(crate) fn json_lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -57,44 +51,16 @@ fn each_scorer_judges_each_answer_of_the_table() {
 #[test]
 fn numbers_have_one_value_however_they_are_written() {
     for (same, different) in [
-        (
-            vec!["1000", "1,000", "1000.0", "$1,000.00", "1e3", "10^3 = 1000"],
-            "100",
-        ),
-        (
-            vec![
-                "-0.5",
-                "-1/2",
-                "$-.5",
-                r"-\frac{1}{2}",
-                r"-\dfrac12",
-                "\u{2212}0.50",
-            ],
-            "0.5",
-        ),
-        (
-            vec![
-                "3.25",
-                "3 1/4",
-                r"3\frac{1}{4}",
-                r"$3\tfrac14$ cups",
-                "13/4",
-                "325 / 100",
-            ],
-            "3/4",
-        ),
+        (vec!["1000", "1,000", "1000.0", "$1,000.00", "1e3", "10^3 = 1000"], "100"),
+        (vec!["-0.5", "-1/2", "$-.5", r"-\frac{1}{2}", r"-\dfrac12", "\u{2212}0.50"], "0.5"),
+        (vec!["3.25", "3 1/4", r"3\frac{1}{4}", r"$3\tfrac14$ cups", "13/4", "325 / 100"], "3/4"),
     ] {
         let values: Vec<_> = same.iter().map(|text| parse_number(text)).collect();
         assert!(values[0].is_some(), "{same:?}");
-        assert!(
-            values.iter().all(|value| *value == values[0]),
-            "{same:?}: {values:?}"
-        );
+        assert!(values.iter().all(|value| *value == values[0]), "{same:?}: {values:?}");
         assert_ne!(parse_number(different), values[0]);
     }
-    for none in [
-        "", "twelve", "3:30", "2-3", "2 * 3", "1/0", "3!", "x3", "1, 2", "1.2.3",
-    ] {
+    for none in ["", "twelve", "3:30", "2-3", "2 * 3", "1/0", "3!", "x3", "1, 2", "1.2.3"] {
         assert_eq!(parse_number(none), None, "{none}");
     }
     // Too long to be an answer, and no reason to compute for hours.
@@ -120,11 +86,7 @@ fn completions_begin_after_the_prompt() {
         ("2 + 2?", " only the answer, 4", " only the answer, 4"),
         ("", "Question: \n\nAnswer: 4", "Question: \n\nAnswer: 4"),
     ] {
-        assert_eq!(
-            completion_of(question, prediction),
-            completion,
-            "{prediction:?}"
-        );
+        assert_eq!(completion_of(question, prediction), completion, "{prediction:?}");
     }
 }
 
@@ -137,12 +99,7 @@ fn real_solutions_are_judged_as_their_labels_say() {
     let mut judged = 0;
     for row in json_lines(&path) {
         let known = row["ground_truth"].as_str().unwrap();
-        for model in [
-            "6b_finetuning",
-            "6b_verification",
-            "175b_finetuning",
-            "175b_verification",
-        ] {
+        for model in ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"] {
             let solution = row[model]["solution"].as_str().unwrap();
             let verdict = NUMERIC.judge(known, solution);
             assert_eq!(
@@ -178,10 +135,7 @@ fn known_answers_of_the_real_test_set_are_read() {
 fn formulas_are_compared_as_the_table_says() {
     let mut wrong = Vec::new();
     for row in json_lines(&fixture("formulas.jsonl")) {
-        let (known, answer) = (
-            row["known"].as_str().unwrap(),
-            row["answer"].as_str().unwrap(),
-        );
+        let (known, answer) = (row["known"].as_str().unwrap(), row["answer"].as_str().unwrap());
         for (rule, same) in [
             ("hendrycks", same_when_normalized as fn(&str, &str) -> bool),
             ("equivalent", equivalent),
@@ -201,19 +155,13 @@ fn answers_to_math_problems_are_found() {
     let known = r"So $x = 2$, and the sum is $\boxed{\frac{1}{4}}$.";
     for (completion, expected) in [
         (r" It is $\boxed{\frac14}$.", [false, true, true]),
-        (
-            r" It is $\boxed{0.25}$. The answer is: \frac{1}{4}",
-            [true, false, true],
-        ),
+        (r" It is $\boxed{0.25}$. The answer is: \frac{1}{4}", [true, false, true]),
         (r" The answer is: $0.25$", [false, false, true]),
         (
             r" Final Answer: The final answer is $\frac{1}{4}$. I hope it is correct.",
             [false, false, true],
         ),
-        (
-            r" \boxed{\frac{1}{4}}. Problem: 1 + 1? \boxed{2}",
-            [false, true, true],
-        ),
+        (r" \boxed{\frac{1}{4}}. Problem: 1 + 1? \boxed{2}", [false, true, true]),
         (r" It is a quarter, \frac{1}{4}.", [false, false, false]),
         (r" \boxed{\frac{1}{4}", [false, false, false]),
     ] {
@@ -258,25 +206,15 @@ fn no_text_is_too_odd() {
     ];
     let mut random = ChaCha8Rng::seed_from_u64(7);
     for length in 0..3000 {
-        let text: String = (0..length % 24)
-            .map(|_| pieces[random.next_u32() as usize % pieces.len()])
-            .collect();
+        let text: String =
+            (0..length % 24).map(|_| pieces[random.next_u32() as usize % pieces.len()]).collect();
         for scorer in GSM8K_SCORERS.iter().chain(&MATH_SCORERS) {
             scorer.judge("#### 5", &text);
             scorer.judge(&text, &text);
         }
     }
-    for long in [
-        "(".repeat(5000),
-        "\\boxed{".repeat(1000),
-        "1/".repeat(2500),
-        "1,".repeat(2500),
-    ] {
-        assert!(
-            !MATH_SCORERS[2]
-                .judge("7", &format!("{long} answer is {long}"))
-                .correct
-        );
+    for long in ["(".repeat(5000), "\\boxed{".repeat(1000), "1/".repeat(2500), "1,".repeat(2500)] {
+        assert!(!MATH_SCORERS[2].judge("7", &format!("{long} answer is {long}")).correct);
         assert!(!NUMERIC.judge("7", &long).correct);
     }
 }

@@ -51,12 +51,8 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn predictions(folder: &Path, data: &str, answers: &[&str]) -> PathBuf {
     let rows = crate::answers::json_lines(&fixture(data));
     let entries = rows.iter().zip(answers).map(|(row, answer)| {
-        let of = |keys: [&str; 2]| {
-            keys.iter()
-                .find_map(|key| row[*key].as_str())
-                .unwrap()
-                .to_string()
-        };
+        let of =
+            |keys: [&str; 2]| keys.iter().find_map(|key| row[*key].as_str()).unwrap().to_string();
         let question = of(["question", "problem"]);
         json!({
             "prediction": format!("Question: {question}\n\nAnswer:{answer}"),
@@ -74,11 +70,7 @@ pub(crate) fn check_page(path: &Path) -> String {
     let page = fs::read_to_string(path).unwrap();
     for tag in ["table", "article", "details", "pre", "div", "ul"] {
         let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
-        assert_eq!(
-            page.matches(&open).count(),
-            page.matches(&close).count(),
-            "{tag}"
-        );
+        assert_eq!(page.matches(&open).count(), page.matches(&close).count(), "{tag}");
     }
     assert!(
         !page.contains("<script") && !page.contains("src=") && !page.contains("http"),

@@ -33,23 +33,12 @@ fn a_model_is_evaluated_from_start_to_end() {
     for (prediction, problem) in predictions.as_array().unwrap().iter().zip(&problems) {
         assert_eq!(prediction["question"], problem["question"]);
         assert_eq!(prediction["ground_truth"], problem["answer"]);
-        let prompt = format!(
-            "Question: {}\n\nAnswer:",
-            problem["question"].as_str().unwrap()
-        );
-        assert!(
-            prediction["prediction"]
-                .as_str()
-                .unwrap()
-                .starts_with(&prompt)
-        );
+        let prompt = format!("Question: {}\n\nAnswer:", problem["question"].as_str().unwrap());
+        assert!(prediction["prediction"].as_str().unwrap().starts_with(&prompt));
         assert_eq!(prediction.as_object().unwrap().len(), 3);
     }
     let results = json_file(&output.join("results.json"));
-    assert_eq!(
-        (&results["task"], &results["total"]),
-        (&json!("gsm8k"), &json!(5))
-    );
+    assert_eq!((&results["task"], &results["total"]), (&json!("gsm8k"), &json!(5)));
     assert_eq!(results["scorers"]["numeric"]["total"], 5);
     assert_eq!(results["settings"]["max_new_tokens"], 9);
     check_page(&output.join("index.html"));
@@ -63,27 +52,18 @@ fn a_model_is_evaluated_from_start_to_end() {
         "{message}"
     );
     printed(&[&other[..], &["--overwrite"]].concat());
-    assert_eq!(
-        json_file(&output.join("results.json"))["settings"]["max_new_tokens"],
-        7
-    );
+    assert_eq!(json_file(&output.join("results.json"))["settings"]["max_new_tokens"], 7);
     // Scoring its answers again keeps what is known of them.
     let file = output.join("predictions.json");
     printed(&["evaluate", "gsm8k", "--predictions", text(&file)]);
-    assert_eq!(
-        json_file(&output.join("results.json"))["settings"]["max_new_tokens"],
-        7
-    );
+    assert_eq!(json_file(&output.join("results.json"))["settings"]["max_new_tokens"], 7);
 }
 
 #[test]
 fn examples_stand_before_the_question() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, data, solved) = (
-        model(),
-        fixture("gsm8k.jsonl"),
-        folder.path().join("solved.jsonl"),
-    );
+    let (model, data, solved) =
+        (model(), fixture("gsm8k.jsonl"), folder.path().join("solved.jsonl"));
     let rows = [
         json!({"question": "1 + 1?", "answer": "It is 2.\n#### 2"}),
         json!({"question": "2 + 2?", "answer": "#### 4"}),
@@ -115,10 +95,7 @@ fn examples_stand_before_the_question() {
     // The example's answer is not taken for the model's.
     let verdicts = crate::answers::json_lines(&output.join("verdicts.jsonl"));
     assert!(!verdicts[1]["completion"].as_str().unwrap().contains("####"));
-    assert_eq!(
-        json_file(&output.join("results.json"))["settings"]["shots"],
-        1
-    );
+    assert_eq!(json_file(&output.join("results.json"))["settings"]["shots"], 1);
     // An example that gives an answer away is refused.
     let message = refused(&[&args[..], &[text(&data)]].concat(), 1);
     assert!(message.contains("solves problem 1"), "{message}");
@@ -129,14 +106,8 @@ fn prompts_without_room_for_an_answer_are_counted_and_listed() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("long.jsonl");
     let long = json!({"question": "words ".repeat(600), "answer": "#### 1"});
-    fs::write(
-        &data,
-        format!(
-            "{}\n{long}\n",
-            json!({"question": "1 + 1?", "answer": "#### 2"})
-        ),
-    )
-    .unwrap();
+    fs::write(&data, format!("{}\n{long}\n", json!({"question": "1 + 1?", "answer": "#### 2"})))
+        .unwrap();
     let output = folder.path().join("out");
     printed(&[
         "evaluate",
@@ -151,10 +122,7 @@ fn prompts_without_room_for_an_answer_are_counted_and_listed() {
         text(&output),
     ]);
     let results = json_file(&output.join("results.json"));
-    assert_eq!(
-        (&results["total"], &results["prompts_too_long"]),
-        (&json!(2), &json!([2]))
-    );
+    assert_eq!((&results["total"], &results["prompts_too_long"]), (&json!(2), &json!([2])));
 }
 
 #[test]
@@ -166,18 +134,8 @@ fn math_is_counted_by_subject_and_level() {
         " $\\boxed{\\{2,3\\}}$",
         " $\\boxed{[-2, 2]}$",
     ];
-    let (file, data) = (
-        predictions(folder.path(), "math.jsonl", &answers),
-        fixture("math.jsonl"),
-    );
-    let table = printed(&[
-        "evaluate",
-        "math",
-        "--predictions",
-        text(&file),
-        "--data",
-        text(&data),
-    ]);
+    let (file, data) = (predictions(folder.path(), "math.jsonl", &answers), fixture("math.jsonl"));
+    let table = printed(&["evaluate", "math", "--predictions", text(&file), "--data", text(&data)]);
     assert!(
         table.contains("by subject (equivalent)") && table.contains("Number Theory"),
         "{table}"
@@ -194,10 +152,9 @@ fn math_is_counted_by_subject_and_level() {
 /// The whole real test set, from prompts to results.
 #[test]
 fn the_real_test_set_is_evaluated_with_a_tiny_model() {
-    let (Some(data), Some(model)) = (
-        shared("data/gsm8k/test.jsonl"),
-        shared("reference/models/tiny-a"),
-    ) else {
+    let (Some(data), Some(model)) =
+        (shared("data/gsm8k/test.jsonl"), shared("reference/models/tiny-a"))
+    else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -18,13 +18,7 @@ fn two_evaluations_are_compared() {
         predictions(
             &sides[1],
             "gsm8k.jsonl",
-            &[
-                " #### 18",
-                " 100",
-                " #### 30 birds",
-                " -5 degrees",
-                " <b>12</b> & more",
-            ],
+            &[" #### 18", " 100", " #### 30 birds", " -5 degrees", " <b>12</b> & more"],
         ),
     ];
     let output = folder.path().join("compared");
@@ -55,14 +49,8 @@ fn two_evaluations_are_compared() {
     ]);
     let comparison = json_file(&output.join("comparison.json"));
     let numeric = &comparison["scorers"]["numeric"];
-    assert_eq!(
-        (&numeric["won"], &numeric["lost"]),
-        (&json!([3, 4]), &json!([2, 5]))
-    );
-    assert_eq!(
-        (&numeric["wins"], &numeric["p_value"]),
-        (&json!(2), &json!(1.0))
-    );
+    assert_eq!((&numeric["won"], &numeric["lost"]), (&json!([3, 4]), &json!([2, 5])));
+    assert_eq!((&numeric["wins"], &numeric["p_value"]), (&json!(2), &json!(1.0)));
     assert_eq!(
         (&numeric["first"]["correct"], &numeric["second"]["correct"]),
         (&json!(3), &json!(3))

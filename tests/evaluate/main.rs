@@ -1,10 +1,7 @@
 //! Evaluation: scorers, sandbox, and the command as a user calls it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(
-    clippy::too_many_lines,
-    reason = "tables of cases, and the one story of an evaluation"
-)]
+#![allow(clippy::too_many_lines, reason = "tables of cases, and the one story of an evaluation")]
 
 mod answers;
 mod calls;

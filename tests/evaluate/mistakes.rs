@@ -14,12 +14,9 @@ fn mistakes_are_named() {
         text(&path).to_string()
     };
     let (model, data) = (model(), text(&fixture("gsm8k.jsonl")).to_string());
-    let answers = text(&predictions(
-        &folder.path().join("a"),
-        "gsm8k.jsonl",
-        &["", "", "", "", ""],
-    ))
-    .to_string();
+    let answers =
+        text(&predictions(&folder.path().join("a"), "gsm8k.jsonl", &["", "", "", "", ""]))
+            .to_string();
     let math = text(&fixture("math.jsonl")).to_string();
     let cases: [(&[&str], i32, &[&str]); 24] = [
         (&["gsm8k"], 2, &["--model", "--data"]),
@@ -30,13 +27,7 @@ fn mistakes_are_named() {
             &["absent.jsonl", "cannot read"],
         ),
         (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &put("empty.jsonl", "\n"),
-            ],
+            &["gsm8k", "--model", &model, "--data", &put("empty.jsonl", "\n")],
             1,
             &["empty.jsonl", "holds no problem"],
         ),
@@ -58,13 +49,7 @@ fn mistakes_are_named() {
             ],
         ),
         (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &put("json.jsonl", "{\"question\": \"q\", \n"),
-            ],
+            &["gsm8k", "--model", &model, "--data", &put("json.jsonl", "{\"question\": \"q\", \n")],
             1,
             &["json.jsonl:1", "is not JSON"],
         ),
@@ -80,59 +65,23 @@ fn mistakes_are_named() {
             &["array.json: row 1", "question: is no text but 3"],
         ),
         (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &put("rows.json", "[1, 2]"),
-            ],
+            &["gsm8k", "--model", &model, "--data", &put("rows.json", "[1, 2]")],
             1,
             &["rows.json: row 1: is not an object"],
         ),
+        (&["gsm8k", "--model", &model, "--data", &data, "--shots", "2"], 2, &["--shots-from"]),
         (
-            &["gsm8k", "--model", &model, "--data", &data, "--shots", "2"],
-            2,
-            &["--shots-from"],
-        ),
-        (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &data,
-                "--shots",
-                "9",
-                "--shots-from",
-                &data,
-            ],
+            &["gsm8k", "--model", &model, "--data", &data, "--shots", "9", "--shots-from", &data],
             1,
             &["holds 5 problems, --shots asks for 9"],
         ),
         (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &data,
-                "--max-new-tokens",
-                "0",
-            ],
+            &["gsm8k", "--model", &model, "--data", &data, "--max-new-tokens", "0"],
             1,
             &["--max-new-tokens"],
         ),
         (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &data,
-                "--prompt-template",
-                "Q:",
-            ],
+            &["gsm8k", "--model", &model, "--data", &data, "--prompt-template", "Q:"],
             1,
             &["{prompt}"],
         ),
@@ -142,54 +91,23 @@ fn mistakes_are_named() {
             &["predictions.json: is of another data set: prediction 1 answers \"Mia has 3"],
         ),
         (
-            &[
-                "gsm8k",
-                "--predictions",
-                &answers,
-                "--data",
-                &data,
-                "--limit",
-                "3",
-            ],
+            &["gsm8k", "--predictions", &answers, "--data", &data, "--limit", "3"],
             1,
             &["holds 5 predictions, the data 3 problems"],
         ),
         (
             &["gsm8k", "--predictions", &data],
             1,
-            &[
-                "gsm8k.jsonl:1",
-                "ground_truth: is missing; the row has question, answer",
-            ],
+            &["gsm8k.jsonl:1", "ground_truth: is missing; the row has question, answer"],
         ),
-        (
-            &[
-                "gsm8k",
-                "--model",
-                &model,
-                "--data",
-                &data,
-                "--shots-from",
-                &data,
-            ],
-            2,
-            &["--shots"],
-        ),
+        (&["gsm8k", "--model", &model, "--data", &data, "--shots-from", &data], 2, &["--shots"]),
         (
             &["gsm8k", "--model", &model, "--data", &data, "--beta", "0.2"],
             1,
             &["--beta: means nothing to gsm8k", "preference"],
         ),
         (
-            &[
-                "gsm8k-pot",
-                "--predictions",
-                &answers,
-                "--shots",
-                "1",
-                "--shots-from",
-                &data,
-            ],
+            &["gsm8k-pot", "--predictions", &answers, "--shots", "1", "--shots-from", &data],
             2,
             &["--shots"],
         ),
@@ -213,11 +131,7 @@ fn mistakes_are_named() {
             1,
             &["--allow-code-execution: means nothing to math"],
         ),
-        (
-            &["preference", "--predictions", &answers],
-            1,
-            &["log-probabilities"],
-        ),
+        (&["preference", "--predictions", &answers], 1, &["log-probabilities"]),
         (
             &["--compare", &answers, &answers],
             1,
@@ -229,10 +143,7 @@ fn mistakes_are_named() {
         let args = [&["evaluate"], args, &["--output", text(&output)]].concat();
         let message = refused(&args, status);
         for said in said {
-            assert!(
-                message.contains(said),
-                "{args:?}: {said:?} is not in {message}"
-            );
+            assert!(message.contains(said), "{args:?}: {said:?} is not in {message}");
         }
     }
     assert!(!output.exists(), "nothing is written of a mistake");

@@ -20,13 +20,7 @@ fn programs_run_only_if_allowed_and_failing_ones_count() {
     if !python_is_there() {
         return;
     }
-    printed(
-        &[
-            &args[..],
-            &["--allow-code-execution", "--program-seconds", "1"],
-        ]
-        .concat(),
-    );
+    printed(&[&args[..], &["--allow-code-execution", "--program-seconds", "1"]].concat());
     let results = json_file(&folder.path().join("results.json"));
     for scorer in ["arithmo", "numeric"] {
         assert_eq!(results["scorers"][scorer]["correct"], 2, "{results}");
@@ -34,16 +28,9 @@ fn programs_run_only_if_allowed_and_failing_ones_count() {
     }
     assert_eq!(results["programs_failed"], 3);
     let programs = json_file(&folder.path().join("programs.json"));
-    let outcomes: Vec<_> = programs
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| one["outcome"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        outcomes,
-        ["printed", "printed", "failed", "failed", "failed"]
-    );
+    let outcomes: Vec<_> =
+        programs.as_array().unwrap().iter().map(|one| one["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["printed", "printed", "failed", "failed", "failed"]);
     assert!(
         ["CPU time", "stopped after"]
             .iter()
@@ -51,10 +38,7 @@ fn programs_run_only_if_allowed_and_failing_ones_count() {
         "{programs}"
     );
     assert!(
-        programs[2]["reason"]
-            .as_str()
-            .unwrap()
-            .contains("Operation not permitted"),
+        programs[2]["reason"].as_str().unwrap().contains("Operation not permitted"),
         "{programs}"
     );
 }
@@ -71,25 +55,12 @@ fn programs_get_no_open_files() {
     let file = predictions(folder.path(), "gsm8k.jsonl", &[program, " print(1000)"]);
     let script = "exec 9</dev/zero; exec \"$@\"";
     let status = std::process::Command::new("sh")
-        .args([
-            "-c",
-            script,
-            "sh",
-            env!("CARGO_BIN_EXE_arithmo"),
-            "evaluate",
-            "gsm8k-pot",
-        ])
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_arithmo"), "evaluate", "gsm8k-pot"])
         .args(["--allow-code-execution", "--predictions", text(&file)])
         .output()
         .unwrap();
     assert!(status.status.success());
     let programs = json_file(&folder.path().join("programs.json"));
-    assert!(
-        programs[0]["reason"]
-            .as_str()
-            .unwrap()
-            .contains("Bad file descriptor"),
-        "{programs}"
-    );
+    assert!(programs[0]["reason"].as_str().unwrap().contains("Bad file descriptor"), "{programs}");
     assert_eq!(programs[1]["output"], "1000\n");
 }

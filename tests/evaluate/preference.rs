@@ -16,10 +16,8 @@ const TEMPLATE: &str = "Question: {prompt}\n\nAnswer:";
 /// Pairs of odd lengths, with scores.
 fn write_pairs(path: &Path) {
     let pair = |n: usize| {
-        let (chosen, rejected) = (
-            "good words ".repeat(1 + n * 3 % 5),
-            "other words ".repeat(1 + n * 2 % 7),
-        );
+        let (chosen, rejected) =
+            ("good words ".repeat(1 + n * 3 % 5), "other words ".repeat(1 + n * 2 % 7));
         json!({
             "id": format!("p{n}"), "prompt": format!("What is {n} times {n}?"), "chosen": format!("{chosen}{n}"),
             "rejected": format!("{rejected}none"), "chosen_score": 3 + n % 4, "rejected_score": 2 - (n % 3) as i64,
@@ -63,10 +61,7 @@ fn scored(folder: &Path, pairs: &Path, adapter: &[&str]) -> Vec<(f64, Value)> {
     let margin = |line: &Value| {
         line["logps/chosen"].as_f64().unwrap() - line["logps/rejected"].as_f64().unwrap()
     };
-    json_lines(&output)
-        .into_iter()
-        .map(|line| (margin(&line), line))
-        .collect()
+    json_lines(&output).into_iter().map(|line| (margin(&line), line)).collect()
 }
 
 #[test]
@@ -77,11 +72,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     let adapter = write_adapter(folder.path(), &pairs);
     let with = scored(folder.path(), &pairs, &["--adapter", &adapter]);
     let without = scored(folder.path(), &pairs, &[]);
-    let margins: Vec<f64> = with
-        .iter()
-        .zip(&without)
-        .map(|(a, b)| 0.5 * (a.0 - b.0))
-        .collect();
+    let margins: Vec<f64> = with.iter().zip(&without).map(|(a, b)| 0.5 * (a.0 - b.0)).collect();
     assert!(
         margins.iter().any(|margin| margin.abs() > 0.01),
         "the adapter does something: {margins:?}"
@@ -115,10 +106,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     let right = |values: &[f64]| values.iter().filter(|value| **value > 0.0).count();
     let likelihoods: Vec<f64> = with.iter().map(|one| one.0).collect();
     assert_eq!(results["scorers"]["reward"]["correct"], right(&margins));
-    assert_eq!(
-        results["scorers"]["likelihood"]["correct"],
-        right(&likelihoods)
-    );
+    assert_eq!(results["scorers"]["likelihood"]["correct"], right(&likelihoods));
     assert_eq!(results["scorers"]["reward"]["total"], 13);
     let mean = margins.iter().sum::<f64>() / 13.0;
     let close = |value: &Value, expected: f64| {
@@ -132,17 +120,11 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     // Every table holds every pair once.
     for name in ["by_score_gap", "by_length", "by_certainty"] {
         let buckets = results[name].as_array().unwrap();
-        let pairs: u64 = buckets
-            .iter()
-            .map(|bucket| bucket["total"].as_u64().unwrap())
-            .sum();
+        let pairs: u64 = buckets.iter().map(|bucket| bucket["total"].as_u64().unwrap()).sum();
         assert_eq!(pairs, 13, "{name}");
     }
     // The gaps of the pairs above: 3 + n % 4 - 2 + n % 3.
-    let gap_3: Vec<f64> = (0..13)
-        .filter(|n| 1 + n % 4 + n % 3 == 3)
-        .map(|n| margins[n])
-        .collect();
+    let gap_3: Vec<f64> = (0..13).filter(|n| 1 + n % 4 + n % 3 == 3).map(|n| margins[n]).collect();
     let bucket = results["by_score_gap"]
         .as_array()
         .unwrap()
@@ -153,15 +135,8 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
         (&bucket["total"], &bucket["correct"]),
         (&json!(gap_3.len()), &json!(right(&gap_3)))
     );
-    close(
-        &bucket["mean_margin"],
-        gap_3.iter().sum::<f64>() / gap_3.len() as f64,
-    );
-    assert!(
-        fs::read_to_string(output.join("index.html"))
-            .unwrap()
-            .contains("By length")
-    );
+    close(&bucket["mean_margin"], gap_3.iter().sum::<f64>() / gap_3.len() as f64);
+    assert!(fs::read_to_string(output.join("index.html")).unwrap().contains("By length"));
     // Again: read, not computed; another beta belongs elsewhere.
     assert_eq!(printed(&args), table);
     let other = arithmo(&[&args[..11], &["--beta", "0.1", "--batch-size", "4"]].concat());
@@ -184,10 +159,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     let results = json_file(&plain.join("results.json"));
     assert!(results["scorers"]["reward"].is_null());
     assert_eq!(results["margin"]["of"], "likelihood");
-    close(
-        &results["margin"]["mean"],
-        without.iter().map(|one| one.0).sum::<f64>() / 13.0,
-    );
+    close(&results["margin"]["mean"], without.iter().map(|one| one.0).sum::<f64>() / 13.0);
     // Both are of the same pairs, so they can be compared by what they share.
     let compared = folder.path().join("compared");
     let table = printed(&[
@@ -198,10 +170,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
         "--output",
         text(&compared),
     ]);
-    assert!(
-        table.contains("likelihood-per-token") && !table.contains("reward"),
-        "{table}"
-    );
+    assert!(table.contains("likelihood-per-token") && !table.contains("reward"), "{table}");
 }
 
 /// A margin, the lengths of both sides, their votes.
@@ -242,17 +211,11 @@ fn margins_are_grouped_by_votes_length_and_certainty() {
     );
     let counts = |buckets: &[arithmo::eval::preference::Bucket]| {
         let count = |bucket: &arithmo::eval::preference::Bucket| {
-            format!(
-                "{}: {} of {}",
-                bucket.name, bucket.rate.correct, bucket.rate.total
-            )
+            format!("{}: {} of {}", bucket.name, bucket.rate.correct, bucket.rate.total)
         };
         buckets.iter().map(count).collect::<Vec<_>>()
     };
-    assert_eq!(
-        counts(&margins.by_score_gap),
-        ["1: 0 of 1", "2: 1 of 2", "5 or more: 1 of 1"]
-    );
+    assert_eq!(counts(&margins.by_score_gap), ["1: 0 of 1", "2: 1 of 2", "5 or more: 1 of 1"]);
     assert_eq!(
         counts(&margins.by_length),
         [
@@ -274,9 +237,5 @@ fn margins_are_grouped_by_votes_length_and_certainty() {
         ]
     );
     let expected = (0.5 + 2.0 * (0.7311 - 0.5) + (1.0 - 0.8808) + (1.0 - 0.9526)) / 5.0;
-    assert!(
-        (margins.calibration_error - expected).abs() < 1e-4,
-        "{}",
-        margins.calibration_error
-    );
+    assert!((margins.calibration_error - expected).abs() < 1e-4, "{}", margins.calibration_error);
 }

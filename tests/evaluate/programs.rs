@@ -12,10 +12,7 @@ use crate::answers::shared;
 
 /// A sandbox, where there is a Python to put into it.
 pub(crate) fn python_is_there() -> bool {
-    let python = Command::new("python3")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status();
+    let python = Command::new("python3").arg("--version").stdout(Stdio::null()).status();
     let there = python.is_ok_and(|status| status.success());
     if !there {
         eprintln!("SKIPPED: no python3");
@@ -43,10 +40,7 @@ fn harmless_programs_print_their_answer() {
             "import math, random, itertools, fractions\nprint(fractions.Fraction(1, 3), math.floor(2.5))",
             "1/3 2\n",
         ),
-        (
-            "def f(n): return n if n < 2 else f(n - 1) + f(n - 2)\nprint(f(15))",
-            "610\n",
-        ),
+        ("def f(n): return n if n < 2 else f(n - 1) + f(n - 2)\nprint(f(15))", "610\n"),
         (
             "import datetime, decimal, re, collections, statistics\nprint(decimal.Decimal('0.1') * 3)",
             "0.3\n",
@@ -55,13 +49,7 @@ fn harmless_programs_print_their_answer() {
         ("", ""),
     ] {
         let outcome = sandbox.run(program).unwrap();
-        assert_eq!(
-            outcome,
-            Outcome::Printed {
-                output: output.into()
-            },
-            "{program}"
-        );
+        assert_eq!(outcome, Outcome::Printed { output: output.into() }, "{program}");
     }
 }
 
@@ -75,78 +63,36 @@ fn what_a_program_must_not_do_fails() {
     for (what, program) in [
         ("an endless loop", "while True: pass".to_string()),
         ("waiting", "import time\ntime.sleep(1000)".into()),
-        (
-            "a large allocation",
-            "x = bytearray(10 ** 10)\nprint(18)".into(),
-        ),
+        ("a large allocation", "x = bytearray(10 ** 10)\nprint(18)".into()),
         ("a growing list", "x = [0]\nwhile True: x += x".into()),
         ("a fork", "import os\nos.fork()\nprint(18)".into()),
         ("a fork bomb", "import os\nwhile True: os.fork()".into()),
-        (
-            "a process",
-            "import subprocess\nprint(subprocess.run(['true']))".into(),
-        ),
-        (
-            "a shell",
-            "import os\nos.execv('/bin/sh', ['sh', '-c', 'echo 18'])".into(),
-        ),
-        (
-            "system",
-            "import os, sys\nsys.exit(os.system('true') != 0)".into(),
-        ),
-        (
-            "a thread",
-            "import threading\nthreading.Thread(target=print).start()".into(),
-        ),
+        ("a process", "import subprocess\nprint(subprocess.run(['true']))".into()),
+        ("a shell", "import os\nos.execv('/bin/sh', ['sh', '-c', 'echo 18'])".into()),
+        ("system", "import os, sys\nsys.exit(os.system('true') != 0)".into()),
+        ("a thread", "import threading\nthreading.Thread(target=print).start()".into()),
         ("writing a file", "open('answer', 'w').write('18')".into()),
-        (
-            "writing outside",
-            format!("open({:?}, 'a').write('x')", path.to_string()),
-        ),
-        (
-            "emptying a file",
-            format!("import os\nos.truncate({:?}, 0)", path.to_string()),
-        ),
-        (
-            "removing a file",
-            format!("import os\nos.remove({:?})", path.to_string()),
-        ),
-        (
-            "renaming a file",
-            format!("import os\nos.rename({:?}, '/tmp/x')", path.to_string()),
-        ),
-        (
-            "reading a file",
-            format!("print(open({:?}).read())", path.to_string()),
-        ),
+        ("writing outside", format!("open({:?}, 'a').write('x')", path.to_string())),
+        ("emptying a file", format!("import os\nos.truncate({:?}, 0)", path.to_string())),
+        ("removing a file", format!("import os\nos.remove({:?})", path.to_string())),
+        ("renaming a file", format!("import os\nos.rename({:?}, '/tmp/x')", path.to_string())),
+        ("reading a file", format!("print(open({:?}).read())", path.to_string())),
         ("making a folder", "import os\nos.mkdir('folder')".into()),
         ("a link", "import os\nos.symlink('/etc', 'etc')".into()),
         ("memory files", "import os\nos.memfd_create('x')".into()),
         ("a socket", "import socket\nsocket.socket()".into()),
-        (
-            "the web",
-            "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')".into(),
-        ),
-        (
-            "a pair of sockets",
-            "import socket\nsocket.socketpair()".into(),
-        ),
+        ("the web", "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')".into()),
+        ("a pair of sockets", "import socket\nsocket.socketpair()".into()),
         (
             "a socket past Python",
             "import ctypes, sys\nsys.exit(ctypes.CDLL(None).socket(2, 1, 0) != 3)".into(),
         ),
-        (
-            "the environment",
-            "import os\nprint(os.environ['PATH'])".into(),
-        ),
+        ("the environment", "import os\nprint(os.environ['PATH'])".into()),
         (
             "the parent's environment",
             "import os\nprint(open(f'/proc/{os.getppid()}/environ').read())".into(),
         ),
-        (
-            "ending the parent",
-            "import os\nos.kill(os.getppid(), 9)".into(),
-        ),
+        ("ending the parent", "import os\nos.kill(os.getppid(), 9)".into()),
         (
             "more CPU time",
             "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (50, 50))".into(),
@@ -155,16 +101,10 @@ fn what_a_program_must_not_do_fails() {
         ("much output", "print('x' * 2000)".into()),
         ("endless output", "while True: print('x' * 100)".into()),
         ("an exception", "print(18)\n1 / 0".into()),
-        (
-            "an exit status",
-            "print(18)\nimport sys\nsys.exit(3)".into(),
-        ),
+        ("an exit status", "print(18)\nimport sys\nsys.exit(3)".into()),
         ("no Python", "She has 18.".into()),
         ("a crash", "import ctypes\nctypes.string_at(0)".into()),
-        (
-            "not UTF-8",
-            "import sys\nsys.stdout.buffer.write(b'\\xff')".into(),
-        ),
+        ("not UTF-8", "import sys\nsys.stdout.buffer.write(b'\\xff')".into()),
         ("a long program", format!("x = {:?}", "x".repeat(200_000))),
         ("a zero byte", "print(1)\0".into()),
     ] {
@@ -181,9 +121,7 @@ fn what_a_program_must_not_do_fails() {
 fn a_program_has_no_environment() {
     let Some(sandbox) = sandbox() else { return };
     // Python itself sets LC_CTYPE where it is told of no locale.
-    let outcome = sandbox
-        .run("import os\nprint(set(os.environ) - {'LC_CTYPE'})")
-        .unwrap();
+    let outcome = sandbox.run("import os\nprint(set(os.environ) - {'LC_CTYPE'})").unwrap();
     assert_eq!(outcome.output(), Some("set()\n"));
 }
 
@@ -191,29 +129,18 @@ fn a_program_has_no_environment() {
 fn an_interpreter_that_is_none_is_refused() {
     let launcher = Path::new(env!("CARGO_BIN_EXE_arithmo"));
     let error = Sandbox::open(launcher, "no-such-python", Limits::default()).unwrap_err();
-    assert!(
-        error.to_string().contains("--python: no-such-python"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("--python: no-such-python"), "{error}");
     // `true` starts, and says nothing.
     assert!(Sandbox::open(launcher, "true", Limits::default()).is_err());
     if python_is_there() {
         // A launcher that closes nothing: the trial notices.
         let folder = tempfile::tempdir().unwrap();
         let open = folder.path().join("open");
-        fs::write(
-            &open,
-            "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n",
-        )
-        .unwrap();
+        fs::write(&open, "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n")
+            .unwrap();
         Command::new("chmod").arg("+x").arg(&open).status().unwrap();
-        let error = Sandbox::open(&open, "python3", Limits::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("still work") && error.contains("the network"),
-            "{error}"
-        );
+        let error = Sandbox::open(&open, "python3", Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("still work") && error.contains("the network"), "{error}");
     }
 }
 
@@ -222,10 +149,7 @@ fn programs_are_found_in_completions() {
     for (completion, expected) in [
         (" print(4)", "print(4)"),
         ("\nx = 4\nprint(x)\n", "x = 4\nprint(x)"),
-        (
-            "Here:\n```python\nprint(4)\n```\nIt prints 4.",
-            "print(4)\n",
-        ),
+        ("Here:\n```python\nprint(4)\n```\nIt prints 4.", "print(4)\n"),
         ("```\nprint(4)\n```", "print(4)\n"),
         ("```python\nprint(4)", "print(4)"),
         ("print(4)\n\nQuestion: next?", "print(4)"),

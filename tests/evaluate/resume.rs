@@ -46,10 +46,7 @@ fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
     while lines() < 6 && child.try_wait().unwrap().is_none() {
         sleep(Duration::from_millis(5));
     }
-    Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     let output = child.wait_with_output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{message}");
@@ -60,11 +57,7 @@ fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
     let mut torn = fs::read_to_string(&partial).unwrap();
     torn.truncate(torn.len() - 3);
     fs::write(&partial, torn).unwrap();
-    let other = [
-        &args(text(&stopped))[..],
-        &["--limit".to_string(), "100".to_string()],
-    ]
-    .concat();
+    let other = [&args(text(&stopped))[..], &["--limit".to_string(), "100".to_string()]].concat();
     let other: Vec<&str> = other.iter().map(String::as_str).collect();
     let refused = arithmo(&other);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("problems was 120, is 100"));
@@ -76,10 +69,7 @@ fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
         json_file(&whole.join("predictions.json")),
         json_file(&stopped.join("predictions.json"))
     );
-    assert_eq!(
-        json_file(&whole.join("results.json")),
-        json_file(&stopped.join("results.json"))
-    );
+    assert_eq!(json_file(&whole.join("results.json")), json_file(&stopped.join("results.json")));
     assert!(!partial.exists());
     // Damage inside is not passed over.
     fs::write(&partial, "{\"settings\": {}}\nno JSON\n").unwrap();

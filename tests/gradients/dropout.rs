@@ -18,13 +18,8 @@ fn the_dropout_mask_keeps_and_scales_as_it_should() {
     let shown = |dropout: f64, site: u64, seed: Option<u64>| -> Vec<f64> {
         let identity = || Param::from_tensor(Tensor::<B, 2>::eye(WIDTH, &device));
         let mut linear = Linear::frozen(Tensor::<B, 2>::zeros([WIDTH, WIDTH], &device));
-        linear.lora = Some(LowRank {
-            lora_a: identity(),
-            lora_b: identity(),
-            scaling: 1.0,
-            dropout,
-            site,
-        });
+        linear.lora =
+            Some(LowRank { lora_a: identity(), lora_b: identity(), scaling: 1.0, dropout, site });
         let ones = Tensor::<B, 2>::ones([ROWS, WIDTH], &device);
         let shown = project(&[&linear], ones, None, seed);
         shown.into_data().to_vec().unwrap()
@@ -42,12 +37,7 @@ fn the_dropout_mask_keeps_and_scales_as_it_should() {
         assert!(mask.iter().all(scaled));
         // Neither whole rows nor whole columns fall out.
         for column in 0..WIDTH {
-            let kept = mask
-                .iter()
-                .skip(column)
-                .step_by(WIDTH)
-                .filter(|v| **v != 0.0)
-                .count();
+            let kept = mask.iter().skip(column).step_by(WIDTH).filter(|v| **v != 0.0).count();
             assert!(kept > 0 && kept < ROWS, "column {column}: {kept}");
         }
         assert_eq!(mask, shown(dropout, 3, Some(11)));
@@ -70,9 +60,7 @@ fn dropout_acts_only_when_asked_and_the_same_seed_gives_the_same_run() {
             learner.step(step, 0.01, &batches);
         }
         let tensors = parameters(&learner.policy).into_iter();
-        tensors
-            .map(|(_, tensor)| tensor.into_data())
-            .collect::<Vec<_>>()
+        tensors.map(|(_, tensor)| tensor.into_data()).collect::<Vec<_>>()
     };
     let without = train(0.0, None, Activations::Keep);
     assert_eq!(without, train(0.5, None, Activations::Keep));

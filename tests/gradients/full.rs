@@ -16,11 +16,7 @@ use super::{A, B, config};
 fn examples() -> Vec<EncodedExample> {
     let example = |(ids, completion_start): (&[u32], usize)| EncodedExample {
         id: String::new(),
-        sequence: EncodedSequence {
-            ids: ids.to_vec(),
-            completion_start,
-            hidden: Vec::new(),
-        },
+        sequence: EncodedSequence { ids: ids.to_vec(), completion_start, hidden: Vec::new() },
     };
     let all: [(&[u32], usize); 3] = [
         (&[1, 7, 8, 15, 5, 16, 11, 2], 2),
@@ -50,11 +46,7 @@ fn all_gradients_are_slopes() {
         let completions = on_device.completions.to_autodiff::<A>();
         let head = model.head();
         let (_, grads) = gradients(&model, &on_device.input, keep, |hidden| Loss {
-            loss: completions
-                .score(hidden, head, LogProbStats::All)
-                .sums
-                .sum()
-                .neg(),
+            loss: completions.score(hidden, head, LogProbStats::All).sums.sum().neg(),
             output: (),
         });
         let all = parameters(&model);

@@ -99,9 +99,7 @@ fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut tokens = |from: usize, to: usize| -> Vec<u32> {
         let count = from + rng.next_u32() as usize % (to - from);
-        (0..count)
-            .map(|_| rng.next_u32() % VOCABULARY as u32)
-            .collect()
+        (0..count).map(|_| rng.next_u32() % VOCABULARY as u32).collect()
     };
     let one = |index| {
         let prompt = tokens(2, 6);
@@ -110,11 +108,7 @@ fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
             completion_start: prompt.len(),
             hidden: Vec::new(),
         };
-        EncodedPair {
-            id: format!("pair-{index}"),
-            chosen: side(),
-            rejected: side(),
-        }
+        EncodedPair { id: format!("pair-{index}"), chosen: side(), rejected: side() }
     };
     (0..count).map(one).collect()
 }
@@ -133,11 +127,7 @@ fn on_device(model: &Mistral<B>, batch: &PreferenceBatch) -> DeviceBatch<B> {
 }
 
 fn sums(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
-    score(model, on_device, LogProbStats::None)
-        .sums
-        .into_data()
-        .to_vec()
-        .unwrap()
+    score(model, on_device, LogProbStats::None).sums.into_data().to_vec().unwrap()
 }
 
 /// `mean(log(1 + exp(-beta * delta)))` over pairs, from summed log-probabilities, chosen first.
@@ -149,22 +139,13 @@ fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
 }
 
 fn dpo_loss() -> DpoLoss {
-    DpoLoss {
-        loss_type: DpoLossType::Sigmoid,
-        beta: BETA,
-        weight: 1.0,
-        sft_weight: 0.0,
-    }
+    DpoLoss { loss_type: DpoLossType::Sigmoid, beta: BETA, weight: 1.0, sft_weight: 0.0 }
 }
 
 fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
     let reference = Reference::base(policy.valid());
-    let optimizer = AdamW::new(AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.99,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    });
+    let optimizer =
+        AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 });
     Learner::new(policy, reference, optimizer, config, &Default::default())
 }
 
@@ -194,18 +175,14 @@ fn backward(
     let (_, grads) = gradients(policy, &on_device.input, keep, |hidden| {
         let scored = completions.score(hidden, policy.head(), LogProbStats::All);
         let of_policy = PairLogProbs::split(scored.sums);
-        let loss = dpo_loss()
-            .forward(&of_policy, &reference, &batch.counts)
-            .mean();
+        let loss = dpo_loss().forward(&of_policy, &reference, &batch.counts).mean();
         Loss { loss, output: () }
     });
     grads.into_iter().map(Tensor::into_data).collect()
 }
 
 fn adapter_tensor(model: &mut Mistral<B>, index: usize) -> &mut Param<Tensor<B, 2>> {
-    let branches = model
-        .projections_mut()
-        .filter_map(|(_, linear)| linear.lora.as_mut());
+    let branches = model.projections_mut().filter_map(|(_, linear)| linear.lora.as_mut());
     let mut tensors = branches.flat_map(|lora| [&mut lora.lora_a, &mut lora.lora_b]);
     tensors.nth(index).unwrap()
 }
@@ -232,9 +209,7 @@ fn differences(
         values[element] += by;
         loss(values)
     };
-    (0..values.len())
-        .map(|at| (moved(at, H) - moved(at, -H)) / (2.0 * H))
-        .collect()
+    (0..values.len()).map(|at| (moved(at, H) - moved(at, -H)) / (2.0 * H)).collect()
 }
 
 /// Every logit of a left-padded batch, and every summed log-probability of packed pairs, tied and untied, adapter
@@ -268,10 +243,7 @@ fn the_forward_pass_is_the_definition() {
         }
         let on_device = on_device(&model, &batch(&pairs));
         for (ours, theirs) in sums(&model, &on_device).iter().zip(&expected_sums) {
-            assert!(
-                (ours - theirs).abs() < 1e-10,
-                "tied {tied}: {ours} {theirs}"
-            );
+            assert!((ours - theirs).abs() < 1e-10, "tied {tied}: {ours} {theirs}");
         }
         the_loss_is_the_definition(policy, &plain, &pairs, &expected_sums);
     }
@@ -279,9 +251,7 @@ fn the_forward_pass_is_the_definition() {
 
 fn sides(pairs: &[EncodedPair]) -> Vec<EncodedSequence> {
     let chosen = pairs.iter().map(|pair| pair.chosen.clone());
-    chosen
-        .chain(pairs.iter().map(|pair| pair.rejected.clone()))
-        .collect()
+    chosen.chain(pairs.iter().map(|pair| pair.rejected.clone())).collect()
 }
 
 /// What the learner reports of a batch, against sums of plain loops with and without the adapter.
@@ -302,10 +272,7 @@ fn the_loss_is_the_definition(
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
     let chosen = (reward(0) + reward(1) + reward(2)) / 3.0;
     assert!((micro.values[0] - chosen).abs() < 1e-10);
-    assert!(
-        (micro.loss - LN_2).abs() > 1e-3,
-        "an adapter with B = 0 would prove nothing"
-    );
+    assert!((micro.loss - LN_2).abs() > 1e-3, "an adapter with B = 0 would prove nothing");
 }
 
 #[test]
@@ -325,10 +292,7 @@ fn gradients_are_those_of_finite_differences() {
             assert!(largest > 1e-5, "{name}: the gradient is {largest}");
             for (ours, theirs) in grad.iter().zip(&numeric) {
                 let relative = (ours - theirs).abs() / largest;
-                assert!(
-                    relative < 1e-6,
-                    "tied {tied} {name}: {ours} {theirs} ({relative:e})"
-                );
+                assert!(relative < 1e-6, "tied {tied} {name}: {ours} {theirs} ({relative:e})");
             }
         }
     }
@@ -349,9 +313,7 @@ fn the_learner_averages_gradients_over_micro_batches() {
         let flat = grads.iter().flat_map(|grad| grad.to_vec::<f64>().unwrap());
         let flat: Vec<f64> = flat.collect();
         sum.resize(flat.len(), 0.0);
-        sum.iter_mut()
-            .zip(flat)
-            .for_each(|(sum, grad)| *sum += grad / 2.0);
+        sum.iter_mut().zip(flat).for_each(|(sum, grad)| *sum += grad / 2.0);
     }
     let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
     // Whatever they are computed in: one pass, passes that cut across micro-batches, one pass a pair.
@@ -403,10 +365,7 @@ fn company_changes_no_log_prob() {
 fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
     let before = frozen(&policy);
-    let start: Vec<_> = parameters(&policy)
-        .into_iter()
-        .map(|(_, t)| t.into_data())
-        .collect();
+    let start: Vec<_> = parameters(&policy).into_iter().map(|(_, t)| t.into_data()).collect();
     let pairs = pairs(4, 7);
     let batches = [micro_batch(&pairs)];
     let mut learner = learner(policy, learner_config());
@@ -416,12 +375,7 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
     }
     let last = learner.evaluate(&batches[0]);
     assert_eq!(last.values[2], 1.0, "accuracy");
-    assert!(
-        last.loss < 0.2 && last.loss < first.loss,
-        "{} {}",
-        first.loss,
-        last.loss
-    );
+    assert!(last.loss < 0.2 && last.loss < first.loss, "{} {}", first.loss, last.loss);
     assert_eq!(frozen(&learner.policy), before);
     for ((name, tensor), start) in parameters(&learner.policy).into_iter().zip(start) {
         assert_ne!(tensor.into_data(), start, "{name} was not trained");
@@ -435,9 +389,7 @@ fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
         policy.head().floats(DType::F64).into_data(),
     ];
     all.extend(
-        policy
-            .projections()
-            .map(|(_, linear)| linear.weight.floats(DType::F64).into_data()),
+        policy.projections().map(|(_, linear)| linear.weight.floats(DType::F64).into_data()),
     );
     let norms = |layer: &arithmo::model::mistral::DecoderLayer<A>| {
         let norms = [&layer.input_layernorm, &layer.post_attention_layernorm];

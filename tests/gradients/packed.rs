@@ -20,16 +20,8 @@ fn packed(tied: bool, to: Quantization, dropout: f64, like: &Mistral<A>) -> Mist
     tiny::write_model(&path, &config(tied), 5);
     let (device, nowhere) = (Default::default(), Cache::none());
     let mut model = load_as::<A>(&path, DType::F64, Some(to), &nowhere, &device).unwrap();
-    attach(
-        &mut model,
-        &lora(TargetModules::AllLinear, dropout),
-        1,
-        &device,
-    )
-    .unwrap();
-    let values = parameters(like)
-        .into_iter()
-        .map(|(_, tensor)| tensor.inner());
+    attach(&mut model, &lora(TargetModules::AllLinear, dropout), 1, &device).unwrap();
+    let values = parameters(like).into_iter().map(|(_, tensor)| tensor.inner());
     set_parameters(&mut model, values.collect());
     model
 }
@@ -45,10 +37,7 @@ fn gradients_on_a_packed_base_are_those_of_its_floats() {
         (false, Format::Int8, false),
     ] {
         let (plain, _) = policy(tied, TargetModules::AllLinear, 0.0);
-        let to = Quantization {
-            format,
-            double_quant,
-        };
+        let to = Quantization { format, double_quant };
         let packed = packed(tied, to, 0.0, &plain);
         let mut floats = packed.clone();
         for (_, linear) in floats.projections_mut() {

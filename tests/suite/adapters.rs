@@ -90,9 +90,7 @@ pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
 
 pub fn random_ids(rows: usize, length: usize) -> Vec<Vec<u32>> {
     let ids = uniform(55, rows * length, 1.0).into_iter();
-    let ids: Vec<u32> = ids
-        .map(|x| ((x + 1.0) / 2.0 * (VOCABULARY - 1) as f32) as u32)
-        .collect();
+    let ids: Vec<u32> = ids.map(|x| ((x + 1.0) / 2.0 * (VOCABULARY - 1) as f32) as u32).collect();
     ids.chunks(length).map(<[u32]>::to_vec).collect()
 }
 

@@ -28,23 +28,14 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
         let input = ModelInput::new(&rows, &model.position_table(64, device), device);
         let hidden = model.hidden_states(&input);
         let logits = model.forward(&input).into_data();
-        let (logits, theirs) = (
-            logits.to_vec::<f32>().unwrap(),
-            golden.f32(&format!("{side}.logits")),
-        );
+        let (logits, theirs) =
+            (logits.to_vec::<f32>().unwrap(), golden.f32(&format!("{side}.logits")));
         let vocabulary = theirs.0[2];
         let real = |values: &[f32]| -> Vec<f32> {
             let rows = values.chunks(vocabulary).zip(&attended);
-            rows.filter(|(_, on)| **on == 1)
-                .flat_map(|(row, _)| row.to_vec())
-                .collect()
+            rows.filter(|(_, on)| **on == 1).flat_map(|(row, _)| row.to_vec()).collect()
         };
-        assert_close(
-            &format!("{name} {side} logits"),
-            &real(&logits),
-            &real(&theirs.1),
-            1e-4,
-        );
+        assert_close(&format!("{name} {side} logits"), &real(&logits), &real(&theirs.1), 1e-4);
         log_probs(
             &format!("{name} {side}"),
             &model,
@@ -71,18 +62,12 @@ fn log_probs<B: TrainBackend>(
         .reshape([batch, length, width])
         .narrow(1, 0, length - 1)
         .reshape([batch * (length - 1), width]);
-    let targets: Vec<i64> = rows
-        .ids
-        .chunks(length)
-        .flat_map(|row| row[1..].to_vec())
-        .collect();
+    let targets: Vec<i64> = rows.ids.chunks(length).flat_map(|row| row[1..].to_vec()).collect();
     let count = targets.len();
     let targets = Tensor::from_data(TensorData::new(targets, [count]), &hidden.device());
     let logps = completion_log_probs(shifted, model.head(), targets, LogProbStats::None);
     let ours = logps.into_data().to_vec::<f32>().unwrap();
-    let both = attended
-        .chunks(length)
-        .flat_map(|row| row.windows(2).map(|w| w[0] * w[1] == 1));
+    let both = attended.chunks(length).flat_map(|row| row.windows(2).map(|w| w[0] * w[1] == 1));
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for (index, _) in both.enumerate().filter(|(_, both)| *both) {
         a.push(ours[index]);
@@ -132,12 +117,8 @@ fn rows_of(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
         for (index, on) in attended.iter().enumerate() {
             let at = row * shape[1] + index;
             let own = [first as i64, at as i64 + 1];
-            let seen = Sight {
-                shared: [0, 0],
-                own,
-            };
-            rows.sight
-                .push(if *on == 1 { seen } else { Sight::default() });
+            let seen = Sight { shared: [0, 0], own };
+            rows.sight.push(if *on == 1 { seen } else { Sight::default() });
             rows.positions.push(at.saturating_sub(first) as i64 * on);
         }
     }

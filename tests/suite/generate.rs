@@ -34,10 +34,8 @@ pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
     let expected: Vec<_> = texts.iter().map(|text| ids(&text["new_ids"])).collect();
     let lengths: std::collections::BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
     assert!(lengths.len() > 1, "{name}: prompts of different lengths");
-    let mut config = GenerateConfig {
-        max_new_tokens: expected[0].len(),
-        ..GenerateConfig::default()
-    };
+    let mut config =
+        GenerateConfig { max_new_tokens: expected[0].len(), ..GenerateConfig::default() };
     for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]] {
         for batch_size in 1..=3 {
             config.batch_size = batch_size;
@@ -82,10 +80,7 @@ fn random_prompts(lengths: &[usize]) -> Vec<Vec<u32>> {
 pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
     let prompts = random_prompts(&[61, 3, 17]);
-    let config = GenerateConfig {
-        max_new_tokens: 9,
-        ..GenerateConfig::default()
-    };
+    let config = GenerateConfig { max_new_tokens: 9, ..GenerateConfig::default() };
     let cached = complete(&model, &prompts, &config);
     for (prompt, completion) in prompts.iter().zip(&cached) {
         let mut text = prompt.clone();
@@ -94,12 +89,7 @@ pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
             let table = model.position_table(200, device);
             let logits = model.forward(&ModelInput::new(&rows, &table, device));
             let best = logits.narrow(0, text.len() - 1, 1).argmax(1).into_data();
-            assert_eq!(
-                best.iter::<u32>().next(),
-                Some(*id),
-                "after {} tokens",
-                text.len()
-            );
+            assert_eq!(best.iter::<u32>().next(), Some(*id), "after {} tokens", text.len());
             text.push(*id);
         }
     }
@@ -109,11 +99,8 @@ pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
 pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
     let prompts = random_prompts(&[8, 2, 5, 9, 1]);
-    let mut config = GenerateConfig {
-        max_new_tokens: 24,
-        temperature: 1.0,
-        ..GenerateConfig::default()
-    };
+    let mut config =
+        GenerateConfig { max_new_tokens: 24, temperature: 1.0, ..GenerateConfig::default() };
     let free = complete(&model, &prompts, &config);
     config.eos_ids = vec![free[0][4], free[1][0], free[2][11]];
     let mut reasons = Vec::new();
@@ -131,11 +118,7 @@ pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
         counted.0 -= stopped.token_ids.len();
         reasons.push(stopped.token_ids.len());
     }
-    assert_eq!(
-        counted,
-        (0, prompts.len()),
-        "progress counts every token and prompt"
-    );
+    assert_eq!(counted, (0, prompts.len()), "progress counts every token and prompt");
     reasons.sort_unstable();
     reasons.dedup();
     assert!(reasons.len() > 2, "rows of different lengths: {reasons:?}");
@@ -149,15 +132,10 @@ pub fn does_not_depend_on_the_batch<B: TrainBackend>(device: &B::Device) {
         let model = windowed_model::<B>(200, window, device);
         let beginning = random_prompts(&[shared]).remove(0);
         let rests = random_prompts(&[7, 1, 66, 12, 3, 29, 2, 15, 1, 40, 5]);
-        let prompts: Vec<Vec<u32>> = rests
-            .iter()
-            .map(|rest| [&beginning[..], rest].concat())
-            .collect();
-        let mut config = GenerateConfig {
-            max_new_tokens: 30,
-            batch_size: 1,
-            ..GenerateConfig::default()
-        };
+        let prompts: Vec<Vec<u32>> =
+            rests.iter().map(|rest| [&beginning[..], rest].concat()).collect();
+        let mut config =
+            GenerateConfig { max_new_tokens: 30, batch_size: 1, ..GenerateConfig::default() };
         let free = complete(&model, &prompts[..1], &config);
         config.eos_ids = vec![free[0][9], 3, 8];
         let alone: Vec<_> = prompts
@@ -168,9 +146,8 @@ pub fn does_not_depend_on_the_batch<B: TrainBackend>(device: &B::Device) {
         assert!(lengths.len() > 3, "rows of different lengths: {lengths:?}");
         for (batch_size, step) in [(1, 1), (3, 4), (8, 7), (32, 3)] {
             config.batch_size = batch_size;
-            let order: Vec<usize> = (0..prompts.len())
-                .map(|at| at * step % prompts.len())
-                .collect();
+            let order: Vec<usize> =
+                (0..prompts.len()).map(|at| at * step % prompts.len()).collect();
             let prompts: Vec<_> = order.iter().map(|at| prompts[*at].clone()).collect();
             let together = complete(&model, &prompts, &config);
             config.lookup = !config.lookup;
@@ -213,10 +190,7 @@ pub fn respects_the_models_limits<B: TrainBackend>(device: &B::Device) {
     let all = generate(&model, &random_prompts(&[15, 10]), &config, |_| ()).unwrap();
     let lengths: Vec<usize> = all.iter().map(|one| one.token_ids.len()).collect();
     assert_eq!(lengths, [1, 6]);
-    assert!(
-        all.iter()
-            .all(|one| one.finish_reason == FinishReason::Length)
-    );
+    assert!(all.iter().all(|one| one.finish_reason == FinishReason::Length));
 
     let refused = |prompt: Vec<u32>| {
         let error = generate(&model, &[vec![1], prompt], &config, |_| ()).unwrap_err();
@@ -239,58 +213,14 @@ pub fn refuses_bad_settings<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(16, device);
     let base = GenerateConfig::default;
     let cases = [
-        (
-            "--max-new-tokens",
-            GenerateConfig {
-                max_new_tokens: 0,
-                ..base()
-            },
-        ),
-        (
-            "--batch-size",
-            GenerateConfig {
-                batch_size: 0,
-                ..base()
-            },
-        ),
-        (
-            "--temperature",
-            GenerateConfig {
-                temperature: -0.5,
-                ..base()
-            },
-        ),
-        (
-            "--temperature",
-            GenerateConfig {
-                temperature: f64::NAN,
-                ..base()
-            },
-        ),
+        ("--max-new-tokens", GenerateConfig { max_new_tokens: 0, ..base() }),
+        ("--batch-size", GenerateConfig { batch_size: 0, ..base() }),
+        ("--temperature", GenerateConfig { temperature: -0.5, ..base() }),
+        ("--temperature", GenerateConfig { temperature: f64::NAN, ..base() }),
         ("--temperature", GenerateConfig { top_k: 5, ..base() }),
-        (
-            "--top-p",
-            GenerateConfig {
-                top_p: 0.0,
-                temperature: 1.0,
-                ..base()
-            },
-        ),
-        (
-            "--top-p",
-            GenerateConfig {
-                top_p: 1.5,
-                temperature: 1.0,
-                ..base()
-            },
-        ),
-        (
-            "--repetition-penalty",
-            GenerateConfig {
-                repetition_penalty: 0.0,
-                ..base()
-            },
-        ),
+        ("--top-p", GenerateConfig { top_p: 0.0, temperature: 1.0, ..base() }),
+        ("--top-p", GenerateConfig { top_p: 1.5, temperature: 1.0, ..base() }),
+        ("--repetition-penalty", GenerateConfig { repetition_penalty: 0.0, ..base() }),
     ];
     for (place, config) in cases {
         let error = generate(&model, &[vec![1]], &config, |_| ()).unwrap_err();

@@ -9,10 +9,7 @@ use serde_json::Value;
 pub fn reference(path: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
     if !folder.is_dir() {
-        eprintln!(
-            "SKIPPED: {} is absent, {path} was not compared",
-            folder.display()
-        );
+        eprintln!("SKIPPED: {} is absent, {path} was not compared", folder.display());
         return None;
     }
     Some(folder.join(path))
@@ -24,18 +21,11 @@ pub fn json(path: &Path) -> Value {
 
 pub fn json_lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 /// A safetensors file in memory.
@@ -56,10 +46,7 @@ impl Tensors {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
         assert_eq!(view.dtype(), Dtype::F32, "{name}");
-        let values = view
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         (view.shape().to_vec(), values.collect())
     }
 
@@ -76,10 +63,7 @@ impl Tensors {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
         assert_eq!(view.dtype(), Dtype::I64, "{name}");
-        let values = view
-            .data()
-            .chunks_exact(8)
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()));
+        let values = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()));
         (view.shape().to_vec(), values.collect())
     }
 }
@@ -92,11 +76,6 @@ pub fn assert_close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
     let worst = (0..ours.len()).max_by(|a, b| difference(*a).total_cmp(&difference(*b)));
     if let Some(at) = worst {
         let d = difference(at);
-        assert!(
-            d <= tolerance,
-            "{what}: {} for {} at {at} (off by {d})",
-            ours[at],
-            theirs[at]
-        );
+        assert!(d <= tolerance, "{what}: {} for {} at {at} (off by {d})", ours[at], theirs[at]);
     }
 }

@@ -68,9 +68,7 @@ impl Source {
     }
 
     pub(super) fn ints(&mut self, count: usize, below: usize) -> Vec<i64> {
-        (0..count)
-            .map(|_| i64::from(self.0.next_u32()) % below as i64)
-            .collect()
+        (0..count).map(|_| i64::from(self.0.next_u32()) % below as i64).collect()
     }
 }
 
@@ -193,9 +191,7 @@ fn linear_on<A: burn::tensor::backend::AutodiffBackend>(
     op: impl Fn(Tensor<A, 2>, Tensor<A, 2>) -> Tensor<A, 2>,
 ) -> Results {
     let _only_graph = graph_lock();
-    let [x, weight, dy] = inputs
-        .each_ref()
-        .map(|host| host.on::<A, 2>(dtype, layout, device));
+    let [x, weight, dy] = inputs.each_ref().map(|host| host.on::<A, 2>(dtype, layout, device));
     let x = x.detach().require_grad();
     let y = op(x.clone(), weight.detach());
     let grads = (y.clone() * dy).sum().backward();
@@ -247,10 +243,8 @@ impl AttentionCase {
                 _ if at < second => ([pad, prompt], first),
                 _ => ([0, 0], second),
             };
-            let sight = Sight {
-                shared: shared.map(|at| at as i64),
-                own: [start as i64, at as i64 + 1],
-            };
+            let sight =
+                Sight { shared: shared.map(|at| at as i64), own: [start as i64, at as i64 + 1] };
             let position = at - start + shared[1] - shared[0];
             (sight, position as i64)
         };
@@ -286,9 +280,8 @@ impl AttentionCase {
         op: impl Fn(Tensor<A, 2>, &AttentionMask<A>, &AttentionConfig) -> Tensor<A, 2>,
     ) -> Results {
         let _only_graph = graph_lock();
-        let [qkv, dy] = inputs
-            .each_ref()
-            .map(|host| host.on::<A, 2>(dtype, layout, device).detach());
+        let [qkv, dy] =
+            inputs.each_ref().map(|host| host.on::<A, 2>(dtype, layout, device).detach());
         let qkv = qkv.require_grad();
         let y = op(qkv.clone(), &self.mask::<A>(device), &self.config());
         let grads = (y.clone() * dy).sum().backward();
@@ -323,10 +316,7 @@ pub fn attention<B: TrainBackend>(device: &B::Device) {
                 attention::reference(query, key, value, mask, config).output
             },
         );
-        let what = format!(
-            "attention {inputs:?}",
-            inputs = inputs.each_ref().map(|i| &i.shape)
-        );
+        let what = format!("attention {inputs:?}", inputs = inputs.each_ref().map(|i| &i.shape));
         check::<B>(
             &what,
             device,
@@ -352,10 +342,7 @@ fn cached<B: TrainBackend>(
         let mask = case.mask::<B>(device);
         let qkv = qkv.on::<B, 2>(DType::F32, layout, device);
         let [query, key, value] = attention::split(qkv, &mask, &case.config());
-        let mask = AttentionMask {
-            queries: None,
-            ..mask
-        };
+        let mask = AttentionMask { queries: None, ..mask };
         let y = attention::attention(query, key, value, &mask, &case.config());
         let what = format!("{what} cached {layout:?}");
         compare(&what, &vec![numbers(y)], &vec![exact.to_vec()], TOLERANCE);
@@ -416,9 +403,7 @@ fn adapted_on<A: burn::tensor::backend::AutodiffBackend>(
     let branch_dtype = accumulator(dtype);
     let mut hosts = hosts.iter();
     let mut next = |dtype, layout| {
-        let tensor = hosts
-            .next()
-            .map(|host| host.on::<A, 2>(dtype, layout, &device));
+        let tensor = hosts.next().map(|host| host.on::<A, 2>(dtype, layout, &device));
         tensor.map(Tensor::detach)
     };
     let mut leaves = vec![next(dtype, layout).unwrap().require_grad()];
@@ -431,32 +416,19 @@ fn adapted_on<A: burn::tensor::backend::AutodiffBackend>(
             leaves.extend([a.clone(), b.clone()]);
             let ones = Tensor::<A, 2>::ones(*shape, (&device, branch_dtype));
             // Every third element falls out, a different one for every branch.
-            let kept: Vec<i64> = (0..shape[0] * shape[1])
-                .map(|at| i64::from((at + rank) % 3 > 0))
-                .collect();
-            let kept = ints::<A, 2>(&kept, *shape, &device)
-                .float()
-                .cast(branch_dtype);
-            Adapter {
-                a,
-                b,
-                scaling: 1.75,
-                dropout_mask: dropout.then(|| ones * kept * 1.5),
-            }
+            let kept: Vec<i64> =
+                (0..shape[0] * shape[1]).map(|at| i64::from((at + rank) % 3 > 0)).collect();
+            let kept = ints::<A, 2>(&kept, *shape, &device).float().cast(branch_dtype);
+            Adapter { a, b, scaling: 1.75, dropout_mask: dropout.then(|| ones * kept * 1.5) }
         });
-        projections.push(Projection {
-            weight: weight.into(),
-            adapter,
-        });
+        projections.push(Projection { weight: weight.into(), adapter });
     }
     let residual = next(dtype, layout).map(Tensor::require_grad);
     leaves.extend(residual.clone());
     let y = op(leaves[0].clone(), &projections, residual);
     let dy = dy.on::<A, 2>(dtype, layout, &device);
     let grads = (y.clone() * dy).sum().backward();
-    let grads = leaves
-        .into_iter()
-        .map(|leaf| numbers(leaf.grad(&grads).unwrap()));
+    let grads = leaves.into_iter().map(|leaf| numbers(leaf.grad(&grads).unwrap()));
     std::iter::once(numbers(y)).chain(grads).collect()
 }
 
@@ -526,11 +498,7 @@ impl RowWise {
         ];
         let one = |(op, dy): (Op<'_, A>, &Host)| {
             let _only_graph = graph_lock();
-            let x = self
-                .x
-                .on::<A, 2>(dtype, layout, &device)
-                .detach()
-                .require_grad();
+            let x = self.x.on::<A, 2>(dtype, layout, &device).detach().require_grad();
             let y = op(x.clone());
             let dy = dy.on::<A, 2>(dtype, layout, &device);
             let grads = (y.clone() * dy).sum().backward();
@@ -601,19 +569,13 @@ pub fn most_likely<B: TrainBackend>(device: &B::Device) {
         let of_token = &head.values[token * width..][..width];
         row.iter().zip(of_token).map(|(a, b)| a * b).sum()
     };
-    let expected = hidden
-        .values
-        .chunks(width)
-        .zip(&targets)
-        .map(|(row, target)| {
-            let target = *target as usize;
-            let others = (0..vocabulary).filter(|token| *token != target);
-            let best = others
-                .map(|token| logit(row, token))
-                .fold(f64::MIN, f64::max);
-            let margin = logit(row, target) - best;
-            (margin.abs() > 1e-2).then_some(f64::from(margin > 0.0))
-        });
+    let expected = hidden.values.chunks(width).zip(&targets).map(|(row, target)| {
+        let target = *target as usize;
+        let others = (0..vocabulary).filter(|token| *token != target);
+        let best = others.map(|token| logit(row, token)).fold(f64::MIN, f64::max);
+        let margin = logit(row, target) - best;
+        (margin.abs() > 1e-2).then_some(f64::from(margin > 0.0))
+    });
     let expected: Vec<_> = expected.collect();
     assert!(expected.iter().filter(|e| **e == Some(1.0)).count() > 10);
     assert!(expected.iter().filter(|e| **e == Some(0.0)).count() > 10);
@@ -640,9 +602,8 @@ fn log_probs_on<A: burn::tensor::backend::AutodiffBackend>(
     op: impl Fn(Tensor<A, 2>, Tensor<A, 2>, Tensor<A, 1, Int>, LogProbStats) -> Tensor<A, 2>,
 ) -> Results {
     let _only_graph = graph_lock();
-    let [hidden, head] = inputs
-        .each_ref()
-        .map(|host| host.on::<A, 2>(dtype, layout, device).detach());
+    let [hidden, head] =
+        inputs.each_ref().map(|host| host.on::<A, 2>(dtype, layout, device).detach());
     let hidden = hidden.require_grad();
     let targets = ints(targets, [targets.len()], device);
     let all = op(hidden.clone(), head, targets, LogProbStats::All);
@@ -650,8 +611,5 @@ fn log_probs_on<A: burn::tensor::backend::AutodiffBackend>(
     let grads = (all.clone().narrow(1, 0, 1) * dy).sum().backward();
     // The third column is compared by `most_likely`, away from ties.
     let columns = [0, 1, 3].map(|column| all.clone().narrow(1, column, 1));
-    vec![
-        numbers(Tensor::cat(columns.to_vec(), 1)),
-        numbers(hidden.grad(&grads).unwrap()),
-    ]
+    vec![numbers(Tensor::cat(columns.to_vec(), 1)), numbers(hidden.grad(&grads).unwrap())]
 }

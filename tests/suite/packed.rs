@@ -99,12 +99,7 @@ fn random<B: Backend>(
             offset: 0.5,
         }),
     };
-    PackedWeight {
-        format,
-        dims,
-        words: words_of_values,
-        scales,
-    }
+    PackedWeight { format, dims, words: words_of_values, scales }
 }
 
 /// Frozen projections, one with a branch, under autodiff.
@@ -172,12 +167,7 @@ impl Case {
             let branch = host.on::<A, 2>(accumulator(dtype), Layout::Contiguous, &device);
             branch.detach().require_grad()
         });
-        let adapter = Adapter {
-            a: a.clone(),
-            b: b.clone(),
-            scaling: 1.75,
-            dropout_mask: None,
-        };
+        let adapter = Adapter { a: a.clone(), b: b.clone(), scaling: 1.75, dropout_mask: None };
         let projections = [(first.clone(), Some(adapter)), (second, None)];
         let projections = projections.map(|(weight, adapter)| Projection { weight, adapter });
         let y = adapted_linear::adapted_linear(x.clone(), &projections, None);
@@ -186,9 +176,6 @@ impl Case {
         let of_first = dy.clone().narrow(1, 0, self.d_out);
         let grads = ((y.clone() * dy).sum() + (alone.clone() * of_first).sum()).backward();
         let leaves = [x, a, b].map(|leaf| numbers(leaf.grad(&grads).unwrap()));
-        [numbers(y), numbers(alone)]
-            .into_iter()
-            .chain(leaves)
-            .collect()
+        [numbers(y), numbers(alone)].into_iter().chain(leaves).collect()
     }
 }

@@ -53,10 +53,7 @@ pub const CASES: &[Case] = &[
     Case {
         shape: SMALL,
         tokens: [512, 100],
-        settings: &[
-            "train.gradient_checkpointing=false",
-            "train.per_device_train_batch_size=2",
-        ],
+        settings: &["train.gradient_checkpointing=false", "train.per_device_train_batch_size=2"],
         packed: false,
     },
     Case {
@@ -73,10 +70,7 @@ pub const CASES: &[Case] = &[
     Case {
         shape: WIDE,
         tokens: [300, 16],
-        settings: &[
-            "train.gradient_checkpointing=false",
-            "lora.target_modules=all-linear",
-        ],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
         packed: false,
     },
     Case {
@@ -198,15 +192,9 @@ fn compare(backend: &str, case: &Case, folder: &Path, index: usize) -> Compared 
 
 /// The model in `folder`, packed into a folder of its own.
 fn packed(model: &Path, folder: &Path) -> PathBuf {
-    let to = Quantization {
-        format: Format::Nf4,
-        double_quant: true,
-    };
-    let cache = Cache {
-        folder: Some(folder.join("packed")),
-        worth: 0,
-        progress: ProgressMode::Quiet,
-    };
+    let to = Quantization { format: Format::Nf4, double_quant: true };
+    let cache =
+        Cache { folder: Some(folder.join("packed")), worth: 0, progress: ProgressMode::Quiet };
     let (shape, files) = (MistralConfig::load(model), WeightFiles::open(model));
     let packed = cache.packed(model, &shape.unwrap(), &files.unwrap(), to);
     packed.unwrap().unwrap()
@@ -214,11 +202,7 @@ fn packed(model: &Path, folder: &Path) -> PathBuf {
 
 /// Runs to the end; the largest resident set that was seen, where the system tells.
 fn resident_peak(command: &mut Command) -> u64 {
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     loop {

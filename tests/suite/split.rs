@@ -48,19 +48,11 @@ pub struct Case {
 }
 
 const fn nf4(double_quant: bool) -> Option<Quantization> {
-    Some(Quantization {
-        format: Format::Nf4,
-        double_quant,
-    })
+    Some(Quantization { format: Format::Nf4, double_quant })
 }
 
 const fn case(tied: bool, stored: DType, held: DType, to: Option<Quantization>) -> Case {
-    Case {
-        tied,
-        stored,
-        held,
-        to,
-    }
+    Case { tied, stored, held, to }
 }
 
 /// Floats; 16 bits in words where the device does not compute in them; 4 bits, and their scales in 8.
@@ -83,10 +75,7 @@ impl Case {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("model");
         write_model(&folder, &shape(self.tied), self.stored);
-        let pieces = Pieces {
-            longest: Some(LONGEST),
-            ..Pieces::of::<B>(self.held, device)
-        };
+        let pieces = Pieces { longest: Some(LONGEST), ..Pieces::of::<B>(self.held, device) };
         let nothing = Cache::none();
         let [whole, split] = [false, true].map(|split| {
             let mut model = match split {
@@ -102,9 +91,7 @@ impl Case {
         assert!(split.lm_head.iter().all(is_split));
         let cut = |model: &Mistral<_>| {
             let linears = model.projections();
-            linears
-                .filter(|(_, linear)| is_split(&linear.weight))
-                .count()
+            linears.filter(|(_, linear)| is_split(&linear.weight)).count()
         };
         // All but keys and values in f32, which are 256 by 64.
         assert_eq!((cut(&whole), cut(&split)), (0, 2 * 5), "{:?}", self.to);
@@ -146,33 +133,23 @@ impl Outcome {
     fn of<B: TrainBackend>(model: &Mistral<Autodiff<B>>, device: &B::Device) -> Self {
         let inner = model.valid();
         let ids = |count: usize, step: usize| -> Vec<u32> {
-            (0..count)
-                .map(|at| (at * step % VOCABULARY) as u32)
-                .collect()
+            (0..count).map(|at| (at * step % VOCABULARY) as u32).collect()
         };
         let (first, second) = (ids(23, 211), ids(9, 97));
         let rows = TokenRows::right_padded(&[&first, &second], 0);
         let input = ModelInput::new(&rows, &inner.position_table(80, device), device);
         let logits = values(inner.forward(&input));
         let tokens = logits.len() / VOCABULARY;
-        let targets: Vec<i64> = (0..tokens)
-            .map(|at| (at * 389 % VOCABULARY) as i64)
-            .collect();
+        let targets: Vec<i64> = (0..tokens).map(|at| (at * 389 % VOCABULARY) as i64).collect();
         let targets = TensorData::new(targets, [tokens]);
         let (log_probs, gradients) = gradients(model, &input, 1, |hidden| {
             let targets = Tensor::from_data(targets, device);
             let stats = LogProbStats::All;
             let columns = completion_log_probs(hidden, model.head(), targets, stats);
             let logps = columns.clone().narrow(1, 0, 1).squeeze_dim::<1>(1);
-            Loss {
-                loss: logps.powi_scalar(2).mean(),
-                output: values(columns.inner()),
-            }
+            Loss { loss: logps.powi_scalar(2).mean(), output: values(columns.inner()) }
         });
-        let config = GenerateConfig {
-            max_new_tokens: 6,
-            ..GenerateConfig::default()
-        };
+        let config = GenerateConfig { max_new_tokens: 6, ..GenerateConfig::default() };
         let all = generate(&inner, &[first, second], &config, |_| ()).unwrap();
         Self {
             logits,

@@ -87,19 +87,10 @@ fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
 fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -> Learner<B> {
     let policy = policy::<B>(dtype, device);
     let reference = Reference::base(policy.valid());
-    let optimizer = AdamW::new(AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-    });
+    let optimizer =
+        AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
     let config = LearnerConfig {
-        loss: DpoLoss {
-            loss_type: DpoLossType::Sigmoid,
-            beta: 0.3,
-            weight: 1.0,
-            sft_weight: 0.0,
-        },
+        loss: DpoLoss { loss_type: DpoLossType::Sigmoid, beta: 0.3, weight: 1.0, sft_weight: 0.0 },
         step: StepConfig {
             max_grad_norm: Some(1.0),
             activations: activations(recompute),
@@ -118,10 +109,7 @@ fn train<B: TrainBackend>(
 ) -> (Learner<B>, Vec<StepOutput>) {
     let mut learner = learner::<B>(dtype, recompute, device);
     let pairs = pairs(6, 11);
-    let batches: Vec<_> = pairs
-        .chunks(3)
-        .map(|pairs| pairs.iter().collect::<Vec<_>>())
-        .collect();
+    let batches: Vec<_> = pairs.chunks(3).map(|pairs| pairs.iter().collect::<Vec<_>>()).collect();
     let steps = (0..4).map(|step| learner.step(step, 2e-3, &batches));
     let steps = steps.collect();
     (learner, steps)
@@ -135,10 +123,7 @@ fn starts_at_ln_2(step: &StepOutput) {
         let off = micro.loss - std::f64::consts::LN_2;
         assert!(off.abs() < 1e-6, "the loss is off ln 2 by {off:e}");
         for (key, value) in KEYS.iter().zip(micro.values.clone()) {
-            assert!(
-                !key.starts_with("rewards/") || value == 0.0,
-                "{key} is {value}"
-            );
+            assert!(!key.starts_with("rewards/") || value == 0.0, "{key} is {value}");
         }
     }
 }
@@ -153,10 +138,7 @@ pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Dev
     for (step, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
         assert!(ours.applied && theirs.applied);
         let relative = ours.grad_norm / theirs.grad_norm - 1.0;
-        assert!(
-            relative.abs() < 1e-4,
-            "step {step}: norm off by {relative:e}"
-        );
+        assert!(relative.abs() < 1e-4, "step {step}: norm off by {relative:e}");
         for (ours, theirs) in ours.micro_batches.iter().zip(&theirs.micro_batches) {
             let off = (ours.loss - theirs.loss).abs();
             assert!(off < 1e-4, "step {step}: loss off by {off:e}");
@@ -196,10 +178,7 @@ fn adapter_gradients<B: TrainBackend>(recompute: bool, device: &B::Device) -> Ve
     set_parameters(&mut policy, values.collect());
 
     let pairs = pairs(5, 29);
-    let sequences: Vec<&[u32]> = pairs
-        .iter()
-        .map(|pair| pair.rejected.ids.as_slice())
-        .collect();
+    let sequences: Vec<&[u32]> = pairs.iter().map(|pair| pair.rejected.ids.as_slice()).collect();
     let rows = TokenRows::left_padded(&sequences, 0);
     let input = ModelInput::new(&rows, &policy.valid().position_table(80, device), device);
     let keep = if recompute { 0 } else { usize::MAX };
@@ -246,10 +225,7 @@ pub fn peak_memory_covers_tensors<B: TrainBackend>(device: &B::Device) {
     let after = B::peak_memory_bytes(device).unwrap();
     assert!(after >= with, "a peak that falls from {with} to {after}");
     // Pools grow by pages, not by whole devices.
-    assert!(
-        with - before < 1 << 30,
-        "{before} bytes before, {with} after"
-    );
+    assert!(with - before < 1 << 30, "{before} bytes before, {with} after");
 }
 
 fn values<B: TrainBackend>(tensor: Tensor<B, 2>) -> Vec<f32> {

@@ -41,11 +41,7 @@ impl Run {
         let folder = reference(&format!("trl/{name}"))?;
         let config = json(&folder.join("config.json"));
         let trace = json_lines(&folder.join("trace.jsonl"));
-        Some(Self {
-            folder,
-            config,
-            trace,
-        })
+        Some(Self { folder, config, trace })
     }
 
     fn number(&self, key: &str) -> f64 {
@@ -57,9 +53,7 @@ impl Run {
     }
 
     fn model_folder(&self) -> PathBuf {
-        self.folder
-            .join("../../models")
-            .join(self.config["model"].as_str().unwrap())
+        self.folder.join("../../models").join(self.config["model"].as_str().unwrap())
     }
 
     /// How the run's base is packed.
@@ -69,10 +63,7 @@ impl Run {
             "nf4dq" => true,
             _ => return None,
         };
-        Some(Quantization {
-            format: Format::Nf4,
-            double_quant,
-        })
+        Some(Quantization { format: Format::Nf4, double_quant })
     }
 
     /// Whether bitsandbytes computed it, in bf16 now and then: a loose check of what is named below.
@@ -160,11 +151,7 @@ impl Run {
         copy("init_adapter.safetensors", "adapter_model.safetensors");
         copy("adapter_config.json", "adapter_config.json");
         adapter::load(&mut policy, start.path(), device).unwrap();
-        let reference = match self.config["reference"]
-            .as_str()
-            .unwrap()
-            .starts_with("base")
-        {
+        let reference = match self.config["reference"].as_str().unwrap().starts_with("base") {
             true => Reference::base(policy.valid()),
             false => Reference::initial(policy.valid()),
         };
@@ -175,12 +162,7 @@ impl Run {
         };
         let max_grad_norm = Some(self.number("max_grad_norm")).filter(|norm| *norm > 0.0);
         let config = LearnerConfig {
-            loss: DpoLoss {
-                loss_type,
-                beta: self.number("beta"),
-                weight: 1.0,
-                sft_weight: 0.0,
-            },
+            loss: DpoLoss { loss_type, beta: self.number("beta"), weight: 1.0, sft_weight: 0.0 },
             step: StepConfig {
                 max_grad_norm,
                 activations: activations(recompute),
@@ -221,11 +203,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     for (step, expected) in run.trace.iter().take(steps).enumerate() {
         let plan = sampler.plan(step);
         let batches: Vec<_> = plan.micro_batches.iter().map(batch).collect();
-        attended += batches
-            .iter()
-            .flatten()
-            .map(|pair| pair.attended_tokens())
-            .sum::<usize>();
+        attended += batches.iter().flatten().map(|pair| pair.attended_tokens()).sum::<usize>();
         let rate = schedule.rate(step);
         let output = learner.step(step, rate, &batches);
         let what = format!("{name} step {}", step + 1);
@@ -245,14 +223,9 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
 }
 
 fn check(key: &str, what: &str, ours: f64, expected: &Value, tolerance: f64) {
-    let theirs = expected[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{what}: no {key}"));
+    let theirs = expected[key].as_f64().unwrap_or_else(|| panic!("{what}: no {key}"));
     let difference = (ours - theirs).abs();
-    assert!(
-        difference <= tolerance,
-        "{what} {key}: {ours} for {theirs} (off by {difference:e})"
-    );
+    assert!(difference <= tolerance, "{what} {key}: {ours} for {theirs} (off by {difference:e})");
 }
 
 fn check_loosely(what: &str, output: &StepOutput, expected: &Value) {
@@ -260,13 +233,7 @@ fn check_loosely(what: &str, output: &StepOutput, expected: &Value) {
     let (loss, values) = MicroBatchMetrics::mean(&output.micro_batches);
     check("loss", what, loss, expected, 5e-3 * loss.abs().max(1.0));
     let norm = expected["grad_norm"].as_f64().unwrap();
-    check(
-        "grad_norm",
-        what,
-        output.grad_norm,
-        expected,
-        4e-2 * norm.abs(),
-    );
+    check("grad_norm", what, output.grad_norm, expected, 4e-2 * norm.abs());
     for (key, value) in KEYS.iter().zip(values) {
         if key.starts_with("logps/") {
             check(key, what, value, expected, 0.1);
@@ -280,26 +247,14 @@ fn check_step(what: &str, output: &StepOutput, expected: &Value) {
     values[2] = without_ties(values[2], output, expected);
     check_metrics(what, "", loss, &values, expected);
     let norm = expected["grad_norm"].as_f64().unwrap();
-    check(
-        "grad_norm",
-        what,
-        output.grad_norm,
-        expected,
-        2e-4 * norm.abs(),
-    );
+    check("grad_norm", what, output.grad_norm, expected, 2e-4 * norm.abs());
     for (index, micro) in output.micro_batches.iter().enumerate() {
         let at = |key: &str| {
             let mut one = serde_json::Map::new();
             one.insert(key.to_string(), expected["micro"][key][index].clone());
             Value::Object(one)
         };
-        check(
-            "loss",
-            what,
-            micro.loss,
-            &at("loss"),
-            5e-5 * micro.loss.abs().max(1.0),
-        );
+        check("loss", what, micro.loss, &at("loss"), 5e-5 * micro.loss.abs().max(1.0));
         check(KEYS[3], what, micro.values[3], &at(KEYS[3]), 2e-4);
     }
 }
@@ -309,9 +264,7 @@ fn check_step(what: &str, output: &StepOutput, expected: &Value) {
 fn without_ties(accuracy: f64, output: &StepOutput, expected: &Value) -> f64 {
     let theirs = expected[KEYS[2]].as_f64().unwrap();
     let micro = &output.micro_batches;
-    let ties = micro
-        .iter()
-        .filter(|m| m.pairs == 1 && m.values[3].abs() < 3e-5);
+    let ties = micro.iter().filter(|m| m.pairs == 1 && m.values[3].abs() < 3e-5);
     match (accuracy - theirs).abs() <= ties.count() as f64 / micro.len() as f64 + 1e-9 {
         true => theirs,
         false => accuracy,
@@ -319,13 +272,7 @@ fn without_ties(accuracy: f64, output: &StepOutput, expected: &Value) -> f64 {
 }
 
 fn check_metrics(what: &str, prefix: &str, loss: f64, values: &[f64], expected: &Value) {
-    check(
-        &format!("{prefix}loss"),
-        what,
-        loss,
-        expected,
-        5e-5 * loss.abs().max(1.0),
-    );
+    check(&format!("{prefix}loss"), what, loss, expected, 5e-5 * loss.abs().max(1.0));
     for (key, value) in KEYS.iter().zip(values) {
         let tolerance = match *key {
             key if key.starts_with("rewards/") => 2e-4,

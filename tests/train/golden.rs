@@ -12,10 +12,7 @@ use super::{Ended, json_lines, number, program};
 fn reference() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
     if !folder.is_dir() {
-        eprintln!(
-            "SKIPPED: {} is absent, nothing was compared",
-            folder.display()
-        );
+        eprintln!("SKIPPED: {} is absent, nothing was compared", folder.display());
         return None;
     }
     Some(folder)
@@ -42,28 +39,17 @@ impl Golden {
         ] {
             fs::copy(folder.join(from), start.join(to)).unwrap();
         }
-        Some(Self {
-            folder,
-            config,
-            work,
-        })
+        Some(Self { folder, config, work })
     }
 
     fn model(&self) -> String {
         let name = self.config["model"].as_str().unwrap();
-        self.folder
-            .join("../../models")
-            .join(name)
-            .display()
-            .to_string()
+        self.folder.join("../../models").join(name).display().to_string()
     }
 
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        self.folder
-            .join(format!("../_data/{name}.jsonl"))
-            .display()
-            .to_string()
+        self.folder.join(format!("../_data/{name}.jsonl")).display().to_string()
     }
 
     fn path(&self, name: &str) -> String {
@@ -90,11 +76,8 @@ impl Golden {
             "eval_steps",
             "disable_dropout",
         ];
-        let tables = [
-            ("dpo", &DPO[..]),
-            ("train", &TRAIN),
-            ("data", &["max_length", "truncation_mode"]),
-        ];
+        let tables =
+            [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
         let mut settings = Vec::new();
         for (table, keys) in tables {
             for key in keys {
@@ -112,14 +95,8 @@ impl Golden {
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
-        let base = self.config["reference"]
-            .as_str()
-            .unwrap()
-            .starts_with("base");
-        settings.push(format!(
-            "dpo.reference={}",
-            if base { "base" } else { "initial" }
-        ));
+        let base = self.config["reference"].as_str().unwrap().starts_with("base");
+        settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
         settings
     }
 
@@ -145,24 +122,14 @@ impl Golden {
 
     fn check_adapter(&self) {
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
-        let ours = read(
-            &self
-                .work
-                .path()
-                .join("run/adapter/adapter_model.safetensors"),
-        );
+        let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
         let theirs = read(&self.folder.join("adapter_model.safetensors"));
-        assert_eq!(
-            ours.keys().collect::<Vec<_>>(),
-            theirs.keys().collect::<Vec<_>>()
-        );
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
         for (name, (shape, values)) in &theirs {
             let (our_shape, our_values) = &ours[name];
             assert_eq!(our_shape, shape, "{name}");
-            let worst = our_values
-                .iter()
-                .zip(values)
-                .fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            let worst =
+                our_values.iter().zip(values).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(worst <= 2e-4, "{name}: off by {worst}");
         }
         let config = |path: PathBuf| -> Map<String, Value> {
@@ -212,10 +179,7 @@ fn check_line(run: &str, ours: &Map<String, Value>, theirs: &Map<String, Value>)
             other => panic!("no tolerance for {other}"),
         };
         let off = (ours - theirs).abs();
-        assert!(
-            off <= tolerance,
-            "{run} step {step} {key}: {ours} for {theirs}, off by {off:e}"
-        );
+        assert!(off <= tolerance, "{run} step {step} {key}: {ours} for {theirs}, off by {off:e}");
     }
 }
 
@@ -224,20 +188,15 @@ fn replay(name: &str) {
         return;
     };
     let lines = golden.train();
-    let (evaluations, steps): (Vec<_>, Vec<_>) = lines
-        .into_iter()
-        .partition(|line| line.contains_key("eval_loss"));
+    let (evaluations, steps): (Vec<_>, Vec<_>) =
+        lines.into_iter().partition(|line| line.contains_key("eval_loss"));
     let trace = json_lines(&golden.folder.join("trace.jsonl"));
     assert_eq!(steps.len(), trace.len(), "{name}");
     for (ours, theirs) in steps.iter().zip(&trace) {
         check_line(name, ours, theirs);
     }
     let expected = golden.folder.join("eval.jsonl");
-    let expected = if expected.is_file() {
-        json_lines(&expected)
-    } else {
-        Vec::new()
-    };
+    let expected = if expected.is_file() { json_lines(&expected) } else { Vec::new() };
     assert_eq!(evaluations.len(), expected.len(), "{name}");
     for (ours, theirs) in evaluations.iter().zip(&expected) {
         check_line(name, ours, theirs);
@@ -299,10 +258,7 @@ fn scores() {
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         json_lines(Path::new(&output))
     };
-    let policy = score(
-        "policy.jsonl",
-        &["--adapter", &golden.path("start"), "--per-token"],
-    );
+    let policy = score("policy.jsonl", &["--adapter", &golden.path("start"), "--per-token"]);
     let base = score("base.jsonl", &["--batch-size", "7"]);
     let trace = json_lines(&golden.folder.join("trace.jsonl"));
     assert_eq!(policy.len(), 48);
@@ -314,20 +270,11 @@ fn scores() {
             let of_policy = number(&policy[pair], &key);
             assert!((of_policy - at("logps")).abs() < 2e-3, "{pair} {side}");
             let of_base = at("logps") - at("rewards") / 0.1;
-            assert!(
-                (number(&base[pair], &key) - of_base).abs() < 4e-3,
-                "{pair} {side}"
-            );
+            assert!((number(&base[pair], &key) - of_base).abs() < 4e-3, "{pair} {side}");
             // Cut at max_length, as TRL's collator does later.
             let whole = &golden.config["samples"][pair][&format!("{side}_ids")];
-            let ours = policy[pair][&format!("token_ids/{side}")]
-                .as_array()
-                .unwrap();
-            assert_eq!(
-                ours[..],
-                whole.as_array().unwrap()[..ours.len()],
-                "{pair} {side}"
-            );
+            let ours = policy[pair][&format!("token_ids/{side}")].as_array().unwrap();
+            assert_eq!(ours[..], whole.as_array().unwrap()[..ours.len()], "{pair} {side}");
         }
     }
 }

@@ -64,10 +64,7 @@ max_steps = {STEPS}
     /// `arithmo train --config run.toml FLAGS --set SETTINGS`, not started.
     fn command(&self, settings: &[&str], flags: &[&str]) -> Command {
         let mut command = program();
-        command
-            .arg("train")
-            .arg("--config")
-            .arg(self.path("run.toml"));
+        command.arg("train").arg("--config").arg(self.path("run.toml"));
         command.args(flags);
         for setting in settings {
             command.args(["--set", setting]);
@@ -150,11 +147,7 @@ impl Ended {
         assert_eq!(self.stdout, "");
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         for part in ["error: ", "help: "].iter().chain(parts) {
-            assert!(
-                self.stderr.contains(part),
-                "no {part:?} in: {}",
-                self.stderr
-            );
+            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
         }
     }
 }
@@ -167,9 +160,7 @@ fn program() -> Command {
 
 fn json_lines(path: &Path) -> Vec<Map<String, Value>> {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// `metrics.jsonl` without what depends on the clock and the machine.
@@ -184,7 +175,5 @@ fn metrics(run: &Path) -> Vec<Map<String, Value>> {
 }
 
 fn number(line: &Map<String, Value>, key: &str) -> f64 {
-    line.get(key)
-        .and_then(Value::as_f64)
-        .unwrap_or_else(|| panic!("no {key} in {line:?}"))
+    line.get(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {line:?}"))
 }

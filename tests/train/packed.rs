@@ -34,9 +34,7 @@ impl Workshop {
     fn scores(&self, name: &str, flags: &[&str]) -> (Vec<f64>, String) {
         let (model, data) = (self.text(name), self.text("pairs.jsonl"));
         let output = self.text("scores.jsonl");
-        let fixed = [
-            "score", "--model", &model, "--data", &data, "--output", &output,
-        ];
+        let fixed = ["score", "--model", &model, "--data", &data, "--output", &output];
         let ended = succeeds(&[&fixed[..], flags].concat());
         let scores = json_lines(Path::new(&output)).into_iter();
         let chosen = scores.map(|pair| number(&pair, "logps/chosen"));
@@ -47,15 +45,7 @@ impl Workshop {
     fn merge(&self, model: &str, output: &str, flags: &[&str]) -> Ended {
         let (model, output) = (self.text(model), self.text(output));
         let adapter = self.text("run/adapter");
-        let fixed = [
-            "merge",
-            "--model",
-            &model,
-            "--adapter",
-            &adapter,
-            "--output",
-            &output,
-        ];
+        let fixed = ["merge", "--model", &model, "--adapter", &adapter, "--output", &output];
         run(&[&fixed[..], flags].concat())
     }
 
@@ -124,10 +114,7 @@ fn an_adapter_notes_what_its_base_was_packed_as() {
     let (base, _) = workshop.scores("model", &NF4_FLAGS);
     let first = &metrics(&workshop.path("run"))[0];
     let mean = base[..6].iter().sum::<f64>() / 6.0;
-    assert!(
-        (mean - number(first, "logps/chosen")).abs() < 1e-3,
-        "{mean}"
-    );
+    assert!((mean - number(first, "logps/chosen")).abs() < 1e-3, "{mean}");
 
     let adapter = workshop.text("run/adapter");
     let adapter = ["--adapter", adapter.as_str()];
@@ -136,22 +123,11 @@ fn an_adapter_notes_what_its_base_was_packed_as() {
     let (on_full, stderr) = workshop.scores("model", &adapter);
     let note = "trained on a base in nf4, and is used on one in full";
     assert!(stderr.contains(note), "{stderr}");
-    assert!(
-        stderr.contains("--quantization nf4 --double-quant"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("--quantization nf4 --double-quant"), "{stderr}");
     assert!((trained.iter().sum::<f64>() - on_full.iter().sum::<f64>()).abs() > 1e-3);
 
     let model = workshop.text("model");
-    let prompt = [
-        "generate",
-        "--model",
-        &model,
-        "--prompt",
-        "What is",
-        "--max-new-tokens",
-        "5",
-    ];
+    let prompt = ["generate", "--model", &model, "--prompt", "What is", "--max-new-tokens", "5"];
     let generate = |flags: &[&str]| succeeds(&[&prompt[..], &adapter, flags].concat()).stderr;
     let stderr = generate(&["--quantization", "int8"]);
     assert!(stderr.contains("used on one in int8"), "{stderr}");
@@ -161,10 +137,7 @@ fn an_adapter_notes_what_its_base_was_packed_as() {
 
 /// Of a target's line: change of log-probabilities, KL, equal answers, answers, and whether it was written.
 fn measured(stderr: &str, target: &str) -> (f64, f64, f64, f64, bool) {
-    let line = stderr
-        .lines()
-        .find(|line| line.starts_with(target))
-        .unwrap();
+    let line = stderr.lines().find(|line| line.starts_with(target)).unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     let number = |index: usize| words[index].parse::<f64>().unwrap();
     let written = words.contains(&"<-");
@@ -179,16 +152,10 @@ fn merging_a_run_on_a_packed_base_says_what_each_target_changes() {
     let head = "the base in nf4 with its adapter, on 7 texts of the run";
     assert!(stderr.contains(head), "{stderr}");
     let (log_prob, kl, same, answers, written) = measured(&stderr, "dequantized");
-    assert!(
-        log_prob < 1e-5 && kl < 1e-5 && same == answers && written,
-        "{stderr}"
-    );
+    assert!(log_prob < 1e-5 && kl < 1e-5 && same == answers && written, "{stderr}");
     for target in ["original", "requantized"] {
         let (log_prob, kl, _, of, written) = measured(&stderr, target);
-        assert!(
-            log_prob > 1e-3 && kl > 1e-6 && of == answers && !written,
-            "{stderr}"
-        );
+        assert!(log_prob > 1e-3 && kl > 1e-6 && of == answers && !written, "{stderr}");
     }
 
     // What is written is what was trained.
@@ -231,21 +198,11 @@ fn what_packed_weights_cannot_do_is_refused() {
         &["model.quantization=nf4", "model.use_peft=false"],
         &["model.quantization", "cannot be trained themselves"],
     );
-    refused(
-        &["lora.init_lora_weights=loftq"],
-        &["lora.init_lora_weights", "model.quantization"],
-    );
-    let loftq = [
-        "lora.init_lora_weights=loftq",
-        "lora.loftq_config.loftq_iter=5",
-    ];
+    refused(&["lora.init_lora_weights=loftq"], &["lora.init_lora_weights", "model.quantization"]);
+    let loftq = ["lora.init_lora_weights=loftq", "lora.loftq_config.loftq_iter=5"];
     refused(
         &[&NF4[..], &loftq].concat(),
-        &[
-            "lora.loftq_config.loftq_iter",
-            "is 5: each iteration",
-            "set it to 1",
-        ],
+        &["lora.loftq_config.loftq_iter", "is 5: each iteration", "set it to 1"],
     );
     let model = workshop.text("model");
     let fixed = ["score", "--model", &model, "--data", "x", "--output", "y"];

@@ -19,24 +19,12 @@ fn refused(workshop: &Workshop, settings: &[&str], parts: &[&str]) {
 fn configuration_errors_name_the_key() {
     let workshop = Workshop::new();
     let wrong = ["train.learning_rte=1e-4"];
-    refused(
-        &workshop,
-        &wrong,
-        &[
-            "--set train.learning_rte",
-            "unknown key",
-            "train.learning_rate",
-        ],
-    );
+    refused(&workshop, &wrong, &["--set train.learning_rte", "unknown key", "train.learning_rate"]);
     refused(&workshop, &["lora.r=0"], &["lora.r", "at least 1"]);
     let toml = workshop.path("run.toml");
     let text = fs::read_to_string(&toml).unwrap();
     fs::write(&toml, text.replace("lora_alpha", "lora_alfa")).unwrap();
-    refused(
-        &workshop,
-        &[],
-        &["run.toml:9: lora.lora_alfa", "lora.lora_alpha"],
-    );
+    refused(&workshop, &[], &["run.toml:9: lora.lora_alfa", "lora.lora_alpha"]);
     fs::write(&toml, "[model\n").unwrap();
     refused(&workshop, &[], &["run.toml"]);
 }
@@ -74,11 +62,7 @@ fn pairs_that_are_no_pairs_are_named_by_line_or_id() {
     refused(
         &workshop,
         &[],
-        &[
-            "the-same",
-            "chosen and rejected are the same text",
-            "skip_untrainable",
-        ],
+        &["the-same", "chosen and rejected are the same text", "skip_untrainable"],
     );
     let skipped = workshop.trained(&["data.skip_untrainable=true", "train.max_steps=1"], &[]);
     assert!(skipped.stderr.contains("the-same"), "{}", skipped.stderr);
@@ -92,52 +76,34 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_what_was_good() {
     let text = fs::read_to_string(&pairs).unwrap();
     fs::write(
         &pairs,
-        text.replacen(
-            r#""pairs-13", "prompt": ""#,
-            r#""pairs-13", "prompt": "~"#,
-            1,
-        ),
+        text.replacen(r#""pairs-13", "prompt": ""#, r#""pairs-13", "prompt": "~"#, 1),
     )
     .unwrap();
     poison_embedding(&workshop, "~");
     let settings = ["data.shuffle=false", "train.save_total_limit=1"];
     let ended = workshop.train(&settings, &[]);
-    ended.refused(&[
-        "step 3 is not finite",
-        "pairs-12, pairs-13",
-        "checkpoint step-2",
-    ]);
+    ended.refused(&["step 3 is not finite", "pairs-12, pairs-13", "checkpoint step-2"]);
     let kept = || {
-        assert!(
-            workshop
-                .path("run/checkpoints/step-2/checkpoint.json")
-                .is_file()
-        );
+        assert!(workshop.path("run/checkpoints/step-2/checkpoint.json").is_file());
         assert!(!workshop.path("run/checkpoints/step-3").exists());
         assert!(!workshop.path("run/adapter").exists());
         assert_eq!(super::metrics(&workshop.path("run")).len(), 2);
         assert_eq!(workshop.rests(), [""; 0]);
     };
     kept();
-    workshop
-        .train(&settings, &["--resume"])
-        .refused(&["step 3 is not finite"]);
+    workshop.train(&settings, &["--resume"]).refused(&["step 3 is not finite"]);
     kept();
 }
 
 /// Makes the embedding of a text's token NaN.
 fn poison_embedding(workshop: &Workshop, text: &str) {
-    let id = Tokenizer::from_folder(&workshop.path("model"))
-        .unwrap()
-        .encode(text, false)
-        .unwrap()[0];
+    let id =
+        Tokenizer::from_folder(&workshop.path("model")).unwrap().encode(text, false).unwrap()[0];
     let file = workshop.path("model/model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let start = json["model.embed_tokens.weight"]["data_offsets"][0]
-        .as_u64()
-        .unwrap() as usize;
+    let start = json["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
     let row = 8 + header + start + id as usize * tiny::config().hidden_size * 4;
     bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
@@ -148,11 +114,7 @@ fn poison_embedding(workshop: &Workshop, text: &str) {
 fn weights_that_are_not_finite_are_never_saved() {
     let workshop = Workshop::new();
     let schedule = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"];
-    let settings = [
-        &schedule[..],
-        &["train.learning_rate=1e39", "train.save_steps=1"],
-    ]
-    .concat();
+    let settings = [&schedule[..], &["train.learning_rate=1e39", "train.save_steps=1"]].concat();
     let ended = workshop.train(&settings, &[]);
     ended.refused(&["step 1 left weights that are not finite", "learning_rate"]);
     assert_eq!(
@@ -176,11 +138,7 @@ fn a_model_without_finite_weights_says_so() {
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&weights, bytes).unwrap();
     let ended = workshop.train(&[], &[]);
-    ended.refused(&[
-        "step 1 is not finite",
-        "nothing was trained yet",
-        "check its weights",
-    ]);
+    ended.refused(&["step 1 is not finite", "nothing was trained yet", "check its weights"]);
     assert!(!workshop.path("run/adapter").exists());
 }
 
@@ -191,13 +149,8 @@ fn a_dry_run_lists_everything_and_writes_nothing() {
     for part in ["weights", "together", "fits into", "s a step"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
     }
-    for part in [
-        "chosen_truncated",
-        "rejected_truncated",
-        "eos_lost",
-        "\"pairs-2\"",
-        "pairs_read",
-    ] {
+    for part in ["chosen_truncated", "rejected_truncated", "eos_lost", "\"pairs-2\"", "pairs_read"]
+    {
         assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
     }
     assert!(!workshop.path("run").exists());
@@ -206,32 +159,19 @@ fn a_dry_run_lists_everything_and_writes_nothing() {
     workshop.trained(&["train.max_steps=1"], &[]);
     let manifest = fs::read(workshop.path("run/manifest.json")).unwrap();
     workshop.trained(&["train.max_steps=2"], &["--dry-run"]);
-    assert_eq!(
-        fs::read(workshop.path("run/manifest.json")).unwrap(),
-        manifest
-    );
+    assert_eq!(fs::read(workshop.path("run/manifest.json")).unwrap(), manifest);
 }
 
 #[test]
 fn wrong_usage_exits_2() {
-    for arguments in [
-        &["train"][..],
-        &["trian"],
-        &["train", "--config"],
-        &["train", "--config", "a", "--no"],
-    ] {
+    for arguments in
+        [&["train"][..], &["trian"], &["train", "--config"], &["train", "--config", "a", "--no"]]
+    {
         let output = program().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
-    let output = program()
-        .args(["train", "--config", "none.toml"])
-        .output()
-        .unwrap();
+    let output = program().args(["train", "--config", "none.toml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        String::from_utf8(output.stderr)
-            .unwrap()
-            .contains("none.toml")
-    );
+    assert!(String::from_utf8(output.stderr).unwrap().contains("none.toml"));
 }

@@ -12,11 +12,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::{Ended, STEPS, Workshop, metrics};
 
 fn start(mut command: Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn logged_lines(run: &Path) -> usize {
@@ -47,12 +43,7 @@ fn kill_once(
     let extra = Duration::from_millis(u64::from(rng.next_u32() % 40));
     for attempt in 0..50u32 {
         let mut child = start(workshop.command(settings, flags));
-        let running = wait_for(
-            &mut child,
-            &workshop.path("run"),
-            lines,
-            extra / (attempt + 1),
-        );
+        let running = wait_for(&mut child, &workshop.path("run"), lines, extra / (attempt + 1));
         // SIGKILL: nothing can be caught or tidied.
         child.kill().unwrap();
         let ended = Ended::of(child.wait_with_output().unwrap());
@@ -84,16 +75,8 @@ fn killed_runs_equal_the_whole_one(settings: &[&str], kills: usize, seed: u64) {
             child.wait().unwrap();
         }
         let ended = workshop.trained(settings, &["--resume"]);
-        assert!(
-            !ended.stderr.contains("warning"),
-            "killed at {first}: {}",
-            ended.stderr
-        );
-        assert_eq!(
-            workshop.result(),
-            whole,
-            "kill {kill}, at {first} of {lines} lines"
-        );
+        assert!(!ended.stderr.contains("warning"), "killed at {first}: {}", ended.stderr);
+        assert_eq!(workshop.result(), whole, "kill {kill}, at {first} of {lines} lines");
         assert_eq!(workshop.rests(), [""; 0]);
     }
 }
@@ -176,13 +159,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
         let mut child = start(workshop.command(&settings, &[]));
         if wait_for(&mut child, &run, 1, Duration::ZERO) {
             let pid = child.id().to_string();
-            assert!(
-                Command::new("kill")
-                    .args(["-INT", &pid])
-                    .status()
-                    .unwrap()
-                    .success()
-            );
+            assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
         }
         let now = Ended::of(child.wait_with_output().unwrap());
         if now.status != Some(0) {
@@ -221,41 +198,23 @@ fn a_run_that_is_there_is_refused_resumed_or_overwritten_never_mixed() {
     let manifest = fs::read(workshop.path("run/manifest.json")).unwrap();
     let unchanged = || {
         assert_eq!(workshop.result(), whole);
-        assert_eq!(
-            fs::read(workshop.path("run/manifest.json")).unwrap(),
-            manifest
-        );
+        assert_eq!(fs::read(workshop.path("run/manifest.json")).unwrap(), manifest);
     };
-    workshop
-        .train(&[], &[])
-        .refused(&["already holds a run", "--resume", "--overwrite"]);
+    workshop.train(&[], &[]).refused(&["already holds a run", "--resume", "--overwrite"]);
     unchanged();
     let both = workshop.train(&[], &["--resume", "--overwrite"]);
     assert_eq!(both.status, Some(2), "{both:?}");
     let changed = ["train.learning_rate=1e-4", "lora.r=4"];
     let ended = workshop.train(&changed, &["--resume"]);
-    ended.refused(&[
-        "manifest.json",
-        "train.learning_rate: 0.005 -> 0.0001",
-        "lora.r: 3 -> 4",
-    ]);
+    ended.refused(&["manifest.json", "train.learning_rate: 0.005 -> 0.0001", "lora.r: 3 -> 4"]);
     unchanged();
     // What changes no weight may change.
-    workshop.trained(
-        &["train.save_steps=7", "train.gradient_checkpointing=true"],
-        &["--resume"],
-    );
+    workshop.trained(&["train.save_steps=7", "train.gradient_checkpointing=true"], &["--resume"]);
     unchanged();
 
     let pairs = fs::read_to_string(workshop.path("pairs.jsonl")).unwrap();
-    fs::write(
-        workshop.path("pairs.jsonl"),
-        pairs.replacen("What is", "How much is", 1),
-    )
-    .unwrap();
-    workshop
-        .train(&["train.save_steps=5"], &["--resume"])
-        .refused(&["the data"]);
+    fs::write(workshop.path("pairs.jsonl"), pairs.replacen("What is", "How much is", 1)).unwrap();
+    workshop.train(&["train.save_steps=5"], &["--resume"]).refused(&["the data"]);
     unchanged();
     fs::write(workshop.path("pairs.jsonl"), pairs).unwrap();
 
@@ -264,13 +223,8 @@ fn a_run_that_is_there_is_refused_resumed_or_overwritten_never_mixed() {
     assert_ne!(workshop.result().adapter, whole.adapter);
     workshop.trained(&["train.save_steps=5"], &["--overwrite"]);
     assert_eq!(workshop.result(), whole);
-    assert_eq!(
-        fs::read_to_string(workshop.path("run/notes.txt")).unwrap(),
-        "mine"
-    );
+    assert_eq!(fs::read_to_string(workshop.path("run/notes.txt")).unwrap(), "mine");
 
     fs::remove_file(workshop.path("run/manifest.json")).unwrap();
-    workshop
-        .train(&[], &["--resume"])
-        .refused(&["no manifest.json", "--overwrite"]);
+    workshop.train(&[], &["--resume"]).refused(&["no manifest.json", "--overwrite"]);
 }

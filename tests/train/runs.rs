@@ -35,20 +35,13 @@ fn a_run_writes_its_results_to_files_its_adapter_to_stdout_and_its_messages_to_s
     let run = workshop.path("run");
     assert_eq!(ended.stdout, format!("{}\n", run.join("adapter").display()));
     assert!(ended.stderr.contains("train: "), "{}", ended.stderr);
-    for file in [
-        "manifest.json",
-        "metrics.jsonl",
-        "adapter/adapter_config.json",
-        "adapter/tokenizer.json",
-    ] {
+    for file in
+        ["manifest.json", "metrics.jsonl", "adapter/adapter_config.json", "adapter/tokenizer.json"]
+    {
         assert!(run.join(file).is_file(), "{file}");
     }
     for (step, kept) in [(4, false), (8, false), (12, true), (STEPS, true)] {
-        assert_eq!(
-            run.join(format!("checkpoints/step-{step}")).exists(),
-            kept,
-            "step-{step}"
-        );
+        assert_eq!(run.join(format!("checkpoints/step-{step}")).exists(), kept, "step-{step}");
     }
     let lines = json_lines(&run.join("metrics.jsonl"));
     assert_eq!(lines.len(), STEPS);
@@ -80,29 +73,20 @@ fn logging_steps_averages_and_changes_no_weight() {
     workshop.trained(&["train.logging_steps=3"], &["--overwrite"]);
     let third = workshop.result();
     assert_eq!(third.adapter, each.adapter);
-    let steps: Vec<f64> = third
-        .metrics
-        .iter()
-        .map(|line| number(line, "step"))
-        .collect();
+    let steps: Vec<f64> = third.metrics.iter().map(|line| number(line, "step")).collect();
     assert_eq!(steps, [3.0, 6.0, 9.0, 12.0, 14.0]);
     // Micro-batches of a step: 3, 3, 1, and so on: the loss is a mean over steps, the others over micro-batches.
     let micro = |step: usize| if step.is_multiple_of(3) { 1.0 } else { 3.0 };
     for (line, (first, last)) in
-        third
-            .metrics
-            .iter()
-            .zip([(1, 3), (4, 6), (7, 9), (10, 12), (13, 14)])
+        third.metrics.iter().zip([(1, 3), (4, 6), (7, 9), (10, 12), (13, 14)])
     {
         let range = &each.metrics[first - 1..last];
         let loss = range.iter().map(|line| number(line, "loss")).sum::<f64>() / range.len() as f64;
         assert!((number(line, "loss") - loss).abs() < 1e-12);
         for key in ["rewards/margins", "logps/chosen", "entropy"] {
             let weight: f64 = (first..=last).map(micro).sum();
-            let sum: f64 = (first..=last)
-                .zip(range)
-                .map(|(step, line)| micro(step) * number(line, key))
-                .sum();
+            let sum: f64 =
+                (first..=last).zip(range).map(|(step, line)| micro(step) * number(line, key)).sum();
             assert!((number(line, key) - sum / weight).abs() < 1e-9, "{key}");
         }
         for key in ["num_tokens", "learning_rate", "grad_norm", "epoch"] {
@@ -121,26 +105,12 @@ fn seed_shuffle_and_dropout_decide_the_run_and_nothing_else_does() {
     let first = adapter(&[]);
     assert_eq!(first, adapter(&[]));
     assert_eq!(first, adapter(&["train.gradient_checkpointing=true"]));
-    assert_eq!(
-        first,
-        adapter(&["lora.lora_dropout=0.5"]),
-        "disable_dropout is the default"
-    );
-    assert_ne!(
-        first,
-        adapter(&["lora.lora_dropout=0.5", "train.disable_dropout=false"])
-    );
+    assert_eq!(first, adapter(&["lora.lora_dropout=0.5"]), "disable_dropout is the default");
+    assert_ne!(first, adapter(&["lora.lora_dropout=0.5", "train.disable_dropout=false"]));
     assert_ne!(first, adapter(&["seed=43"]));
     assert_ne!(first, adapter(&["data.shuffle=false"]));
-    let eval = format!(
-        "data.eval_file={}",
-        tiny::fixture("tiny/held-out.jsonl").display()
-    );
-    assert_eq!(
-        first,
-        adapter(&[&eval, "train.eval_steps=3"]),
-        "evaluation changes no weight"
-    );
+    let eval = format!("data.eval_file={}", tiny::fixture("tiny/held-out.jsonl").display());
+    assert_eq!(first, adapter(&[&eval, "train.eval_steps=3"]), "evaluation changes no weight");
 }
 
 /// Precomputed in batches of any size, shuffled or not: the same reference, up to rounding.
@@ -151,17 +121,9 @@ fn a_precomputed_reference_is_the_reference() {
     let each = metrics(&workshop.path("run"));
     for size in ["2", "5", "14"] {
         let size = format!("dpo.precompute_ref_batch_size={size}");
-        workshop.trained(
-            &["dpo.precompute_ref_log_probs=true", &size],
-            &["--overwrite"],
-        );
+        workshop.trained(&["dpo.precompute_ref_log_probs=true", &size], &["--overwrite"]);
         for (ours, theirs) in metrics(&workshop.path("run")).iter().zip(&each) {
-            for key in [
-                "loss",
-                "rewards/chosen",
-                "rewards/margins",
-                "logps/rejected",
-            ] {
+            for key in ["loss", "rewards/chosen", "rewards/margins", "logps/rejected"] {
                 let difference = (number(ours, key) - number(theirs, key)).abs();
                 assert!(difference < 2e-4, "{size} {key}: {difference}");
             }
@@ -182,10 +144,7 @@ fn an_adapter_is_continued_with_itself_as_the_reference() {
     assert_eq!(number(&lines[0], "loss") as f32, std::f32::consts::LN_2);
     workshop.trained(&[&adapter, "dpo.reference=base"], &["--overwrite"]);
     let lines = metrics(&workshop.path("run"));
-    assert!(
-        number(&lines[0], "rewards/margins") > 0.0,
-        "the adapter has learnt already"
-    );
+    assert!(number(&lines[0], "rewards/margins") > 0.0, "the adapter has learnt already");
 
     // Its settings hold; a key that says otherwise is not ignored.
     let other_rank = workshop.train(&[&adapter, "lora.r=5"], &["--overwrite"]);
@@ -205,10 +164,7 @@ fn an_adapter_is_continued_with_itself_as_the_reference() {
     };
     assert_eq!(first(&[&adapter]) as f32, std::f32::consts::LN_2);
     let active = first(&[&adapter, "train.disable_dropout=false"]);
-    assert!(
-        (active - std::f64::consts::LN_2).abs() > 1e-6,
-        "the adapter's own dropout acts"
-    );
+    assert!((active - std::f64::consts::LN_2).abs() > 1e-6, "the adapter's own dropout acts");
 }
 
 fn score(
@@ -219,9 +175,7 @@ fn score(
 ) -> Vec<Map<String, Value>> {
     let path = |name: &str| workshop.path(name).display().to_string();
     let (model, data, file) = (path("model"), path(data), path(output));
-    let fixed = [
-        "score", "--model", &model, "--data", &data, "--output", &file,
-    ];
+    let fixed = ["score", "--model", &model, "--data", &data, "--output", &file];
     let ended = Ended::of(program().args(fixed).args(further).output().unwrap());
     assert_eq!(ended.status, Some(0), "{}", ended.stderr);
     json_lines(&workshop.path(output))
@@ -230,10 +184,7 @@ fn score(
 #[test]
 fn scores_are_what_training_reports_of_held_out_pairs() {
     let workshop = Workshop::new();
-    let eval = format!(
-        "data.eval_file={}",
-        workshop.path("held-out.jsonl").display()
-    );
+    let eval = format!("data.eval_file={}", workshop.path("held-out.jsonl").display());
     workshop.trained(&[&eval], &[]);
     let adapter = workshop.path("run/adapter").display().to_string();
     let base = score(&workshop, "held-out.jsonl", "base.jsonl", &[]);
@@ -251,19 +202,10 @@ fn scores_are_what_training_reports_of_held_out_pairs() {
         |key: &str, pair: usize| 0.1 * (number(&tuned[pair], key) - number(&base[pair], key));
     let margin = |pair| reward("logps/chosen", pair) - reward("logps/rejected", pair);
     for (key, expected) in [
-        (
-            "eval_rewards/chosen",
-            mean(&|pair| reward("logps/chosen", pair)),
-        ),
+        ("eval_rewards/chosen", mean(&|pair| reward("logps/chosen", pair))),
         ("eval_rewards/margins", mean(&margin)),
-        (
-            "eval_rewards/accuracies",
-            mean(&|pair| f64::from(margin(pair) > 0.0)),
-        ),
-        (
-            "eval_logps/rejected",
-            mean(&|pair| number(&tuned[pair], "logps/rejected")),
-        ),
+        ("eval_rewards/accuracies", mean(&|pair| f64::from(margin(pair) > 0.0))),
+        ("eval_logps/rejected", mean(&|pair| number(&tuned[pair], "logps/rejected"))),
         ("eval_loss", mean(&|pair| (-margin(pair)).exp().ln_1p())),
     ] {
         let ours = number(last, key);
@@ -276,46 +218,22 @@ fn scores_are_what_training_reports_of_held_out_pairs() {
 fn scores_have_their_keys_in_order_and_tokens_sum_to_the_whole() {
     let workshop = Workshop::new();
     let short = score(&workshop, "pairs.jsonl", "short.jsonl", &[]);
-    let long = score(
-        &workshop,
-        "pairs.jsonl",
-        "long.jsonl",
-        &["--per-token", "--batch-size", "3"],
-    );
-    let keys = [
-        "id",
-        "logps/chosen",
-        "logps/rejected",
-        "tokens/chosen",
-        "tokens/rejected",
-    ];
-    let further = [
-        "token_ids/chosen",
-        "token_logps/chosen",
-        "token_ids/rejected",
-        "token_logps/rejected",
-    ];
+    let long = score(&workshop, "pairs.jsonl", "long.jsonl", &["--per-token", "--batch-size", "3"]);
+    let keys = ["id", "logps/chosen", "logps/rejected", "tokens/chosen", "tokens/rejected"];
+    let further =
+        ["token_ids/chosen", "token_logps/chosen", "token_ids/rejected", "token_logps/rejected"];
     assert_eq!((short.len(), long.len()), (14, 14));
     for (index, (short, long)) in short.iter().zip(&long).enumerate() {
         assert_eq!(short.keys().collect::<Vec<_>>(), keys);
-        assert_eq!(
-            long.keys().collect::<Vec<_>>(),
-            [&keys[..], &further].concat()
-        );
+        assert_eq!(long.keys().collect::<Vec<_>>(), [&keys[..], &further].concat());
         assert_eq!(short["id"], json!(format!("pairs-{index}")));
         for side in ["chosen", "rejected"] {
             let list = |key: &str| long[&format!("{key}/{side}")].as_array().unwrap();
-            let sum: f64 = list("token_logps")
-                .iter()
-                .map(|logp| logp.as_f64().unwrap())
-                .sum();
+            let sum: f64 = list("token_logps").iter().map(|logp| logp.as_f64().unwrap()).sum();
             let whole = number(short, &format!("logps/{side}"));
             assert!((sum - whole).abs() < 1e-5 * whole.abs(), "{sum} {whole}");
             let count = short[&format!("tokens/{side}")].as_u64().unwrap() as usize;
-            assert_eq!(
-                (list("token_ids").len(), list("token_logps").len()),
-                (count, count)
-            );
+            assert_eq!((list("token_ids").len(), list("token_logps").len()), (count, count));
             assert_eq!(list("token_ids").last(), Some(&json!(2)), "ends in </s>");
         }
     }
@@ -327,9 +245,7 @@ fn a_score_that_fails_leaves_no_file() {
     fs::write(workshop.path("bad.jsonl"), "{}\n").unwrap();
     let path = |name: &str| workshop.path(name).display().to_string();
     let (model, data, output) = (path("model"), path("bad.jsonl"), path("scores.jsonl"));
-    let arguments = [
-        "score", "--model", &model, "--data", &data, "--output", &output,
-    ];
+    let arguments = ["score", "--model", &model, "--data", &data, "--output", &output];
     Ended::of(program().args(arguments).output().unwrap()).refused(&["bad.jsonl:1"]);
     assert!(!workshop.path("scores.jsonl").exists());
     assert_eq!(workshop.rests(), [""; 0]);

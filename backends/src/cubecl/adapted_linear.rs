@@ -28,23 +28,15 @@ pub(crate) fn adapted_linear<B: CubeGpu>(
     let mut inputs = vec![queued(&x)];
     inputs.extend(tensors(projections));
     // One product for all branches, unless dropout gives each an input of its own.
-    let many: Vec<_> = adapters(projections)
-        .map(|adapter| adapter.a.clone())
-        .collect();
+    let many: Vec<_> = adapters(projections).map(|adapter| adapter.a.clone()).collect();
     let dropout = adapters(projections).any(|adapter| adapter.dropout_mask.is_some());
     let stacked = (many.len() > 1 && !dropout).then(|| BurnTensor::cat(many, 0));
     inputs.extend(stacked.as_ref().map(queued));
     inputs.extend(residual.as_ref().map(queued));
-    let kernel = Forward {
-        shape,
-        stacked: stacked.is_some(),
-    };
+    let kernel = Forward { shape, stacked: stacked.is_some() };
     let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
     let (output, low) = (outputs.next(), outputs.next());
-    Adapted {
-        output: output.unwrap_or_else(|| unreachable!("an operation without output")),
-        low,
-    }
+    Adapted { output: output.unwrap_or_else(|| unreachable!("an operation without output")), low }
 }
 
 /// [`crate::TrainBackend::frozen_linear`].
@@ -64,9 +56,7 @@ pub(crate) fn frozen_linear_backward<B: CubeGpu>(
     let adapter = None;
     let projections = [Projection { weight, adapter }];
     let grads = adapted_linear_backward(None, &projections, None, grad, true);
-    grads
-        .x
-        .unwrap_or_else(|| unreachable!("an operation without output"))
+    grads.x.unwrap_or_else(|| unreachable!("an operation without output"))
 }
 
 /// [`crate::TrainBackend::adapted_linear_backward`].
@@ -88,10 +78,7 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
         outputs.extend([&adapter.a, &adapter.b].map(|t| (t.shape(), t.dtype())));
     }
     if outputs.is_empty() {
-        return AdaptedGrads {
-            x: None,
-            adapters: Vec::new(),
-        };
+        return AdaptedGrads { x: None, adapters: Vec::new() };
     }
     let mut inputs = vec![queued(&grad)];
     if let Some((x, low)) = x.as_ref().zip(low.as_ref()) {
@@ -104,10 +91,7 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     let outputs: Vec<_> = outputs.collect();
     AdaptedGrads {
         x,
-        adapters: outputs
-            .chunks(2)
-            .map(|ab| [ab[0].clone(), ab[1].clone()])
-            .collect(),
+        adapters: outputs.chunks(2).map(|ab| [ab[0].clone(), ab[1].clone()]).collect(),
     }
 }
 
@@ -225,10 +209,7 @@ impl Kernel for Forward {
         let low = low_rank(&x, &parts, stacked, self.shape.rank());
         let alone = parts.len() == 1 && low.is_none() && residual.is_none();
         if alone {
-            return parts
-                .into_iter()
-                .map(|part| part.weight.times_transposed(&x))
-                .collect();
+            return parts.into_iter().map(|part| part.weight.times_transposed(&x)).collect();
         }
         let [tokens, _] = x.meta.shape().dims();
         let output = empty(&x, [tokens, self.shape.width()], x.dtype);
@@ -259,17 +240,11 @@ fn low_rank<R: CubeRuntime>(
     stacked: Option<CubeTensor<R>>,
     rank: usize,
 ) -> Option<CubeTensor<R>> {
-    let adapters: Vec<_> = parts
-        .iter()
-        .filter_map(|part| part.adapter.as_ref())
-        .collect();
+    let adapters: Vec<_> = parts.iter().filter_map(|part| part.adapter.as_ref()).collect();
     let [tokens, _] = x.meta.shape().dims();
     let wide = (!adapters.is_empty()).then(|| cast(x.clone(), DType::F32))?;
     if let [adapter] = adapters.as_slice() {
-        return Some(times_transposed(
-            &dropped(&wide, adapter),
-            adapter.a.clone(),
-        ));
+        return Some(times_transposed(&dropped(&wide, adapter), adapter.a.clone()));
     }
     if let Some(stacked) = stacked {
         return Some(times_transposed(&wide, stacked));
@@ -295,11 +270,7 @@ impl Kernel for BackwardPass {
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
-        let mut next = || {
-            inputs
-                .next()
-                .unwrap_or_else(|| unreachable!("fewer than queued"))
-        };
+        let mut next = || inputs.next().unwrap_or_else(|| unreachable!("fewer than queued"));
         let grad = next();
         let wide = (self.shape.rank() > 0).then(|| cast(next(), DType::F32));
         let low = (self.shape.rank() > 0).then(&mut next);
@@ -392,11 +363,7 @@ mod tests {
             ProjectionShape {
                 d_out: 48,
                 weight: WeightShape::Float,
-                adapter: Some(AdapterShape {
-                    rank: 5,
-                    scaling: 0.5,
-                    dropout: true,
-                }),
+                adapter: Some(AdapterShape { rank: 5, scaling: 0.5, dropout: true }),
             },
             ProjectionShape {
                 d_out: 5,
@@ -411,22 +378,14 @@ mod tests {
             let shapes = [[48, 100], [5, 100], [48, 5], [9, 100], [2, 100], [3, 100]];
             shapes.map(Given::Floats)
         };
-        let forward = Forward {
-            shape: shape.clone(),
-            stacked: false,
-        };
+        let forward = Forward { shape: shape.clone(), stacked: false };
         let mut inputs = vec![Given::Floats([9, 100])];
         inputs.extend(projections());
         inputs.push(Given::Floats([9, 53]));
         same_when_pitched(&forward, &inputs);
-        let backward = BackwardPass {
-            shape,
-            needs_x: true,
-        };
-        let mut inputs = vec![[9, 53], [9, 100], [9, 5]]
-            .into_iter()
-            .map(Given::Floats)
-            .collect::<Vec<_>>();
+        let backward = BackwardPass { shape, needs_x: true };
+        let mut inputs =
+            vec![[9, 53], [9, 100], [9, 5]].into_iter().map(Given::Floats).collect::<Vec<_>>();
         inputs.extend(projections());
         same_when_pitched(&backward, &inputs);
     }

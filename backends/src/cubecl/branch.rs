@@ -50,23 +50,14 @@ pub(super) fn put<R: CubeRuntime>(
     // What is not there is stood for by what is, unread.
     let residual = residual.map_or_else(|| base.clone(), rows);
     let (low, right, scaling, factor) = match branch {
-        Some(branch) => (
-            rows(branch.low),
-            branch.right,
-            branch.scaling,
-            branch.factor,
-        ),
+        Some(branch) => (rows(branch.low), branch.right, branch.scaling, branch.factor),
         None => (base.clone(), base.clone(), 0.0, None),
     };
     let has_factor = factor.is_some();
     let factor = factor.map_or_else(|| low.clone(), rows);
     let tiles = [tokens, width].map(|side| side.div_ceil(TILE) as u32);
     // Without a branch its tensors are not read, and the kernel must not be compiled as if they were.
-    let of_branch = if rank == 0 {
-        dtype.into()
-    } else {
-        low.dtype.into()
-    };
+    let of_branch = if rank == 0 { dtype.into() } else { low.dtype.into() };
     put_tile::launch::<R>(
         &output.client,
         CubeCount::Static(tiles[0], tiles[1], 1),
@@ -80,11 +71,7 @@ pub(super) fn put<R: CubeRuntime>(
         scaling,
         column,
         width,
-        Terms {
-            rank,
-            factor: has_factor,
-            residual: has_residual,
-        },
+        Terms { rank, factor: has_factor, residual: has_residual },
         [dtype.into(), of_branch],
     );
 }

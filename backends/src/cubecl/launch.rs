@@ -41,13 +41,7 @@ pub(crate) fn empty<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let shape = shape.into();
     let memory = like.client.empty(shape.num_elements() * dtype.size());
-    CubeTensor::new_contiguous(
-        like.client.clone(),
-        like.device.clone(),
-        shape,
-        memory,
-        dtype,
-    )
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, memory, dtype)
 }
 
 /// `[rows, columns]` looked at the other way round.
@@ -114,9 +108,7 @@ pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[
         };
         in_widths && tensors.iter().all(in_tensor)
     };
-    let most = tensors
-        .iter()
-        .map(|tensor| tensor.client.properties().hardware.max_vector_size);
+    let most = tensors.iter().map(|tensor| tensor.client.properties().hardware.max_vector_size);
     let most = most.min().unwrap_or(1);
     let size = [4, 2].into_iter().find(|size| *size <= most && fits(*size));
     size.unwrap_or(1)

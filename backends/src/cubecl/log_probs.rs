@@ -67,9 +67,7 @@ fn pieces<B: CubeGpu>(head: Weight<B>, dtype: DType) -> Vec<BurnTensor<B, 2>> {
     match head {
         Weight::Split(head) => {
             let parts = head.parts();
-            parts
-                .flat_map(|(_, part)| pieces(part.clone(), dtype))
-                .collect()
+            parts.flat_map(|(_, part)| pieces(part.clone(), dtype)).collect()
         }
         head => vec![head.floats(dtype)],
     }
@@ -81,9 +79,7 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)
         many if many > TILE => many / TILE * TILE,
         few => few.max(1),
     };
-    (0..rows)
-        .step_by(size)
-        .map(move |start| (start, size.min(rows - start)))
+    (0..rows).step_by(size).map(move |start| (start, size.min(rows - start)))
 }
 
 /// Inputs: hidden states, targets, with slopes the head's rows of the targets, and the head in one or more parts.
@@ -105,9 +101,7 @@ impl Kernel for OfRows {
         let logits = logits(&hidden, &head);
         let [_, vocabulary] = logits.meta.shape().dims();
         let columns = empty(&logits, [len, self.stats.columns()], DType::F32);
-        let others = self
-            .with_slopes
-            .then(|| empty(&logits, [len, vocabulary], dtype));
+        let others = self.with_slopes.then(|| empty(&logits, [len, vocabulary], dtype));
         let doubt = empty(&logits, [len, 1], DType::F32);
         let targets = rows(targets);
         let written = [&columns, &doubt].map(Clone::clone);
@@ -269,9 +263,7 @@ fn of_logits<F: Float, I: Int, N: Size>(
     }
     if comptime!(all) {
         let entropy = mass.ln() - cube_sum(moment, units) / mass;
-        write_statistics(
-            logits, columns, at, start, target, of_target, entropy, units,
-        );
+        write_statistics(logits, columns, at, start, target, of_target, entropy, units);
     }
     if comptime!(with_slopes) {
         write_others(logits, others, start, vectors, target, most, mass, units);
@@ -404,17 +396,10 @@ mod tests {
 
     #[test]
     fn on_pitched_rows() {
-        let kernel = OfRows {
-            stats: LogProbStats::All,
-            with_slopes: true,
-        };
+        let kernel = OfRows { stats: LogProbStats::All, with_slopes: true };
         for [width, vocabulary] in [[5, 48], [48, 100], [100, 5]] {
             let targets = Given::IntVector(vec![0, 3, 4, 2]);
-            let mut inputs = vec![
-                Given::Floats([4, width]),
-                targets,
-                Given::Floats([4, width]),
-            ];
+            let mut inputs = vec![Given::Floats([4, width]), targets, Given::Floats([4, width])];
             inputs.push(Given::Floats([vocabulary, width]));
             same_when_pitched(&kernel, &inputs);
             inputs.push(Given::Floats([9, width]));

@@ -24,11 +24,7 @@ pub(crate) fn unpack<B: CubeGpu>(
     dtype: DType,
 ) -> BurnTensor<B, 2> {
     let [_, d_in] = weight.dims;
-    let kernel = Unpack {
-        shape: PackedShape::of(weight),
-        rows: Some(rows.clone()),
-        dtype,
-    };
+    let kernel = Unpack { shape: PackedShape::of(weight), rows: Some(rows.clone()), dtype };
     let output = ([rows.len(), d_in].into(), dtype);
     let [values] = fixed(queue(kernel, tensors(weight), &[output]));
     tensor(values)
@@ -41,11 +37,7 @@ pub(crate) fn unpack_rows<B: CubeGpu>(
     dtype: DType,
 ) -> BurnTensor<B, 2> {
     let ([count], [_, d_in]) = (ids.dims(), weight.dims);
-    let kernel = Unpack {
-        shape: PackedShape::of(weight),
-        rows: None,
-        dtype,
-    };
+    let kernel = Unpack { shape: PackedShape::of(weight), rows: None, dtype };
     let mut inputs = tensors(weight);
     inputs.push(queued_int(&ids));
     let [values] = fixed(queue(kernel, inputs, &[([count, d_in].into(), dtype)]));
@@ -107,13 +99,7 @@ impl PackedShape {
             Some(Scales::Plain(_)) => (Scaling::Plain, 0.0),
             Some(Scales::Double { offset, .. }) => (Scaling::Double, *offset),
         };
-        Self {
-            format: weight.format,
-            d_out: weight.dims[0],
-            d_in: weight.dims[1],
-            scales,
-            offset,
-        }
+        Self { format: weight.format, d_out: weight.dims[0], d_in: weight.dims[1], scales, offset }
     }
 
     pub(super) fn parts<R: CubeRuntime>(
@@ -135,21 +121,11 @@ impl PackedShape {
             0 => absmax.clone(),
             _ => next(),
         };
-        Parts {
-            shape: self,
-            words,
-            absmax,
-            nested,
-            codes,
-        }
+        Parts { shape: self, words, absmax, nested, codes }
     }
 
     fn plan(self, gather: bool) -> Plan {
-        Plan {
-            bits: self.format.bits(),
-            scales: self.scales,
-            gather,
-        }
+        Plan { bits: self.format.bits(), scales: self.scales, gather }
     }
 
     /// The code of the values, then that of the scales, where there are any.

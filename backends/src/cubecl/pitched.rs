@@ -40,10 +40,7 @@ pub(crate) fn same_when_pitched(kernel: &impl Kernel, inputs: &[Given]) {
     for gap in [|width: usize| width.next_multiple_of(8) - width, |_| 3] {
         for (ours, dense) in run(gap).iter().flatten().zip(dense.iter().flatten()) {
             // Where gaps end vectors, sums are taken in another order.
-            assert!(
-                (ours - dense).abs() <= 1e-5 * dense.abs().max(1.0),
-                "{ours}, not {dense}"
-            );
+            assert!((ours - dense).abs() <= 1e-5 * dense.abs().max(1.0), "{ours}, not {dense}");
         }
     }
 }
@@ -78,13 +75,8 @@ fn tensor(
         .flat_map(u32::to_ne_bytes)
         .collect();
     let handle = client.create_from_slice(&bytes);
-    let mut tensor = CubeTensor::new_contiguous(
-        client.clone(),
-        Default::default(),
-        shape.into(),
-        handle,
-        dtype,
-    );
+    let mut tensor =
+        CubeTensor::new_contiguous(client.clone(), Default::default(), shape.into(), handle, dtype);
     if tensor.meta.num_dims() == 2 {
         tensor.meta.strides_mut()[0] = width + gap;
     }
@@ -99,7 +91,5 @@ fn values<R: CubeRuntime>(tensor: CubeTensor<R>) -> Vec<f32> {
     let tensor = burn_cubecl::kernel::into_contiguous(tensor);
     let bytes = tensor.client.read_one(tensor.handle).unwrap();
     let floats = bytes.chunks_exact(4);
-    floats
-        .map(|four| f32::from_ne_bytes(four.try_into().unwrap()))
-        .collect()
+    floats.map(|four| f32::from_ne_bytes(four.try_into().unwrap())).collect()
 }

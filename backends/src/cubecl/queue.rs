@@ -57,10 +57,7 @@ pub(crate) fn queue<R: CubeRuntime, K: Kernel>(
         .collect::<Vec<_>>();
     let inputs: Vec<_> = inputs.into_iter().map(Queued::<R>::into_ir).collect();
     let record = CustomOpIr::new(K::NAME, &inputs, &outputs);
-    let queued = QueuedKernel {
-        kernel,
-        record: record.clone(),
-    };
+    let queued = QueuedKernel { kernel, record: record.clone() };
     client.register(streams, OperationIr::Custom(record), queued)
 }
 

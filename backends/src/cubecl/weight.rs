@@ -20,9 +20,7 @@ pub(super) fn weight_tensors<B: CubeGpu>(
     match weight {
         Weight::Float(weight) => tensors.push(queued(weight)),
         Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
-        Weight::Split(weight) => weight
-            .parts()
-            .for_each(|(_, part)| weight_tensors(part, tensors)),
+        Weight::Split(weight) => weight.parts().for_each(|(_, part)| weight_tensors(part, tensors)),
     }
 }
 
@@ -65,10 +63,7 @@ impl WeightShape {
 }
 
 /// A weight on the device.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "at most three are alive, for one launch"
-)]
+#[allow(clippy::large_enum_variant, reason = "at most three are alive, for one launch")]
 pub(super) enum PartWeight<R: CubeRuntime> {
     Float(CubeTensor<R>),
     Packed(Parts<R>),

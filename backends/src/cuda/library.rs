@@ -155,10 +155,7 @@ impl Library {
     fn multiply(&mut self, problem: &Problem, addresses: [u64; 3]) -> Result<(), String> {
         let aligned = |address: &u64| address.is_multiple_of(problem.alignment);
         if !addresses.iter().all(aligned) {
-            return Err(format!(
-                "memory is not aligned to {} bytes",
-                problem.alignment
-            ));
+            return Err(format!("memory is not aligned to {} bytes", problem.alignment));
         }
         if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(problem) {
             self.plans.clear();
@@ -233,11 +230,7 @@ impl Plan {
                 wanted,
             )?
         };
-        Ok(Self {
-            description,
-            layouts,
-            kernel: found.algo,
-        })
+        Ok(Self { description, layouts, kernel: found.algo })
     }
 }
 
@@ -246,10 +239,8 @@ struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
     fn new(first_transposed: bool, second_transposed: bool) -> Result<Self, CublasError> {
-        let description = Self(lt::create_matmul_desc(
-            CUBLAS_COMPUTE_32F,
-            cudaDataType::CUDA_R_32F,
-        )?);
+        let description =
+            Self(lt::create_matmul_desc(CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?);
         for (attribute, transposed) in [
             (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, first_transposed),
             (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, second_transposed),

@@ -65,23 +65,17 @@ impl Matrix {
         let rows = leading(self.rows, of_rows, self.columns);
         let columns = leading(self.columns, of_columns, self.rows);
         if of_columns == 1 && rows >= self.columns {
-            return Some(Side {
-                transposed: false,
-                leading: rows,
-            });
+            return Some(Side { transposed: false, leading: rows });
         }
-        (of_rows == 1 && columns >= self.rows).then_some(Side {
-            transposed: true,
-            leading: columns,
-        })
+        (of_rows == 1 && columns >= self.rows)
+            .then_some(Side { transposed: true, leading: columns })
     }
 
     /// Bytes that it begins at a multiple of, and its rows too.
     fn alignment(&self, side: Side) -> Option<u64> {
         let row = (side.leading * self.dtype.size()) as u64;
-        let aligned = [self.offset, row]
-            .into_iter()
-            .all(|bytes| bytes.is_multiple_of(LEAST_ALIGNMENT));
+        let aligned =
+            [self.offset, row].into_iter().all(|bytes| bytes.is_multiple_of(LEAST_ALIGNMENT));
         let of_offset = 1 << self.offset.trailing_zeros().min(MOST_ALIGNMENT.ilog2());
         aligned.then_some(of_offset)
     }
@@ -129,12 +123,7 @@ impl Problem {
                 true => (rows, columns),
                 false => (columns, rows),
             };
-            Columns {
-                rows,
-                columns,
-                leading: side.leading,
-                transposed: side.transposed,
-            }
+            Columns { rows, columns, leading: side.leading, transposed: side.transposed }
         };
         [
             columns(self.right, self.k, self.n),
@@ -155,13 +144,7 @@ mod tests {
 
     /// `rows` by `columns` in bf16, from the beginning of its memory.
     fn matrix(rows: usize, columns: usize, strides: [usize; 2]) -> Matrix {
-        Matrix {
-            rows,
-            columns,
-            strides,
-            dtype: DType::BF16,
-            offset: 0,
-        }
+        Matrix { rows, columns, strides, dtype: DType::BF16, offset: 0 }
     }
 
     fn dense(rows: usize, columns: usize) -> Matrix {
@@ -265,12 +248,9 @@ mod tests {
         assert!(refused(typed(left, DType::F16), right, product));
         assert!(refused(left, right, typed(product, DType::F16)));
         let all = |dtype| [left, right, product].map(|matrix| typed(matrix, dtype));
-        for (dtype, taken) in [
-            (DType::F32, true),
-            (DType::F16, true),
-            (DType::F64, false),
-            (DType::I32, false),
-        ] {
+        for (dtype, taken) in
+            [(DType::F32, true), (DType::F16, true), (DType::F64, false), (DType::I32, false)]
+        {
             let [left, right, product] = all(dtype);
             assert_eq!(Problem::of(left, right, product).is_some(), taken);
         }
@@ -287,19 +267,13 @@ mod tests {
         }
         // A column, as the transpose of a row has it.
         let column = turned(matrix(1, 8, [3, 1]));
-        assert_eq!(
-            column.side().map(|s| (s.transposed, s.leading)),
-            Some((true, 8))
-        );
+        assert_eq!(column.side().map(|s| (s.transposed, s.leading)), Some((true, 8)));
     }
 
     #[test]
     fn a_plan_is_for_one_layout() {
         let problem = |m: usize, right: Matrix, offset| {
-            let left = Matrix {
-                offset,
-                ..dense(m, 8)
-            };
+            let left = Matrix { offset, ..dense(m, 8) };
             Problem::of(left, right, dense(m, 16)).unwrap()
         };
         let base = problem(3, dense(8, 16), 0);

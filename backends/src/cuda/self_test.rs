@@ -46,13 +46,7 @@ pub(super) fn check<R: CubeRuntime>(
     multiply: &Multiply<R>,
 ) -> Result<(), String> {
     let client = &R::client(device);
-    let tester = Tester {
-        client,
-        device,
-        dtype,
-        steps,
-        multiply,
-    };
+    let tester = Tester { client, device, dtype, steps, multiply };
     for (form, shape) in cases() {
         for product in products_of(dtype) {
             // The first of its kind is waited for, the second is not.
@@ -99,11 +93,7 @@ impl Numbers {
             let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(2_246_822_519) >> 8;
             (mixed % (2 * most + 1)) as f32 - most as f32
         };
-        Self {
-            rows,
-            columns,
-            values: (0..rows * columns).map(value).collect(),
-        }
+        Self { rows, columns, values: (0..rows * columns).map(value).collect() }
     }
 
     fn at(&self, row: usize, column: usize) -> f32 {
@@ -117,11 +107,9 @@ fn factors(form: Form, [m, k, n]: [usize; 3], dtype: DType) -> (Numbers, usize, 
     let most = if dtype == DType::F32 { 2047 } else { 2 };
     match form {
         Form::Forward => (Numbers::mixed(m, k, most, 1), 0, Numbers::mixed(n, k, 2, 2)),
-        Form::Backward => (
-            Numbers::mixed(m, k + BESIDE, most, 3),
-            BESIDE,
-            Numbers::mixed(k, n, 2, 4),
-        ),
+        Form::Backward => {
+            (Numbers::mixed(m, k + BESIDE, most, 3), BESIDE, Numbers::mixed(k, n, 2, 4))
+        }
         Form::Gradient => (Numbers::mixed(k, m, most, 5), 0, Numbers::mixed(k, n, 2, 6)),
     }
 }
@@ -167,10 +155,8 @@ impl<R: CubeRuntime> Tester<'_, R> {
     /// Twice the half of the left factor, slowly, then the product, then its half; nothing waits until that is read.
     fn chain(&self, form: Form, [m, k, n]: [usize; 3], dtype: DType) -> Result<Vec<f32>, String> {
         let (left, first, right) = factors(form, [m, k, n], self.dtype);
-        let half = Numbers {
-            values: left.values.iter().map(|value| value / 2.0).collect(),
-            ..left
-        };
+        let half =
+            Numbers { values: left.values.iter().map(|value| value / 2.0).collect(), ..left };
         let right = self.tensor(&right);
         let doubled = self.empty([half.rows, half.columns], self.dtype);
         let product = self.empty([m, n], dtype);
@@ -275,16 +261,8 @@ mod tests {
         // Rounded to the 11 bits of TF32 they would be others.
         let (left, _, _) = factors(Form::Forward, SHAPES[0], DType::F32);
         let bits = |value: f32| (value.abs() as u32) >> value.abs().log2().max(0.0) as u32;
-        assert!(
-            left.values
-                .iter()
-                .any(|v| v.abs() > 1024.0 && bits(*v) == 1)
-        );
-        assert!(
-            left.values
-                .iter()
-                .any(|v| v.abs() > 1024.0 && *v % 2.0 != 0.0)
-        );
+        assert!(left.values.iter().any(|v| v.abs() > 1024.0 && bits(*v) == 1));
+        assert!(left.values.iter().any(|v| v.abs() > 1024.0 && *v % 2.0 != 0.0));
     }
 }
 

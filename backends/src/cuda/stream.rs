@@ -32,9 +32,7 @@ pub(super) fn one() {
 pub(super) fn of(server: &impl Debug) -> Result<CUstream, String> {
     let streams = CubeClRuntimeConfig::get().streaming.max_streams;
     if streams != 1 {
-        return Err(format!(
-            "CubeCL was started with {streams} streams, not with one"
-        ));
+        return Err(format!("CubeCL was started with {streams} streams, not with one"));
     }
     let stream = address(server)? as CUstream;
     check(stream)?;
@@ -63,9 +61,7 @@ struct Scan {
 
 impl Scan {
     fn read_digits(&mut self, text: &str) -> fmt::Result {
-        let count = text
-            .find(|c: char| !c.is_ascii_hexdigit())
-            .unwrap_or(text.len());
+        let count = text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len());
         self.digits.push_str(&text[..count]);
         self.complete = count < text.len();
         match self.complete {
@@ -105,13 +101,8 @@ fn check(stream: CUstream) -> Result<(), String> {
             sys::cuCtxGetCurrent(&mut current),
         ]
     };
-    if let Some(error) = asked
-        .into_iter()
-        .find(|result| *result != CUresult::CUDA_SUCCESS)
-    {
-        return Err(format!(
-            "the driver knows no stream where CubeCL's should be ({error:?})"
-        ));
+    if let Some(error) = asked.into_iter().find(|result| *result != CUresult::CUDA_SUCCESS) {
+        return Err(format!("the driver knows no stream where CubeCL's should be ({error:?})"));
     }
     match flags == CUstream_flags::CU_STREAM_NON_BLOCKING as u32 && of_stream == current {
         true => Ok(()),
@@ -184,13 +175,8 @@ mod tests {
             Some(StreamWrapper { stream })
         };
         let server = |streams| CudaServer {
-            ctx: CudaContext {
-                context: at(0x1111),
-                sys: at(0x2222),
-            },
-            streams: MultiStream {
-                streams: StreamPool { streams },
-            },
+            ctx: CudaContext { context: at(0x1111), sys: at(0x2222) },
+            streams: MultiStream { streams: StreamPool { streams } },
             comm_stream: at(0x3333),
         };
         let found = address(&server(vec![stream(0x7f3a_00c0_de10), stream(0x4444)]));

@@ -17,17 +17,11 @@ pub(super) fn step(
 ) {
     let [rest1, beta2, rest2] =
         [1.0 - factors.beta1, factors.beta2, 1.0 - factors.beta2].map(|factor| factor as f32);
-    let [epsilon, shrink, step_size, root_correction] = [
-        factors.epsilon,
-        factors.shrink,
-        factors.step_size,
-        factors.root_correction,
-    ]
-    .map(|factor| factor as f32);
+    let [epsilon, shrink, step_size, root_correction] =
+        [factors.epsilon, factors.shrink, factors.step_size, factors.root_correction]
+            .map(|factor| factor as f32);
     let params = param.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK));
-    let moments = exp_avg
-        .par_chunks_mut(CHUNK)
-        .zip(exp_avg_sq.par_chunks_mut(CHUNK));
+    let moments = exp_avg.par_chunks_mut(CHUNK).zip(exp_avg_sq.par_chunks_mut(CHUNK));
     params.zip(moments).for_each(|((params, grads), (ms, vs))| {
         vectorized(
             #[inline(always)]

@@ -138,11 +138,7 @@ mod tests {
                         assert_eq!(block as usize % LINE, 0, "{size} to {next}");
                     }
                     for at in 0..size.min(next) {
-                        assert_eq!(
-                            unsafe { block.add(at).read() },
-                            byte(at),
-                            "{size} to {next}"
-                        );
+                        assert_eq!(unsafe { block.add(at).read() }, byte(at), "{size} to {next}");
                     }
                     (0..next).for_each(|at| unsafe { block.add(at).write(byte(at)) });
                     size = next;

@@ -93,10 +93,7 @@ mod tests {
             let values = numbers(count * from_stride, 7);
             let before = numbers(length * stride, 5);
             let mut target = before.clone();
-            let from = Rows {
-                values: &values,
-                stride: from_stride,
-            };
+            let from = Rows { values: &values, stride: from_stride };
             exchange(from, [count, length], 0.5, &mut target, stride);
             for (at, value) in target.iter().enumerate() {
                 let (column, row) = (at / stride, at % stride);

@@ -39,12 +39,7 @@ pub(super) struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// Rows without gaps.
     pub(super) fn of(values: &'a [f32], columns: usize) -> Self {
-        Self {
-            values,
-            count: values.len() / columns.max(1),
-            columns,
-            stride: columns,
-        }
+        Self { values, count: values.len() / columns.max(1), columns, stride: columns }
     }
 
     #[inline(always)]
@@ -55,20 +50,12 @@ impl<'a> Rows<'a> {
     /// Rows `start..start + count`.
     fn part(&self, start: usize, count: usize) -> Self {
         let values = &self.values[start * self.stride..];
-        Self {
-            values,
-            count,
-            ..*self
-        }
+        Self { values, count, ..*self }
     }
 
     /// The same rows, of each only these columns.
     fn columns(&self, columns: Range<usize>) -> Self {
-        Self {
-            values: &self.values[columns.start..],
-            columns: columns.len(),
-            ..*self
-        }
+        Self { values: &self.values[columns.start..], columns: columns.len(), ..*self }
     }
 
     /// Consecutive rows from `start` on, a loop for the reason given at [`dots`].
@@ -132,26 +119,15 @@ impl<'a> Output<'a> {
 
     /// Parts of `width` columns, the last may be narrower.
     fn cut(self, width: usize) -> Vec<Self> {
-        let Self {
-            mut target,
-            old,
-            terms,
-        } = self;
+        let Self { mut target, old, terms } = self;
         let mut parts = Vec::new();
         let mut start = 0;
         while target.ncols() > 0 {
             let count = width.min(target.ncols());
             let (part, rest) = target.split_at_col_mut(count);
             target = rest;
-            let terms = terms.iter().map(|term| Term {
-                w: term.w.part(start, count),
-                ..*term
-            });
-            parts.push(Self {
-                target: part,
-                old,
-                terms: terms.collect(),
-            });
+            let terms = terms.iter().map(|term| Term { w: term.w.part(start, count), ..*term });
+            parts.push(Self { target: part, old, terms: terms.collect() });
             start += count;
         }
         parts
@@ -188,10 +164,7 @@ pub(super) fn compute(outputs: Vec<Output<'_>>) {
     let share = share.next_multiple_of(2 * W_ROWS);
     let parts = outputs.into_iter().flat_map(|output| output.cut(share));
     let parts: Vec<_> = parts.collect();
-    parts
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(Output::compute);
+    parts.into_par_iter().with_max_len(1).for_each(Output::compute);
 }
 
 /// `target = factor * x W^T`, or `target += factor * x W^T`, on the calling thread.
@@ -358,33 +331,20 @@ mod tests {
     /// Every remainder of rows, columns and vectors; shared out or not; two terms, added to what is there.
     #[test]
     fn sums_of_products_are_the_definition() {
-        for [m, k, n] in [
-            [1, 1, 1],
-            [2, 7, 3],
-            [3, 16, 13],
-            [4, 33, 6],
-            [7, 100, 41],
-            [9, 300, 500],
-        ] {
+        for [m, k, n] in
+            [[1, 1, 1], [2, 7, 3], [3, 16, 13], [4, 33, 6], [7, 100, 41], [9, 300, 500]]
+        {
             let (x, w) = (numbers(m * k, 7), numbers(n * k, 5));
             let (low, b) = (numbers(m * 5, 3), numbers(n * 2, 11));
             let (stride, column) = (n + 5, 2);
             let before = numbers(m * stride, 13);
             for old in [Old::Replace, Old::Add] {
                 let mut ours = before.clone();
-                let base = Term {
-                    factor: 1.0,
-                    x: Rows::of(&x, k),
-                    w: Weights::Floats(Rows::of(&w, k)),
-                };
+                let base =
+                    Term { factor: 1.0, x: Rows::of(&x, k), w: Weights::Floats(Rows::of(&w, k)) };
                 let branch = Term {
                     factor: 0.5,
-                    x: Rows {
-                        values: &low[3..],
-                        count: m,
-                        columns: 2,
-                        stride: 5,
-                    },
+                    x: Rows { values: &low[3..], count: m, columns: 2, stride: 5 },
                     w: Weights::Floats(Rows::of(&b, 2)),
                 };
                 compute(vec![Output {

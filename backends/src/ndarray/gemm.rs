@@ -91,14 +91,7 @@ pub(super) fn product_here(
     for part in 0..parts {
         let (start, end) = (part * columns / parts, (part + 1) * columns / parts);
         let target = target.rb_mut().subcols_mut(start, end - start);
-        matmul(
-            target,
-            accum,
-            a,
-            b.subcols(start, end - start),
-            factor,
-            Par::Seq,
-        );
+        matmul(target, accum, a, b.subcols(start, end - start), factor, Par::Seq);
     }
 }
 
@@ -149,13 +142,7 @@ mod tests {
     /// Every way a product is shared out, transposed operands, a target within wider rows, added to what is there.
     #[test]
     fn products_are_the_definition() {
-        for [m, k, n] in [
-            [1, 1, 1],
-            [5, 7, 3],
-            [200, 33, 40],
-            [20, 300, 500],
-            [97, 64, 130],
-        ] {
+        for [m, k, n] in [[1, 1, 1], [5, 7, 3], [200, 33, 40], [20, 300, 500], [97, 64, 130]] {
             let (a, b) = (numbers(k * m, 7), numbers(n * k, 5));
             let (stride, column) = (n + 5, 2);
             let before = numbers(m * stride, 3);
@@ -179,10 +166,7 @@ mod tests {
     #[test]
     fn a_product_over_nothing_is_zero() {
         let mut ours = vec![1f32; 6];
-        let (a, b) = (
-            View::from_row_major_slice(&[], 2, 0),
-            View::from_row_major_slice(&[], 0, 3),
-        );
+        let (a, b) = (View::from_row_major_slice(&[], 2, 0), View::from_row_major_slice(&[], 0, 3));
         product(rows_mut(&mut ours, 3), Old::Replace, 1.0, a, b);
         assert_eq!(ours, [0.0; 6]);
     }

@@ -53,19 +53,17 @@ fn reduce(logits: &mut [f32], vocabulary: usize, targets: &[usize], columns: &mu
     let share = targets.len().div_ceil(2 * rayon::current_num_threads());
     let parts = logits.par_chunks_mut(share * vocabulary);
     let parts = parts.zip(columns.par_chunks_mut(share * count));
-    parts
-        .zip(targets.par_chunks(share))
-        .for_each(|((logits, columns), targets)| {
-            let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for ((row, target), columns) in rows.zip(columns.chunks_exact_mut(count)) {
-                        columns.copy_from_slice(&reduce_row(row, *target)[..count]);
-                    }
-                },
-            );
-        });
+    parts.zip(targets.par_chunks(share)).for_each(|((logits, columns), targets)| {
+        let rows = logits.chunks_exact_mut(vocabulary).zip(targets);
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((row, target), columns) in rows.zip(columns.chunks_exact_mut(count)) {
+                    columns.copy_from_slice(&reduce_row(row, *target)[..count]);
+                }
+            },
+        );
+    });
 }
 
 #[inline(always)]

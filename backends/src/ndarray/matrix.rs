@@ -39,12 +39,7 @@ impl Matrix {
             Some(_) => None,
             None => Some(view.iter().copied().collect()),
         };
-        Some(Self {
-            tensor,
-            ordered,
-            rows: dims[0],
-            columns: dims[D - 1],
-        })
+        Some(Self { tensor, ordered, rows: dims[0], columns: dims[D - 1] })
     }
 
     /// All values, row after row.
@@ -68,26 +63,13 @@ impl Matrix {
 
     /// All values, to be changed: in place if nobody else holds the tensor.
     pub(super) fn into_values(self) -> Vec<f32> {
-        self.into_own_values()
-            .unwrap_or_else(|shared| shared.values().to_vec())
+        self.into_own_values().unwrap_or_else(|shared| shared.values().to_vec())
     }
 
     /// All values, to be changed in place; the matrix itself if somebody else holds the tensor.
     pub(super) fn into_own_values(self) -> Result<Vec<f32>, Box<Self>> {
-        let Self {
-            tensor,
-            ordered,
-            rows,
-            columns,
-        } = self;
-        let shared = |tensor| {
-            Box::new(Self {
-                tensor,
-                ordered: None,
-                rows,
-                columns,
-            })
-        };
+        let Self { tensor, ordered, rows, columns } = self;
+        let shared = |tensor| Box::new(Self { tensor, ordered: None, rows, columns });
         match (ordered, tensor) {
             (Some(values), _) => Ok(values),
             (None, NdArrayTensor::F32(storage)) => {

@@ -59,20 +59,14 @@ fn groups() -> Vec<PathBuf> {
     let lines = read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = lines.lines().find_map(|line| line.strip_prefix("0::/"));
     let own = root.join(own.unwrap_or_default());
-    let around = own
-        .ancestors()
-        .take_while(|folder| folder.starts_with(root));
+    let around = own.ancestors().take_while(|folder| folder.starts_with(root));
     around.map(Path::to_path_buf).collect()
 }
 
 /// Bytes a control group can still take: its limit less what it holds, but for files it would give up.
 fn room_in(group: &Path) -> Option<u64> {
     let read = |name: &str| read_to_string(group.join(name)).ok();
-    room(
-        &read("memory.max")?,
-        &read("memory.current")?,
-        &read("memory.stat").unwrap_or_default(),
-    )
+    room(&read("memory.max")?, &read("memory.current")?, &read("memory.stat").unwrap_or_default())
 }
 
 /// `None` for a limit of `max`, which is none.

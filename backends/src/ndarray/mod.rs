@@ -97,10 +97,7 @@ where
             return ops::linear::reference(x, weight);
         };
         let (rows, width) = (x_host.rows, w.rows());
-        let only = [HostProjection {
-            weight: w,
-            adapter: None,
-        }];
+        let only = [HostProjection { weight: w, adapter: None }];
         let (y, _) = adapted_linear::forward(&x_host, &only, None);
         tensor(y, [rows, width])
     }
@@ -167,13 +164,7 @@ where
         };
         let d_weight = written(g.columns * x_host.columns, |d| {
             let target = rows_mut(d, x_host.columns);
-            product(
-                target,
-                Old::Replace,
-                1.0,
-                g.view().transpose(),
-                x_host.view(),
-            );
+            product(target, Old::Replace, 1.0, g.view().transpose(), x_host.view());
         });
         tensor(d_weight, [g.columns, x_host.columns])
     }
@@ -205,11 +196,8 @@ where
         grad: Tensor<Self, 2>,
         other: Tensor<Self, 2>,
     ) -> Tensor<Self, 2> {
-        let host = (
-            Matrix::new(x.clone()),
-            Matrix::new(weight.clone()),
-            Matrix::new(other.clone()),
-        );
+        let host =
+            (Matrix::new(x.clone()), Matrix::new(weight.clone()), Matrix::new(other.clone()));
         let (Some(x_host), Some(w), Some(of_other)) = host else {
             return ops::rms_norm::reference_backward(x, weight, epsilon, grad) + other;
         };
@@ -260,11 +248,8 @@ where
         let [Some(q), Some(k), Some(v)] = &sides else {
             return ops::attention::reference(query, key, value, mask, config);
         };
-        let [query, key, value] = [q, k, v].map(|side| Heads {
-            values: side.values(),
-            stride: side.columns,
-            column: 0,
-        });
+        let [query, key, value] =
+            [q, k, v].map(|side| Heads { values: side.values(), stride: side.columns, column: 0 });
         let inputs = Inputs { query, key, value };
         attend(inputs, &host_mask(mask), config)
     }
@@ -309,11 +294,8 @@ where
         let [Some(host), Some(output), Some(lse), Some(g)] = &host else {
             return ops::attention::reference_self_backward(qkv, attended, grad, mask, config);
         };
-        let attention = Attention {
-            inputs: packed(host.values(), config),
-            mask: &host_mask(mask),
-            config,
-        };
+        let attention =
+            Attention { inputs: packed(host.values(), config), mask: &host_mask(mask), config };
         let (output, lse, grad) = (output.values(), lse.values(), g.values());
         tensor(attention.backward(output, lse, grad, host.rows), qkv.dims())
     }
@@ -370,23 +352,13 @@ where
     Q: QuantElement,
     NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
 {
-    let sides = [
-        &tensor_.param,
-        &tensor_.grad,
-        &tensor_.exp_avg,
-        &tensor_.exp_avg_sq,
-    ];
+    let sides = [&tensor_.param, &tensor_.grad, &tensor_.exp_avg, &tensor_.exp_avg_sq];
     let [Some(param), Some(grad), Some(m), Some(v)] = sides.map(|t| Matrix::new(t.clone())) else {
         return ops::adamw::reference_of_one(tensor_);
     };
     let shape = [param.rows, param.columns];
     let [mut param, mut m, mut v] = [param, m, v].map(Matrix::into_values);
-    adamw::step(
-        &mut param,
-        grad.values(),
-        [&mut m, &mut v],
-        &tensor_.factors,
-    );
+    adamw::step(&mut param, grad.values(), [&mut m, &mut v], &tensor_.factors);
     AdamWUpdate {
         param: tensor(param, shape),
         exp_avg: tensor(m, shape),
@@ -465,31 +437,20 @@ where
 {
     HostMask {
         ranges: integers(&mask.ranges).as_chunks().0.to_vec(),
-        hidden: mask.hidden.as_ref().map_or(Vec::new(), |hidden| {
-            integers(hidden).iter().map(|flag| *flag != 0).collect()
-        }),
+        hidden: mask
+            .hidden
+            .as_ref()
+            .map_or(Vec::new(), |hidden| integers(hidden).iter().map(|flag| *flag != 0).collect()),
         queries: mask.queries.as_ref().map_or(Vec::new(), integers),
     }
 }
 
 /// Queries, keys and values side by side.
 fn packed<'a>(qkv: &'a [f32], config: &AttentionConfig) -> Inputs<'a> {
-    let AttentionConfig {
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = *config;
-    let at = |head: usize| Heads {
-        values: qkv,
-        stride: config.packed_width(),
-        column: head * head_dim,
-    };
-    Inputs {
-        query: at(0),
-        key: at(heads),
-        value: at(heads + kv_heads),
-    }
+    let AttentionConfig { heads, kv_heads, head_dim, .. } = *config;
+    let at =
+        |head: usize| Heads { values: qkv, stride: config.packed_width(), column: head * head_dim };
+    Inputs { query: at(0), key: at(heads), value: at(heads + kv_heads) }
 }
 
 fn attend<E, I, Q>(
@@ -503,11 +464,7 @@ where
     Q: QuantElement,
     NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
 {
-    let attention = Attention {
-        inputs,
-        mask,
-        config,
-    };
+    let attention = Attention { inputs, mask, config };
     let (output, lse) = attention.forward();
     let queries = mask.ranges.len();
     Attended {

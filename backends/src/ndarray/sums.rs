@@ -70,16 +70,9 @@ mod x86 {
         for at in 0..16 {
             v[at] = cast(vectors[at]);
         }
-        let low = pairs(
-            v4,
-            four(v4, [v[0], v[1], v[2], v[3]]),
-            four(v4, [v[4], v[5], v[6], v[7]]),
-        );
-        let high = pairs(
-            v4,
-            four(v4, [v[8], v[9], v[10], v[11]]),
-            four(v4, [v[12], v[13], v[14], v[15]]),
-        );
+        let low = pairs(v4, four(v4, [v[0], v[1], v[2], v[3]]), four(v4, [v[4], v[5], v[6], v[7]]));
+        let high =
+            pairs(v4, four(v4, [v[8], v[9], v[10], v[11]]), four(v4, [v[12], v[13], v[14], v[15]]));
         let f = v4.avx512f;
         let sums = f._mm512_add_ps(
             f._mm512_shuffle_ps::<EVEN>(low, high),
@@ -94,10 +87,7 @@ mod x86 {
     #[inline(always)]
     fn four(v4: V4, v: [__m512; 4]) -> __m512 {
         let (a, b, f) = (halves(v4, v[0], v[1]), halves(v4, v[2], v[3]), v4.avx512f);
-        f._mm512_add_ps(
-            f._mm512_shuffle_f32x4::<EVEN>(a, b),
-            f._mm512_shuffle_f32x4::<ODD>(a, b),
-        )
+        f._mm512_add_ps(f._mm512_shuffle_f32x4::<EVEN>(a, b), f._mm512_shuffle_f32x4::<ODD>(a, b))
     }
 
     /// Halves onto halves: the first half is of `a`, the second of `b`.
@@ -144,9 +134,8 @@ mod tests {
     fn check<S: Simd, const M: usize, const N: usize>(simd: S) {
         let mut vectors = [[simd.splat_f32s(0.0); N]; M];
         for (at, vector) in vectors.iter_mut().flatten().enumerate() {
-            let values: Vec<f32> = (0..S::F32_LANES)
-                .map(|lane| ((at * 31 + lane) as f32 * 1.37).sin())
-                .collect();
+            let values: Vec<f32> =
+                (0..S::F32_LANES).map(|lane| ((at * 31 + lane) as f32 * 1.37).sin()).collect();
             *vector = simd.partial_load_f32s(&values);
         }
         let together = sums_of(simd, vectors);

@@ -47,19 +47,13 @@ impl Operand<'_> {
 impl<'a> Rows<'a> {
     /// `values` in rows of `columns`.
     pub(super) fn all(values: &'a [f32], columns: usize) -> Self {
-        Self {
-            values,
-            stride: columns,
-        }
+        Self { values, stride: columns }
     }
 
     /// What is left from `row` and `column` on.
     pub(super) fn from(self, row: usize, column: usize) -> Self {
         let values = self.values.get(row * self.stride + column..);
-        Self {
-            values: values.unwrap_or_default(),
-            ..self
-        }
+        Self { values: values.unwrap_or_default(), ..self }
     }
 }
 
@@ -245,10 +239,8 @@ mod tests {
 
     fn check(rows: usize, depth: usize, columns: usize, exchanged: bool) {
         let left_stride = if exchanged { rows } else { depth } + 2;
-        let left_rows = Rows {
-            values: &numbers(left_stride * rows.max(depth), 7),
-            stride: left_stride,
-        };
+        let left_rows =
+            Rows { values: &numbers(left_stride * rows.max(depth), 7), stride: left_stride };
         let (right_stride, stride) = (columns + 1, columns + 3);
         let right = numbers(depth * right_stride, 5);
         let before = numbers(rows * stride, 3);
@@ -262,18 +254,8 @@ mod tests {
         };
         for old in [Old::Replace, Old::Add] {
             let mut ours = before.clone();
-            let right = Rows {
-                values: &right,
-                stride: right_stride,
-            };
-            small_product(
-                (&mut ours, stride),
-                [rows, depth, columns],
-                old,
-                0.5,
-                left,
-                right,
-            );
+            let right = Rows { values: &right, stride: right_stride };
+            small_product((&mut ours, stride), [rows, depth, columns], old, 0.5, left, right);
             for (place, ours) in ours.iter().enumerate() {
                 let (row, column) = (place / stride, place % stride);
                 let mut expected = before[place];
@@ -286,10 +268,7 @@ mod tests {
                         Old::Add => expected + product,
                     };
                 }
-                assert_eq!(
-                    *ours, expected,
-                    "{rows}x{depth}x{columns} at {row}, {column}"
-                );
+                assert_eq!(*ours, expected, "{rows}x{depth}x{columns} at {row}, {column}");
             }
         }
     }

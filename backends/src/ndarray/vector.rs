@@ -22,13 +22,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + coefficient;
     }
     let y = p * r * r + r + 1.0;
@@ -126,8 +120,7 @@ pub(super) fn total(x: &[f32]) -> f32 {
             sums[lane] += block[lane];
         }
     }
-    rest.iter()
-        .fold(sums.iter().sum(), |total, value| total + value)
+    rest.iter().fold(sums.iter().sum(), |total, value| total + value)
 }
 
 /// The largest value; negative infinity of none.
@@ -137,11 +130,7 @@ pub(super) fn max(x: &[f32]) -> f32 {
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
         for lane in 0..LANES {
-            largest[lane] = if block[lane] > largest[lane] {
-                block[lane]
-            } else {
-                largest[lane]
-            };
+            largest[lane] = if block[lane] > largest[lane] { block[lane] } else { largest[lane] };
         }
     }
     let all = largest.iter().chain(rest);

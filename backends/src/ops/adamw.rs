@@ -56,26 +56,13 @@ pub fn reference<B: Backend>(tensors: Vec<AdamWTensor<B>>) -> Vec<AdamWUpdate<B>
 
 /// [`reference()`] of one tensor.
 pub fn reference_of_one<B: Backend>(tensor: AdamWTensor<B>) -> AdamWUpdate<B> {
-    let AdamWTensor {
-        param,
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        factors,
-    } = tensor;
+    let AdamWTensor { param, grad, exp_avg, exp_avg_sq, factors } = tensor;
     let change = grad.clone() - exp_avg.clone();
     let exp_avg = exp_avg + change.mul_scalar(1.0 - factors.beta1);
     let of_square = grad.square().mul_scalar(1.0 - factors.beta2);
     let exp_avg_sq = exp_avg_sq.mul_scalar(factors.beta2) + of_square;
-    let root = exp_avg_sq
-        .clone()
-        .sqrt()
-        .div_scalar(factors.root_correction);
+    let root = exp_avg_sq.clone().sqrt().div_scalar(factors.root_correction);
     let change = exp_avg.clone() / root.add_scalar(factors.epsilon);
     let param = param.mul_scalar(factors.shrink) - change.mul_scalar(factors.step_size);
-    AdamWUpdate {
-        param,
-        exp_avg,
-        exp_avg_sq,
-    }
+    AdamWUpdate { param, exp_avg, exp_avg_sq }
 }

@@ -92,10 +92,7 @@ fn check<B: TrainBackend>(projection: &Projection<B>, [tokens, d_in]: [usize; 2]
         (w_in, projection.weight.fits(dtype)),
         "adapted_linear: x is [{tokens}, {d_in}] of {dtype:?}, weight [{d_out}, {w_in}]"
     );
-    let Some(Adapter {
-        a, b, dropout_mask, ..
-    }) = &projection.adapter
-    else {
+    let Some(Adapter { a, b, dropout_mask, .. }) = &projection.adapter else {
         return;
     };
     let [rank, _] = a.dims();
@@ -240,10 +237,7 @@ fn dropped<B: Backend>(x: &Tensor<B, 2>, adapter: &Adapter<B>) -> Tensor<B, 2> {
 }
 
 fn adapters<B: Backend>(projections: &[Projection<B>]) -> Vec<&Adapter<B>> {
-    projections
-        .iter()
-        .filter_map(|p| p.adapter.as_ref())
-        .collect()
+    projections.iter().filter_map(|p| p.adapter.as_ref()).collect()
 }
 
 /// All `A` below each other, `[sum of r, D_in]`.

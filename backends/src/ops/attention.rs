@@ -57,9 +57,7 @@ impl<B: Backend> AttentionMask<B> {
         let bound = |column| self.ranges.clone().narrow(1, column, 1).expand(shape);
         let within = |column| {
             let key = key.clone().expand(shape);
-            key.clone()
-                .greater_equal(bound(column))
-                .bool_and(key.lower(bound(column + 1)))
+            key.clone().greater_equal(bound(column)).bool_and(key.lower(bound(column + 1)))
         };
         let seen = within(0).bool_or(within(2)).float().cast(dtype);
         match &self.hidden {
@@ -105,11 +103,7 @@ pub fn self_attention<B: TrainBackend>(
     config: &AttentionConfig,
 ) -> Tensor<B, 2> {
     let [tokens, width] = qkv.dims();
-    assert_eq!(
-        width,
-        config.packed_width(),
-        "self_attention: qkv is [{tokens}, {width}]"
-    );
+    assert_eq!(width, config.packed_width(), "self_attention: qkv is [{tokens}, {width}]");
     let queries = mask.queries.as_ref().map_or(tokens, |q| q.dims()[0]);
     check_mask(mask, queries, tokens, config);
     B::self_attention(qkv, mask, config).output
@@ -132,11 +126,7 @@ pub fn attention<B: TrainBackend>(
     config: &AttentionConfig,
 ) -> Tensor<B, 2> {
     let ([queries, width], [keys, _]) = (query.dims(), key.dims());
-    assert_eq!(
-        width,
-        config.heads * config.head_dim,
-        "attention: query is [{queries}, {width}]"
-    );
+    assert_eq!(width, config.heads * config.head_dim, "attention: query is [{queries}, {width}]");
     for (name, side) in [("key", &key), ("value", &value)] {
         assert_eq!(
             (side.dims(), side.dtype()),
@@ -144,10 +134,7 @@ pub fn attention<B: TrainBackend>(
             "attention: {name}"
         );
     }
-    assert!(
-        mask.queries.is_none(),
-        "attention: queries are given, not chosen"
-    );
+    assert!(mask.queries.is_none(), "attention: queries are given, not chosen");
     check_mask(mask, queries, keys, config);
     B::masked_attention(query, key, value, mask, config).output
 }
@@ -176,10 +163,7 @@ pub fn split<B: Backend>(
     mask: &AttentionMask<B>,
     config: &AttentionConfig,
 ) -> [Tensor<B, 2>; 3] {
-    let (queries, keys) = (
-        config.heads * config.head_dim,
-        config.kv_heads * config.head_dim,
-    );
+    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let query = qkv.clone().narrow(1, 0, queries);
     let query = match &mask.queries {
         Some(chosen) => query.select(0, chosen.clone()),
@@ -252,19 +236,9 @@ pub fn reference_self_backward<B: Backend>(
         let sum = product.sum_dim(2).reshape([queries, heads]).transpose();
         sum.reshape([kv_heads, heads / kv_heads * queries, 1])
     };
-    let (query, grad) = (
-        by_head(query, heads, kv_heads),
-        by_head(grad, heads, kv_heads),
-    );
-    let (key, value) = (
-        by_head(key, kv_heads, kv_heads),
-        by_head(value, kv_heads, kv_heads),
-    );
-    let d_value = probs
-        .clone()
-        .cast(dtype)
-        .swap_dims(1, 2)
-        .matmul(grad.clone());
+    let (query, grad) = (by_head(query, heads, kv_heads), by_head(grad, heads, kv_heads));
+    let (key, value) = (by_head(key, kv_heads, kv_heads), by_head(value, kv_heads, kv_heads));
+    let d_value = probs.clone().cast(dtype).swap_dims(1, 2).matmul(grad.clone());
     let d_probs = grad.matmul(value.swap_dims(1, 2)).cast(sums);
     let d_scores = ((d_probs - row_sum) * probs * config.scale).cast(dtype);
     let d_query = by_token(d_scores.clone().matmul(key), heads);
@@ -278,14 +252,7 @@ pub fn reference_self_backward<B: Backend>(
         ),
         None => d_query,
     };
-    Tensor::cat(
-        vec![
-            d_query,
-            by_token(d_key, kv_heads),
-            by_token(d_value, kv_heads),
-        ],
-        1,
-    )
+    Tensor::cat(vec![d_query, by_token(d_key, kv_heads), by_token(d_value, kv_heads)], 1)
 }
 
 /// `q k^T * scale`, `[H_kv, H / H_kv * Q, K]`, in the accumulator's dtype.

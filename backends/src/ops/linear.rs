@@ -20,14 +20,8 @@ use crate::{TrainBackend, Weight};
 pub fn linear<B: TrainBackend>(x: Tensor<B, 2>, weight: impl Into<Weight<B>>) -> Tensor<B, 2> {
     let weight = weight.into();
     let ([tokens, d_in], [d_out, w_in]) = (x.dims(), weight.dims());
-    assert_eq!(
-        d_in, w_in,
-        "linear: x is [{tokens}, {d_in}], weight is [{d_out}, {w_in}]"
-    );
-    assert!(
-        weight.fits(x.dtype()),
-        "linear: x and weight must have one dtype"
-    );
+    assert_eq!(d_in, w_in, "linear: x is [{tokens}, {d_in}], weight is [{d_out}, {w_in}]");
+    assert!(weight.fits(x.dtype()), "linear: x and weight must have one dtype");
     B::frozen_linear(x, weight)
 }
 

@@ -56,10 +56,7 @@ pub fn completion_log_probs<B: TrainBackend>(
         "log_probs: hidden [{tokens}, {width}], head [{vocabulary}, {head_width}]"
     );
     assert_eq!(targets.dims(), [tokens], "log_probs: one target a row");
-    assert!(
-        lm_head.fits(hidden.dtype()),
-        "log_probs: hidden and head must have one dtype"
-    );
+    assert!(lm_head.fits(hidden.dtype()), "log_probs: hidden and head must have one dtype");
     B::completion_log_probs(hidden, lm_head, targets, stats, false).columns
 }
 
@@ -154,9 +151,7 @@ fn columns_of<B: Backend>(
 /// `(start, length)` of row chunks whose logits stay within [`CHUNK_VALUES`].
 fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
     let size = (CHUNK_VALUES / vocabulary).max(1);
-    (0..rows)
-        .step_by(size)
-        .map(move |start| (start, size.min(rows - start)))
+    (0..rows).step_by(size).map(move |start| (start, size.min(rows - start)))
 }
 
 /// `hidden W^T` in the accumulator's dtype, `[rows, V]`.

@@ -139,13 +139,9 @@ impl<B: TrainBackend> Weight<B> {
             Self::Float(weight) if weight.dtype() == dtype => weight,
             Self::Float(weight) => weight.cast(dtype),
             Self::Packed(weight) => B::unpack(&weight, 0..weight.dims[0], dtype),
-            Self::Split(weight) => Tensor::cat(
-                weight
-                    .parts()
-                    .map(|(_, part)| part.clone().floats(dtype))
-                    .collect(),
-                0,
-            ),
+            Self::Split(weight) => {
+                Tensor::cat(weight.parts().map(|(_, part)| part.clone().floats(dtype)).collect(), 0)
+            }
         }
     }
 
@@ -194,11 +190,7 @@ impl<B: Backend> PackedWeight<B> {
             ),
             Some(Scales::Double { words, absmax, .. }) => assert_eq!(
                 (words.dims(), absmax.dims(), absmax.dtype()),
-                (
-                    [blocks.div_ceil(4)],
-                    [blocks.div_ceil(NESTED_BLOCK)],
-                    DType::F32
-                ),
+                ([blocks.div_ceil(4)], [blocks.div_ceil(NESTED_BLOCK)], DType::F32),
                 "packed: scales of {:?}",
                 self.dims
             ),
@@ -257,11 +249,7 @@ fn values_at<B: Backend>(weight: &PackedWeight<B>, places: Tensor<B, 1, Int>) ->
 fn scales_at<B: Backend>(scales: &Scales<B>, blocks: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     match scales {
         Scales::Plain(absmax) => absmax.clone().select(0, blocks),
-        Scales::Double {
-            words,
-            absmax,
-            offset,
-        } => {
+        Scales::Double { words, absmax, offset } => {
             let code = looked_up(dynamic_code(), indices_at(words, blocks.clone(), 8));
             code * absmax.clone().select(0, over(blocks, NESTED_BLOCK)) + *offset
         }
@@ -275,9 +263,7 @@ fn indices_at<B: Backend>(
     bits: usize,
 ) -> Tensor<B, 1, Int> {
     let (per_word, dtype) = (32 / bits, places.dtype());
-    let within = places
-        .clone()
-        .bitwise_and_scalar((per_word as i64 - 1).elem());
+    let within = places.clone().bitwise_and_scalar((per_word as i64 - 1).elem());
     let within = match bits {
         4 => within.bitwise_xor_scalar(1.elem()),
         _ => within,
@@ -285,9 +271,7 @@ fn indices_at<B: Backend>(
     let shift = within.mul_scalar(bits as i64).cast(words.dtype());
     let words = words.clone().select(0, over(places, per_word));
     let indices = words.bitwise_right_shift(shift);
-    indices
-        .bitwise_and_scalar(((1i64 << bits) - 1).elem())
-        .cast(dtype)
+    indices.bitwise_and_scalar(((1i64 << bits) - 1).elem()).cast(dtype)
 }
 
 fn looked_up<B: Backend>(code: &[f32], indices: Tensor<B, 1, Int>) -> Tensor<B, 1> {

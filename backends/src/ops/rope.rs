@@ -64,14 +64,8 @@ pub fn reference<B: Backend>(
         Turn::Forward => sin,
         Turn::Back => sin.neg(),
     };
-    let heads = x
-        .clone()
-        .narrow(1, 0, columns)
-        .reshape([tokens, turned, 2 * half]);
-    let (a, b) = (
-        heads.clone().narrow(2, 0, half),
-        heads.narrow(2, half, half),
-    );
+    let heads = x.clone().narrow(1, 0, columns).reshape([tokens, turned, 2 * half]);
+    let (a, b) = (heads.clone().narrow(2, 0, half), heads.narrow(2, half, half));
     let first = a.clone() * cos.clone() - b.clone() * sin.clone();
     let second = b * cos + a * sin;
     let heads = Tensor::cat(vec![first, second], 2).reshape([tokens, columns]);

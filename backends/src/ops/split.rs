@@ -89,9 +89,7 @@ impl<B: TrainBackend> SplitWeight<B> {
 impl<B: Backend> SplitWeight<B> {
     /// The same with each part replaced.
     pub(crate) fn map<A: Backend>(self, change: impl Fn(Weight<B>) -> Weight<A>) -> SplitWeight<A> {
-        SplitWeight {
-            parts: self.parts.into_iter().map(change).collect(),
-        }
+        SplitWeight { parts: self.parts.into_iter().map(change).collect() }
     }
 }
 

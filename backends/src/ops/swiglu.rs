@@ -19,10 +19,7 @@ use crate::TrainBackend;
 /// If the width is odd.
 pub fn swiglu<B: TrainBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
     let [tokens, width] = gate_up.dims();
-    assert!(
-        width.is_multiple_of(2),
-        "swiglu: [{tokens}, {width}] does not halve"
-    );
+    assert!(width.is_multiple_of(2), "swiglu: [{tokens}, {width}] does not halve");
     B::swiglu(gate_up)
 }
 
@@ -49,10 +46,7 @@ pub fn reference_backward<B: Backend>(gate_up: Tensor<B, 2>, grad: Tensor<B, 2>)
 
 fn halves<B: Backend>(gate_up: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
     let half = gate_up.dims()[1] / 2;
-    [
-        gate_up.clone().narrow(1, 0, half),
-        gate_up.narrow(1, half, half),
-    ]
+    [gate_up.clone().narrow(1, 0, half), gate_up.narrow(1, half, half)]
 }
 
 /// `1 / (1 + exp(-x))`: 0 where the exponential overflows.

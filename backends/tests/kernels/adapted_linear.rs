@@ -49,9 +49,7 @@ impl Case {
                 a: a.on(DType::F32, Layout::Contiguous),
                 b: b.on(DType::F32, Layout::Contiguous),
                 scaling: 0.375,
-                dropout_mask: self
-                    .dropout
-                    .then(|| mask.on(DType::F32, Layout::Contiguous)),
+                dropout_mask: self.dropout.then(|| mask.on(DType::F32, Layout::Contiguous)),
             }),
         };
         numbers.iter().map(of).collect()

@@ -35,13 +35,9 @@ impl Case {
                     let own = first + (position + 1).saturating_sub(seen);
                     let of_prompt = match first == start {
                         true => [0, 0],
-                        false => [
-                            (end + position + 1)
-                                .saturating_sub(seen)
-                                .max(start)
-                                .min(end),
-                            end,
-                        ],
+                        false => {
+                            [(end + position + 1).saturating_sub(seen).max(start).min(end), end]
+                        }
                     };
                     ranges.extend(of_prompt.map(|bound| bound as i64));
                     ranges.extend([own as i64, (first + position + 1) as i64]);
@@ -49,14 +45,7 @@ impl Case {
             }
             start = end + chosen + rejected;
         }
-        Self {
-            tokens: start,
-            heads,
-            head_dim,
-            ranges,
-            hidden: None,
-            queries: None,
-        }
+        Self { tokens: start, heads, head_dim, ranges, hidden: None, queries: None }
     }
 
     /// Some keys hidden, among them all that the first query sees.
@@ -73,9 +62,7 @@ impl Case {
             .filter(|token| *token == 1 || source.next().is_multiple_of(3))
             .collect();
         let rows = chosen.iter();
-        self.ranges = rows
-            .flat_map(|token| self.ranges[token * 4..][..4].to_vec())
-            .collect();
+        self.ranges = rows.flat_map(|token| self.ranges[token * 4..][..4].to_vec()).collect();
         self.queries = Some(chosen.into_iter().map(|token| token as i64).collect());
         self
     }
@@ -128,10 +115,7 @@ fn check_attended(what: &str, ours: &Attended<Gpu>, exact: &Attended<Cpu>, toler
     let [ours, exact] = [ours.lse.clone().into_data(), exact.lse.clone().into_data()];
     for (ours, exact) in ours.iter::<f32>().zip(exact.iter::<f32>()) {
         let scale = exact.abs().max(1.0);
-        assert!(
-            (ours - exact).abs() <= 5.0 * tolerance * scale,
-            "{what}: lse {ours}, not {exact}"
-        );
+        assert!((ours - exact).abs() <= 5.0 * tolerance * scale, "{what}: lse {ours}, not {exact}");
     }
 }
 
@@ -168,12 +152,7 @@ fn of_a_sequence_to_itself() {
                 &mask,
                 &config,
             );
-            close(
-                &format!("{what}: gradient"),
-                d_qkv,
-                exact_grad.clone(),
-                2.0 * tolerance(dtype),
-            );
+            close(&format!("{what}: gradient"), d_qkv, exact_grad.clone(), 2.0 * tolerance(dtype));
         }
     }
 }
@@ -209,11 +188,9 @@ fn of_a_cache() {
     if !starts() {
         return;
     }
-    for (queries, keys, heads, head_dim) in [
-        (1, 77, [4, 2], 10),
-        (3, 300, [8, 2], 64),
-        (40, 70, [2, 2], 7),
-    ] {
+    for (queries, keys, heads, head_dim) in
+        [(1, 77, [4, 2], 10), (3, 300, [8, 2], 64), (40, 70, [2, 2], 7)]
+    {
         let mut source = Source::new(keys);
         let ranges = (0..queries).flat_map(|query| {
             let end = (keys - 5 - queries + query + 1) as i64;
@@ -230,13 +207,8 @@ fn of_a_cache() {
         let config = case.config();
         let query = source.floats([queries, heads[0] * head_dim]);
         let [key, value]: [Host; 2] = [(); 2].map(|()| source.floats([keys, heads[1] * head_dim]));
-        let exact = attention::reference(
-            query.exact(),
-            key.exact(),
-            value.exact(),
-            &case.mask(),
-            &config,
-        );
+        let exact =
+            attention::reference(query.exact(), key.exact(), value.exact(), &case.mask(), &config);
         for (dtype, layout) in variants() {
             let [query, key, value] = [&query, &key, &value].map(|host| host.on(dtype, layout));
             let ours = Gpu::masked_attention(query, key, value, &case.mask(), &config);

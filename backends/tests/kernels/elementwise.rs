@@ -6,15 +6,8 @@ use burn::tensor::DType;
 use super::host::{Cpu, Gpu, Layout, Source, close, starts, tolerance, variants};
 
 /// `[T, D]`: one value, beyond a cube, every length of vectors.
-const SHAPES: [[usize; 2]; 7] = [
-    [1, 1],
-    [7, 5],
-    [3, 48],
-    [33, 100],
-    [2, 1000],
-    [5, 4097],
-    [70_000, 3],
-];
+const SHAPES: [[usize; 2]; 7] =
+    [[1, 1], [7, 5], [3, 48], [33, 100], [2, 1000], [5, 4097], [70_000, 3]];
 
 #[test]
 fn rms_norm() {
@@ -24,11 +17,7 @@ fn rms_norm() {
     for shape in SHAPES {
         let mut source = Source::new(shape[1]);
         let [x, weight, grad] = [shape, [1, shape[1]], shape].map(|s| source.floats(s));
-        let flat = |dtype| {
-            weight
-                .on::<Gpu>(dtype, Layout::Contiguous)
-                .squeeze_dim::<1>(0)
-        };
+        let flat = |dtype| weight.on::<Gpu>(dtype, Layout::Contiguous).squeeze_dim::<1>(0);
         let exact = ops::rms_norm::reference(x.exact(), weight.exact().squeeze_dim(0), 1e-3);
         let exact_grad = ops::rms_norm::reference_backward(
             x.exact(),
@@ -81,12 +70,7 @@ fn swiglu_far_from_zero() {
     let mut gate_up = Source::new(1).floats([1, 8]);
     gate_up.values[..4].copy_from_slice(&[-1e3, -90.0, 90.0, 1e3]);
     let ours = Gpu::swiglu(gate_up.on(DType::F32, Layout::Contiguous));
-    close(
-        "swiglu",
-        ours,
-        ops::swiglu::reference(gate_up.exact()),
-        1e-6,
-    );
+    close("swiglu", ours, ops::swiglu::reference(gate_up.exact()), 1e-6);
 }
 
 #[test]
@@ -95,20 +79,13 @@ fn rope() {
         return;
     }
     // Tokens, heads, heads that turn, half a head.
-    for [tokens, heads, turned, half] in [
-        [1, 1, 1, 1],
-        [9, 3, 2, 5],
-        [130, 6, 4, 24],
-        [3, 4, 1, 50],
-        [17, 5, 5, 64],
-    ] {
+    for [tokens, heads, turned, half] in
+        [[1, 1, 1, 1], [9, 3, 2, 5], [130, 6, 4, 24], [3, 4, 1, 50], [17, 5, 5, 64]]
+    {
         let mut source = Source::new(tokens);
         let x = source.floats([tokens, heads * 2 * half]);
         let [cos, sin] = [[tokens, half]; 2].map(|s| source.floats(s));
-        let angles = RotaryAngles::<Cpu> {
-            cos: cos.exact(),
-            sin: sin.exact(),
-        };
+        let angles = RotaryAngles::<Cpu> { cos: cos.exact(), sin: sin.exact() };
         for (dtype, layout) in variants() {
             let ours = RotaryAngles::<Gpu> {
                 cos: cos.on(DType::F32, layout),

@@ -30,12 +30,8 @@ pub(crate) enum Layout {
     Swapped,
 }
 
-pub(crate) const LAYOUTS: [Layout; 4] = [
-    Layout::Contiguous,
-    Layout::Pitched,
-    Layout::Shifted,
-    Layout::Swapped,
-];
+pub(crate) const LAYOUTS: [Layout; 4] =
+    [Layout::Contiguous, Layout::Pitched, Layout::Shifted, Layout::Swapped];
 
 /// Every layout in f32, and f16 where the device has it.
 pub(crate) fn variants() -> Vec<(DType, Layout)> {
@@ -66,10 +62,7 @@ impl Source {
     pub(crate) fn floats(&mut self, shape: [usize; 2]) -> Host {
         let value = |n: u64| (n % 3073) as f32 / 1024.0 - 1.5;
         let values = (0..shape[0] * shape[1]).map(|_| value(self.next()));
-        Host {
-            shape,
-            values: values.collect(),
-        }
+        Host { shape, values: values.collect() }
     }
 }
 

@@ -11,9 +11,7 @@ fn check(shape: [usize; 3], variants: &[(DType, Layout)], slack: f32) {
     let mut source = Source::new(tokens * width + vocabulary);
     let hidden = source.floats([tokens, width]);
     let head = source.floats([vocabulary, width]);
-    let targets: Vec<_> = (0..tokens)
-        .map(|_| (source.next() % vocabulary as u64) as i64)
-        .collect();
+    let targets: Vec<_> = (0..tokens).map(|_| (source.next() % vocabulary as u64) as i64).collect();
     fn on<B: Backend>(targets: &[i64]) -> Tensor<B, 1, Int> {
         ints(targets, [targets.len()])
     }
@@ -35,12 +33,7 @@ fn check(shape: [usize; 3], variants: &[(DType, Layout)], slack: f32) {
                 stats,
                 with_slopes,
             );
-            close(
-                &what,
-                ours.columns,
-                exact.columns.clone(),
-                2.0 * tolerance(*dtype),
-            );
+            close(&what, ours.columns, exact.columns.clone(), 2.0 * tolerance(*dtype));
             match (ours.slopes, &exact.slopes) {
                 (Some(ours), Some(exact)) => {
                     close(

@@ -27,22 +27,12 @@ impl Packed {
         let count = dims[0] * dims[1];
         let blocks = count.div_ceil(BLOCK);
         let words = |count: usize, mask: u32, source: &mut Source| {
-            (0..count)
-                .map(|_| source.next() as u32 & mask)
-                .collect::<Vec<_>>()
+            (0..count).map(|_| source.next() as u32 & mask).collect::<Vec<_>>()
         };
         // Of 16 bits no huge numbers.
-        let mask = if format == Format::Bf16 {
-            0xbfff_bfff
-        } else {
-            u32::MAX
-        };
+        let mask = if format == Format::Bf16 { 0xbfff_bfff } else { u32::MAX };
         let of_double = double.then(|| words(blocks.div_ceil(4), u32::MAX, source));
-        let scales = if double {
-            blocks.div_ceil(NESTED_BLOCK)
-        } else {
-            blocks
-        };
+        let scales = if double { blocks.div_ceil(NESTED_BLOCK) } else { blocks };
         Self {
             format,
             dims,
@@ -57,25 +47,15 @@ impl Packed {
             let data = TensorData::new(values.to_vec(), [values.len()]);
             Tensor::from_data(data, (&Default::default(), DType::U32))
         }
-        let absmax = self
-            .absmax
-            .on::<B>(DType::F32, Layout::Contiguous)
-            .squeeze_dim(0);
+        let absmax = self.absmax.on::<B>(DType::F32, Layout::Contiguous).squeeze_dim(0);
         let scales = match (self.format, &self.double) {
             (Format::Bf16, _) => None,
             (_, None) => Some(Scales::Plain(absmax)),
-            (_, Some(double)) => Some(Scales::Double {
-                words: words(double),
-                absmax,
-                offset: 0.375,
-            }),
+            (_, Some(double)) => {
+                Some(Scales::Double { words: words(double), absmax, offset: 0.375 })
+            }
         };
-        PackedWeight {
-            format: self.format,
-            dims: self.dims,
-            words: words(&self.words),
-            scales,
-        }
+        PackedWeight { format: self.format, dims: self.dims, words: words(&self.words), scales }
     }
 }
 
@@ -90,9 +70,7 @@ const FORMATS: [(Format, bool); 6] = [
 
 fn dtypes() -> Vec<DType> {
     let f16 = Gpu::supports_dtype(&Default::default(), DType::F16);
-    std::iter::once(DType::F32)
-        .chain(f16.then_some(DType::F16))
-        .collect()
+    std::iter::once(DType::F32).chain(f16.then_some(DType::F16)).collect()
 }
 
 /// Bit for bit in f32; the reference body too, which runs on the device.
@@ -111,11 +89,7 @@ fn unpacked_values() {
                 let what = format!("{format:?} {dims:?} {rows:?}");
                 let expected = Cpu::unpack(&exact, rows.clone(), DType::F32);
                 for dtype in dtypes() {
-                    let tolerance = if dtype == DType::F32 {
-                        1e-6
-                    } else {
-                        tolerance(dtype)
-                    };
+                    let tolerance = if dtype == DType::F32 { 1e-6 } else { tolerance(dtype) };
                     let values = Gpu::unpack(&ours, rows.clone(), dtype);
                     assert_eq!(values.dtype(), dtype);
                     close(&what, values, expected.clone(), tolerance);
@@ -143,14 +117,8 @@ pub(crate) fn projections<B: TrainBackend>(
         dropout_mask: None,
     };
     [
-        Projection {
-            weight: first,
-            adapter: Some(adapter),
-        },
-        Projection {
-            weight: second,
-            adapter: None,
-        },
+        Projection { weight: first, adapter: Some(adapter) },
+        Projection { weight: second, adapter: None },
     ]
 }
 
@@ -165,12 +133,9 @@ fn products() {
         return;
     }
     for (format, double) in FORMATS {
-        for (tokens, d_in, widths) in [
-            (1, 64, [9, 5]),
-            (7, 96, [48, 20]),
-            (33, 129, [5, 100]),
-            (8, 1088, [9, 12]),
-        ] {
+        for (tokens, d_in, widths) in
+            [(1, 64, [9, 5]), (7, 96, [48, 20]), (33, 129, [5, 100]), (8, 1088, [9, 12])]
+        {
             let mut source = Source::new(tokens + d_in);
             let packed =
                 widths.map(|d_out| Packed::random(format, [d_out, d_in], double, &mut source));
@@ -200,12 +165,7 @@ fn products() {
                 let expected = ops::linear::reference_backward(columns, exact[1].weight.clone());
                 let columns = on(&grad).narrow(1, widths[0], widths[1]);
                 let values = Gpu::frozen_linear_backward(columns, one);
-                close(
-                    &format!("{what}: linear"),
-                    values,
-                    expected,
-                    tolerance(dtype),
-                );
+                close(&format!("{what}: linear"), values, expected, tolerance(dtype));
             }
         }
     }
@@ -245,12 +205,7 @@ fn few_rows() {
                     let y = Gpu::adapted_linear(x.clone(), &ours, Some(given)).output;
                     close(&what, y, together.output.clone(), tolerance(dtype));
                     let y = Gpu::frozen_linear(x, ours[1].weight.clone());
-                    close(
-                        &format!("{what}: alone"),
-                        y,
-                        alone.clone(),
-                        tolerance(dtype),
-                    );
+                    close(&format!("{what}: alone"), y, alone.clone(), tolerance(dtype));
                 }
             }
         }
@@ -281,10 +236,5 @@ fn log_probs_of_a_packed_head() {
         true,
     );
     close("packed head", ours.columns, exact.columns, 2e-5);
-    close(
-        "packed head: slopes",
-        ours.slopes.unwrap(),
-        exact.slopes.unwrap(),
-        2e-5,
-    );
+    close("packed head: slopes", ours.slopes.unwrap(), exact.slopes.unwrap(), 2e-5);
 }

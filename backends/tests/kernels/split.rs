@@ -29,9 +29,7 @@ impl Parts {
         let floats = self.floats.iter();
         match &self.packed {
             Some(packed) => packed.iter().map(|part| part.on::<B>().into()).collect(),
-            None => floats
-                .map(|part| part.on::<B>(dtype, Layout::Contiguous).into())
-                .collect(),
+            None => floats.map(|part| part.on::<B>(dtype, Layout::Contiguous).into()).collect(),
         }
     }
 
@@ -80,12 +78,7 @@ fn products() {
                 close(&what, y.output, expected.output.clone(), tolerance(dtype));
                 let d = Gpu::adapted_linear_backward(Some(on(&x)), &ours, y.low, on(&grad), true);
                 let of_x = of_expected.x.clone().unwrap();
-                close(
-                    &format!("{what}: d x"),
-                    d.x.unwrap(),
-                    of_x,
-                    tolerance(dtype),
-                );
+                close(&format!("{what}: d x"), d.x.unwrap(), of_x, tolerance(dtype));
                 let alone = Gpu::frozen_linear(on(&x), ours[0].weight.clone());
                 let of_alone = ops::linear::reference(x.exact(), exact[0].weight.clone());
                 close(&format!("{what}: alone"), alone, of_alone, tolerance(dtype));

@@ -36,20 +36,12 @@ pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -
     let task = args.task.ok_or_else(|| missing("TASK"))?.task();
     if task == Task::Preference {
         let problem = "preference has no predictions: it is measured by log-probabilities";
-        return Err(Error::invalid(
-            "--predictions",
-            problem,
-            "give --model and --data",
-        ));
+        return Err(Error::invalid("--predictions", problem, "give --model and --data"));
     }
     args.check(task)?;
     let sandbox = args.sandbox(task)?;
     let mut predictions = read_predictions(file)?;
-    let problems = args
-        .data
-        .as_deref()
-        .map(|data| problems(args, data))
-        .transpose()?;
+    let problems = args.data.as_deref().map(|data| problems(args, data)).transpose()?;
     match &problems {
         Some(problems) => check_same_problems(file, &predictions, problems)?,
         None => predictions.truncate(args.limit.unwrap_or(usize::MAX)),
@@ -65,11 +57,7 @@ pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -
     let settings = serde_json::from_value(old["settings"].clone()).unwrap_or(scored);
     let too_long: Vec<usize> =
         serde_json::from_value(old["prompts_too_long"].clone()).unwrap_or_default();
-    let scoring = Scoring {
-        task,
-        sandbox,
-        mode,
-    };
+    let scoring = Scoring { task, sandbox, mode };
     let problems = problems.as_deref();
     scoring.finish(&folder, &predictions, problems, settings, &too_long)
 }
@@ -82,11 +70,7 @@ pub(super) fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     // What can be checked before any weight is loaded is.
-    let scoring = Scoring {
-        task,
-        sandbox: args.sandbox(task)?,
-        mode,
-    };
+    let scoring = Scoring { task, sandbox: args.sandbox(task)?, mode };
     let asked = Asked::read(args, task)?;
     let mut config = asked.config(args);
     config.validate()?;
@@ -117,11 +101,7 @@ pub(super) fn run<B: TrainBackend>(
             model: &model,
             tokenizer: &tokenizer,
             config: &config,
-            scorers: if task == Task::Gsm8kPot {
-                &[]
-            } else {
-                task.scorers()
-            },
+            scorers: if task == Task::Gsm8kPot { &[] } else { task.scorers() },
             progress: mode,
         };
         answering.answer(&asked.problems, &asked.prompts, &too_long, &mut store)?;
@@ -184,13 +164,7 @@ impl Asked {
             shots = Some((count, sha256(file)?));
         }
         let prompts = prompts(&problems, &template, &solved);
-        Ok(Self {
-            data,
-            problems,
-            prompts,
-            template: template.into(),
-            shots,
-        })
+        Ok(Self { data, problems, prompts, template: template.into(), shots })
     }
 
     fn config(&self, args: &EvaluateArgs) -> GenerateConfig {
@@ -215,9 +189,9 @@ impl Asked {
             args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
         )?;
         Ok(match &self.shots {
-            Some((shots, sha256)) => settings
-                .with("shots", *shots)
-                .with("shots_sha256", sha256.as_str()),
+            Some((shots, sha256)) => {
+                settings.with("shots", *shots).with("shots_sha256", sha256.as_str())
+            }
             None => settings.with("prompt_template", self.template.as_str()),
         })
     }
@@ -242,24 +216,16 @@ impl Scoring {
     ) -> Result<()> {
         let (judged, outcomes) = match &self.sandbox {
             Some(sandbox) => run_programs(sandbox, predictions, self.mode)?,
-            None => (
-                judge_all(predictions, problems, self.task.scorers()),
-                Vec::new(),
-            ),
+            None => (judge_all(predictions, problems, self.task.scorers()), Vec::new()),
         };
         let mut results = Results::new(self.task.name(), &judged, &self.task.rules(), settings);
         if !outcomes.is_empty() {
-            let failed = outcomes
-                .iter()
-                .filter(|outcome| outcome.output().is_none())
-                .count();
+            let failed = outcomes.iter().filter(|outcome| outcome.output().is_none()).count();
             results.more.insert("programs_failed".into(), failed.into());
             write_programs(&folder.file("programs.json"), predictions, &outcomes)?;
         }
         if !too_long.is_empty() {
-            results
-                .more
-                .insert("prompts_too_long".into(), json!(too_long));
+            results.more.insert("prompts_too_long".into(), json!(too_long));
             let count = too_long.len();
             if self.mode != ProgressMode::Quiet {
                 eprintln!(

@@ -82,12 +82,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Put N solved problems before each question, in lm-eval's form.
-    #[arg(
-        long,
-        value_name = "N",
-        requires = "shots_from",
-        conflicts_with = "prompt_template"
-    )]
+    #[arg(long, value_name = "N", requires = "shots_from", conflicts_with = "prompt_template")]
     pub shots: Option<usize>,
     /// Where they come from: the first N of this file.
     #[arg(long, value_name = "FILE", requires = "shots")]
@@ -170,9 +165,7 @@ impl EvaluateArgs {
         Limits {
             cpu_seconds,
             wall: Duration::from_secs(2 * cpu_seconds),
-            memory_bytes: self
-                .program_memory
-                .map_or(usual.memory_bytes, |mib| mib << 20),
+            memory_bytes: self.program_memory.map_or(usual.memory_bytes, |mib| mib << 20),
             ..usual
         }
     }
@@ -186,17 +179,9 @@ impl EvaluateArgs {
         let given = [
             ("--shots", self.shots.is_some(), words),
             ("--max-new-tokens", self.max_new_tokens.is_some(), answers),
-            (
-                "--allow-code-execution",
-                self.allow_code_execution,
-                programs,
-            ),
+            ("--allow-code-execution", self.allow_code_execution, programs),
             ("--python", self.python.is_some(), programs),
-            (
-                "--program-seconds",
-                self.program_seconds.is_some(),
-                programs,
-            ),
+            ("--program-seconds", self.program_seconds.is_some(), programs),
             ("--program-memory", self.program_memory.is_some(), programs),
             ("--beta", self.beta.is_some(), pairs),
             ("--max-length", self.max_length.is_some(), pairs),

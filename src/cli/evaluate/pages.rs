@@ -20,12 +20,7 @@ fn texts(words: &[&str]) -> Vec<String> {
 }
 
 fn rate_row(name: &str, rate: &Rate) -> Vec<String> {
-    let Rate {
-        correct,
-        total,
-        accuracy,
-        interval_95,
-    } = *rate;
+    let Rate { correct, total, accuracy, interval_95 } = *rate;
     vec![
         name.to_string(),
         correct.to_string(),
@@ -37,16 +32,10 @@ fn rate_row(name: &str, rate: &Rate) -> Vec<String> {
 
 /// The page of one evaluation; `buckets` are tables of a preference evaluation.
 pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> EvaluationPage {
-    let cards = results
-        .scorers
-        .iter()
-        .map(|((name, _), counted)| (*name, percent(counted.rate.accuracy)));
+    let cards =
+        results.scorers.iter().map(|((name, _), counted)| (*name, percent(counted.rate.accuracy)));
     let head = ["", "right", "of", "accuracy", "95 % interval"];
-    let mut all = NumberTable {
-        title: "Scorers".into(),
-        head: texts(&head),
-        rows: Vec::new(),
-    };
+    let mut all = NumberTable { title: "Scorers".into(), head: texts(&head), rows: Vec::new() };
     all.head.push("no answer".into());
     for ((name, _), counted) in &results.scorers {
         let mut row = rate_row(name, &counted.rate);
@@ -56,15 +45,9 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
     let mut tables = vec![all];
     for Group { name: group, parts } in &results.groups {
         for (place, ((scorer, _), _)) in results.scorers.iter().enumerate() {
-            let rows = parts
-                .iter()
-                .map(|(label, counts)| rate_row(label, &counts[place].rate));
+            let rows = parts.iter().map(|(label, counts)| rate_row(label, &counts[place].rate));
             let title = format!("By {group}: {scorer}");
-            tables.push(NumberTable {
-                title,
-                head: texts(&head),
-                rows: rows.collect(),
-            });
+            tables.push(NumberTable { title, head: texts(&head), rows: rows.collect() });
         }
     }
     let filled = buckets.iter().filter(|(_, buckets)| !buckets.is_empty());
@@ -73,22 +56,14 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
         |value: &serde_json::Value| value.as_str().map_or(value.to_string(), str::to_string);
     let settings = results.settings.0.iter();
     let settings = settings.filter(|(name, _)| !name.ends_with("sha256"));
-    let rules = results
-        .scorers
-        .iter()
-        .map(|((name, about), _)| format!("{name}: {about}."));
+    let rules = results.scorers.iter().map(|((name, about), _)| format!("{name}: {about}."));
     EvaluationPage {
         title: format!("Evaluation: {}", results.task),
-        subtitle: format!(
-            "{} in all; what has no answer counts as wrong",
-            results.total
-        ),
+        subtitle: format!("{} in all; what has no answer counts as wrong", results.total),
         cards: cards.collect(),
         notes: rules.collect(),
         tables,
-        settings: settings
-            .map(|(name, value)| [name.clone(), plain(value)])
-            .collect(),
+        settings: settings.map(|(name, value)| [name.clone(), plain(value)]).collect(),
         changes: Vec::new(),
     }
 }
@@ -96,23 +71,12 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
 fn bucket_table(title: &str, buckets: &[Bucket]) -> NumberTable {
     let row = |bucket: &Bucket| {
         let mut row = rate_row(&bucket.name, &bucket.rate);
-        row.extend([
-            format!("{:.3}", bucket.mean_margin),
-            percent(bucket.mean_probability),
-        ]);
+        row.extend([format!("{:.3}", bucket.mean_margin), percent(bucket.mean_probability)]);
         row
     };
     NumberTable {
         title: title.to_string(),
-        head: texts(&[
-            "",
-            "right",
-            "of",
-            "accuracy",
-            "95 % interval",
-            "margin",
-            "probability",
-        ]),
+        head: texts(&["", "right", "of", "accuracy", "95 % interval", "margin", "probability"]),
         rows: buckets.iter().map(row).collect(),
     }
 }
@@ -126,22 +90,14 @@ pub(super) fn comparison_page(
     task: Task,
 ) -> EvaluationPage {
     let changed = |numbers: &[usize], won: bool| -> Vec<Change> {
-        numbers
-            .iter()
-            .filter_map(|number| change(*number, won, sides, &shown.scorer))
-            .collect()
+        numbers.iter().filter_map(|number| change(*number, won, sides, &shown.scorer)).collect()
     };
     let mut changes = changed(&shown.won, true);
     changes.extend(changed(&shown.lost, false));
     let test = shown.test;
     EvaluationPage {
         title: format!("{}: A and B", task.name()),
-        subtitle: format!(
-            "A: {}. B: {}. {} problems.",
-            names[0],
-            names[1],
-            sides[0].len()
-        ),
+        subtitle: format!("A: {}. B: {}. {} problems.", names[0], names[1], sides[0].len()),
         cards: vec![
             ("A", percent(shown.rates[0].accuracy)),
             ("B", percent(shown.rates[1].accuracy)),
@@ -180,27 +136,9 @@ fn compared_table(compared: &[Compared]) -> NumberTable {
         let spread = format!("{:+.2} to {:+.2}", 100.0 * low, 100.0 * high);
         let difference = format!("{:+.2}", 100.0 * difference);
         let (won, lost) = (one.test.wins.to_string(), one.test.losses.to_string());
-        vec![
-            one.scorer.clone(),
-            a,
-            b,
-            difference,
-            spread,
-            won,
-            lost,
-            p_text(one.test.p_value),
-        ]
+        vec![one.scorer.clone(), a, b, difference, spread, won, lost, p_text(one.test.p_value)]
     };
-    let head = [
-        "",
-        "A",
-        "B",
-        "B \u{2212} A",
-        "95 % interval",
-        "won",
-        "lost",
-        "McNemar p",
-    ];
+    let head = ["", "A", "B", "B \u{2212} A", "95 % interval", "won", "lost", "McNemar p"];
     NumberTable {
         title: "Scorers".into(),
         head: texts(&head),

@@ -54,10 +54,7 @@ pub(super) fn run<B: TrainBackend>(
     // beta changes no score, only what is made of it.
     let known = settings.clone().with("beta", args.beta.unwrap_or(BETA));
     if folder.is_complete(&known)? && mode != ProgressMode::Quiet {
-        eprintln!(
-            "{}: is complete; its scores are read again",
-            folder.0.display()
-        );
+        eprintln!("{}: is complete; its scores are read again", folder.0.display());
     }
     let mut store = Store::open(&folder.file("pair-scores.jsonl"), &settings)?;
     let tokenizer = Tokenizer::from_folder(&model_folder)?;
@@ -69,19 +66,9 @@ pub(super) fn run<B: TrainBackend>(
     }
     if store.done().len() < encoded.pairs.len() {
         let model = model_args.load::<B>(&model_folder, mode, device)?;
-        encoded.check_fits(
-            model.config.vocab_size,
-            model.config.max_position_embeddings,
-        )?;
+        encoded.check_fits(model.config.vocab_size, model.config.max_position_embeddings)?;
         let adapted = args.adapter.is_some();
-        score_pairs(
-            &model,
-            adapted,
-            &encoded.pairs,
-            args.batch_size,
-            &mut store,
-            (mode, device),
-        )?;
+        score_pairs(&model, adapted, &encoded.pairs, args.batch_size, &mut store, (mode, device))?;
     }
     let (scores, _) = store.finish();
     let dropped = &encoded.report.dropped_prompt_too_long;

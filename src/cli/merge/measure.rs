@@ -34,22 +34,13 @@ const BUILT_IN: [(&str, &str); TEXTS] = [
     ),
     ("Solve 2x - 6 = 10.", " Adding 6 gives 2x = 16, so x = 8."),
     ("Is 91 a prime number?", " No: 91 = 7 * 13."),
-    (
-        "What is the derivative of x^3?",
-        " By the power rule it is 3x^2.",
-    ),
-    (
-        "Anna has 5 apples and gives away 2. How many are left?",
-        " 5 - 2 = 3 apples are left.",
-    ),
+    ("What is the derivative of x^3?", " By the power rule it is 3x^2."),
+    ("Anna has 5 apples and gives away 2. How many are left?", " 5 - 2 = 3 apples are left."),
     (
         "Why is the sum of two odd numbers even?",
         " (2a + 1) + (2b + 1) = 2(a + b + 1), which is a multiple of 2.",
     ),
-    (
-        "What is the area of a circle of radius 2?",
-        " It is pi * 2^2 = 4 pi, about 12.57.",
-    ),
+    ("What is the area of a circle of radius 2?", " It is pi * 2^2 = 4 pi, about 12.57."),
 ];
 
 /// Says on stderr how far each target is from what was trained.
@@ -68,10 +59,7 @@ pub(super) fn measure<B: TrainBackend>(
         eprintln!("note: the base has no tokenizer.json: what merging changes is not measured");
         return Ok(());
     }
-    let (shape, tokenizer) = (
-        MistralConfig::load(folder)?,
-        Tokenizer::from_folder(folder)?,
-    );
+    let (shape, tokenizer) = (MistralConfig::load(folder)?, Tokenizer::from_folder(folder)?);
     let (texts, source) = texts(args, &tokenizer, shape.max_position_embeddings)?;
     let eos = stop_ids(folder, &shape, tokenizer.eos_id())?;
     let dtype = choose::<B>(&shape, None, Purpose::Hold, device)?;
@@ -99,21 +87,11 @@ pub(super) fn measure<B: TrainBackend>(
         "target        mean |change of log-prob|   KL, nats a token   greedy answers equal",
     );
     for (name, target) in targets.into_iter().filter(|(_, target)| possible(*target)) {
-        let one = MergeConfig {
-            target,
-            ..config.clone()
-        };
+        let one = MergeConfig { target, ..config.clone() };
         let model = merged_model::<B>(&one, dtype, device)?;
         let merged = observe(&model, &texts, ANSWER, &eos, device)?;
-        let written = if target == config.target {
-            "  <- written"
-        } else {
-            ""
-        };
-        progress.println(&format!(
-            "{}{written}",
-            line(name, &change(&texts, &trained, &merged))
-        ));
+        let written = if target == config.target { "  <- written" } else { "" };
+        progress.println(&format!("{}{written}", line(name, &change(&texts, &trained, &merged))));
         progress.inc(1);
     }
     progress.finish();
@@ -146,10 +124,7 @@ fn texts(
     for pair in pairs.iter().step_by(every) {
         let prompt = template.apply(&pair.prompt);
         let whole = format!("{prompt}{}", pair.chosen);
-        texts.push(
-            tokenizer.encode(&prompt, true)?,
-            tokenizer.encode(&whole, true)?,
-        );
+        texts.push(tokenizer.encode(&prompt, true)?, tokenizer.encode(&whole, true)?);
     }
     Ok((texts, source))
 }

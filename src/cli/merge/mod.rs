@@ -37,12 +37,7 @@ pub struct MergeArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: WeightType,
     /// What the base was packed as while the adapter was trained [default: what its folder notes]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "none|nf4|fp4|int8",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_enum, value_name = "none|nf4|fp4|int8", hide_possible_values = true)]
     pub quantization: Option<Quantization>,
     /// With scales in 8 bits
     #[arg(long, requires = "quantization")]

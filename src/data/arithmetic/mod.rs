@@ -125,9 +125,7 @@ mod tests {
         let (steps, answer) = solution.split_once(" The answer is: ").unwrap();
         let step = |step: &str| {
             let words: Vec<&str> = step.trim().trim_end_matches('.').split(' ').collect();
-            let [a, sign, b, "=", c] = words[..] else {
-                panic!("{step}")
-            };
+            let [a, sign, b, "=", c] = words[..] else { panic!("{step}") };
             let number = |word: &str| word.parse::<i64>().unwrap();
             (number(a), sign.parse().unwrap(), number(b), number(c))
         };
@@ -156,9 +154,7 @@ mod tests {
             // Every number of the story is used, and only those.
             let told = problem.prompt.split(|c: char| !c.is_ascii_digit());
             for number in told.filter_map(|word| word.parse::<i64>().ok()) {
-                let used = steps
-                    .iter()
-                    .any(|(a, _, b, _)| *a == number || *b == number);
+                let used = steps.iter().any(|(a, _, b, _)| *a == number || *b == number);
                 assert!(used, "{number}: {problem:?}");
             }
             assert!(!problem.prompt.contains(['{', '}']), "{problem:?}");

@@ -103,15 +103,10 @@ const FEWER_GROUPS: [&str; 4] = [
     "For {k} weeks {name} gives away {n} {things} a week.",
 ];
 
-const TIMES: [&str; 2] = [
-    "A year later {name} has {k} times as many.",
-    "Soon there are {k} times as many {things}.",
-];
+const TIMES: [&str; 2] =
+    ["A year later {name} has {k} times as many.", "Soon there are {k} times as many {things}."];
 
-const HALF: [&str; 2] = [
-    "{name} keeps only half of them.",
-    "Half of the {things} go to {other}.",
-];
+const HALF: [&str; 2] = ["{name} keeps only half of them.", "Half of the {things} go to {other}."];
 
 const ASK: [&str; 6] = [
     "How many {things} does {name} have now?",
@@ -267,12 +262,7 @@ impl Story<'_> {
     fn calculate(&mut self, left: Operand, sign: char, right: Operand) -> Option<Operand> {
         let result = calculate(self.split, self.number(left), sign, self.number(right))?;
         self.results.push(result);
-        self.steps.push(Step {
-            left,
-            sign,
-            right,
-            slip: None,
-        });
+        self.steps.push(Step { left, sign, right, slip: None });
         Some(Operand::Result(self.results.len() - 1))
     }
 
@@ -280,10 +270,7 @@ impl Story<'_> {
     fn calculate_some(&mut self, sign: char, most: i64) -> Option<(i64, Operand)> {
         (0..40).find_map(|_| {
             let number = self.dice.from(2, most);
-            Some((
-                number,
-                self.calculate(self.value, sign, Operand::Told(number))?,
-            ))
+            Some((number, self.calculate(self.value, sign, Operand::Told(number))?))
         })
     }
 

@@ -83,10 +83,7 @@ impl EncodeReport {
     pub(super) fn count(&mut self, id: &str, outcome: &Outcome) {
         self.pairs_read += 1;
         if let Some(refusal) = outcome.refusal {
-            self.refused
-                .entry(refusal)
-                .or_default()
-                .push(id.to_string());
+            self.refused.entry(refusal).or_default().push(id.to_string());
         }
         for (happened, list) in [
             (outcome.sides.is_none(), &mut self.dropped_prompt_too_long),
@@ -95,10 +92,7 @@ impl EncodeReport {
             (outcome.rejected_cut, &mut self.rejected_truncated),
             (outcome.eos_lost, &mut self.eos_lost),
             (outcome.eos_inside, &mut self.eos_inside_text),
-            (
-                outcome.identical_after_truncation,
-                &mut self.identical_after_truncation,
-            ),
+            (outcome.identical_after_truncation, &mut self.identical_after_truncation),
         ] {
             if happened {
                 list.push(id.to_string());
@@ -114,28 +108,19 @@ impl EncodeReport {
     /// One line for each thing that happened to some pair, for stderr and `--dry-run`; empty if all passed unchanged.
     pub fn summary(&self) -> Vec<String> {
         let kept = [
-            (
-                "dropped: the prompt fills max_length",
-                &self.dropped_prompt_too_long,
-            ),
+            ("dropped: the prompt fills max_length", &self.dropped_prompt_too_long),
             ("prompt truncated", &self.prompt_truncated),
             ("chosen truncated", &self.chosen_truncated),
             ("rejected truncated", &self.rejected_truncated),
             ("EOS lost by truncation", &self.eos_lost),
             ("EOS token inside the text", &self.eos_inside_text),
-            (
-                "identical after truncation (kept, gradient 0)",
-                &self.identical_after_truncation,
-            ),
+            ("identical after truncation (kept, gradient 0)", &self.identical_after_truncation),
         ];
         let kept = kept.into_iter().map(|(what, ids)| (what.to_string(), ids));
-        let refused = self
-            .refused
-            .iter()
-            .map(|(why, ids)| (format!("trains on nothing: {why}"), ids));
+        let refused =
+            self.refused.iter().map(|(why, ids)| (format!("trains on nothing: {why}"), ids));
         let all = kept.chain(refused).filter(|(_, ids)| !ids.is_empty());
-        all.map(|(what, ids)| format!("{what}: {}", listed(ids)))
-            .collect()
+        all.map(|(what, ids)| format!("{what}: {}", listed(ids))).collect()
     }
 
     /// Whether training may start. Refused pairs are an error unless one of the two keys says what to do with them.
@@ -168,11 +153,8 @@ impl EncodeReport {
         if self.refused.is_empty() || allow_empty_completions || skip_untrainable {
             return Ok(());
         }
-        let reasons: Vec<String> = self
-            .refused
-            .iter()
-            .map(|(why, ids)| format!("{why}: {}", listed(ids)))
-            .collect();
+        let reasons: Vec<String> =
+            self.refused.iter().map(|(why, ids)| format!("{why}: {}", listed(ids))).collect();
         Err(Error::invalid(
             "data",
             format!(

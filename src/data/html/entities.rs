@@ -154,10 +154,7 @@ mod tests {
     fn follows_the_html5_rules_for_numbers() {
         for (text, expected) in [
             ("&#0;&#x80;&#128&#x81;", "\u{fffd}€€\u{81}"),
-            (
-                "&#xD800;&#1114112;&#99999999999999;",
-                "\u{fffd}\u{fffd}\u{fffd}",
-            ),
+            ("&#xD800;&#1114112;&#99999999999999;", "\u{fffd}\u{fffd}\u{fffd}"),
             ("a&#1;b&#xFFFE;c&#x1FFFF;d&#11;e&#13;f", "abcde\rf"),
             ("&#; &#x; &#xg", "&#; &#x; &#xg"),
             ("&#65 &#x41x", "A Ax"),

@@ -20,10 +20,7 @@ use super::tokenizer::{Dialect, Sink, Tokenizer};
 /// assert_eq!(text, "Find $x<y$:\n\n- a^2\n- `b`");
 /// ```
 pub fn readable_text(html: &str) -> String {
-    let mut page = Page {
-        out: String::with_capacity(html.len()),
-        ..Page::default()
-    };
+    let mut page = Page { out: String::with_capacity(html.len()), ..Page::default() };
     // The forgiving dialect still gives up on `<![x`: what was read up to there is kept, the rest is text.
     if let Err(rejected) = Tokenizer::run(html, Dialect::Forgiving, &mut page) {
         page.text(&html[rejected.offset..]);
@@ -130,11 +127,7 @@ impl Page {
                 self.space = true;
                 continue;
             }
-            let plain = if in_math {
-                tex_run(rest)
-            } else {
-                plain_run(rest)
-            };
+            let plain = if in_math { tex_run(rest) } else { plain_run(rest) };
             let (next, delimiter) = match plain {
                 0 => self.math.step(rest),
                 _ => (self.math, 0),
@@ -163,20 +156,14 @@ impl Page {
                 self.cells = 0;
             }
             Role::List(_) => {
-                let nested = self
-                    .open
-                    .iter()
-                    .any(|open| matches!(open.role, Role::List(_)));
+                let nested = self.open.iter().any(|open| matches!(open.role, Role::List(_)));
                 self.break_line(if nested { 1 } else { 2 });
             }
             Role::Item => {
                 self.break_line(1);
                 let bullet = self.bullet();
                 let rest = " ".repeat(bullet.len());
-                self.margins.push(Margin {
-                    first: Some(bullet),
-                    rest,
-                });
+                self.margins.push(Margin { first: Some(bullet), rest });
             }
             Role::Quote => {
                 self.break_line(2);
@@ -205,23 +192,15 @@ impl Page {
             Role::Hidden => self.hidden += 1,
             Role::Inline | Role::LineBreak | Role::Rule | Role::Nothing => {}
         }
-        self.open.push(Open {
-            name,
-            role,
-            start: self.out.len(),
-        });
+        self.open.push(Open { name, role, start: self.out.len() });
     }
 
     /// What the next item of the innermost list begins with.
     fn bullet(&mut self) -> String {
-        let list = self
-            .open
-            .iter_mut()
-            .rev()
-            .find_map(|open| match &mut open.role {
-                Role::List(number) => Some(number),
-                _ => None,
-            });
+        let list = self.open.iter_mut().rev().find_map(|open| match &mut open.role {
+            Role::List(number) => Some(number),
+            _ => None,
+        });
         match list {
             Some(Some(number)) => {
                 *number += 1;
@@ -236,10 +215,7 @@ impl Page {
         match open.role {
             Role::Block(breaks) => self.break_line(breaks),
             Role::List(_) => {
-                let nested = self
-                    .open
-                    .iter()
-                    .any(|open| matches!(open.role, Role::List(_)));
+                let nested = self.open.iter().any(|open| matches!(open.role, Role::List(_)));
                 self.break_line(if nested { 1 } else { 2 });
             }
             Role::Item | Role::Quote => {
@@ -279,16 +255,8 @@ impl Page {
         let code = self.out.split_off(start);
         let text = code.trim();
         if !text.is_empty() {
-            let ticks = "`".repeat(if text.contains('`') {
-                longest_run(text, '`') + 1
-            } else {
-                1
-            });
-            let pad = if text.starts_with('`') || text.ends_with('`') {
-                " "
-            } else {
-                ""
-            };
+            let ticks = "`".repeat(if text.contains('`') { longest_run(text, '`') + 1 } else { 1 });
+            let pad = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
             self.out.extend([&ticks, pad, text, pad, &ticks]);
         }
         self.space |= code.ends_with(char::is_whitespace);
@@ -314,10 +282,7 @@ impl Page {
 
     /// Closes elements up to and including the innermost one `wanted`, unless one of `barrier` is in between.
     fn close_to(&mut self, wanted: impl Fn(&Open) -> bool, barrier: impl Fn(&Open) -> bool) {
-        let found = self
-            .open
-            .iter()
-            .rposition(|open| wanted(open) || barrier(open));
+        let found = self.open.iter().rposition(|open| wanted(open) || barrier(open));
         if let Some(depth) = found.filter(|&depth| self.open.get(depth).is_some_and(&wanted)) {
             while self.open.len() > depth {
                 self.close_last();
@@ -341,10 +306,7 @@ fn plain_run(text: &str) -> usize {
     let bytes = text.as_bytes();
     let special = |&b: &u8| b <= b' ' || matches!(b, b'$' | b'\\' | 0xc2);
     let mut from = 0;
-    while let Some(n) = bytes
-        .get(from..)
-        .and_then(|rest| rest.iter().position(special))
-    {
+    while let Some(n) = bytes.get(from..).and_then(|rest| rest.iter().position(special)) {
         let at = from + n;
         let single = |next: &u8| !special(next);
         match bytes.get(at) {
@@ -432,20 +394,14 @@ mod tests {
 
     #[test]
     fn paragraphs_lists_and_quotes() {
-        check(
-            "<p>One\ntwo</p>\n\n<p>Three<br>four</p>\n",
-            "One two\n\nThree\nfour",
-        );
+        check("<p>One\ntwo</p>\n\n<p>Three<br>four</p>\n", "One two\n\nThree\nfour");
         check("<p>a<p>b", "a\n\nb");
         check(
             "<ul>\n<li>x</li>\n<li>y\n<ul>\n<li>z</li>\n</ul></li>\n</ul>\n<p>end</p>",
             "- x\n- y\n  - z\n\nend",
         );
         check("<ol><li>x<li><p>y</p><p>z</p></ol>", "1. x\n\n2. y\n\n   z");
-        check(
-            "<blockquote>\n<p>a</p>\n<p>b</p>\n</blockquote>\n<p>c</p>",
-            "> a\n>\n> b\n\nc",
-        );
+        check("<blockquote>\n<p>a</p>\n<p>b</p>\n</blockquote>\n<p>c</p>", "> a\n>\n> b\n\nc");
         check(
             "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>",
             "a | b\n1 | 2",
@@ -458,10 +414,7 @@ mod tests {
             "<p>Run:</p><pre><code>if x &lt; 1:\n    y()\n</code></pre><p>ok</p>",
             "Run:\n\n```\nif x < 1:\n    y()\n```\n\nok",
         );
-        check(
-            "<p>use <code>a  &amp;&amp; b</code>, <code>`</code></p>",
-            "use `a && b`, `` ` ``",
-        );
+        check("<p>use <code>a  &amp;&amp; b</code>, <code>`</code></p>", "use `a && b`, `` ` ``");
         check(
             "<blockquote><pre><code>a\n\nb</code></pre></blockquote>",
             "> ```\n> a\n> \n> b\n> ```",
@@ -479,10 +432,7 @@ mod tests {
             "<p>a  \\(x  y\\)  b \\begin{x}  \\begin{y} \n\\end{y}  \\end{x}  z</p>",
             "a \\(x  y\\) b \\begin{x}  \\begin{y} \n\\end{y}  \\end{x} z",
         );
-        check(
-            "<p>If $x<y$ and $1<2$, $a<b>c$</p>",
-            "If $x<y$ and $1<2$, $ac$",
-        );
+        check("<p>If $x<y$ and $1<2$, $a<b>c$</p>", "If $x<y$ and $1<2$, $ac$");
         check(
             "<p>Let <span class=\"math-container\">$x  \\in \\$ $</span>  be</p>",
             "Let $x  \\in \\$ $ be",
@@ -491,10 +441,7 @@ mod tests {
 
     #[test]
     fn small_things() {
-        check(
-            "x<sup>2</sup>+y<sub>i+1</sub> <a href='u'>link</a><img src=x>",
-            "x^2+y_(i+1) link",
-        );
+        check("x<sup>2</sup>+y<sub>i+1</sub> <a href='u'>link</a><img src=x>", "x^2+y_(i+1) link");
         check("<script>x</script>a<!-- b -->c &nbsp; d &hellip;", "ac d …");
         check("<![x a", "<![x a");
         check("a < b </ x> c <x-y>d</x-y>", "a < b </ x> c <x-y>d</x-y>");

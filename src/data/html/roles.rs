@@ -91,10 +91,6 @@ impl Math {
 
     /// `\$` and `\\` delimit nothing.
     fn escape(rest: &str) -> usize {
-        if rest.starts_with("\\$") || rest.starts_with("\\\\") {
-            2
-        } else {
-            0
-        }
+        if rest.starts_with("\\$") || rest.starts_with("\\\\") { 2 } else { 0 }
     }
 }

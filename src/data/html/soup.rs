@@ -22,10 +22,7 @@ const PRESERVE: [u128; 2] = packed_all(["pre", "textarea"]);
 /// # Errors
 /// The markup is one on which BeautifulSoup raises `ParserRejectedMarkup`.
 pub(super) fn soup_text(html: &str) -> Result<String, RejectedMarkup> {
-    let mut soup = Soup {
-        out: String::with_capacity(html.len()),
-        ..Soup::default()
-    };
+    let mut soup = Soup { out: String::with_capacity(html.len()), ..Soup::default() };
     Tokenizer::run(html, Dialect::Cpython, &mut soup)?;
     soup.end_string(Kind::Text);
     Ok(soup.out)
@@ -147,11 +144,7 @@ impl Sink for Soup {
 
     fn end_tag(&mut self, name: &str) {
         let name = self.name(name);
-        match self
-            .already_closed
-            .iter()
-            .position(|closed| *closed == name)
-        {
+        match self.already_closed.iter().position(|closed| *closed == name) {
             // Not even the current string ends here.
             Some(index) => {
                 self.already_closed.swap_remove(index);

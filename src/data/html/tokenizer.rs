@@ -75,13 +75,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         sink: &'a mut S,
     ) -> Result<(), RejectedMarkup> {
         let (at, raw_text_element) = (0, None);
-        let mut tokenizer = Self {
-            raw,
-            at,
-            dialect,
-            raw_text_element,
-            sink,
-        };
+        let mut tokenizer = Self { raw, at, dialect, raw_text_element, sink };
         // CPython's feed(), then close(): the second pass resumes where the first stopped.
         tokenizer.go_ahead(false)?;
         tokenizer.go_ahead(true)
@@ -126,15 +120,13 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
     }
 
     fn find_raw_text_end(&self, element: &str) -> Option<usize> {
-        memmem::find_iter(&self.raw.as_bytes()[self.at..], b"</")
-            .map(|n| self.at + n)
-            .find(|&at| {
-                let name = self.skip_spaces(at + 2);
-                let end = name + element.len();
-                let same = |found: &[u8]| found.eq_ignore_ascii_case(element.as_bytes());
-                self.raw.as_bytes().get(name..end).is_some_and(same)
-                    && self.byte(self.skip_spaces(end)) == Some(b'>')
-            })
+        memmem::find_iter(&self.raw.as_bytes()[self.at..], b"</").map(|n| self.at + n).find(|&at| {
+            let name = self.skip_spaces(at + 2);
+            let end = name + element.len();
+            let same = |found: &[u8]| found.eq_ignore_ascii_case(element.as_bytes());
+            self.raw.as_bytes().get(name..end).is_some_and(same)
+                && self.byte(self.skip_spaces(end)) == Some(b'>')
+        })
     }
 
     /// At a `<`.
@@ -173,9 +165,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         }
         let rest = &self.raw.as_bytes()[i + 1..];
         let to_gt = memchr(b'>', rest).map(|n| i + 1 + n + 1);
-        to_gt
-            .or_else(|| memchr(b'<', rest).map(|n| i + 1 + n))
-            .unwrap_or(i + 1)
+        to_gt.or_else(|| memchr(b'<', rest).map(|n| i + 1 + n)).unwrap_or(i + 1)
     }
 
     fn start_tag(&mut self, i: usize) -> Markup {
@@ -226,9 +216,8 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         if !may_follow || matches!(first, '/' | '>') || is_space(first) {
             return None;
         }
-        let name_end = self.skip_while(at + first.len_utf8(), |c| {
-            !matches!(c, '/' | '=' | '>') && !is_space(c)
-        });
+        let name_end = self
+            .skip_while(at + first.len_utf8(), |c| !matches!(c, '/' | '=' | '>') && !is_space(c));
         Some(self.skip_gap(self.attribute_value(name_end).unwrap_or(name_end)))
     }
 
@@ -261,10 +250,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
             return Markup::Incomplete;
         };
         if let Some(name) = self.plain_end_tag(i + 2, gt) {
-            if self
-                .raw_text_element
-                .is_some_and(|element| !element.eq_ignore_ascii_case(name))
-            {
+            if self.raw_text_element.is_some_and(|element| !element.eq_ignore_ascii_case(name)) {
                 self.sink.text(&self.raw[i..=gt]);
                 return Markup::Until(gt + 1);
             }
@@ -363,31 +349,23 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
     /// Start and end of the first `]>` (or `]]>`, by `brackets`), spaces allowed between its characters.
     fn find_section_end(&self, from: usize, brackets: usize) -> Option<(usize, usize)> {
         let bytes = &self.raw.as_bytes()[from..];
-        memchr::memchr_iter(b']', bytes)
-            .map(|n| from + n)
-            .find_map(|close| {
-                let mut at = self.skip_spaces(close + 1);
-                for _ in 1..brackets {
-                    at = (self.byte(at) == Some(b']')).then(|| self.skip_spaces(at + 1))?;
-                }
-                (self.byte(at) == Some(b'>')).then_some((close, at + 1))
-            })
+        memchr::memchr_iter(b']', bytes).map(|n| from + n).find_map(|close| {
+            let mut at = self.skip_spaces(close + 1);
+            for _ in 1..brackets {
+                at = (self.byte(at) == Some(b']')).then(|| self.skip_spaces(at + 1))?;
+            }
+            (self.byte(at) == Some(b'>')).then_some((close, at + 1))
+        })
     }
 
     /// At `&#`.
     fn numeric_reference(&mut self, _end: bool) -> Flow {
         let i = self.at;
         let hexadecimal = matches!(self.byte(i + 2), Some(b'x' | b'X'));
-        let (start, radix) = if hexadecimal {
-            (i + 3, 16)
-        } else {
-            (i + 2, 10)
-        };
+        let (start, radix) = if hexadecimal { (i + 3, 16) } else { (i + 2, 10) };
         let digits_end = self.skip_while(start, |c| c.is_digit(radix));
         // A character that is no hexadecimal digit must follow, in decimal references too.
-        let follows = self
-            .byte(digits_end)
-            .is_some_and(|b| !b.is_ascii_hexdigit());
+        let follows = self.byte(digits_end).is_some_and(|b| !b.is_ascii_hexdigit());
         if digits_end == start || !follows {
             if memchr(b';', &self.raw.as_bytes()[i..]).is_some() {
                 self.sink.text("&#");
@@ -396,8 +374,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
             return Flow::Break;
         }
         let number = u32::from_str_radix(&self.raw[start..digits_end], radix).ok();
-        self.sink
-            .text(entities::numbered(number).encode_utf8(&mut [0; 4]));
+        self.sink.text(entities::numbered(number).encode_utf8(&mut [0; 4]));
         self.at = digits_end + usize::from(self.byte(digits_end) == Some(b';'));
         Flow::Continue
     }
@@ -441,9 +418,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         if end < self.raw.len() {
             return Some(end);
         }
-        let last = self.raw.as_bytes()[start + 1..]
-            .iter()
-            .rposition(|b| matches!(b, b'-' | b'.'));
+        let last = self.raw.as_bytes()[start + 1..].iter().rposition(|b| matches!(b, b'-' | b'.'));
         last.map(|n| start + 1 + n)
     }
 

@@ -29,11 +29,7 @@ const WANTED: [&str; 8] = [
 /// Reads every row of the table at `path`.
 pub(super) fn read_parquet<T: Row>(path: &Path) -> Result<Vec<T>> {
     let damaged = |what: String, e: ParquetError| {
-        Error::file(
-            path,
-            format!("{what} is damaged: {e}"),
-            "fetch the file again",
-        )
+        Error::file(path, format!("{what} is damaged: {e}"), "fetch the file again")
     };
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let reader =
@@ -67,10 +63,7 @@ fn find_columns<T: Row>(
     let schema = reader.metadata().file_metadata().schema_descr();
     let mut found = Vec::new();
     for name in WANTED {
-        let leaf = schema
-            .columns()
-            .iter()
-            .position(|c| c.path().parts()[0] == name);
+        let leaf = schema.columns().iter().position(|c| c.path().parts()[0] == name);
         let Some(index) = leaf else { continue };
         if schema.column(index).path().parts().len() > 1 || schema.column(index).max_rep_level() > 0
         {
@@ -91,17 +84,8 @@ fn find_columns<T: Row>(
     let has = |name: &&str| found.iter().any(|(found, _)| found == name);
     if !T::REQUIRED.iter().any(|all| all.iter().all(has)) {
         let wanted: Vec<String> = T::REQUIRED.iter().map(|all| all.join(" and ")).collect();
-        let have: Vec<&str> = schema
-            .root_schema()
-            .get_fields()
-            .iter()
-            .map(|f| f.name())
-            .collect();
-        let problem = format!(
-            "has no columns {}, only {}",
-            wanted.join(" or "),
-            have.join(", ")
-        );
+        let have: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
+        let problem = format!("has no columns {}, only {}", wanted.join(" or "), have.join(", "));
         return Err(Error::file(path, problem, T::COLUMNS));
     }
     Ok(found)
@@ -115,18 +99,12 @@ fn read_group(
 ) -> std::result::Result<Vec<Vec<Value>>, ParquetError> {
     let read = || {
         let group = reader.get_row_group(group)?;
-        columns
-            .iter()
-            .map(|(_, index)| read_column(group.as_ref(), *index))
-            .collect()
+        columns.iter().map(|(_, index)| read_column(group.as_ref(), *index)).collect()
     };
     // The parquet crate asserts on some damaged pages instead of returning an error; nothing of the reader is used
     // after that.
-    panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-        Err(ParquetError::General(
-            "pages and footer disagree".to_string(),
-        ))
-    })
+    panic::catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(ParquetError::General("pages and footer disagree".to_string())))
 }
 
 /// All values of one column of a row group, one a row; absent ones are null.
@@ -145,9 +123,7 @@ fn read_column(
         ColumnReader::FloatColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
         ColumnReader::DoubleColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
         ColumnReader::BoolColumnReader(reader) => read_values(reader, rows, |b| Ok(b.into())),
-        _ => Err(ParquetError::NYI(
-            "a column of a type other than text and numbers".to_string(),
-        )),
+        _ => Err(ParquetError::NYI("a column of a type other than text and numbers".to_string())),
     }
 }
 

@@ -31,28 +31,13 @@ const LINES: &str = concat!(
 #[test]
 fn lines_arrays_and_lines_named_json_give_the_same_pairs() {
     let lines = read("a.jsonl", LINES.as_bytes()).unwrap();
-    assert_eq!(
-        lines.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(),
-        ["1", "17", "17#2"]
-    );
-    assert_eq!(
-        (lines[0].prompt.as_str(), lines[1].prompt.as_str()),
-        ("q\u{e9}", "p")
-    );
-    assert_eq!(
-        (lines[2].chosen_score, lines[2].rejected_score),
-        (Some(4), Some(-1))
-    );
-    assert_eq!(
-        (lines[1].chosen_score, lines[1].rejected.as_str()),
-        (None, " ")
-    );
+    assert_eq!(lines.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["1", "17", "17#2"]);
+    assert_eq!((lines[0].prompt.as_str(), lines[1].prompt.as_str()), ("q\u{e9}", "p"));
+    assert_eq!((lines[2].chosen_score, lines[2].rejected_score), (Some(4), Some(-1)));
+    assert_eq!((lines[1].chosen_score, lines[1].rejected.as_str()), (None, " "));
     assert_eq!(read("a.json", LINES.as_bytes()).unwrap(), lines);
-    let rows: Vec<&str> = LINES
-        .trim_start_matches('\u{feff}')
-        .lines()
-        .filter(|l| !l.is_empty())
-        .collect();
+    let rows: Vec<&str> =
+        LINES.trim_start_matches('\u{feff}').lines().filter(|l| !l.is_empty()).collect();
     let array = format!("\u{feff} [{}]", rows.join(",\n"));
     assert_eq!(read("a.JSON", array.as_bytes()).unwrap(), lines);
 }
@@ -83,33 +68,18 @@ fn every_bad_line_is_named_with_its_number_and_key() {
             "prompt (or question): is missing",
         ),
         (good.replace("\"c\"", "3"), "chosen: is a number, not text"),
-        (
-            good.replace("\"p\"", messages),
-            "prompt: is a list of messages",
-        ),
-        (
-            good.replace("{", "{\"id\": 1.5, "),
-            "id: must be text or an integer, is 1.5",
-        ),
-        (
-            good.replace("{", "{\"chosen_score\": 1.5, "),
-            "chosen_score: must be an integer, is 1.5",
-        ),
+        (good.replace("\"p\"", messages), "prompt: is a list of messages"),
+        (good.replace("{", "{\"id\": 1.5, "), "id: must be text or an integer, is 1.5"),
+        (good.replace("{", "{\"chosen_score\": 1.5, "), "chosen_score: must be an integer, is 1.5"),
         ("[1]".to_string(), "is an array, not an object"),
         ("{\"prompt\": \"p\",".to_string(), "is not JSON: EOF"),
     ];
     for (line, wanted) in cases {
         let error = message("a.jsonl", format!("{good}\n{line}").as_bytes());
-        assert!(
-            error.contains("a.jsonl:3: ") && error.contains(wanted),
-            "{error}"
-        );
+        assert!(error.contains("a.jsonl:3: ") && error.contains(wanted), "{error}");
         let array = format!("[{good}, {line}]");
         let error = message("a.json", array.as_bytes());
-        assert!(
-            error.contains("a.json: row 2: ") || error.contains("is not an array"),
-            "{error}"
-        );
+        assert!(error.contains("a.json: row 2: ") || error.contains("is not an array"), "{error}");
     }
 }
 
@@ -119,10 +89,7 @@ fn bytes_that_are_no_text_are_named_with_their_place() {
     let bad = [&line[..], &line[..], b"\"ab\xffc\"\n"].concat();
     assert!(message("a.jsonl", &bad).contains("a.jsonl:3: is not UTF-8 at byte 4"));
     assert!(message("a.json", &bad).contains("a.json:3: is not UTF-8 at byte 4"));
-    let wide: Vec<u8> = "\u{feff}[]"
-        .encode_utf16()
-        .flat_map(u16::to_le_bytes)
-        .collect();
+    let wide: Vec<u8> = "\u{feff}[]".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for name in ["a.json", "a.jsonl"] {
         assert!(message(name, &wide).contains("UTF-16"));
         for empty in ["", "\u{feff}", " \n\n"] {
@@ -162,22 +129,14 @@ fn parquet_file(schema: &str, with_null: bool) -> (tempfile::TempDir, PathBuf) {
             let mut out = rows.next_column().unwrap().unwrap();
             if column == 0 {
                 let ids = [10 * group, 10 * group + 1];
-                out.typed::<Int64Type>()
-                    .write_batch(&ids, None, None)
-                    .unwrap();
+                out.typed::<Int64Type>().write_batch(&ids, None, None).unwrap();
             } else {
                 let text = |row| ByteArray::from(format!("{column}-{group}-{row}").into_bytes());
-                let levels: &[i16] = if with_null && column == 2 {
-                    &[1, 0]
-                } else {
-                    &[1, 1]
-                };
+                let levels: &[i16] = if with_null && column == 2 { &[1, 0] } else { &[1, 1] };
                 let values = [text(0), text(1)];
                 let present = levels.iter().sum::<i16>() as usize;
                 let typed = out.typed::<ByteArrayType>();
-                typed
-                    .write_batch(&values[..present], Some(levels), None)
-                    .unwrap();
+                typed.write_batch(&values[..present], Some(levels), None).unwrap();
             }
             out.close().unwrap();
         }
@@ -194,42 +153,24 @@ const TABLE: &str = "message m { required int64 id; optional binary question (UT
 fn a_table_is_read_across_row_groups() {
     let (_folder, path) = parquet_file(TABLE, false);
     let pairs = read_pairs(&path).unwrap();
-    assert_eq!(
-        pairs.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(),
-        ["0", "1", "10", "11"]
-    );
+    assert_eq!(pairs.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["0", "1", "10", "11"]);
     let last = &pairs[3];
-    assert_eq!(
-        [&last.prompt, &last.chosen, &last.rejected],
-        ["1-1-1", "2-1-1", "3-1-1"]
-    );
+    assert_eq!([&last.prompt, &last.chosen, &last.rejected], ["1-1-1", "2-1-1", "3-1-1"]);
 }
 
 #[test]
 fn a_bad_table_names_row_or_column() {
     let (_folder, path) = parquet_file(TABLE, true);
     let error = read_pairs(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("a.parquet: row 2: chosen: is null, not text"),
-        "{error}"
-    );
+    assert!(error.contains("a.parquet: row 2: chosen: is null, not text"), "{error}");
     let (_folder, path) = parquet_file(&TABLE.replace("rejected", "other"), false);
     let error = read_pairs(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("only id, question, chosen, other"),
-        "{error}"
-    );
+    assert!(error.contains("only id, question, chosen, other"), "{error}");
     let (_folder, path) = parquet_file(TABLE, false);
     let whole = fs::read(&path).unwrap();
     for cut in (0..whole.len()).step_by(7) {
         fs::write(&path, &whole[..cut]).unwrap();
-        assert!(
-            read_pairs(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("a.parquet"),
-            "cut at {cut}"
-        );
+        assert!(read_pairs(&path).unwrap_err().to_string().contains("a.parquet"), "cut at {cut}");
     }
 }
 
@@ -242,10 +183,7 @@ fn a_table_of_messages_is_refused_by_its_schema() {
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let properties = Arc::new(WriterProperties::builder().build());
     let file = File::create(&path).unwrap();
-    SerializedFileWriter::new(file, schema, properties)
-        .unwrap()
-        .close()
-        .unwrap();
+    SerializedFileWriter::new(file, schema, properties).unwrap().close().unwrap();
     let error = read_pairs(&path).unwrap_err().to_string();
     assert!(error.contains("chosen: is a list of messages"), "{error}");
 }

@@ -55,10 +55,7 @@ fn minima(tokens: &[u64]) -> Box<Minima> {
     for group in shingles.chunks(ABREAST) {
         // A group that is not full repeats its first, which changes no minimum.
         let mut hashes = [group.first().copied().unwrap_or_default(); ABREAST];
-        hashes
-            .iter_mut()
-            .zip(group)
-            .for_each(|(to, &hash)| *to = hash);
+        hashes.iter_mut().zip(group).for_each(|(to, &hash)| *to = hash);
         for minimum in &mut least {
             hashes = hashes.map(mix);
             *minimum = hashes.iter().fold(*minimum, |least, &hash| least.min(hash));
@@ -158,11 +155,7 @@ mod tests {
         let (mut found, mut wrong) = (0, 0);
         for n in 0..200 {
             let base = n * 1000;
-            seen.insert(
-                &Fingerprint::new(&question(base..base + 200), true),
-                n as u64,
-            )
-            .unwrap();
+            seen.insert(&Fingerprint::new(&question(base..base + 200), true), n as u64).unwrap();
             // 190 of 200 words: 186 shingles of 206 in union, 0.90.
             let near = question((base..base + 190).chain(base + 500..base + 510));
             let hit = seen.find(&Fingerprint::new(&near, true)).unwrap();

@@ -34,10 +34,7 @@ impl Excluded {
     /// # Errors
     /// A file cannot be read, or a line lacks both keys: with its number.
     pub fn load(paths: &[impl AsRef<Path>], overlap: f64) -> Result<Self> {
-        let mut excluded = Self {
-            overlap,
-            ..Self::default()
-        };
+        let mut excluded = Self { overlap, ..Self::default() };
         for path in paths {
             let path = path.as_ref();
             let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
@@ -108,11 +105,7 @@ impl Excluded {
             }
         }
         shared.into_iter().any(|(question, shared)| {
-            let size = self
-                .sizes
-                .get(question as usize)
-                .copied()
-                .unwrap_or(u32::MAX);
+            let size = self.sizes.get(question as usize).copied().unwrap_or(u32::MAX);
             f64::from(shared) >= self.overlap * f64::from(size)
         })
     }
@@ -125,10 +118,7 @@ fn whole(words: &[u64]) -> u64 {
 /// Hashes of the different runs of `length` words.
 fn sequences(words: &[u64], length: usize) -> HashSet<u64> {
     let seed = length as u64;
-    words
-        .windows(length)
-        .map(|run| run.iter().fold(seed, |hash, &word| mix(hash ^ word)))
-        .collect()
+    words.windows(length).map(|run| run.iter().fold(seed, |hash, &word| mix(hash ^ word))).collect()
 }
 
 #[cfg(test)]
@@ -162,12 +152,7 @@ mod tests {
         ] {
             assert!(excluded.is_repeated_by(text), "{text}");
         }
-        for text in [
-            "What is 2+2 in base 3?",
-            "The sum of the roots",
-            &NATALIA[..60],
-            "",
-        ] {
+        for text in ["What is 2+2 in base 3?", "The sum of the roots", &NATALIA[..60], ""] {
             assert!(!excluded.is_repeated_by(text), "{text}");
         }
     }

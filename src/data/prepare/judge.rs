@@ -39,12 +39,7 @@ impl Judge {
     pub(super) fn new(rules: &Rules, excluded: Excluded, form: Form) -> Result<Self> {
         let filters = RegexSet::new(&rules.question_filters)
             .map_err(|e| Error::invalid("question_filters", e, "mend the regular expression"))?;
-        Ok(Self {
-            rules: rules.clone(),
-            filters,
-            excluded,
-            form,
-        })
+        Ok(Self { rules: rules.clone(), filters, excluded, form })
     }
 
     /// The pair of a row, or why it has none.
@@ -98,17 +93,10 @@ impl Judge {
         // stand on both sides.
         let near = rules.drop_near_duplicates || rules.held_out_fraction > 0.0;
         let fingerprint = all.then(|| Fingerprint::new(&pair.prompt, near));
-        let blank = [&pair.prompt, &pair.chosen, &pair.rejected]
-            .iter()
-            .any(|t| t.trim().is_empty());
+        let blank =
+            [&pair.prompt, &pair.chosen, &pair.rejected].iter().any(|t| t.trim().is_empty());
         let identical = pair.chosen == pair.rejected;
-        Ok(Candidate {
-            encoded: self.form.encode(&pair),
-            lengths,
-            blank,
-            identical,
-            fingerprint,
-        })
+        Ok(Candidate { encoded: self.form.encode(&pair), lengths, blank, identical, fingerprint })
     }
 
     fn text(&self, html: &str) -> std::result::Result<String, Reason> {
@@ -137,15 +125,9 @@ impl Judge {
         let (shorter, longer) = (chosen.min(rejected), chosen.max(rejected));
         for (broken, reason) in [
             (prompt < rules.min_prompt_chars, Reason::QuestionTooShort),
-            (
-                exceeds(prompt, rules.max_prompt_chars),
-                Reason::QuestionTooLong,
-            ),
+            (exceeds(prompt, rules.max_prompt_chars), Reason::QuestionTooLong),
             (shorter < rules.min_answer_chars, Reason::AnswerTooShort),
-            (
-                exceeds(longer, rules.max_answer_chars),
-                Reason::AnswerTooLong,
-            ),
+            (exceeds(longer, rules.max_answer_chars), Reason::AnswerTooLong),
         ] {
             if broken {
                 return Err(reason);

@@ -133,18 +133,8 @@ pub fn prepare(options: &PrepareOptions, mode: ProgressMode) -> Result<PrepareSu
     }
     write_whole(&paths.stats, &json)?;
     writer.kept.commit()?;
-    let Paths {
-        output,
-        held_out,
-        stats: stats_file,
-    } = paths;
-    Ok(PrepareSummary {
-        output,
-        held_out,
-        stats_file,
-        stats,
-        elapsed: start.elapsed(),
-    })
+    let Paths { output, held_out, stats: stats_file } = paths;
+    Ok(PrepareSummary { output, held_out, stats_file, stats, elapsed: start.elapsed() })
 }
 
 /// Records of one source.
@@ -175,12 +165,8 @@ fn read_judge_write(
         meter.stop();
         drop(receiver);
         // A reader that ended early looks like one that is done: never take half the input for all of it.
-        let panicked = |_| {
-            Error::run(
-                "the reader of the input broke down",
-                "please report this as a bug",
-            )
-        };
+        let panicked =
+            |_| Error::run("the reader of the input broke down", "please report this as a bug");
         thread.join().map_err(panicked).and(outcome)
     });
     outcome?;
@@ -208,25 +194,12 @@ fn read(sources: &[Source], temporary: &Path, meter: &Meter, sender: &SyncSender
             block.push(record);
             if block.len() >= BLOCK_ROWS || bytes >= BLOCK_BYTES {
                 bytes = 0;
-                if sender
-                    .send(Block {
-                        source,
-                        records: std::mem::take(&mut block),
-                    })
-                    .is_err()
-                {
+                if sender.send(Block { source, records: std::mem::take(&mut block) }).is_err() {
                     return;
                 }
             }
         }
-        if sender
-            .send(Block {
-                source,
-                records: block,
-            })
-            .is_err()
-            || meter.must_stop()
-        {
+        if sender.send(Block { source, records: block }).is_err() || meter.must_stop() {
             return;
         }
     }
@@ -242,9 +215,7 @@ fn judge_and_write(
     let mut shown = 0;
     loop {
         if interrupt::requested() {
-            return Err(Error::Interrupted {
-                note: "nothing was written".into(),
-            });
+            return Err(Error::Interrupted { note: "nothing was written".into() });
         }
         let block = match receiver.recv_timeout(PATIENCE) {
             Ok(block) => Some(block),
@@ -252,9 +223,7 @@ fn judge_and_write(
             Err(RecvTimeoutError::Disconnected) => break,
         };
         if let Some(Block { source, records }) = block {
-            let judged = records
-                .into_par_iter()
-                .map(|record| judge_record(judge, record));
+            let judged = records.into_par_iter().map(|record| judge_record(judge, record));
             for verdict in judged.collect::<Vec<_>>() {
                 writer.write(source, verdict?)?;
             }
@@ -262,16 +231,12 @@ fn judge_and_write(
         let now = meter.bytes() / 1000;
         progress.inc(now - shown);
         shown = now;
-        progress.set_message(format!(
-            "{} rows, {} pairs",
-            writer.stats.rows_read, writer.stats.kept
-        ));
+        progress
+            .set_message(format!("{} rows, {} pairs", writer.stats.rows_read, writer.stats.kept));
     }
     // The reader also ends its stream when it sees Ctrl-C.
     if interrupt::requested() {
-        return Err(Error::Interrupted {
-            note: "nothing was written".into(),
-        });
+        return Err(Error::Interrupted { note: "nothing was written".into() });
     }
     Ok(())
 }
@@ -314,23 +279,16 @@ struct Writer {
 impl Writer {
     fn create(paths: &Paths, options: &PrepareOptions) -> Result<Self> {
         let held_out = paths.held_out.as_ref();
-        let held_out = held_out
-            .map(|path| PairsFile::create(path, options.form))
-            .transpose()?;
-        let inputs = options.sources.iter().map(|source| InputStats {
-            path: source.name(),
-            rows: 0,
-        });
+        let held_out = held_out.map(|path| PairsFile::create(path, options.form)).transpose()?;
+        let inputs =
+            options.sources.iter().map(|source| InputStats { path: source.name(), rows: 0 });
         Ok(Self {
             kept: PairsFile::create(&paths.output, options.form)?,
             held_out,
             seen: Seen::new(options.rules.near_duplicate_threshold, paths.folder()),
             rules: options.rules.clone(),
             skip_bad_rows: options.skip_bad_rows,
-            stats: Stats {
-                inputs: inputs.collect(),
-                ..Stats::default()
-            },
+            stats: Stats { inputs: inputs.collect(), ..Stats::default() },
         })
     }
 
@@ -349,8 +307,7 @@ impl Writer {
                     true => Reason::UnreadableRest,
                     false => Reason::UnreadableRow,
                 };
-                self.stats
-                    .lose(reason, format!("{}: {}", bad.place, bad.problem));
+                self.stats.lose(reason, format!("{}: {}", bad.place, bad.problem));
             }
         }
         Ok(())

@@ -30,9 +30,7 @@ impl Paths {
             let stem = output.file_stem().unwrap_or_default().to_string_lossy();
             output.with_file_name(format!("{stem}.{suffix}"))
         };
-        let extension = output
-            .extension()
-            .map_or("jsonl".into(), |e| e.to_string_lossy());
+        let extension = output.extension().map_or("jsonl".into(), |e| e.to_string_lossy());
         let held_out = match &options.held_out {
             Some(path) => path.clone(),
             None => beside(&format!("held-out.{extension}")),
@@ -44,36 +42,24 @@ impl Paths {
             return Err(Error::invalid("--held-out", problem, remedy));
         }
         let held_out = holds_out.then_some(held_out);
-        let paths = Self {
-            stats: beside("stats.json"),
-            held_out,
-            output: output.clone(),
-        };
+        let paths = Self { stats: beside("stats.json"), held_out, output: output.clone() };
         paths.check(options)?;
         Ok(paths)
     }
 
     /// Refuses to write over an input, over another output, or over anything unless asked to.
     fn check(&self, options: &PrepareOptions) -> Result<()> {
-        let all: Vec<&PathBuf> = [
-            Some(&self.stats),
-            Some(&self.output),
-            self.held_out.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let all: Vec<&PathBuf> = [Some(&self.stats), Some(&self.output), self.held_out.as_ref()]
+            .into_iter()
+            .flatten()
+            .collect();
         for (i, path) in all.iter().enumerate() {
             let is_input = |source: &Source| match source {
                 Source::File(input, _) => input.canonicalize().ok() == path.canonicalize().ok(),
                 Source::Memory(..) => false,
             };
             if path.exists() && options.sources.iter().any(is_input) {
-                return Err(Error::file(
-                    path,
-                    "is an input too",
-                    "give another --output",
-                ));
+                return Err(Error::file(path, "is an input too", "give another --output"));
             }
             if all.iter().take(i).any(|other| other == path) {
                 return Err(Error::file(
@@ -171,12 +157,7 @@ pub(super) struct PairsFile {
 impl PairsFile {
     pub(super) fn create(path: &Path, form: Form) -> Result<Self> {
         let file = WholeFile::create(path)?;
-        Ok(Self {
-            file,
-            path: path.to_path_buf(),
-            form,
-            empty: true,
-        })
+        Ok(Self { file, path: path.to_path_buf(), form, empty: true })
     }
 
     pub(super) fn push(&mut self, encoded: &[u8]) -> Result<()> {
@@ -200,9 +181,7 @@ impl PairsFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, "write", e))
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, "write", e))
     }
 }
 
@@ -225,11 +204,7 @@ mod tests {
         };
         let mut file = PairsFile::create(&path, Form::Array).unwrap();
         file.push(&Form::Array.encode(&pair)).unwrap();
-        file.push(&Form::Array.encode(&PreferencePair {
-            prompt: String::new(),
-            ..pair
-        }))
-        .unwrap();
+        file.push(&Form::Array.encode(&PreferencePair { prompt: String::new(), ..pair })).unwrap();
         file.commit().unwrap();
         let rest = "\n        \"chosen\": \"\\ud83d\\ude00/\",\n        \"rejected\": \"\\b\\f\\r~\"\n    }";
         let first = "\"\\u00e9 \\\"q\\\" \\\\ \\n\\t\\u007f\\u0001\"";
@@ -237,10 +212,7 @@ mod tests {
             "[\n    {{\n        \"question\": {first},{rest},\n    {{\n        \"question\": \"\",{rest}\n]"
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
-        PairsFile::create(&path, Form::Array)
-            .unwrap()
-            .commit()
-            .unwrap();
+        PairsFile::create(&path, Form::Array).unwrap().commit().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "[]");
     }
 }

@@ -88,12 +88,8 @@ impl Remembered {
             seen.entry(hash).or_insert(index);
         }
         if self.minima.len() == self.most {
-            let merged = Older::merge(
-                self.older.take(),
-                &self.minima,
-                &mut self.bands,
-                &self.folder,
-            );
+            let merged =
+                Older::merge(self.older.take(), &self.minima, &mut self.bands, &self.folder);
             self.older = Some(merged.map_err(|e| self.fail(e))?);
             self.minima.clear();
         }
@@ -148,9 +144,7 @@ impl Older {
         let (entries, _) = bytes.as_chunks::<ENTRY>();
         let mut entries = entries.iter().map(|bytes| split(*bytes));
         let found = entries.find(|(other, _)| *other == hash);
-        found
-            .map(|(_, question)| self.question(question))
-            .transpose()
+        found.map(|(_, question)| self.question(question)).transpose()
     }
 
     fn question(&self, index: u32) -> io::Result<(Minima, u64)> {
@@ -159,9 +153,7 @@ impl Older {
         read_exact_at(&self.minima, &mut bytes, start)?;
         let (halves, _) = bytes.as_chunks::<2>();
         let half = |at: usize| halves.get(at).map_or(0, |half| u16::from_le_bytes(*half));
-        let key = (0..4)
-            .rev()
-            .fold(0, |key, at| key << 16 | u64::from(half(MINIMA + at)));
+        let key = (0..4).rev().fold(0, |key, at| key << 16 | u64::from(half(MINIMA + at)));
         Ok((std::array::from_fn(half), key))
     }
 
@@ -184,9 +176,7 @@ impl Older {
         let mut entries = BufWriter::new(tempfile::tempfile_in(folder)?);
         let (mut merged, mut start) = (Vec::with_capacity(bands.len()), 0);
         for (old, latest) in older.bands.iter().zip(bands) {
-            let numbered = latest
-                .drain()
-                .map(|(hash, index)| (hash, older.questions + index));
+            let numbered = latest.drain().map(|(hash, index)| (hash, older.questions + index));
             let mut latest: Vec<_> = numbered.collect();
             latest.sort_unstable();
             let band = old.merge(&older.entries, latest, start, &mut entries)?;
@@ -196,9 +186,7 @@ impl Older {
         older.minima.seek(SeekFrom::End(0))?;
         let mut file = BufWriter::new(&older.minima);
         for (minima, key) in minima {
-            minima
-                .iter()
-                .try_for_each(|minimum| file.write_all(&minimum.to_le_bytes()))?;
+            minima.iter().try_for_each(|minimum| file.write_all(&minimum.to_le_bytes()))?;
             file.write_all(&key.to_le_bytes())?;
         }
         file.flush()?;
@@ -206,9 +194,7 @@ impl Older {
         Ok(Self {
             questions: older.questions + minima.len() as u32,
             minima: older.minima,
-            entries: entries
-                .into_inner()
-                .map_err(io::IntoInnerError::into_error)?,
+            entries: entries.into_inner().map_err(io::IntoInnerError::into_error)?,
             bands: merged,
         })
     }
@@ -224,11 +210,7 @@ impl Band {
         start: u64,
         out: &mut impl Write,
     ) -> io::Result<Self> {
-        let mut merged = Self {
-            start,
-            len: 0,
-            pages: Vec::new(),
-        };
+        let mut merged = Self { start, len: 0, pages: Vec::new() };
         let mut push = |(hash, question): (u32, u32)| {
             if merged.len.is_multiple_of(PAGE as u64) {
                 merged.pages.push(hash);
@@ -291,9 +273,6 @@ mod tests {
             all.insert(&minima, mix(n)).unwrap();
             few.insert(&minima, mix(n)).unwrap();
         }
-        assert!(
-            found > 1000 && few.older.is_some_and(|older| older.questions == 3000),
-            "{found}"
-        );
+        assert!(found > 1000 && few.older.is_some_and(|older| older.questions == 3000), "{found}");
     }
 }

@@ -169,23 +169,11 @@ impl Rules {
         }
         if self.min_score_gap < 1 {
             let problem = format!("must be at least 1, is {}", self.min_score_gap);
-            return refuse(
-                "min_score_gap",
-                problem,
-                "answers of equal score are no preference",
-            );
+            return refuse("min_score_gap", problem, "answers of equal score are no preference");
         }
         for (key, least, most) in [
-            (
-                "max_prompt_chars",
-                self.min_prompt_chars,
-                self.max_prompt_chars,
-            ),
-            (
-                "max_answer_chars",
-                self.min_answer_chars,
-                self.max_answer_chars,
-            ),
+            ("max_prompt_chars", self.min_prompt_chars, self.max_prompt_chars),
+            ("max_answer_chars", self.min_answer_chars, self.max_answer_chars),
         ] {
             if most != 0 && most < least {
                 let problem = format!("is {most}, below the least length {least}");
@@ -205,15 +193,8 @@ impl Rules {
             }
         }
         if !(0.0..1.0).contains(&self.held_out_fraction) {
-            let problem = format!(
-                "must be at least 0 and below 1, is {}",
-                self.held_out_fraction
-            );
-            return refuse(
-                "held_out_fraction",
-                problem,
-                "set 0.05 for one question in twenty",
-            );
+            let problem = format!("must be at least 0 and below 1, is {}", self.held_out_fraction);
+            return refuse("held_out_fraction", problem, "set 0.05 for one question in twenty");
         }
         if let Err(e) = regex::RegexSet::new(&self.question_filters) {
             let remedy = "use the syntax of https://docs.rs/regex, in 'single quotes'";
@@ -243,11 +224,7 @@ fn explain(error: &toml::de::Error, text: &str, name: &str) -> Error {
             format!("did you mean {nearest}?"),
         );
     }
-    Error::invalid(
-        place,
-        message,
-        "see configs/prepare-default.toml for every rule",
-    )
+    Error::invalid(place, message, "see configs/prepare-default.toml for every rule")
 }
 
 #[cfg(test)]
@@ -263,14 +240,7 @@ mod tests {
         let rules = parse("preset = \"original\"\nmin_answers = 3\nties = \"accepted-then-first\"")
             .unwrap();
         let ties = TieRule::AcceptedThenFirst;
-        assert_eq!(
-            rules,
-            Rules {
-                min_answers: 3,
-                ties,
-                ..Rules::preset(Preset::Original)
-            }
-        );
+        assert_eq!(rules, Rules { min_answers: 3, ties, ..Rules::preset(Preset::Original) });
         assert_eq!(parse("").unwrap(), Rules::default());
         let forced = Rules::parse("preset = \"original\"", "x", Some(Preset::Default));
         assert_eq!(forced.unwrap(), Rules::default());

@@ -231,24 +231,10 @@ impl fmt::Display for PrepareSummary {
         let stats = &self.stats;
         let seconds = self.elapsed.as_secs_f64().max(1e-3);
         let rate = stats.rows_read as f64 / seconds;
-        writeln!(
-            f,
-            "{:>10} rows read in {seconds:.1} s ({rate:.0} rows/s)",
-            stats.rows_read
-        )?;
-        writeln!(
-            f,
-            "{:>10} pairs        -> {}",
-            stats.kept,
-            self.output.display()
-        )?;
+        writeln!(f, "{:>10} rows read in {seconds:.1} s ({rate:.0} rows/s)", stats.rows_read)?;
+        writeln!(f, "{:>10} pairs        -> {}", stats.kept, self.output.display())?;
         if let Some(path) = &self.held_out {
-            writeln!(
-                f,
-                "{:>10} held out     -> {}",
-                stats.held_out,
-                path.display()
-            )?;
+            writeln!(f, "{:>10} held out     -> {}", stats.held_out, path.display())?;
         }
         for (reason, lost) in &stats.not_kept {
             writeln!(f, "{:>10} not kept: {}", lost.count, reason.describe())?;
@@ -258,10 +244,7 @@ impl fmt::Display for PrepareSummary {
             (stats.kept_with_identical_answers, "identical answers"),
         ] {
             if count > 0 {
-                writeln!(
-                    f,
-                    "{count:>10} pairs kept although they have {what}: nothing to learn"
-                )?;
+                writeln!(f, "{count:>10} pairs kept although they have {what}: nothing to learn")?;
             }
         }
         if stats.kept + stats.held_out == 0 && stats.rows_read > 0 {

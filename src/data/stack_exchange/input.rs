@@ -30,11 +30,7 @@ pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
         };
         if found.is_empty() {
             let problem = "holds no .parquet file, no .jsonl file and no Posts.xml";
-            return Err(Error::invalid(
-                format!("--input {input}"),
-                problem,
-                "name a file",
-            ));
+            return Err(Error::invalid(format!("--input {input}"), problem, "name a file"));
         }
         found.retain(|path| !files.contains(path));
         files.append(&mut found);
@@ -71,10 +67,8 @@ fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     }
     let read = |e| Error::io(path, "list", e);
     let entries = fs::read_dir(path).map_err(read)?;
-    let mut entries: Vec<PathBuf> = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<_>>()
-        .map_err(read)?;
+    let mut entries: Vec<PathBuf> =
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>().map_err(read)?;
     entries.sort();
     let mut files = Vec::new();
     for entry in entries {
@@ -84,10 +78,7 @@ fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
         }
         if entry.is_dir() {
             files.append(&mut files_at(&entry)?);
-        } else if [".parquet", ".jsonl", "Posts.xml"]
-            .iter()
-            .any(|end| name.ends_with(end))
-        {
+        } else if [".parquet", ".jsonl", "Posts.xml"].iter().any(|end| name.ends_with(end)) {
             files.push(entry);
         }
     }
@@ -101,15 +92,8 @@ fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
 pub fn sniff(path: &Path) -> Result<Format> {
     let open = |e| Error::io(path, "read", e);
     let mut start = Vec::new();
-    File::open(path)
-        .map_err(open)?
-        .take(4096)
-        .read_to_end(&mut start)
-        .map_err(open)?;
-    let start = start
-        .strip_prefix(b"\xef\xbb\xbf")
-        .unwrap_or(&start)
-        .trim_ascii_start();
+    File::open(path).map_err(open)?.take(4096).read_to_end(&mut start).map_err(open)?;
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).trim_ascii_start();
     match start.first() {
         Some(_) if start.starts_with(b"PAR1") => Ok(Format::H4),
         Some(b'<') => Ok(Format::PostsXml),
@@ -136,13 +120,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("deep")).unwrap();
-        for name in [
-            "b.jsonl",
-            "a.parquet",
-            "deep/Posts.xml",
-            "deep/Users.xml",
-            ".x.jsonl",
-        ] {
+        for name in ["b.jsonl", "a.parquet", "deep/Posts.xml", "deep/Users.xml", ".x.jsonl"] {
             fs::write(at(name), "").unwrap();
         }
         let all = vec![at("a.parquet"), at("b.jsonl"), at("deep/Posts.xml")];
@@ -155,10 +133,7 @@ mod tests {
             [1, 0, 2].map(|i: usize| all[i].clone())
         );
         let fetch = |_: &str| Ok(vec![folder.path().to_path_buf()]);
-        assert_eq!(
-            resolve(&["hf://datasets/x/y/z".into()], &fetch).unwrap(),
-            all
-        );
+        assert_eq!(resolve(&["hf://datasets/x/y/z".into()], &fetch).unwrap(), all);
         let error = find(&[format!("{here}/*.csv")]).unwrap_err().to_string();
         assert!(error.contains("matches nothing"), "{error}");
     }

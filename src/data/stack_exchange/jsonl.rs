@@ -83,11 +83,7 @@ pub fn lines(mut reader: impl BufRead + Send + 'static, name: &str, meter: Meter
                 bytes.drain(..3);
             }
             if !bytes.trim_ascii().is_empty() {
-                return Some(Record::Line(Line {
-                    file: file.clone(),
-                    number,
-                    bytes,
-                }));
+                return Some(Record::Line(Line { file: file.clone(), number, bytes }));
             }
         }
         None
@@ -103,10 +99,7 @@ pub fn parse_line(line: &Line) -> std::result::Result<Row, BadInput> {
     let place = format!("{}:{}", line.file, line.number);
     let text = std::str::from_utf8(&line.bytes).map_err(|e| {
         let at = e.valid_up_to() + 1;
-        BadInput::row(
-            format!("{place}:{at}"),
-            format!("byte {at} of the line is not UTF-8"),
-        )
+        BadInput::row(format!("{place}:{at}"), format!("byte {at} of the line is not UTF-8"))
     })?;
     let row: JsonRow = serde_json::from_str(text).map_err(|e| {
         let message = e.to_string();
@@ -118,16 +111,9 @@ pub fn parse_line(line: &Line) -> std::result::Result<Row, BadInput> {
         Qid::Text(text) => text,
     };
     let answers = row.answers.into_iter();
-    let answers = answers.map(|a| Answer {
-        text: a.text,
-        pm_score: a.pm_score,
-        selected: a.selected,
-    });
-    Ok(Row {
-        qid,
-        question: row.question,
-        answers: answers.collect(),
-    })
+    let answers =
+        answers.map(|a| Answer { text: a.text, pm_score: a.pm_score, selected: a.selected });
+    Ok(Row { qid, question: row.question, answers: answers.collect() })
 }
 
 #[cfg(test)]
@@ -149,19 +135,8 @@ mod tests {
             b"\xef\xbb\xbf{\"qid\":7,\"question\":\"q\",\"date\":\"x\",\"answers\":[{\"text\":\"a\",\"pm_score\":-1,\
               \"selected\":true,\"author\":\"n\"}]}\r\n\n{\"qid\":\"k\",\"question\":\"\",\"answers\":[]}",
         );
-        let answers = vec![Answer {
-            text: "a".into(),
-            pm_score: -1,
-            selected: true,
-        }];
-        assert_eq!(
-            rows[0],
-            Ok(Row {
-                qid: "7".into(),
-                question: "q".into(),
-                answers
-            })
-        );
+        let answers = vec![Answer { text: "a".into(), pm_score: -1, selected: true }];
+        assert_eq!(rows[0], Ok(Row { qid: "7".into(), question: "q".into(), answers }));
         assert_eq!(rows[1].as_ref().map(|row| row.qid.as_str()), Ok("k"));
     }
 

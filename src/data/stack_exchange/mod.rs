@@ -63,22 +63,12 @@ impl BadInput {
     /// A row that cannot be read.
     pub(crate) fn row(place: String, problem: impl ToString) -> Self {
         let remedy = "mend the row, or pass --skip-bad-rows to count and skip such rows";
-        Self {
-            place,
-            problem: problem.to_string(),
-            remedy,
-            rest_of_file: false,
-        }
+        Self { place, problem: problem.to_string(), remedy, rest_of_file: false }
     }
 
     /// A file that cannot be read any further.
     pub(crate) fn file(place: String, problem: impl ToString, remedy: &'static str) -> Self {
-        Self {
-            place,
-            problem: problem.to_string(),
-            remedy,
-            rest_of_file: true,
-        }
+        Self { place, problem: problem.to_string(), remedy, rest_of_file: true }
     }
 }
 

@@ -49,19 +49,14 @@ impl<T: DataType> Leaf<T> {
         // A null element of a list still is one; a list that is null or empty has none. The levels below the
         // list's own are optional fields inside the element.
         let exists = column.repeated_ancestor_def_level();
-        Ok(Self {
-            reader,
-            present,
-            exists,
-        })
+        Ok(Self { reader, present, exists })
     }
 
     /// The values of the next `rows` rows; `None` for null.
     pub(super) fn read(&mut self, rows: usize) -> ParquetResult<Vec<Vec<Option<T::T>>>> {
         let (mut values, mut defined, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
         let (read, _, levels) =
-            self.reader
-                .read_records(rows, Some(&mut defined), Some(&mut repeated), &mut values)?;
+            self.reader.read_records(rows, Some(&mut defined), Some(&mut repeated), &mut values)?;
         if read != rows {
             return Err(ParquetError::General(format!(
                 "the column ends after {read} rows of {rows}"

@@ -27,10 +27,7 @@ const WHOLE_FILE: &str =
 /// The file cannot be opened.
 pub fn open(path: &Path, meter: Meter) -> Result<Records> {
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let length = file
-        .metadata()
-        .map_err(|e| Error::io(path, "open", e))?
-        .len();
+    let length = file.metadata().map_err(|e| Error::io(path, "open", e))?.len();
     let name = path.display().to_string();
     let opened = SerializedFileReader::new(file).map_err(|e| bad_file(&name, "footer", &e));
     let rows = opened.and_then(|reader| {
@@ -70,11 +67,7 @@ impl Columns {
                 let path = column.path().parts();
                 path.first().is_some_and(|p| p == root) && path.last().is_some_and(|p| p == leaf)
             });
-            let column = if root == leaf {
-                leaf.to_string()
-            } else {
-                format!("{root}.{leaf}")
-            };
+            let column = if root == leaf { leaf.to_string() } else { format!("{root}.{leaf}") };
             let expected = "a file of HuggingFaceH4/stack-exchange-preferences has the columns qid, question, and \
                  answers with text and pm_score";
             let Some(index) = found else {
@@ -88,10 +81,8 @@ impl Columns {
             }
             Ok(index)
         };
-        let (text, integer) = (
-            PhysicalType::BYTE_ARRAY,
-            [PhysicalType::INT64, PhysicalType::INT32],
-        );
+        let (text, integer) =
+            (PhysicalType::BYTE_ARRAY, [PhysicalType::INT64, PhysicalType::INT32]);
         let columns = Self {
             qid: find("qid", "qid", &[integer[0], integer[1], text])?,
             question: find("question", "question", &[text])?,
@@ -104,9 +95,7 @@ impl Columns {
     }
 
     fn all(&self) -> impl Iterator<Item = usize> {
-        [self.qid, self.question, self.text, self.pm_score]
-            .into_iter()
-            .chain(self.selected)
+        [self.qid, self.question, self.text, self.pm_score].into_iter().chain(self.selected)
     }
 
     /// Refuses codecs this build cannot decode, before any row is read.
@@ -221,8 +210,7 @@ impl Rows {
     /// Goes on with the next row group after an error in this one.
     fn lose_group(&mut self, error: &ParquetError, row: u64) -> bool {
         let part = format!("row group {}, from row {row}", self.group);
-        self.ready
-            .push(Record::Bad(bad_file(&self.name, &part, error)));
+        self.ready.push(Record::Bad(bad_file(&self.name, &part, error)));
         (self.open, self.group) = (None, self.group + 1);
         true
     }
@@ -272,10 +260,7 @@ impl Group {
             PhysicalType::BYTE_ARRAY => Qid::Text(Leaf::new(qid_reader, &qid_column)?),
             _ => Qid::Number(Integers::new(qid_reader, &qid_column)?),
         };
-        let selected = columns
-            .selected
-            .map(|i| Leaf::new(reader(i)?, &column(i)))
-            .transpose()?;
+        let selected = columns.selected.map(|i| Leaf::new(reader(i)?, &column(i))).transpose()?;
         Ok(Self {
             qid,
             question: Leaf::new(reader(columns.question)?, &column(columns.question))?,
@@ -300,11 +285,8 @@ impl Group {
                 .collect(),
             Qid::Number(numbers) => {
                 let number = |v: Vec<Option<i64>>| v.into_iter().next().flatten();
-                let text = |v| {
-                    number(v)
-                        .map(|n| n.to_string())
-                        .ok_or_else(|| "qid is null".to_string())
-                };
+                let text =
+                    |v| number(v).map(|n| n.to_string()).ok_or_else(|| "qid is null".to_string());
                 numbers.read(rows)?.into_iter().map(text).collect()
             }
         };
@@ -316,10 +298,7 @@ impl Group {
         }
         .into_iter();
         self.row += rows as u64;
-        let rows = qids
-            .into_iter()
-            .zip(questions)
-            .zip(texts.into_iter().zip(scores));
+        let rows = qids.into_iter().zip(questions).zip(texts.into_iter().zip(scores));
         Ok(rows
             .map(|((qid, question), (texts, scores))| {
                 let flags = selected.next().unwrap_or_default();
@@ -344,10 +323,7 @@ fn text(value: Option<ByteArray>, column: &str) -> std::result::Result<ByteArray
     let value = value.ok_or_else(|| format!("{column} is null"))?;
     match std::str::from_utf8(value.data()) {
         Ok(_) => Ok(value),
-        Err(e) => Err(format!(
-            "{column} is not UTF-8 from its byte {} on",
-            e.valid_up_to()
-        )),
+        Err(e) => Err(format!("{column} is not UTF-8 from its byte {} on", e.valid_up_to())),
     }
 }
 
@@ -359,19 +335,11 @@ fn answers(
     if texts.len() != scores.len() {
         return Err("answers.text and answers.pm_score differ in number".into());
     }
-    let each = texts
-        .into_iter()
-        .zip(scores)
-        .enumerate()
-        .map(|(i, (value, score))| {
-            let pm_score = score.ok_or("answers.pm_score is null")?;
-            let selected = selected.get(i).copied().flatten().unwrap_or(false);
-            let answer = Answer {
-                text: String::new(),
-                pm_score,
-                selected,
-            };
-            Ok((answer, text(value, "answers.text")?))
-        });
+    let each = texts.into_iter().zip(scores).enumerate().map(|(i, (value, score))| {
+        let pm_score = score.ok_or("answers.pm_score is null")?;
+        let selected = selected.get(i).copied().flatten().unwrap_or(false);
+        let answer = Answer { text: String::new(), pm_score, selected };
+        Ok((answer, text(value, "answers.text")?))
+    });
     each.collect()
 }

@@ -35,20 +35,11 @@ pub fn open(path: &Path, temporary: &Path, meter: Meter) -> Result<Records> {
         file = copied(file, temporary)?;
     }
     let length = file.metadata().map_err(open)?.len();
-    let mut texts = Some(Texts {
-        file: file.try_clone().map_err(open)?,
-        path: path.to_path_buf(),
-    });
+    let mut texts = Some(Texts { file: file.try_clone().map_err(open)?, path: path.to_path_buf() });
     let spill = Spill::new(length, temporary)?;
     let tags = Tags::new(BufReader::with_capacity(1 << 18, file));
     let name = path.display().to_string();
-    let mut scan = Some(Scan {
-        tags,
-        spill,
-        name,
-        meter: meter.clone(),
-        depth: Depth::Before,
-    });
+    let mut scan = Some(Scan { tags, spill, name, meter: meter.clone(), depth: Depth::Before });
     let mut rows: Option<Records> = None;
     Ok(Box::new(std::iter::from_fn(move || {
         if let Some(reading) = &mut scan {
@@ -101,9 +92,7 @@ impl<R: BufRead> Scan<R> {
     fn next_bad(&mut self) -> Result<Option<BadInput>> {
         loop {
             if self.meter.must_stop() {
-                return Err(Error::Interrupted {
-                    note: "nothing was written".into(),
-                });
+                return Err(Error::Interrupted { note: "nothing was written".into() });
             }
             if self.depth == Depth::After {
                 return Ok(None);
@@ -143,17 +132,13 @@ impl<R: BufRead> Scan<R> {
                 return Ok(Err(BadInput::row(place, "not UTF-8")));
             }
         };
-        let name = text
-            .split([' ', '\t', '\r', '\n', '/'])
-            .next()
-            .unwrap_or_default();
+        let name = text.split([' ', '\t', '\r', '\n', '/']).next().unwrap_or_default();
         match (name, &self.depth) {
             _ if text.starts_with(['?', '!']) => {}
             ("posts", Depth::Before) => self.depth = Depth::Inside,
             ("row", Depth::Inside) => match parse_post(text, self.tags.start + 1) {
                 Ok(post) => {
-                    self.meter
-                        .count_post(post.as_ref().map_or(PostKind::Other, Post::kind));
+                    self.meter.count_post(post.as_ref().map_or(PostKind::Other, Post::kind));
                     post.map_or(Ok(()), |post| self.spill.push(&post))?;
                 }
                 Err(problem) => return Ok(Err(BadInput::row(self.place(), problem))),
@@ -178,21 +163,11 @@ impl<R: BufRead> Scan<R> {
     }
 
     fn place(&self) -> String {
-        format!(
-            "{}:{} (byte {})",
-            self.name, self.tags.line, self.tags.start
-        )
+        format!("{}:{} (byte {})", self.name, self.tags.line, self.tags.start)
     }
 }
 
-const NAMES: [&str; 6] = [
-    "PostTypeId",
-    "Id",
-    "ParentId",
-    "Score",
-    "AcceptedAnswerId",
-    "Body",
-];
+const NAMES: [&str; 6] = ["PostTypeId", "Id", "ParentId", "Score", "AcceptedAnswerId", "Body"];
 
 /// The question or answer in a `<row …>` tag's text, which lies in the file from byte `offset` on; `None` for other
 /// kinds of posts.
@@ -202,10 +177,7 @@ fn parse_post(text: &str, offset: u64) -> std::result::Result<Option<Post>, Stri
     let content = text.strip_suffix('/').unwrap_or(text);
     for attribute in BytesStart::from_content(content, "row".len()).attributes() {
         let attribute = attribute.map_err(|e| e.to_string())?;
-        let Some(name) = NAMES
-            .iter()
-            .position(|name| *name == attribute.key.as_ref())
-        else {
+        let Some(name) = NAMES.iter().position(|name| *name == attribute.key.as_ref()) else {
             continue;
         };
         let fail = |e| format!("attribute {}: {e}", NAMES[name]);
@@ -215,10 +187,7 @@ fn parse_post(text: &str, offset: u64) -> std::result::Result<Option<Post>, Stri
             None => {
                 check_escapes(raw).map_err(fail)?;
                 let at = raw.as_ptr().addr() - content.as_ptr().addr();
-                body = Some(Span {
-                    start: offset + at as u64,
-                    len: raw.len() as u64,
-                });
+                body = Some(Span { start: offset + at as u64, len: raw.len() as u64 });
             }
         }
     }
@@ -249,12 +218,7 @@ fn post(
     let body = body.ok_or("the attribute Body is missing")?;
     Ok(Some(match kind {
         1 => Post::Question { id, accepted, body },
-        _ => Post::Answer {
-            id,
-            question,
-            score,
-            body,
-        },
+        _ => Post::Answer { id, question, score, body },
     }))
 }
 
@@ -301,23 +265,11 @@ mod tests {
             .as_bytes(),
         );
         assert_eq!(bad, []);
-        let answers: Vec<_> = rows[0]
-            .answers
-            .iter()
-            .map(|a| (&*a.text, a.pm_score, a.selected))
-            .collect();
-        assert_eq!(
-            (rows.len(), &*rows[0].qid, &*rows[0].question),
-            (1, "2", "Q")
-        );
+        let answers: Vec<_> =
+            rows[0].answers.iter().map(|a| (&*a.text, a.pm_score, a.selected)).collect();
+        assert_eq!((rows.len(), &*rows[0].qid, &*rows[0].question), (1, "2", "Q"));
         assert_eq!(answers, [("<p>early > one\n", 2, false), ("late", 1, true)]);
-        assert_eq!(
-            (
-                meter.posts(PostKind::OrphanAnswer),
-                meter.posts(PostKind::Other)
-            ),
-            (1, 1)
-        );
+        assert_eq!((meter.posts(PostKind::OrphanAnswer), meter.posts(PostKind::Other)), (1, 1));
     }
 
     #[test]
@@ -333,17 +285,10 @@ mod tests {
         bytes.extend(b"<row Id=\"8\" PostTypeId=\"1\" Score=\"1\" Body=\"\xff\" />");
         let (rows, bad, _) = read(&bytes);
         assert_eq!(rows.len(), 1);
-        let places: Vec<_> = bad
-            .iter()
-            .map(|b| b.place.split(' ').next().unwrap())
-            .collect();
+        let places: Vec<_> = bad.iter().map(|b| b.place.split(' ').next().unwrap()).collect();
         let lines = [4, 5, 6, 7, 9, 9].map(|n| format!("Posts.xml:{n}"));
         assert_eq!(places, lines);
-        assert!(
-            bad[2].problem.contains("\"x\", not an integer"),
-            "{}",
-            bad[2].problem
-        );
+        assert!(bad[2].problem.contains("\"x\", not an integer"), "{}", bad[2].problem);
         assert!(bad[5].rest_of_file && bad[5].problem.contains("cut short"));
     }
 

@@ -25,17 +25,8 @@ const AT_ONCE: usize = 8;
 /// A question or an answer, without its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Post {
-    Question {
-        id: i64,
-        accepted: Option<i64>,
-        body: Span,
-    },
-    Answer {
-        id: i64,
-        question: i64,
-        score: i64,
-        body: Span,
-    },
+    Question { id: i64, accepted: Option<i64>, body: Span },
+    Answer { id: i64, question: i64, score: i64, body: Span },
 }
 
 impl Post {
@@ -58,20 +49,9 @@ impl Post {
                 body.start,
                 body.len,
             ]),
-            Self::Answer {
-                id,
-                question,
-                score,
-                body,
-            } => Stored([
-                question as u64,
-                1,
-                order,
-                id as u64,
-                score as u64,
-                body.start,
-                body.len,
-            ]),
+            Self::Answer { id, question, score, body } => {
+                Stored([question as u64, 1, order, id as u64, score as u64, body.start, body.len])
+            }
         }
     }
 }
@@ -106,11 +86,8 @@ impl Stored {
     fn answer(&self, accepted: Option<i64>) -> (Answer, Span) {
         let [_, _, _, id, score, ..] = self.0;
         let selected = accepted == Some(id as i64);
-        let answer = Answer {
-            text: String::new(),
-            pm_score: pm_score(score as i64, selected),
-            selected,
-        };
+        let answer =
+            Answer { text: String::new(), pm_score: pm_score(score as i64, selected), selected };
         (answer, self.body())
     }
 }
@@ -133,11 +110,7 @@ impl Spill {
         let file = |_| tempfile::tempfile_in(folder).map(BufWriter::new);
         let parts = (0..parts).map(file).collect::<io::Result<_>>();
         let parts = parts.map_err(|e| Error::io(folder, "make a temporary file", e))?;
-        Ok(Self {
-            parts,
-            folder: folder.to_path_buf(),
-            count: 0,
-        })
+        Ok(Self { parts, folder: folder.to_path_buf(), count: 0 })
     }
 
     pub(super) fn push(&mut self, post: &Post) -> Result<()> {
@@ -160,9 +133,7 @@ impl Spill {
         loop {
             let some: Vec<_> = parts.by_ref().take(AT_ONCE).collect();
             if meter.must_stop() {
-                return Err(Error::Interrupted {
-                    note: "nothing was written".into(),
-                });
+                return Err(Error::Interrupted { note: "nothing was written".into() });
             }
             if some.is_empty() {
                 break;
@@ -191,16 +162,12 @@ fn join(part: BufWriter<File>, folder: &Path, meter: &Meter) -> io::Result<BufRe
         let (questions, answers) =
             family.split_at(family.partition_point(|post| post.is_question()));
         if questions.is_empty() {
-            answers
-                .iter()
-                .for_each(|_| meter.count_post(PostKind::OrphanAnswer));
+            answers.iter().for_each(|_| meter.count_post(PostKind::OrphanAnswer));
         }
         // Of two questions with one id, the first gets the answers.
         let mut answers = Some(answers);
         rows.extend(
-            questions
-                .iter()
-                .map(|question| (question, answers.take().unwrap_or_default())),
+            questions.iter().map(|question| (question, answers.take().unwrap_or_default())),
         );
     }
     rows.sort_unstable_by_key(|(question, _)| question.order());
@@ -208,9 +175,7 @@ fn join(part: BufWriter<File>, folder: &Path, meter: &Meter) -> io::Result<BufRe
     for (question, answers) in rows {
         write_numbers(&mut file, &question.0)?;
         write_numbers(&mut file, &[answers.len() as u64])?;
-        answers
-            .iter()
-            .try_for_each(|answer| write_numbers(&mut file, &answer.0))?;
+        answers.iter().try_for_each(|answer| write_numbers(&mut file, &answer.0))?;
     }
     reread(file)
 }
@@ -251,8 +216,7 @@ impl Merge {
         let part = &mut self.parts[index];
         if let Some(first) = read_number(part)? {
             let question = read_post(part, first)?;
-            self.heads
-                .push(Reverse((question.order(), index, question)));
+            self.heads.push(Reverse((question.order(), index, question)));
         }
         Ok(())
     }
@@ -287,9 +251,7 @@ fn reread(file: BufWriter<File>) -> io::Result<BufReader<File>> {
 }
 
 fn write_numbers(out: &mut impl Write, numbers: &[u64]) -> io::Result<()> {
-    numbers
-        .iter()
-        .try_for_each(|number| out.write_all(&number.to_le_bytes()))
+    numbers.iter().try_for_each(|number| out.write_all(&number.to_le_bytes()))
 }
 
 /// `None` at the end of the file.
@@ -327,29 +289,14 @@ mod tests {
             let mut spill = Spill::with_parts(parts, folder.path()).unwrap();
             for n in 0..500i64 {
                 let id = n * 7919 % 500;
-                let body = Span {
-                    start: n as u64,
-                    len: 1,
-                };
+                let body = Span { start: n as u64, len: 1 };
                 let post = match id % 5 {
-                    0 => Post::Question {
-                        id,
-                        accepted: Some(id + 1),
-                        body,
-                    },
-                    _ => Post::Answer {
-                        id,
-                        question: id - id % 5,
-                        score: n - 100,
-                        body,
-                    },
+                    0 => Post::Question { id, accepted: Some(id + 1), body },
+                    _ => Post::Answer { id, question: id - id % 5, score: n - 100, body },
                 };
                 spill.push(&post).unwrap();
             }
-            let texts = Texts {
-                file: tempfile::tempfile().unwrap(),
-                path: PathBuf::new(),
-            };
+            let texts = Texts { file: tempfile::tempfile().unwrap(), path: PathBuf::new() };
             let rows = spill.into_rows(&Meter::default(), texts).unwrap();
             rows.map(|record| match record {
                 Record::Unread(row) => row.into_row(),
@@ -360,12 +307,7 @@ mod tests {
         let one = rows(1);
         assert_eq!((one.len(), one[0].qid.as_str()), (100, "0"));
         assert!(one.iter().all(|row| row.answers.len() == 4));
-        assert_eq!(
-            one.iter()
-                .filter(|row| row.answers.iter().any(|a| a.selected))
-                .count(),
-            100
-        );
+        assert_eq!(one.iter().filter(|row| row.answers.iter().any(|a| a.selected)).count(), 100);
         assert_eq!(one, rows(7));
     }
 }

@@ -55,11 +55,7 @@ impl UnreadRow {
         texts: Arc<Texts>,
     ) -> Self {
         let (answers, spans) = answers.unzip();
-        Self::new(
-            qid.to_string(),
-            answers,
-            Place::Posts(texts, question, spans),
-        )
+        Self::new(qid.to_string(), answers, Place::Posts(texts, question, spans))
     }
 
     /// A row whose texts are in memory, as part of something larger; they are UTF-8.
@@ -74,14 +70,7 @@ impl UnreadRow {
 
     fn new(qid: String, answers: Vec<Answer>, texts: Place) -> Self {
         let question = String::new();
-        Self {
-            row: Row {
-                qid,
-                question,
-                answers,
-            },
-            texts,
-        }
+        Self { row: Row { qid, question, answers }, texts }
     }
 
     /// The row as far as it is known: id and scores, and the texts fetched.
@@ -131,9 +120,9 @@ impl Place {
 
     fn answer(&self, index: usize) -> Result<String> {
         match self {
-            Self::Posts(texts, _, answers) => answers
-                .get(index)
-                .map_or(Ok(String::new()), |span| texts.text(*span)),
+            Self::Posts(texts, _, answers) => {
+                answers.get(index).map_or(Ok(String::new()), |span| texts.text(*span))
+            }
             Self::Page(_, answers) => Ok(answers.get(index).map(text).unwrap_or_default()),
         }
     }
@@ -158,11 +147,7 @@ impl Texts {
 
     fn changed(&self) -> Error {
         let problem = "changed while being read";
-        Error::file(
-            &self.path,
-            problem,
-            "run again when nothing writes to the file",
-        )
+        Error::file(&self.path, problem, "run again when nothing writes to the file")
     }
 }
 
@@ -203,10 +188,7 @@ pub(super) fn check_escapes(raw: &str) -> std::result::Result<(), quick_xml::Err
 }
 
 fn unescape_any(raw: &str) -> std::result::Result<Cow<'_, str>, quick_xml::Error> {
-    let attribute = Attribute {
-        key: QName("Body"),
-        value: Cow::Borrowed(raw),
-    };
+    let attribute = Attribute { key: QName("Body"), value: Cow::Borrowed(raw) };
     attribute.normalized_value(XmlVersion::Implicit1_0)
 }
 

@@ -30,14 +30,7 @@ pub(super) struct Tags<R> {
 
 impl<R: BufRead> Tags<R> {
     pub(super) fn new(reader: R) -> Self {
-        Self {
-            reader,
-            offset: 0,
-            start: 0,
-            line: 1,
-            next_line: 1,
-            tag: Vec::new(),
-        }
+        Self { reader, offset: 0, start: 0, line: 1, next_line: 1, tag: Vec::new() }
     }
 
     /// Reads on to the end of the next tag.
@@ -64,10 +57,7 @@ impl<R: BufRead> Tags<R> {
                 self.offset += n as u64;
                 continue;
             };
-            let (stop, comment) = (
-                buffer[n],
-                self.tag.first().or(buffer.first()) == Some(&b'!'),
-            );
+            let (stop, comment) = (buffer[n], self.tag.first().or(buffer.first()) == Some(&b'!'));
             self.tag.extend_from_slice(&buffer[..n]);
             let cut = stop == b'<' && !comment;
             let taken = if cut { n } else { n + 1 };

@@ -40,10 +40,7 @@ mod tests {
         for (text, expected) in [
             ("no box", None),
             (r"\boxed{7}", Some("7")),
-            (
-                r"\boxed{\frac{a^{2}}{b}} \boxed{\sqrt{2}}",
-                Some(r"\sqrt{2}"),
-            ),
+            (r"\boxed{\frac{a^{2}}{b}} \boxed{\sqrt{2}}", Some(r"\sqrt{2}")),
             (r"\boxed{\{1, 2\}}", Some(r"\{1, 2\}")),
             (r"\boxed{\text{(A)}}, as \fbox{B}", Some(r"\text{(A)}")),
             (r"\fbox{B}", Some("B")),

@@ -56,10 +56,7 @@ pub fn final_number(text: &str) -> Option<BigRational> {
     let text = until(text, &STOP_STRINGS);
     let has_digit = |text: &&str| text.contains(|c: char| c.is_ascii_digit());
     let boxed = last_boxed(text).filter(has_digit);
-    let marked = || {
-        text.rsplit_once("####")
-            .map(|(_, answer)| first_line(answer))
-    };
+    let marked = || text.rsplit_once("####").map(|(_, answer)| first_line(answer));
     let stated = || Some(first_line(&text[STATED.find_iter(text).last()?.end()..]));
     let statement = boxed.or_else(|| marked().filter(has_digit));
     match statement.or_else(|| stated().filter(has_digit)) {
@@ -131,10 +128,7 @@ fn value(found: &Captures<'_>) -> Option<BigRational> {
     let Some(power) = group(7).or(group(8)) else {
         return Some(number);
     };
-    let power: i32 = power
-        .parse()
-        .ok()
-        .filter(|p: &i32| p.abs() <= MOST_DIGITS as i32)?;
+    let power: i32 = power.parse().ok().filter(|p: &i32| p.abs() <= MOST_DIGITS as i32)?;
     let ten = BigRational::from(BigInt::from(10));
     Some(number * num_traits::pow::Pow::pow(&ten, power))
 }
@@ -196,10 +190,7 @@ fn plain(text: &str) -> String {
         let group = |index: usize| found.get(index).map_or("", |group| group.as_str().trim());
         let whole = group(1);
         let space = if whole.is_empty() { "" } else { " " };
-        let (above, below) = (
-            group(2).to_string() + group(4),
-            group(3).to_string() + group(5),
-        );
+        let (above, below) = (group(2).to_string() + group(4), group(3).to_string() + group(5));
         format!("{whole}{space}{above}/{below}")
     };
     FRACTION.replace_all(&text, fraction).into_owned()

@@ -98,12 +98,7 @@ impl Sandbox {
             return Err(Error::invalid("--allow-code-execution", problem, REMEDY));
         }
         let (python, readable) = interpreter(python)?;
-        let sandbox = Self {
-            launcher: launcher.to_path_buf(),
-            python,
-            readable,
-            limits,
-        };
+        let sandbox = Self { launcher: launcher.to_path_buf(), python, readable, limits };
         sandbox.check()?;
         Ok(sandbox)
     }
@@ -114,10 +109,7 @@ impl Sandbox {
     /// The process cannot be started at all; how the program itself ends is no error.
     pub fn run(&self, program: &str) -> Result<Outcome> {
         if program.len() > LONGEST_PROGRAM {
-            return Ok(failed(format!(
-                "a program of {} bytes is too long",
-                program.len()
-            )));
+            return Ok(failed(format!("a program of {} bytes is too long", program.len())));
         }
         if program.contains('\0') {
             return Ok(failed("holds a zero byte"));
@@ -129,20 +121,12 @@ impl Sandbox {
             .spawn()
             .map_err(|e| Error::io(&self.launcher, "start", e))?;
         let most = self.limits.output_bytes;
-        let output = child
-            .stdout
-            .take()
-            .map(|pipe| thread::spawn(move || read(pipe, most)));
-        let errors = child
-            .stderr
-            .take()
-            .map(|pipe| thread::spawn(move || read(pipe, most)));
+        let output = child.stdout.take().map(|pipe| thread::spawn(move || read(pipe, most)));
+        let errors = child.stderr.take().map(|pipe| thread::spawn(move || read(pipe, most)));
         let status = wait(&mut child, self.limits.wall)
             .map_err(|e| Error::io(&self.launcher, "wait for", e))?;
         let text = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
-            reader
-                .and_then(|reader| reader.join().ok())
-                .unwrap_or_default()
+            reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
         };
         let (output, errors) = (text(output), text(errors));
         Ok(self.outcome(status, &output, &String::from_utf8_lossy(&errors)))
@@ -150,11 +134,7 @@ impl Sandbox {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(&self.launcher);
-        command.args([
-            "sandbox-exec",
-            "--cpu-seconds",
-            &self.limits.cpu_seconds.to_string(),
-        ]);
+        command.args(["sandbox-exec", "--cpu-seconds", &self.limits.cpu_seconds.to_string()]);
         command.args(["--memory-bytes", &self.limits.memory_bytes.to_string()]);
         for folder in &self.readable {
             command.arg("--read").arg(folder);
@@ -171,16 +151,10 @@ impl Sandbox {
     /// `status`: `None` if the wall clock ended it.
     fn outcome(&self, status: Option<ExitStatus>, output: &[u8], errors: &str) -> Outcome {
         let Some(status) = status else {
-            return failed(format!(
-                "stopped after {} s",
-                self.limits.wall.as_secs_f64()
-            ));
+            return failed(format!("stopped after {} s", self.limits.wall.as_secs_f64()));
         };
         if output.len() as u64 > self.limits.output_bytes {
-            return failed(format!(
-                "printed more than {} bytes",
-                self.limits.output_bytes
-            ));
+            return failed(format!("printed more than {} bytes", self.limits.output_bytes));
         }
         if !status.success() {
             let refused = errors.lines().find(|line| line.contains(REFUSED));
@@ -188,9 +162,7 @@ impl Sandbox {
             return failed(last.map_or_else(|| ended_by(status), str::to_string));
         }
         match std::str::from_utf8(output) {
-            Ok(output) => Outcome::Printed {
-                output: output.to_string(),
-            },
+            Ok(output) => Outcome::Printed { output: output.to_string() },
             Err(_) => failed("printed what is not UTF-8"),
         }
     }
@@ -198,22 +170,17 @@ impl Sandbox {
     /// Tries in the box what must not work there.
     fn check(&self) -> Result<()> {
         let refuse = |problem: String| {
-            Err(Error::run(
-                format!("generated programs are not run: {problem}"),
-                REMEDY,
-            ))
+            Err(Error::run(format!("generated programs are not run: {problem}"), REMEDY))
         };
         match self.run(TRIAL)? {
             Outcome::Printed { output } if output.trim() == "closed" => Ok(()),
-            Outcome::Printed { output } => refuse(format!(
-                "in the sandbox these still work: {}",
-                output.trim()
-            )),
+            Outcome::Printed { output } => {
+                refuse(format!("in the sandbox these still work: {}", output.trim()))
+            }
             Outcome::Failed { reason } if reason.contains(REFUSED) => refuse(reason),
-            Outcome::Failed { reason } => refuse(format!(
-                "{} does not start in the sandbox: {reason}",
-                self.python.display()
-            )),
+            Outcome::Failed { reason } => {
+                refuse(format!("{} does not start in the sandbox: {reason}", self.python.display()))
+            }
         }
     }
 }
@@ -264,9 +231,7 @@ print(", ".join(works) or "closed")
 "#;
 
 fn failed(reason: impl Into<String>) -> Outcome {
-    Outcome::Failed {
-        reason: reason.into(),
-    }
+    Outcome::Failed { reason: reason.into() }
 }
 
 /// Ctrl-C is for the evaluation, not for its programs: those would count as failed.
@@ -324,11 +289,7 @@ fn ended_by(status: ExitStatus) -> String {
 fn interpreter(python: &str) -> Result<(PathBuf, Vec<PathBuf>)> {
     let ask = "import sys; print(*dict.fromkeys([sys.executable, sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]), sep='\\n')";
     let wrong = |problem: String| {
-        Error::invalid(
-            "--python",
-            problem,
-            "name a Python 3 interpreter, or install python3",
-        )
+        Error::invalid("--python", problem, "name a Python 3 interpreter, or install python3")
     };
     let answer = Command::new(python)
         .args(["-I", "-B", "-c", ask])
@@ -339,13 +300,8 @@ fn interpreter(python: &str) -> Result<(PathBuf, Vec<PathBuf>)> {
         return Err(wrong(format!("{python} ended with {}", answer.status)));
     }
     let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    let mut paths = text
-        .lines()
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute());
-    let python = paths
-        .next()
-        .ok_or_else(|| wrong(format!("{python} does not say where it is")))?;
+    let mut paths = text.lines().map(PathBuf::from).filter(|path| path.is_absolute());
+    let python = paths.next().ok_or_else(|| wrong(format!("{python} does not say where it is")))?;
     Ok((python, paths.filter(|path| path.exists()).collect()))
 }
 
@@ -368,11 +324,7 @@ fn start(cpu_seconds: u64, memory_bytes: u64, readable: &[PathBuf], command: &[S
         return "there is no program to run".to_string();
     };
     match restrict::restrict(cpu_seconds, memory_bytes, readable, Path::new(program)) {
-        Ok(()) => Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .exec()
-            .to_string(),
+        Ok(()) => Command::new(program).args(arguments).env_clear().exec().to_string(),
         Err(problem) => problem,
     }
 }

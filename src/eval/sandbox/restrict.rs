@@ -15,14 +15,8 @@ use seccompiler::{
 };
 
 /// Where a system keeps the shared libraries every program needs.
-const LIBRARIES: [&str; 6] = [
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/etc/ld.so.cache",
-];
+const LIBRARIES: [&str; 6] =
+    ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"];
 
 /// Restricts this process, and what it becomes, for good. `program` can still be started.
 ///
@@ -55,10 +49,7 @@ fn limits(cpu_seconds: u64, memory_bytes: u64) -> Result<(), String> {
         (Resource::Core, 0, 0),
         (Resource::Nofile, 64, 64),
     ] {
-        let limit = Rlimit {
-            current: Some(warned),
-            maximum: Some(most),
-        };
+        let limit = Rlimit { current: Some(warned), maximum: Some(most) };
         setrlimit(resource, limit).map_err(said("limits"))?;
     }
     Ok(())
@@ -105,10 +96,7 @@ fn system_calls() -> Result<BpfProgram, String> {
     // Limits can be read, not set.
     rules.insert(libc::SYS_prlimit64, vec![when(2, SeccompCmpOp::Eq, 0)?]);
     let requests = REQUESTS.map(|request| when(1, SeccompCmpOp::Eq, request));
-    rules.insert(
-        libc::SYS_ioctl,
-        requests.into_iter().collect::<Result<_, _>>()?,
-    );
+    rules.insert(libc::SYS_ioctl, requests.into_iter().collect::<Result<_, _>>()?);
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(said("seccomp"))?;
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)

@@ -116,23 +116,14 @@ impl Client {
             return Ok(Listing::default());
         }
         self.accept(&response, repo, None)?;
-        let info = response
-            .body_mut()
-            .with_config()
-            .limit(1 << 30)
-            .read_to_vec();
-        let info: Info = info
-            .map_err(|e| self.unreachable(&url, &e))
-            .and_then(|bytes| {
-                let problem =
-                    |e| Error::invalid(&url, format!("gave no listing: {e}"), "check HF_ENDPOINT");
-                Ok(serde_json::from_slice(&bytes).map_err(problem)?)
-            })?;
+        let info = response.body_mut().with_config().limit(1 << 30).read_to_vec();
+        let info: Info = info.map_err(|e| self.unreachable(&url, &e)).and_then(|bytes| {
+            let problem =
+                |e| Error::invalid(&url, format!("gave no listing: {e}"), "check HF_ENDPOINT");
+            Ok(serde_json::from_slice(&bytes).map_err(problem)?)
+        })?;
         let names = |list: Vec<Sibling>| list.into_iter().map(|file| file.rfilename).collect();
-        Ok(Listing {
-            commit: info.sha,
-            files: info.siblings.map(names),
-        })
+        Ok(Listing { commit: info.sha, files: info.siblings.map(names) })
     }
 
     /// The local path of one file, downloaded if it is not in the cache. `commit` is what all files must belong to, and
@@ -144,9 +135,7 @@ impl Client {
         commit: &mut Option<String>,
         name: &str,
     ) -> Attempt<PathBuf> {
-        if Path::new(name)
-            .components()
-            .any(|part| !matches!(part, std::path::Component::Normal(_)))
+        if Path::new(name).components().any(|part| !matches!(part, std::path::Component::Normal(_)))
         {
             return Err(Error::invalid(
                 repo.url(),
@@ -162,12 +151,8 @@ impl Client {
             }
         }
         let revision = escape(repo.revision(), "");
-        let url = format!(
-            "{}/{}/resolve/{revision}/{}",
-            self.endpoint,
-            repo.url(),
-            escape(name, "/")
-        );
+        let url =
+            format!("{}/{}/resolve/{revision}/{}", self.endpoint, repo.url(), escape(name, "/"));
         let meta = self.head(&url, repo, name)?;
         let found = meta.commit.clone().or_else(|| commit.clone());
         let found = found.unwrap_or_else(|| "unknown".to_string());
@@ -183,11 +168,7 @@ impl Client {
         }
         *commit = Some(found.clone());
         let plain = |etag: &String| etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        let etag = meta
-            .etag
-            .clone()
-            .filter(|etag| !etag.is_empty())
-            .filter(plain);
+        let etag = meta.etag.clone().filter(|etag| !etag.is_empty()).filter(plain);
         let etag = etag.unwrap_or_else(|| format!("{found}--{}", name.replace('/', "--")));
         let blob = local.blob(&etag);
         if !blob.is_file() {
@@ -232,11 +213,7 @@ impl Client {
         if let Some(folder) = part.parent() {
             fs::create_dir_all(folder).map_err(fail)?;
         }
-        let file = OpenOptions::new()
-            .append(true)
-            .read(true)
-            .create(true)
-            .open(&part);
+        let file = OpenOptions::new().append(true).read(true).create(true).open(&part);
         let mut file = file.map_err(fail)?;
         self.lock(&file, name).map_err(fail)?;
         // Another process may have finished it while we waited.
@@ -251,9 +228,8 @@ impl Client {
             before = now;
             match failure {
                 Failure::Unreachable(_) if attempts < self.retries && !interrupt::requested() => {
-                    progress.println(&format!(
-                        "{name}: the connection broke at byte {now}, going on"
-                    ));
+                    progress
+                        .println(&format!("{name}: the connection broke at byte {now}, going on"));
                     thread::sleep(Duration::from_millis(200 << attempts.min(5)));
                 }
                 failure => return Err(failure),
@@ -265,7 +241,7 @@ impl Client {
             fs::remove_file(&part).map_err(fail)?;
             let place = format!("{}: {name}", repo.url());
             return Err(
-                Error::invalid(place, problem, "run it again: the bad copy was removed").into(),
+                Error::invalid(place, problem, "run it again: the bad copy was removed").into()
             );
         }
         fs::rename(&part, blob).map_err(fail)?;
@@ -386,9 +362,7 @@ impl Client {
     /// Scheme and host of the endpoint.
     fn origin(&self) -> String {
         let after_scheme = self.endpoint.find("://").map_or(0, |at| at + 3);
-        let end = self.endpoint[after_scheme..]
-            .find('/')
-            .map(|at| after_scheme + at);
+        let end = self.endpoint[after_scheme..].find('/').map(|at| after_scheme + at);
         self.endpoint[..end.unwrap_or(self.endpoint.len())].to_string()
     }
 
@@ -415,10 +389,7 @@ impl Client {
                 "check model.revision: a branch, a tag or a commit",
             )),
             (404, code) if code != "RepoNotFound" && name.is_some() => Failure::NotFound(error(
-                format!(
-                    "has no file {} at revision {revision} (404)",
-                    name.unwrap_or_default()
-                ),
+                format!("has no file {} at revision {revision} (404)", name.unwrap_or_default()),
                 "check the spelling of owner/name and of the file",
             )),
             (401 | 404, _) if self.token.is_none() => Failure::Final(error(
@@ -485,16 +456,10 @@ fn verify(file: &mut File, meta: &Meta) -> io::Result<std::result::Result<(), St
             n => hash.update(&block[..n]),
         }
     }
-    let got: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let got: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     match got.eq_ignore_ascii_case(wanted) {
         true => Ok(Ok(())),
-        false => Ok(Err(format!(
-            "arrived damaged: its SHA-256 is {got} instead of {wanted}"
-        ))),
+        false => Ok(Err(format!("arrived damaged: its SHA-256 is {got} instead of {wanted}"))),
     }
 }
 

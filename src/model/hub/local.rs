@@ -21,21 +21,14 @@ pub(super) struct LocalRepo {
 impl LocalRepo {
     pub(super) fn new(cache_dir: &Path, repo: &Repo) -> Self {
         let folder = cache_dir.join(repo.folder_name());
-        Self {
-            cache: Cache::new(cache_dir.to_path_buf()),
-            repo: repo.clone(),
-            folder,
-        }
+        Self { cache: Cache::new(cache_dir.to_path_buf()), repo: repo.clone(), folder }
     }
 
     /// The commit the revision meant when it was last downloaded; a commit means itself.
     fn commit(&self) -> Option<String> {
         let revision = self.repo.revision();
         let text = fs::read_to_string(self.folder.join("refs").join(revision));
-        let commit = text
-            .unwrap_or_else(|_| revision.to_string())
-            .trim()
-            .to_string();
+        let commit = text.unwrap_or_else(|_| revision.to_string()).trim().to_string();
         let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_alphanumeric());
         plain.then_some(commit)
     }

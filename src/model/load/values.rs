@@ -47,11 +47,7 @@ impl Values {
                 let size = data.dtype.size();
                 let bytes = &data.as_bytes()[values.start * size..values.end * size];
                 let shape = [rows.len(), columns];
-                host(TensorData::from_bytes_vec(
-                    bytes.to_vec(),
-                    shape,
-                    data.dtype,
-                ))
+                host(TensorData::from_bytes_vec(bytes.to_vec(), shape, data.dtype))
             }
             Self::Floats(Floats::Ones) => Self::Floats(Floats::Ones),
             Self::Floats(Floats::Uniform(bound)) => Self::Floats(Floats::Uniform(*bound)),

@@ -59,10 +59,7 @@ impl Quantization {
     pub fn from_description(description: &Value) -> Option<Self> {
         let formats = [Format::Nf4, Format::Fp4, Format::Int8];
         let double_quant = description.get("double_quant")?.as_bool()?;
-        let mut all = formats.into_iter().map(|format| Self {
-            format,
-            double_quant,
-        });
+        let mut all = formats.into_iter().map(|format| Self { format, double_quant });
         let name = description.get("quantization")?.as_str()?;
         all.find(|packed| packed.name() == name)
     }
@@ -89,10 +86,7 @@ impl Quantization {
         let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
         let text = |key: &str| config.get(key).and_then(Value::as_str);
         match text("quant_method")? {
-            INT8_METHOD => Some(Self {
-                format: Format::Int8,
-                double_quant: flag("double_quant"),
-            }),
+            INT8_METHOD => Some(Self { format: Format::Int8, double_quant: flag("double_quant") }),
             "bitsandbytes" if flag("load_in_4bit") => Some(Self {
                 format: match text("bnb_4bit_quant_type") {
                     Some("nf4") => Format::Nf4,
@@ -132,21 +126,13 @@ impl Part {
 pub fn parts(name: &str, dims: [usize; 2], to: Quantization) -> Vec<Part> {
     let count = dims[0] * dims[1];
     let blocks = count.div_ceil(BLOCK);
-    let part = |suffix: &str, dtype, shape| Part {
-        name: format!("{name}{suffix}"),
-        dtype,
-        shape,
-    };
+    let part = |suffix: &str, dtype, shape| Part { name: format!("{name}{suffix}"), dtype, shape };
     let packed = (count * to.format.bits()).div_ceil(8);
     let codes = vec![to.format.code().len()];
     let mut parts = match to.double_quant {
         false => vec![part(".absmax", DType::F32, vec![blocks])],
         true => vec![
-            part(
-                ".nested_absmax",
-                DType::F32,
-                vec![blocks.div_ceil(NESTED_BLOCK)],
-            ),
+            part(".nested_absmax", DType::F32, vec![blocks.div_ceil(NESTED_BLOCK)]),
             part(".nested_quant_map", DType::F32, vec![dynamic_code().len()]),
         ],
     };
@@ -157,11 +143,7 @@ pub fn parts(name: &str, dims: [usize; 2], to: Quantization) -> Vec<Part> {
     }
     let total: usize = parts.iter().map(Part::bytes).sum();
     let state = (total + STATE_BYTES).next_multiple_of(8) - total;
-    parts.push(part(
-        &format!("{STATE}{}", to.name()),
-        DType::U8,
-        vec![state],
-    ));
+    parts.push(part(&format!("{STATE}{}", to.name()), DType::U8, vec![state]));
     parts
 }
 
@@ -236,12 +218,7 @@ pub fn read(files: &WeightFiles, name: &str, dims: [usize; 2]) -> Result<Quantiz
         }
     };
     let bytes = (dims[0] * dims[1] * to.format.bits()).div_ceil(8);
-    Ok(Quantized {
-        format: to.format,
-        dims,
-        words: group.words("", bytes)?,
-        scales,
-    })
+    Ok(Quantized { format: to.format, dims, words: group.words("", bytes)?, scales })
 }
 
 /// The tensors of one packed matrix.
@@ -252,18 +229,12 @@ struct Group<'a> {
 
 impl Group<'_> {
     fn bad(&self, problem: impl std::fmt::Display) -> Error {
-        Error::file(
-            self.files.place(),
-            format!("{} {problem}", self.name),
-            AGAIN,
-        )
+        Error::file(self.files.place(), format!("{} {problem}", self.name), AGAIN)
     }
 
     fn description(&self) -> Result<(Quantization, State)> {
-        let formats = [Format::Nf4, Format::Fp4, Format::Int8].map(|format| Quantization {
-            format,
-            double_quant: false,
-        });
+        let formats = [Format::Nf4, Format::Fp4, Format::Int8]
+            .map(|format| Quantization { format, double_quant: false });
         let of = |to: &Quantization| format!("{}{STATE}{}", self.name, to.name());
         let found = formats.into_iter().find(|to| self.files.contains(&of(to)));
         let to = found.ok_or_else(|| self.bad("is packed neither as nf4, fp4 nor int8"))?;
@@ -286,9 +257,7 @@ impl Group<'_> {
         let same = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6;
         match stored.len() == code.len() && stored.iter().zip(code).all(same) {
             true => Ok(()),
-            false => Err(self.bad(format!(
-                "has codes of its own ({suffix}), which are not built"
-            ))),
+            false => Err(self.bad(format!("has codes of its own ({suffix}), which are not built"))),
         }
     }
 

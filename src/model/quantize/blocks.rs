@@ -136,9 +136,7 @@ fn nearest_of_256(value: f32) -> u8 {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let codebook = Codebook::new(Format::Int8);
         let step = |step: usize| -1.0 + 2.0 * step as f32 / (STEPS - 1) as f32;
-        (0..STEPS)
-            .map(|at| codebook.nearest_one(step(at)))
-            .collect()
+        (0..STEPS).map(|at| codebook.nearest_one(step(at))).collect()
     });
     let step = (value.clamp(-1.0, 1.0) + 1.0) * 0.5 * (STEPS - 1) as f32 + 0.5;
     TABLE[step as usize & (STEPS - 1)]

@@ -49,11 +49,7 @@ impl Cache {
 
     /// Keeps nothing and says nothing.
     pub fn none() -> Self {
-        Self {
-            folder: None,
-            worth: 0,
-            progress: ProgressMode::Quiet,
-        }
+        Self { folder: None, worth: 0, progress: ProgressMode::Quiet }
     }
 
     /// The folder with `model` packed as `to`, made now if it is not there; `None` where nothing can be kept.
@@ -67,10 +63,7 @@ impl Cache {
         files: &WeightFiles,
         to: Quantization,
     ) -> Result<Option<PathBuf>> {
-        let folder = self
-            .folder
-            .as_ref()
-            .filter(|_| files.total_bytes() >= self.worth);
+        let folder = self.folder.as_ref().filter(|_| files.total_bytes() >= self.worth);
         let Some(folder) = folder else {
             return Ok(None);
         };
@@ -89,11 +82,7 @@ impl Cache {
             Ok(()) => Ok(Some(folder)),
             // Another process was quicker.
             Err(_) if is_whole(&folder, config, to) => Ok(Some(folder)),
-            Err(Error::Io {
-                path,
-                action,
-                source,
-            }) if !matches!(action, "open" | "read") => {
+            Err(Error::Io { path, action, source }) if !matches!(action, "open" | "read") => {
                 self.say(&format!(
                     "warning: {}: cannot keep the quantised model: {source}\n  it is quantised again at every start",
                     path.display()
@@ -116,11 +105,7 @@ impl Cache {
         let tensors = config.tensors();
         let total = tensors.len() as u64;
         let progress = Progress::new("quantize", Some(total), "weights", self.progress);
-        progress.println(&format!(
-            "quantising to {}: {}",
-            to.name(),
-            folder.display()
-        ));
+        progress.println(&format!("quantising to {}: {}", to.name(), folder.display()));
         let mut out = Vec::new();
         for (name, shape) in tensors {
             let dtype = match files.dtype(&name)? {
@@ -142,10 +127,7 @@ impl Cache {
                 }),
             });
         }
-        let packed = MistralConfig {
-            quantization: Some(to),
-            ..config.clone()
-        };
+        let packed = MistralConfig { quantization: Some(to), ..config.clone() };
         let note = |written: &Path| checksum::note(written);
         save_folder_with(folder, &packed, out, MAX_SHARD_BYTES, Some(model), note)?;
         progress.finish();
@@ -169,9 +151,7 @@ pub fn pack(
     dims: [usize; 2],
     to: Quantization,
 ) -> Result<Quantized> {
-    Quantized::pack(name, dims, to, |first, values| {
-        files.read_f32(name, first, values)
-    })
+    Quantized::pack(name, dims, to, |first, values| files.read_f32(name, first, values))
 }
 
 /// Whether `folder` is a model of this shape, packed so, with nothing missing or cut off.
@@ -197,10 +177,6 @@ fn fingerprint(model: &Path, files: &WeightFiles, to: Quantization) -> Result<St
     files.identify(&mut |bytes| hasher.update(bytes))?;
     let double = if to.double_quant { "-double" } else { "" };
     let digest = hasher.finalize();
-    let hex: String = digest
-        .iter()
-        .take(12)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("{}{double}-{hex}", to.name()))
 }

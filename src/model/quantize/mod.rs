@@ -60,9 +60,7 @@ impl Quantization {
 /// and the head are not.
 pub fn is_projection(name: &str) -> bool {
     let module = name.strip_suffix(".weight").unwrap_or_default();
-    let in_layer = module
-        .strip_prefix("model.layers.")
-        .and_then(|rest| rest.split_once('.'));
+    let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
     in_layer.is_some_and(|(_, path)| PROJECTIONS.contains(&path))
 }
 
@@ -128,19 +126,10 @@ impl Quantized {
             false => HostScales::Plain(absmax),
             true => {
                 let (words, absmax, offset) = pack_scales(&absmax);
-                HostScales::Double {
-                    words,
-                    absmax,
-                    offset,
-                }
+                HostScales::Double { words, absmax, offset }
             }
         };
-        Ok(Self {
-            format: to.format,
-            dims,
-            words,
-            scales,
-        })
+        Ok(Self { format: to.format, dims, words, scales })
     }
 
     /// Random codes, for measurements: of about this standard deviation.
@@ -160,12 +149,7 @@ impl Quantized {
                 offset: scale,
             },
         };
-        Self {
-            format: to.format,
-            dims,
-            words,
-            scales,
-        }
+        Self { format: to.format, dims, words, scales }
     }
 
     /// What it is packed as.
@@ -201,11 +185,7 @@ impl Quantized {
             words: self.words[part(self.format.per_word())].to_vec(),
             scales: match &self.scales {
                 HostScales::Plain(absmax) => HostScales::Plain(absmax[part(BLOCK)].to_vec()),
-                HostScales::Double {
-                    words,
-                    absmax,
-                    offset,
-                } => HostScales::Double {
+                HostScales::Double { words, absmax, offset } => HostScales::Double {
                     words: words[part(4 * BLOCK)].to_vec(),
                     absmax: absmax[part(BLOCK * NESTED_BLOCK)].to_vec(),
                     offset: *offset,
@@ -230,15 +210,9 @@ impl Quantized {
             words: words(self.words),
             scales: Some(match self.scales {
                 HostScales::Plain(absmax) => Scales::Plain(floats(absmax)),
-                HostScales::Double {
-                    words: codes,
-                    absmax,
-                    offset,
-                } => Scales::Double {
-                    words: words(codes),
-                    absmax: floats(absmax),
-                    offset,
-                },
+                HostScales::Double { words: codes, absmax, offset } => {
+                    Scales::Double { words: words(codes), absmax: floats(absmax), offset }
+                }
             }),
         }
     }
@@ -249,11 +223,7 @@ impl HostScales {
     pub fn absmax(&self) -> Vec<f32> {
         match self {
             Self::Plain(absmax) => absmax.clone(),
-            Self::Double {
-                words,
-                absmax,
-                offset,
-            } => {
+            Self::Double { words, absmax, offset } => {
                 let code = dynamic_code();
                 let codes = words.iter().flat_map(|word| word.to_le_bytes()).enumerate();
                 let scales = codes.map_while(|(at, index)| {

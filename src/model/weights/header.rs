@@ -62,9 +62,7 @@ pub(super) fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, E
     let io = |e| Error::io(path, "read", e);
     let size = file.metadata().map_err(io)?.len();
     if size < 8 {
-        return Err(bad(format!(
-            "is {size} bytes long, not even a safetensors header"
-        )));
+        return Err(bad(format!("is {size} bytes long, not even a safetensors header")));
     }
     let mut length = [0u8; 8];
     file.read_exact(&mut length).map_err(io)?;
@@ -82,11 +80,8 @@ pub(super) fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, E
     }
     let mut text = vec![0u8; length as usize];
     file.read_exact(&mut text).map_err(io)?;
-    let header: Header = serde_json::from_slice(&text).map_err(|e| {
-        bad(format!(
-            "the header (bytes 8 to {data_start}) is not valid: {e}"
-        ))
-    })?;
+    let header: Header = serde_json::from_slice(&text)
+        .map_err(|e| bad(format!("the header (bytes 8 to {data_start}) is not valid: {e}")))?;
     check_header(header, data_start, size).map_err(bad)
 }
 
@@ -115,10 +110,7 @@ fn locate(info: Info, data_start: u64) -> std::result::Result<Entry, String> {
         return Err(format!("unknown element type {:?}", info.dtype));
     };
     let (from, to) = info.data_offsets;
-    let wanted = info
-        .shape
-        .iter()
-        .try_fold(dtype.size(), |n, dim| n.checked_mul(*dim));
+    let wanted = info.shape.iter().try_fold(dtype.size(), |n, dim| n.checked_mul(*dim));
     let len = wanted.filter(|len| to.checked_sub(from) == Some(*len as u64));
     let Some(len) = len else {
         return Err(format!(
@@ -129,13 +121,7 @@ fn locate(info: Info, data_start: u64) -> std::result::Result<Entry, String> {
     let Some(start) = data_start.checked_add(from) else {
         return Err(format!("starts at the impossible byte {from}"));
     };
-    Ok(Entry {
-        file: 0,
-        dtype,
-        shape: info.shape,
-        start,
-        len,
-    })
+    Ok(Entry { file: 0, dtype, shape: info.shape, start, len })
 }
 
 /// Tensors must follow one another without gap or overlap, up to the last byte of the file.
@@ -150,27 +136,18 @@ fn check_layout(
     for (name, entry) in order {
         let start = entry.start;
         if start < end {
-            return Err(format!(
-                "{name}: at byte {start} overlaps the tensor that ends at {end}"
-            ));
+            return Err(format!("{name}: at byte {start} overlaps the tensor that ends at {end}"));
         }
         if start > end {
-            return Err(format!(
-                "{name}: at byte {start} leaves a gap after byte {end}"
-            ));
+            return Err(format!("{name}: at byte {start} leaves a gap after byte {end}"));
         }
         end = start + entry.len as u64;
         if end > size {
-            return Err(format!(
-                "ends at byte {size}, but {name} reaches to byte {end}"
-            ));
+            return Err(format!("ends at byte {size}, but {name} reaches to byte {end}"));
         }
     }
     if end != size {
-        return Err(format!(
-            "has {} bytes after its last tensor (byte {end})",
-            size - end
-        ));
+        return Err(format!("has {} bytes after its last tensor (byte {end})", size - end));
     }
     Ok(())
 }

@@ -45,13 +45,7 @@ impl Schedule {
         kwargs: &SchedulerKwargs,
     ) -> Result<Self> {
         kwargs.check(kind, base_lr)?;
-        Ok(Self {
-            kind,
-            base_lr,
-            warmup_steps,
-            total_steps,
-            kwargs: kwargs.clone(),
-        })
+        Ok(Self { kind, base_lr, warmup_steps, total_steps, kwargs: kwargs.clone() })
     }
 
     /// The rate optimizer step `step` (0-based) uses. With warmup, step 0 uses 0, as transformers does.
@@ -131,10 +125,7 @@ impl Schedule {
             };
         }
         let cycles = kwargs.num_cycles.unwrap_or(0.5);
-        above(
-            wave(cycles, self.progress(step + 1)),
-            kwargs.min_share(self.base_lr),
-        )
+        above(wave(cycles, self.progress(step + 1)), kwargs.min_share(self.base_lr))
     }
 
     /// `warmup_stable_decay`: climb, plateau, decay.
@@ -195,11 +186,7 @@ mod tests {
         for (step, share) in steps.into_iter().zip(shares) {
             let (rate, expected) = (schedule.rate(step), 2e-4 * share);
             let error = (rate - expected).abs();
-            assert!(
-                error <= 1e-16,
-                "{:?} step {step}: {rate}, expected {expected}",
-                schedule.kind
-            );
+            assert!(error <= 1e-16, "{:?} step {step}: {rate}, expected {expected}", schedule.kind);
         }
     }
 
@@ -212,22 +199,10 @@ mod tests {
             [0, 1, 4, 6, 8, 12],
             [0.0, 0.25, 1.0, quarter, 0.5, 0.0],
         );
-        assert_rates(
-            &schedule(Linear, 4, 12, ""),
-            [3, 4, 6, 12, 13],
-            [0.75, 1.0, 0.75, 0.0, 0.0],
-        );
+        assert_rates(&schedule(Linear, 4, 12, ""), [3, 4, 6, 12, 13], [0.75, 1.0, 0.75, 0.0, 0.0]);
         assert_rates(&schedule(Constant, 4, 12, ""), [0, 20], [1.0, 1.0]);
-        assert_rates(
-            &schedule(ConstantWithWarmup, 4, 12, ""),
-            [0, 2, 4, 20],
-            [0.0, 0.5, 1.0, 1.0],
-        );
-        assert_rates(
-            &schedule(InverseSqrt, 4, 12, ""),
-            [0, 2, 4, 16],
-            [0.0, 0.5, 1.0, 0.5],
-        );
+        assert_rates(&schedule(ConstantWithWarmup, 4, 12, ""), [0, 2, 4, 20], [0.0, 0.5, 1.0, 1.0]);
+        assert_rates(&schedule(InverseSqrt, 4, 12, ""), [0, 2, 4, 16], [0.0, 0.5, 1.0, 0.5]);
         assert_rates(&schedule(InverseSqrt, 0, 12, ""), [0, 30_000], [1.0, 0.5]);
     }
 
@@ -235,11 +210,7 @@ mod tests {
     fn cycles_and_restarts() {
         // Three half waves over 12 steps: 4 steps each, halfway down at the second.
         let restarts = schedule(CosineWithRestarts, 0, 12, "num_cycles = 3");
-        assert_rates(
-            &restarts,
-            [0, 2, 4, 6, 8, 12],
-            [1.0, 0.5, 1.0, 0.5, 1.0, 0.0],
-        );
+        assert_rates(&restarts, [0, 2, 4, 6, 8, 12], [1.0, 0.5, 1.0, 0.5, 1.0, 0.0]);
         // A whole wave comes back up.
         assert_rates(
             &schedule(Cosine, 0, 8, "num_cycles = 1.0"),
@@ -252,17 +223,9 @@ mod tests {
     fn polynomial_ends_at_lr_end() {
         // Peak 2e-4, end 1e-4: half of the range is left; halfway its square is a quarter.
         let squared = schedule(Polynomial, 2, 10, "lr_end = 1e-4\npower = 2.0");
-        assert_rates(
-            &squared,
-            [1, 2, 6, 10, 11],
-            [0.5, 1.0, 0.5 + 0.5 * 0.25, 0.5, 0.5],
-        );
+        assert_rates(&squared, [1, 2, 6, 10, 11], [0.5, 1.0, 0.5 + 0.5 * 0.25, 0.5, 0.5]);
         // Warmup as long as the run: the end value, not a division by zero.
-        assert_rates(
-            &schedule(Polynomial, 10, 10, "lr_end = 1e-4"),
-            [9, 10],
-            [0.9, 0.5],
-        );
+        assert_rates(&schedule(Polynomial, 10, 10, "lr_end = 1e-4"), [9, 10], [0.9, 0.5]);
     }
 
     #[test]
@@ -274,12 +237,7 @@ mod tests {
             let shifted = schedule(CosineWarmupWithMinLr, 2, 10, kwargs);
             assert_rates(&shifted, [0, 1, 5, 9], [0.5, 1.0, 0.625, 0.25]);
         }
-        let first = schedule(
-            CosineWarmupWithMinLr,
-            5,
-            10,
-            "min_lr = 0.0\nwarmup_lr_rate = 0.2",
-        );
+        let first = schedule(CosineWarmupWithMinLr, 5, 10, "min_lr = 0.0\nwarmup_lr_rate = 0.2");
         assert_rates(&first, [0, 1, 4], [0.2, 0.4, 1.0]);
     }
 
@@ -298,26 +256,13 @@ mod tests {
         );
         let roots = "num_decay_steps = 4\nnum_stable_steps = 3\nwarmup_type = \"1-sqrt\"\ndecay_type = \"1-sqrt\"";
         let roots = schedule(WarmupStableDecay, 4, 99, roots);
-        assert_rates(
-            &roots,
-            [3, 4, 6, 7, 8, 11, 50],
-            [0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0],
-        );
-        let cosine = schedule(
-            WarmupStableDecay,
-            4,
-            12,
-            "num_decay_steps = 4\nwarmup_type = \"cosine\"",
-        );
+        assert_rates(&roots, [3, 4, 6, 7, 8, 11, 50], [0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]);
+        let cosine =
+            schedule(WarmupStableDecay, 4, 12, "num_decay_steps = 4\nwarmup_type = \"cosine\"");
         assert_rates(&cosine, [2, 8, 10, 12], [0.5, 1.0, 0.5, 0.0]);
         // Warmup and decay overlap: the negative plateau of transformers, no panic.
         assert_rates(
-            &schedule(
-                WarmupStableDecay,
-                4,
-                6,
-                "num_decay_steps = 4\ndecay_type = \"linear\"",
-            ),
+            &schedule(WarmupStableDecay, 4, 6, "num_decay_steps = 4\ndecay_type = \"linear\""),
             [4, 5],
             [0.5, 0.25],
         );

@@ -75,15 +75,7 @@ pub(super) fn of_queries<F: Float, I: Int>(
     let first = CUBE_POS_X as usize * count;
     let mut tiles = tiles(plan);
     load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, count);
-    load_row_values(
-        lse,
-        row_sum,
-        &mut tiles.of_row,
-        first,
-        place,
-        plan.group,
-        count,
-    );
+    load_row_values(lse, row_sum, &mut tiles.of_row, first, place, plan.group, count);
     sync_cube();
     hull_of(&tiles.seen, &mut tiles.hull, count);
     sync_cube();
@@ -95,14 +87,7 @@ pub(super) fn of_queries<F: Float, I: Int>(
     while from < end {
         if meets(&tiles.hull, from, ACROSS) {
             let key = from as usize;
-            load_open::<I>(
-                hidden,
-                &mut tiles.open,
-                key,
-                place.keys,
-                plan.hidden,
-                ACROSS,
-            );
+            load_open::<I>(hidden, &mut tiles.open, key, place.keys, plan.hidden, ACROSS);
             recompute::<F, I>(
                 qkv,
                 grad,
@@ -155,15 +140,7 @@ pub(super) fn of_keys<F: Float, I: Int>(
         if tile_meets(hulls, tile, key as i32, count) {
             let first = tile * ACROSS;
             load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, ACROSS);
-            load_row_values(
-                lse,
-                row_sum,
-                &mut tiles.of_row,
-                first,
-                place,
-                plan.group,
-                ACROSS,
-            );
+            load_row_values(lse, row_sum, &mut tiles.of_row, first, place, plan.group, ACROSS);
             recompute::<F, I>(
                 qkv,
                 grad,
@@ -182,15 +159,7 @@ pub(super) fn of_keys<F: Float, I: Int>(
             add_rows::<F, I>(grad, queries, &mut tiles, &mut of_value, rows, plan, false);
             write_weights(&products, &mut tiles.weights, plan.down);
             let rows = rows_at(first, place.rows, place.query);
-            add_rows::<F, I>(
-                qkv,
-                queries,
-                &mut tiles,
-                &mut of_key,
-                rows,
-                plan,
-                plan.chosen,
-            );
+            add_rows::<F, I>(qkv, queries, &mut tiles, &mut of_key, rows, plan, plan.chosen);
         }
     }
     store_keys::<F>(&of_key, output, keys_at(key, place.key), plan);
@@ -224,17 +193,7 @@ fn recompute<F: Float, I: Int>(
     clear(products, comptime!(plan.down * 2));
     let rows = rows_at(first_row, place.rows, place.query);
     let keys = keys_at(first_key, place.key);
-    add_products::<F, I>(
-        qkv,
-        qkv,
-        queries,
-        tiles,
-        scores,
-        rows,
-        keys,
-        plan,
-        plan.chosen,
-    );
+    add_products::<F, I>(qkv, qkv, queries, tiles, scores, rows, keys, plan, plan.chosen);
     let rows = rows_at(first_row, place.rows, place.head);
     let keys = keys_at(first_key, place.value);
     add_products::<F, I>(grad, qkv, queries, tiles, products, rows, keys, plan, false);
@@ -287,11 +246,7 @@ fn write_weights(values: &Array<f32>, weights: &mut SharedMemory<f32>, #[comptim
 /// `exp(shifted)` where the key is seen. What is not seen may lie above the log-sum-exp: it must not overflow.
 #[cube]
 fn probability(shifted: f32, visible: bool) -> f32 {
-    select(
-        visible,
-        select(shifted < 0.0f32, shifted, 0.0f32).exp(),
-        0.0f32,
-    )
+    select(visible, select(shifted < 0.0f32, shifted, 0.0f32).exp(), 0.0f32)
 }
 
 /// The log-sum-exp and the row sum of `count` folded rows, in turns.

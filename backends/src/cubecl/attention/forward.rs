@@ -51,14 +51,7 @@ pub(super) fn attend<F: Float, I: Int>(
     while from < end {
         if meets(&tiles.hull, from, ACROSS) {
             let first_key = from as usize;
-            load_open::<I>(
-                hidden,
-                &mut tiles.open,
-                first_key,
-                place.keys,
-                plan.hidden,
-                ACROSS,
-            );
+            load_open::<I>(hidden, &mut tiles.open, first_key, place.keys, plan.hidden, ACROSS);
             clear(&mut scores, comptime!(plan.down * 2));
             let keys = keys_at(first_key, place.key);
             add_products::<F, I>(
@@ -99,11 +92,7 @@ fn start_softmax(#[comptime] count: usize) -> Softmax {
         largest[row] = HIDDEN;
         total[row] = 0.0f32;
     }
-    Softmax {
-        largest,
-        total,
-        factor,
-    }
+    Softmax { largest, total, factor }
 }
 
 /// Puts the scores a unit holds into shared memory, scaled, [`HIDDEN`] where a row does not see a key.

@@ -67,10 +67,7 @@ fn attend<B: CubeGpu>(
     let inputs = parts.into_iter().chain(indices(mask)).collect();
     let kernel = Forward(Launch::new(columns, mask, config));
     let [output, lse] = fixed(queue(kernel, inputs, &[output, lse]));
-    Attended {
-        output: tensor(output),
-        lse: tensor(lse),
-    }
+    Attended { output: tensor(output), lse: tensor(lse) }
 }
 
 /// Ranges, hidden keys and chosen queries; where there are none, the ranges stand in for them unread.
@@ -110,10 +107,7 @@ impl Launch {
             down: 0,
             keys_down: false,
         };
-        Self {
-            config: *config,
-            plan,
-        }
+        Self { config: *config, plan }
     }
 
     /// The plan for tiles among `count` rows: small ones where there are few, as in decoding.
@@ -180,15 +174,7 @@ impl Kernel for BackwardPass {
             true => zeros(qkv.device.clone(), [tokens, width].into(), qkv.dtype),
             false => empty(&qkv, [tokens, width], qkv.dtype),
         };
-        let of = Backpropagated {
-            qkv,
-            grad,
-            lse,
-            row_sum,
-            ranges,
-            hidden,
-            queries,
-        };
+        let of = Backpropagated { qkv, grad, lse, row_sum, ranges, hidden, queries };
         of.queries(launch, d_qkv.clone());
         of.keys(launch, d_qkv.clone());
         vec![d_qkv]
@@ -252,10 +238,7 @@ impl<R: CubeRuntime> Backpropagated<R> {
 
     fn keys(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [tokens, _] = self.qkv.meta.shape().dims();
-        let plan = Plan {
-            keys_down: true,
-            ..launch.plan(tokens)
-        };
+        let plan = Plan { keys_down: true, ..launch.plan(tokens) };
         backward::of_keys::launch::<R>(
             &self.qkv.client,
             launch.cubes(&plan, tokens),
@@ -301,12 +284,7 @@ mod tests {
     #[test]
     fn on_pitched_rows() {
         for (head_dim, chosen) in [(5, false), (48, true), (100, false)] {
-            let config = AttentionConfig {
-                heads: 4,
-                kv_heads: 2,
-                head_dim,
-                scale: 0.3,
-            };
+            let config = AttentionConfig { heads: 4, kv_heads: 2, head_dim, scale: 0.3 };
             let launch = Launch {
                 config,
                 plan: Plan {
@@ -319,9 +297,7 @@ mod tests {
                     keys_down: false,
                 },
             };
-            let ranges = (0..9)
-                .flat_map(|query| [0, 0, 0, query + 1])
-                .collect::<Vec<_>>();
+            let ranges = (0..9).flat_map(|query| [0, 0, 0, query + 1]).collect::<Vec<_>>();
             let indices = || {
                 [
                     Given::Ints(ranges.clone(), [9, 4]),

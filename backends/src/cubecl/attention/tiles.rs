@@ -162,11 +162,7 @@ pub(super) fn keys_at(first: usize, column: usize) -> Keys {
 
 #[cube]
 pub(super) fn rows_at(first: usize, rows: usize, column: usize) -> Rows {
-    Rows {
-        first,
-        rows,
-        column,
-    }
+    Rows { first, rows, column }
 }
 
 /// Copies a chunk of `count` keys (or values) into `tile`, zeros beyond the last.
@@ -257,24 +253,8 @@ pub(super) fn add_products<F: Float, I: Int>(
                 ACROSS,
             );
         } else {
-            load_rows::<F, I>(
-                of_rows,
-                queries,
-                &mut tiles.left,
-                rows,
-                plan,
-                chosen,
-                chunk,
-                down,
-            );
-            load_keys::<F>(
-                of_keys,
-                &mut tiles.right,
-                keys,
-                plan.head_dim,
-                chunk,
-                ACROSS,
-            );
+            load_rows::<F, I>(of_rows, queries, &mut tiles.left, rows, plan, chosen, chunk, down);
+            load_keys::<F>(of_keys, &mut tiles.right, keys, plan.head_dim, chunk, ACROSS);
         }
         sync_cube();
         multiply(&tiles.left, &tiles.right, sums, plan.down);
@@ -293,14 +273,7 @@ pub(super) fn add_keys<F: Float>(
 ) {
     #[unroll]
     for chunk in 0..comptime!(plan.chunks()) {
-        load_keys::<F>(
-            of_keys,
-            &mut tiles.right,
-            keys,
-            plan.head_dim,
-            chunk,
-            ACROSS,
-        );
+        load_keys::<F>(of_keys, &mut tiles.right, keys, plan.head_dim, chunk, ACROSS);
         sync_cube();
         accumulate(&tiles.weights, &tiles.right, sums, chunk, plan);
         sync_cube();
@@ -320,16 +293,7 @@ pub(super) fn add_rows<F: Float, I: Int>(
 ) {
     #[unroll]
     for chunk in 0..comptime!(plan.chunks()) {
-        load_rows::<F, I>(
-            of_rows,
-            queries,
-            &mut tiles.right,
-            rows,
-            plan,
-            chosen,
-            chunk,
-            ACROSS,
-        );
+        load_rows::<F, I>(of_rows, queries, &mut tiles.right, rows, plan, chosen, chunk, ACROSS);
         sync_cube();
         accumulate(&tiles.weights, &tiles.right, sums, chunk, plan);
         sync_cube();

@@ -113,9 +113,7 @@ fn few_rows<F: Float, O: Float, N: Size>(
             let word = begin + ahead * LANES;
             if word < in_row {
                 let column = word * per_word;
-                add(
-                    x, &read, &scales, &table, &mut sums, column, ahead, plan.bits, count,
-                );
+                add(x, &read, &scales, &table, &mut sums, column, ahead, plan.bits, count);
             }
         }
     }

@@ -100,10 +100,7 @@ impl Part {
                 }
             }
             if let Some((_, b, scaling)) = adapter {
-                terms.push(Term {
-                    factor: *scaling,
-                    ..outputs(low.from(0, first), b)
-                });
+                terms.push(Term { factor: *scaling, ..outputs(low.from(0, first), b) });
                 first += b.columns;
             }
             if !terms.is_empty() {
@@ -167,10 +164,7 @@ fn by_rows(
 ) {
     let threads = rayon::current_num_threads();
     if threads == 1 || together || count < ROWS_A_THREAD * threads {
-        let part = Part {
-            rows: 0..count,
-            threads,
-        };
+        let part = Part { rows: 0..count, threads };
         return f(part, [first.0, second.0]);
     }
     let lengths: Vec<usize> = (0..threads)
@@ -180,10 +174,7 @@ fn by_rows(
     let parts = parts.zip(split(second.0, &lengths, second.1)).enumerate();
     parts.for_each(|(thread, (first, second))| {
         let start = thread * count / threads;
-        let part = Part {
-            rows: start..start + lengths[thread],
-            threads: 1,
-        };
+        let part = Part { rows: start..start + lengths[thread], threads: 1 };
         f(part, [first, second]);
     });
     // The next operation follows soon.
@@ -214,10 +205,8 @@ pub(super) fn backward(
         |part, [d_low, d_x]| {
             let dy = part.of(grad.values(), grad.columns);
             for branch in branches(projections) {
-                let term = Term {
-                    factor: branch.scaling,
-                    ..inputs(dy.from(0, branch.column), branch.b)
-                };
+                let term =
+                    Term { factor: branch.scaling, ..inputs(dy.from(0, branch.column), branch.b) };
                 let target = columns_of(d_low, ranks, branch.first, branch.b.columns);
                 sum_of(target, Old::Replace, &[term], part.threads);
             }
@@ -234,10 +223,7 @@ pub(super) fn backward(
             .map(|(d_a, d_b)| [d_a, d_b])
             .collect()
     });
-    HostGrads {
-        x: needs_x.then_some(d_x),
-        adapters,
-    }
+    HostGrads { x: needs_x.then_some(d_x), adapters }
 }
 
 /// `d_low^T x`, branch by branch, `[r, D_in]` each.

@@ -153,12 +153,7 @@ pub(super) fn branches(projections: &[HostProjection]) -> impl Iterator<Item = B
         next_column += projection.weight.rows();
         next += projection.rank();
         let (_, b, scaling) = projection.adapter.as_ref()?;
-        Some(Branch {
-            b,
-            scaling: *scaling,
-            column,
-            first,
-        })
+        Some(Branch { b, scaling: *scaling, column, first })
     })
 }
 

@@ -41,11 +41,9 @@ impl<'a> Attention<'a> {
         };
         let (of_output, of_lse) = (group * head_dim, group);
         match work * heads * head_dim < SMALL {
-            true => output
-                .chunks_mut(of_output)
-                .zip(lse.chunks_mut(of_lse))
-                .enumerate()
-                .for_each(one),
+            true => {
+                output.chunks_mut(of_output).zip(lse.chunks_mut(of_lse)).enumerate().for_each(one)
+            }
             false => output
                 .par_chunks_mut(of_output)
                 .zip(lse.par_chunks_mut(of_lse))
@@ -88,11 +86,7 @@ impl<'a> Attention<'a> {
             Output {
                 target: columns_of(&mut scores, keys, column, range.len()),
                 old: Old::Replace,
-                terms: vec![Term {
-                    factor,
-                    x,
-                    w: Weights::Floats(w),
-                }],
+                terms: vec![Term { factor, x, w: Weights::Floats(w) }],
             }
             .compute();
             column += range.len();

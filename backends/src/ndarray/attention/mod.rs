@@ -68,11 +68,7 @@ impl Transposed {
                 row[keys.len()..].fill(0.0);
             }
         });
-        Self {
-            values,
-            first: keys.start,
-            stride,
-        }
+        Self { values, first: keys.start, stride }
     }
 
     /// The columns from key `key` on.
@@ -117,9 +113,7 @@ impl Attention<'_> {
         if self.is_direct() {
             return self.forward_direct();
         }
-        let AttentionConfig {
-            heads, head_dim, ..
-        } = *self.config;
+        let AttentionConfig { heads, head_dim, .. } = *self.config;
         let (queries, width) = (self.mask.ranges.len(), heads * head_dim);
         // Every query is in a span, and every span writes all of its rows.
         let [mut output, mut lse] = [width, heads].map(|width| written(queries * width, |_| ()));
@@ -131,10 +125,7 @@ impl Attention<'_> {
             .zip(split(&mut lse, &lengths, heads));
         parts.for_each(|((span, output), lse)| {
             let heads_of = |kv_head| self.span_forward(span, kv_head);
-            let by_head: Vec<_> = (0..self.config.kv_heads)
-                .into_par_iter()
-                .map(heads_of)
-                .collect();
+            let by_head: Vec<_> = (0..self.config.kv_heads).into_par_iter().map(heads_of).collect();
             let columns = self.group() * head_dim;
             for (kv_head, (of_output, of_lse)) in by_head.iter().enumerate() {
                 scatter(output, width, kv_head * columns, of_output, columns);
@@ -213,10 +204,7 @@ impl Attention<'_> {
             let start = token * query.stride + query.column + head * head_dim;
             copy.extend_from_slice(&query.values[start..][..head_dim]);
         }
-        Rows {
-            values: copy,
-            stride: head_dim,
-        }
+        Rows { values: copy, stride: head_dim }
     }
 
     /// The columns a query sees, of a block's scores.
@@ -350,22 +338,10 @@ impl Attention<'_> {
                 let (of_model, column) = (kv_head * group + head, head * head_dim);
                 let query = self.block_queries(&mut scratch.query, of_model, &block);
                 times_seen(&mut scratch.scores, scale, (query, shape), &keys_t, &seen);
-                let d_output = Rows {
-                    values: &grad[block.start * stride + of_model * head_dim..],
-                    stride,
-                };
-                times_seen(
-                    &mut scratch.d_scores,
-                    1.0,
-                    (d_output, shape),
-                    &values_t,
-                    &seen,
-                );
-                let head = BlockHead {
-                    block: &block,
-                    head: of_model,
-                    seen: &seen,
-                };
+                let d_output =
+                    Rows { values: &grad[block.start * stride + of_model * head_dim..], stride };
+                times_seen(&mut scratch.d_scores, 1.0, (d_output, shape), &values_t, &seen);
+                let head = BlockHead { block: &block, head: of_model, seen: &seen };
                 self.probs_and_d_scores(&mut scratch, &head, [output, lse, grad]);
                 for (placed, keys) in seen.placed() {
                     let probs = scores_from(&scratch.scores, placed, &seen);
@@ -397,9 +373,7 @@ impl Attention<'_> {
         of: &BlockHead<'_>,
         [output, lse, grad]: [&[f32]; 3],
     ) {
-        let AttentionConfig {
-            heads, head_dim, ..
-        } = *self.config;
+        let AttentionConfig { heads, head_dim, .. } = *self.config;
         let keys = of.seen.width().max(1);
         let rows = scratch.scores.chunks_exact_mut(keys);
         let rows = rows.zip(scratch.d_scores.chunks_exact_mut(keys));
@@ -458,10 +432,7 @@ fn times_seen(
 
 /// A block's scores from `column` on.
 fn scores_from<'s>(scores: &'s [f32], column: usize, seen: &Seen) -> Rows<'s> {
-    Rows {
-        values: &scores[column..],
-        stride: seen.width(),
-    }
+    Rows { values: &scores[column..], stride: seen.width() }
 }
 
 /// A block of queries under one head.

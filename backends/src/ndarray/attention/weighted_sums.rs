@@ -100,10 +100,7 @@ mod tests {
     fn sums_are_the_definition() {
         for (heads, keys, width) in [(1, 1, 1), (2, 5, 16), (3, 4, 24), (4, 7, 64), (7, 9, 101)] {
             let (weights_stride, stride) = (keys + 3, width + 5);
-            let (weights, values) = (
-                numbers(heads * weights_stride, 7),
-                numbers(keys * stride, 5),
-            );
+            let (weights, values) = (numbers(heads * weights_stride, 7), numbers(keys * stride, 5));
             let before = numbers(heads * width, 11);
             let mut output = before.clone();
             pulp::Arch::new().dispatch(WeightedSums {
@@ -114,12 +111,7 @@ mod tests {
                     columns: keys,
                     stride: weights_stride,
                 },
-                values: Rows {
-                    values: &values,
-                    count: keys,
-                    columns: width,
-                    stride,
-                },
+                values: Rows { values: &values, count: keys, columns: width, stride },
             });
             for head in 0..heads {
                 for column in 0..width {
@@ -127,10 +119,7 @@ mod tests {
                         |key| weights[head * weights_stride + key] * values[key * stride + column];
                     let at = head * width + column;
                     let expected = before[at] + (0..keys).map(term).sum::<f32>();
-                    assert_eq!(
-                        output[at], expected,
-                        "{heads} {keys} {width} {head} {column}"
-                    );
+                    assert_eq!(output[at], expected, "{heads} {keys} {width} {head} {column}");
                 }
             }
         }

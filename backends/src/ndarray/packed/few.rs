@@ -59,16 +59,11 @@ fn product_by(
     (w, first): (&HostPacked, usize),
 ) {
     let mut arranged = Vec::new();
-    let arrange = Arrange {
-        x,
-        arranged: &mut arranged,
-    };
+    let arrange = Arrange { x, arranged: &mut arranged };
     kind.run(w.format, arrange);
     let (length, count) = (arranged.len() / x.count.max(1), target.ncols());
     let (per_row, blocks) = (w.columns / w.format.per_word(), w.columns / BLOCK);
-    let share = (SHARE / w.columns.max(1))
-        .next_multiple_of(W_ROWS)
-        .max(W_ROWS);
+    let share = (SHARE / w.columns.max(1)).next_multiple_of(W_ROWS).max(W_ROWS);
     let mut scales = vec![0f32; share.min(count) * blocks];
     for start in (0..count).step_by(share) {
         let (end, first) = (count.min(start + share), first + start);
@@ -113,13 +108,9 @@ mod tests {
     }
 
     fn ints(count: usize) -> Tensor<Cpu, 1, Int> {
-        let values: Vec<u32> = (0..count as u32)
-            .map(|at| at.wrapping_mul(2_654_435_769) & 0x3fff_3fff)
-            .collect();
-        Tensor::from_data(
-            TensorData::new(values, [count]),
-            (&Default::default(), DType::U32),
-        )
+        let values: Vec<u32> =
+            (0..count as u32).map(|at| at.wrapping_mul(2_654_435_769) & 0x3fff_3fff).collect();
+        Tensor::from_data(TensorData::new(values, [count]), (&Default::default(), DType::U32))
     }
 
     fn floats(count: usize) -> Tensor<Cpu, 1> {
@@ -138,12 +129,8 @@ mod tests {
                 offset: 0.25,
             }),
         };
-        let packed: PackedWeight<Cpu> = PackedWeight {
-            format,
-            dims,
-            words: ints(count.div_ceil(format.per_word())),
-            scales,
-        };
+        let packed: PackedWeight<Cpu> =
+            PackedWeight { format, dims, words: ints(count.div_ceil(format.per_word())), scales };
         HostPacked::new(packed).unwrap()
     }
 
@@ -184,13 +171,9 @@ mod tests {
                 for n in 0..count {
                     let x = &x[m * w.columns..][..w.columns];
                     let w_row = &unpacked[(first + n) * w.columns..][..w.columns];
-                    let terms = x
-                        .iter()
-                        .zip(w_row)
-                        .map(|(x, w)| f64::from(*x) * f64::from(*w));
-                    let (sum, size) = terms.fold((0f64, 1f64), |(sum, size), term| {
-                        (sum + term, size + term.abs())
-                    });
+                    let terms = x.iter().zip(w_row).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let (sum, size) = terms
+                        .fold((0f64, 1f64), |(sum, size), term| (sum + term, size + term.abs()));
                     let expected = 0.5 * sum + f64::from(u8::from(old == Old::Add));
                     let value = f64::from(ours[m * (count + 2) + 1 + n]);
                     assert!(
@@ -223,11 +206,7 @@ mod tests {
                 let all = rows(0, 40);
                 for (first, count) in [(0, 1), (5, 1), (39, 1), (3, 2), (8, 7), (9, 31)] {
                     let ours = rows(first, count);
-                    assert_eq!(
-                        ours,
-                        all[first * 21..][..count * 21],
-                        "{format:?} {columns}"
-                    );
+                    assert_eq!(ours, all[first * 21..][..count * 21], "{format:?} {columns}");
                 }
             }
         }

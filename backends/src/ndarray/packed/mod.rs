@@ -49,11 +49,7 @@ pub(super) struct HostPacked {
 enum HostScales {
     None,
     Plain(Matrix),
-    Double {
-        words: Words,
-        absmax: Matrix,
-        offset: f32,
-    },
+    Double { words: Words, absmax: Matrix, offset: f32 },
 }
 
 /// Words in order.
@@ -99,32 +95,17 @@ impl HostPacked {
         Q: QuantElement,
         NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
     {
-        let PackedWeight {
-            format,
-            dims: [rows, columns],
-            words,
-            scales,
-        } = weight;
+        let PackedWeight { format, dims: [rows, columns], words, scales } = weight;
         let scales = match scales {
             None => HostScales::None,
             Some(Scales::Plain(absmax)) => HostScales::Plain(Matrix::new(absmax)?),
-            Some(Scales::Double {
-                words,
-                absmax,
-                offset,
-            }) => HostScales::Double {
+            Some(Scales::Double { words, absmax, offset }) => HostScales::Double {
                 words: Words::new(words),
                 absmax: Matrix::new(absmax)?,
                 offset,
             },
         };
-        Some(Self {
-            format,
-            rows,
-            columns,
-            words: Words::new(words),
-            scales,
-        })
+        Some(Self { format, rows, columns, words: Words::new(words), scales })
     }
 
     /// Values of the flattened weight from `start` on, on the calling thread.
@@ -161,11 +142,7 @@ impl HostPacked {
             HostScales::Plain(absmax) => {
                 scales.copy_from_slice(&absmax.values()[first..][..scales.len()]);
             }
-            HostScales::Double {
-                words,
-                absmax,
-                offset,
-            } => Kind::best().run(
+            HostScales::Double { words, absmax, offset } => Kind::best().run(
                 Format::Int8,
                 Run {
                     words: words.values(),
@@ -332,9 +309,7 @@ mod tests {
     /// Every format on every kind of processor, from and to places within words, vectors and blocks.
     #[test]
     fn runs_are_the_definition() {
-        let words: Vec<u32> = (0..500u32)
-            .map(|at| at.wrapping_mul(2_654_435_769))
-            .collect();
+        let words: Vec<u32> = (0..500u32).map(|at| at.wrapping_mul(2_654_435_769)).collect();
         let scales: Vec<f32> = (0..40).map(|at| 0.5 + at as f32 / 8.0).collect();
         for format in [Format::Nf4, Format::Fp4, Format::Int8, Format::Bf16] {
             let bits = format.bits();

@@ -106,11 +106,7 @@ fn share<'a>(
             let taken = columns.min(width - column);
             let (part, right) = target.split_at_col_mut(taken);
             target = right;
-            parts.push(Part {
-                target: part,
-                columns: column..column + taken,
-                left,
-            });
+            parts.push(Part { target: part, columns: column..column + taken, left });
             column += taken;
         }
     }

@@ -69,12 +69,7 @@ impl Sum<'_> {
         let mut old = self.old;
         for group in &self.groups {
             fill::<S, C>(simd, group, column, width, panel);
-            let mut rows = RowsOfSums {
-                target: target.rb_mut(),
-                old,
-                group,
-                panel,
-            };
+            let mut rows = RowsOfSums { target: target.rb_mut(), old, group, panel };
             let (mut row, count) = (0, rows.target.nrows());
             while 2 * C <= vectors::<S>() && row + ROWS_OF_FEW <= count {
                 rows.tile::<S, ROWS_OF_FEW, C>(simd, row);

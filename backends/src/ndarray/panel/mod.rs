@@ -28,11 +28,7 @@ pub(super) struct Term<'a> {
 impl Term<'_> {
     /// What belongs to the target from `row` and `column` on.
     fn from(self, row: usize, column: usize) -> Self {
-        Self {
-            left: self.left.from(row, 0),
-            right: self.right.from(0, column),
-            ..self
-        }
+        Self { left: self.left.from(row, 0), right: self.right.from(0, column), ..self }
     }
 
     /// Some of the depth.
@@ -58,20 +54,13 @@ pub(super) fn sum_of(target: MatMut<'_, f32>, old: Old, terms: &[Term<'_>], thre
     }
     let ([first, second], [row, column], [here, there]) = halves(target, threads);
     let rest: Vec<_> = terms.iter().map(|term| term.from(row, column)).collect();
-    rayon::join(
-        || sum_of(first, old, terms, here),
-        || sum_of(second, old, &rest, there),
-    );
+    rayon::join(|| sum_of(first, old, terms, here), || sum_of(second, old, &rest, there));
 }
 
 /// [`sum_of`] on the calling thread.
 fn sum_here(target: MatMut<'_, f32>, old: Old, terms: &[Term<'_>]) {
     let groups = groups(terms);
-    pulp::Arch::new().dispatch(kernel::Sum {
-        target,
-        old,
-        groups,
-    });
+    pulp::Arch::new().dispatch(kernel::Sum { target, old, groups });
 }
 
 /// Terms, or parts of one, that stand in one panel. Where a weight is parted does not depend on what follows it: with a

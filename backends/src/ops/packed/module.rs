@@ -43,30 +43,14 @@ impl<B: Backend> PackedWeight<B> {
         ints: impl Fn(Tensor<B, 1, Int>) -> Tensor<A, 1, Int>,
         floats: impl Fn(Tensor<B, 1>) -> Tensor<A, 1>,
     ) -> PackedWeight<A> {
-        let Self {
-            format,
-            dims,
-            words,
-            scales,
-        } = self;
+        let Self { format, dims, words, scales } = self;
         let scales = scales.map(|scales| match scales {
             Scales::Plain(absmax) => Scales::Plain(floats(absmax)),
-            Scales::Double {
-                words,
-                absmax,
-                offset,
-            } => Scales::Double {
-                words: ints(words),
-                absmax: floats(absmax),
-                offset,
-            },
+            Scales::Double { words, absmax, offset } => {
+                Scales::Double { words: ints(words), absmax: floats(absmax), offset }
+            }
         });
-        PackedWeight {
-            format,
-            dims,
-            words: ints(words),
-            scales,
-        }
+        PackedWeight { format, dims, words: ints(words), scales }
     }
 }
 
@@ -74,10 +58,7 @@ impl<B: Backend> Module<B> for PackedWeight<B> {
     without_parameters!();
 
     fn to_device(self, device: &B::Device) -> Self {
-        self.with(
-            |ints| ints.to_device(device),
-            |floats| floats.to_device(device),
-        )
+        self.with(|ints| ints.to_device(device), |floats| floats.to_device(device))
     }
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {

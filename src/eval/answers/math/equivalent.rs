@@ -53,12 +53,7 @@ impl Value {
         }
         let parts = |text: &str, separator: &str| {
             let parts = split(text, separator)?;
-            Some(
-                parts
-                    .into_iter()
-                    .map(|part| Self::parse(part, depth - 1))
-                    .collect::<Vec<_>>(),
-            )
+            Some(parts.into_iter().map(|part| Self::parse(part, depth - 1)).collect::<Vec<_>>())
         };
         if depth == 0 {
             return Self::formula(text);
@@ -69,10 +64,7 @@ impl Value {
                 return Self::set(set);
             }
         }
-        if let Some(inner) = text
-            .strip_prefix("\\{")
-            .and_then(|text| text.strip_suffix("\\}"))
-        {
+        if let Some(inner) = text.strip_prefix("\\{").and_then(|text| text.strip_suffix("\\}")) {
             return Self::set(parts(inner, ",").unwrap_or_else(|| vec![Self::formula(inner)]));
         }
         match brackets(text)
@@ -106,16 +98,7 @@ fn same(one: &Value, other: &Value) -> bool {
         one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
     };
     match (one, other) {
-        (
-            Value::Number {
-                value: a,
-                percent: p,
-            },
-            Value::Number {
-                value: b,
-                percent: q,
-            },
-        ) => {
+        (Value::Number { value: a, percent: p }, Value::Number { value: b, percent: q }) => {
             let part = |value: &BigRational, percent: bool| match percent {
                 true => value / BigRational::from(BigInt::from(100)),
                 false => value.clone(),
@@ -135,10 +118,8 @@ fn number(text: &str) -> Option<Value> {
             r"^(.*[0-9}])\s*(?:\\(?:text\w*|mathrm|mbox)\s*\{[^{}]*\}|\s[a-zA-Z][a-zA-Z ]+)(?:\^\{?[23]\}?)?$",
         )
     });
-    let bare = UNIT
-        .captures(text)
-        .and_then(|found| found.get(1))
-        .map_or(text, |bare| bare.as_str());
+    let bare =
+        UNIT.captures(text).and_then(|found| found.get(1)).map_or(text, |bare| bare.as_str());
     let short = bare.trim_end().trim_end_matches('%');
     let percent = short.len() < bare.trim_end().len();
     let value = whole_number_text(short.trim())?;

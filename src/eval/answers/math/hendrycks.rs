@@ -43,10 +43,7 @@ pub fn normalized(text: &str) -> Option<String> {
     if another.is_some() {
         return None;
     }
-    let mut text = number
-        .replace("\\%", "")
-        .replace(" .", " 0.")
-        .replace("{.", "{0.");
+    let mut text = number.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.");
     if text.is_empty() {
         return Some(text);
     }
@@ -98,9 +95,6 @@ fn with_braces(text: &str, command: &str, arguments: usize) -> Option<String> {
 /// `a/b` of two whole numbers as a `\frac`.
 fn whole_fraction(text: &str) -> Option<String> {
     let (above, below) = text.split_once('/')?;
-    let whole = |text: &str| {
-        text.parse::<i128>()
-            .is_ok_and(|number| number.to_string() == text)
-    };
+    let whole = |text: &str| text.parse::<i128>().is_ok_and(|number| number.to_string() == text);
     (whole(above) && whole(below)).then(|| format!("\\frac{{{above}}}{{{below}}}"))
 }

@@ -19,11 +19,7 @@ pub const MATH_SCORERS: [Scorer; 3] = [
         "hendrycks",
         "the last \\boxed answer, equal when normalised (Hendrycks et al. 2021)",
         |known, completion| {
-            verdict(
-                known,
-                last_boxed(first_problem(completion)),
-                same_when_normalized,
-            )
+            verdict(known, last_boxed(first_problem(completion)), same_when_normalized)
         },
     ),
     Scorer::new(
@@ -53,9 +49,8 @@ fn first_problem(completion: &str) -> &str {
 fn stated(completion: &str) -> Option<&str> {
     let text = first_problem(completion);
     last_boxed(text).or_else(|| {
-        let (_, answer) = ["answer is:", "answer is"]
-            .iter()
-            .find_map(|mark| text.rsplit_once(mark))?;
+        let (_, answer) =
+            ["answer is:", "answer is"].iter().find_map(|mark| text.rsplit_once(mark))?;
         // The end of the sentence of the few-shot prompt of Minerva (arXiv 2206.14858).
         let answer = until(answer, &["I hope it is correct", "\n\n"]).trim();
         let answer = answer.strip_suffix('.').unwrap_or(answer);
