@@ -1,5 +1,6 @@
-//! The demo for five seeds: problems, samples and training all differ. Accuracy on held-out problems before and after, and
-//! whether each gain is at least ten points with p < 0.01.
+//! Runs the demo for several seeds, which change problems, samples and training. Reports the
+//! accuracy on held-out problems before and after, and whether each gain is at least ten points
+//! with p < 0.01.
 //!
 //! `cargo bench --bench demo [-- SEEDS]`
 
@@ -13,7 +14,7 @@ use arithmo::progress::ProgressMode;
 use arithmo_backends::ndarray::Cpu;
 use serde_json::json;
 
-/// What is asked of each seed.
+/// The gain and the significance that every seed must reach.
 const GAIN: f64 = 0.10;
 const P: f64 = 0.01;
 

@@ -1,12 +1,16 @@
-//! DPO training beside TRL + PEFT, in turn, on the same inputs: pairs per second, peak memory, losses.
+//! Compares DPO training with TRL + PEFT on the same inputs: pairs per second, peak memory, losses.
 //!
 //!     ARITHMO_PEER_PYTHON=python3 cargo bench --bench dpo -- INPUTS [--rounds 2] [--steps 12] [--scenario 0|1|2|3]
 //!
-//! Scenarios: 1 adapters on every projection, 2 on q and v, 3 as 1 with the reference precomputed; 0 all three.
-//! INPUTS is a folder made by `../shared/bench/make_inputs.py`: a model in `model`, pairs in `pairs.jsonl`. The peer's
-//! side is `../shared/bench/trl_dpo.py`; without `ARITHMO_PEER_PYTHON`, a Python with torch, trl and peft, only ours runs.
-//! Both train in f32, rank 16, from the same adapter on the same pairs in the same order, batch 4 (the peer also batch 1, of
-//! which the better counts), a step an update; the first two steps are not counted. Memory is the process's peak resident set. Prints a table, then one line of JSON.
+//! Scenarios: 1 adapters on every projection, 2 on q and v, 3 as 1 with a precomputed reference; 0
+//! all three. INPUTS is a folder written by `../shared/bench/make_inputs.py`: a model in `model`,
+//! pairs in `pairs.jsonl`. The peer runs `../shared/bench/trl_dpo.py`; without
+//! `ARITHMO_PEER_PYTHON`, a Python with torch, trl and peft, only arithmo runs.
+//!
+//! Both train in f32 with rank 16 from the same adapter on the same pairs in the same order, with
+//! batch size 4 and one update per step. The peer also runs with batch size 1, and its better
+//! result counts. The runs alternate; the first two steps are not timed. Memory is the process's
+//! peak resident set. Prints a table, then one line of JSON.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
@@ -21,11 +25,11 @@ use serde_json::{Value, json};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What is compared.
+/// The settings of a comparison.
 #[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
-    /// Adapters on every projection, else on q and v.
+    /// Adapters on every projection, otherwise on q and v.
     all_linear: bool,
     precompute: bool,
 }
@@ -40,12 +44,12 @@ struct Settings {
     inputs: PathBuf,
     rounds: usize,
     steps: usize,
-    /// Which one, from 1; 0: all.
+    /// Number of the scenario, from 1; 0 for all.
     scenario: usize,
     peer: Option<String>,
 }
 
-/// One run: pairs per second, peak bytes, the loss of each step.
+/// The result of a run: pairs per second, peak bytes, the loss of each step.
 #[derive(Clone, Debug)]
 struct Run {
     pairs_per_second: f64,
@@ -85,7 +89,8 @@ fn settings() -> Settings {
     }
 }
 
-/// The best of our rounds beside the peer's best, and what is compared with its batch of 4.
+/// Prints our best round, the peer's best, and their ratios; memory and losses are compared at the
+/// peer's batch size of 4.
 fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     let best = |runs: &[Run]| {
         let fastest = |a: &&Run, b: &&Run| a.pairs_per_second.total_cmp(&b.pairs_per_second);
@@ -99,12 +104,12 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     };
     let ours = best(ours).unwrap();
     show("arithmo", &ours);
-    let of_batch = |batch: usize| {
+    let best_of_batch = |batch: usize| {
         let runs: Vec<Run> =
             peers.iter().filter(|(size, _)| *size == batch).map(|(_, run)| run.clone()).collect();
         best(&runs)
     };
-    let (Some(four), Some(one)) = (of_batch(4), of_batch(1)) else {
+    let (Some(four), Some(one)) = (best_of_batch(4), best_of_batch(1)) else {
         return json!({"scenario": scenario.name, "pairs_per_second": ours.pairs_per_second, "peak_bytes": ours.peak_bytes});
     };
     show("TRL + PEFT, batch 4", &four);
@@ -125,17 +130,16 @@ fn report(scenario: Scenario, ours: &[Run], peers: &[(usize, Run)]) -> Value {
     })
 }
 
-/// The settings of trl_dpo.py, as a run of ours, from the peer's adapter in `start` if there is one.
+/// Runs arithmo with the settings of trl_dpo.py, from the peer's adapter in `start` if there is
+/// one.
 fn our_run(settings: &Settings, scenario: Scenario, start: &Path) -> Run {
     let work = tempfile::tempdir().unwrap();
     let (model, pairs) = (settings.inputs.join("model"), settings.inputs.join("pairs.jsonl"));
-    let targets = match scenario.all_linear {
-        true => "\"all-linear\"",
-        false => "[\"q_proj\", \"v_proj\"]",
-    };
-    let lora = match start.join("adapter_config.json").is_file() {
-        true => format!("adapter = {start:?}\n[dpo]\nreference = \"base\""),
-        false => format!("r = 16\nlora_alpha = 32\ntarget_modules = {targets}\n[dpo]"),
+    let targets = if scenario.all_linear { "\"all-linear\"" } else { "[\"q_proj\", \"v_proj\"]" };
+    let lora = if start.join("adapter_config.json").is_file() {
+        format!("adapter = {start:?}\n[dpo]\nreference = \"base\"")
+    } else {
+        format!("r = 16\nlora_alpha = 32\ntarget_modules = {targets}\n[dpo]")
     };
     let Settings { steps, .. } = settings;
     let toml = format!(
@@ -168,8 +172,8 @@ fn our_run(settings: &Settings, scenario: Scenario, start: &Path) -> Run {
     }
 }
 
-/// The peer's run at a batch size, over the same pairs; leaves the adapter it starts from in `start`. `None` if it is not
-/// to be had.
+/// Runs the peer with a batch size over the same pairs and saves its initial adapter to `start`;
+/// `None` if the peer is not available.
 fn peer_run(settings: &Settings, scenario: Scenario, batch: usize, start: &Path) -> Option<Run> {
     let python = settings.peer.as_ref()?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/bench/trl_dpo.py");

@@ -1,13 +1,15 @@
-//! Greedy generation beside transformers' `generate`: new tokens per second at several batch sizes, prompts included.
+//! Compares greedy generation with transformers' `generate`: new tokens per second at several batch
+//! sizes, including the time for prompts.
 //!
 //! ```text
 //! ARITHMO_PEER_PYTHON=PYTHON cargo bench --bench generate -- INPUTS [--new 128] [--rounds 2] [--batch N]
 //! ```
 //!
-//! `INPUTS` is a folder of make_inputs.py (a model with random weights, prompts); the peer runs hf_generate.py on it. Both
-//! complete the first prompts of the file, as many as the batch size, in f32 and with a key-value cache; end tokens do
-//! not end anything. Ours runs with and without guessing tokens from the text so far. The runs take turns; the best of each is
-//! compared. Table first, one JSON line last.
+//! `INPUTS` is a folder written by make_inputs.py (a model with random weights, prompts); the peer
+//! runs hf_generate.py on it. Both complete the first prompts of the file, as many as the batch
+//! size, in f32 and with a key-value cache; end tokens do not stop them. Ours runs with and without
+//! guessing tokens from the text so far. The runs alternate, and the best of each is compared.
+//! Prints a table, then one line of JSON.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
@@ -97,7 +99,7 @@ fn settings() -> Settings {
     }
 }
 
-/// New tokens per second over all of `prompts` at once.
+/// Returns the new tokens per second over all `prompts` at once.
 fn our_run(model: &Mistral<B>, prompts: &[Vec<u32>], new: usize, lookup: bool) -> f64 {
     let config = |max_new_tokens| GenerateConfig {
         max_new_tokens,
@@ -114,7 +116,7 @@ fn our_run(model: &Mistral<B>, prompts: &[Vec<u32>], new: usize, lookup: bool) -
     tokens as f64 / seconds
 }
 
-/// The same by the peer; `None` if it is not to be had.
+/// Returns the same for the peer; `None` if it is not available.
 fn peer_run(settings: &Settings, batch: usize) -> Option<f64> {
     let python = settings.peer.as_ref()?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/bench/hf_generate.py");

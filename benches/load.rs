@@ -1,15 +1,16 @@
-//! Loading a model against plainly reading its file, with the file in the page cache.
+//! Compares loading a model with reading its file into memory, with the file in the page cache.
 //!
 //!     cargo bench --bench load
 //!
-//! Writes a random model of 268 million weights, in f32 and in bf16, to a temporary folder (1.6 GB). Each way of loading
-//! it takes turns with `std::fs::read` of the same file; the best of several turns counts. One is kept packed in 4 bits: its
-//! files are checked before they are loaded. Prints a table, then one line of JSON.
+//! Writes a random model of 268 million weights, in f32 and in bf16, to a temporary folder (1.6
+//! GB). Each way of loading it alternates with `std::fs::read` of the same file, and the best of
+//! several rounds counts. One way loads a copy in 4 bits from the cache, whose files are verified
+//! first. Prints a table, then one line of JSON.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
-#[allow(dead_code, reason = "the shape is all that is taken from it")]
+#[allow(dead_code, reason = "only its model shape is used")]
 #[path = "../tests/fixtures/tiny/mod.rs"]
 mod tiny;
 
@@ -23,7 +24,7 @@ use arithmo::model::config::MistralConfig;
 use arithmo::model::load::{load, load_as};
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
-use arithmo::model::save::{OutTensor, save_folder};
+use arithmo::model::save::{ModelFolder, OutTensor};
 use arithmo::model::weights::WeightFiles;
 use arithmo::progress::ProgressMode;
 use arithmo_backends::Format;
@@ -31,9 +32,10 @@ use burn::tensor::DType;
 use burn_ndarray::NdArray;
 use serde_json::json;
 
-/// Set, this program only loads the model there and prints what its peak of memory rose by, in bytes.
+/// If set, this program only loads the model in that folder and prints by how many bytes its peak
+/// memory rose.
 const LOAD_ONLY: &str = "ARITHMO_LOAD_ONLY";
-const TURNS: usize = 7;
+const ROUNDS: usize = 7;
 const MIB: f64 = 1024.0 * 1024.0;
 
 fn config() -> MistralConfig {
@@ -62,31 +64,31 @@ fn main() {
     write_model(&half, DType::BF16);
     let weights: usize =
         config().tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    let over = peak_of_loading(&half) - 4.0 * weights as f64;
+    let over = peak_while_loading(&half) - 4.0 * weights as f64;
     println!(
         "{weights} weights; peak of loading bf16 as f32: {:.0} MiB above the model",
         over / MIB
     );
     println!(
         "{:>14} {:>10} {:>10} {:>10} {:>8}",
-        "stored -> held", "file MiB", "read s", "load s", "ratio"
+        "stored -> loaded", "file MiB", "read s", "load s", "ratio"
     );
     let mut rows = Vec::new();
     for (name, folder, load) in [
         ("f32 -> f32", &single, load_model as fn(&Path) -> Box<dyn Send>),
         ("bf16 -> bf16", &half, |folder| tensors(folder, DType::BF16)),
         ("bf16 -> f32", &half, load_model),
-        ("bf16 -> nf4", &half, load_kept),
+        ("bf16 -> nf4", &half, load_quantized),
     ] {
         let mut file = folder.join("model.safetensors");
         if name.ends_with("nf4") {
-            // Packed and kept now, and found there from now on.
+            // Quantized and cached now; later rounds find it in the cache.
             load(folder);
-            file = kept(folder);
+            file = cached_file(folder);
         }
         let bytes = fs::metadata(&file).unwrap().len();
         let [mut read_s, mut load_s] = [f64::INFINITY; 2];
-        for _ in 0..TURNS {
+        for _ in 0..ROUNDS {
             read_s = read_s.min(seconds(|| fs::read(&file).unwrap()));
             load_s = load_s.min(seconds(|| load(folder)));
         }
@@ -103,13 +105,13 @@ fn main() {
     );
 }
 
-/// The whole model on the CPU backend, which computes in f32.
+/// Loads the whole model on the CPU backend, which computes in f32.
 fn load_model(folder: &Path) -> Box<dyn Send> {
     Box::new(load::<NdArray>(folder, DType::F32, &Default::default()).unwrap())
 }
 
-/// The model packed in 4 bits, from the cache beside it.
-fn load_kept(folder: &Path) -> Box<dyn Send> {
+/// Loads the model in 4 bits from the cache in its folder.
+fn load_quantized(folder: &Path) -> Box<dyn Send> {
     let to = Quantization { format: Format::Nf4, double_quant: true };
     let cache =
         Cache { folder: Some(folder.join("kept")), worth: 0, progress: ProgressMode::Quiet };
@@ -118,14 +120,14 @@ fn load_kept(folder: &Path) -> Box<dyn Send> {
     Box::new(model.unwrap())
 }
 
-/// The weights of the only model in that cache.
-fn kept(folder: &Path) -> PathBuf {
+/// Returns the weights file of the only model in that cache.
+fn cached_file(folder: &Path) -> PathBuf {
     let mut entries = fs::read_dir(folder.join("kept")).unwrap();
     let model = entries.next().unwrap().unwrap().path();
     model.join("model.safetensors")
 }
 
-/// Every tensor as a device would get it.
+/// Reads every tensor as a device would receive it.
 fn tensors(folder: &Path, dtype: DType) -> Box<dyn Send> {
     let files = WeightFiles::open(folder).unwrap();
     let all: Vec<_> = files.names().map(|name| files.tensor_data(name, dtype).unwrap()).collect();
@@ -148,7 +150,7 @@ fn write_model(folder: &Path, dtype: DType) {
             Ok((0..count).map(value).collect())
         })
     });
-    save_folder(folder, &config, tensors, u64::MAX, None).unwrap();
+    ModelFolder::new(folder, &config).with_max_shard_bytes(u64::MAX).save(tensors).unwrap();
 }
 
 fn print_peak(folder: &Path) {
@@ -158,14 +160,14 @@ fn print_peak(folder: &Path) {
     drop(model);
 }
 
-/// Bytes by which the peak of a process rises when it loads the model.
-fn peak_of_loading(folder: &Path) -> f64 {
+/// Returns by how many bytes the peak memory of a process rises when it loads the model.
+fn peak_while_loading(folder: &Path) -> f64 {
     let mut this = Command::new(std::env::current_exe().unwrap());
     let output = this.env(LOAD_ONLY, folder).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
-/// Seconds that making something takes; that dropping it takes does not count.
+/// Returns the seconds that `make` takes, without dropping its result.
 fn seconds<T>(make: impl FnOnce() -> T) -> f64 {
     let start = Instant::now();
     let made = black_box(make());
@@ -174,7 +176,7 @@ fn seconds<T>(make: impl FnOnce() -> T) -> f64 {
     taken
 }
 
-/// This process's largest resident set, where Linux counts it; else 0.
+/// Returns this process's largest resident set if Linux reports it, otherwise 0.
 fn peak_bytes() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,5 @@
-//! Peak memory of `arithmo train` on a model of 112 million f32 weights: does it hold a second copy of anything?
+//! Measures the peak memory of `arithmo train` on a model of 112 million f32 weights, to detect a
+//! second copy of anything.
 //!
 //!     cargo bench --bench memory
 //!
@@ -19,7 +20,7 @@ use std::process::Command;
 use arithmo::model::config::MistralConfig;
 use serde_json::{Value, json};
 
-/// Tokens of a sequence; two sequences a step.
+/// Tokens of a sequence; a step has two sequences.
 const LENGTHS: [usize; 3] = [32, 128, 512];
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -68,9 +69,10 @@ fn main() {
     );
 }
 
-/// Peak bytes of two steps over pairs of which each side has `tokens` tokens.
+/// Returns the peak bytes of two steps over pairs with `tokens` tokens per side.
 fn peak(work: &Path, model: &Path, tokens: usize, recompute: bool) -> usize {
-    // The byte-level tokenizer makes one token of each of these letters, and TRL's rules add one </s>.
+    // The byte-level tokenizer turns each of these letters into one token, and TRL's rules add one
+    // </s>.
     let text = |seed: usize| -> String {
         (0..tokens - 2).map(|at| char::from(b'A' + ((at * 7 + seed) % 5) as u8)).collect()
     };
@@ -96,7 +98,7 @@ fn peak(work: &Path, model: &Path, tokens: usize, recompute: bool) -> usize {
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     let per_step = last["num_tokens"].as_f64().unwrap() / 2.0;
-    assert_eq!(per_step, 2.0 * tokens as f64, "the sides are not as long as they should be");
+    assert_eq!(per_step, 2.0 * tokens as f64, "the sides do not have the intended length");
     last["peak_memory_bytes"]
         .as_u64()
         .or(last["peak_memory_bytes"].as_f64().map(|b| b as u64))

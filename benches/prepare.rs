@@ -1,14 +1,15 @@
-//! Rows per second and peak memory of `arithmo prepare`, for each form of input and both presets.
+//! Measures rows per second and peak memory of `arithmo prepare` for each input format and both
+//! presets.
 //!
 //!     cargo bench --bench prepare [-- ROWS]
 //!
-//! Writes ROWS made-up rows (40,000 if not given; 450,000 make about 2 GB) to a temporary folder, as parquet, JSON Lines and
-//! `Posts.xml`, the same rows each time, one form after the other. The best of several runs counts, and the largest
-//! peak, the process's largest resident set (`VmHWM`).
+//! Writes ROWS generated rows (default 40,000; 450,000 make about 2 GB) to a temporary folder, as
+//! parquet, JSON Lines and `Posts.xml`, the same rows in every run, one format after the other. The
+//! best of several runs counts, and the largest peak, the process's largest resident set (`VmHWM`).
 //!
-//! With `ARITHMO_PEER_PYTHON`, a Python that has bs4 and pyarrow, the original project's rules with BeautifulSoup
-//! (`../shared/bench/prepare_original.py`) take turns with ours on the parquet file, and the two must keep as many rows.
-//! Prints a table, then one line of JSON.
+//! With `ARITHMO_PEER_PYTHON`, a Python that has bs4 and pyarrow, the original project's rules with
+//! BeautifulSoup (`../shared/bench/prepare_original.py`) run alternately with ours on the parquet
+//! file, and both must keep the same number of rows. Prints a table, then one line of JSON.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop at the first surprise")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
@@ -25,15 +26,15 @@ use arithmo::data::stack_exchange::Format;
 use arithmo::progress::ProgressMode;
 use serde_json::{Value, json};
 
-const TURNS: usize = 3;
+const ROUNDS: usize = 3;
 const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/bench/prepare_original.py");
-/// Set, this program only prepares the file there, and prints what it took.
+/// If set, this program only prepares that file and prints the measurements.
 const INPUT: &str = "ARITHMO_PREPARE_INPUT";
 const PRESET: &str = "ARITHMO_PREPARE_PRESET";
 
 fn main() {
     if let Some(input) = std::env::var_os(INPUT) {
-        return print_one(Path::new(&input));
+        return print_own_run(Path::new(&input));
     }
     let given = std::env::args().find_map(|argument| argument.parse().ok());
     let count: usize = given.unwrap_or(40_000);
@@ -55,7 +56,7 @@ fn main() {
         for preset in ["original", "default"] {
             let compared = form == "parquet" && preset == "original";
             let python = python.as_deref().filter(|_| compared);
-            let (ours, peer) = in_turn(&file, preset, python);
+            let (ours, peer) = alternate(&file, preset, python);
             for (form, run) in [(form, Some(&ours)), ("peer", peer.as_ref())] {
                 let Some(run) = run else { continue };
                 println!(
@@ -83,14 +84,15 @@ fn main() {
     println!("{}", json!({"benchmark": "prepare", "rows": count, "runs": runs}));
 }
 
-/// The best run of ours, and of the peer's if there is a Python for it, taking turns.
-fn in_turn(file: &Path, preset: &str, python: Option<&str>) -> (Value, Option<Value>) {
+/// Runs arithmo, and the peer if there is a Python for it, alternately; returns the best run of
+/// each.
+fn alternate(file: &Path, preset: &str, python: Option<&str>) -> (Value, Option<Value>) {
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
-    for _ in 0..TURNS {
+    for _ in 0..ROUNDS {
         let mut this = Command::new(std::env::current_exe().unwrap());
-        ours.push(answer(this.env(INPUT, file).env(PRESET, preset)));
+        ours.push(last_json_line(this.env(INPUT, file).env(PRESET, preset)));
         if let Some(python) = python {
-            peer.push(answer(Command::new(python).args([PEER, "--run"]).arg(file)));
+            peer.push(last_json_line(Command::new(python).args([PEER, "--run"]).arg(file)));
         }
     }
     let rate = |run: &Value| run["rows_per_second"].as_f64().unwrap();
@@ -100,20 +102,20 @@ fn in_turn(file: &Path, preset: &str, python: Option<&str>) -> (Value, Option<Va
     ours["peak_bytes"] = json!(peak);
     let peer = best(&peer);
     if let Some(peer) = &peer {
-        assert_eq!(ours["kept"], peer["kept"], "the peer keeps other rows");
+        assert_eq!(ours["kept"], peer["kept"], "the peer keeps a different number of rows");
     }
     (ours, peer)
 }
 
-/// The line of JSON that a program ends with.
-fn answer(command: &mut Command) -> Value {
+/// Runs a program and returns the line of JSON that it prints last.
+fn last_json_line(command: &mut Command) -> Value {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
 
-fn print_one(input: &Path) {
+fn print_own_run(input: &Path) {
     let preset = match std::env::var(PRESET).as_deref() {
         Ok("original") => Preset::Original,
         _ => Preset::Default,
@@ -137,7 +139,7 @@ fn print_one(input: &Path) {
     println!("{line}");
 }
 
-/// This process's largest resident set, where Linux counts it.
+/// Returns this process's largest resident set, if Linux reports it.
 fn peak_bytes() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

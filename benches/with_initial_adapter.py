@@ -1,4 +1,4 @@
-"""Runs a script that trains with TRL, and first writes the adapter its training starts from into a folder.
+"""Runs a script that trains with TRL, and saves the initial adapter to a folder before training.
 
     python with_initial_adapter.py FOLDER SCRIPT [ARGUMENTS]
 """

@@ -1,6 +1,8 @@
-//! Writes a model of Mistral-7B's exact shape with random weights: 14.5 GB of bf16 in shards, for measurements.
+//! Writes a model with the exact shape of Mistral-7B and random weights, 14.5 GB of bf16 in shards,
+//! for measurements.
 //!
-//! `cargo run --release --example random_7b -- DIR [config.json]`; with a `config.json`, a model of that shape instead.
+//! `cargo run --release --example random_7b -- DIR [config.json]`; with a `config.json`, a model of
+//! that shape.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,12 +10,12 @@ use std::time::Instant;
 
 use arithmo::Result;
 use arithmo::bench::shape;
-use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
+use arithmo::model::save::{ModelFolder, OutTensor};
 use arithmo::progress::{Progress, ProgressMode};
 use burn::tensor::DType;
 use rayon::prelude::*;
 
-/// Values made by a thread at once.
+/// Number of values that a thread generates at once.
 const PIECE: usize = 1 << 16;
 
 fn main() -> ExitCode {
@@ -39,19 +41,16 @@ fn write(folder: &Path, name: &str) -> Result<()> {
         Progress::new("write", Some(tensors.len() as u64), "weights", ProgressMode::detect(false));
     let deviation = config.initializer_range as f32;
     let out = (1..).zip(tensors).map(|(seed, (name, shape))| {
-        let (progress, count, norm) = (&progress, shape.iter().product(), shape.len() == 1);
+        let (progress, count, is_norm) = (&progress, shape.iter().product(), shape.len() == 1);
         OutTensor::new(name, shape, DType::BF16, move || {
             progress.inc(1);
-            match norm {
-                true => Ok(vec![1.0; count]),
-                false => Ok(bell(seed, count, deviation)),
-            }
+            if is_norm { Ok(vec![1.0; count]) } else { Ok(normal_values(seed, count, deviation)) }
         })
     });
-    // Any tokenizer does whose ids are in the vocabulary.
+    // Any tokenizer whose ids are in the vocabulary works.
     let tokenizer =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/byte-level");
-    save_folder(folder, &config, out.collect::<Vec<_>>(), MAX_SHARD_BYTES, Some(&tokenizer))?;
+    ModelFolder::new(folder, &config).with_tokenizer(&tokenizer).save(out)?;
     progress.println(&format!(
         "{}: {weights} weights, {:.1} GB in {:.0} s",
         folder.display(),
@@ -62,10 +61,12 @@ fn write(folder: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Numbers around 0 with this standard deviation: sums of four even ones, nearly normal.
-fn bell(seed: u64, count: usize, deviation: f32) -> Vec<f32> {
+/// Returns nearly normal values with mean 0 and this standard deviation: sums of four uniform
+/// ones.
+fn normal_values(seed: u64, count: usize, deviation: f32) -> Vec<f32> {
     let mut values = vec![0f32; count];
-    // Four numbers below 2^16, less their mean; a sum's variance is 4 / 12 of the range's square.
+    // Four integers below 2^16, minus their mean; the variance of a sum is 4 / 12 of the squared
+    // range.
     let scale = deviation * 3f32.sqrt() / 65_536.0;
     values.par_chunks_mut(PIECE).enumerate().for_each(|(index, piece)| {
         let mut state = seed << 40 | index as u64;

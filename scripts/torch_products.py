@@ -1,8 +1,9 @@
-"""The products that `arithmo bench` timed, by torch on the same GPU, and what share of its speed ours have.
+"""Times the GEMMs of an `arithmo bench` log with torch on the same GPU, and compares the speeds.
 
     python3 scripts/torch_products.py BENCH.log
 
-BENCH.log is what bench printed: its line of JSON tells the shapes, the type and the speeds. Prints a table, then such a line.
+BENCH.log is the output of bench: its line of JSON has the shapes, the type and the speeds. Prints a table, then one line of
+JSON.
 """
 import json
 import sys
@@ -13,16 +14,16 @@ REPEATS, ROUNDS = 20, 5
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
-def rate(product, flop):
-    """FLOP a second: the median of some rounds, each of several products in a row between two events."""
+def rate(gemm, flop):
+    """Returns FLOP per second: the median of several rounds, each of several GEMMs between two events."""
     for _ in range(3):
-        product()
+        gemm()
     seconds = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(REPEATS):
-            product()
+            gemm()
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1e3 / REPEATS)
@@ -30,7 +31,7 @@ def rate(product, flop):
 
 
 def measure(ours):
-    """torch's speed of `x W^T` and of `dy W`, on random numbers as bench has them."""
+    """Returns torch's speed of `x W^T` and of `dy W`, on random values as in bench."""
     d_out, d_in, tokens, dtype = ours["d_out"], ours["d_in"], ours["tokens"], DTYPES[ours["dtype"]]
 
     def random(*shape):
@@ -45,7 +46,7 @@ def measure(ours):
 
 
 def line(ours, torch_rates):
-    """A line of the table."""
+    """Returns a line of the table."""
     cells = []
     for key in ("forward_flop_per_second", "backward_flop_per_second"):
         cells.append(f"{torch_rates[key] / 1e12:>10.1f}")
@@ -60,11 +61,11 @@ def main():
     with open(sys.argv[1]) as log:
         results = [json.loads(line) for line in log if line.startswith("{")]
     if not results or not results[-1]["products"]:
-        sys.exit(f"error: {sys.argv[1]} has no products: run bench on cuda, to its end")
+        sys.exit(f"error: {sys.argv[1]} has no GEMM speeds: run bench on cuda to its end")
     bench = results[-1]
     products = bench["products"]
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}; {bench['products_by']}")
-    print(f"{products[0]['tokens']} tokens in {products[0]['dtype']}: TFLOP/s of torch, and the share of it that ours reach")
+    print(f"{products[0]['tokens']} tokens in {products[0]['dtype']}: TFLOP/s of torch, and the percentage of it that arithmo reaches")
     header = "".join(f"{name:>10}{'library':>9}{'kernels':>9}" for name in ("x W^T", "dy W"))
     print(f"  {'weights':<22}{'shape':<16}{header}")
     results = []

@@ -1,19 +1,20 @@
-//! `arithmo`: from voted answers to an aligned, measured model. Preference pairs, LoRA, DPO, on any Burn backend.
+//! `arithmo`: from voted answers to an aligned, measured model. Preference pairs, LoRA and DPO on any Burn backend.
 //!
 //! # Where to start
 //!
-//! Half an hour, in this order:
+//! Read for half an hour, in this order:
 //!
-//! 1. [`data::preference`] and [`data::prepare`]: voted answers become pairs of a chosen and a rejected completion.
-//! 2. [`dpo::loss`], then [`dpo::log_probs`]: what is minimised, and the log-probabilities it is a function of.
+//! 1. [`data::preference`] and [`data::prepare`]: turn voted answers into pairs of a chosen and a rejected
+//!    completion.
+//! 2. [`dpo::loss`], then [`dpo::log_probs`]: the loss, and the log-probabilities it is a function of.
 //! 3. [`model::linear`] and [`lora::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
 //! 4. [`model::mistral`]: the model, with Hugging Face's field names.
-//! 5. [`train::learner`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around it.
-//! 6. [`arithmo_backends`]: the one trait a backend implements.
+//! 5. [`train::learner`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
+//!    it.
+//! 6. [`arithmo_backends`]: the trait that each backend implements.
 //!
-//! Data flows one way: raw rows -> [`data::pair::PreferencePair`] (text) -> [`data::encode::EncodedPair`] (token ids) ->
-//! [`data::batch::PreferenceBatch`] -> log-probabilities -> loss and rewards -> gradients of the adapter alone -> a folder
-//! that PEFT opens. [`demo`] goes the whole way in one short file.
+//! `docs/architecture.md` shows how data moves through these modules and which module may import which. [`demo`] goes the
+//! whole way, from rows to a measured adapter, in one short file.
 //!
 //! # Notation
 //!
@@ -28,8 +29,14 @@
 //! | `Dh` | width of a head, `head_dim` |
 //! | `r` | rank of the adapter; its scaling is `s = lora_alpha / r` |
 //!
-//! Weights are `[out, in]`, as stored. Policy and reference are the same weights, with and without the adapter: before the
-//! first update they are the same function, so the loss is ln 2 and every reward 0, which each run checks.
+//! Weights are `[out, in]`, as stored. Policy and reference share their weights, with and without the adapter. Before
+//! the first update they are the same function, so the loss is ln 2 and every reward is 0, which each run checks.
+
+// `eprintln!` panics if stderr cannot be written; `say!` does not.
+#![warn(clippy::print_stderr)]
+
+#[macro_use]
+pub mod message;
 
 pub mod bench;
 pub mod cli;
@@ -41,6 +48,8 @@ pub mod dpo;
 pub mod error;
 pub mod eval;
 pub mod generate;
+pub mod input_file;
+pub mod inspect;
 pub mod interrupt;
 pub mod iterate;
 pub mod lora;

@@ -1,15 +1,16 @@
-//! How the process is set up to compute on the CPU: its memory and its threads.
+//! Sets up the process to compute on the CPU: its memory and its threads.
 
-/// To be called by the main thread, before it computes anything or starts a thread.
+/// Configures the allocator and the thread pool; the main thread must call it before it computes or starts a thread.
 pub fn set_up() {
     keep_freed_memory();
-    // This thread is one of those that compute: what it shares out it begins with itself, without waking another. Should
-    // the pool exist already, it stays as it is.
+    // The main thread becomes one of the pool's workers, so that it starts the work it distributes without waking
+    // another thread. On one core it is the only worker. A thread that the main thread waits for must therefore not
+    // use the pool: each would wait for the other. An existing pool stays as it is.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
-/// Has the C library keep what is freed instead of handing it back to the system, which would give it out again page by
-/// page: activations of the same size come and go thousands of times in a run.
+/// Makes the C library keep freed memory instead of returning it to the system, which would hand it out again page by
+/// page: activations of the same size are allocated and freed thousands of times in a run.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(
     unsafe_code,

@@ -1,12 +1,12 @@
-//! Reading a file at a place, from several threads at once.
+//! Reads from a position in a file, from several threads at once.
 
 use std::fs::File;
 use std::io;
 
-/// Fills `bytes` from byte `start` of `file` on.
+/// Fills `bytes` from `file`, starting at byte `start`.
 ///
 /// # Errors
-/// The file ends before (`UnexpectedEof`), or cannot be read.
+/// The file ends early (`UnexpectedEof`) or cannot be read.
 #[cfg(unix)]
 pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, start)

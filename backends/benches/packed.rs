@@ -1,12 +1,12 @@
-//! Packed weights on the CPU beside floats: projections of one row and of a few as decoding has them, in bytes of weights a
-//! second beside what memory copies, and of many rows forward and back as training has them.
+//! Quantized weights on the CPU compared with floats. Decoding: projections of one row and of a few, in bytes of
+//! weights per second and relative to the memory bandwidth. Training: projections of many rows, forward and backward.
 //!
 //! ```text
 //! cargo bench -p arithmo-backends --bench packed -- [--rounds 5] [--decoding]
 //! ```
 //!
-//! Weights are as large as a layer's of Mistral 7B, so that no cache holds them. The best round counts. `--decoding` leaves
-//! training out. Table first, one JSON line last.
+//! The weights are as large as those of a layer of Mistral 7B, so that no cache can hold them. The fastest round
+//! counts. `--decoding` leaves training out. The program prints a table, then one line of JSON.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
@@ -22,7 +22,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 #[global_allocator]
 static ALLOCATOR: CacheAligned = CacheAligned;
 
-/// `[D_out, D_in]` of a layer's seven projections: those of one input together.
+/// `[D_out, D_in]` of a layer's seven projections, grouped by their input.
 const LAYER: [&[[usize; 2]]; 4] = [
     &[[4096, 4096], [1024, 4096], [1024, 4096]],
     &[[4096, 4096]],
@@ -30,13 +30,13 @@ const LAYER: [&[[usize; 2]]; 4] = [
     &[[4096, 14336]],
 ];
 
-/// Rows that decoding has.
+/// The numbers of rows in decoding.
 const DECODING: [usize; 5] = [1, 2, 4, 8, 32];
 
-/// Rows that training has.
+/// The numbers of rows in training.
 const TRAINING: [usize; 2] = [512, 2048];
 
-/// How the weights are kept; `None`: floats.
+/// The formats of the weights, and whether their scales are quantized too; `None` for floats.
 const KINDS: [(&str, Option<Format>, bool); 6] = [
     ("f32", None, false),
     ("bf16", Some(Format::Bf16), false),
@@ -48,11 +48,11 @@ const KINDS: [(&str, Option<Format>, bool); 6] = [
 
 fn main() {
     let rounds = rounds();
-    let training_too = !std::env::args().any(|argument| argument == "--decoding");
-    let copied = copy_bandwidth(rounds);
-    println!("memory copies {copied:.1} GB/s, read and written bytes together");
+    let with_training = !std::env::args().any(|argument| argument == "--decoding");
+    let bandwidth = copy_bandwidth(rounds);
+    println!("memory bandwidth {bandwidth:.1} GB/s, read and written bytes together");
     let mut lines = Vec::new();
-    println!("\ndecoding: ms a layer (GB of weights a second, share of what memory copies)");
+    println!("\ndecoding: ms per layer (GB of weights per second, % of the memory bandwidth)");
     header(&DECODING);
     let mut training = Vec::new();
     for (name, format, double) in KINDS {
@@ -63,12 +63,12 @@ fn main() {
             let inputs = inputs(&layer, rows);
             let seconds = best(rounds, || forward(&layer, &inputs));
             let rate = bytes as f64 / seconds / 1e9;
-            let share = 100.0 * rate / copied;
-            line += &format!(" {:>8.2} ({rate:>4.1}, {share:>3.0} %)", 1e3 * seconds);
+            let percent = 100.0 * rate / bandwidth;
+            line += &format!(" {:>8.2} ({rate:>4.1}, {percent:>3.0} %)", 1e3 * seconds);
             lines.push(json(name, "decode", rows, seconds, bytes));
         }
         println!("{line}");
-        if name == "fp4" || !training_too {
+        if name == "fp4" || !with_training {
             continue;
         }
         for rows in TRAINING {
@@ -77,26 +77,26 @@ fn main() {
             lines.push(json(name, "train", rows, seconds, bytes));
         }
     }
-    if training_too {
+    if with_training {
         print_training(&training);
     }
     let lines = lines.join(",");
-    println!("{{\"copy_gb_s\":{copied:.2},\"results\":[{lines}]}}");
+    println!("{{\"copy_gb_s\":{bandwidth:.2},\"results\":[{lines}]}}");
 }
 
 fn print_training(training: &[(&str, usize, f64)]) {
     println!(
-        "\ntraining: seconds forward and back of a projection [4096, 4096], r = 16 (times f32)"
+        "\ntraining: seconds, forward and backward, of a projection [4096, 4096], r = 16 (relative to f32)"
     );
     header(&TRAINING);
     for (name, ..) in KINDS {
         let mut line = format!("{name:>12}");
         for rows in TRAINING {
-            let of = |kind: &str| {
+            let seconds_of = |kind: &str| {
                 let found = training.iter().find(|(name, r, _)| (*name, *r) == (kind, rows));
                 found.map(|(_, _, seconds)| *seconds)
             };
-            if let Some((ours, floats)) = of(name).zip(of("f32")) {
+            if let Some((ours, floats)) = seconds_of(name).zip(seconds_of("f32")) {
                 line += &format!(" {ours:>12.3} ({:.3})", ours / floats);
             }
         }
@@ -109,9 +109,9 @@ fn header(rows: &[usize]) {
     println!("{:>12}{}", "rows", rows.concat());
 }
 
-fn json(name: &str, what: &str, rows: usize, seconds: f64, bytes: usize) -> String {
+fn json(name: &str, phase: &str, rows: usize, seconds: f64, bytes: usize) -> String {
     format!(
-        "{{\"weights\":\"{name}\",\"what\":\"{what}\",\"rows\":{rows},\"seconds\":{seconds:.6},\"bytes\":{bytes}}}"
+        "{{\"weights\":\"{name}\",\"what\":\"{phase}\",\"rows\":{rows},\"seconds\":{seconds:.6},\"bytes\":{bytes}}}"
     )
 }
 
@@ -121,7 +121,7 @@ fn rounds() -> usize {
     at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(5)
 }
 
-/// Seconds of the fastest of some rounds, after one that does not count.
+/// Returns the seconds of the fastest of some rounds, after one warm-up.
 fn best(rounds: usize, mut f: impl FnMut()) -> f64 {
     f();
     let round = |_| {
@@ -132,15 +132,15 @@ fn best(rounds: usize, mut f: impl FnMut()) -> f64 {
     (0..rounds).map(round).fold(f64::INFINITY, f64::min)
 }
 
-/// GB a second, read and written, that all threads copy.
+/// Returns the memory bandwidth of copying with all threads, in GB per second, read and written bytes together.
 fn copy_bandwidth(rounds: usize) -> f64 {
     let threads = std::thread::available_parallelism().unwrap().get();
-    let share = (512 << 20) / threads;
-    let from = vec![1u8; share * threads];
-    let mut to = vec![2u8; share * threads];
+    let chunk = (512 << 20) / threads;
+    let from = vec![1u8; chunk * threads];
+    let mut to = vec![2u8; chunk * threads];
     let seconds = best(rounds, || {
         std::thread::scope(|scope| {
-            for (to, from) in to.chunks_mut(share).zip(from.chunks(share)) {
+            for (to, from) in to.chunks_mut(chunk).zip(from.chunks(chunk)) {
                 scope.spawn(|| to.copy_from_slice(from));
             }
         });
@@ -164,8 +164,8 @@ fn floats<const D: usize>(shape: [usize; D]) -> Tensor<Cpu, D> {
 
 fn words(count: usize, mask: u32) -> Tensor<Cpu, 1, Int> {
     let values: Vec<u32> = random(count).map(|word| word & mask).collect();
-    let place = (&Default::default(), DType::U32);
-    Tensor::from_data(TensorData::new(values, [count]), place)
+    let options = (&Default::default(), DType::U32);
+    Tensor::from_data(TensorData::new(values, [count]), options)
 }
 
 fn weight(format: Option<Format>, double: bool, dims: [usize; 2]) -> Weight<Cpu> {
@@ -183,7 +183,7 @@ fn weight(format: Option<Format>, double: bool, dims: [usize; 2]) -> Weight<Cpu>
             offset: 0.1,
         }),
     };
-    // Of 16 bits no huge numbers.
+    // The mask keeps huge numbers out of the 16-bit format.
     let mask = if format == Format::Bf16 { 0xbfff_bfff } else { u32::MAX };
     Weight::Packed(PackedWeight {
         format,
@@ -204,12 +204,12 @@ fn bytes(weight: &Weight<Cpu>) -> usize {
     match weight {
         Weight::Float(weight) => 4 * weight.shape().num_elements(),
         Weight::Packed(weight) => weight.bytes(),
-        Weight::Split(_) => unreachable!("none is split here"),
+        Weight::Split(_) => unreachable!("no weight is split here"),
     }
 }
 
 fn projections(group: &[Weight<Cpu>], rank: usize) -> Vec<Projection<Cpu>> {
-    let of = |weight: &Weight<Cpu>| {
+    let projection = |weight: &Weight<Cpu>| {
         let [d_out, d_in] = weight.dims();
         Projection {
             weight: weight.clone(),
@@ -221,21 +221,22 @@ fn projections(group: &[Weight<Cpu>], rank: usize) -> Vec<Projection<Cpu>> {
             }),
         }
     };
-    group.iter().map(of).collect()
+    group.iter().map(projection).collect()
 }
 
-/// What each group of a layer is multiplied with.
+/// Returns an input for each group of projections of a layer.
 fn inputs(layer: &Layer, rows: usize) -> Vec<Tensor<Cpu, 2>> {
-    let groups = layer.iter();
-    groups.map(|g| floats([rows, g[0].dims()[1]])).collect()
+    layer.iter().map(|group| floats([rows, group[0].dims()[1]])).collect()
 }
 
+/// Runs every projection of a layer.
 fn forward(layer: &Layer, inputs: &[Tensor<Cpu, 2>]) {
     for (group, x) in layer.iter().zip(inputs) {
         black_box(Cpu::adapted_linear(x.clone(), &projections(group, 0), None).output);
     }
 }
 
+/// Runs a group of projections with branches forward and backward.
 fn step(group: &[Weight<Cpu>], rows: usize) {
     let [_, d_in] = group[0].dims();
     let (x, projections) = (floats([rows, d_in]), projections(group, 16));

@@ -1,4 +1,4 @@
-//! The backward rule of every operation, written once for every backend.
+//! The backward rule of every operation, written once for all backends.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,24 +13,24 @@ use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
-    LogProbStats, LogProbs, PackedWeight, ProductsBy, Projection, RotaryAngles, TrainBackend, Turn,
-    Weight, ops,
+    LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles, Rotation,
+    TrainBackend, Weight, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
 
-/// Waits until no other thread of this process has an autodiff graph under construction, and keeps them out until the
+/// Waits until no other thread of this process is building an autodiff graph, and keeps other threads out until the
 /// guard is dropped. Hold it from the first tracked operation of a forward pass to the end of its backward.
 ///
-/// Burn 0.21 keeps the graphs of all threads in one place, and the clean-up after a backward in one thread takes steps
-/// that another thread has just recorded for unused: that thread's gradients then silently lack terms.
+/// Burn 0.21 keeps the graphs of all threads in one place. The clean-up after a backward in one thread may discard
+/// steps that another thread has just recorded; that thread's gradients then lack terms without any error.
 pub fn graph_lock() -> MutexGuard<'static, ()> {
     static GRAPH: Mutex<()> = Mutex::new(());
     GRAPH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Records an operation of `$nodes` with backward rule `$rule`: the result is tracked, with `$state` kept, where an
-/// input is.
+/// Records an operation on `$nodes` with the backward rule `$rule`. The result is tracked, and `$state` is kept, if
+/// an input is tracked.
 macro_rules! record {
     ($rule:expr, $nodes:expr, $state:expr, $output:expr) => {
         match $rule.prepare::<C>($nodes).compute_bound().stateful() {
@@ -65,16 +65,16 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         B::pass_tokens()
     }
 
-    fn free_tokens() -> usize {
-        B::free_tokens()
+    fn speculative_tokens() -> usize {
+        B::speculative_tokens()
     }
 
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         B::computes_in(device, dtype)
     }
 
-    fn products_by(device: &Self::Device) -> ProductsBy {
-        B::products_by(device)
+    fn matmul_provider(device: &Self::Device) -> MatmulProvider {
+        B::matmul_provider(device)
     }
 
     fn without_library<T>(device: &Self::Device, compute: impl FnOnce() -> T) -> T {
@@ -106,7 +106,7 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         residual: Option<Tensor<Self, 2>>,
     ) -> Adapted<Self> {
         let x = tensor(x);
-        let (mut nodes, mut of_weights) = (vec![x.node], Vec::new());
+        let (mut nodes, mut weight_nodes) = (vec![x.node], Vec::new());
         let x = float::<B, 2>(x.primitive);
         let inner: Vec<_> = projections
             .iter()
@@ -121,8 +121,8 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
                         dropout_mask: adapter.dropout_mask.clone().map(Tensor::inner),
                     }
                 });
-                let (weight, of_weight) = inner_weight(projection.weight.clone());
-                of_weights.extend(of_weight.map(|weight| weight.node));
+                let (weight, tracked_weight) = inner_weight(projection.weight.clone());
+                weight_nodes.extend(tracked_weight.map(|weight| weight.node));
                 Projection { weight, adapter }
             })
             .collect();
@@ -132,14 +132,14 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
             float::<B, 2>(residual.primitive)
         });
         let has_residual = residual.is_some();
-        let trained = of_weights.iter().any(|node| !node.requirement.is_none());
+        let trained = weight_nodes.iter().any(|node| !node.requirement.is_none());
         if trained {
-            nodes.extend(of_weights);
+            nodes.extend(weight_nodes);
         }
         let Adapted { output, low } = B::adapted_linear(x.clone(), &inner, residual);
-        let low_here = low.clone().map(Tensor::from_inner);
+        let tracked_low = low.clone().map(Tensor::from_inner);
         let state = AdaptedState {
-            // Only the gradients of branches and weights are made of it.
+            // Only the gradients of branches and weights need the input.
             x: (trained || low.is_some()).then_some(x),
             projections: inner,
             low,
@@ -157,14 +157,15 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
                 }
             };
         }
-        // The input, two matrices a branch, a residual, the weights if they are trained.
-        Adapted { output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11), low: low_here }
+        // The inputs: `x`, two matrices per branch, a residual, and the weights if any of them is trained.
+        Adapted { output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11), low: tracked_low }
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
         let (mut input, weight) = (tensor(x), tensor(weight));
         let nodes = [input.node.clone(), weight.node];
-        // Kept to ask for its gradient: it must not keep the graph below it alive, which is what `rc` counts.
+        // The input is kept to look up its gradient in backward. It gets an `rc` of its own, because a shared one
+        // would keep the graph below it alive.
         input.rc = Arc::new(input.node.id);
         let weight = float::<B, 1>(weight.primitive);
         let output = B::rms_norm(float(input.primitive.clone()), weight.clone(), epsilon);
@@ -174,14 +175,14 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     fn rope(
         x: Tensor<Self, 2>,
         angles: &RotaryAngles<Self>,
-        turned: usize,
-        turn: Turn,
+        rotated_heads: usize,
+        rotation: Rotation,
     ) -> Tensor<Self, 2> {
         let x = tensor(x);
         let angles =
             RotaryAngles { cos: angles.cos.clone().inner(), sin: angles.sin.clone().inner() };
-        let output = B::rope(float(x.primitive), &angles, turned, turn);
-        record!(RopeBackward, [x.node], (angles, turned, turn), output)
+        let output = B::rope(float(x.primitive), &angles, rotated_heads, rotation);
+        record!(RopeBackward, [x.node], (angles, rotated_heads, rotation), output)
     }
 
     fn self_attention(
@@ -213,20 +214,20 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         stats: LogProbStats,
         _with_slopes: bool,
     ) -> LogProbs<Self> {
-        let (hidden, (head, of_head)) = (tensor(hidden), inner_weight(lm_head));
+        let (hidden, (head, tracked_head)) = (tensor(hidden), inner_weight(lm_head));
         let tracked = !hidden.node.requirement.is_none();
-        let of_head = of_head.map(|head| head.node);
-        let of_head = of_head.filter(|node| !node.requirement.is_none());
+        let head_node = tracked_head.map(|head| head.node);
+        let head_node = head_node.filter(|node| !node.requirement.is_none());
         let (states, targets) = (float::<B, 2>(hidden.primitive), targets.inner());
-        // Handles, kept only where the head is trained.
-        let trained = match (&head, &of_head) {
+        // These handles are kept only if the head is trained.
+        let trained = match (&head, &head_node) {
             (Weight::Float(head), Some(_)) => Some((states.clone(), head.clone(), targets.clone())),
             _ => None,
         };
         let LogProbs { columns, slopes } =
             B::completion_log_probs(states, head, targets, stats, tracked);
         let state = (slopes, trained);
-        let columns = match of_head {
+        let columns = match head_node {
             Some(node) => record!(LogProbsBackward, [hidden.node, node], state, columns),
             None => record!(LogProbsBackward, [hidden.node], state, columns),
         };
@@ -234,18 +235,18 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
     }
 }
 
-/// Backward from `y` with `of_y`, the gradient of what is differentiated with respect to it, given from outside.
+/// Runs backward from `y`, given `grad_y`, the gradient of the differentiated quantity with respect to `y`.
 pub fn backward_from<B: TrainBackend, C: CheckpointStrategy, const D: usize>(
     y: Tensor<Ad<B, C>, D>,
-    of_y: Tensor<B, D>,
+    grad_y: Tensor<B, D>,
 ) -> <Ad<B, C> as AutodiffBackend>::Gradients {
-    assert_eq!(y.dims(), of_y.dims(), "backward_from: gradient of y");
-    let end = Tensor::<B, 1>::zeros([1], &of_y.device());
-    let end: Tensor<Ad<B, C>, 1> = record!(GivenGradient::<D>, [tensor(y).node], of_y, end);
+    assert_eq!(y.dims(), grad_y.dims(), "backward_from: gradient of y");
+    let end = Tensor::<B, 1>::zeros([1], &grad_y.device());
+    let end: Tensor<Ad<B, C>, 1> = record!(GivenGradient::<D>, [tensor(y).node], grad_y, end);
     end.backward()
 }
 
-/// An end point whose gradient is given, not computed.
+/// The end point of a graph whose gradient is given instead of computed.
 #[derive(Debug)]
 struct GivenGradient<const D: usize>;
 
@@ -261,7 +262,7 @@ impl<B: Backend, const D: usize> Backward<B, 1> for GivenGradient<D> {
     }
 }
 
-/// Saves a handle of the weight alone.
+/// The rule of a frozen linear projection. It saves only a handle of the weight.
 #[derive(Debug)]
 struct LinearBackward;
 
@@ -278,17 +279,19 @@ impl<B: TrainBackend> Backward<B, 1> for LinearBackward {
     }
 }
 
-/// Inputs: `x`, then `a` and `b` of each branch, then the residual if there is one, then the weights if any is trained.
+/// The rule of projections with branches. Its inputs are `x`, then `a` and `b` of each branch, then the residual if
+/// there is one, then the weights if any of them is trained.
 #[derive(Debug)]
 struct AdaptedBackward;
 
 #[derive(Clone, Debug)]
 struct AdaptedState<B: Backend> {
     x: Option<Tensor<B, 2>>,
-    /// Handles.
+    /// Handles of the weights and branches.
     projections: Vec<Projection<B>>,
     low: Option<Tensor<B, 2>>,
     has_residual: bool,
+    /// Whether any weight is trained.
     trained: bool,
 }
 
@@ -299,17 +302,17 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let needs_x = ops.parents.first().is_some_and(Option::is_some);
         let AdaptedState { x, projections, low, has_residual, trained } = ops.state;
-        let of_residual = has_residual.then(|| grad.clone());
-        let of_weights = match (trained, &x) {
+        let d_residual = has_residual.then(|| grad.clone());
+        let d_weights = match (trained, &x) {
             (true, Some(x)) => weight_gradients(&projections, x.clone(), grad.clone()),
             _ => Vec::new(),
         };
         let d = B::adapted_linear_backward(x, &projections, low, grad, needs_x);
-        let of_adapters = d.adapters.into_iter().flatten().map(Some);
+        let d_adapters = d.adapters.into_iter().flatten().map(Some);
         let all = std::iter::once(d.x)
-            .chain(of_adapters)
-            .chain(has_residual.then_some(of_residual))
-            .chain(of_weights);
+            .chain(d_adapters)
+            .chain(has_residual.then_some(d_residual))
+            .chain(d_weights);
         for (parent, grad) in ops.parents.into_iter().zip(all) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<B>(parent.id, primitive(grad));
@@ -318,7 +321,7 @@ impl<B: TrainBackend, const N: usize> Backward<B, N> for AdaptedBackward {
     }
 }
 
-/// The gradient of each projection's weight, but of packed ones.
+/// Returns the gradient of each float weight, in order; quantized and split weights have none.
 fn weight_gradients<B: TrainBackend>(
     projections: &[Projection<B>],
     x: Tensor<B, 2>,
@@ -337,7 +340,7 @@ fn weight_gradients<B: TrainBackend>(
     rows.collect()
 }
 
-/// Saves the input.
+/// The rule of the RMS norm. It saves the input.
 #[derive(Debug)]
 struct NormBackward;
 
@@ -345,16 +348,16 @@ impl<B: TrainBackend> Backward<B, 2> for NormBackward {
     type State = (FloatTensor<Autodiff<B>>, Tensor<B, 1>, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [parent, of_weight] = ops.parents;
+        let [parent, weight_parent] = ops.parents;
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
         let (input, weight, epsilon) = ops.state;
         let x: Tensor<B, 2> = float(input.primitive.clone());
-        if let Some(of_weight) = of_weight {
+        if let Some(weight_parent) = weight_parent {
             let d_weight = B::rms_norm_weight_gradient(x.clone(), epsilon, grad.clone());
-            grads.register::<B>(of_weight.id, primitive(d_weight));
+            grads.register::<B>(weight_parent.id, primitive(d_weight));
         }
         if let Some(parent) = parent {
-            // A residual's gradient is there by now; Burn's own sum of the two would be one more pass.
+            // The residual's gradient has been registered by now. Burn would add the two gradients in another pass.
             let d_x = match grads.remove(&input).map(float) {
                 Some(other) => B::rms_norm_backward_onto(x, weight, epsilon, grad, other),
                 None => B::rms_norm_backward(x, weight, epsilon, grad),
@@ -364,29 +367,29 @@ impl<B: TrainBackend> Backward<B, 2> for NormBackward {
     }
 }
 
-/// Saves the angles.
+/// The rule of the rotary embedding. It saves the angles.
 #[derive(Debug)]
 struct RopeBackward;
 
 impl<B: TrainBackend> Backward<B, 1> for RopeBackward {
-    type State = (RotaryAngles<B>, usize, Turn);
+    type State = (RotaryAngles<B>, usize, Rotation);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [parent] = ops.parents;
         let grad = float(grads.consume::<B>(&ops.node));
         if let Some(parent) = parent {
-            let (angles, turned, turn) = ops.state;
-            let back = match turn {
-                Turn::Forward => Turn::Back,
-                Turn::Back => Turn::Forward,
+            let (angles, rotated_heads, rotation) = ops.state;
+            let inverse = match rotation {
+                Rotation::Forward => Rotation::Inverse,
+                Rotation::Inverse => Rotation::Forward,
             };
-            let d_x = B::rope(grad, &angles, turned, back);
+            let d_x = B::rope(grad, &angles, rotated_heads, inverse);
             grads.register::<B>(parent.id, primitive(d_x));
         }
     }
 }
 
-/// Saves queries, keys and values, the output and the log-sum-exp of each row.
+/// The rule of attention. It saves queries, keys and values, the output and the log-sum-exp of each row.
 #[derive(Debug)]
 struct AttentionBackward;
 
@@ -404,7 +407,7 @@ impl<B: TrainBackend> Backward<B, 1> for AttentionBackward {
     }
 }
 
-/// Saves gate and up.
+/// The rule of SwiGLU. It saves gate and up.
 #[derive(Debug)]
 struct SwigluBackward;
 
@@ -421,33 +424,38 @@ impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
     }
 }
 
-/// Saves the slope of each log-probability, which forward computed with it, and what the gradient of a trained head is
-/// made of: handles of the states, the head and the targets. Inputs: the states, and the head if it is trained.
+/// The rule of the log-probabilities. It saves the slope of each log-probability, which forward computed, and, for a
+/// trained head, handles of the states, the head and the targets. Its inputs are the states, and the head if it is
+/// trained.
 #[derive(Debug)]
 struct LogProbsBackward;
 
-type OfHead<B> = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
+/// The states, the head and the targets, from which the gradient of a trained head is computed.
+type TrainedHead<B> = (Tensor<B, 2>, Tensor<B, 2>, Tensor<B, 1, Int>);
 
 impl<B: TrainBackend, const N: usize> Backward<B, N> for LogProbsBackward {
-    type State = (Option<Tensor<B, 2>>, Option<OfHead<B>>);
+    type State = (Option<Tensor<B, 2>>, Option<TrainedHead<B>>);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (mut parents, (slopes, of_head)) = (ops.parents.into_iter(), ops.state);
+        let (mut parents, (slopes, trained_head)) = (ops.parents.into_iter(), ops.state);
         let (parent, head_parent) = (parents.next().flatten(), parents.next().flatten());
         let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
-        let of_log_probs = grad.narrow(1, 0, 1);
-        if let (Some(parent), Some((states, head, targets))) = (head_parent, of_head) {
-            let d_head = ops::log_probs::head_gradient(states, head, targets, of_log_probs.clone());
+        let d_log_probs = grad.narrow(1, 0, 1);
+        if let (Some(parent), Some((states, head, targets))) = (head_parent, trained_head) {
+            let d_head = ops::log_probs::head_gradient(states, head, targets, d_log_probs.clone());
             grads.register::<B>(parent.id, primitive(d_head));
         }
         if let (Some(parent), Some(slopes)) = (parent, slopes) {
-            let of_log_probs = of_log_probs.cast(slopes.dtype());
-            grads.register::<B>(parent.id, primitive(slopes * of_log_probs));
+            let d_log_probs = d_log_probs.cast(slopes.dtype());
+            grads.register::<B>(parent.id, primitive(slopes * d_log_probs));
         }
     }
 }
 
-/// The inner tensor of a weight that must not be trained.
+/// Returns the inner tensor of a weight that must not be trained.
+///
+/// # Panics
+/// If the weight requires a gradient.
 fn frozen<B: Backend, C: CheckpointStrategy, const D: usize>(
     name: &str,
     weight: Tensor<Ad<B, C>, D>,
@@ -460,7 +468,7 @@ fn frozen<B: Backend, C: CheckpointStrategy, const D: usize>(
     float(weight.primitive)
 }
 
-/// The inner weight, and the tensor of one that may be trained.
+/// Returns the inner weight, and, if it is a float weight, which may be trained, its autodiff tensor.
 fn inner_weight<B: TrainBackend, C: CheckpointStrategy>(
     weight: Weight<Ad<B, C>>,
 ) -> (Weight<B>, Option<FloatTensor<Ad<B, C>>>) {
@@ -474,7 +482,7 @@ fn inner_weight<B: TrainBackend, C: CheckpointStrategy>(
     }
 }
 
-/// The inner weight of one that must not be trained.
+/// Returns the inner weight of a weight that must not be trained.
 fn all_frozen<B: TrainBackend, C: CheckpointStrategy>(weight: Weight<Ad<B, C>>) -> Weight<B> {
     match weight {
         Weight::Float(weight) => Weight::Float(frozen("a frozen weight", weight)),
@@ -483,6 +491,7 @@ fn all_frozen<B: TrainBackend, C: CheckpointStrategy>(weight: Weight<Ad<B, C>>) 
     }
 }
 
+/// Returns the mask on the inner backend.
 fn inner_mask<B: Backend, C: CheckpointStrategy>(
     mask: &AttentionMask<Ad<B, C>>,
 ) -> AttentionMask<B> {
@@ -493,20 +502,24 @@ fn inner_mask<B: Backend, C: CheckpointStrategy>(
     }
 }
 
+/// Returns the autodiff primitive of a tensor.
 fn tensor<B: Backend, C: CheckpointStrategy, const D: usize>(
     tensor: Tensor<Ad<B, C>, D>,
 ) -> FloatTensor<Ad<B, C>> {
     tensor.into_primitive().tensor()
 }
 
+/// Wraps a float primitive as a tensor.
 fn float<B: Backend, const D: usize>(tensor: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
+/// Returns the float primitive of a tensor.
 fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
     tensor.into_primitive().tensor()
 }
 
+/// Wraps an autodiff primitive as a tensor.
 fn wrap<B: Backend, C: CheckpointStrategy, const D: usize>(
     tensor: FloatTensor<Ad<B, C>>,
 ) -> Tensor<Ad<B, C>, D> {

@@ -1,10 +1,11 @@
-//! What wgpu and cuda share through CubeCL, the language their kernels are written in.
+//! Code shared by the wgpu and cuda backends. Its kernels are written in CubeCL.
 
 pub(crate) mod adapted_linear;
 pub(crate) mod attention;
 mod branch;
 pub(crate) mod launch;
 pub(crate) mod log_probs;
+pub(crate) mod matmul;
 pub(crate) mod operations;
 pub(crate) mod packed;
 #[cfg(all(test, feature = "wgpu"))]
@@ -15,6 +16,7 @@ pub(crate) mod rope;
 pub(crate) mod swiglu;
 mod weight;
 
+use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,27 +25,28 @@ use cubecl::Runtime;
 
 use crate::Allocation;
 
-/// Bytes the runtime has taken from the device for the calling thread's tensors, weights and pools alike.
+/// Returns the bytes that the CubeCL runtime has reserved on the device for the calling thread: tensors, weights and
+/// memory pools together.
 ///
-/// That is the peak: pools grow page by page and give nothing back unless a memory clean-up is asked for, which this
-/// project never does. Every thread has pools of its own, so ask from the thread that computes.
+/// This is also the peak. Pools grow page by page and return memory only on an explicit clean-up, which this project
+/// never requests. Every thread has its own pools, so call this from the thread that computes.
 pub(crate) fn reserved_bytes<R: Runtime>(device: &R::Device) -> Option<u64> {
     R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
 }
 
-/// How the runtime takes memory.
-pub(crate) fn pools<R: Runtime>(device: &R::Device) -> Allocation {
+/// Describes how the CubeCL runtime allocates memory on `device`: in pools, with this page size and alignment.
+pub(crate) fn pool_allocation<R: Runtime>(device: &R::Device) -> Allocation {
     let client = R::client(device);
     let memory = &client.properties().memory;
     Allocation::Pools { page: memory.max_page_size, alignment: memory.alignment }
 }
 
-/// Computes one addition on `device`.
+/// Computes `1 + 1` on `device` and checks the result.
 ///
 /// # Errors
-/// What went wrong, in the runtime's words.
+/// Returns the runtime's own message if the computation fails, or the sum if it is wrong.
 pub(crate) fn compute_once<B: Backend>(device: &B::Device) -> Result<(), String> {
-    let sum = without_panic(AssertUnwindSafe(|| {
+    let sum = catch_panic(AssertUnwindSafe(|| {
         let one = Tensor::<B, 1>::ones([1], device);
         let data = (one.clone() + one).try_into_data();
         data.map(|data| data.iter::<f32>().next())
@@ -55,26 +58,42 @@ pub(crate) fn compute_once<B: Backend>(device: &B::Device) -> Result<(), String>
     }
 }
 
-/// Runs `probe`; a panic, in whatever thread, becomes an error and prints nothing.
+/// The error text for a panic that carries no message.
+const NO_MESSAGE: &str = "panicked without a message";
+
+/// Runs `probe` and turns a panic into an error that holds the first line of its message. Nothing is printed.
 ///
-/// The runtimes panic where a driver or a library is absent, most of them in a thread of their own: the first message
-/// is the cause, later ones are its echo.
-pub(crate) fn without_panic<T>(probe: impl FnOnce() -> T + panic::UnwindSafe) -> Result<T, String> {
-    // What happens at a panic is set for the whole process: one at a time.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+/// The runtimes panic where a driver or a library is missing, mostly in a thread of their own. The first message,
+/// from whichever thread, is the cause; later ones only follow from it. `probe` may call this function again: the
+/// inner call takes no lock.
+pub(crate) fn catch_panic<T>(probe: impl FnOnce() -> T + panic::UnwindSafe) -> Result<T, String> {
+    // The panic hook belongs to the whole process, so only one thread may replace it at a time.
+    static HOOK: Mutex<()> = Mutex::new(());
+    thread_local! {
+        static CATCHING: Cell<bool> = const { Cell::new(false) };
+    }
+    if CATCHING.get() {
+        return panic::catch_unwind(probe).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied());
+            text.and_then(|text| text.lines().next()).unwrap_or(NO_MESSAGE).to_string()
+        });
+    }
+    let _hook_guard = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    CATCHING.set(true);
     let first = Arc::new(Mutex::new(None::<String>));
     let hook = panic::take_hook();
-    let seen = Arc::clone(&first);
+    let first_in_hook = Arc::clone(&first);
     panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or("an unknown error");
-        let mut first = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = first_in_hook.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| message.lines().next().unwrap_or(message).to_string());
     }));
     let result = panic::catch_unwind(probe);
     panic::set_hook(hook);
+    CATCHING.set(false);
     let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-    result.map_err(|_| first.unwrap_or_else(|| "stopped without a word".to_string()))
+    result.map_err(|_| first.unwrap_or_else(|| NO_MESSAGE.to_string()))
 }
 
 #[cfg(test)]
@@ -82,12 +101,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_panic_is_the_reason() {
-        let value = without_panic(|| {
+    fn the_first_panic_message_is_the_error() {
+        let value = catch_panic(|| {
             let cause = std::thread::spawn(|| panic!("no driver\nbacktrace"));
             cause.join().map_err(|_| ()).expect("the channel is closed")
         });
         assert_eq!(value, Err("no driver".to_string()));
-        assert_eq!(without_panic(|| 7), Ok(7));
+        assert_eq!(catch_panic(|| 7), Ok(7));
+    }
+
+    #[test]
+    fn nested_calls_do_not_deadlock() {
+        let inner = catch_panic(|| catch_panic(|| 7));
+        assert_eq!(inner, Ok(Ok(7)));
+        let failed = catch_panic(|| catch_panic(|| -> u8 { panic!("no driver\nbacktrace") }));
+        assert_eq!(failed, Ok(Err("no driver".to_string())));
+        assert_eq!(catch_panic(|| 8), Ok(8));
     }
 }

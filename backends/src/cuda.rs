@@ -1,45 +1,45 @@
 //! NVIDIA GPUs.
 
+pub(crate) mod gemm;
 mod library;
 mod problem;
-pub(crate) mod products;
 mod self_test;
 mod stream;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 use cudarc::driver::CudaContext;
 
 use crate::cubecl::{
-    compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
+    catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
+    reserved_bytes,
 };
-use crate::devices::dtypes_of;
 use crate::{
-    Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, ProductsBy, TrainBackend,
+    Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider, TrainBackend,
 };
 
-/// Training on CUDA. The default float is f32; base weights and activations may be bf16 or f16.
+/// The CUDA backend. Its default float type is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
 
 impl CubeGpu for Gpu {
     type Runtime = CudaRuntime;
 
     fn has_library(device: &Self::Device) -> bool {
-        products::has_library(device)
+        gemm::has_library(device)
     }
 }
 
 impl TrainBackend for Gpu {
-    cube_operations!();
+    cubecl_operations!();
 
     fn device_name(_device: &Self::Device) -> Option<String> {
         only_model()
     }
 
     fn allocation(device: &Self::Device) -> Allocation {
-        pools::<CudaRuntime>(device)
+        pool_allocation::<CudaRuntime>(device)
     }
 
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
@@ -50,22 +50,23 @@ impl TrainBackend for Gpu {
         memory(device.index).map(|memory| memory.free)
     }
 
-    fn products_by(device: &Self::Device) -> ProductsBy {
-        products::by(device)
+    fn matmul_provider(device: &Self::Device) -> MatmulProvider {
+        gemm::provider(device)
     }
 
     fn without_library<T>(device: &Self::Device, compute: impl FnOnce() -> T) -> T {
-        products::without_library(device, compute)
+        gemm::without_library(device, compute)
     }
 }
 
 /// Starts a device: see [`BackendKind::start_device`](crate::BackendKind::start_device).
 pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
-    stream::one();
-    // The driver is asked first, in this thread: starting the runtime without one would end a thread of its own.
-    match without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
+    stream::use_single_stream();
+    // The driver is queried first, in this thread: without a driver, starting the runtime would panic in a thread of
+    // its own.
+    match catch_panic(|| CudaRuntime::enumerate_devices(0, &()).len()) {
         Err(reason) => {
-            // The rest lists every name that was tried.
+            // The rest of the message lists every library name that was tried.
             let reason = reason.split(" - ").next().unwrap_or_default();
             Err(format!("finds no NVIDIA driver ({reason})"))
         }
@@ -74,32 +75,30 @@ pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
     }
 }
 
-/// The GPU with this index as Burn names it.
+/// Returns Burn's device for the GPU with this index.
 pub fn device(index: usize) -> CudaDevice {
     CudaDevice::new(index)
 }
 
-/// Names of all GPUs that the driver lets this process see.
+/// Returns the names of all GPUs that the driver shows to this process.
 pub(crate) fn names() -> Vec<String> {
-    let count = without_panic(|| CudaRuntime::enumerate_devices(0, &()).len()).unwrap_or(0);
+    let count = catch_panic(|| CudaRuntime::enumerate_devices(0, &()).len()).unwrap_or(0);
     let model = only_model();
     let name = |index: usize| model.clone().unwrap_or_else(|| format!("NVIDIA GPU {index}"));
     (0..count).map(name).collect()
 }
 
-/// All GPUs; each is started, to see what it computes in.
+/// Describes all GPUs as the driver reports them. Nothing is computed.
 pub(crate) fn devices() -> Vec<DeviceInfo> {
-    stream::one();
     let described = names().into_iter().enumerate().map(|(index, name)| {
-        let dtypes = without_panic(|| dtypes_of::<Gpu>(&device(index)));
         DeviceInfo {
             backend: BackendKind::Cuda,
             index,
             name,
             class: DeviceClass::Discrete,
-            // Once it is started: its context is not free then.
+            // The query creates the device's primary context, which CubeCL computes in as well.
             memory: memory(index),
-            dtypes: dtypes.unwrap_or_default(),
+            dtypes: capability(index).map(dtypes).unwrap_or_default(),
             limits: None,
             is_default: index == 0,
         }
@@ -107,15 +106,30 @@ pub(crate) fn devices() -> Vec<DeviceInfo> {
     described.collect()
 }
 
-/// The memory of the GPU with this index, as the driver tells; `None` where there is no such GPU, or no driver.
+/// Returns the compute capability of the GPU with this index, major and minor; `None` if the GPU cannot be used.
+fn capability(index: usize) -> Option<(i32, i32)> {
+    let answer = catch_panic(|| CudaContext::new(index)?.compute_capability());
+    answer.ok()?.ok()
+}
+
+/// Returns the types that GPUs of a compute capability have instructions for (CUDA C++ Programming Guide, "Arithmetic
+/// Instructions").
+fn dtypes(capability: (i32, i32)) -> Vec<DType> {
+    let first_capability = [(DType::F32, (0, 0)), (DType::BF16, (8, 0)), (DType::F16, (5, 3))];
+    let supported = first_capability.into_iter().filter(|(_, first)| capability >= *first);
+    supported.map(|(dtype, _)| dtype).collect()
+}
+
+/// Returns the memory of the GPU with this index as the driver reports it; `None` without such a GPU or without a
+/// driver.
 fn memory(index: usize) -> Option<DeviceMemory> {
-    // The driver is loaded at the first call, which panics where there is none. The context is the one CubeCL computes in.
-    let asked = without_panic(|| CudaContext::new(index)?.mem_get_info());
-    let (free, total) = asked.ok()?.ok()?;
+    // The first call loads the driver and panics if there is none. The context is the one that CubeCL computes in.
+    let answer = catch_panic(|| CudaContext::new(index)?.mem_get_info());
+    let (free, total) = answer.ok()?.ok()?;
     Some(DeviceMemory { total: total as u64, free: free as u64 })
 }
 
-/// The model of the GPUs in this machine, if they are all of one, as the Linux driver lists them.
+/// Returns the model of this machine's GPUs as the Linux driver lists it; `None` if they differ or none is listed.
 fn only_model() -> Option<String> {
     let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
     let mut models = gpus.filter_map(|gpu| {
@@ -131,9 +145,18 @@ fn only_model() -> Option<String> {
 mod tests {
     use super::*;
 
-    /// With a driver or without one.
     #[test]
-    fn memory_is_told_of_gpus_that_are_there() {
+    fn dtypes_follow_from_the_compute_capability() {
+        let (f32, bf16, f16) = (DType::F32, DType::BF16, DType::F16);
+        assert_eq!(dtypes((5, 2)), [f32]);
+        assert_eq!(dtypes((7, 5)), [f32, f16]);
+        assert_eq!(dtypes((8, 0)), [f32, bf16, f16]);
+        assert_eq!(dtypes((12, 0)), [f32, bf16, f16]);
+    }
+
+    /// Runs with or without a driver.
+    #[test]
+    fn memory_is_reported_for_existing_gpus() {
         for index in 0..names().len() {
             let memory = memory(index).unwrap();
             assert!(memory.free > 0 && memory.free <= memory.total, "{memory:?}");

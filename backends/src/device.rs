@@ -1,9 +1,11 @@
-//! Which backends there are, which of them start here, and which one `auto` takes.
+//! The backends by name, which of them run on this machine, and which one `auto` picks.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A backend by name. All are always nameable; [`BackendKind::compiled`] says which are in this program.
+use crate::{DeviceClass, DeviceInfo};
+
+/// A backend by name. Every name is always valid; [`BackendKind::compiled`] says which backends are in this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendKind {
     /// NVIDIA GPUs.
@@ -18,12 +20,12 @@ impl BackendKind {
     /// Every backend, the preferred one first.
     pub const ALL: [Self; 3] = [Self::Cuda, Self::Wgpu, Self::NdArray];
 
-    /// The one for consumer cards.
+    /// Returns the backend for consumer GPUs.
     pub fn consumer() -> Self {
         Self::Wgpu
     }
 
-    /// Whether this program was built with the backend's feature.
+    /// Returns whether this program was built with the backend's feature.
     pub fn compiled(self) -> bool {
         match self {
             Self::Cuda => cfg!(feature = "cuda"),
@@ -32,19 +34,31 @@ impl BackendKind {
         }
     }
 
-    /// The backends in this program, the preferred one first.
+    /// Returns the backends in this program, the preferred one first.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|kind| kind.compiled())
     }
 
-    /// What `--backend auto` takes: the first that starts of the backends that have a GPU here, else ndarray. A
-    /// software driver comes last: it computes on the CPU, slower than ndarray does.
+    /// Returns the backend that `--backend auto` picks: the first one that starts and has a GPU, else ndarray. A
+    /// software driver comes last, because it computes on the CPU more slowly than ndarray does.
     pub fn best() -> Option<Self> {
         best_of(Self::available(), Self::on_cpu, |kind| kind.start().is_ok())
     }
 
-    /// Whether the backend would compute on the CPU here: ndarray, and wgpu where the only driver is a software one
-    /// (such as Mesa's lavapipe). Nothing is started.
+    /// Returns the backend that [`Self::best`] would pick among `devices`, assuming that every one of them starts.
+    /// Nothing is started.
+    pub fn best_among(devices: &[DeviceInfo]) -> Option<Self> {
+        let defaults = || devices.iter().filter(|device| device.is_default);
+        let has_dtypes = |kind| defaults().any(|d| d.backend == kind && !d.dtypes.is_empty());
+        let on_cpu = |kind| {
+            let cpu = [DeviceClass::Software, DeviceClass::Cpu];
+            defaults().any(|d| d.backend == kind && cpu.contains(&d.class))
+        };
+        best_of(Self::available(), on_cpu, has_dtypes)
+    }
+
+    /// Returns whether the backend would compute on the CPU here: ndarray, and wgpu if its only driver is a software
+    /// one (such as Mesa's lavapipe). Nothing is started.
     pub fn on_cpu(self) -> bool {
         match self {
             Self::Cuda => false,
@@ -56,19 +70,20 @@ impl BackendKind {
         }
     }
 
-    /// As [`Self::start_device`], of the backend's default device.
+    /// Starts the backend's default device: see [`Self::start_device`].
     ///
     /// # Errors
-    /// As [`Self::start_device`].
+    /// The same as those of [`Self::start_device`].
     pub fn start(self) -> Result<(), String> {
         self.start_device(None)
     }
 
-    /// Starts a device by its index ([`crate::DeviceInfo`]), or the default one, and computes one addition on it. A GPU
-    /// takes a second or so.
+    /// Starts the device with this index ([`crate::DeviceInfo`]), or the default one, and computes one addition on
+    /// it. On a GPU this takes about a second; the CPU needs no start.
     ///
     /// # Errors
-    /// Why it does not start, in words for the user. Never a panic, though the runtimes panic where a driver is absent.
+    /// Returns why the device does not start, worded for the user. Never panics, though the runtimes panic if a
+    /// driver is missing.
     pub fn start_device(self, index: Option<usize>) -> Result<(), String> {
         match self {
             #[cfg(feature = "cuda")]
@@ -88,7 +103,7 @@ impl BackendKind {
         }
     }
 
-    /// The name used on the command line and the Cargo feature that builds it.
+    /// Returns the name on the command line, which is also that of the Cargo feature.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
@@ -98,7 +113,8 @@ impl BackendKind {
     }
 }
 
-/// The first that starts: GPUs in the order given, then CPUs, of which the last given is the fastest.
+/// Returns the first backend that starts: GPUs in the given order, then CPUs in reverse, because the last one given
+/// is the fastest.
 fn best_of(
     kinds: impl Iterator<Item = BackendKind>,
     on_cpu: impl Fn(BackendKind) -> bool,
@@ -139,7 +155,7 @@ mod tests {
         assert!("tpu".parse::<BackendKind>().is_err());
     }
 
-    /// The choice among everything, given which compute on the CPU and which start.
+    /// Returns the choice among all backends, given which ones compute on the CPU and which ones start.
     fn best(on_cpu: &[BackendKind], starting: &[BackendKind]) -> Option<BackendKind> {
         let all = BackendKind::ALL.into_iter();
         best_of(all, |k| on_cpu.contains(&k), |k| starting.contains(&k))
@@ -153,6 +169,23 @@ mod tests {
         assert_eq!(best(&[Wgpu, NdArray], &[Wgpu, NdArray]), Some(NdArray));
         assert_eq!(best(&[Wgpu, NdArray], &[Wgpu]), Some(Wgpu));
         assert_eq!(best(&[NdArray], &[]), None);
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn the_best_backend_is_chosen_from_descriptions_alone() {
+        let cpu = crate::devices(NdArray);
+        assert_eq!(BackendKind::best_among(&cpu), Some(NdArray));
+        assert_eq!(BackendKind::best_among(&[]), None);
+        let device = |backend, class| DeviceInfo { backend, class, ..cpu[0].clone() };
+        let with = |other: DeviceInfo| BackendKind::best_among(&[other, cpu[0].clone()]);
+        assert_eq!(with(device(Wgpu, DeviceClass::Software)), Some(NdArray));
+        if Wgpu.compiled() {
+            let gpu = device(Wgpu, DeviceClass::Discrete);
+            assert_eq!(with(gpu.clone()), Some(Wgpu));
+            let unfit = DeviceInfo { dtypes: Vec::new(), ..gpu };
+            assert_eq!(with(unfit), Some(NdArray));
+        }
     }
 
     #[test]

@@ -1,119 +1,25 @@
-//! Every device that the backends of this program could compute on, by index and by name.
+//! The devices that the backends of this program could compute on, by index and by name.
 
 use burn::tensor::DType;
 
-use crate::{BackendKind, TrainBackend};
+use crate::device_info::{CPU_PASS_TOKENS, PASS_TOKENS};
+use crate::{Allocation, BackendKind, DeviceInfo};
 
-/// A device of a backend.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeviceInfo {
-    /// The backend that computes on it.
-    pub backend: BackendKind,
-    /// Its number among the backend's devices, from 0.
-    pub index: usize,
-    /// What its driver calls it.
-    pub name: String,
-    /// What it is.
-    pub class: DeviceClass,
-    /// Its memory, where the system tells.
-    pub memory: Option<DeviceMemory>,
-    /// Types that a model's weights may be held in on it; empty where it does not start.
-    pub dtypes: Vec<DType>,
-    /// How large one buffer may be, where there is a limit below the memory's.
-    pub limits: Option<BufferLimits>,
-    /// Whether the backend takes it unless another is asked for.
-    pub is_default: bool,
-}
-
-/// What a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceClass {
-    /// A GPU with memory of its own.
-    Discrete,
-    /// A GPU that shares the CPU's memory.
-    Integrated,
-    /// A part of a GPU, lent to a virtual machine.
-    Virtual,
-    /// The CPU, behind a graphics driver.
-    Software,
-    /// The CPU.
-    Cpu,
-    /// Something its driver has no word for.
-    Other,
-}
-
-impl DeviceClass {
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Discrete => "discrete GPU",
-            Self::Integrated => "integrated GPU",
-            Self::Virtual => "virtual GPU",
-            Self::Software => "software GPU",
-            Self::Cpu => "CPU",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// Bytes of a device's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// All of it.
-    pub total: u64,
-    /// What nobody holds.
-    pub free: u64,
-}
-
-/// Most bytes that a buffer may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferLimits {
-    /// What a kernel sees of it, and so a tensor.
-    pub binding: u64,
-    /// The whole buffer.
-    pub buffer: u64,
-}
-
-/// How a backend takes memory from a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allocation {
-    /// From the heap of the process, request by request.
-    Heap,
-    /// In pages that requests are slices of (CubeCL).
-    Pools {
-        /// Bytes of the largest page, and so of a tensor.
-        page: u64,
-        /// Every slice begins at a multiple of this.
-        alignment: u64,
-    },
-}
-
-/// What multiplies matrices on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProductsBy {
-    /// The backend itself: there is nothing to choose.
-    Backend,
-    /// A library of the device's maker, which passed its self-test: its name and version.
-    Library(String),
-    /// The backend's own kernels, though there is such a library: why it is not used.
-    KernelsFor(String),
-}
-
-/// What is known of a backend's devices without starting one: for plans about a device that is not here.
+/// The assumed properties of a device that is not in this machine, so that a run on it can be planned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assumed {
-    /// Types weights may be held in.
+    /// The types that weights may have.
     pub dtypes: Vec<DType>,
-    /// How memory is taken.
+    /// How memory is allocated.
     pub allocation: Allocation,
-    /// Tokens that are computed together unless a run says otherwise.
+    /// The default number of tokens per pass: see [`pass_tokens`](crate::TrainBackend::pass_tokens).
     pub pass_tokens: usize,
-    /// Whether tensors lie in the memory of the process.
+    /// Whether tensors are in the memory of the process.
     pub in_process: bool,
 }
 
-/// What to assume of a device of `kind` with `memory` bytes: for wgpu a card of today, which computes in f16 and takes up
-/// to 2 GiB in one piece.
+/// Returns the properties to assume of a device of `kind` with `memory` bytes. For wgpu this is a current GPU, which
+/// computes in f16 and allows buffers of up to 2 GiB.
 pub fn assumed(kind: BackendKind, memory: u64) -> Assumed {
     let (f32, bf16, f16) = (DType::F32, DType::BF16, DType::F16);
     let (dtypes, allocation) = match kind {
@@ -138,14 +44,8 @@ pub fn assumed(kind: BackendKind, memory: u64) -> Assumed {
     }
 }
 
-/// [`TrainBackend::pass_tokens`] of GPUs.
-pub(crate) const PASS_TOKENS: usize = 8192;
-
-/// [`TrainBackend::pass_tokens`] of the CPU.
-pub(crate) const CPU_PASS_TOKENS: usize = 4096;
-
-/// The devices of a backend; none where it is not in this program or finds no driver. A GPU takes a second or so, because
-/// it is started to see what types it computes in.
+/// Returns the devices of a backend as their drivers describe them. The list is empty if the backend is not in this
+/// program or finds no driver. Nothing is computed.
 pub fn devices(kind: BackendKind) -> Vec<DeviceInfo> {
     match kind {
         #[cfg(feature = "cuda")]
@@ -159,7 +59,7 @@ pub fn devices(kind: BackendKind) -> Vec<DeviceInfo> {
     }
 }
 
-/// Names of a backend's devices in the order of their indices, without starting any.
+/// Returns the names of a backend's devices in the order of their indices, without starting any.
 pub(crate) fn names(kind: BackendKind) -> Vec<String> {
     match kind {
         #[cfg(feature = "cuda")]
@@ -173,11 +73,11 @@ pub(crate) fn names(kind: BackendKind) -> Vec<String> {
     }
 }
 
-/// The device called `wanted`, a number or a part of its name in any case, among those of `kinds`: of the first backend
-/// that has such a one.
+/// Finds the device called `wanted` (its index, or a part of its name in any case) among the devices of `kinds`, and
+/// returns its backend and index. The first backend with a match wins.
 ///
 /// # Errors
-/// None is called so, or several of one backend are; in words for the user, with the devices there are.
+/// Returns a message for the user that lists the devices, if no device matches or several of one backend do.
 pub fn find_device(
     kinds: impl IntoIterator<Item = BackendKind>,
     wanted: &str,
@@ -185,64 +85,60 @@ pub fn find_device(
     find(kinds.into_iter().map(|kind| (kind, names(kind))), wanted)
 }
 
+/// Finds `wanted` among the device names of each backend: see [`find_device`].
 fn find(
     lists: impl Iterator<Item = (BackendKind, Vec<String>)>,
     wanted: &str,
 ) -> Result<(BackendKind, usize), String> {
-    let mut seen = Vec::new();
+    let mut all = Vec::new();
     for (kind, names) in lists {
         let found = matching(&names, wanted);
         match found.as_slice() {
             [index] => return Ok((kind, *index)),
-            [] => seen.extend(shown(kind, &names, 0..names.len())),
+            [] => all.extend(format_devices(kind, &names, 0..names.len())),
             _ => {
-                let several = shown(kind, &names, found.iter().copied()).join(", ");
-                return Err(format!("`{wanted}` may be any of {several}"));
+                let matches = format_devices(kind, &names, found.iter().copied()).join(", ");
+                return Err(format!("`{wanted}` may be any of {matches}"));
             }
         }
     }
-    match seen.is_empty() {
-        true => Err("there is no device".to_string()),
-        false => Err(format!("no `{wanted}` among {}", seen.join(", "))),
+    if all.is_empty() {
+        Err("there is no device".to_string())
+    } else {
+        Err(format!("no device `{wanted}` among {}", all.join(", ")))
     }
 }
 
-/// Indices of the names meant: a number is an index; a whole name wins over a part of several.
+/// Returns the indices of the names that `wanted` matches. A number is an index; an exact name wins over names that
+/// only contain it.
 fn matching(names: &[String], wanted: &str) -> Vec<usize> {
     if let Ok(index) = wanted.parse::<usize>() {
         return (index < names.len()).then_some(index).into_iter().collect();
     }
     let wanted = wanted.to_lowercase();
-    let lower = names.iter().map(|name| name.to_lowercase());
-    let parts: Vec<(usize, String)> = lower
+    let lowercase = names.iter().map(|name| name.to_lowercase());
+    let partial: Vec<(usize, String)> = lowercase
         .enumerate()
         .filter(|(_, name)| !wanted.is_empty() && name.contains(&wanted))
         .collect();
-    let whole: Vec<usize> =
-        parts.iter().filter(|(_, name)| *name == wanted).map(|(index, _)| *index).collect();
-    match whole.is_empty() {
-        true => parts.into_iter().map(|(index, _)| index).collect(),
-        false => whole,
-    }
+    let exact: Vec<usize> =
+        partial.iter().filter(|(_, name)| *name == wanted).map(|(index, _)| *index).collect();
+    if exact.is_empty() { partial.into_iter().map(|(index, _)| index).collect() } else { exact }
 }
 
-fn shown(kind: BackendKind, names: &[String], indices: impl Iterator<Item = usize>) -> Vec<String> {
+/// Formats some devices as `backend index (name)`.
+fn format_devices(
+    kind: BackendKind,
+    names: &[String],
+    indices: impl Iterator<Item = usize>,
+) -> Vec<String> {
     indices.map(|index| format!("{kind} {index} ({})", names[index])).collect()
-}
-
-/// Of the types weights come in, those that `device` computes in.
-#[cfg_attr(
-    not(any(feature = "ndarray", feature = "wgpu", feature = "cuda")),
-    allow(dead_code, reason = "for backends, of which none is in the build")
-)]
-pub(crate) fn dtypes_of<B: TrainBackend>(device: &B::Device) -> Vec<DType> {
-    let all = [DType::F32, DType::BF16, DType::F16];
-    all.into_iter().filter(|dtype| B::computes_in(device, *dtype)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceClass;
     use BackendKind::{Cuda, NdArray, Wgpu};
 
     fn found(wanted: &str) -> Result<(BackendKind, usize), String> {
@@ -270,21 +166,21 @@ mod tests {
         assert_eq!(found("rtx 4090"), Ok((Cuda, 0)));
         assert_eq!(found("LLVM"), Ok((Wgpu, 3)));
         assert_eq!(found("epyc"), Ok((NdArray, 0)));
-        // The whole name of one is a part of another's.
+        // This name is also a part of another device's name.
         assert_eq!(found("amd radeon rx 7800"), Ok((Wgpu, 1)));
     }
 
     #[test]
-    fn what_is_unclear_or_absent_lists_the_devices() {
-        let unclear = found("radeon").unwrap_err();
+    fn ambiguous_and_missing_names_list_the_devices() {
+        let ambiguous = found("radeon").unwrap_err();
         assert_eq!(
-            unclear,
+            ambiguous,
             "`radeon` may be any of wgpu 1 (AMD Radeon RX 7800), wgpu 2 (AMD Radeon RX 7800 XT)"
         );
         for wanted in ["4", "arc", ""] {
-            let absent = found(wanted).unwrap_err();
-            assert!(absent.contains("cuda 0 (NVIDIA"), "{absent}");
-            assert!(absent.ends_with("ndarray 0 (EPYC)"), "{absent}");
+            let missing = found(wanted).unwrap_err();
+            assert!(missing.contains("cuda 0 (NVIDIA"), "{missing}");
+            assert!(missing.ends_with("ndarray 0 (EPYC)"), "{missing}");
         }
         assert_eq!(find(std::iter::empty(), "0").unwrap_err(), "there is no device");
     }

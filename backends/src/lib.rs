@@ -1,19 +1,24 @@
-//! The one extension trait of `arithmo`, [`TrainBackend`], and the backends it runs on.
+//! [`TrainBackend`], the extension trait that training needs, and the backends that implement it.
 //!
-//! Training needs a few operations that Burn 0.21 does not have, or not well under autodiff. Each lives in its own
-//! file in [`ops`]: what it computes, its reference in plain tensor calls, its autodiff rule and its tests. The
-//! reference is the trait's default body, so any Burn backend joins with an empty `impl`; `Autodiff<B>` gets one
-//! hand-written backward per operation, once, for every backend; a backend overrides only what it fuses.
+//! Training needs a few operations that Burn 0.21 lacks or does not support well under autodiff. Each has its own
+//! file in [`ops`], with its definition and its reference in plain tensor calls. The reference is the trait's default
+//! body, so any Burn backend can train with an empty `impl`. `Autodiff<B>` has one hand-written backward per
+//! operation, for all backends. A backend overrides only the operations that it fuses.
 //!
-//! Notation: `T` tokens of all sequences one after another, `Q` queries, `K` keys, `H` heads sharing `H_kv` key-value
-//! heads of width `Dh`, model width `D`, feed-forward width `I`, vocabulary `V`, rank `r`.
+//! Notation: `T` tokens of all sequences, one after another; `Q` queries; `K` keys; `H` heads, which share `H_kv`
+//! key-value heads of width `Dh`; model width `D`; feed-forward width `I`; vocabulary size `V`; rank `r`.
+
+// `eprintln!` panics if stderr cannot be written to; `writeln!` returns an error.
+#![warn(clippy::print_stderr)]
 
 mod autodiff;
+pub mod conformance;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod cubecl;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+mod device_info;
 mod devices;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
@@ -27,83 +32,91 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 pub use autodiff::{backward_from, graph_lock};
 pub use device::BackendKind;
-pub use devices::{
-    Allocation, Assumed, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, ProductsBy, assumed,
-    devices, find_device,
+pub use device_info::{
+    Allocation, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider,
 };
+pub use devices::{Assumed, assumed, devices, find_device};
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::log_probs::{LogProbStats, LogProbs};
 pub use ops::packed::{Format, PackedWeight, Scales, Weight};
-pub use ops::rope::{RotaryAngles, Turn};
+pub use ops::rope::{RotaryAngles, Rotation};
 pub use ops::split::SplitWeight;
 
-/// A Burn backend that can train: plain [`Backend`] plus the operations of [`ops`].
+/// A Burn backend that can train: [`Backend`] plus the operations of [`ops`].
 ///
-/// Every default body is the reference; overriding one must not change its result beyond rounding. The `*_backward`
-/// operations are what the autodiff rules of `Autodiff<B>` call on the inner backend.
+/// Every default body is the reference. An override must give the same result up to rounding. The autodiff rules of
+/// `Autodiff<B>` call the `*_backward` operations on the inner backend.
 pub trait TrainBackend: Backend {
-    /// What the maker calls the device. `None` where the system does not tell.
+    /// Returns the vendor's name of the device; `None` if the system does not report it.
     fn device_name(_device: &Self::Device) -> Option<String> {
         None
     }
 
-    /// Most bytes used so far: of the device's memory on a GPU, of the whole process on the CPU. `None` where the
-    /// system does not tell.
+    /// Returns the peak memory use so far: of the device on a GPU, of the whole process on the CPU. `None` if the
+    /// system does not report it.
     fn peak_memory_bytes(_device: &Self::Device) -> Option<u64> {
         None
     }
 
-    /// Bytes that can still be had for tensors. `None` where the device does not tell.
+    /// Returns how many bytes are still available for tensors; `None` if the device does not report it.
     fn available_memory_bytes(_device: &Self::Device) -> Option<u64> {
         None
     }
 
-    /// How memory is taken from the device.
+    /// Returns how the backend allocates memory on the device.
     fn allocation(_device: &Self::Device) -> Allocation {
         Allocation::Heap
     }
 
-    /// How large a buffer may be, where there is a limit below the memory's.
+    /// Returns the largest size of a buffer; `None` if only the memory size limits it.
     fn buffer_limits(_device: &Self::Device) -> Option<BufferLimits> {
         None
     }
 
-    /// Tokens that are computed together unless a run says otherwise: enough for full speed, no more, because
-    /// activations grow with them.
+    /// Returns the default number of tokens per pass: enough for full speed but no more, because the memory for
+    /// activations grows with it.
     fn pass_tokens() -> usize {
-        devices::PASS_TOKENS
+        device_info::PASS_TOKENS
     }
 
-    /// Tokens that a pass of decoding computes in the time of one, because reading the weights takes that long; guessed
-    /// tokens that many cost nothing. 1: do not guess.
-    fn free_tokens() -> usize {
+    /// Returns how many tokens a decoding pass computes in the time of one, because reading the weights dominates.
+    /// That many speculative tokens cost nothing; 1 disables speculation.
+    fn speculative_tokens() -> usize {
         1
     }
 
-    /// Whether a model's weights may be held in `dtype`: all operations are right in it, also beside an f32 adapter.
+    /// Returns whether a model's weights may be in `dtype`: every operation is correct in it, also together with an
+    /// f32 adapter.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         Self::supports_dtype(device, dtype)
     }
 
-    /// What multiplies matrices. The first call on a device loads and tests the library, where there is one.
-    fn products_by(_device: &Self::Device) -> ProductsBy {
-        ProductsBy::Backend
+    /// Returns what multiplies matrices on the device. The first call on a device loads and tests the vendor's
+    /// library, if there is one.
+    fn matmul_provider(_device: &Self::Device) -> MatmulProvider {
+        MatmulProvider::Backend
     }
 
-    /// What `compute` returns; the backend's own kernels multiply all matrices meanwhile, those of other threads too. For
-    /// comparisons: it waits for the device before and after.
+    /// Runs `compute` while the backend's own kernels multiply all matrices, in every thread, and returns its result.
+    /// This is for comparisons: it waits for the device before and after.
     fn without_library<T>(_device: &Self::Device, compute: impl FnOnce() -> T) -> T {
         compute()
     }
 
-    /// Some rows of a packed weight as floats, `[rows, D_in]`: see [`ops::packed`].
+    /// Multiplies two tensors of matrices with equal batch dimensions, in their dtype. The reference bodies multiply
+    /// with this.
+    fn matmul<const D: usize>(left: Tensor<Self, D>, right: Tensor<Self, D>) -> Tensor<Self, D> {
+        left.matmul(right)
+    }
+
+    /// Dequantizes some rows of a weight, `[rows, D_in]`: see [`ops::packed`].
     fn unpack(weight: &PackedWeight<Self>, rows: Range<usize>, dtype: DType) -> Tensor<Self, 2> {
         ops::packed::reference(weight, rows, dtype)
     }
 
-    /// The rows `ids` of a packed weight as floats, `[T, D_in]`: see [`ops::packed`].
+    /// Dequantizes the rows `ids` of a weight, `[T, D_in]`: see [`ops::packed`].
     fn unpack_rows(
         weight: &PackedWeight<Self>,
         ids: Tensor<Self, 1, Int>,
@@ -112,17 +125,17 @@ pub trait TrainBackend: Backend {
         ops::packed::reference_rows(weight, ids, dtype)
     }
 
-    /// A projection by a frozen weight: see [`ops::linear`].
+    /// Projects tokens by a frozen weight: see [`ops::linear`].
     fn frozen_linear(x: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
         ops::linear::reference(x, weight)
     }
 
-    /// Gradient of [`Self::frozen_linear`] with respect to its input: see [`ops::linear`].
+    /// Returns the gradient of [`Self::frozen_linear`] with respect to its input: see [`ops::linear`].
     fn frozen_linear_backward(grad: Tensor<Self, 2>, weight: Weight<Self>) -> Tensor<Self, 2> {
         ops::linear::reference_backward(grad, weight)
     }
 
-    /// Projections of one input, side by side, with their low-rank branches: see [`ops::adapted_linear`].
+    /// Projects one input by several weights with their low-rank branches, side by side: see [`ops::adapted_linear`].
     fn adapted_linear(
         x: Tensor<Self, 2>,
         projections: &[Projection<Self>],
@@ -131,8 +144,8 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference(x, projections, residual)
     }
 
-    /// Gradients of [`Self::adapted_linear`] but those of the weights, that of `x` only if it is needed: see
-    /// [`ops::adapted_linear`]. `x` is given where a projection has a branch.
+    /// Returns the gradients of [`Self::adapted_linear`] with respect to the branches and, if `needs_x`, to `x`, but
+    /// not to the weights: see [`ops::adapted_linear`]. `x` must be given if a projection has a branch.
     fn adapted_linear_backward(
         x: Option<Tensor<Self, 2>>,
         projections: &[Projection<Self>],
@@ -143,17 +156,18 @@ pub trait TrainBackend: Backend {
         ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x)
     }
 
-    /// Gradient of projections with respect to their weights, one below the other: see [`ops::linear`].
+    /// Returns the gradient of projections with respect to their weights, stacked below each other: see
+    /// [`ops::linear`].
     fn linear_weight_gradient(x: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::linear::reference_weight_gradient(x, grad)
     }
 
-    /// Root-mean-square norm: see [`ops::rms_norm`].
+    /// Normalizes each row by its root mean square: see [`ops::rms_norm`].
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
         ops::rms_norm::reference(x, weight, epsilon)
     }
 
-    /// Gradient of [`Self::rms_norm`] with respect to `x`: see [`ops::rms_norm`].
+    /// Returns the gradient of [`Self::rms_norm`] with respect to `x`: see [`ops::rms_norm`].
     fn rms_norm_backward(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 1>,
@@ -163,7 +177,7 @@ pub trait TrainBackend: Backend {
         ops::rms_norm::reference_backward(x, weight, epsilon, grad)
     }
 
-    /// [`Self::rms_norm_backward`] plus `other`, what flows back to `x` from elsewhere: the residual stream's gradient.
+    /// Returns [`Self::rms_norm_backward`] plus `other`, the gradient that reaches `x` through the residual stream.
     fn rms_norm_backward_onto(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 1>,
@@ -174,7 +188,7 @@ pub trait TrainBackend: Backend {
         Self::rms_norm_backward(x, weight, epsilon, grad) + other
     }
 
-    /// Gradient of [`Self::rms_norm`] with respect to the weight: see [`ops::rms_norm`].
+    /// Returns the gradient of [`Self::rms_norm`] with respect to the weight: see [`ops::rms_norm`].
     fn rms_norm_weight_gradient(
         x: Tensor<Self, 2>,
         epsilon: f64,
@@ -183,17 +197,17 @@ pub trait TrainBackend: Backend {
         ops::rms_norm::reference_weight_gradient(x, epsilon, grad)
     }
 
-    /// Turns the first heads of each token by its angles, or back: see [`ops::rope`].
+    /// Rotates the first heads of each token by its angles, or by the inverse rotation: see [`ops::rope`].
     fn rope(
         x: Tensor<Self, 2>,
         angles: &RotaryAngles<Self>,
-        turned: usize,
-        turn: Turn,
+        rotated_heads: usize,
+        rotation: Rotation,
     ) -> Tensor<Self, 2> {
-        ops::rope::reference(x, angles, turned, turn)
+        ops::rope::reference(x, angles, rotated_heads, rotation)
     }
 
-    /// Attention of queries to the keys of a cache: see [`ops::attention`].
+    /// Computes the attention of queries to keys, for example those of a cache: see [`ops::attention`].
     fn masked_attention(
         query: Tensor<Self, 2>,
         key: Tensor<Self, 2>,
@@ -204,7 +218,7 @@ pub trait TrainBackend: Backend {
         ops::attention::reference(query, key, value, mask, config)
     }
 
-    /// Rows of a matrix replaced, in place if possible: see [`ops::write_rows`].
+    /// Replaces rows of a matrix, in place if possible: see [`ops::write_rows`].
     fn write_rows(
         target: Tensor<Self, 2>,
         rows: &Tensor<Self, 1, Int>,
@@ -213,7 +227,7 @@ pub trait TrainBackend: Backend {
         ops::write_rows::reference(target, rows, new)
     }
 
-    /// Attention of a sequence to itself: see [`ops::attention`].
+    /// Computes the attention of a sequence to itself: see [`ops::attention`].
     fn self_attention(
         qkv: Tensor<Self, 2>,
         mask: &AttentionMask<Self>,
@@ -222,7 +236,7 @@ pub trait TrainBackend: Backend {
         ops::attention::reference_self(qkv, mask, config)
     }
 
-    /// Gradient of [`Self::self_attention`]: see [`ops::attention`].
+    /// Returns the gradient of [`Self::self_attention`]: see [`ops::attention`].
     fn self_attention_backward(
         qkv: Tensor<Self, 2>,
         attended: Attended<Self>,
@@ -233,18 +247,18 @@ pub trait TrainBackend: Backend {
         ops::attention::reference_self_backward(qkv, attended, grad, mask, config)
     }
 
-    /// `silu(gate) * up` of gate and up side by side: see [`ops::swiglu`].
+    /// Computes `silu(gate) * up` of gate and up side by side: see [`ops::swiglu`].
     fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::swiglu::reference(gate_up)
     }
 
-    /// Gradient of [`Self::swiglu`]: see [`ops::swiglu`].
+    /// Returns the gradient of [`Self::swiglu`]: see [`ops::swiglu`].
     fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::swiglu::reference_backward(gate_up, grad)
     }
 
-    /// Log-probabilities of target tokens, without the full logits, and if asked for their slopes: see
-    /// [`ops::log_probs`].
+    /// Returns the log-probabilities of target tokens without materializing the full logits and, if asked for, their
+    /// slopes: see [`ops::log_probs`].
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
         lm_head: Weight<Self>,
@@ -255,7 +269,7 @@ pub trait TrainBackend: Backend {
         ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
     }
 
-    /// One optimizer step of all trained tensors: see [`ops::adamw`].
+    /// Computes one optimizer step of all trained tensors: see [`ops::adamw`].
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
         ops::adamw::reference(tensors)
     }

@@ -1,20 +1,22 @@
-//! Consumer GPUs through Vulkan, or Metal on macOS.
+//! GPUs of any vendor through Vulkan, or through Metal on macOS.
 
-use std::panic::AssertUnwindSafe;
+use std::sync::{Mutex, PoisonError};
 
-use ::wgpu::{Adapter, Backends, DeviceType, Instance, InstanceDescriptor};
+use ::wgpu::{
+    Adapter, Backends, DeviceType, DownlevelFlags, Features, Instance, InstanceDescriptor,
+};
 use burn::tensor::{DType, Tensor, backend::Backend, try_read_sync};
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 
 use crate::cubecl::{
-    compute_once, operations::cube_operations, pools, queue::CubeGpu, reserved_bytes, without_panic,
+    catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
+    reserved_bytes,
 };
-use crate::devices::dtypes_of;
 use crate::{Allocation, BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend};
 
-/// Training on a GPU through wgpu. Weights are f32, or f16 where the adapter computes in it.
+/// The wgpu backend. Weights are f32, or f16 where the adapter computes in it.
 pub type Gpu = Wgpu<f32>;
 
 impl CubeGpu for Gpu {
@@ -22,7 +24,7 @@ impl CubeGpu for Gpu {
 }
 
 impl TrainBackend for Gpu {
-    cube_operations!();
+    cubecl_operations!();
 
     fn device_name(device: &Self::Device) -> Option<String> {
         let adapter = adapter_of(device)?;
@@ -30,38 +32,40 @@ impl TrainBackend for Gpu {
     }
 
     fn allocation(device: &Self::Device) -> Allocation {
-        pools::<WgpuRuntime>(device)
+        pool_allocation::<WgpuRuntime>(device)
     }
 
     fn peak_memory_bytes(device: &Self::Device) -> Option<u64> {
         reserved_bytes::<WgpuRuntime>(device)
     }
 
-    /// The binding's is that of the device CubeCL started, which may be more than the adapter promises by itself.
+    /// Returns the adapter's limits. The binding's limit is that of the device CubeCL started, which may exceed the
+    /// adapter's default.
     fn buffer_limits(device: &Self::Device) -> Option<BufferLimits> {
         let client = WgpuRuntime::client(device);
         let buffer = adapter_of(device)?.limits().max_buffer_size;
         Some(BufferLimits { binding: client.properties().memory.max_page_size.min(buffer), buffer })
     }
 
-    /// f32, and f16 where the adapter computes in it. bf16 it may hold, not compute in.
+    /// Returns whether `dtype` is f32, or f16 on an adapter that computes in it. An adapter may store bf16 but not
+    /// compute in it.
     fn computes_in(device: &Self::Device, dtype: DType) -> bool {
         dtype == DType::F32 || (dtype == DType::F16 && Self::supports_dtype(device, dtype))
     }
 }
 
-/// What the graphics drivers of this machine offer.
+/// The kinds of adapters that this machine's graphics drivers offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adapters {
-    /// No driver, or none that finds anything.
+    /// No driver, or no driver that finds an adapter.
     None,
     /// Only drivers that compute on the CPU.
     Software,
-    /// At least one GPU: the default device is then a GPU.
+    /// At least one GPU, which is then the default device.
     Gpu,
 }
 
-/// Asks the drivers of the graphics API that CubeCL takes, without starting a device.
+/// Asks the drivers of the graphics API that CubeCL uses for their adapters, without starting a device.
 pub(crate) fn adapters() -> Adapters {
     match list().as_slice() {
         [] => Adapters::None,
@@ -72,64 +76,103 @@ pub(crate) fn adapters() -> Adapters {
     }
 }
 
-/// Every adapter, in the drivers' order, which gives their indices.
+/// Returns every adapter in the drivers' order, which defines the indices.
 fn list() -> Vec<Adapter> {
-    // Not `WgpuRuntime::enumerate_all_devices`, which starts OpenGL as well.
-    let adapters = without_panic(|| {
-        let backends = Backends::from(AutoGraphicsApi::backend());
-        let instance = Instance::new(InstanceDescriptor {
-            backends,
-            ..InstanceDescriptor::new_without_display_handle()
-        });
-        try_read_sync(instance.enumerate_adapters(backends)).unwrap_or_default()
-    });
-    adapters.unwrap_or_default()
+    catch_panic(enumerate).unwrap_or_default()
 }
 
-/// Names of all adapters.
+/// Returns every adapter, as [`list`] does, but may panic if there is no driver.
+fn enumerate() -> Vec<Adapter> {
+    // `WgpuRuntime::enumerate_all_devices` would start OpenGL as well.
+    let backends = Backends::from(AutoGraphicsApi::backend());
+    let instance = Instance::new(InstanceDescriptor {
+        backends,
+        ..InstanceDescriptor::new_without_display_handle()
+    });
+    try_read_sync(instance.enumerate_adapters(backends)).unwrap_or_default()
+}
+
+/// The environment variable that decides whether kernels are timed at first use: `1` or `0`.
+const AUTOTUNE: &str = "ARITHMO_AUTOTUNE";
+
+/// Returns whether matmul kernels are timed on `device` at first use so that the fastest one is kept. By default this
+/// is so on GPUs but not on software drivers, where it takes minutes and gains nothing. The environment variable
+/// `ARITHMO_AUTOTUNE` overrides the default.
+pub(crate) fn autotunes(device: &WgpuDevice) -> bool {
+    static CACHE: Mutex<Vec<(WgpuDevice, bool)>> = Mutex::new(Vec::new());
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, autotunes)) = cache.iter().find(|(other, _)| other == device) {
+        return *autotunes;
+    }
+    // The device is running, so its driver exists and `enumerate` does not panic.
+    let setting = std::env::var(AUTOTUNE).ok();
+    let autotunes = match setting.as_deref() {
+        Some("1") => true,
+        Some("0") => false,
+        _ => adapter_among(enumerate(), device)
+            .is_none_or(|adapter| class(&adapter) != DeviceClass::Software),
+    };
+    cache.push((device.clone(), autotunes));
+    autotunes
+}
+
+/// Returns the names of all adapters.
 pub(crate) fn names() -> Vec<String> {
     let name = |adapter: &Adapter| adapter.get_info().name;
     list().iter().map(name).collect()
 }
 
-/// All adapters; each is started, to see what it computes in.
+/// Describes all adapters as their drivers report them. None is started.
 pub(crate) fn devices() -> Vec<DeviceInfo> {
     let adapters = list();
     let classes: Vec<DeviceClass> = adapters.iter().map(class).collect();
-    let default = default_of(&classes);
+    let default = default_index(&classes);
     let described = adapters.iter().enumerate().map(|(index, adapter)| {
-        let device = numbered(&classes, index);
-        let started = without_panic(AssertUnwindSafe(|| {
-            (dtypes_of::<Gpu>(&device), Gpu::buffer_limits(&device))
-        }));
-        let (dtypes, limits) = started.unwrap_or_default();
+        let flags = adapter.get_downlevel_capabilities().flags;
+        let limits = adapter.limits();
         DeviceInfo {
             backend: BackendKind::Wgpu,
             index,
             name: adapter.get_info().name,
             class: classes[index],
             memory: None,
-            dtypes,
-            limits,
+            dtypes: dtypes(flags, adapter.features()),
+            limits: Some(BufferLimits {
+                binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+                buffer: limits.max_buffer_size,
+            }),
             is_default: default == Some(index),
         }
     });
     described.collect()
 }
 
-/// The adapter with this index as Burn names it. Burn counts each kind by itself; it takes the first software driver
-/// alone.
-pub fn device(index: usize) -> WgpuDevice {
-    let classes: Vec<DeviceClass> = list().iter().map(class).collect();
-    numbered(&classes, index)
+/// Returns the types that CubeCL computes in on an adapter with these abilities: those for which [`Gpu::computes_in`]
+/// is true once the adapter has started. Without compute shaders there are none.
+fn dtypes(flags: DownlevelFlags, features: Features) -> Vec<DType> {
+    if !flags.contains(DownlevelFlags::COMPUTE_SHADERS) {
+        return Vec::new();
+    }
+    let mut dtypes = vec![DType::F32];
+    if features.contains(Features::SHADER_F16) {
+        dtypes.push(DType::F16);
+    }
+    dtypes
 }
 
-fn numbered(classes: &[DeviceClass], index: usize) -> WgpuDevice {
+/// Returns Burn's device for the adapter with this index. Burn counts each kind of adapter separately, and knows only
+/// the first software driver.
+pub fn device(index: usize) -> WgpuDevice {
+    let classes: Vec<DeviceClass> = list().iter().map(class).collect();
+    burn_device(&classes, index)
+}
+
+/// Returns Burn's device for the adapter `index` among adapters of these classes.
+fn burn_device(classes: &[DeviceClass], index: usize) -> WgpuDevice {
     let Some(class) = classes.get(index) else {
         return WgpuDevice::DefaultDevice;
     };
-    let before = classes[..index].iter().filter(|other| *other == class);
-    let number = before.count();
+    let number = classes[..index].iter().filter(|other| *other == class).count();
     match class {
         DeviceClass::Discrete => WgpuDevice::DiscreteGpu(number),
         DeviceClass::Integrated => WgpuDevice::IntegratedGpu(number),
@@ -139,27 +182,32 @@ fn numbered(classes: &[DeviceClass], index: usize) -> WgpuDevice {
     }
 }
 
-/// The adapter that Burn's device stands for.
+/// Returns the adapter of a Burn device.
 fn adapter_of(device: &WgpuDevice) -> Option<Adapter> {
-    let mut adapters = list();
+    adapter_among(list(), device)
+}
+
+/// Returns the adapter of a Burn device from `adapters`.
+fn adapter_among(mut adapters: Vec<Adapter>, device: &WgpuDevice) -> Option<Adapter> {
     let classes: Vec<DeviceClass> = adapters.iter().map(class).collect();
-    let same = (0..classes.len()).find(|index| numbered(&classes, *index) == *device);
-    let index = same.or_else(|| default_of(&classes))?;
+    let same = (0..classes.len()).find(|index| burn_device(&classes, *index) == *device);
+    let index = same.or_else(|| default_index(&classes))?;
     Some(adapters.swap_remove(index))
 }
 
-/// What wgpu takes if it may choose: the fastest kind, the first of it.
-fn default_of(classes: &[DeviceClass]) -> Option<usize> {
-    let order = |class: &DeviceClass| match class {
+/// Returns the index of the adapter that wgpu picks by default: the first one of the fastest kind.
+fn default_index(classes: &[DeviceClass]) -> Option<usize> {
+    let rank = |class: &DeviceClass| match class {
         DeviceClass::Discrete => 0,
         DeviceClass::Integrated => 1,
         DeviceClass::Other | DeviceClass::Cpu => 2,
         DeviceClass::Virtual => 3,
         DeviceClass::Software => 4,
     };
-    (0..classes.len()).min_by_key(|index| order(&classes[*index]))
+    (0..classes.len()).min_by_key(|index| rank(&classes[*index]))
 }
 
+/// Returns the class of an adapter.
 fn class(adapter: &Adapter) -> DeviceClass {
     match adapter.get_info().device_type {
         DeviceType::DiscreteGpu => DeviceClass::Discrete,
@@ -186,9 +234,9 @@ mod tests {
     use DeviceClass::{Discrete, Integrated, Other, Software};
 
     #[test]
-    fn burn_counts_each_kind_by_itself() {
+    fn burn_counts_each_kind_separately() {
         let classes = [Integrated, Discrete, Software, Discrete, Software, Other];
-        let numbered: Vec<_> = (0..7).map(|index| numbered(&classes, index)).collect();
+        let devices: Vec<_> = (0..7).map(|index| burn_device(&classes, index)).collect();
         let expected = [
             WgpuDevice::IntegratedGpu(0),
             WgpuDevice::DiscreteGpu(0),
@@ -198,14 +246,35 @@ mod tests {
             WgpuDevice::DefaultDevice,
             WgpuDevice::DefaultDevice,
         ];
-        assert_eq!(numbered, expected);
+        assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn dtypes_follow_from_the_reported_features() {
+        let computes = DownlevelFlags::COMPUTE_SHADERS;
+        let (none, f16) = (Features::empty(), Features::SHADER_F16);
+        assert_eq!(dtypes(computes, none), [DType::F32]);
+        assert_eq!(dtypes(computes, f16), [DType::F32, DType::F16]);
+        assert_eq!(dtypes(DownlevelFlags::empty(), f16), []);
+    }
+
+    /// Compares nothing without a driver.
+    #[test]
+    fn described_dtypes_are_those_the_device_computes_in() {
+        for described in devices() {
+            let device = device(described.index);
+            let types = [DType::F32, DType::BF16, DType::F16];
+            let computes = types.map(|dtype| Gpu::computes_in(&device, dtype));
+            let reported = types.map(|dtype| described.dtypes.contains(&dtype));
+            assert_eq!(reported, computes, "{described:?}");
+        }
     }
 
     #[test]
     fn the_default_is_the_first_of_the_fastest_kind() {
-        assert_eq!(default_of(&[Software, Integrated, Discrete, Discrete]), Some(2));
-        assert_eq!(default_of(&[Software, Integrated]), Some(1));
-        assert_eq!(default_of(&[Software]), Some(0));
-        assert_eq!(default_of(&[]), None);
+        assert_eq!(default_index(&[Software, Integrated, Discrete, Discrete]), Some(2));
+        assert_eq!(default_index(&[Software, Integrated]), Some(1));
+        assert_eq!(default_index(&[Software]), Some(0));
+        assert_eq!(default_index(&[]), None);
     }
 }

@@ -1,12 +1,14 @@
-//! What the benchmarks beside a peer are told: the folder of inputs, numbers by name, the peer's Python.
+//! The arguments of benchmarks that compare with a peer: the folder of inputs, numbers by name, the
+//! peer's Python.
 
 use std::path::PathBuf;
 
-/// The words of the command line.
+/// The arguments of the command line.
 pub(super) struct Arguments(Vec<String>);
 
 impl Arguments {
-    /// Those of this process; ends it where no folder of inputs is named, for which `file` is the place to read.
+    /// Returns the arguments of this process and the folder of inputs. Without a folder it ends the
+    /// process with a reference to `file`.
     pub(super) fn read(file: &str) -> (Self, PathBuf) {
         let words = std::env::args().skip(1).filter(|a| a != "--bench");
         let words = Self(words.collect());
@@ -18,14 +20,14 @@ impl Arguments {
         (words, inputs)
     }
 
-    /// The number after `name`.
+    /// Returns the number after `name`.
     pub(super) fn number(&self, name: &str, default: usize) -> usize {
         let at = self.0.iter().position(|argument| argument == name);
         at.map_or(default, |at| self.0[at + 1].parse().unwrap())
     }
 }
 
-/// A Python with the peer; says so where none is named.
+/// Returns the Python with the peer; prints a message if none is set.
 pub(super) fn python() -> Option<String> {
     let peer = std::env::var("ARITHMO_PEER_PYTHON").ok();
     if peer.is_none() {

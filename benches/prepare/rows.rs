@@ -1,4 +1,5 @@
-//! Made-up questions with answers, the same on every machine, and the three forms they come in.
+//! Generated questions with answers, the same on every machine, and the three formats in which they
+//! are written.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,13 +14,13 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use serde_json::json;
 
-/// Writes so many rows to a file.
+/// Writes `count` rows to a file.
 pub(crate) type Writer = fn(&Path, usize);
 
 const WORDS: &str = "let the function be continuous on an interval we want to show that sum of squares converges if and \
     only calculate integral limit matrix prime modulo group ring proof therefore hence because each element";
 
-/// A question; its first answer is the accepted one.
+/// A question whose first answer is the accepted one.
 struct Question {
     text: String,
     /// Votes and text.
@@ -55,10 +56,10 @@ fn questions(count: usize) -> impl Iterator<Item = Question> {
     })
 }
 
-/// One to `most` paragraphs, sometimes code, sometimes a list.
-fn body(random: &mut Random, words: &[&str], most: u64) -> String {
+/// Returns one to `max_paragraphs` paragraphs, sometimes with code, sometimes with a list.
+fn body(random: &mut Random, words: &[&str], max_paragraphs: u64) -> String {
     let mut html = String::new();
-    for _ in 0..1 + random.below(most) {
+    for _ in 0..1 + random.below(max_paragraphs) {
         html += "<p>";
         for _ in 0..15 + random.below(46) {
             html += random.pick(words);
@@ -80,7 +81,7 @@ fn body(random: &mut Random, words: &[&str], most: u64) -> String {
     html
 }
 
-/// JSON Lines of the HuggingFaceH4 schema.
+/// Writes JSON Lines in the HuggingFaceH4 schema.
 pub(crate) fn jsonl(path: &Path, count: usize) {
     let mut out = BufWriter::new(File::create(path).unwrap());
     for (qid, question) in questions(count).enumerate() {
@@ -92,7 +93,7 @@ pub(crate) fn jsonl(path: &Path, count: usize) {
     out.flush().unwrap();
 }
 
-/// The official dump's form: questions and answers in the order of their ids.
+/// Writes the format of the official dump: questions and answers in the order of their ids.
 pub(crate) fn posts_xml(path: &Path, count: usize) {
     let mut out = BufWriter::new(File::create(path).unwrap());
     let date = "2010-07-20T19:09:27.200";
@@ -134,7 +135,7 @@ fn escaped(text: &str) -> String {
         .replace('\n', "&#xA;")
 }
 
-/// Parquet in the HuggingFaceH4 schema, with snappy, 2,000 rows a group.
+/// Writes parquet in the HuggingFaceH4 schema, with snappy compression and 2,000 rows per group.
 pub(crate) fn parquet(path: &Path, count: usize) {
     let schema = "message rows { required int64 qid; required binary question (UTF8); required group answers (LIST) {
         repeated group list { required group element { required int64 pm_score; required boolean selected;

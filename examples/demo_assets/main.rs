@@ -1,7 +1,8 @@
-//! Rebuilds `assets/demo/`: the rows and the small model that `arithmo demo` works on.
+//! Rebuilds `assets/demo/`: the rows and the small model that `arithmo demo` uses.
 //!
-//! `cargo run --release --example demo_assets`: everything; with `-- --texts` all but the weights, which take minutes. The
-//! training can be done apart: `-- --lessons`, `arithmo train --config configs/sft.toml`, `-- --weights`.
+//! `cargo run --release --example demo_assets` builds everything; with `-- --texts` all but the
+//! weights, which take minutes. Training can also be done separately: `-- --lessons`, `arithmo
+//! train --config configs/sft.toml`, `-- --weights`.
 
 mod model;
 mod problems;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use arithmo::output::write_whole;
 use arithmo::{Error, Result};
 
-/// What is written where, by path below `assets/demo`; all but the weights.
+/// Returns all files but the weights, with their paths below `assets/demo`.
 ///
 /// # Errors
 /// A temporary folder cannot be written.
@@ -38,7 +39,7 @@ fn main() -> Result<()> {
         Some("--texts") => write(&assets, files()?),
         Some("--weights") => write(&assets, vec![model::weights(&work)?]),
         Some(other) => {
-            let remedy = "give --texts, --lessons, --weights, or nothing";
+            let remedy = "use --texts, --lessons, --weights, or no argument";
             Err(Error::invalid(other, "is unknown", remedy))
         }
     }

@@ -1,14 +1,14 @@
-//! The small model: a byte-level BPE tokenizer trained on rows and problems, and weights trained from random ones on lessons
-//! in arithmetic, by `configs/sft.toml`.
+//! The small model: a byte-level BPE tokenizer trained on rows and problems, and weights trained
+//! from random ones on arithmetic lessons by `configs/sft.toml`.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
 use arithmo::config::RunConfig;
-use arithmo::data::arithmetic::{Split, lessons, problems};
+use arithmo::demo::arithmetic::{Split, lessons, problems};
 use arithmo::model::config::MistralConfig;
-use arithmo::model::save::{MAX_SHARD_BYTES, OutTensor, load_safetensors_f32, save_folder};
+use arithmo::model::save::{ModelFolder, OutTensor, load_safetensors_f32};
 use arithmo::output::write_whole;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
@@ -30,10 +30,10 @@ use tokenizers::{AddedToken, TokenizerBuilder};
 const VOCAB_SIZE: usize = 768;
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
-/// Lessons the model is trained on, and the seed they are drawn with.
+/// The seed and the number of the lessons that the model is trained on.
 const LESSONS: (u64, usize) = (1, 90_000);
 
-/// The model folder's files but the weights, as paths below `assets/demo`.
+/// Returns the files of the model folder except the weights, with their paths below `assets/demo`.
 pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder", "make", e))?;
     let config = config();
@@ -59,7 +59,7 @@ pub(crate) fn files(rows: &[Value]) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(files.map(|(name, bytes)| (format!("model/{name}"), bytes)).into())
 }
 
-/// Writes what `configs/sft.toml` reads: the model's shape and tokenizer, and the lessons.
+/// Writes the input of `configs/sft.toml`: the model's shape and tokenizer, and the lessons.
 pub(crate) fn write_training(work: &Path) -> Result<()> {
     for (name, bytes) in super::files()? {
         if name.starts_with("model/") {
@@ -67,7 +67,7 @@ pub(crate) fn write_training(work: &Path) -> Result<()> {
         }
     }
     let (seed, count) = LESSONS;
-    let line = |lesson: arithmo::data::arithmetic::Problem| {
+    let line = |lesson: arithmo::demo::arithmetic::Problem| {
         let completion = format!(" {}", lesson.solution);
         format!("{}\n", json!({"prompt": lesson.prompt, "completion": completion}))
     };
@@ -86,17 +86,17 @@ pub(crate) fn train() -> Result<()> {
     run::<Cpu>(&run_config, &options, &Default::default()).map(|_| ())
 }
 
-/// The trained weights' file, in bfloat16.
+/// Returns the file of the trained weights in bfloat16.
 pub(crate) fn weights(work: &Path) -> Result<(String, Vec<u8>)> {
     let mut weights = load_safetensors_f32(&work.join("run/model/model.safetensors"))?;
     let out = work.join("bf16");
     arithmo::output::remove(&out)?;
     let tensors = config().tensors().into_iter().map(|(name, shape)| {
         let values = weights.remove(&name).map(|(_, values)| values);
-        let missing = Error::run(format!("{name} was not trained"), "mend this example");
+        let missing = Error::run(format!("{name} was not trained"), "fix this example");
         OutTensor::new(name, shape, DType::BF16, move || values.ok_or(missing))
     });
-    save_folder(&out, &config(), tensors, MAX_SHARD_BYTES, None)?;
+    ModelFolder::new(&out, &config()).save(tensors)?;
     let path = out.join("model.safetensors");
     let bytes = fs::read(&path).map_err(|e| Error::io(path, "read", e))?;
     Ok(("model/model.safetensors".to_string(), bytes))
@@ -126,7 +126,7 @@ fn config() -> MistralConfig {
     }
 }
 
-/// `tokenizer.json`: digits one by one as Mistral has them, `<s>` in front.
+/// Returns `tokenizer.json`, which splits digits as Mistral's tokenizer does and prepends `<s>`.
 fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
     let special = SPECIAL.map(|token| AddedToken::from(token, true)).to_vec();
     let mut trainer = BpeTrainer::builder()
@@ -136,7 +136,7 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
         .special_tokens(special)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
         .build();
-    let fail = |e: &dyn std::fmt::Display| Error::run(e, "mend this example");
+    let fail = |e: &dyn std::fmt::Display| Error::run(e, "fix this example");
     let front = TemplateProcessing::builder()
         .try_single("<s> $A")
         .and_then(|builder| builder.try_pair("<s> $A <s> $B"))
@@ -161,7 +161,8 @@ fn tokenizer(rows: &[Value]) -> Result<Vec<u8>> {
     Ok((json + "\n").into_bytes())
 }
 
-/// The texts the model will see, roughly: problems of arithmetic, and rows with tags and the commonest entities taken out.
+/// Returns texts similar to those the model will see: arithmetic problems, and rows without tags
+/// and the most common entities.
 fn texts(rows: &[Value]) -> Vec<String> {
     let problems = problems(Split::Train, 1, 2000).into_iter();
     let mut texts: Vec<String> = problems

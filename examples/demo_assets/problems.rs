@@ -1,27 +1,27 @@
-//! Arithmetic problems with their worked steps, their results, and the result of a usual mistake.
+//! Arithmetic problems with worked steps, their results, and the result of a common mistake.
 
 use super::rows::Dice;
 
-/// A problem, in HTML with TeX, as people write it.
+/// A problem in HTML with TeX, as users of Stack Exchange write it.
 pub(crate) struct Problem {
-    /// What is asked for; reads on after "How do I calculate".
+    /// The quantity that is asked for; continues a sentence such as "How do I calculate".
     pub(crate) ask: String,
-    /// A sentence or list that goes with the question.
+    /// A sentence or list that accompanies the question.
     pub(crate) detail: String,
-    /// The way to the result.
+    /// The steps to the result.
     pub(crate) steps: Vec<String>,
-    /// The result, TeX.
+    /// The result in TeX.
     pub(crate) result: String,
-    /// What the usual mistake gives.
+    /// The result of a common mistake.
     pub(crate) wrong: String,
-    /// Python that checks the result.
+    /// Python code that checks the result.
     pub(crate) check: Option<String>,
 }
 
-/// One kind of problem.
+/// A function that generates problems of one kind.
 pub(crate) type Topic = fn(&mut Dice) -> Problem;
 
-/// All kinds.
+/// All kinds of problems.
 pub(crate) const TOPICS: [Topic; 20] = [
     percentage,
     triangle,
@@ -51,7 +51,7 @@ fn problem(ask: String, detail: &str, steps: &[String], result: i64, wrong: i64)
         detail: detail.to_string(),
         steps: steps.to_vec(),
         result: result.to_string(),
-        // The mistake must not happen to give the right number.
+        // The mistake must not give the right result by chance.
         wrong: (wrong + i64::from(wrong == result)).to_string(),
         check: None,
     }
@@ -210,7 +210,7 @@ fn choose(dice: &mut Dice) -> Problem {
 }
 
 fn determinant(dice: &mut Dice) -> Problem {
-    let [a, b, c, d] = [2, 1, 1, 3].map(|least| dice.from(least, 12));
+    let [a, b, c, d] = [2, 1, 1, 3].map(|min| dice.from(min, 12));
     let result = a * d - b * c;
     let steps = [
         "For two rows the rule is $ad - bc$.".to_string(),
@@ -368,12 +368,12 @@ fn equation(dice: &mut Dice) -> Problem {
 
 fn conversion(dice: &mut Dice) -> Problem {
     let k = dice.from(1, 30);
-    let (kilometres, metres) = (18 * k, 5 * k);
+    let (kilometers, meters) = (18 * k, 5 * k);
     let steps = [
         "A kilometre has 1000 metres, an hour 3600 seconds.".to_string(),
-        format!("So divide by $3.6$: ${kilometres} / 3.6 = {metres}$."),
+        format!("So divide by $3.6$: ${kilometers} / 3.6 = {meters}$."),
     ];
-    let ask = format!("how many metres a second ${kilometres}$&nbsp;km/h are");
+    let ask = format!("how many metres a second ${kilometers}$&nbsp;km/h are");
     let detail = "Is it a factor of 3.6, &quot;up&quot; or &quot;down&quot;?";
-    problem(ask, detail, &steps, metres, 54 * k)
+    problem(ask, detail, &steps, meters, 54 * k)
 }

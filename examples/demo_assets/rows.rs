@@ -1,4 +1,5 @@
-//! Questions with voted answers in the schema of HuggingFaceH4/stack-exchange-preferences, made from templates.
+//! Questions with voted answers in the schema of HuggingFaceH4/stack-exchange-preferences,
+//! generated from templates.
 
 use std::collections::HashSet;
 
@@ -8,17 +9,17 @@ use serde_json::{Value, json};
 
 use super::problems::{Problem, TOPICS};
 
-/// Random choices that are the same on every machine.
+/// A generator of random choices that are the same on every machine.
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Whole numbers from `least` to `most`, both included.
-    pub(crate) fn from(&mut self, least: i64, most: i64) -> i64 {
-        let count = (most - least + 1) as u64;
-        least + (self.0.next_u64() % count) as i64
+    /// Returns an integer from `min` to `max`, inclusive.
+    pub(crate) fn from(&mut self, min: i64, max: i64) -> i64 {
+        let count = (max - min + 1) as u64;
+        min + (self.0.next_u64() % count) as i64
     }
 
-    /// One of `all`.
+    /// Returns one of `all`.
     pub(crate) fn pick<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.from(0, all.len() as i64 - 1) as usize]
     }
@@ -34,7 +35,8 @@ impl Dice {
     }
 }
 
-/// What becomes of a row under the demo's rules; all but `Pair` are there to be kept out, each by another rule.
+/// The kind of a row under the demo's rules. All but `Pair` are filtered out, each by a different
+/// rule.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Pair,
@@ -48,7 +50,7 @@ enum Kind {
     NearDuplicate,
 }
 
-/// How many rows of each kind.
+/// The number of rows of each kind.
 const KINDS: [(Kind, usize); 9] = [
     (Kind::Pair, 164),
     (Kind::NotAboutCalculating, 12),
@@ -97,7 +99,7 @@ const ENDINGS: [&str; 4] = [
 ];
 const SHORT: [&str; 3] =
     ["It is ${}$.", "I get ${}$, the others have shown how.", "${}$, by the usual formula."];
-/// What answers nobody votes for are made of.
+/// The sentences of answers that nobody votes for.
 const CHATTER: [&str; 24] = [
     "Just type it into a calculator.",
     "This has been asked before, search the site.",
@@ -125,7 +127,7 @@ const CHATTER: [&str; 24] = [
     "Not sure, it could also be something else.",
 ];
 
-/// The rows.
+/// Generates the rows.
 pub(crate) fn rows() -> Vec<Value> {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(2024));
     let mut kinds: Vec<Kind> = Vec::new();
@@ -133,15 +135,15 @@ pub(crate) fn rows() -> Vec<Value> {
         kinds.extend(std::iter::repeat_n(kind, count));
     }
     dice.shuffle(&mut kinds);
-    // What repeats something needs something to repeat.
+    // Duplicates come last, so that there are rows to repeat.
     kinds.sort_by_key(|kind| matches!(kind, Kind::Duplicate | Kind::NearDuplicate));
     let mut asked = HashSet::new();
     let mut rows: Vec<Value> = Vec::new();
     let mut pairs: Vec<(String, Problem)> = Vec::new();
     for (index, kind) in kinds.into_iter().enumerate() {
         let question = match kind {
-            Kind::Duplicate => dice_repeat(&mut dice, &pairs).replace(' ', "  "),
-            Kind::NearDuplicate => dice_repeat(&mut dice, &pairs) + "\n<p>Thank you!</p>\n",
+            Kind::Duplicate => earlier_question(&mut dice, &pairs).replace(' ', "  "),
+            Kind::NearDuplicate => earlier_question(&mut dice, &pairs) + "\n<p>Thank you!</p>\n",
             _ => String::new(),
         };
         let problem = loop {
@@ -151,10 +153,8 @@ pub(crate) fn rows() -> Vec<Value> {
                 break problem;
             }
         };
-        let question = match question.is_empty() {
-            true => self::question(&mut dice, &problem, kind),
-            false => question,
-        };
+        let question =
+            if question.is_empty() { self::question(&mut dice, &problem, kind) } else { question };
         let answers = answers(&mut dice, &problem, kind);
         rows.push(row(&mut dice, index, &question, answers));
         if kind == Kind::Pair {
@@ -164,8 +164,8 @@ pub(crate) fn rows() -> Vec<Value> {
     rows
 }
 
-/// The text of an earlier question.
-fn dice_repeat(dice: &mut Dice, pairs: &[(String, Problem)]) -> String {
+/// Returns a random earlier question.
+fn earlier_question(dice: &mut Dice, pairs: &[(String, Problem)]) -> String {
     let index = dice.from(0, pairs.len() as i64 - 1) as usize;
     pairs[index].0.clone()
 }
@@ -176,13 +176,14 @@ fn question(dice: &mut Dice, problem: &Problem, kind: Kind) -> String {
         opening = opening.replace("calculate", "find");
     }
     let (detail, closing) = (&problem.detail, dice.pick(&CLOSINGS));
-    match detail.starts_with('<') && !detail.starts_with("<em>") {
-        true => format!("<p>{opening}</p>\n{detail}\n<p>{closing}</p>\n"),
-        false => format!("<p>{opening}</p>\n<p>{detail} {closing}</p>\n"),
+    if detail.starts_with('<') && !detail.starts_with("<em>") {
+        format!("<p>{opening}</p>\n{detail}\n<p>{closing}</p>\n")
+    } else {
+        format!("<p>{opening}</p>\n<p>{detail} {closing}</p>\n")
     }
 }
 
-/// An answer: HTML, votes.
+/// The HTML and the votes of an answer.
 type Voted = (String, i64);
 
 fn answers(dice: &mut Dice, problem: &Problem, kind: Kind) -> Vec<Voted> {
@@ -194,7 +195,7 @@ fn answers(dice: &mut Dice, problem: &Problem, kind: Kind) -> Vec<Voted> {
         Kind::SmallGap => vec![(best.0, 3), (worst.0, 1)],
         Kind::SameAnswers => vec![best.clone(), (best.0, worst.1)],
         Kind::EmptyAnswer => vec![best, ("<p>&nbsp;</p>\n".to_string(), worst.1)],
-        // Votes are not always right.
+        // Votes are sometimes wrong.
         _ if dice.chance(8) => vec![(worst.0, best.1), (best.0, worst.1)],
         _ => vec![best, worst],
     };
@@ -208,7 +209,7 @@ fn answers(dice: &mut Dice, problem: &Problem, kind: Kind) -> Vec<Voted> {
     answers
 }
 
-/// An answer with the right result: worked, or in a sixth of the cases short.
+/// Returns an answer with the right result: worked out, or in a sixth of the cases short.
 fn right(dice: &mut Dice, problem: &Problem) -> String {
     let ending = dice.pick(&ENDINGS).replace("{}", &problem.result);
     if dice.chance(16) {
@@ -226,18 +227,17 @@ fn right(dice: &mut Dice, problem: &Problem) -> String {
 
 fn worked(dice: &mut Dice, steps: &[String], ending: &str) -> String {
     let beginning = dice.pick(&BEGINNINGS);
-    let steps = match dice.chance(35) {
-        true => {
-            let items = steps.iter().map(|step| format!("<li>{step}</li>\n"));
-            format!("<ol>\n{}</ol>\n", items.collect::<String>())
-        }
-        false => format!("<p>{}</p>\n", steps.join(" ")),
+    let steps = if dice.chance(35) {
+        let items = steps.iter().map(|step| format!("<li>{step}</li>\n"));
+        format!("<ol>\n{}</ol>\n", items.collect::<String>())
+    } else {
+        format!("<p>{}</p>\n", steps.join(" "))
     };
     format!("<p>{beginning}</p>\n{steps}<p>{ending}</p>\n")
 }
 
-/// One to seven sentences of chatter, or in a third of the cases an answer that differs from a right one in its numbers
-/// only.
+/// Returns one to seven sentences of chatter, or in a third of the cases an answer that differs
+/// from a right one only in its numbers.
 fn poor(dice: &mut Dice, problem: &Problem) -> String {
     if dice.chance(33) {
         let (result, wrong) = (format!("{}$", problem.result), format!("{}$", problem.wrong));
@@ -254,13 +254,13 @@ fn poor(dice: &mut Dice, problem: &Problem) -> String {
 
 fn row(dice: &mut Dice, index: usize, question: &str, answers: Vec<Voted>) -> Value {
     let qid = 100 + 7 * index;
-    let most = answers.iter().map(|(_, votes)| *votes).max();
+    let max_votes = answers.iter().map(|(_, votes)| *votes).max();
     let accepted = dice.chance(60);
     let answers: Vec<Value> = answers
         .into_iter()
         .zip(1..)
         .map(|((text, votes), number)| {
-            let selected = accepted && votes >= 12 && Some(votes) == most;
+            let selected = accepted && votes >= 12 && Some(votes) == max_votes;
             json!({
                 "answer_id": qid + number,
                 "author": format!("user{}", dice.from(1, 99)),

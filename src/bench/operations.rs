@@ -1,9 +1,11 @@
-//! Where a step's time goes: each operation alone, at the step's shapes.
+//! Times each operation of a step alone, at the shapes that it has in the step.
 //!
-//! Alone, an operation has the whole device and no neighbours to overlap with, so the sum is near a step's time but not
-//! equal to it.
+//! An operation alone has the whole device and overlaps with no other, so the sum is close to the
+//! time of a step but not equal to it.
 
-use arithmo_backends::{Adapter, AttentionConfig, LogProbStats, Projection, TrainBackend, Turn};
+use arithmo_backends::{
+    Adapter, AttentionConfig, LogProbStats, Projection, Rotation, TrainBackend,
+};
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Tensor, TensorData};
 use serde_json::{Value, json};
@@ -13,16 +15,16 @@ use crate::data::batch::PreferenceBatch;
 use crate::doctor::speed::median_seconds;
 use crate::dpo::log_probs::DeviceBatch;
 use crate::error::Result;
-use crate::lora::linear::parameters;
+use crate::lora::linear::adapter_parameters;
 use crate::model::linear::Linear;
 use crate::model::mistral::Mistral;
 use crate::train::optimizer::{AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm};
 use crate::train::pass::passes;
 
-/// Seconds a step spends in each class of operations.
+/// Seconds that a step spends in each class of operations.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Classes {
-    /// Frozen weights and their branches.
+pub(super) struct OperationTimes {
+    /// Frozen weights and their LoRA branches.
     projections: f64,
     attention: f64,
     /// Norms, rotations and gates.
@@ -33,7 +35,8 @@ pub(super) struct Classes {
     optimizer: f64,
 }
 
-impl Classes {
+impl OperationTimes {
+    /// Returns the classes with their names.
     fn named(&self) -> [(&'static str, f64); 5] {
         [
             ("projections", self.projections),
@@ -44,16 +47,19 @@ impl Classes {
         ]
     }
 
+    /// Returns the sum of all classes.
     fn sum(&self) -> f64 {
         self.named().iter().map(|(_, seconds)| seconds).sum()
     }
 
+    /// Returns the header of the table.
     pub(super) fn header() -> String {
         let names = Self::default().named();
         let names = names.map(|(name, _)| format!("{name:>20}")).concat();
         format!("{:>7}{names}{:>12}{:>10}", "tokens", "together", "step")
     }
 
+    /// Returns the times of a run as a line of the table.
     pub(super) fn line(&self, run: &Run) -> String {
         let sum = self.sum();
         let parts = self.named().map(|(_, seconds)| {
@@ -64,25 +70,27 @@ impl Classes {
         format!("{:>7}{}{sum:>12.1}{step:>10.1}", run.tokens, parts.concat())
     }
 
+    /// Returns the times as a JSON object.
     pub(super) fn json(&self) -> Value {
         let named = self.named().into_iter();
         named.map(|(name, seconds)| (name.to_string(), json!(seconds))).collect()
     }
 }
 
-/// Times the operations of the first pass of a step; further passes count by their tokens.
+/// Times the operations of the first pass of a step; the other passes are estimated from their
+/// tokens.
 ///
 /// # Errors
 /// The device fails, or the user interrupts.
-pub(super) fn time_classes<B: TrainBackend>(
+pub(super) fn time_operations<B: TrainBackend>(
     setup: &Setup<B>,
     run: &Run,
     device: &B::Device,
-) -> Result<Classes> {
+) -> Result<OperationTimes> {
     let step = [run.pairs.iter().collect::<Vec<_>>()];
     let passes = passes(&step, B::pass_tokens());
     let Some(first) = passes.first() else {
-        return Ok(Classes::default());
+        return Ok(OperationTimes::default());
     };
     let (batch, model) = (PreferenceBatch::new(&first.pairs), setup.learner.policy.valid());
     let table = model.position_table(setup.config.max_position_embeddings, device);
@@ -96,7 +104,7 @@ pub(super) fn time_classes<B: TrainBackend>(
         policy: 1.0 + run.recomputed,
     };
     let passes = run.tokens as f64 / batch.tokens.length as f64;
-    Ok(Classes {
+    Ok(OperationTimes {
         projections: passes * pass.projections()?,
         attention: passes * pass.attention()?,
         elementwise: passes * pass.elementwise()?,
@@ -114,44 +122,49 @@ struct Pass<'a, B: TrainBackend> {
     device: &'a B::Device,
     /// Forward passes of the reference.
     reference: f64,
-    /// Forward passes of the policy, with the share of layers that is computed again.
+    /// Forward passes of the policy, including the fraction of layers that is recomputed.
     policy: f64,
 }
 
 impl<B: TrainBackend> Pass<'_, B> {
+    /// Returns the number of tokens in the pass.
     fn tokens(&self) -> usize {
         self.host.tokens.length
     }
 
-    /// How often a layer's part comes that is computed for all tokens, and how often one that the last layer computes
-    /// for predicting tokens alone.
+    /// Returns how often the operations of a layer occur: those computed for all tokens, and those
+    /// that the last layer computes only for predicting tokens.
     fn layers(&self) -> [f64; 2] {
         let layers = self.model.layers.len() as f64;
         let predicting = self.host.queries.len() as f64 / self.tokens() as f64;
         [layers, layers - 1.0 + predicting]
     }
 
+    /// Returns a random matrix in the type of the weights.
     fn random(&self, rows: usize, width: usize) -> Tensor<B, 2> {
         let place = (self.device, self.setup.dtype);
         Tensor::random([rows, width], Distribution::Uniform(-1.0, 1.0), place)
     }
 
+    /// Returns the seconds of `times` repetitions of `compute`.
     fn seconds<T>(&self, times: f64, compute: impl Fn() -> T) -> Result<f64> {
-        match times > 0.0 {
-            true => Ok(times * median_seconds::<B, _>(self.device, compute)?),
-            false => Ok(0.0),
+        if times > 0.0 {
+            Ok(times * median_seconds::<B, _>(self.device, compute)?)
+        } else {
+            Ok(0.0)
         }
     }
 
+    /// Times the projections of all layers.
     fn projections(&self) -> Result<f64> {
         let layer = &self.model.layers[0];
         let [q, k, v, o, gate, up, down] = layer.projections();
-        let [all, last_less] = self.layers();
+        let [all, fewer_rows_last] = self.layers();
         let groups: [(&[&Linear<B>], bool, f64); 4] = [
             (&[q, k, v], false, all),
-            (&[o], true, last_less),
-            (&[gate, up], false, last_less),
-            (&[down], true, last_less),
+            (&[o], true, fewer_rows_last),
+            (&[gate, up], false, fewer_rows_last),
+            (&[down], true, fewer_rows_last),
         ];
         let mut seconds = 0.0;
         for (linears, residual, times) in groups {
@@ -160,7 +173,7 @@ impl<B: TrainBackend> Pass<'_, B> {
         Ok(seconds)
     }
 
-    /// Projections of one input, in all passes.
+    /// Times projections of one input in all passes.
     fn projection(&self, linears: &[&Linear<B>], residual: bool) -> Result<f64> {
         let (width, d_in) =
             (linears.iter().map(|linear| linear.dims().0).sum(), linears[0].dims().1);
@@ -182,6 +195,7 @@ impl<B: TrainBackend> Pass<'_, B> {
             })?)
     }
 
+    /// Returns the attention configuration of the model.
     fn attention_config(&self) -> AttentionConfig {
         let config = &self.setup.config;
         let head_dim = config.head_dim();
@@ -193,44 +207,47 @@ impl<B: TrainBackend> Pass<'_, B> {
         }
     }
 
+    /// Times the attention of all layers.
     fn attention(&self) -> Result<f64> {
         let (config, mask) = (self.attention_config(), &self.batch.input.context.mask);
-        let qkv = self.random(self.tokens(), config.packed_width());
+        let qkv = self.random(self.tokens(), config.qkv_width());
         let dy = self.random(self.tokens(), config.heads * config.head_dim);
         let forward = || B::self_attention(qkv.clone(), mask, &config);
         let attended = forward();
-        let [_, last_less] = self.layers();
+        let [_, fewer_rows_last] = self.layers();
         let seconds = self.seconds(self.policy + self.reference, forward)?
             + self.seconds(1.0, || {
                 let (qkv, attended) = (qkv.clone(), attended.clone());
                 B::self_attention_backward(qkv, attended, dy.clone(), mask, &config)
             })?;
-        Ok(last_less * seconds)
+        Ok(fewer_rows_last * seconds)
     }
 
+    /// Times norms, rotations and gates of all layers.
     fn elementwise(&self) -> Result<f64> {
         let (config, heads) = (&self.setup.config, self.attention_config());
-        let ([all, last_less], forward) = (self.layers(), self.policy + self.reference);
-        let turned = heads.heads + heads.kv_heads;
+        let ([all, fewer_rows_last], forward) = (self.layers(), self.policy + self.reference);
+        let rotated_heads = heads.heads + heads.kv_heads;
         let norm = &self.model.norm;
         let (weight, epsilon) = (norm.weight.val(), config.rms_norm_eps);
         let x = self.random(self.tokens(), config.hidden_size);
-        let qkv = self.random(self.tokens(), heads.packed_width());
+        let qkv = self.random(self.tokens(), heads.qkv_width());
         let gate_up = self.random(self.tokens(), 2 * config.intermediate_size);
         let d_gated = self.random(self.tokens(), config.intermediate_size);
         let angles = &self.batch.input.context.angles;
-        let of_norm = self.seconds(forward, || B::rms_norm(x.clone(), weight.clone(), epsilon))?
+        let norm = self.seconds(forward, || B::rms_norm(x.clone(), weight.clone(), epsilon))?
             + self.seconds(1.0, || {
                 B::rms_norm_backward(x.clone(), weight.clone(), epsilon, x.clone())
             })?;
-        let turn = |turn| B::rope(qkv.clone(), angles, turned, turn);
-        let of_rope = self.seconds(forward, || turn(Turn::Forward))?
-            + self.seconds(1.0, || turn(Turn::Back))?;
-        let of_swiglu = self.seconds(forward, || B::swiglu(gate_up.clone()))?
+        let rotate = |rotation| B::rope(qkv.clone(), angles, rotated_heads, rotation);
+        let rope = self.seconds(forward, || rotate(Rotation::Forward))?
+            + self.seconds(1.0, || rotate(Rotation::Inverse))?;
+        let swiglu = self.seconds(forward, || B::swiglu(gate_up.clone()))?
             + self.seconds(1.0, || B::swiglu_backward(gate_up.clone(), d_gated.clone()))?;
-        Ok((all + last_less) * of_norm + all * of_rope + last_less * of_swiglu)
+        Ok((all + fewer_rows_last) * norm + all * rope + fewer_rows_last * swiglu)
     }
 
+    /// Times the log-probabilities.
     fn head(&self) -> Result<f64> {
         let targets: Vec<i64> = self.host.targets.clone();
         let shape = [targets.len()];
@@ -245,8 +262,9 @@ impl<B: TrainBackend> Pass<'_, B> {
             + self.seconds(self.reference, || score(LogProbStats::None, false))?)
     }
 
+    /// Times gradient clipping and AdamW.
     fn optimizer(&self) -> Result<f64> {
-        let parameters = parameters(self.model);
+        let parameters = adapter_parameters(self.model);
         let grads: Vec<_> = parameters.iter().map(|(_, p)| p.ones_like()).collect();
         let step = |optimizer: &mut AdamW<B>| {
             let (clipped, _) = clip_by_global_norm(grads.clone(), 1.0);
@@ -265,7 +283,7 @@ impl<B: TrainBackend> Pass<'_, B> {
     }
 }
 
-/// The branch of a projection as the operation takes it.
+/// Returns the LoRA branch of a projection as an adapter, if it has one.
 fn branch<B: TrainBackend>(linear: &Linear<B>) -> Option<Adapter<B>> {
     linear.lora.as_ref().map(|lora| Adapter {
         a: lora.lora_a.val(),

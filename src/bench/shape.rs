@@ -1,9 +1,9 @@
-//! The shapes that can be measured.
+//! The model shapes that can be measured.
 
-use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::model::config::MistralConfig;
 
 /// Mistral-7B-v0.1.
@@ -14,10 +14,10 @@ const MISTRAL_7B: &str = r#"{
     "tie_word_embeddings": false, "initializer_range": 0.02, "torch_dtype": "bfloat16"
 }"#;
 
-/// The shape called `name`, or that of the `config.json` of this path.
+/// Returns the shape called `name`, or the one in the `config.json` at that path.
 ///
 /// # Errors
-/// It is neither, or the file is not the configuration of a Mistral model.
+/// `name` is neither, or the file is not the configuration of a Mistral model.
 pub fn shape(name: &str) -> Result<MistralConfig> {
     let path = Path::new(name);
     if name == "mistral-7b" {
@@ -25,10 +25,10 @@ pub fn shape(name: &str) -> Result<MistralConfig> {
     }
     if !path.is_file() {
         let problem = format!("`{name}` is neither a known shape nor a file");
-        let remedy = "give mistral-7b, or the path of a model's config.json";
+        let remedy = "use mistral-7b, or the path of a model's config.json";
         return Err(Error::invalid("--shape", problem, remedy));
     }
-    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+    let text = input_file::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
     MistralConfig::parse(&text, path)
 }
 

@@ -1,4 +1,4 @@
-//! A step of the real learner, on random pairs.
+//! Runs a step of the real learner on random pairs.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -24,46 +24,47 @@ use crate::model::load::random_on_device;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::pass::passes;
-use crate::train::setup::what_fits;
+use crate::train::setup::choose_activations;
 
-/// Fewest tokens of a step.
-pub(super) const FEWEST: usize = 16;
+/// The smallest number of tokens in a step.
+pub(super) const MIN_TOKENS: usize = 16;
 
-/// Packed tokens of a pair; about what questions of Mathematics Stack Exchange have with two answers.
+/// Packed tokens of a pair, about as many as a question of Mathematics Stack Exchange has with two
+/// answers.
 const PAIR_TOKENS: usize = 512;
 
-/// Share of a pair's packed tokens that each completion has.
-const COMPLETION: f64 = 0.35;
+/// The fraction of a pair's packed tokens that belongs to each completion.
+const COMPLETION_FRACTION: f64 = 0.35;
 
-/// Small, so that nothing grows.
+/// Small, so that no weight grows.
 const LEARNING_RATE: f64 = 1e-6;
 
-/// A model, its adapter and what trains it.
+/// A model, its adapter and its learner.
 pub(super) struct Setup<B: TrainBackend> {
     pub(super) learner: Learner<B>,
     pub(super) config: MistralConfig,
     pub(super) dtype: DType,
     pub(super) activations: Activations,
     pub(super) trainable: usize,
-    /// Packed tokens a pair has at most.
+    /// The largest number of packed tokens in a pair.
     pub(super) pair_tokens: usize,
     step: usize,
 }
 
-/// What steps of some number of tokens took.
+/// The measurement of steps with one number of tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub(super) pairs: Vec<EncodedPair>,
-    /// Of the packed rows.
+    /// Tokens of the packed rows.
     pub(super) tokens: usize,
-    /// Of both sides of all pairs, each in full, as TRL computes them.
+    /// Tokens of both sides of all pairs, each in full, as TRL computes them.
     attended: usize,
-    /// Share of the layers whose activations were computed again.
+    /// Fraction of the layers whose activations were recomputed.
     pub(super) recomputed: f64,
     pub(super) precomputed: bool,
-    /// Median.
+    /// Median seconds per step.
     pub(super) seconds: f64,
-    /// FLOP a step.
+    /// FLOP per step.
     flop: f64,
     peak_bytes: Option<u64>,
 }
@@ -77,11 +78,11 @@ impl<B: TrainBackend> Setup<B> {
     ) -> Result<Self> {
         let mut policy =
             random_on_device::<Autodiff<B>>(config.clone(), dtype, options.quantize, device)?;
-        attach(&mut policy, &lora(options), 1, device)?;
+        attach(&mut policy, &lora_config(options), 1, device)?;
         let activations = match options.checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
             GradientCheckpointing::Off => Activations::Keep,
-            GradientCheckpointing::Auto => what_fits::<B>(&policy, None, device),
+            GradientCheckpointing::Auto => choose_activations::<B>(&policy, None, device),
         };
         let learner_config = LearnerConfig {
             loss: DpoLoss {
@@ -111,7 +112,7 @@ impl<B: TrainBackend> Setup<B> {
         })
     }
 
-    /// Steps of `tokens` packed tokens: one that is not counted, then those that are.
+    /// Runs steps of `tokens` packed tokens: one that is not timed, then those that are.
     pub(super) fn measure(
         &mut self,
         tokens: usize,
@@ -123,7 +124,7 @@ impl<B: TrainBackend> Setup<B> {
         let passes = passes(&step, B::pass_tokens());
         if options.precomputed {
             for pass in &passes {
-                self.learner.precompute_reference(&pass.pairs);
+                self.learner.precompute_reference(&pass.pairs)?;
             }
         }
         self.step(&step, device)?;
@@ -132,11 +133,11 @@ impl<B: TrainBackend> Setup<B> {
             seconds.push(self.step(&step, device)?);
         }
         let layers = self.config.num_hidden_layers;
-        let again = passes.iter().map(|pass| {
+        let recomputed_tokens = passes.iter().map(|pass| {
             let kept = self.activations.keep(pass.tokens).min(layers);
             (layers - kept) as f64 / layers as f64 * pass.tokens as f64
         });
-        let recomputed = again.sum::<f64>() / tokens as f64;
+        let recomputed = recomputed_tokens.sum::<f64>() / tokens as f64;
         Ok(Run {
             tokens,
             attended: pairs.iter().map(Sample::attended_tokens).sum(),
@@ -149,7 +150,7 @@ impl<B: TrainBackend> Setup<B> {
         })
     }
 
-    /// Seconds of one step.
+    /// Runs one step and returns its seconds.
     fn step(&mut self, pairs: &[Vec<&EncodedPair>], device: &B::Device) -> Result<f64> {
         if interrupt::requested() {
             let note = "the measurement was not finished".into();
@@ -158,16 +159,20 @@ impl<B: TrainBackend> Setup<B> {
         let (step, learner) = (self.step, &mut self.learner);
         self.step += 1;
         let (seconds, output) = timed::<B, _>(device, || learner.step(step, LEARNING_RATE, pairs))?;
-        match output.applied {
-            true => Ok(seconds),
-            false => Err(Error::run(
+        if output.applied {
+            Ok(seconds)
+        } else {
+            Err(Error::run(
                 "the loss or the gradient of a step is not finite",
                 "run `arithmo doctor` on this backend",
-            )),
+            ))
         }
     }
 
-    /// FLOP of a step: each weight of the layers once a token in each pass, those of the head once a scored token.
+    /// Returns the FLOP of a step on `tokens` packed tokens: each weight of the layers counts once per
+    /// token, each weight of the head once per scored token (see [`flop_per_weight_and_token`]).
+    /// Attention is not counted. `recomputed` is the fraction of layers whose activations are
+    /// recomputed, and `precomputed` says that the reference is known.
     fn flop(
         &self,
         pairs: &[EncodedPair],
@@ -185,20 +190,23 @@ impl<B: TrainBackend> Setup<B> {
         let head = (self.config.vocab_size * self.config.hidden_size) as f64;
         let scored = pairs.iter().flat_map(|p| [&p.chosen, &p.rejected]);
         let scored: usize = scored.map(EncodedSequence::scored_tokens).sum();
-        let count = flop_count(recomputed, precomputed);
-        // The head is never computed again.
-        count * layers * tokens as f64 + flop_count(0.0, precomputed) * head * scored as f64
+        let count = flop_per_weight_and_token(recomputed, precomputed);
+        // The head is never recomputed.
+        count * layers * tokens as f64
+            + flop_per_weight_and_token(0.0, precomputed) * head * scored as f64
     }
 }
 
-/// FLOP a weight and token: 2 for the policy's forward pass, 2 for the gradient of the input, 2 for the reference unless
-/// it is known, 2 for what is computed again.
-fn flop_count(recomputed: f64, precomputed: bool) -> f64 {
+/// Returns the FLOP per weight and token: 2 for the policy's forward pass, 2 for the gradient of
+/// the input, 2 for the reference unless it is `precomputed`, and 2 for the fraction `recomputed`
+/// of the layers.
+fn flop_per_weight_and_token(recomputed: f64, precomputed: bool) -> f64 {
     let reference = if precomputed { 0.0 } else { 2.0 };
     4.0 + reference + 2.0 * recomputed
 }
 
-fn lora(options: &BenchOptions) -> LoraConfig {
+/// Returns the configuration of the adapter.
+fn lora_config(options: &BenchOptions) -> LoraConfig {
     LoraConfig {
         r: options.rank,
         lora_alpha: 2.0 * options.rank as f64,
@@ -212,15 +220,15 @@ fn lora(options: &BenchOptions) -> LoraConfig {
     }
 }
 
-/// Packed tokens of a pair whose sides the model has positions for.
+/// Returns the packed tokens of a pair, limited by the positions of the model.
 fn pair_tokens(positions: usize) -> usize {
-    let longest = positions.saturating_sub(2) as f64 / (1.0 - COMPLETION);
-    PAIR_TOKENS.min(longest as usize).max(FEWEST / 2)
+    let longest = positions.saturating_sub(2) as f64 / (1.0 - COMPLETION_FRACTION);
+    PAIR_TOKENS.min(longest as usize).max(MIN_TOKENS / 2)
 }
 
-/// Random pairs of together `tokens` packed tokens, each of at most `most`.
-fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
-    let count = tokens.div_ceil(most);
+/// Returns random pairs with `tokens` packed tokens in total, at most `max_tokens` each.
+fn pairs(tokens: usize, max_tokens: usize, vocabulary: usize) -> Vec<EncodedPair> {
+    let count = tokens.div_ceil(max_tokens);
     let mut rng = ChaCha8Rng::seed_from_u64(tokens as u64);
     let mut random = |count: usize| -> Vec<u32> {
         let id = |_| rng.next_u32() % vocabulary as u32;
@@ -228,11 +236,11 @@ fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
     };
     let pair = |index: usize| {
         let size = tokens / count + usize::from(index < tokens % count);
-        let completion = (size as f64 * COMPLETION).round() as usize;
+        let completion = (size as f64 * COMPLETION_FRACTION).round() as usize;
         let prompt = random(size - 2 * completion);
-        // A sequence's last token predicts nothing and is not in the row.
+        // The last token of a sequence predicts nothing and is not in the packed row.
         let [chosen, mut rejected] = [(); 2].map(|()| random(completion + 1));
-        // What both sides begin with would be shared.
+        // Completions that start with the same tokens would share them.
         rejected[0] = (chosen[0] + 1) % vocabulary as u32;
         let [chosen, rejected] = [chosen, rejected].map(|ids| EncodedSequence {
             ids: [prompt.clone(), ids].concat(),
@@ -246,6 +254,7 @@ fn pairs(tokens: usize, most: usize, vocabulary: usize) -> Vec<EncodedPair> {
 }
 
 impl Run {
+    /// Returns the measurement as a [`Probe`].
     pub(super) fn probe(&self) -> Probe {
         let sides = self.pairs.iter().flat_map(|p| [&p.chosen, &p.rejected]);
         Probe {
@@ -255,6 +264,7 @@ impl Run {
         }
     }
 
+    /// Returns the header of the table.
     pub(super) fn header() -> String {
         format!(
             "{:>7}{:>7}{:>10}{:>11}{:>12}{:>10}{:>10}{:>8}{:>8}{:>10}",
@@ -271,6 +281,7 @@ impl Run {
         )
     }
 
+    /// Returns the measurement as a line of the table.
     pub(super) fn line(&self, peak: Option<f64>) -> String {
         let per_second = |count: usize| count as f64 / self.seconds;
         let mfu = match peak {
@@ -290,10 +301,11 @@ impl Run {
             per_second(self.attended),
             per_second(self.pairs.len()),
             self.flop / self.seconds / 1e12,
-            flop_count(self.recomputed, self.precomputed),
+            flop_per_weight_and_token(self.recomputed, self.precomputed),
         )
     }
 
+    /// Returns the measurement as a JSON object.
     pub(super) fn json(&self, peak: Option<f64>) -> Value {
         let rate = self.flop / self.seconds;
         json!({
@@ -304,7 +316,7 @@ impl Run {
             "tokens_per_second": self.tokens as f64 / self.seconds,
             "attended_tokens_per_second": self.attended as f64 / self.seconds,
             "pairs_per_second": self.pairs.len() as f64 / self.seconds,
-            "flop_per_weight_and_token": flop_count(self.recomputed, self.precomputed),
+            "flop_per_weight_and_token": flop_per_weight_and_token(self.recomputed, self.precomputed),
             "recomputed_layers_share": self.recomputed,
             "flop_per_second": rate,
             "mfu": peak.map(|peak| rate / peak),
@@ -320,16 +332,18 @@ mod tests {
 
     #[test]
     fn pairs_take_the_tokens_asked_for() {
-        for (tokens, most, count) in [(16, 512, 1), (1024, 512, 2), (1000, 77, 13), (513, 512, 2)] {
-            let pairs = pairs(tokens, most, 5);
+        for (tokens, max_tokens, count) in
+            [(16, 512, 1), (1024, 512, 2), (1000, 77, 13), (513, 512, 2)]
+        {
+            let pairs = pairs(tokens, max_tokens, 5);
             assert_eq!(pairs.len(), count);
             assert_eq!(pairs.iter().map(packed_tokens).sum::<usize>(), tokens);
-            assert!(pairs.iter().all(|pair| packed_tokens(pair) <= most));
+            assert!(pairs.iter().all(|pair| packed_tokens(pair) <= max_tokens));
         }
         let pair = &pairs(512, 512, 32000)[0];
         assert_eq!(pair.chosen.completion_start, 154);
         assert_eq!(pair.chosen.scored_tokens(), 180);
-        // Prompt twice, and the last token of each side.
+        // The prompt counts twice, and the last token of each side counts too.
         assert_eq!(pair.attended_tokens(), 512 + 154 + 2);
     }
 
@@ -345,9 +359,9 @@ mod tests {
 
     #[test]
     fn flop_are_counted_as_in_the_literature() {
-        assert_eq!(flop_count(0.0, false), 6.0);
-        assert_eq!(flop_count(1.0, false), 8.0);
-        assert_eq!(flop_count(0.0, true), 4.0);
-        assert_eq!(flop_count(1.0, true), 6.0);
+        assert_eq!(flop_per_weight_and_token(0.0, false), 6.0);
+        assert_eq!(flop_per_weight_and_token(1.0, false), 8.0);
+        assert_eq!(flop_per_weight_and_token(0.0, true), 4.0);
+        assert_eq!(flop_per_weight_and_token(1.0, true), 6.0);
     }
 }

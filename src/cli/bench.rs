@@ -1,21 +1,22 @@
-//! `arithmo bench`.
+//! Implements `arithmo bench`.
 
 use arithmo_backends::TrainBackend;
 use clap::{Args, ValueEnum};
 
 use crate::bench::{BenchOptions, bench, shape};
-use crate::config::{GradientCheckpointing, TargetModules};
+use crate::config::{GradientCheckpointing, ModelDtype, TargetModules};
 use crate::error::Result;
 
-use super::model::{QuantizeArgs, WeightType};
+use super::at_least_one;
+use super::model::QuantizeArgs;
 
-/// Measure a DPO step of a model with random weights.
+/// Measure the DPO step of a model with random weights.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// The model's shape: mistral-7b, or the path of a config.json.
+    /// Set the model's shape: mistral-7b, or the path of a config.json.
     #[arg(long, value_name = "mistral-7b|FILE")]
     pub shape: String,
-    /// Packed tokens of a step; several, separated by commas, are measured in turn.
+    /// Set the tokens per step; several values, separated by commas, are measured one after another.
     #[arg(
         long,
         value_name = "N[,N..]",
@@ -23,47 +24,48 @@ pub struct BenchArgs {
         default_value = "1024,2048,4096,8192"
     )]
     pub tokens: Vec<usize>,
-    /// Layers, fewer than the shape has: to measure a part of a model that does not fit.
-    #[arg(long, value_name = "N")]
+    /// Use only this many layers, to measure a part of a model that does not fit [default: all].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub layers: Option<usize>,
-    /// Which projections have a branch.
+    /// Choose the projections that get a low-rank branch.
     #[arg(long, value_enum, default_value = "qv")]
     pub targets: Targets,
-    /// Rank of the branches.
-    #[arg(long, default_value_t = 16, value_name = "R")]
+    /// Set the rank of the branches.
+    #[arg(long, default_value_t = 16, value_name = "R", value_parser = at_least_one)]
     pub rank: usize,
-    /// Type of the weights; auto: that of the shape, or what the backend computes in that is nearest.
+    /// Set the dtype of the weights; auto uses that of the shape, or the nearest one in which the backend computes.
     #[arg(long, value_enum, default_value = "auto")]
-    pub dtype: WeightType,
+    pub dtype: ModelDtype,
     #[command(flatten)]
     pub(super) quantize: QuantizeArgs,
-    /// Take the reference's log-probabilities as known (precompute_ref_log_probs).
+    /// Treat the reference's log-probabilities as known (precompute_ref_log_probs), which leaves out its forward
+    /// pass.
     #[arg(long)]
     pub precomputed: bool,
-    /// Steps timed of each size, after one that is not.
+    /// Time this many steps per size, after one untimed step.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub steps: usize,
-    /// Compute activations again in backward; auto: where they would not fit.
+    /// Recompute activations in the backward pass; auto does so if they would not fit.
     #[arg(long, value_enum, default_value = "auto")]
     pub gradient_checkpointing: Checkpointing,
-    /// The device's peak in TFLOP/s, for the share of it that is reached; known of H100 and H200.
+    /// Set the device's peak in TFLOP/s, to report the fraction reached; known for H100 and H200.
     #[arg(long, value_name = "X")]
     pub peak_tflops: Option<f64>,
 }
 
-/// Projections with a branch.
+/// The projections that get a low-rank branch.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Targets {
     /// q_proj and v_proj, PEFT's default for Mistral.
     Qv,
-    /// All seven.
+    /// All seven projections of each layer.
     AllLinear,
 }
 
-/// As `gradient_checkpointing` in run.toml.
+/// Whether activations are recomputed, as `gradient_checkpointing` in run.toml.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Checkpointing {
-    /// Where activations would not fit.
+    /// If activations would not fit.
     Auto,
     /// Always.
     True,
@@ -71,10 +73,10 @@ pub enum Checkpointing {
     False,
 }
 
-/// Measures; prints on stdout.
+/// Runs the benchmark and prints the results on stdout.
 ///
 /// # Errors
-/// As [`bench()`].
+/// Those of [`bench()`].
 pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> {
     let options = BenchOptions {
         name: args.shape.clone(),

@@ -1,4 +1,4 @@
-//! `arithmo demo`.
+//! Implements `arithmo demo`.
 
 use std::path::PathBuf;
 
@@ -7,29 +7,30 @@ use clap::Args;
 
 use crate::demo::{DemoOptions, DemoSize, demo};
 use crate::error::Result;
+use crate::output::Lock;
 use crate::progress::ProgressMode;
 
-/// The whole way on a small example: pairs, training, answers before and after, a report.
+/// Run everything on a small example: pairs, training, answers before and after, a report.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// Folder for everything the demo writes.
+    /// Write everything to this folder.
     #[arg(long, default_value = "arithmo-demo", value_name = "DIR")]
     pub output: PathBuf,
-    /// Replace a demo that is already there.
+    /// Replace an existing demo.
     #[arg(long)]
     pub overwrite: bool,
-    /// Seed of problems, samples and training.
+    /// Set the seed of problems, samples and training.
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// Problems to sample answers to; a quarter as many are held out.
+    /// Sample answers to this many problems; a quarter as many are held out.
     #[arg(long, value_name = "N", default_value_t = 2000, hide = true)]
     pub problems: usize,
 }
 
-/// Runs the demo; prints its results on stdout.
+/// Runs the demo and prints its results on stdout.
 ///
 /// # Errors
-/// As [`demo`].
+/// Those of [`demo`].
 pub fn run<B: TrainBackend>(args: &DemoArgs, mode: ProgressMode, device: &B::Device) -> Result<()> {
     let options = DemoOptions {
         output: args.output.clone(),
@@ -37,9 +38,10 @@ pub fn run<B: TrainBackend>(args: &DemoArgs, mode: ProgressMode, device: &B::Dev
         overwrite: args.overwrite,
         progress: mode,
     };
+    let _lock = Lock::folder(&args.output)?;
     let summary = demo::<B>(&options, device)?;
     if mode != ProgressMode::Quiet {
-        eprintln!();
+        say!("");
     }
     super::print_line(&summary.to_string())
 }

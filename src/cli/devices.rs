@@ -1,4 +1,4 @@
-//! `arithmo devices`.
+//! Implements `arithmo devices`.
 
 use arithmo_backends::{BackendKind, DeviceInfo, devices};
 use clap::Args;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
-/// List the devices of every backend in this program.
+/// List the devices of every backend in this build.
 #[derive(Args, Clone, Debug)]
 pub struct DevicesArgs {
     /// Print one line of JSON instead of a table.
@@ -14,22 +14,23 @@ pub struct DevicesArgs {
     pub json: bool,
 }
 
-/// Lists them on stdout; `*` is the one that `--backend auto` takes.
+/// Prints the devices as their drivers describe them; `*` marks the one that `--backend auto` uses. Nothing is
+/// computed.
 ///
 /// # Errors
-/// There is none.
+/// No backend finds a device, or stdout cannot be written.
 pub fn run(args: &DevicesArgs) -> Result<()> {
     let found: Vec<DeviceInfo> = BackendKind::available().flat_map(devices).collect();
-    let auto = BackendKind::best();
-    let taken = |device: &DeviceInfo| device.is_default && auto == Some(device.backend);
+    let auto = BackendKind::best_among(&found);
+    let chosen = |device: &DeviceInfo| device.is_default && auto == Some(device.backend);
     if args.json {
-        let list = found.iter().map(|device| to_json(device, taken(device)));
+        let list = found.iter().map(|device| to_json(device, chosen(device)));
         let list: Vec<Value> = list.collect();
         return super::print_line(&json!({"command": "devices", "devices": list}).to_string());
     }
     if found.is_empty() {
         let remedy = "see what `arithmo doctor` says about the drivers";
-        return Err(Error::run("no backend of this program finds a device", remedy));
+        return Err(Error::run("no backend in this build finds a device", remedy));
     }
     let longest = found.iter().map(|device| device.name.chars().count()).max();
     let longest = longest.unwrap_or(0).max("name".len()) + 2;
@@ -38,14 +39,15 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         "backend", "index", "name", "kind", "GB", "free", "computes in", "a buffer, a tensor"
     ))?;
     for device in &found {
-        super::print_line(&line(device, taken(device), longest))?;
+        super::print_line(&line(device, chosen(device), longest))?;
     }
     super::print_line(
-        "\n* what --backend auto takes; another: --backend BACKEND --device INDEX|NAME",
+        "\n* used by --backend auto, if it starts; choose another with --backend BACKEND --device INDEX|NAME",
     )
 }
 
-fn line(device: &DeviceInfo, taken: bool, longest: usize) -> String {
+/// Formats a device as a line of the table.
+fn line(device: &DeviceInfo, chosen: bool, longest: usize) -> String {
     let gigabytes = |bytes: Option<u64>| match bytes {
         Some(bytes) => format!("{:.1}", bytes as f64 / 1e9),
         None => "-".to_string(),
@@ -58,7 +60,7 @@ fn line(device: &DeviceInfo, taken: bool, longest: usize) -> String {
     };
     format!(
         "{} {:<9}{:<7}{:<longest$}{:<16}{:>8}{:>8}  {:<15}{limits}",
-        if taken { "*" } else { " " },
+        if chosen { "*" } else { " " },
         device.backend.name(),
         device.index,
         device.name,
@@ -69,15 +71,16 @@ fn line(device: &DeviceInfo, taken: bool, longest: usize) -> String {
     )
 }
 
-/// Names of the types it computes in; "does not start" where it does not.
+/// Returns the names of the dtypes in which the device computes.
 fn dtypes(device: &DeviceInfo) -> Vec<&'static str> {
-    match device.dtypes.is_empty() {
-        true => vec!["does not start"],
-        false => device.dtypes.iter().map(|dtype| dtype.name()).collect(),
+    if device.dtypes.is_empty() {
+        return vec!["computes nothing"];
     }
+    device.dtypes.iter().map(|dtype| dtype.name()).collect()
 }
 
-fn to_json(device: &DeviceInfo, taken: bool) -> Value {
+/// Describes a device as JSON.
+fn to_json(device: &DeviceInfo, chosen: bool) -> Value {
     let names: Vec<&str> = device.dtypes.iter().map(|dtype| dtype.name()).collect();
     json!({
         "backend": device.backend.name(),
@@ -90,6 +93,6 @@ fn to_json(device: &DeviceInfo, taken: bool) -> Value {
         "dtypes": names,
         "max_buffer_bytes": device.limits.map(|limits| limits.buffer),
         "max_tensor_bytes": device.limits.map(|limits| limits.binding),
-        "auto": taken,
+        "auto": chosen,
     })
 }

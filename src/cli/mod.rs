@@ -1,12 +1,14 @@
-//! The command line: one file a subcommand, arguments to calls, no logic.
+//! The command line: one file per subcommand, which passes its arguments on and contains no other logic.
 
 pub mod bench;
 pub mod chat;
+pub mod completions;
 pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod evaluate;
 pub mod generate;
+pub mod inspect;
 pub mod iterate;
 pub mod merge;
 pub mod model;
@@ -16,6 +18,7 @@ pub mod report;
 pub mod sample_pairs;
 pub mod sandbox_exec;
 pub mod score;
+pub mod template;
 pub mod train;
 
 use std::io::Write;
@@ -23,24 +26,30 @@ use std::io::Write;
 use arithmo_backends::TrainBackend;
 use clap::{Parser, Subcommand};
 
+use crate::data::row_limit::DEFAULT_MAX_ROW_BYTES;
 use crate::error::{Error, Result};
 use crate::model::hub::Hub;
 use crate::progress::ProgressMode;
 
-/// From voted answers to an aligned, measured model: preference pairs, DPO, LoRA.
+/// From voted answers to an aligned, measured model: preference pairs, DPO and LoRA.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "arithmo", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// What computes: auto takes the best of those in this program that starts.
+    /// Choose the backend to run on; auto uses the best one in this build that starts.
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     pub backend: String,
-    /// Which of the backend's devices computes: its number or a part of its name, as `arithmo devices` lists them.
+    /// Choose one of the backend's devices by its number or a part of its name, as `arithmo devices` lists them
+    /// [default: the backend's default device].
     #[arg(long, global = true, value_name = "INDEX|NAME")]
     pub device: Option<String>,
-    /// No progress and no messages; errors are still printed.
+    /// Set the largest accepted row of a data file, in bytes: a line of JSON Lines, a post, or the texts of a table's
+    /// row.
+    #[arg(long, global = true, default_value_t = DEFAULT_MAX_ROW_BYTES, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_row_bytes: u64,
+    /// Print no progress and no messages; errors are still printed.
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -49,43 +58,52 @@ pub struct Cli {
 #[derive(Subcommand, Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "parsed once, never stored in numbers")]
 pub enum Command {
-    /// Try everything: pairs, training, scores before and after, a report, on what is embedded in the program.
+    /// Try everything on embedded data: pairs, training, scores before and after, a report.
     Demo(demo::DemoArgs),
-    /// Turn Stack Exchange rows into preference pairs.
+    /// Convert Stack Exchange rows to preference pairs.
     Prepare(prepare::PrepareArgs),
-    /// Say what a run takes of a device, before anything is loaded: bytes by category, the largest batch, the time.
+    /// Estimate a run's memory and time on a device before loading anything: bytes by category, the largest batch.
     Plan(plan::PlanArgs),
-    /// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
+    /// Train a model as configured in a run.toml: DPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),
     /// Make preference pairs from a model's own answers, checked against known ones.
     SamplePairs(sample_pairs::SamplePairsArgs),
-    /// Sample, train and measure in rounds, as an iterate.toml says.
+    /// Sample, train and measure in rounds, as configured in an iterate.toml.
     Iterate(iterate::IterateArgs),
     /// Complete prompts.
     Generate(generate::GenerateArgs),
-    /// Talk to a model; its answers appear as they are made.
+    /// Chat with a model; its answers appear as they are generated.
     Chat(chat::ChatArgs),
-    /// Write a base model and an adapter as one model.
+    /// Merge an adapter into its base model and write the result.
     Merge(merge::MergeArgs),
-    /// List the devices of every backend in this program.
+    /// List the devices of every backend in this build.
     Devices(devices::DevicesArgs),
-    /// Say what devices there are, whether every operation is right on the one in use, and how fast it is.
+    /// Find the devices, check every operation on the one in use, and measure its speed.
     Doctor(doctor::DoctorArgs),
-    /// Measure a DPO step of a model with random weights: speed, share of the peak, memory.
+    /// Measure the DPO step of a model with random weights: speed, fraction of the peak, memory.
     Bench(bench::BenchArgs),
     /// Draw a run's plots and write its page.
     Report(report::ReportArgs),
-    /// Score a model's answers to GSM8K or MATH, or its preferences; compare two evaluations.
+    /// Score a model's answers to GSM8K or MATH, or its preferences.
     Evaluate(evaluate::EvaluateArgs),
-    /// Runs a program in the sandbox of `evaluate gsm8k-pot`.
+    /// Compare two evaluations of the same problems: McNemar's test, wins and losses, a page.
+    Compare(evaluate::CompareArgs),
+    /// Count what a file of pairs holds: lengths, truncation, duplicates, overlap with test sets.
+    Inspect(inspect::InspectArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages.
+    Man(completions::ManArgs),
+    /// Run a program in the sandbox of `evaluate gsm8k-pot`.
     #[command(hide = true)]
     SandboxExec(sandbox_exec::SandboxExecArgs),
 }
 
 impl Cli {
-    /// Runs a subcommand that computes nothing on a device; `None`: it needs one, see [`Self::run`].
+    /// Runs a subcommand that computes nothing on a device. Returns `None` if the subcommand needs one, see
+    /// [`Self::run`].
     pub fn run_without_backend(&self) -> Option<Result<()>> {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
@@ -93,7 +111,7 @@ impl Cli {
                 Some(prepare::run(args, mode, &|url: &str| Hub::open(mode).fetch_files(url)).map(
                     |summary| {
                         if !self.quiet {
-                            eprintln!("{summary}");
+                            say!("{summary}");
                         }
                     },
                 ))
@@ -102,6 +120,10 @@ impl Cli {
             Command::Devices(args) => Some(devices::run(args)),
             Command::Plan(args) => plan::run_assumed(args, &self.backend, mode),
             Command::Evaluate(args) => evaluate::run_without_model(args, mode),
+            Command::Compare(args) => Some(args.run()),
+            Command::Inspect(args) => Some(inspect::run(args, mode)),
+            Command::Completions(args) => Some(args.run()),
+            Command::Man(args) => Some(args.run()),
             Command::SandboxExec(args) => Some(sandbox_exec::run(args)),
             _ => None,
         }
@@ -110,7 +132,7 @@ impl Cli {
     /// Runs a subcommand on `device` of backend `B`.
     ///
     /// # Errors
-    /// Whatever the subcommand meets.
+    /// Any error of the subcommand.
     pub fn run<B: TrainBackend>(&self, device: &B::Device) -> Result<()> {
         let mode = ProgressMode::detect(self.quiet);
         match &self.command {
@@ -129,12 +151,28 @@ impl Cli {
             Command::Prepare(_)
             | Command::Report(_)
             | Command::Devices(_)
+            | Command::Compare(_)
+            | Command::Inspect(_)
+            | Command::Completions(_)
+            | Command::Man(_)
             | Command::SandboxExec(_) => self.run_without_backend().unwrap_or(Ok(())),
         }
     }
 }
 
-/// Prints a result on stdout, as a line. A reader that has gone away (`| head`) is no error.
+/// Parses the value of a flag that must be at least 1.
+///
+/// # Errors
+/// The value is not a whole number, or it is 0.
+fn at_least_one(value: &str) -> std::result::Result<usize, String> {
+    match value.parse() {
+        Ok(0) => Err("must be at least 1".to_string()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("must be a whole number: {error}")),
+    }
+}
+
+/// Prints a result on stdout as a line. A reader that has gone away (`| head`) is not an error.
 ///
 /// # Errors
 /// stdout cannot be written.
@@ -142,7 +180,7 @@ pub fn print_line(line: &str) -> Result<()> {
     print_text(&format!("{line}\n"))
 }
 
-/// As [`print_line`], without ending the line, and at once.
+/// Prints `text` on stdout like [`print_line`], without a line break and without buffering.
 ///
 /// # Errors
 /// stdout cannot be written.

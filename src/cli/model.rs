@@ -1,12 +1,11 @@
-//! The arguments that name a model, shared by the subcommands that load one.
+//! The arguments that select a model, shared by the subcommands that load one.
 
 use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
-use burn::tensor::DType;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use crate::config::Quantization;
+use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
@@ -19,52 +18,60 @@ use crate::model::quantize;
 use crate::model::quantize::cache::Cache;
 use crate::progress::ProgressMode;
 
-/// Which model.
+/// The flags that select a model and the form in which it is loaded.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// A folder in Hugging Face layout, or a hub id OWNER/NAME.
+    /// Load this model: a folder in Hugging Face layout, or a hub id OWNER/NAME.
     #[arg(long, value_name = "FOLDER|ID")]
     pub model: String,
-    /// Branch, tag or commit on the hub.
+    #[command(flatten)]
+    pub(super) load: LoadArgs,
+}
+
+/// The flags that select the form in which a model is loaded.
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
+    /// Use this branch, tag or commit of the hub.
     #[arg(long, default_value = "main")]
     pub revision: String,
-    /// A PEFT adapter folder to put on the model.
+    /// Apply the PEFT adapter in this folder.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Type of the weights in memory; auto: as stored, or what the backend computes in that is nearest.
+    /// Set the dtype of the weights in memory; auto uses that of the files, or the nearest one in which the backend
+    /// computes.
     #[arg(long, value_enum, default_value = "auto")]
-    pub dtype: WeightType,
+    pub dtype: ModelDtype,
     #[command(flatten)]
     pub(super) quantize: QuantizeArgs,
 }
 
-/// Whether projections are packed.
+/// The flags that choose how projections are quantized.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeArgs {
-    /// Hold the projections in 4 bits (nf4, fp4) or 8 (int8), packed as bitsandbytes packs them; packed models are kept in
-    /// the user's cache folder.
+    /// Quantize the projections to 4 bits (nf4, fp4) or 8 bits (int8) as bitsandbytes does [default: none]. Quantized
+    /// models are kept in the user's cache folder.
     #[arg(long, value_enum, value_name = "none|nf4|fp4|int8", hide_possible_values = true)]
     pub quantization: Option<Quantization>,
-    /// Pack the scales too: about 0.4 bit a weight less.
+    /// Quantize the scales too, which saves about 0.4 bits per weight.
     #[arg(long, requires = "quantization")]
     pub double_quant: bool,
 }
 
 impl QuantizeArgs {
-    /// What is asked for; `None`: projections as they are stored.
+    /// Returns the requested quantization, or `None` to load projections as they are stored.
     ///
     /// # Errors
-    /// `--double-quant` has nothing to act on.
+    /// `--double-quant` is set without a quantization.
     pub fn quantization(&self) -> Result<Option<quantize::Quantization>> {
-        packed_as(self.quantization.unwrap_or_default(), self.double_quant)
+        quantization_settings(self.quantization.unwrap_or_default(), self.double_quant)
     }
 }
 
-/// What `--quantization` and `--double-quant` say together; `None`: not packed.
+/// Combines `--quantization` and `--double-quant`; `None` means no quantization.
 ///
 /// # Errors
-/// `--double-quant` has nothing to act on.
-pub(super) fn packed_as(
+/// `--double-quant` is set without a quantization.
+pub(super) fn quantization_settings(
     quantization: Quantization,
     double_quant: bool,
 ) -> Result<Option<quantize::Quantization>> {
@@ -78,41 +85,22 @@ pub(super) fn packed_as(
     }
 }
 
-/// Types a model's weights can be held in, or written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WeightType {
-    /// As stored.
-    Auto,
-    /// 32-bit.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit.
-    F16,
-}
-
-impl WeightType {
-    /// The type asked for; `None` for auto.
-    pub fn dtype(self) -> Option<DType> {
-        match self {
-            Self::Auto => None,
-            Self::F32 => Some(DType::F32),
-            Self::Bf16 => Some(DType::BF16),
-            Self::F16 => Some(DType::F16),
-        }
-    }
-}
-
 impl ModelArgs {
-    /// The model's folder, fetched from the hub if need be.
+    /// Returns the folders that these arguments name, which no output may change.
+    pub(super) fn inputs(&self) -> Vec<&Path> {
+        let model = [Path::new(&self.model)];
+        model.into_iter().chain(self.load.adapter.as_deref()).collect()
+    }
+
+    /// Returns the model's folder, downloaded from the hub if need be.
     ///
     /// # Errors
-    /// It is neither a folder nor on the hub.
+    /// The model is neither a folder nor on the hub.
     pub fn folder(&self, progress: ProgressMode) -> Result<PathBuf> {
-        Hub::open(progress).resolve(&self.model, &self.revision)
+        Hub::open(progress).resolve(&self.model, &self.load.revision)
     }
 
-    /// Loads the model in `folder`, packed if asked for, with the adapter if one is named.
+    /// Loads the model in `folder`, quantized if requested, with the adapter if one is named.
     ///
     /// # Errors
     /// A file is damaged, or model and adapter do not fit together.
@@ -122,33 +110,41 @@ impl ModelArgs {
         mode: ProgressMode,
         device: &B::Device,
     ) -> Result<Mistral<B>> {
+        if let Some(adapter) = &self.load.adapter {
+            // A mistake in the adapter is found before the model is loaded.
+            adapter::read_config(adapter)?;
+        }
         let shape = MistralConfig::load(folder)?;
-        let dtype = choose::<B>(&shape, self.dtype.dtype(), Purpose::Hold, device)?;
-        let (to, cache) = (self.quantize.quantization()?, Cache::of_user(mode));
+        let dtype = choose::<B>(&shape, self.load.dtype.dtype(), Purpose::Hold, device)?;
+        let (to, cache) = (self.load.quantize.quantization()?, Cache::from_env(mode));
         limits::check::<B>(&shape, to, dtype, device)?;
         let mut model = load_as(folder, dtype, to, &cache, device)?;
-        if let Some(folder) = &self.adapter {
+        if let Some(folder) = &self.load.adapter {
             adapter::load(&mut model, folder, device)?;
-            note_other_base(folder, model.config.quantization, mode)?;
+            note_base_mismatch(folder, model.config.quantization, mode)?;
         }
         Ok(model)
     }
 }
 
-/// An adapter makes up for the rounding of the weights it was trained on: on others it does a little less well.
-fn note_other_base(
+/// Prints a note if the adapter was trained on another quantization of the base than the present one: an adapter
+/// compensates for the rounding of the weights it was trained on, so on others it does slightly worse.
+///
+/// # Errors
+/// The record of the adapter's base cannot be read.
+pub(super) fn note_base_mismatch(
     adapter: &Path,
     now: Option<quantize::Quantization>,
     mode: ProgressMode,
 ) -> Result<()> {
-    let Some(then) = adapter::trained_on(adapter)? else {
+    let Some(then) = adapter::base_quantization(adapter)? else {
         return Ok(());
     };
     if Some(then) != now && mode != ProgressMode::Quiet {
         let double = if then.double_quant { " --double-quant" } else { "" };
-        eprintln!(
-            "note: {}: this adapter was trained on a base in {}, and is used on one in {}; --quantization {}{double} is what \
-             it was trained on",
+        say!(
+            "note: {}: this adapter was trained on a base in {}, but is used on one in {}; --quantization {}{double} restores \
+             the base it was trained on",
             adapter.display(),
             then.name(),
             now.map_or("full", |now| now.name()),

@@ -1,4 +1,4 @@
-//! `arithmo plan`.
+//! Implements `arithmo plan`.
 
 use std::path::{Path, PathBuf};
 
@@ -17,20 +17,22 @@ use crate::plan::{Planned, Profile, Samples, Timing, parse_bytes};
 use crate::progress::ProgressMode;
 use crate::train::setup::encode_config;
 
-/// Say what a run takes of a device, before anything is loaded: bytes by category, the largest batch, the time.
+/// Estimate a run's memory and time on a device before loading anything: bytes by category, the largest batch. The
+/// exit status is 1 if the run does not fit.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
-    /// The run's configuration (see configs/). Of the model only config.json is needed; with its tokenizer and the data
-    /// file, the real lengths are taken.
+    /// Read the run's configuration from this file (see configs/). Only the config.json of the model is needed; with
+    /// its tokenizer and the data file, the real lengths are used.
     #[arg(long, value_name = "run.toml")]
     pub config: PathBuf,
-    /// Set a key over the file's value: table.key=value; may be repeated.
+    /// Override a key of the file: table.key=value; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Plan for a device with so much memory, which need not be here: of --backend, or a consumer card for auto.
+    /// Plan for a device with this much memory, such as 8GB, which need not be present; its backend is --backend, or
+    /// that of a consumer GPU for auto [default: the device in use].
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<String>,
-    /// Do not time a few layers on the device (ten seconds at most).
+    /// Do not time a few layers on the device (which takes at most ten seconds).
     #[arg(long)]
     pub no_timing: bool,
     /// Print one line of JSON instead of a table.
@@ -38,7 +40,8 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-/// Plans for a device that need not be here; `None`: for the one that is started, see [`run`].
+/// Plans for a device that need not be present. Returns `None` without `--device-memory`: then [`run`] plans for a
+/// real device.
 pub fn run_assumed(args: &PlanArgs, backend: &str, mode: ProgressMode) -> Option<Result<()>> {
     let memory = args.device_memory.as_ref()?;
     let planned = || {
@@ -46,18 +49,19 @@ pub fn run_assumed(args: &PlanArgs, backend: &str, mode: ProgressMode) -> Option
         let kind = match backend {
             "auto" => BackendKind::consumer(),
             name => name.parse().map_err(|problem| {
-                Error::invalid("--backend", problem, "leave it out for a consumer card")
+                Error::invalid("--backend", problem, "leave it out to plan for a consumer GPU")
             })?,
         };
         let (config, shape, samples) = inputs(args, mode)?;
         let profile = Profile::assumed(kind, memory);
         let planned = Planned::new(&shape, &config, &samples, profile)?;
-        print(&planned, args.json, None)
+        print(&planned, args.json, None)?;
+        fits(&planned)
     };
     Some(planned())
 }
 
-/// Plans for `device`; prints on stdout.
+/// Plans for `device` and prints the plan on stdout.
 ///
 /// # Errors
 /// The configuration, the model's config.json or the data cannot be read.
@@ -65,11 +69,21 @@ pub fn run<B: TrainBackend>(args: &PlanArgs, mode: ProgressMode, device: &B::Dev
     let (config, shape, samples) = inputs(args, mode)?;
     let profile = Profile::of::<B>(device, None);
     let planned = Planned::new(&shape, &config, &samples, profile)?;
-    let timing = match args.no_timing {
-        true => None,
-        false => planned.timing::<B>(device)?,
-    };
-    print(&planned, args.json, timing)
+    let timing = if args.no_timing { None } else { planned.timing::<B>(device)? };
+    print(&planned, args.json, timing)?;
+    fits(&planned)
+}
+
+/// Returns an error, and so exit status 1, if the run does not fit; the printed plan says what would make it fit.
+fn fits(planned: &Planned) -> Result<()> {
+    match planned.fits() {
+        Some(false) => Err(Error::invalid(
+            "plan",
+            "the run does not fit",
+            "change it as the plan above proposes, or start it with `arithmo train --ignore-plan`",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Prints a plan as a table or as JSON.
@@ -78,17 +92,19 @@ pub fn run<B: TrainBackend>(args: &PlanArgs, mode: ProgressMode, device: &B::Dev
 /// stdout cannot be written.
 pub fn print(planned: &Planned, json: bool, timing: Option<Timing>) -> Result<()> {
     let report = planned.report(timing);
-    match json {
-        true => super::print_line(&report.json().to_string()),
-        false => super::print_line(&report.lines().join("\n")),
+    if json {
+        super::print_line(&report.json().to_string())
+    } else {
+        super::print_line(&report.lines().join("\n"))
     }
 }
 
-/// The configuration, the model's shape, and the lengths of the data where tokenizer and files are there.
+/// Reads the configuration, the model's shape, and the lengths of the data if tokenizer and files are present.
 fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConfig, Samples)> {
     let config = RunConfig::load(&args.config, &args.set)?;
     let folder =
-        Hub::open(mode).config_folder(&config.model.model_name_or_path, &config.model.revision)?;
+        Hub::open(mode).config_folder(&config.model.model_name_or_path, &config.model.revision);
+    let folder = folder.map_err(|error| error.at("--model", "model.model_name_or_path"))?;
     let shape = MistralConfig::load(&folder)?;
     let samples = match config.method {
         Method::Dpo => lengths::<EncodedPair>(&config, &folder)?,
@@ -97,6 +113,7 @@ fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConf
     Ok((config, shape, samples))
 }
 
+/// Reads the lengths of the run's samples; empty if the tokenizer or the training file is missing.
 fn lengths<S: Sample>(config: &RunConfig, folder: &Path) -> Result<Samples> {
     let mut samples = Samples { train: Vec::new(), eval: Vec::new() };
     let has_tokenizer = folder.join("tokenizer.json").is_file();
@@ -105,13 +122,13 @@ fn lengths<S: Sample>(config: &RunConfig, folder: &Path) -> Result<Samples> {
     }
     let tokenizer = Tokenizer::from_folder(folder)?;
     let settings = encode_config(config)?;
-    let of = |file: &Path| -> Result<Vec<SampleLengths>> {
+    let read_lengths = |file: &Path| -> Result<Vec<SampleLengths>> {
         let encoded = S::load(file, &tokenizer, &settings)?;
         Ok(encoded.pairs.iter().map(SampleLengths::of).collect())
     };
-    samples.train = of(&config.data.train_file)?;
+    samples.train = read_lengths(&config.data.train_file)?;
     if let Some(file) = config.data.eval_file.as_ref().filter(|file| file.is_file()) {
-        samples.eval = of(file)?;
+        samples.eval = read_lengths(file)?;
     }
     Ok(samples)
 }

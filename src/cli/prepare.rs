@@ -1,4 +1,4 @@
-//! `arithmo prepare`: arguments to a call of [`crate::data::prepare`].
+//! Implements `arithmo prepare`.
 
 use std::path::PathBuf;
 
@@ -10,34 +10,39 @@ use crate::data::stack_exchange::input::{Fetch, resolve};
 use crate::error::Result;
 use crate::progress::ProgressMode;
 
-/// Turn Stack Exchange rows into preference pairs.
+/// Convert Stack Exchange rows to preference pairs.
+///
+/// A question's title, if the source has one, is part of the question: it precedes the body in the prompt, and the
+/// filters see it. The preset original, and title = "drop" in the config, use the body alone.
 #[derive(Args, Clone, Debug)]
 pub struct PrepareArgs {
-    /// A file, a folder, a glob pattern in quotes, or an hf://datasets/… address; may be repeated.
+    /// Read a file, a folder, a glob pattern in quotes, or an hf://datasets/… address; may be repeated.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH|hf://…")]
     pub input: Vec<String>,
-    /// What the inputs are; auto looks at their first bytes.
+    /// Set the format of the inputs; auto detects it from their first bytes.
     #[arg(long, value_enum, default_value = "auto")]
     pub format: Format,
-    /// Where the pairs go; counts go beside it, to STEM.stats.json.
+    /// Write the pairs to this file, whose name ends in .jsonl, .ndjson or .json; counts go to STEM.stats.json beside
+    /// it.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Rules, in TOML (see configs/prepare-default.toml).
+    /// Read the rules from this TOML file (see configs/prepare-default.toml).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Rules to start from, in place of the config's preset.
+    /// Start from these rules instead of the config's preset.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
-    /// Where the held-out pairs go [default: STEM.held-out.jsonl beside the output].
+    /// Write the held-out pairs to this file [default: STEM.held-out.jsonl beside the output].
     #[arg(long, value_name = "FILE")]
     pub held_out: Option<PathBuf>,
-    /// Questions no pair may repeat: JSON Lines with "question" (GSM8K) or "problem" (MATH); may be repeated.
+    /// Exclude pairs on the questions of this file: JSON Lines with "question" (GSM8K) or "problem" (MATH); may be
+    /// repeated.
     #[arg(long, value_name = "FILE")]
     pub exclude_questions: Vec<PathBuf>,
     /// Write a JSON array of {"question","chosen","rejected"} instead of JSON Lines.
     #[arg(long)]
     pub json_array: bool,
-    /// Count and skip rows that cannot be read, rather than stop at the first.
+    /// Count and skip rows that cannot be read, instead of stopping at the first.
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Replace existing outputs.
@@ -45,11 +50,11 @@ pub struct PrepareArgs {
     pub overwrite: bool,
 }
 
-/// Does what the arguments say; `fetch` brings `hf://…` addresses to the disk. The caller prints the summary, to
-/// stderr.
+/// Prepares the pairs and returns the summary, which the caller prints to stderr; `fetch` downloads `hf://…`
+/// addresses.
 ///
 /// # Errors
-/// As [`prepare`]; or an input or the config cannot be found or read.
+/// Those of [`prepare`]; or an input or the config cannot be found or read.
 pub fn run(args: &PrepareArgs, mode: ProgressMode, fetch: Fetch<'_>) -> Result<PrepareSummary> {
     let rules = match &args.config {
         Some(path) => Rules::load(path, args.preset)?,
@@ -62,6 +67,7 @@ pub fn run(args: &PrepareArgs, mode: ProgressMode, fetch: Fetch<'_>) -> Result<P
         held_out: args.held_out.clone(),
         rules,
         exclude_questions: args.exclude_questions.clone(),
+        config: args.config.clone(),
         form: if args.json_array { Form::Array } else { Form::Lines },
         skip_bad_rows: args.skip_bad_rows,
         overwrite: args.overwrite,

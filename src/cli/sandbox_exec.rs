@@ -1,33 +1,42 @@
-//! `arithmo sandbox-exec`: the program calls itself so to run a generated program; not for people.
+//! Implements `arithmo sandbox-exec`, by which the program calls itself to run a generated program; not for people.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::error::Result;
-use crate::eval::sandbox::become_restricted;
+use crate::eval::sandbox::{Restriction, become_restricted};
 
 /// Arguments of `arithmo sandbox-exec`.
 #[derive(Args, Clone, Debug)]
 pub struct SandboxExecArgs {
-    /// CPU time.
+    /// Limit the CPU time, in seconds.
     #[arg(long)]
     pub cpu_seconds: u64,
-    /// Address space.
+    /// Limit the address space, in bytes.
     #[arg(long)]
     pub memory_bytes: u64,
-    /// What the program may read.
+    /// Let the program read this file or folder; may be repeated.
     #[arg(long)]
     pub read: Vec<PathBuf>,
-    /// The program and its arguments.
+    /// Set the id of the process that started this one; the two end together.
+    #[arg(long)]
+    pub parent: u32,
+    /// Run this program with its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
 
-/// Becomes the program.
+/// Restricts this process and replaces it by the program.
 ///
 /// # Errors
 /// Always, if it returns: the program did not start.
 pub fn run(args: &SandboxExecArgs) -> Result<()> {
-    Err(become_restricted(args.cpu_seconds, args.memory_bytes, &args.read, &args.command))
+    let restriction = Restriction {
+        cpu_seconds: args.cpu_seconds,
+        memory_bytes: args.memory_bytes,
+        readable: &args.read,
+        parent: args.parent,
+    };
+    Err(become_restricted(&restriction, &args.command))
 }

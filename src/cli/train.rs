@@ -1,4 +1,4 @@
-//! `arithmo train`.
+//! Implements `arithmo train`.
 
 use std::path::PathBuf;
 
@@ -12,40 +12,55 @@ use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
 use crate::train::run::{Prepared, RunOptions, Start, run_from};
 
-/// Train a model, as a run.toml says: DPO or SFT, an adapter or all weights.
+/// The configuration's keys in `train --help`.
+const CONFIGURATION: &str = "\
+The configuration's keys:
+  output_dir, seed, method (dpo or sft)
+  [model]  the model to train: model_name_or_path, dtype, quantization, use_peft ...
+  [data]   train_file, eval_file, prompt_template, max_length ...
+  [lora]   the adapter: r, lora_alpha, target_modules, adapter ...
+  [dpo]    the loss: loss_type, beta, reference ...
+  [train]  batches, learning_rate, max_steps or num_train_epochs, save_steps ...
+docs/configuration.md lists each key with its type, its default and that of TRL.
+Examples are in configs/. Relative paths start at the working folder.";
+
+/// Train a model as configured in a run.toml: DPO or SFT, an adapter or all weights.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = CONFIGURATION)]
 pub struct TrainArgs {
-    /// The run's configuration (see configs/).
+    /// Read the run's configuration from this file (see configs/).
     #[arg(long, value_name = "run.toml")]
     pub config: PathBuf,
-    /// Set a key over the file's value: table.key=value; may be repeated.
+    /// Override a key of the file: table.key=value, such as train.max_steps=100; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Continue the run in output_dir from its newest whole checkpoint.
+    /// Continue the run in output_dir from its newest complete checkpoint, or start it if there is none. The run may
+    /// be longer than before (train.max_steps, train.num_train_epochs).
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
     /// Remove the run in output_dir and start again.
     #[arg(long)]
     pub overwrite: bool,
-    /// Check everything and list what would be cut, dropped or refused; train nothing, write nothing.
-    /// Also what it takes of the device, and how long.
+    /// Check everything and list what would be truncated, dropped or refused, with the memory and time on the device;
+    /// train nothing and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Have the run do with so much of the device's memory, as 8GB, and refuse it if that is too little.
+    /// Limit the run to this much of the device's memory, such as 8GB, and refuse it if that is too little [default:
+    /// all of it].
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<String>,
-    /// Start though the plan says it will not fit.
+    /// Start even if the plan says that the run will not fit.
     #[arg(long)]
     pub ignore_plan: bool,
-    /// In a dry run, do not time a few layers on the device (ten seconds at most).
+    /// Do not time a few layers on the device in a dry run (which takes at most ten seconds).
     #[arg(long, requires = "dry_run")]
     pub no_timing: bool,
 }
 
-/// Trains; prints the folder of the adapter (or the model) on stdout.
+/// Trains the model and prints the folder of the adapter (or the model) on stdout.
 ///
 /// # Errors
-/// As [`run_from`]; or the run does not fit the device.
+/// Those of [`run_from`]; or the run does not fit the device.
 pub fn run<B: TrainBackend>(
     args: &TrainArgs,
     mode: ProgressMode,
@@ -62,21 +77,16 @@ pub fn run<B: TrainBackend>(
     let mut ready = |prepared: &Prepared| {
         let planned = Planned::of::<B>(prepared, &config, memory, device)?;
         if args.dry_run {
-            let timing = match args.no_timing {
-                true => None,
-                false => planned.timing::<B>(device)?,
-            };
+            let timing = if args.no_timing { None } else { planned.timing::<B>(device)? };
             return super::plan::print(&planned, false, timing);
         }
         if mode != ProgressMode::Quiet {
-            eprintln!("{}", planned.summary());
+            say!("{}", planned.summary());
         }
-        match args.ignore_plan {
-            true => Ok(()),
-            false => planned.check(),
-        }
+        if args.ignore_plan { Ok(()) } else { planned.check() }
     };
-    let start = Start { device_memory: memory, ready: &mut ready };
+    let config_file = Some(args.config.as_path());
+    let start = Start { device_memory: memory, config_file, ready: &mut ready };
     let summary = run_from::<B>(&config, &options, start, device)?;
     if let Some(output) = summary.output {
         super::print_line(&output.display().to_string())?;

@@ -1,4 +1,4 @@
-//! What a configuration may not say.
+//! Checks configurations for values that are out of range, contradictory or not built yet.
 
 use std::fmt::Display;
 
@@ -6,33 +6,29 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    FDivergence, InitLoraWeights, LossType, Method, ModelDtype, Quantization, TargetModules,
+    FDivergence, InitLoraWeights, IntervalStrategy, LossType, Method, ModelDtype, Quantization,
+    TargetModules,
 };
+use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
 use crate::data::encode::Compat;
 use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
+use crate::model::mistral::projection_names;
 
-/// The projections of a Mistral decoder layer.
-pub const PROJECTIONS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-/// The losses that can be trained with; the others are known by name only.
+/// The losses that are built; the others are known by name only.
 const BUILT_LOSSES: [LossType; 3] = [LossType::Sigmoid, LossType::SigmoidNorm, LossType::Sft];
 
-/// An error at `key` unless `holds`.
+/// Returns an error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(Error::invalid(key, problem, remedy)),
-    }
+    if holds { Ok(()) } else { Err(Error::invalid(key, problem, remedy)) }
 }
 
-/// An error at `key` unless the option keeps its default.
-fn built(is_default: bool, key: &str, value: impl Serialize) -> Result<()> {
+/// Returns an error at `key` that `value` is not built yet, unless `is_built`.
+fn ensure_built(is_built: bool, key: &str, value: impl Serialize) -> Result<()> {
     let shown = serde_json::to_string(&value).unwrap_or_default();
     let problem = format!("{shown} is not built yet");
-    ensure(is_default, key, problem, "remove the key to take the default")
+    ensure(is_built, key, problem, "remove the key to use the default")
 }
 
 fn at_least_one(value: usize, key: &str) -> Result<()> {
@@ -42,32 +38,26 @@ fn at_least_one(value: usize, key: &str) -> Result<()> {
 fn not_negative(value: f64, key: &str) -> Result<()> {
     let problem = format!("must be a finite number, 0 or more, is {value}");
     let holds = value.is_finite() && value >= 0.0;
-    ensure(holds, key, problem, "correct the value, or remove the key to take the default")
+    ensure(holds, key, problem, "correct the value, or remove the key to use the default")
 }
 
 fn positive(value: f64, key: &str) -> Result<()> {
     let problem = format!("must be a finite number above 0, is {value}");
     let holds = value.is_finite() && value > 0.0;
-    ensure(holds, key, problem, "correct the value, or remove the key to take the default")
-}
-
-/// `0 <= value < end`.
-fn below(value: f64, end: f64, key: &str) -> Result<()> {
-    let problem = format!("must be at least 0 and less than {end}, is {value}");
-    ensure((0.0..end).contains(&value), key, problem, "correct the value")
+    ensure(holds, key, problem, "correct the value, or remove the key to use the default")
 }
 
 impl RunConfig {
-    /// Refuses what contradicts itself, is out of range, or cannot be honoured.
+    /// Checks that no value is out of range, contradicts another one or is not built yet.
     ///
     /// # Errors
-    /// The first key that is wrong; the place is the dotted key, to which [`RunConfig::load`] adds file and line.
+    /// The first wrong key. The place is the dotted key, to which [`RunConfig::load`] adds file and line.
     pub fn validate(&self) -> Result<()> {
         ensure(
             !self.output_dir.as_os_str().is_empty(),
             "output_dir",
             "is empty",
-            "name the folder the run is written to, as \"runs/dpo\"",
+            "name the folder for the results, such as \"runs/dpo\"",
         )?;
         self.model.validate()?;
         self.data.validate()?;
@@ -76,28 +66,36 @@ impl RunConfig {
         self.train.validate()?;
         self.validate_method()?;
         self.validate_loftq()?;
-        ensure(
-            self.train.eval_steps == 0 || self.data.eval_file.is_some(),
-            "train.eval_steps",
-            "there is nothing to evaluate: data.eval_file is not given",
-            "give data.eval_file, or remove the key",
-        )
+        ranges::check(self)?;
+        self.train.validate_strategies()?;
+        let evaluated = [
+            ("train.eval_steps", self.train.eval_steps > 0),
+            ("train.eval_strategy", self.train.eval_strategy == IntervalStrategy::Epoch),
+        ];
+        evaluated.into_iter().try_for_each(|(key, given)| {
+            ensure(
+                !given || self.data.eval_file.is_some(),
+                key,
+                "there is nothing to evaluate: data.eval_file is not given",
+                "set data.eval_file, or remove the key",
+            )
+        })
     }
 
-    /// LoftQ makes up for packing, and is a start.
+    /// Checks that LoftQ has the supported settings, a base quantized to 4 bits, and no adapter to start from.
     fn validate_loftq(&self) -> Result<()> {
         let (lora, key) = (&self.lora, "lora.init_lora_weights");
         let bits = &lora.loftq_config.loftq_bits;
-        built(*bits == 4, "lora.loftq_config.loftq_bits", bits)?;
+        ensure_built(*bits == 4, "lora.loftq_config.loftq_bits", bits)?;
         let times = &lora.loftq_config.loftq_iter;
         ensure(
             *times == 1,
             "lora.loftq_config.loftq_iter",
             format!(
-                "is {times}: each iteration after the first packs a base of its own, without which the adapter could be \
-                 neither merged, resumed nor used; only 1, which keeps the base, is built"
+                "is {times}: each iteration after the first would quantize another base, without which the adapter could \
+                 not be merged, resumed or used; only 1, which keeps the base, is built"
             ),
-            "set it to 1, or remove the key; a larger lora.r brings the start nearer to the full weights",
+            "set it to 1, or remove the key; a larger lora.r starts closer to the full-precision weights",
         )?;
         if lora.init_lora_weights != InitLoraWeights::LoftQ {
             return Ok(());
@@ -106,7 +104,7 @@ impl RunConfig {
         ensure(
             four_bits,
             key,
-            "\"loftq\" makes up for what 4 bits take from the weights, and model.quantization is neither \"nf4\" nor \"fp4\"",
+            "\"loftq\" corrects the error of 4-bit quantization, and model.quantization is neither \"nf4\" nor \"fp4\"",
             "set model.quantization = \"nf4\", or remove the key",
         )?;
         ensure(
@@ -117,7 +115,7 @@ impl RunConfig {
         )
     }
 
-    /// Refuses tables and keys that the chosen method, or training all weights, does not have.
+    /// Checks that no table or key is set that has no effect on the method, or on training all weights.
     fn validate_method(&self) -> Result<()> {
         if self.method == Method::Sft {
             ensure(
@@ -139,14 +137,14 @@ impl RunConfig {
         ensure(
             self.lora == LoraSection::default(),
             "lora",
-            "has no effect: model.use_peft is false, all weights are trained",
+            "has no effect: model.use_peft is false, so all weights are trained",
             "remove the table, or model.use_peft",
         )?;
         let full = matches!(self.model.dtype, ModelDtype::Auto | ModelDtype::F32);
         ensure(
             full,
             "model.dtype",
-            "must be \"f32\" where all weights are trained (model.use_peft = false): small updates would be lost in 16 bits",
+            "must be \"f32\" if all weights are trained (model.use_peft = false): small updates would be lost in 16 bits",
             "remove the key",
         )
     }
@@ -170,13 +168,13 @@ impl ModelSection {
         ensure(
             !quantized || self.use_peft,
             "model.quantization",
-            "packed weights cannot be trained themselves, and model.use_peft is false",
+            "quantized weights cannot be trained themselves, and model.use_peft is false",
             "remove the key; or set model.use_peft = true to train an adapter on them",
         )?;
         ensure(
             !(self.from_scratch && self.use_peft),
             "model.from_scratch",
-            "an adapter on random weights learns nothing of use",
+            "an adapter on random weights learns nothing useful",
             "set model.use_peft = false to train all weights, or remove the key",
         )
     }
@@ -195,8 +193,11 @@ impl DataSection {
         ensure(
             self.max_length >= 2,
             "data.max_length",
-            format!("must hold a prompt and a completion token, is {}", self.max_length),
-            "set it to what the longest pairs need and memory allows, as 1024",
+            format!(
+                "must have room for a prompt token and a completion token, is {}",
+                self.max_length
+            ),
+            "set it to the length of the longest pairs if memory allows, for example 1024",
         )?;
         ensure(
             !(self.allow_empty_completions && self.skip_untrainable),
@@ -215,7 +216,7 @@ impl DataSection {
         ensure(
             self.compat == Compat::Trl074,
             key,
-            "TRL 1.x has no such option: data.max_length cuts prompt and completion together",
+            "TRL 1.x has no such option: data.max_length truncates prompt and completion together",
             "remove the key, or set data.compat = \"trl-0.7.4\"",
         )?;
         at_least_one(longest, key)?;
@@ -227,7 +228,7 @@ impl DataSection {
                  completions and train on nothing",
                 self.max_length
             ),
-            "lower it (the original default is 128), or set data.allow_empty_completions = true to train so anyway",
+            "lower it (the original default is 128), or set data.allow_empty_completions = true to train anyway",
         )
     }
 }
@@ -236,13 +237,13 @@ impl LoraSection {
     fn validate(&self) -> Result<()> {
         at_least_one(self.r, "lora.r")?;
         positive(self.lora_alpha, "lora.lora_alpha")?;
-        below(self.lora_dropout, 1.0, "lora.lora_dropout")?;
+        check_number(self.lora_dropout, "lora.lora_dropout")?;
         self.validate_targets()?;
         let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
-        built(!self.use_dora, "lora.use_dora", self.use_dora)?;
-        built(!self.lora_bias, "lora.lora_bias", self.lora_bias)?;
-        built(self.modules_to_save.is_none(), "lora.modules_to_save", &self.modules_to_save)
+        ensure_built(!self.use_dora, "lora.use_dora", self.use_dora)?;
+        ensure_built(!self.lora_bias, "lora.lora_bias", self.lora_bias)?;
+        ensure_built(self.modules_to_save.is_none(), "lora.modules_to_save", &self.modules_to_save)
     }
 
     fn validate_targets(&self) -> Result<()> {
@@ -250,10 +251,11 @@ impl LoraSection {
         let TargetModules::Names(names) = &self.target_modules else {
             return Ok(());
         };
-        let known = format!("choose from {}, or \"all-linear\"", PROJECTIONS.join(", "));
+        let known = projection_names().collect::<Vec<_>>().join(", ");
+        let known = format!("choose from {known}, or \"all-linear\"");
         ensure(!names.is_empty(), key, "is empty: nothing would be trained", &known)?;
         for (index, name) in names.iter().enumerate() {
-            let exists = PROJECTIONS.contains(&name.as_str());
+            let exists = projection_names().any(|known| known == name);
             ensure(
                 exists,
                 key,
@@ -276,16 +278,16 @@ impl DpoSection {
             "set loss_type = \"sigmoid\"",
         )?;
         for loss in &self.loss_type {
-            built(BUILT_LOSSES.contains(loss), "dpo.loss_type", loss)?;
+            ensure_built(BUILT_LOSSES.contains(loss), "dpo.loss_type", loss)?;
         }
-        // One preference loss, and perhaps the chosen side's cross-entropy beside it.
-        let of_sft = self.loss_type.iter().filter(|loss| **loss == LossType::Sft);
-        let others = self.loss_type.len() - of_sft.clone().count();
-        let fits = others == 1 && of_sft.count() <= 1;
-        built(fits, "dpo.loss_type", &self.loss_type)?;
+        // Exactly one preference loss, and optionally the cross-entropy of the chosen completions.
+        let sft_losses = self.loss_type.iter().filter(|loss| **loss == LossType::Sft);
+        let preference_count = self.loss_type.len() - sft_losses.clone().count();
+        let is_built = preference_count == 1 && sft_losses.count() <= 1;
+        ensure_built(is_built, "dpo.loss_type", &self.loss_type)?;
         self.validate_weights()?;
         positive(self.beta, "dpo.beta")?;
-        below(self.label_smoothing, 0.5, "dpo.label_smoothing")?;
+        check_number(self.label_smoothing, "dpo.label_smoothing")?;
         ensure(
             self.label_smoothing == 0.0 || compat == Compat::Trl1,
             "dpo.label_smoothing",
@@ -293,16 +295,16 @@ impl DpoSection {
             "remove the key",
         )?;
         let plain = self.f_divergence_type == FDivergence::ReverseKl;
-        built(plain, "dpo.f_divergence_type", self.f_divergence_type)?;
+        ensure_built(plain, "dpo.f_divergence_type", self.f_divergence_type)?;
         let coefficient = self.f_alpha_divergence_coef;
-        built(coefficient == 0.5, "dpo.f_alpha_divergence_coef", coefficient)?;
+        ensure_built(coefficient == 0.5, "dpo.f_alpha_divergence_coef", coefficient)?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
         }
-        built(self.ld_alpha.is_none(), "dpo.ld_alpha", self.ld_alpha)?;
-        built(!self.use_weighting, "dpo.use_weighting", self.use_weighting)?;
-        built(self.discopop_tau == 0.05, "dpo.discopop_tau", self.discopop_tau)?;
-        built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
+        ensure_built(self.ld_alpha.is_none(), "dpo.ld_alpha", self.ld_alpha)?;
+        ensure_built(!self.use_weighting, "dpo.use_weighting", self.use_weighting)?;
+        ensure_built(self.discopop_tau == 0.05, "dpo.discopop_tau", self.discopop_tau)?;
+        ensure_built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
     }
 
     fn validate_weights(&self) -> Result<()> {
@@ -312,7 +314,7 @@ impl DpoSection {
         };
         let (given, wanted) = (weights.len(), self.loss_type.len());
         let problem = format!("has {given} weights for {wanted} losses");
-        ensure(given == wanted, key, problem, "give one weight a loss, or remove the key")?;
+        ensure(given == wanted, key, problem, "give one weight per loss, or remove the key")?;
         weights.iter().try_for_each(|weight| not_negative(*weight, key))
     }
 }
@@ -327,12 +329,29 @@ impl TrainSection {
         not_negative(self.learning_rate, "train.learning_rate")?;
         not_negative(self.weight_decay, "train.weight_decay")?;
         not_negative(self.max_grad_norm, "train.max_grad_norm")?;
-        below(self.adam_beta1, 1.0, "train.adam_beta1")?;
-        below(self.adam_beta2, 1.0, "train.adam_beta2")?;
+        check_number(self.adam_beta1, "train.adam_beta1")?;
+        check_number(self.adam_beta2, "train.adam_beta2")?;
         positive(self.adam_epsilon, "train.adam_epsilon")?;
         self.validate_length()?;
         self.validate_warmup()?;
         self.lr_scheduler_kwargs.check(self.lr_scheduler_type, self.learning_rate)
+    }
+
+    /// Checks that no interval in steps is set for a strategy other than `"steps"`.
+    fn validate_strategies(&self) -> Result<()> {
+        let strategies = [
+            ("logging", self.logging_strategy, self.logging_steps, 1),
+            ("eval", self.eval_strategy, self.eval_steps, 0),
+            ("save", self.save_strategy, self.save_steps, 0),
+        ];
+        strategies.into_iter().try_for_each(|(name, strategy, steps, default)| {
+            ensure(
+                strategy == IntervalStrategy::Steps || steps == default,
+                &format!("train.{name}_steps"),
+                format!("has no effect: train.{name}_strategy is not \"steps\""),
+                format!("remove the key, or set train.{name}_strategy = \"steps\""),
+            )
+        })
     }
 
     fn validate_length(&self) -> Result<()> {
@@ -355,7 +374,9 @@ impl TrainSection {
         ensure(
             steps < 1.0 || steps.fract() == 0.0,
             "train.warmup_steps",
-            format!("must be a whole number of steps, or a share of all steps below 1, is {steps}"),
+            format!(
+                "must be a whole number of steps, or a fraction of all steps below 1, is {steps}"
+            ),
             "correct the value",
         )?;
         match self.warmup_ratio {

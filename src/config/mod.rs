@@ -1,9 +1,13 @@
-//! `run.toml`: everything a training run is told, typed, with defaults, checked before any weight is loaded.
+//! The configuration of a training run, `run.toml`: reads it, fills in defaults, and checks every value before any
+//! weight is loaded.
 
 mod check;
+mod hints;
 mod options;
+mod ranges;
 mod sections;
 mod source;
+mod suggest;
 mod warnings;
 
 use std::path::{Path, PathBuf};
@@ -11,35 +15,36 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use check::PROJECTIONS;
 pub use options::{
-    FDivergence, GradientCheckpointing, InitLoraWeights, LoraBias, LossType, Method, ModelDtype,
-    Optim, Quantization, Reference, TargetModules,
+    EvalMeans, FDivergence, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
+    LossType, Method, ModelDtype, Optim, Quantization, Reference, TargetModules,
 };
+pub use ranges::range_in_words;
 pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSection, TrainSection};
+pub use suggest::{nearest_name, toml_error};
 
 use crate::error::{Error, Result};
 use source::Source;
 
-/// A training run, as resolved from `run.toml`, `--set` and the defaults.
+/// The configuration of a training run, resolved from `run.toml`, `--set` and the defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunConfig {
-    /// Folder of manifest, metrics, checkpoints and adapter.
+    /// Folder for the manifest, metrics, checkpoints and adapter.
     pub output_dir: PathBuf,
-    /// Seeds the adapter's start, dropout and the order of the data.
+    /// Seed of the adapter's initial weights, of dropout and of the order of the data.
     pub seed: u64,
-    /// What is trained.
+    /// Training method: preference optimization or supervised fine-tuning.
     pub method: Method,
-    /// The weights.
+    /// Base model.
     pub model: ModelSection,
-    /// The pairs.
+    /// Training and held-out data.
     pub data: DataSection,
-    /// The adapter.
+    /// LoRA adapter.
     pub lora: LoraSection,
-    /// The loss.
+    /// DPO loss.
     pub dpo: DpoSection,
-    /// The optimizer and the loop.
+    /// Optimizer, schedule and training loop.
     pub train: TrainSection,
 }
 
@@ -58,31 +63,42 @@ impl Default for RunConfig {
     }
 }
 
-/// Keys that may change between a run and its resumption, because the weights that come out are the same:
-/// where and how often things are written, and whether activations are kept or recomputed.
-const FREE_TO_CHANGE: [&str; 5] = [
+/// Keys that may change when a run is resumed, because they do not change the resulting weights: where and how often
+/// results are written or measured, and whether activations are kept or recomputed.
+const NEUTRAL_KEYS: [&str; 10] = [
     "output_dir",
+    "train.logging_strategy",
+    "train.eval_strategy",
+    "train.save_strategy",
     "train.logging_steps",
+    "train.eval_steps",
+    "train.per_device_eval_batch_size",
     "train.save_steps",
     "train.save_total_limit",
     "train.gradient_checkpointing",
 ];
 
+/// Keys that determine the length of a run. They may change when it is resumed: completed steps stay, and the remaining
+/// ones have the learning rate of a run of the new length.
+const LENGTH_KEYS: [&str; 2] = ["train.max_steps", "train.num_train_epochs"];
+
 impl RunConfig {
-    /// Reads and checks a configuration file; each of `overrides` is a `table.key=value` of `--set` and wins over it.
+    /// Reads and checks a configuration file. Each of `overrides` is a `table.key=value` of `--set` and takes
+    /// precedence over the file.
     ///
-    /// Defaults that depend on other keys are resolved here: `data.compat = "trl-0.7.4"` brings that version's
-    /// `max_length` 512, `max_prompt_length` 128 and `keep_end`; `train.num_train_epochs` without `max_steps` means
-    /// `max_steps = -1`; `train.warmup_ratio` without `warmup_steps` means `warmup_steps = 0`. Relative paths stay
-    /// relative to the current folder.
+    /// Defaults that depend on other keys are resolved here: `data.compat = "trl-0.7.4"` sets that version's
+    /// `max_length` 512, `max_prompt_length` 128 and `keep_end`; `train.num_train_epochs` without `max_steps` sets
+    /// `max_steps = -1`; `train.warmup_ratio` without `warmup_steps` sets `warmup_steps = 0`. Relative paths stay
+    /// relative to the working folder.
     ///
     /// # Errors
-    /// The file cannot be read or is not TOML; a key is unknown, of the wrong type or refused by
-    /// [`RunConfig::validate`]. The error names file, line and dotted key.
+    /// The file cannot be read or is not TOML; or a key is unknown, has a value of the wrong type, or is refused by
+    /// [`RunConfig::validate`]. The error names the file, the line and the dotted key.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         Self::from_source(Source::read(path)?, overrides)
     }
 
+    /// Applies `overrides` to `source`, fills in the defaults, and checks every value.
     fn from_source(mut source: Source, overrides: &[String]) -> Result<Self> {
         for setting in overrides {
             source.set(setting)?;
@@ -99,48 +115,62 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The configuration as TOML, every key that has a value written; [`RunConfig::load`] reads it back unchanged.
+    /// Returns the configuration as TOML, with every key that has a value. [`RunConfig::load`] reads it back unchanged.
     ///
     /// # Errors
-    /// A number that TOML cannot hold: a seed above `i64::MAX`.
+    /// The seed is above `i64::MAX`, which TOML cannot represent.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self)
             .map_err(|e| Error::invalid("configuration", e, "choose a seed below 2^63"))
     }
 
-    /// What stands in the way of continuing a run of this configuration with `other`: each key that differs, as
-    /// `train.learning_rate: 5e-5 -> 0.0001`.
+    /// Returns the differences from `other` that prevent a run of this configuration from being resumed with `other`,
+    /// such as `train.learning_rate: 5e-5 -> 0.0001`.
     ///
-    /// Keys that do not change the weights that come out are left out: `output_dir`, `train.logging_steps`,
-    /// `train.save_steps`, `train.save_total_limit`, `train.gradient_checkpointing`.
+    /// Two kinds of keys are ignored. Some do not change the resulting weights: `output_dir`, the keys that determine
+    /// when to log, evaluate or save, `train.per_device_eval_batch_size`, `train.save_total_limit` and
+    /// `train.gradient_checkpointing`. Others only change the length of the run: see [`Self::length_changes`].
     pub fn diff(&self, other: &Self) -> Vec<String> {
+        let matters = |key: &str| !NEUTRAL_KEYS.contains(&key) && !LENGTH_KEYS.contains(&key);
+        self.changes(other, matters)
+    }
+
+    /// Returns the differences of `train.max_steps` and `train.num_train_epochs` from `other`.
+    pub fn length_changes(&self, other: &Self) -> Vec<String> {
+        self.changes(other, |key| LENGTH_KEYS.contains(&key))
+    }
+
+    /// Returns the differences from `other` in the keys for which `included` is true, with both values.
+    fn changes(&self, other: &Self, included: impl Fn(&str) -> bool) -> Vec<String> {
         let (before, after) = (leaves(self), leaves(other));
         before
             .iter()
             .zip(&after)
-            .filter(|((key, old), (_, new))| old != new && !FREE_TO_CHANGE.contains(&key.as_str()))
-            .map(|((key, old), (_, new))| format!("{key}: {} -> {}", show(old), show(new)))
+            .filter(|((key, old), (_, new))| old != new && included(key))
+            .map(|((key, old), (_, new))| {
+                format!("{key}: {} -> {}", value_text(old), value_text(new))
+            })
             .collect()
     }
 }
 
-/// Defaults that depend on other keys, as the libraries whose names they bear resolve them.
+/// Sets the defaults that depend on other keys, as TRL and transformers do.
 fn resolve_defaults(source: &mut Source) {
     let compat = source.get("data.compat").and_then(toml::Value::as_str);
     if compat == Some("trl-0.7.4") {
-        source.default_to("data.truncation_mode", "keep_end");
-        source.default_to("data.max_length", 512);
-        source.default_to("data.max_prompt_length", 128);
+        source.set_default("data.truncation_mode", "keep_end");
+        source.set_default("data.max_length", 512);
+        source.set_default("data.max_prompt_length", 128);
     }
     if source.get("train.num_train_epochs").is_some() {
-        source.default_to("train.max_steps", -1);
+        source.set_default("train.max_steps", -1);
     }
     if source.get("train.warmup_ratio").is_some() {
-        source.default_to("train.warmup_steps", 0.0);
+        source.set_default("train.warmup_steps", 0.0);
     }
 }
 
-/// Every dotted key with its value, in the order of the structs; the same keys for every configuration.
+/// Returns every dotted key with its value, in the order of the structs. All configurations have the same keys.
 fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
     fn collect(prefix: &str, value: Value, out: &mut Vec<(String, Value)>) {
         match value {
@@ -158,7 +188,7 @@ fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
     out
 }
 
-fn show(value: &Value) -> String {
+fn value_text(value: &Value) -> String {
     match value {
         Value::Null => "not set".to_string(),
         Value::Number(number) if number.is_f64() => {

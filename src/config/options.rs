@@ -1,4 +1,4 @@
-//! The values that keys of `run.toml` choose from, under the names their users know from TRL, PEFT and transformers.
+//! The enumerated values of `run.toml`, with their names in TRL, PEFT and transformers.
 
 use arithmo_backends::Format;
 use burn::tensor::DType;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::quantize;
 
-/// What is trained.
+/// Training method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
@@ -18,11 +18,36 @@ pub enum Method {
     Sft,
 }
 
-/// The type the base weights are held in. LoRA's own weights and the optimizer state are f32 whatever it is.
+/// How often to log, evaluate or save, as in transformers' `TrainingArguments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+pub enum IntervalStrategy {
+    /// Never during training.
+    No,
+    /// After a fixed number of optimizer steps.
+    #[default]
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+}
+
+impl IntervalStrategy {
+    /// Returns the interval in optimizer steps; 0 means not before the end of the run. `steps` is the interval of
+    /// [`Self::Steps`].
+    pub fn interval(self, steps: usize, steps_per_epoch: usize) -> usize {
+        match self {
+            Self::No => 0,
+            Self::Steps => steps,
+            Self::Epoch => steps_per_epoch,
+        }
+    }
+}
+
+/// Dtype of the base weights. LoRA weights and the optimizer state are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum ModelDtype {
-    /// The best the backend computes well, given the type the weights are stored in.
+    /// The stored dtype if the device computes in it, otherwise another 16-bit dtype or f32.
     #[default]
     Auto,
     /// 32-bit float.
@@ -34,7 +59,7 @@ pub enum ModelDtype {
 }
 
 impl ModelDtype {
-    /// The type asked for; `None` for auto.
+    /// Returns the requested dtype; `None` for `auto`.
     pub fn dtype(self) -> Option<DType> {
         match self {
             Self::Auto => None,
@@ -45,23 +70,23 @@ impl ModelDtype {
     }
 }
 
-/// Storage of the frozen projections in few bits (Dettmers et al. 2023, QLoRA), as bitsandbytes packs them.
+/// Quantization of the frozen projections (Dettmers et al. 2023, QLoRA), in bitsandbytes' layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantization {
-    /// Weights as they are.
+    /// No quantization.
     #[default]
     None,
     /// 4-bit NormalFloat.
     Nf4,
     /// 4-bit float, bitsandbytes' default type.
     Fp4,
-    /// 8 bits, blockwise.
+    /// Blockwise 8-bit.
     Int8,
 }
 
 impl Quantization {
-    /// What it asks for; `None`: weights as they are stored.
+    /// Returns the quantization settings; `None` for weights as stored.
     pub fn with(self, double_quant: bool) -> Option<quantize::Quantization> {
         let format = match self {
             Self::None => return None,
@@ -73,16 +98,16 @@ impl Quantization {
     }
 }
 
-/// The model a policy is compared with.
+/// Reference model of the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reference {
-    /// [`Reference::Initial`] if `lora.adapter` is given, else [`Reference::Base`]: what TRL does.
+    /// [`Reference::Initial`] if `lora.adapter` is given, else [`Reference::Base`], as in TRL.
     #[default]
     Auto,
     /// The model without any adapter.
     Base,
-    /// A frozen copy of the adapter training starts from.
+    /// A frozen copy of the initial adapter.
     Initial,
 }
 
@@ -122,7 +147,7 @@ pub enum LossType {
     SigmoidNorm,
 }
 
-/// The divergence from the reference that is bounded (Wang et al. 2023, f-DPO).
+/// Divergence from the reference that the loss penalizes (Wang et al. 2023, f-DPO).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FDivergence {
@@ -137,16 +162,27 @@ pub enum FDivergence {
     AlphaDivergence,
 }
 
-/// TrainingArguments' `optim`; one is built.
+/// The `optim` of transformers' `TrainingArguments`. Only one optimizer is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Optim {
-    /// AdamW as torch computes it.
+    /// AdamW as in PyTorch.
     #[default]
     AdamwTorch,
 }
 
-/// PEFT's `bias`; one is built.
+/// How metrics are averaged over several batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvalMeans {
+    /// Means over all pairs, or over all completion tokens for per-token metrics. They do not depend on the batch size.
+    #[default]
+    Pairs,
+    /// Means of the batch means, as TRL logs them: a shorter last batch counts as much as a full one.
+    Trl,
+}
+
+/// PEFT's `bias`. Only `"none"` is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraBias {
@@ -155,7 +191,8 @@ pub enum LoraBias {
     None,
 }
 
-/// Which projections get LoRA: a list of names, or `"all-linear"` (every projection of the decoder layers, not `lm_head`).
+/// Projections that get a LoRA adapter: a list of names, or `"all-linear"` (every projection of the decoder layers, not
+/// `lm_head`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
     /// Names as in the model: `q_proj`, `down_proj`, ...
@@ -170,7 +207,7 @@ impl Default for TargetModules {
     }
 }
 
-/// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. `lora_B` starts at zero under the first two.
+/// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. The first two initialize `lora_B` to zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: `lora_A ~ U(-1/sqrt(in), 1/sqrt(in))`, PEFT's Kaiming-uniform with `a = sqrt(5)`.
@@ -178,15 +215,16 @@ pub enum InitLoraWeights {
     KaimingUniform,
     /// `"gaussian"`: `lora_A ~ N(0, 1/r)`, standard deviation `1/r`.
     Gaussian,
-    /// `"loftq"`: the best approximation of what packing took from the weights (Li et al. 2023); needs
+    /// `"loftq"`: the best low-rank approximation of the quantization error (Li et al. 2023). Requires
     /// `model.quantization`.
     LoftQ,
 }
 
-/// `"auto"`, `true` or `false`: whether block activations are recomputed in the backward pass (slower, less memory).
+/// Whether the activations of a block are recomputed in the backward pass, which is slower and takes less memory:
+/// `"auto"`, `true` or `false`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GradientCheckpointing {
-    /// On when the activations would not fit otherwise.
+    /// Only if the activations would not fit otherwise.
     #[default]
     Auto,
     /// Always.
@@ -195,10 +233,10 @@ pub enum GradientCheckpointing {
     Off,
 }
 
-/// What TOML may hold where PEFT or TRL take a flag, a name or a list of names.
+/// A TOML value for options that PEFT or TRL accept as a flag, a name or a list of names.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected true, false, a string or a list of strings")]
-enum Loose {
+enum FlagOrNames {
     Flag(bool),
     Name(String),
     Names(Vec<String>),
@@ -215,11 +253,11 @@ impl Serialize for TargetModules {
 
 impl<'de> Deserialize<'de> for TargetModules {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Loose::deserialize(deserializer)? {
-            Loose::Names(names) => Ok(Self::Names(names)),
-            Loose::Name(name) if name == "all-linear" => Ok(Self::AllLinear),
+        match FlagOrNames::deserialize(deserializer)? {
+            FlagOrNames::Names(names) => Ok(Self::Names(names)),
+            FlagOrNames::Name(name) if name == "all-linear" => Ok(Self::AllLinear),
             _ => Err(serde::de::Error::custom(
-                "expected a list of projection names, as [\"q_proj\", \"v_proj\"], or \"all-linear\"",
+                "expected a list of projection names, such as [\"q_proj\", \"v_proj\"], or \"all-linear\"",
             )),
         }
     }
@@ -237,10 +275,10 @@ impl Serialize for InitLoraWeights {
 
 impl<'de> Deserialize<'de> for InitLoraWeights {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Loose::deserialize(deserializer)? {
-            Loose::Flag(true) => Ok(Self::KaimingUniform),
-            Loose::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
-            Loose::Name(name) if name == "loftq" => Ok(Self::LoftQ),
+        match FlagOrNames::deserialize(deserializer)? {
+            FlagOrNames::Flag(true) => Ok(Self::KaimingUniform),
+            FlagOrNames::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
+            FlagOrNames::Name(name) if name == "loftq" => Ok(Self::LoftQ),
             _ => Err(serde::de::Error::custom("expected true, \"gaussian\" or \"loftq\"")),
         }
     }
@@ -258,10 +296,10 @@ impl Serialize for GradientCheckpointing {
 
 impl<'de> Deserialize<'de> for GradientCheckpointing {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Loose::deserialize(deserializer)? {
-            Loose::Name(name) if name == "auto" => Ok(Self::Auto),
-            Loose::Flag(true) => Ok(Self::On),
-            Loose::Flag(false) => Ok(Self::Off),
+        match FlagOrNames::deserialize(deserializer)? {
+            FlagOrNames::Name(name) if name == "auto" => Ok(Self::Auto),
+            FlagOrNames::Flag(true) => Ok(Self::On),
+            FlagOrNames::Flag(false) => Ok(Self::Off),
             _ => Err(serde::de::Error::custom("expected \"auto\", true or false")),
         }
     }

@@ -1,4 +1,4 @@
-//! The tables of `run.toml`: one struct a table, one field a key, defaults in one place each.
+//! The tables of `run.toml`: one struct per table, one field per key, each default in one place.
 //!
 //! Names and meanings are those of transformers' `TrainingArguments`, TRL's `DPOConfig` and PEFT's `LoraConfig`.
 
@@ -7,15 +7,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    FDivergence, GradientCheckpointing, InitLoraWeights, LoraBias, LossType, ModelDtype, Optim,
-    Quantization, Reference, TargetModules, one_or_many,
+    EvalMeans, FDivergence, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
+    LossType, ModelDtype, Optim, Quantization, Reference, TargetModules, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
 use crate::data::prompt::PLAIN;
 use crate::model::quantize;
+use crate::train::sampler::steps_per_epoch;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
-/// `[model]`: the weights training starts from.
+/// `[model]`: the base model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelSection {
@@ -23,15 +24,17 @@ pub struct ModelSection {
     pub model_name_or_path: String,
     /// Branch, tag or commit on the hub; unused for a folder.
     pub revision: String,
-    /// Type of the base weights.
+    /// Dtype of the base weights. `"auto"`: the stored dtype if the device computes in it, otherwise another 16-bit
+    /// dtype or f32.
     pub dtype: ModelDtype,
-    /// Storage of the frozen projections in few bits.
+    /// Quantization of the frozen projections to 4 or 8 bits.
     pub quantization: Quantization,
-    /// Whether the quantization scales are themselves quantized (saves about 0.4 bit a weight).
+    /// Whether the quantization scales are themselves quantized (saves about 0.4 bits per weight).
     pub double_quant: bool,
-    /// Whether an adapter is trained (`[lora]`); false: all weights are, in f32, and the result is a model folder.
+    /// Whether to train an adapter (`[lora]`). If false, all weights are trained in f32, and the result is a model
+    /// folder.
     pub use_peft: bool,
-    /// Whether training starts from random weights: of the model only `config.json` and the tokenizer are read.
+    /// Whether to start from random weights. Of the model, only `config.json` and the tokenizer are read.
     pub from_scratch: bool,
 }
 
@@ -50,35 +53,38 @@ impl Default for ModelSection {
 }
 
 impl ModelSection {
-    /// How projections are packed; `None`: they are as stored.
+    /// Returns the quantization of the projections; `None` if they stay as stored.
     pub fn quantize(&self) -> Option<quantize::Quantization> {
         self.quantization.with(self.double_quant)
     }
 }
 
-/// `[data]`: the pairs and how they become token ids.
+/// `[data]`: the data and how it is tokenized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataSection {
-    /// Pairs to train on: `.jsonl`, `.json` (an array) or `.parquet`.
+    /// File of pairs (or examples) to train on: `.jsonl`, `.json` (an array) or `.parquet`.
     pub train_file: PathBuf,
-    /// Held-out pairs, same form.
+    /// File of held-out pairs (or examples), in the same formats.
     pub eval_file: Option<PathBuf>,
-    /// Text put around each prompt; contains `{prompt}` once.
+    /// Template around each prompt; contains `{prompt}` once. `--set data.prompt_template=` reads `\n` as a line break,
+    /// like `--prompt-template`.
     pub prompt_template: String,
-    /// Longest prompt + completion, in tokens. Default 1024, under `compat = "trl-0.7.4"` 512 as there.
+    /// Maximum length of prompt + completion, in tokens. Default 1024, or 512 with `compat = "trl-0.7.4"`.
     pub max_length: usize,
-    /// Longest prompt once a pair is too long, in tokens; only `trl-0.7.4` has it (default 128 there).
+    /// Maximum length of the prompt if a pair exceeds `max_length`, in tokens. Only with `compat = "trl-0.7.4"`
+    /// (default 128).
     pub max_prompt_length: Option<usize>,
-    /// Which end of a too long sequence is kept. Default `keep_start`, under `compat = "trl-0.7.4"` `keep_end` as there.
+    /// Which end of a sequence that is too long is kept. Default `keep_start`; `keep_end` with
+    /// `compat = "trl-0.7.4"`.
     pub truncation_mode: TruncationMode,
-    /// Whether pairs are shuffled, anew each epoch.
+    /// Whether to shuffle the data before each epoch.
     pub shuffle: bool,
-    /// The TRL version to agree with.
+    /// TRL version whose tokenization, truncation and metric definitions are followed.
     pub compat: Compat,
-    /// Trains on pairs whose completion is empty, as TRL would: loss ln 2, gradient 0.
+    /// Whether to train on pairs with an empty completion, as TRL does (loss ln 2, gradient 0).
     pub allow_empty_completions: bool,
-    /// Leaves out pairs that would train on nothing, instead of refusing the file.
+    /// Whether to leave out pairs that would train on nothing, instead of refusing the file.
     pub skip_untrainable: bool,
 }
 
@@ -99,39 +105,39 @@ impl Default for DataSection {
     }
 }
 
-/// `[lora]`: the low-rank update `x W + s (x A) B` (Hu et al. 2021), PEFT's names.
+/// `[lora]`: the adapter, `y = x W^T + s (x A^T) B^T` (Hu et al. 2021), with PEFT's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LoraSection {
-    /// Rank.
+    /// Rank of the adapter.
     pub r: usize,
     /// Numerator of the scaling `s = lora_alpha / r`.
     pub lora_alpha: f64,
-    /// Probability that an input of `lora_A` is zeroed in training; inactive while `train.disable_dropout` is true.
+    /// Dropout probability of the input of `lora_A`; inactive while `train.disable_dropout` is true.
     pub lora_dropout: f64,
     /// Projections that get an adapter.
     pub target_modules: TargetModules,
-    /// Rank-stabilised scaling `s = lora_alpha / sqrt(r)` (Kalajdzievski 2023).
+    /// Whether to use the rank-stabilized scaling `s = lora_alpha / sqrt(r)` (Kalajdzievski 2023).
     pub use_rslora: bool,
-    /// Weight-decomposed LoRA (Liu et al. 2024). Not built yet.
+    /// Whether to use weight-decomposed LoRA (Liu et al. 2024). Not built yet.
     pub use_dora: bool,
-    /// PEFT adapter folder to start from.
+    /// Folder of a PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
-    /// How the adapter starts.
+    /// Initialization of the adapter's weights.
     pub init_lora_weights: InitLoraWeights,
-    /// The numbers of `init_lora_weights = "loftq"`.
+    /// Settings of `init_lora_weights = "loftq"`.
     pub loftq_config: LoftqConfig,
-    /// Which biases are trained: none.
+    /// Which biases are trained. Only `"none"` is built.
     pub bias: LoraBias,
-    /// A bias on `lora_B`. Not built yet.
+    /// Whether `lora_B` has a bias. Not built yet.
     pub lora_bias: bool,
-    /// Modules trained in full beside the adapter. Not built yet.
+    /// Modules to train in full in addition to the adapter. Not built yet.
     pub modules_to_save: Option<Vec<String>>,
 }
 
 impl LoraSection {
-    /// Whether the adapter's start is computed from the full-precision weights.
-    pub fn starts_by_loftq(&self) -> bool {
+    /// Returns whether LoftQ computes the adapter's initial weights, for which it needs the full-precision weights.
+    pub fn uses_loftq(&self) -> bool {
         self.init_lora_weights == InitLoraWeights::LoftQ && self.adapter.is_none()
     }
 }
@@ -155,13 +161,14 @@ impl Default for LoraSection {
     }
 }
 
-/// `lora.loftq_config` (Li et al. 2023, LoftQ), PEFT's names.
+/// `lora.loftq_config` (Li et al. 2023, LoftQ), with PEFT's names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LoftqConfig {
-    /// Bits of the packed weights: 4.
+    /// Bits per quantized weight; must be 4.
     pub loftq_bits: usize,
-    /// Times that weights and adapter are fitted to each other: 1. The packed weights are then those of no adapter.
+    /// Number of times that quantized weights and adapter are fitted to each other; must be 1, which quantizes the base
+    /// as without LoftQ.
     pub loftq_iter: usize,
 }
 
@@ -171,36 +178,39 @@ impl Default for LoftqConfig {
     }
 }
 
-/// `[dpo]`: the loss (Rafailov et al. 2023), TRL's `DPOConfig` names.
+/// `[dpo]`: the loss (Rafailov et al. 2023), with the names of TRL's `DPOConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DpoSection {
-    /// One loss, or several added with [`DpoSection::loss_weights`].
+    /// One loss, or several, added with the weights [`DpoSection::loss_weights`].
     #[serde(deserialize_with = "one_or_many")]
     pub loss_type: Vec<LossType>,
-    /// Weight of each loss; absent: 1 each.
+    /// Weight of each loss. Default: 1 each.
     pub loss_weights: Option<Vec<f64>>,
-    /// Strength of the pull towards the reference: rewards are `beta * (logp - ref_logp)`.
+    /// Strength of the regularization towards the reference. Rewards are `beta * (logp - ref_logp)`.
     pub beta: f64,
-    /// What the policy is compared with.
+    /// Reference model: the base, or the initial adapter. `"auto"`: the initial adapter if `lora.adapter` is given,
+    /// else the base.
     pub reference: Reference,
-    /// Probability that a label is flipped, for the losses that know one.
+    /// Probability that a preference label is flipped, for losses with label smoothing.
     pub label_smoothing: f64,
-    /// The divergence that is bounded.
+    /// Divergence from the reference that the loss penalizes.
     pub f_divergence_type: FDivergence,
     /// Alpha of the alpha-divergence.
     pub f_alpha_divergence_coef: f64,
-    /// Computes all reference log-probabilities before training, once, instead of at every step.
+    /// Whether to compute all reference log-probabilities once before training instead of at every step.
     pub precompute_ref_log_probs: bool,
-    /// Pairs a batch while precomputing; absent: `train.per_device_train_batch_size`.
+    /// Pairs per batch when precomputing. Default: `train.per_device_train_batch_size`.
     pub precompute_ref_batch_size: Option<usize>,
-    /// Weight of the part of a completion beyond the shorter one's length (Liu et al. 2024, LD-DPO). Not built yet.
+    /// Weight of the tokens of a completion beyond the length of the shorter one (Liu et al. 2024, LD-DPO). Not built
+    /// yet.
     pub ld_alpha: Option<f64>,
-    /// Weighted preference optimization (Zhou et al. 2024). Not built yet.
+    /// Whether to use weighted preference optimization (Zhou et al. 2024). Not built yet.
     pub use_weighting: bool,
     /// Temperature of the DiscoPOP loss.
     pub discopop_tau: f64,
-    /// Moves the reference towards the policy during training (Gorbatovski et al. 2024, TR-DPO). Not built yet.
+    /// Whether to move the reference towards the policy during training (Gorbatovski et al. 2024, TR-DPO). Not built
+    /// yet.
     pub sync_ref_model: bool,
 }
 
@@ -224,57 +234,70 @@ impl Default for DpoSection {
     }
 }
 
-/// `[train]`: batches, optimizer, schedule, what is written when; `TrainingArguments` names.
+/// `[train]`: batches, optimizer, schedule, logging, evaluation and checkpoints, with the names of `TrainingArguments`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainSection {
-    /// Pairs a micro-batch.
+    /// Pairs (or examples) per micro-batch.
     pub per_device_train_batch_size: usize,
-    /// Pairs a batch in evaluation.
+    /// Pairs (or examples) per batch in evaluation.
     pub per_device_eval_batch_size: usize,
-    /// Micro-batches an optimizer step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Shape of the learning rate over the run.
+    /// Learning-rate schedule.
     pub lr_scheduler_type: SchedulerType,
-    /// Numbers of that shape, by their names in transformers.
+    /// Settings of the schedule, with their names in transformers.
     pub lr_scheduler_kwargs: SchedulerKwargs,
-    /// Steps the learning rate climbs from 0; a value in (0, 1) is a share of all steps. Default 100, or 0 if
-    /// `warmup_ratio` is given.
+    /// Optimizer steps of warmup; a value in (0, 1) is a fraction of all steps. Default 100, or 0 if `warmup_ratio` is
+    /// given.
     pub warmup_steps: f64,
-    /// Share of all steps the learning rate climbs from 0; counts only where `warmup_steps` is 0.
+    /// Warmup as a fraction of all steps; used only if `warmup_steps` is 0.
     pub warmup_ratio: Option<f64>,
-    /// Optimizer steps; -1: as many as `num_train_epochs` takes. Default 2000, or -1 if `num_train_epochs` is given.
+    /// Number of optimizer steps; -1 means those of `num_train_epochs`. Default 2000, or -1 if `num_train_epochs` is
+    /// given.
     pub max_steps: i64,
-    /// Passes over the data, where `max_steps` is -1; absent: 3 as in `TrainingArguments`.
+    /// Number of epochs; used only if `max_steps` is -1. Default 3, as in `TrainingArguments`.
     pub num_train_epochs: Option<f64>,
-    /// Largest global L2 norm of the gradient; 0: never clipped.
+    /// Maximum global L2 norm of the gradient; 0 disables clipping.
     pub max_grad_norm: f64,
-    /// Decoupled weight decay on all trained weights but those of norms.
+    /// Decoupled weight decay of all trained weights except those of norms.
     pub weight_decay: f64,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub adam_beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub adam_beta2: f64,
-    /// Added to the root of the second moment.
+    /// Constant added to the square root of the second moment.
     pub adam_epsilon: f64,
-    /// The optimizer.
+    /// Optimizer.
     pub optim: Optim,
-    /// Optimizer steps between lines of metrics.
+    /// When to log metrics: `"steps"` (every `logging_steps`), `"epoch"`, or `"no"` (only after the last step).
+    pub logging_strategy: IntervalStrategy,
+    /// Optimizer steps between log lines.
     pub logging_steps: usize,
-    /// Optimizer steps between evaluations; 0: only at the end, if `data.eval_file` is given.
+    /// When to evaluate on `data.eval_file`: `"steps"` (every `eval_steps`), `"epoch"`, or `"no"` (never). `"steps"`
+    /// and `"epoch"` always evaluate after the last step.
+    pub eval_strategy: IntervalStrategy,
+    /// Optimizer steps between evaluations; 0 means only after the last step.
     pub eval_steps: usize,
-    /// Optimizer steps between checkpoints; 0: none between start and end.
+    /// How held-out metrics are averaged: `"pairs"` (over all pairs or tokens) or `"trl"` (over the batch means, as TRL
+    /// logs them). In training metrics, `"pairs"` weights micro-batches by their number of pairs, `"trl"` equally.
+    pub eval_means: EvalMeans,
+    /// When to save checkpoints: `"steps"` (every `save_steps`), `"epoch"`, or `"no"` (never). `"steps"` and `"epoch"`
+    /// always save after the last step. Ctrl-C saves in any case.
+    pub save_strategy: IntervalStrategy,
+    /// Optimizer steps between checkpoints; 0 means only after the last step, so that a crash loses the run.
     pub save_steps: usize,
-    /// Newest checkpoints kept; 0: all.
+    /// Number of newest checkpoints to keep; 0 keeps all.
     pub save_total_limit: usize,
-    /// Recomputes activations in the backward pass.
+    /// Whether activations are recomputed in the backward pass (slower, less memory). `"auto"`: only if they would not
+    /// fit.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Most tokens computed together, whatever the micro-batches; absent: what the backend is fastest with. Changes
-    /// speed and memory, not results.
+    /// Maximum number of tokens computed together, independent of the micro-batches. Default: the fastest for the
+    /// backend. Changes speed and memory, not results.
     pub max_tokens_per_pass: Option<usize>,
-    /// Turns every dropout off, LoRA's too: TRL's default for DPO.
+    /// Whether to disable all dropout, including LoRA's; true is TRL's default for DPO.
     pub disable_dropout: bool,
 }
 
@@ -297,8 +320,12 @@ impl Default for TrainSection {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             optim: Optim::AdamwTorch,
+            logging_strategy: IntervalStrategy::Steps,
             logging_steps: 1,
+            eval_strategy: IntervalStrategy::Steps,
             eval_steps: 0,
+            eval_means: EvalMeans::Pairs,
+            save_strategy: IntervalStrategy::Steps,
             save_steps: 0,
             save_total_limit: 2,
             gradient_checkpointing: GradientCheckpointing::Auto,
@@ -309,15 +336,32 @@ impl Default for TrainSection {
 }
 
 impl TrainSection {
-    /// Optimizer steps of one pass over `samples` pairs: a last, incomplete group of micro-batches still makes a step.
+    /// Returns the optimizer steps of one epoch of `samples` pairs. An incomplete last group of micro-batches counts as
+    /// a step.
     pub fn steps_per_epoch(&self, samples: usize) -> usize {
-        samples
-            .div_ceil(self.per_device_train_batch_size.max(1))
-            .div_ceil(self.gradient_accumulation_steps.max(1))
-            .max(1)
+        let (batch_size, accumulation) =
+            (self.per_device_train_batch_size, self.gradient_accumulation_steps);
+        steps_per_epoch(samples, batch_size, accumulation)
     }
 
-    /// Optimizer steps of the whole run over `samples` pairs, as transformers' `Trainer` counts them.
+    /// Returns the optimizer steps between log lines in a run over `samples` pairs; 0 means only after the last step.
+    pub fn logging_interval(&self, samples: usize) -> usize {
+        self.logging_strategy.interval(self.logging_steps, self.steps_per_epoch(samples))
+    }
+
+    /// Returns the optimizer steps between evaluations in a run over `samples` pairs; 0 means none before the last
+    /// step.
+    pub fn eval_interval(&self, samples: usize) -> usize {
+        self.eval_strategy.interval(self.eval_steps, self.steps_per_epoch(samples))
+    }
+
+    /// Returns the optimizer steps between checkpoints in a run over `samples` pairs; 0 means none before the last
+    /// step.
+    pub fn save_interval(&self, samples: usize) -> usize {
+        self.save_strategy.interval(self.save_steps, self.steps_per_epoch(samples))
+    }
+
+    /// Returns the optimizer steps of a run over `samples` pairs, as transformers' `Trainer` counts them.
     pub fn total_steps(&self, samples: usize) -> usize {
         match usize::try_from(self.max_steps) {
             Ok(steps) => steps,
@@ -328,12 +372,12 @@ impl TrainSection {
         }
     }
 
-    /// Optimizer steps of warmup in a run of `total_steps`.
+    /// Returns the warmup steps of a run of `total_steps`.
     pub fn resolved_warmup_steps(&self, total_steps: usize) -> usize {
         crate::train::schedule::resolve_warmup(self.warmup_steps, self.warmup_ratio, total_steps)
     }
 
-    /// Whether LoRA's dropout acts in training.
+    /// Returns whether LoRA's dropout is active in training.
     pub fn dropout_is_active(&self) -> bool {
         !self.disable_dropout
     }

@@ -1,4 +1,4 @@
-//! `run.toml` before it is typed: where each key stands, what `--set` changes, which keys there are.
+//! The untyped `run.toml` with its `--set` overrides: finds the line of each key, and checks names and types.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,10 +6,13 @@ use std::path::Path;
 use serde_json::Value as Known;
 use toml::{Table, Value};
 
-use super::RunConfig;
+use super::suggest::{MIN_SIMILARITY, in_backticks, line_of, readable, similarity};
+use super::{RunConfig, hints};
+use crate::data::template_text::unescape;
 use crate::error::{Error, Result};
+use crate::input_file;
 
-/// Other names people use for a key. The nearest of these is suggested too.
+/// Common other names of keys, as (name, key); candidates for suggestions.
 const ALIASES: &[(&str, &str)] = &[
     ("rank", "lora.r"),
     ("alpha", "lora.lora_alpha"),
@@ -19,52 +22,32 @@ const ALIASES: &[(&str, &str)] = &[
     ("epochs", "train.num_train_epochs"),
     ("steps", "train.max_steps"),
     ("clip_grad_norm", "train.max_grad_norm"),
-    ("bf16", "model.dtype"),
-    ("fp16", "model.dtype"),
-    ("torch_dtype", "model.dtype"),
-    ("load_in_4bit", "model.quantization"),
-    ("bnb_4bit_quant_type", "model.quantization"),
-    ("bnb_4bit_use_double_quant", "model.double_quant"),
-    ("eval_strategy", "train.eval_steps"),
-    ("save_strategy", "train.save_steps"),
-    ("logging_strategy", "train.logging_steps"),
     ("dataset", "data.train_file"),
     ("padding_free", "train.max_tokens_per_pass"),
     ("packing", "train.max_tokens_per_pass"),
 ];
 
-/// Options of PEFT, TRL and transformers that change results and that this program does not have.
-const NOT_BUILT: &[&str] = &[
-    "lora.rank_pattern",
-    "lora.alpha_pattern",
-    "lora.layers_to_transform",
-    "lora.exclude_modules",
-    "lora.target_parameters",
-    "dpo.ref_model_mixup_alpha",
-    "dpo.ref_model_sync_steps",
-    "train.label_smoothing_factor",
-    "train.neftune_noise_alpha",
-    "train.group_by_length",
-];
+/// The key of the prompt template.
+const TEMPLATE: &str = "data.prompt_template";
 
-/// A configuration file with overrides, key by key.
+/// A parsed configuration file with its overrides.
 pub(super) struct Source {
     file: String,
     table: Table,
     /// 1-based line of each dotted key of the file.
     lines: BTreeMap<String, usize>,
-    /// Text of each value given by `--set`.
+    /// Text of each value given by `--set`, by dotted key.
     overrides: BTreeMap<String, String>,
 }
 
 impl Source {
     /// Reads the file at `path`.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let text = input_file::read_once(path).map_err(|e| Error::io(path, "read", e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Takes `text` as the contents of `file`.
+    /// Parses `text`, the contents of `file`.
     pub(super) fn parse(file: &str, text: &str) -> Result<Self> {
         let syntax = |error: toml::de::Error| {
             let line = error.span().map_or(1, |span| line_of(text, span.start));
@@ -82,11 +65,11 @@ impl Source {
         })
     }
 
-    /// Applies one `table.key=value`; a value that is not TOML is taken as text.
+    /// Applies one `table.key=value`. A value that is not TOML is used as text.
     pub(super) fn set(&mut self, setting: &str) -> Result<()> {
         let place = format!("--set {setting}");
         let wrong = |problem: &str| {
-            let remedy = "write --set table.key=value, as --set train.learning_rate=1e-5";
+            let remedy = "write --set table.key=value, such as --set train.learning_rate=1e-5";
             Error::invalid(&place, problem, remedy)
         };
         let (key, text) = setting.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
@@ -94,7 +77,12 @@ impl Source {
         if key.split('.').any(str::is_empty) {
             return Err(wrong("has no key before the `=`"));
         }
-        let value = text.parse::<Value>().unwrap_or_else(|_| Value::String(text.to_string()));
+        let value = match text.parse::<Value>() {
+            Ok(value) => value,
+            // A template without TOML's quotes has the escapes of --prompt-template.
+            Err(_) if key == TEMPLATE => Value::String(unescape(text, &format!("--set {key}"))?),
+            Err(_) => Value::String(text.to_string()),
+        };
         if value.is_table() {
             return Err(wrong("sets a whole table; set one key at a time"));
         }
@@ -105,21 +93,21 @@ impl Source {
         Ok(())
     }
 
-    /// The value of a dotted key, if it is given.
+    /// Returns the value of a dotted key, if it is given.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         let mut parts = key.split('.');
         let first = self.table.get(parts.next()?)?;
         parts.try_fold(first, |value, part| value.as_table()?.get(part))
     }
 
-    /// Gives a dotted key a value unless it has one.
-    pub(super) fn default_to(&mut self, key: &str, value: impl Into<Value>) {
+    /// Sets a dotted key unless it has a value.
+    pub(super) fn set_default(&mut self, key: &str, value: impl Into<Value>) {
         if self.get(key).is_none() {
             insert(&mut self.table, key, value.into());
         }
     }
 
-    /// Where a reader finds a dotted key: `run.toml:12: lora.r`, or `--set lora.r`.
+    /// Returns the place of a dotted key for errors: `run.toml:12: lora.r`, or `--set lora.r`.
     pub(super) fn place(&self, key: &str) -> String {
         let file = &self.file;
         match self.lines.get(key) {
@@ -129,7 +117,7 @@ impl Source {
         }
     }
 
-    /// Refuses unknown keys and values of the wrong type, the first in the file first.
+    /// Returns an error for the first key in the file that is unknown or has a value of the wrong type.
     pub(super) fn check(&mut self) -> Result<()> {
         let known = serde_json::to_value(RunConfig::default())
             .map_err(|e| Error::run(e, "this is a defect of the program: please report it"))?;
@@ -143,23 +131,24 @@ impl Source {
         Ok(())
     }
 
-    /// The whole configuration. [`Source::check`] comes first and names the key that is wrong.
+    /// Converts to the typed configuration. Call [`Source::check`] first: its errors name the key.
     pub(super) fn typed(&self) -> Result<RunConfig> {
         let config: std::result::Result<RunConfig, _> = self.table.clone().try_into();
         config.map_err(|e| Error::invalid(&self.file, e.message(), "correct the value"))
     }
 
-    /// Refuses unknown names, and anything but a table where one belongs: serde would fill a struct from a list too.
+    /// Returns an error for an unknown key, or for a table whose value is not a table (serde would fill it from a
+    /// list).
     fn check_name(&self, key: &str, value: &Value, known: &Known) -> Result<()> {
         let mut node = known;
         let mut path = String::new();
         for part in key.split('.') {
-            let inside_a_value = !node.is_object();
+            let inside_value = !node.is_object();
             extend(&mut path, part);
             match node.get(part) {
                 Some(next) => node = next,
-                None if inside_a_value => return Ok(()),
-                None => return Err(self.unknown(&path, known)),
+                None if inside_value => return Ok(()),
+                None => return Err(self.unknown_key(&path, known)),
             }
         }
         if node.is_object() && !value.is_table() {
@@ -170,19 +159,24 @@ impl Source {
         Ok(())
     }
 
-    fn unknown(&self, key: &str, known: &Known) -> Error {
+    /// Returns the error for an unknown key, with the nearest known one.
+    fn unknown_key(&self, key: &str, known: &Known) -> Error {
         let place = self.place(key);
-        if NOT_BUILT.contains(&key) {
-            return Error::invalid(place, "not built yet", "remove the key");
+        if let Some((problem, remedy)) = hints::other_library_hint(key) {
+            return Error::invalid(place, problem, remedy);
         }
         match nearest(key, known) {
             Some(best) => Error::invalid(place, "unknown key", format!("did you mean `{best}`?")),
-            None => Error::invalid(place, "unknown key", "remove the key"),
+            None => Error::invalid(
+                place,
+                "unknown key",
+                "remove the key; docs/configuration.md lists all keys",
+            ),
         }
     }
 
-    /// Types a value by itself, so that the error can name its key; text given by `--set` that happens to look like a
-    /// number stays text where text is wanted.
+    /// Checks the type of one value by itself, so that the error can name its key. A value of `--set` that looks like a
+    /// number stays text if the key needs text.
     fn check_type(&mut self, key: &str, value: Value) -> Result<()> {
         let alone = |value: Value| {
             let mut table = Table::new();
@@ -199,21 +193,33 @@ impl Source {
                 return Ok(());
             }
         }
-        let message = error
-            .message()
-            .replace("expected usize", "expected a whole number, 0 or more")
-            .replace("expected u64", "expected a whole number, 0 or more")
-            .replace("expected i64", "expected a whole number")
-            .replace("expected f64", "expected a number");
-        Err(Error::invalid(
-            self.place(key),
-            message,
-            "give a value of that kind, or remove the key to take the default",
-        ))
+        Err(self.wrong_value(key, &error))
+    }
+
+    /// Returns the error for a value of the wrong type.
+    fn wrong_value(&self, key: &str, error: &toml::de::Error) -> Error {
+        let message = error.message();
+        let given = self.get(key);
+        if message.contains("unit variant") {
+            let found = given.map_or("another value", Value::type_str);
+            let problem = format!("expected text in quotes, found {found}");
+            let remedy = "use one of the values that docs/configuration.md lists for this key";
+            return Error::invalid(self.place(key), problem, remedy);
+        }
+        let known = match message.split_once("expected") {
+            Some((_, known)) if message.starts_with("unknown variant") => in_backticks(known),
+            _ => Vec::new(),
+        };
+        let value = given.and_then(Value::as_str).unwrap_or_default();
+        let remedy = match hints::nearest_value(value, &known) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None => "use a value of that type, or remove the key to use the default".to_string(),
+        };
+        Error::invalid(self.place(key), readable(message), remedy)
     }
 }
 
-/// The known key most like `key`, any table; one in the same table is preferred.
+/// Returns the known key, in any table, that `key` is probably a misspelling of. Keys in the same table are preferred.
 fn nearest(key: &str, known: &Known) -> Option<String> {
     let split = |key: &str| {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
@@ -224,13 +230,13 @@ fn nearest(key: &str, known: &Known) -> Option<String> {
     collect_names("", known, &mut names);
     let own = names.iter().map(|full| (split(full).1, full.clone()));
     let aliases = ALIASES.iter().map(|(a, full)| (a.to_string(), full.to_string()));
-    own.chain(aliases)
-        .map(|(candidate, full)| {
-            let same_table = if split(&full).0 == table { 0.1 } else { 0.0 };
-            (strsim::jaro_winkler(&name, &candidate) + same_table, full)
-        })
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, full)| full)
+    let scored = own.chain(aliases).filter_map(|(candidate, full)| {
+        let similarity = similarity(&name, &candidate);
+        let same_table = if split(&full).0 == table { 0.1 } else { 0.0 };
+        (similarity >= MIN_SIMILARITY).then_some((similarity + same_table, full))
+    });
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.map(|(_, full)| full)
 }
 
 /// Appends a part to a dotted key.
@@ -247,7 +253,7 @@ fn join(prefix: &str, part: &str) -> String {
     path
 }
 
-/// Sets a dotted key, making the tables it goes through; false if one of them is not a table.
+/// Sets a dotted key and creates missing tables on its path. Returns false if a part of the path is not a table.
 fn insert(table: &mut Table, key: &str, value: Value) -> bool {
     match key.split_once('.') {
         None => {
@@ -293,10 +299,4 @@ fn find_lines(
             find_lines(text, &key, inner, lines);
         }
     }
-}
-
-/// 1-based line of a byte offset.
-fn line_of(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().iter().take(offset);
-    1 + before.filter(|byte| **byte == b'\n').count()
 }

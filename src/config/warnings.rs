@@ -1,9 +1,14 @@
-//! What a configuration may say but probably does not mean.
+//! Warns about settings that are valid but probably not intended.
+
+use crate::data::template_text::literal_escape;
 
 use super::{InitLoraWeights, Method, Reference, RunConfig};
 
+/// Learning rates of at least this value cause a warning.
+const LARGE_RATE: f64 = 0.1;
+
 impl RunConfig {
-    /// What is allowed but probably not meant, one sentence each, beginning with the key.
+    /// Returns one sentence for each setting that is valid but probably not intended. The sentence begins with the key.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut warn = |applies: bool, sentence: String| {
@@ -12,7 +17,7 @@ impl RunConfig {
             }
         };
         let (train, data) = (&self.train, &self.data);
-        if let Some(sentence) = self.warn_of_reference() {
+        if let Some(sentence) = self.reference_warning() {
             warn(true, sentence.into());
         }
         warn(
@@ -32,26 +37,28 @@ impl RunConfig {
         warn(
             train.max_steps > 0 && train.num_train_epochs.is_some(),
             format!(
-                "train.num_train_epochs: has no effect: train.max_steps = {} wins, as in TrainingArguments",
+                "train.num_train_epochs: has no effect: train.max_steps = {} takes precedence, as in TrainingArguments",
                 train.max_steps
             ),
         );
         warn(
             train.warmup_steps > 0.0 && train.warmup_ratio.is_some(),
             format!(
-                "train.warmup_ratio: has no effect: train.warmup_steps = {} wins, as in TrainingArguments",
+                "train.warmup_ratio: has no effect: train.warmup_steps = {} takes precedence, as in TrainingArguments",
                 train.warmup_steps
             ),
         );
-        warn(
-            train.max_steps > 0
-                && train.lr_scheduler_type.has_warmup()
-                && train.warmup_steps >= train.max_steps as f64,
-            format!(
-                "train.warmup_steps: {} is not less than max_steps = {}: the learning rate never reaches its peak",
-                train.warmup_steps, train.max_steps
-            ),
-        );
+        if let Ok(total @ 1..) = usize::try_from(train.max_steps)
+            && let Some(sentence) = self.warmup_warning(total)
+        {
+            warn(true, sentence);
+        }
+        warnings.extend(self.typo_warnings());
+        let mut warn = |applies: bool, sentence: String| {
+            if applies {
+                warnings.push(sentence);
+            }
+        };
         warn(
             data.max_prompt_length.is_some_and(|longest| longest >= data.max_length),
             "data.max_prompt_length: is not less than max_length: every pair longer than max_length trains on nothing"
@@ -60,16 +67,62 @@ impl RunConfig {
         warnings
     }
 
-    /// A reference that is not what the adapter's start suggests.
-    fn warn_of_reference(&self) -> Option<&'static str> {
+    /// Returns warnings about values that are probably typos: a learning rate that is 0 or very large, a prompt
+    /// template with literal escapes.
+    fn typo_warnings(&self) -> Vec<String> {
+        let rate = self.train.learning_rate;
+        let mut warnings = Vec::new();
+        if rate == 0.0 {
+            warnings.push("train.learning_rate: is 0: nothing is learned".into());
+        }
+        if rate >= LARGE_RATE {
+            warnings.push(format!(
+                "train.learning_rate: {rate} is very large (1e-6 to 1e-3 are usual): weights soon become infinite or NaN"
+            ));
+        }
+        if let Some(literal) = literal_escape(&self.data.prompt_template) {
+            warnings.push(format!(
+                "data.prompt_template: contains a backslash and a letter ({literal}) instead of a line break or a tab: write \
+                 it in double quotes in TOML, such as \"Question: {{prompt}}\\n\\nAnswer:\""
+            ));
+        }
+        warnings
+    }
+
+    /// Returns a warning if the warmup takes more than half of a run of `total_steps`.
+    pub fn warmup_warning(&self, total_steps: usize) -> Option<String> {
+        let train = &self.train;
+        let warmup = train.resolved_warmup_steps(total_steps);
+        if !train.lr_scheduler_type.has_warmup() || 2 * warmup <= total_steps {
+            return None;
+        }
+        let key =
+            if train.warmup_steps > 0.0 { "train.warmup_steps" } else { "train.warmup_ratio" };
+        let length = match train.max_steps {
+            steps if steps > 0 => format!("max_steps = {steps}"),
+            _ => format!("the {total_steps} steps of this run"),
+        };
+        Some(if warmup >= total_steps {
+            format!(
+                "{key}: {warmup} is not less than {length}: the learning rate never reaches its peak"
+            )
+        } else {
+            format!(
+                "{key}: {warmup} is more than half of {length}: the learning rate rises for most of the run"
+            )
+        })
+    }
+
+    /// Returns a warning if the reference does not suit the initial adapter.
+    fn reference_warning(&self) -> Option<&'static str> {
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
         match (self.dpo.reference, loftq) {
             (Reference::Initial, false) if self.lora.adapter.is_none() => Some(
-                "dpo.reference: \"initial\" without lora.adapter is the base model: a new adapter changes nothing",
+                "dpo.reference: \"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect",
             ),
             (Reference::Auto | Reference::Base, true) if self.method == Method::Dpo => Some(
-                "dpo.reference: the policy starts nearer to the full weights than the packed base it is compared \
-                 with; reference = \"initial\" compares it with its start",
+                "dpo.reference: LoftQ starts the policy closer to the full-precision weights than the quantized base, \
+                 which is the reference; reference = \"initial\" uses the initial policy instead",
             ),
             _ => None,
         }

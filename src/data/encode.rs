@@ -1,12 +1,12 @@
-//! From text to token ids: where the completion starts, BOS and EOS, truncation.
+//! Encodes pairs and examples as token ids, with BOS, EOS and truncation, and finds where each completion starts.
 //!
-//! Two behaviours of Hugging Face TRL are reproduced id for id:
+//! Two behaviors of Hugging Face TRL are reproduced id for id:
 //! - [`Compat::Trl1`] (TRL 1.x): the EOS text is appended to each completion, prompt and prompt+completion are
-//!   tokenised as whole texts with special tokens, and the prompt ends at the common prefix of all three.
-//! - [`Compat::Trl074`] (TRL 0.7.4, `DPODataCollatorWithPadding`): the pieces are tokenised separately without special
-//!   tokens, EOS ids inside the text are hidden from attention, and the EOS id is appended.
+//!   tokenized as whole texts with special tokens, and the prompt ends at the common prefix of all three.
+//! - [`Compat::Trl074`] (TRL 0.7.4, `DPODataCollatorWithPadding`): the pieces are tokenized separately without special
+//!   tokens, EOS ids inside the text are masked from attention, and the EOS id is appended.
 //!
-//! Every pair that is dropped, cut, or could not teach anything is named in the [`EncodeReport`].
+//! The [`EncodeReport`] lists every pair that is dropped, truncated, or without any gradient.
 
 mod report;
 
@@ -22,37 +22,45 @@ use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// One side of a pair as the model sees it, already truncated.
+/// Token ids of a prompt and one completion, already truncated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedSequence {
     /// Prompt ids, then completion ids. Never empty.
     pub ids: Vec<u32>,
     /// Index in `ids` of the first completion token: `ids[completion_start..]` is scored.
     pub completion_start: usize,
-    /// Indices no other token may attend to, ascending. Empty except under `compat = "trl-0.7.4"`, which hides every
-    /// EOS id that stands inside the text.
+    /// Indices that no other token may attend to, ascending. Empty except under `compat = "trl-0.7.4"`, which masks every
+    /// EOS id inside the text.
     pub hidden: Vec<usize>,
 }
 
 impl EncodedSequence {
-    /// Completion tokens that are scored: all of them, except one at index 0, which nothing predicts.
+    /// Returns the number of scored completion tokens: all of them, except a token at index 0, which nothing predicts.
     pub fn scored_tokens(&self) -> usize {
         self.ids.len().saturating_sub(self.completion_start.max(1))
     }
 }
 
-/// A pair ready for the model.
+/// An encoded preference pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedPair {
     /// The id of the [`PreferencePair`].
     pub id: String,
     /// Prompt and preferred completion.
     pub chosen: EncodedSequence,
-    /// Prompt and other completion. Under truncation its prompt can differ from chosen's.
+    /// Prompt and rejected completion. After truncation its prompt can differ from that of `chosen`.
     pub rejected: EncodedSequence,
 }
 
-/// An example of supervised fine-tuning ready for the model.
+impl EncodedPair {
+    /// Returns the number of tokens of the longer sequence.
+    pub fn longest(&self) -> usize {
+        let sides = [&self.chosen, &self.rejected];
+        sides.map(|side| side.ids.len()).into_iter().max().unwrap_or(0)
+    }
+}
+
+/// An encoded supervised fine-tuning example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedExample {
     /// The id of the [`Example`].
@@ -61,7 +69,7 @@ pub struct EncodedExample {
     pub sequence: EncodedSequence,
 }
 
-/// Whose tokenisation, truncation and metric definitions to follow.
+/// The TRL version whose tokenization, truncation and metric definitions are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compat {
     /// TRL 1.x.
@@ -73,7 +81,8 @@ pub enum Compat {
     Trl074,
 }
 
-/// Which part of a text that is too long is kept: of prompt + completion (TRL 1.x), of the prompt (TRL 0.7.4).
+/// Which part of a text that is too long is kept. The text is prompt + completion for TRL 1.x and the prompt for
+/// TRL 0.7.4.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncationMode {
@@ -84,25 +93,25 @@ pub enum TruncationMode {
     KeepEnd,
 }
 
-/// How pairs become ids.
+/// Settings for encoding pairs and examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EncodeConfig {
-    /// Whose rules.
+    /// TRL version whose rules are followed.
     pub compat: Compat,
-    /// Longest prompt + completion, tokens; `None`: no limit (TRL 0.7.4: its default, 512).
+    /// Maximum number of tokens of prompt + completion. `None` means no limit (for TRL 0.7.4, its default of 512).
     pub max_length: Option<usize>,
-    /// TRL 0.7.4 only: the prompt is cut to this many tokens if prompt + longer completion exceed `max_length`;
-    /// `None`: its default, 128.
+    /// Number of tokens to which the prompt is cut if prompt + longer completion exceed `max_length`. TRL 0.7.4 only;
+    /// `None` means its default of 128.
     pub max_prompt_length: Option<usize>,
-    /// Which part is kept.
+    /// Which part of a text that is too long is kept.
     pub truncation_mode: TruncationMode,
-    /// What the prompt is put into.
+    /// Template into which each prompt is inserted.
     pub prompt_template: PromptTemplate,
 }
 
 impl EncodeConfig {
-    /// The defaults of the TRL version `compat` names: 1024 tokens keeping the start, or 512 with a prompt of 128 keeping
-    /// the end.
+    /// Returns the defaults of a TRL version: 1024 tokens keeping the start for 1.x, or 512 tokens with a prompt of 128
+    /// keeping the end for 0.7.4.
     pub fn new(compat: Compat) -> Self {
         let (max_length, max_prompt_length, truncation_mode) = match compat {
             Compat::Trl1 => (1024, None, TruncationMode::KeepStart),
@@ -117,15 +126,15 @@ impl EncodeConfig {
         }
     }
 
-    /// `max_length` and `max_prompt_length` of TRL 0.7.4 with its defaults filled in.
+    /// Returns `max_length` and `max_prompt_length` with the defaults of TRL 0.7.4 filled in.
     fn trl074_lengths(&self) -> (usize, usize) {
         (self.max_length.unwrap_or(512), self.max_prompt_length.unwrap_or(128))
     }
 
-    /// Refuses options that the chosen rules cannot honour.
+    /// Checks that the settings fit the TRL version.
     ///
     /// # Errors
-    /// `max_length` is 0, or `max_prompt_length` is given under TRL 1.x, which has none.
+    /// `max_length` is 0, or `max_prompt_length` is given under TRL 1.x, which has no such setting.
     pub fn validate(&self) -> Result<()> {
         if self.max_length == Some(0) {
             return Err(Error::invalid(
@@ -145,23 +154,24 @@ impl EncodeConfig {
     }
 }
 
-/// Encoded pairs (or examples) and what happened to the others.
+/// Encoded pairs (or examples) and a report about those that were changed or left out.
 #[derive(Clone, Debug)]
 pub struct EncodedDataset<S = EncodedPair> {
-    /// In input order, without the dropped ones. Before [`settle`](Self::settle) it still holds the refused ones.
+    /// Encoded pairs in input order, without the dropped ones. Refused pairs are included until
+    /// [`settle`](Self::settle).
     pub pairs: Vec<S>,
-    /// What was dropped, cut or refused.
+    /// Report about pairs that were dropped, truncated or refused.
     pub report: EncodeReport,
-    /// For each of `pairs`, whether it is refused.
+    /// Whether each of `pairs` is refused.
     refused: Vec<bool>,
 }
 
 impl<S: Sample> EncodedDataset<S> {
-    /// Decides what happens to refused pairs: an error (both false), trained on as TRL would
-    /// (`allow_empty_completions`), or left out (`skip_untrainable`).
+    /// Applies the configured treatment of refused pairs. They are an error if both arguments are false, are kept as in
+    /// TRL under `allow_empty_completions`, and are removed under `skip_untrainable`.
     ///
     /// # Errors
-    /// As [`EncodeReport::check`]; or no pair is left.
+    /// Same as [`EncodeReport::check`], or no pair is left.
     pub fn settle(mut self, allow_empty_completions: bool, skip_untrainable: bool) -> Result<Self> {
         self.report.check(allow_empty_completions, skip_untrainable)?;
         if skip_untrainable {
@@ -169,11 +179,11 @@ impl<S: Sample> EncodedDataset<S> {
             self.pairs.retain(|_| !refused.next().unwrap_or(false));
             self.refused = vec![false; self.pairs.len()];
         }
-        // A sequence without any token has nothing to be trained on, whatever was allowed.
+        // The model cannot run a sequence without tokens, so it is an error under every setting.
         let empty = |pair: &&S| pair.sides().iter().any(|side| side.ids.is_empty());
         if let Some(pair) = self.pairs.iter().find(empty) {
             return Err(Error::invalid(
-                place(pair),
+                place_in_words(pair),
                 "has neither prompt nor completion tokens",
                 "leave it out: data.skip_untrainable = true",
             ));
@@ -182,27 +192,27 @@ impl<S: Sample> EncodedDataset<S> {
             return Err(Error::invalid(
                 "data",
                 format!("none of {} {} is left to train on", self.report.pairs_read, S::NAME),
-                "raise data.max_length; --dry-run lists what happened to each",
+                "raise data.max_length (--max-length); `arithmo train --dry-run` lists what happened to each",
             ));
         }
         self.report.pairs_kept = self.pairs.len();
         Ok(self)
     }
 
-    /// Checks that a model of `vocab_size` tokens and `max_positions` positions can read every sequence.
+    /// Checks that every sequence fits a model of `vocab_size` tokens and `max_positions` positions.
     ///
     /// # Errors
-    /// An id is not below `vocab_size` (the tokenizer belongs to another model, or tokens were added to it), or a
-    /// sequence is longer than `max_positions`.
+    /// A token id is not less than `vocab_size` (the tokenizer belongs to another model, or tokens were added to it), or
+    /// a sequence is longer than `max_positions`.
     pub fn check_fits(&self, vocab_size: usize, max_positions: usize) -> Result<()> {
         for pair in &self.pairs {
-            let (place, sides) = (place(pair), pair.sides());
+            let (place, sides) = (place_in_words(pair), pair.sides());
             let mut ids = sides.iter().flat_map(|side| &side.ids);
             if let Some(id) = ids.find(|id| **id as usize >= vocab_size) {
                 return Err(Error::invalid(
                     place,
                     format!("has the token id {id}, but the model only has {vocab_size} tokens"),
-                    "take tokenizer and weights from one and the same model",
+                    "use the tokenizer and the weights of the same model",
                 ));
             }
             let longest = sides.iter().map(|side| side.ids.len()).max().unwrap_or(0);
@@ -210,7 +220,7 @@ impl<S: Sample> EncodedDataset<S> {
                 return Err(Error::invalid(
                     place,
                     format!(
-                        "has {longest} tokens, the model takes {max_positions} (max_position_embeddings)"
+                        "has {longest} tokens, but the model takes at most {max_positions} (max_position_embeddings)"
                     ),
                     format!("set the maximum length to {max_positions}"),
                 ));
@@ -220,16 +230,16 @@ impl<S: Sample> EncodedDataset<S> {
     }
 }
 
-/// What an error calls a sample.
-fn place<S: Sample>(sample: &S) -> String {
+/// Names a sample for error messages, as in "pair 17".
+fn place_in_words<S: Sample>(sample: &S) -> String {
     format!("{} {}", S::NAME.trim_end_matches('s'), sample.id())
 }
 
 /// Encodes all pairs, in order, on all processor cores.
 ///
 /// # Errors
-/// The config asks for what its rules do not have, or the tokenizer cannot encode a text. Pairs that cannot teach
-/// anything are not an error here but at [`EncodedDataset::settle`].
+/// [`EncodeConfig::validate`] fails, or the tokenizer cannot encode a text. Pairs without any gradient are not an error
+/// here but in [`EncodedDataset::settle`].
 pub fn encode_pairs(
     tokenizer: &Tokenizer,
     pairs: &[PreferencePair],
@@ -250,11 +260,11 @@ pub fn encode_pairs(
     Ok(dataset)
 }
 
-/// Encodes all examples, in order, as TRL 1.x's `SFTTrainer` does prompts with completions: as [`encode_pairs`] does a
-/// side of a pair. In the report the completion is the chosen side.
+/// Encodes all examples, in order, as TRL 1.x's `SFTTrainer` does: by the rules that [`encode_pairs`] applies to one side
+/// of a pair. The report counts each completion as the chosen side.
 ///
 /// # Errors
-/// As [`encode_pairs`], or other rules than TRL 1.x's are asked for.
+/// Same as [`encode_pairs`], or `compat` is not TRL 1.x.
 pub fn encode_examples(
     tokenizer: &Tokenizer,
     examples: &[Example],
@@ -262,11 +272,12 @@ pub fn encode_examples(
 ) -> Result<EncodedDataset<EncodedExample>> {
     config.validate()?;
     if config.compat != Compat::Trl1 {
-        let problem = "is not built for supervised fine-tuning";
+        let problem = "has no rules for supervised fine-tuning";
         return Err(Error::invalid("data.compat", problem, "remove the key"));
     }
     let encode = |example: &Example| {
-        let twice = PreferencePair {
+        // A pair whose two sides are the completion.
+        let pair = PreferencePair {
             id: String::new(),
             prompt: example.prompt.clone(),
             chosen: example.completion.clone(),
@@ -274,7 +285,7 @@ pub fn encode_examples(
             chosen_score: None,
             rejected_score: None,
         };
-        encode_trl1(tokenizer, &twice, config).map(Outcome::of_one_side)
+        encode_trl1(tokenizer, &pair, config).map(Outcome::into_single_side)
     };
     let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = examples.iter().map(|example| &example.id);
@@ -285,7 +296,7 @@ pub fn encode_examples(
     Ok(dataset)
 }
 
-/// What was encoded, and the report of it.
+/// Collects the outcomes into a data set and its report.
 fn collect<'a, S>(
     config: &EncodeConfig,
     outcomes: impl Iterator<Item = (&'a String, Outcome)>,
@@ -307,10 +318,10 @@ fn collect<'a, S>(
     dataset
 }
 
-/// What became of one pair.
+/// Result of encoding one pair.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// Chosen and rejected; `None`: dropped.
+    /// Chosen and rejected; `None` if the pair is dropped.
     sides: Option<(EncodedSequence, EncodedSequence)>,
     refusal: Option<Refusal>,
     prompt_cut: bool,
@@ -322,10 +333,10 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Adds what can only be seen at the end: sides that became equal, completions that vanished.
+    /// Adds the truncated sides, and records if truncation made them equal or left no token to score.
     fn with_sides(mut self, chosen: EncodedSequence, rejected: EncodedSequence) -> Self {
-        let vanished = chosen.scored_tokens() == 0 || rejected.scored_tokens() == 0;
-        if self.refusal.is_none() && vanished {
+        let is_lost = chosen.scored_tokens() == 0 || rejected.scored_tokens() == 0;
+        if self.refusal.is_none() && is_lost {
             self.refusal = Some(Refusal::LostByTruncation);
         }
         self.identical_after_truncation = self.refusal.is_none() && chosen == rejected;
@@ -333,23 +344,24 @@ impl Outcome {
         self
     }
 
-    /// The same of an example, given as a pair of equal sides: that they are equal is no finding.
-    fn of_one_side(mut self) -> Self {
+    /// Turns the outcome of a pair of two equal sides into that of one example. The findings that only say that both sides
+    /// are equal are removed.
+    fn into_single_side(mut self) -> Self {
         self.rejected_cut = false;
         self.identical_after_truncation = false;
-        self.refusal = self.refusal.filter(|why| *why != Refusal::IdenticalSides);
-        let lost = self.sides.as_ref().is_some_and(|(side, _)| side.scored_tokens() == 0);
-        if self.refusal.is_none() && lost {
+        self.refusal = self.refusal.filter(|refusal| *refusal != Refusal::IdenticalSides);
+        let is_lost = self.sides.as_ref().is_some_and(|(side, _)| side.scored_tokens() == 0);
+        if self.refusal.is_none() && is_lost {
             self.refusal = Some(Refusal::LostByTruncation);
         }
         self
     }
 }
 
-/// Whether the texts alone make the pair untrainable: an empty completion, or twice the same.
+/// Returns why the texts alone make the pair untrainable (an empty completion, or two equal ones), or `None`.
 fn refuse_text(pair: &PreferencePair, eos: &str) -> Option<Refusal> {
-    let bare = |text: &'_ str| text.strip_suffix(eos).unwrap_or(text).to_string();
-    let (chosen, rejected) = (bare(&pair.chosen), bare(&pair.rejected));
+    let without_eos = |text: &'_ str| text.strip_suffix(eos).unwrap_or(text).to_string();
+    let (chosen, rejected) = (without_eos(&pair.chosen), without_eos(&pair.rejected));
     if chosen.trim().is_empty() || rejected.trim().is_empty() {
         Some(Refusal::EmptyCompletion)
     } else if chosen == rejected {
@@ -359,7 +371,7 @@ fn refuse_text(pair: &PreferencePair, eos: &str) -> Option<Refusal> {
     }
 }
 
-/// The rules of TRL 1.x: `DPOTrainer._prepare_dataset` and `DataCollatorForPreference`.
+/// Encodes a pair by the rules of TRL 1.x (`DPOTrainer._prepare_dataset` and `DataCollatorForPreference`).
 fn encode_trl1(
     tokenizer: &Tokenizer,
     pair: &PreferencePair,
@@ -372,11 +384,9 @@ fn encode_trl1(
         tokenizer.encode(&[&prompt, completion, end].concat(), true)
     };
     let chosen = joint(&pair.chosen)?;
-    let rejected = match pair.rejected == pair.chosen {
-        true => chosen.clone(),
-        false => joint(&pair.rejected)?,
-    };
-    // The last prompt token may have merged with the completion's first characters: the prompt ends before it.
+    let rejected =
+        if pair.rejected == pair.chosen { chosen.clone() } else { joint(&pair.rejected)? };
+    // The last prompt token may have merged with the completion's first characters, so the prompt ends before it.
     let prompt = tokenizer.encode(&prompt, true)?;
     let start = common_prefix(&prompt, &chosen).min(common_prefix(&prompt, &rejected));
     let max_length = config.max_length.unwrap_or(usize::MAX);
@@ -386,7 +396,7 @@ fn encode_trl1(
     let id = tokenizer.eos_id();
     let inside = |ids: &[u32]| ids.split_last().is_some_and(|(_, before)| before.contains(&id));
     let keep_end = config.truncation_mode == TruncationMode::KeepEnd;
-    // Tokens of prompt and completion that `keep_end` leaves away, from the left.
+    // Number of tokens that `keep_end` removes from the start.
     let cut = |ids: &[u32]| {
         if keep_end { ids.len().saturating_sub(max_length) } else { 0 }
     };
@@ -412,7 +422,7 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The rules of TRL 0.7.4: `DPODataCollatorWithPadding.tokenize_batch_element`.
+/// Encodes a pair by the rules of TRL 0.7.4 (`DPODataCollatorWithPadding.tokenize_batch_element`).
 fn encode_trl074(
     tokenizer: &Tokenizer,
     pair: &PreferencePair,
@@ -426,12 +436,12 @@ fn encode_trl074(
     let eos_inside = [&prompt, &chosen, &rejected].iter().any(|ids| ids.contains(&eos));
     chosen.push(eos);
     rejected.push(eos);
-    let lengths = (prompt.len(), chosen.len(), rejected.len());
+    let whole_prompt = prompt.len();
     let longer = chosen.len().max(rejected.len());
     if prompt.len() + longer > max_length {
         match config.truncation_mode {
             TruncationMode::KeepStart => prompt.truncate(max_prompt_length),
-            // Python's `prompt[-n:]`, which for n = 0 is the whole prompt.
+            // TRL computes Python's `prompt[-n:]`, which for n = 0 is the whole prompt.
             TruncationMode::KeepEnd if max_prompt_length > 0 => {
                 prompt.drain(..prompt.len().saturating_sub(max_prompt_length));
             }
@@ -447,7 +457,7 @@ fn encode_trl074(
     let (chosen_cut, rejected_cut) = (chosen.len() < whole.0, rejected.len() < whole.1);
     let outcome = Outcome {
         refusal: refuse_text(pair, tokenizer.eos_token()),
-        prompt_cut: prompt.len() < lengths.0,
+        prompt_cut: prompt.len() < whole_prompt,
         chosen_cut,
         rejected_cut,
         eos_lost: chosen_cut || rejected_cut,
@@ -456,7 +466,7 @@ fn encode_trl074(
     };
     let join = |completion: Vec<u32>, cut: bool| {
         let ids = [prompt.as_slice(), &completion].concat();
-        // The EOS that was appended stays visible; every other one is hidden.
+        // The appended EOS stays visible; every other EOS is masked.
         let appended = if cut { ids.len() } else { ids.len() - 1 };
         let hidden = (0..appended).filter(|&i| ids[i] == eos).collect();
         EncodedSequence { completion_start: prompt.len(), ids, hidden }
@@ -464,7 +474,7 @@ fn encode_trl074(
     Ok(outcome.with_sides(join(chosen, chosen_cut), join(rejected, rejected_cut)))
 }
 
-/// Where Python's slice `ids[: max_length - max_prompt_length]` ends; a negative bound counts from the end.
+/// Returns where Python's slice `ids[: max_length - max_prompt_length]` ends. A negative bound counts from the end.
 fn python_end(len: usize, max_length: usize, max_prompt_length: usize) -> usize {
     match max_length.checked_sub(max_prompt_length) {
         Some(kept) => kept.min(len),

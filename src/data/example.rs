@@ -1,4 +1,4 @@
-//! An example of supervised fine-tuning: a prompt and the completion to be learnt.
+//! Examples for supervised fine-tuning: a prompt and the completion to learn.
 
 use std::path::Path;
 
@@ -7,22 +7,24 @@ use serde::Serialize;
 use super::pair::{BadRow, Columns, Row, read_rows};
 use crate::error::Result;
 
-/// One row of a file of examples.
+/// One supervised fine-tuning example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Example {
-    /// Names the example in every report: its id, or the line number.
+    /// Identifies the example in every report: the id in the file, or else the line number.
     pub id: String,
-    /// What is given.
+    /// The prompt, which is given to the model and not scored.
     pub prompt: String,
-    /// What is learnt.
+    /// The completion, which the model learns to write.
     pub completion: String,
 }
 
-/// Reads all examples of a file, in the forms of [`super::pair::read_pairs`]: columns `prompt` or `question`, and
-/// `completion`, or else `chosen` of a file of pairs; optional `id`. Others are ignored.
+/// Reads all examples of a file in one of the formats of [`super::pair::read_pairs`].
+///
+/// Required columns are `prompt` (or `question`) and `completion` (or `chosen`, so that a file of preference pairs can be
+/// used). The column `id` is optional. Other columns are ignored.
 ///
 /// # Errors
-/// As [`super::pair::read_pairs`].
+/// Same as [`super::pair::read_pairs`].
 pub fn read_examples(path: &Path) -> Result<Vec<Example>> {
     read_rows(path)
 }

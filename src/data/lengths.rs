@@ -1,46 +1,58 @@
-//! How long samples are: all that decides what a run costs in memory and time, without a token of them.
+//! Token counts of samples, without the tokens themselves. They are all that the memory and time of a run depend on.
 
 use super::sample::Sample;
 
-/// Tokens of a sample.
+/// Counts `lengths` per bucket of `bucket_size` tokens; the last bucket is not empty.
+pub fn histogram(lengths: impl IntoIterator<Item = usize>, bucket_size: usize) -> Vec<u64> {
+    let mut buckets = Vec::new();
+    for length in lengths {
+        let bucket = length / bucket_size;
+        if buckets.len() <= bucket {
+            buckets.resize(bucket + 1, 0);
+        }
+        buckets[bucket] += 1;
+    }
+    buckets
+}
+
+/// Token counts of one sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleLengths {
-    /// What its sequences have in common and is computed once.
+    /// Number of leading tokens that all sequences share and that are computed once.
     pub shared: usize,
-    /// Each sequence: one, or chosen and rejected.
+    /// Token counts of each sequence: one for an example, chosen and rejected for a pair.
     pub sides: Vec<SideLengths>,
 }
 
-/// Tokens of a sequence.
+/// Token counts of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SideLengths {
-    /// All of them.
+    /// Number of tokens, prompt and completion together.
     pub tokens: usize,
-    /// Where the completion begins.
+    /// Index of the first completion token.
     pub completion_start: usize,
 }
 
 impl SampleLengths {
-    /// Those of `sample`.
+    /// Returns the token counts of `sample`.
     pub fn of<S: Sample>(sample: &S) -> Self {
         let side = |side: &super::encode::EncodedSequence| SideLengths {
             tokens: side.ids.len(),
             completion_start: side.completion_start,
         };
         let sides: Vec<_> = sample.sides().into_iter().map(side).collect();
-        // The last token of a sequence predicts nothing and is not in the row.
-        let apart: usize = sides.iter().map(SideLengths::in_row).sum();
-        Self { shared: apart.saturating_sub(sample.packed_tokens()), sides }
+        let unshared: usize = sides.iter().map(SideLengths::in_row).sum();
+        Self { shared: unshared.saturating_sub(sample.packed_tokens()), sides }
     }
 
-    /// A sample of `sides` sequences of `max_length` tokens that share one, and whose others are all scored: none of that
-    /// length takes more.
+    /// Returns the most expensive sample of `sides` sequences of `max_length` tokens: only the first token is shared, and
+    /// all others are scored.
     pub fn longest(max_length: usize, sides: usize) -> Self {
         let side = SideLengths { tokens: max_length, completion_start: 1 };
         Self { shared: usize::from(sides > 1), sides: vec![side; sides] }
     }
 
-    /// The same with sequences cut to `max_length` tokens.
+    /// Returns the counts after cutting each sequence to its first `max_length` tokens.
     pub fn cut(&self, max_length: usize) -> Self {
         let side = |side: &SideLengths| SideLengths {
             tokens: side.tokens.min(max_length),
@@ -52,19 +64,19 @@ impl SampleLengths {
         }
     }
 
-    /// Tokens it takes in a packed row.
+    /// Returns the number of tokens that the sample takes in a packed row.
     pub fn packed(&self) -> usize {
-        let apart: usize = self.sides.iter().map(SideLengths::in_row).sum();
-        let again = self.shared * self.sides.len().saturating_sub(1);
-        apart.saturating_sub(again).max(1)
+        let unshared: usize = self.sides.iter().map(SideLengths::in_row).sum();
+        let saved = self.shared * self.sides.len().saturating_sub(1);
+        unshared.saturating_sub(saved).max(1)
     }
 
-    /// Completion tokens that are scored.
+    /// Returns the number of completion tokens that are scored.
     pub fn scored(&self) -> usize {
         self.sides.iter().map(SideLengths::scored).sum()
     }
 
-    /// Tokens of the row that predict scored ones: those that all sides share count once.
+    /// Returns the number of tokens in the row that predict a scored token. A token that both sides share counts once.
     pub fn predicting(&self) -> usize {
         let [first, second] = self.sides.as_slice() else {
             return self.scored();
@@ -76,11 +88,13 @@ impl SampleLengths {
 }
 
 impl SideLengths {
+    /// Returns the number of tokens that the sequence takes in a row without sharing. The last token predicts nothing and
+    /// is left out.
     fn in_row(&self) -> usize {
         self.tokens.saturating_sub(1).max(1)
     }
 
-    /// The token that predicts the completion's first.
+    /// Returns the index of the token that predicts the first scored token.
     fn first_predicting(&self) -> usize {
         self.completion_start.max(1) - 1
     }
@@ -105,9 +119,10 @@ mod tests {
         EncodedPair { id: "p".into(), chosen: side(chosen), rejected: side(rejected) }
     }
 
-    /// The batch itself is the judge: completions that begin alike, one inside the other, with and without a prompt.
+    /// The counts equal those of an actual batch, for completions with a common beginning, a completion that is the
+    /// beginning of the other, and pairs with and without a prompt.
     #[test]
-    fn lengths_count_what_a_batch_holds() {
+    fn lengths_equal_those_of_a_batch() {
         for pair in [
             pair(&[1, 5, 6, 2], &[1, 5, 7], 2),
             pair(&[1, 8, 2], &[1, 8, 9, 2], 1),

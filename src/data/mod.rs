@@ -1,15 +1,18 @@
-//! From raw rows to encoded pairs. No tensors except in the batcher.
+//! Reads raw rows and turns them into encoded preference pairs. No file here uses tensors.
 
-pub mod arithmetic;
 pub mod batch;
+mod columnar;
 pub mod encode;
 pub mod example;
 pub mod html;
+pub(crate) mod json_lines;
 pub mod lengths;
 pub mod pair;
 pub mod preference;
 pub mod prepare;
 pub mod prompt;
+pub mod row_limit;
 pub mod sample;
 pub mod stack_exchange;
+pub mod template_text;
 pub mod tokenizer;

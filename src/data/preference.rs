@@ -1,12 +1,13 @@
-//! From voted answers to one preferred and one other answer.
+//! Vote scores, and the choice of the best and the worst of several answers.
 
 use serde::{Deserialize, Serialize};
 
 use super::stack_exchange::Answer;
 
-/// The vote score: `round(log2(1 + upvotes))`, one more for the accepted answer; -1 for negative votes.
+/// Computes the vote score of an answer: `round(log2(1 + upvotes))`, plus one if the answer is accepted, or -1 if
+/// `upvotes` is negative.
 ///
-/// The formula of the data set `HuggingFaceH4/stack-exchange-preferences`, after Askell et al. 2021,
+/// This is the formula of the data set `HuggingFaceH4/stack-exchange-preferences`, after Askell et al. 2021,
 /// "A General Language Assistant as a Laboratory for Alignment", appendix C.
 ///
 /// ```
@@ -20,34 +21,34 @@ pub fn pm_score(upvotes: i64, accepted: bool) -> i64 {
     (1.0 + upvotes as f64).log2().round() as i64 + i64::from(accepted)
 }
 
-/// Which answer is the best, and which the worst, when several have the same score.
+/// How the best and the worst answer are chosen among answers of equal score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TieRule {
-    /// The last one met, in both roles (`>=`, `<=`): the original project's.
+    /// The last of the equal answers is both the best and the worst (`>=`, `<=`), as in the original project.
     Last,
-    /// The accepted one is never the worst; otherwise the first one met.
+    /// The accepted answer counts as better than the others; among the rest, the first one is chosen.
     AcceptedThenFirst,
 }
 
-/// Indices of the answer with the highest and the one with the lowest score; `None` without answers. They may be
-/// the same answer, or have the same score.
+/// Returns the indices of the answers with the highest and the lowest score, or `None` if there are no answers. Both may
+/// be the same answer or have the same score.
 pub fn best_and_worst(answers: &[Answer], ties: TieRule) -> Option<(usize, usize)> {
     let (mut best, mut worst) = (0, 0);
     let first = answers.first()?;
-    let mut high = (first.pm_score, first.selected);
-    let mut low = high;
+    let mut best_rank = (first.pm_score, first.selected);
+    let mut worst_rank = best_rank;
     for (i, answer) in answers.iter().enumerate().skip(1) {
-        let this = (answer.pm_score, answer.selected);
-        let (higher, lower) = match ties {
-            TieRule::Last => (this.0 >= high.0, this.0 <= low.0),
-            TieRule::AcceptedThenFirst => (this > high, this < low),
+        let rank = (answer.pm_score, answer.selected);
+        let (is_best, is_worst) = match ties {
+            TieRule::Last => (rank.0 >= best_rank.0, rank.0 <= worst_rank.0),
+            TieRule::AcceptedThenFirst => (rank > best_rank, rank < worst_rank),
         };
-        if higher {
-            (best, high) = (i, this);
+        if is_best {
+            (best, best_rank) = (i, rank);
         }
-        if lower {
-            (worst, low) = (i, this);
+        if is_worst {
+            (worst, worst_rank) = (i, rank);
         }
     }
     Some((best, worst))

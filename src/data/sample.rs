@@ -1,4 +1,4 @@
-//! What is trained on, as the loop of a run sees it: a pair of completions, or one.
+//! The [`Sample`] trait: the interface of encoded preference pairs and encoded examples to the training loop.
 
 use std::path::Path;
 
@@ -7,38 +7,39 @@ use super::encode::{
     EncodeConfig, EncodedDataset, EncodedExample, EncodedPair, EncodedSequence, encode_examples,
     encode_pairs,
 };
-use super::example::read_examples;
+use super::example::{Example, read_examples};
 use super::pair::read_pairs;
+use super::prompt::PromptTemplate;
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
-/// An encoded sample of training.
+/// An encoded training sample of one or more sequences.
 pub trait Sample: Clone + std::fmt::Debug + Send + Sync {
-    /// What samples are called, several of them.
+    /// Plural noun for samples of this kind, used in messages.
     const NAME: &'static str;
-    /// What its sequences are called.
+    /// Name of each sequence of a sample, used in messages.
     const SIDES: &'static [&'static str];
 
-    /// Reads and encodes a file of samples.
+    /// Reads and encodes all samples of a file.
     ///
     /// # Errors
-    /// As the reader and the encoder of this kind.
+    /// Same as the reader and the encoder of this kind of samples.
     fn load(
         file: &Path,
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>>;
 
-    /// Names the sample in every report.
+    /// Returns the id that identifies the sample in every report.
     fn id(&self) -> &str;
 
-    /// Its sequences, as many as [`Self::SIDES`].
+    /// Returns the sequences of the sample, one for each name in [`Self::SIDES`].
     fn sides(&self) -> Vec<&EncodedSequence>;
 
-    /// Tokens the sample takes in a packed row.
+    /// Returns the number of tokens that the sample takes in a packed row.
     fn packed_tokens(&self) -> usize;
 
-    /// Tokens that are attended to, each sequence counted in full (TRL's `num_tokens`).
+    /// Returns the number of tokens with attention, counting each sequence in full (TRL's `num_tokens`).
     fn attended_tokens(&self) -> usize {
         let sides = self.sides().into_iter();
         sides.map(|side| side.ids.len() - side.hidden.len()).sum()
@@ -70,6 +71,16 @@ impl Sample for EncodedPair {
     }
 }
 
+/// Returns whether the completion follows the prompt without a space: it begins with a letter, a digit or a minus sign,
+/// and the prompt ends in a visible character other than the end of a chat template's turn (`>` or `]`).
+fn is_joined(template: &PromptTemplate, example: &Example) -> bool {
+    let prompt = template.apply(&example.prompt);
+    let ends_prompt = |c: char| !c.is_whitespace() && c != '>' && c != ']';
+    let begins_word = |c: char| c.is_alphanumeric() || c == '-';
+    prompt.chars().next_back().is_some_and(ends_prompt)
+        && example.completion.chars().next().is_some_and(begins_word)
+}
+
 impl Sample for EncodedExample {
     const NAME: &'static str = "examples";
     const SIDES: &'static [&'static str] = &["completion"];
@@ -79,7 +90,12 @@ impl Sample for EncodedExample {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        encode_examples(tokenizer, &read_examples(file)?, config)
+        let examples = read_examples(file)?;
+        let mut encoded = encode_examples(tokenizer, &examples, config)?;
+        encoded.report.is_sft = true;
+        encoded.report.joined =
+            examples.iter().filter(|example| is_joined(&config.prompt_template, example)).count();
+        Ok(encoded)
     }
 
     fn id(&self) -> &str {
@@ -91,7 +107,29 @@ impl Sample for EncodedExample {
     }
 
     fn packed_tokens(&self) -> usize {
-        // The last token predicts nothing.
+        // The last token predicts nothing, so it is not part of the row.
         (self.sequence.ids.len() - 1).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_that_follow_without_a_space_are_seen() {
+        let joined = |template: &str, prompt: &str, completion: &str| {
+            let example =
+                Example { id: "1".into(), prompt: prompt.into(), completion: completion.into() };
+            is_joined(&PromptTemplate::new(template).unwrap(), &example)
+        };
+        assert!(joined("Question: {prompt}\n\nAnswer:", "2 + 2?", "Natalia sold 4"));
+        assert!(joined("{prompt}", "2 + 2 =", "4"));
+        assert!(!joined("{prompt}", "2 + 2 =", " 4"));
+        assert!(!joined("Answer: {prompt} ", "2", "4"));
+        assert!(!joined("{prompt}\n", "2", "4"));
+        // The end of a chat template's turn.
+        assert!(!joined("[INST] {prompt} [/INST]", "2", "4"));
+        assert!(!joined("{prompt}", "", "4"));
     }
 }

@@ -1,14 +1,20 @@
-//! The tokenizer of a Hugging Face folder: `tokenizer.json`, with the special tokens the files beside it name.
+//! The tokenizer of a Hugging Face model folder: `tokenizer.json`, and the special tokens from the folder's config files.
 
-use std::fs;
-use std::path::Path;
+mod caught;
+mod special;
 
-use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
+use self::caught::caught;
+use self::special::SpecialTokens;
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::output::write_whole;
 
-/// Files that make up a tokenizer, as transformers saves them. Only the first is read here; all are carried along.
+/// Files that make up a tokenizer, as transformers saves them. [`copy_tokenizer_files`] copies all of them.
 pub const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -20,10 +26,12 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "merges.txt",
 ];
 
-/// Text to ids and back, with the BOS, EOS and padding ids of a model.
+/// Converts text to token ids and back, and knows the BOS, EOS and padding ids of a model.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Path of `tokenizer.json`.
+    path: PathBuf,
     eos: (String, u32),
     bos_id: Option<u32>,
     pad_id: u32,
@@ -31,35 +39,50 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a model folder.
+    /// Loads the tokenizer of a model folder. Tokens that only `tokenizer_config.json` lists are added, as in
+    /// transformers.
     ///
-    /// Special tokens are taken from `tokenizer_config.json`, else `special_tokens_map.json`, else (by id) from
-    /// `generation_config.json` or `config.json`. Truncation and padding stored in `tokenizer.json` are switched off:
-    /// lengths are decided by [`encode_pairs`](super::encode::encode_pairs) alone.
+    /// Special tokens are taken from `tokenizer_config.json`, else from `special_tokens_map.json`, else (by id) from
+    /// `generation_config.json` or `config.json`. Truncation and padding stored in `tokenizer.json` are disabled, because
+    /// [`encode_pairs`](super::encode::encode_pairs) decides about lengths.
     ///
     /// # Errors
     /// `tokenizer.json` is missing or damaged, a special token is not in the vocabulary, or there is no EOS token.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes = match fs::read(&path) {
+        let bytes = match input_file::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if folder.join("tokenizer.model").is_file() => {
                 return Err(Error::file(
                     &path,
-                    format!(
-                        "cannot be read ({e}); the folder holds a SentencePiece tokenizer.model"
-                    ),
+                    format!("cannot be read ({e}); the folder has a SentencePiece tokenizer.model"),
                     "save it as tokenizer.json: AutoTokenizer.from_pretrained(..).save_pretrained(..)",
+                ));
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Error::file(
+                    folder,
+                    "contains no tokenizer.json",
+                    "fetch the tokenizer files of this model too, or save them: AutoTokenizer.from_pretrained(..).save_pretrained(..)",
                 ));
             }
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
-            Error::file(&path, format!("is not a tokenizer: {e}"), "fetch the file again")
-        })?;
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| Error::file(&path, e, "fetch the file again"))?;
         let names = SpecialTokens::read(folder)?;
+        let unusable = |problem: String| {
+            let problem = format!("is not a usable tokenizer: {problem}");
+            Error::file(&path, problem, "fetch the file again")
+        };
+        let opened = caught(|| -> Result<tokenizers::Tokenizer> {
+            let opened = tokenizers::Tokenizer::from_bytes(bytes);
+            let mut inner = opened.map_err(|e| unusable(e.to_string()))?;
+            inner.with_padding(None);
+            let untruncated = inner.with_truncation(None);
+            untruncated.map_err(|e| unusable(e.to_string()))?;
+            names.add_to(&mut inner)?;
+            Ok(inner)
+        });
+        let inner = opened.map_err(unusable)??;
         let eos = names.find("eos", &inner)?.ok_or_else(|| {
             Error::file(
                 folder,
@@ -71,129 +94,143 @@ impl Tokenizer {
         // TRL pads with EOS where the tokenizer has no padding token.
         let pad_id = names.find("pad", &inner)?.map_or(eos.1, |(_, id)| id);
         let vocab_size = inner.get_vocab_size(true);
-        Ok(Self { inner, eos, bos_id, pad_id, vocab_size })
+        let tokenizer = Self { inner, path, eos, bos_id, pad_id, vocab_size };
+        tokenizer.warn_about_flags(&names)?;
+        Ok(tokenizer)
     }
 
-    /// The ids of `text`. `add_special_tokens` adds what the tokenizer's template says (Mistral: BOS in front).
+    /// Warns if `add_bos_token` or `add_eos_token` contradicts `tokenizer.json`. The latter is used, as in transformers 5;
+    /// transformers 4 used the flags.
+    fn warn_about_flags(&self, names: &SpecialTokens) -> Result<()> {
+        let added_ids = self.encode("", true)?;
+        let adds = [
+            (
+                "add_bos_token",
+                "BOS",
+                self.bos_id.is_some() && added_ids.first().copied() == self.bos_id,
+            ),
+            ("add_eos_token", "EOS", added_ids.last() == Some(&self.eos_id())),
+        ];
+        for (flag, token, added) in adds {
+            // If BOS and EOS are the same token, its place in an empty text does not tell which of the two it is.
+            if self.bos_id == Some(self.eos_id()) {
+                continue;
+            }
+            if let Some(value) = names.contradicting_flag(flag, added) {
+                let action = if added { "adds" } else { "does not add" };
+                warn(&format!(
+                    "warning: {}: tokenizer_config.json says {flag} = {value}, but tokenizer.json {action} {token}; \
+                     tokenizer.json is used, as in transformers 5",
+                    self.path.with_file_name("").display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the token ids of `text`. With `add_special_tokens`, the special tokens of the tokenizer's template are
+    /// added (for Mistral, BOS at the start).
     ///
     /// # Errors
-    /// The tokenizer's model cannot express the text (no unknown token and no byte fallback).
+    /// The tokenizer cannot represent the text because it has no unknown token and no byte fallback.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|e| {
-            Error::invalid(
-                "tokenizer",
-                format!("cannot encode {:?}: {e}", text.chars().take(60).collect::<String>()),
-                "check that tokenizer.json belongs to the model",
-            )
+        let encoded = caught(|| self.inner.encode_fast(text, add_special_tokens));
+        let encoding = encoded.and_then(|encoding| encoding.map_err(|e| e.to_string()));
+        let encoding = encoding.map_err(|e| {
+            let text: String = text.chars().take(60).collect();
+            self.unusable(&format!("cannot encode {text:?}: {e}"))
         })?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids`; ids outside the vocabulary vanish.
+    /// Returns the text of `ids`. Ids outside the vocabulary are skipped.
     ///
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| {
-            Error::invalid(
-                "tokenizer",
-                format!("cannot decode: {e}"),
-                "check that tokenizer.json belongs to the model",
-            )
-        })
+        let decoded = caught(|| self.inner.decode(ids, skip_special_tokens));
+        let decoded = decoded.and_then(|text| text.map_err(|e| e.to_string()));
+        decoded.map_err(|e| self.unusable(&format!("cannot decode: {e}")))
     }
 
-    /// The end-of-sequence token as text.
+    fn unusable(&self, problem: &str) -> Error {
+        let remedy = "check that tokenizer.json belongs to the model, or fetch it again";
+        Error::file(&self.path, problem, remedy)
+    }
+
+    /// Returns the text of the end-of-sequence token.
     pub fn eos_token(&self) -> &str {
         &self.eos.0
     }
 
-    /// The end-of-sequence id.
+    /// Returns the id of the end-of-sequence token.
     pub fn eos_id(&self) -> u32 {
         self.eos.1
     }
 
-    /// The begin-of-sequence id, if the tokenizer has one.
+    /// Returns the id of the beginning-of-sequence token, if the tokenizer has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id
     }
 
-    /// The padding id; EOS where the tokenizer names none.
+    /// Returns the id of the padding token, or of EOS if the tokenizer has no padding token.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// Number of tokens, added ones included.
+    /// Returns the number of tokens, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 }
 
-/// Copies the tokenizer's files (those of [`TOKENIZER_FILES`] that exist) from one folder to another, each whole.
+/// Copies the files of [`TOKENIZER_FILES`] that exist from one folder to another. Each file is copied whole or not at all.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn copy_tokenizer_files(from: &Path, to: &Path) -> Result<()> {
-    for name in TOKENIZER_FILES {
-        let source = from.join(name);
-        if source.is_file() {
-            let bytes = fs::read(&source).map_err(|e| Error::io(&source, "read", e))?;
-            write_whole(&to.join(name), &bytes)?;
-        }
-    }
-    Ok(())
+    CarriedFiles::read(from, TOKENIZER_FILES)?.write(to)
 }
 
-/// The config files beside `tokenizer.json`, in the order they are believed.
-struct SpecialTokens(Vec<Value>);
+/// Small files of a model that are copied into every result trained on it. They are held in memory, so that the result is
+/// complete even if the model's folder changes during training.
+#[derive(Clone, Debug)]
+pub struct CarriedFiles(Vec<(&'static str, Vec<u8>)>);
 
-impl SpecialTokens {
-    const FILES: [&str; 4] = [
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "config.json",
-    ];
-
-    fn read(folder: &Path) -> Result<Self> {
+impl CarriedFiles {
+    /// Reads the files in `names` that exist in `folder`.
+    ///
+    /// # Errors
+    /// A file exists and cannot be read, or the folder does not exist.
+    pub fn read(folder: &Path, names: impl IntoIterator<Item = &'static str>) -> Result<Self> {
         let mut files = Vec::new();
-        for path in Self::FILES.map(|name| folder.join(name)) {
-            match fs::read(&path) {
-                Ok(bytes) => files.push(serde_json::from_slice(&bytes).map_err(|e| {
-                    Error::file(&path, format!("is not JSON: {e}"), "fetch the file again")
-                })?),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::io(&path, "read", e)),
+        for name in names {
+            let source = folder.join(name);
+            if source.is_file() {
+                let bytes = input_file::read(&source).map_err(|e| Error::io(&source, "read", e))?;
+                files.push((name, bytes));
             }
         }
+        // A folder that has gone since it was opened would look like one without these files.
+        std::fs::metadata(folder).map_err(|e| Error::io(folder, "read", e))?;
         Ok(Self(files))
     }
 
-    /// Token and id of `kind` (`eos`, `bos`, `pad`).
-    fn find(&self, kind: &str, inner: &tokenizers::Tokenizer) -> Result<Option<(String, u32)>> {
-        let key = format!("{kind}_token");
-        for file in &self.0 {
-            // Written as a plain string or as {"content": "</s>", "lstrip": false, ...}.
-            let token = file.get(&key).map(|token| token.get("content").unwrap_or(token));
-            if let Some(token) = token.and_then(Value::as_str) {
-                let id = inner.token_to_id(token).ok_or_else(|| {
-                    Error::invalid(
-                        format!("tokenizer: {key}"),
-                        format!("{token:?} is not in the vocabulary"),
-                        "take all tokenizer files from one model",
-                    )
-                })?;
-                return Ok(Some((token.to_string(), id)));
-            }
-        }
-        let key = format!("{kind}_token_id");
-        for file in &self.0 {
-            let id = file.get(&key).map(|id| id.get(0).unwrap_or(id)).and_then(Value::as_u64);
-            let id = id.and_then(|id| u32::try_from(id).ok());
-            if let Some((token, id)) = id.and_then(|id| Some((inner.id_to_token(id)?, id))) {
-                return Ok(Some((token, id)));
-            }
-        }
-        Ok(None)
+    /// Writes the files into `folder`. Each file is written whole or not at all.
+    ///
+    /// # Errors
+    /// The disk is full or the folder is not writable.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let mut files = self.0.iter();
+        files.try_for_each(|(name, bytes)| write_whole(&folder.join(name), bytes))
+    }
+}
+
+/// Prints a warning, but only once per process however often the tokenizer is loaded.
+fn warn(message: &str) {
+    static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let new = WARNED.lock().is_ok_and(|mut warned| warned.insert(message.to_string()));
+    if new {
+        say!("{message}");
     }
 }

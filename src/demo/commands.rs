@@ -1,6 +1,6 @@
-//! The commands that do what the demo does, on the same files.
+//! The commands that a user can run to repeat the demo's steps on the same files.
 
-use super::folder::{DemoFolder, shell};
+use super::folder::{DemoFolder, Training, shell};
 use super::{BATCH, MAX_NEW_TOKENS, SAMPLES};
 
 impl DemoFolder {
@@ -10,10 +10,10 @@ impl DemoFolder {
         format!("arithmo prepare --input {input} --config {config} --output {output}")
     }
 
-    /// `when`: `before`, or `after` with the adapter.
+    /// Returns the command for the evaluation `when`: `before`, or `after` with the adapter.
     pub(super) fn evaluate_command(&self, when: &str) -> String {
         let adapter = match when {
-            "after" => format!(" --adapter {}", shell(&self.adapter())),
+            "after" => format!(" --adapter {}", shell(&self.adapter(Training::Own))),
             _ => String::new(),
         };
         format!(
@@ -35,22 +35,17 @@ impl DemoFolder {
         )
     }
 
-    pub(super) fn join_command(&self) -> String {
-        let [voted, own] = [self.pairs(), self.own_pairs()].map(|path| shell(&path));
-        format!("cat {voted} {own} > {}", shell(&self.train_pairs()))
-    }
-
-    pub(super) fn train_command(&self) -> String {
-        format!("arithmo train --config {}", shell(&self.run_config()))
+    pub(super) fn train_command(&self, training: Training) -> String {
+        format!("arithmo train --config {}", shell(&self.run_config(training)))
     }
 
     pub(super) fn compare_command(&self) -> String {
         let [before, after] = ["before", "after"].map(|when| shell(&self.evaluation(when)));
         let output = shell(&self.comparison());
-        format!("arithmo evaluate --compare {before} {after} --output {output}")
+        format!("arithmo compare {before} {after} --output {output}")
     }
 
-    pub(super) fn report_command(&self) -> String {
-        format!("arithmo report --run {}", shell(&self.run()))
+    pub(super) fn report_command(&self, training: Training) -> String {
+        format!("arithmo report --run {}", shell(&self.run(training)))
     }
 }

@@ -1,18 +1,19 @@
-//! `demo`: the whole way from voted answers and checked ones to a better model, measured, on what is embedded in the program.
+//! Implements `demo`: from voted and checked answers to a measurably better model, on data embedded in the program.
 //!
-//! Six steps, each of which is one or two commands the user can run on the same files: prepare, evaluate, sample-pairs,
-//! train, evaluate and compare, report.
+//! It has six steps, each of which is one or two commands that the user can run on the same files: prepare, evaluate,
+//! sample-pairs, train, evaluate and compare, report.
 
+pub mod arithmetic;
 mod commands;
 mod folder;
 mod summary;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 
-pub use folder::{DemoFolder, DemoSize};
+pub use folder::{DemoFolder, DemoSize, Training};
 pub use summary::DemoSummary;
 
 use crate::config::RunConfig;
@@ -20,9 +21,10 @@ use crate::data::prepare::{PrepareOptions, Rules, Source, prepare};
 use crate::data::stack_exchange::Format;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::folder::model_settings;
+use crate::eval::folder::{EvaluatedModel, answers_key};
 use crate::eval::judged::Judged;
 use crate::eval::problems::read_problems;
+use crate::eval::settings::Settings;
 use crate::eval::task::Task;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::interrupt;
@@ -31,45 +33,42 @@ use crate::iterate::sample::{SampleOptions, sample_pairs};
 use crate::lora::adapter;
 use crate::model::load::load;
 use crate::model::mistral::Mistral;
-use crate::output::write_whole;
 use crate::progress::ProgressMode;
 use crate::report::write_report;
 use crate::train::folder::Existing;
 use crate::train::run::{RunOptions, run as run_training};
 
-/// Answers sampled of each problem.
+/// Number of answers sampled per problem.
 const SAMPLES: usize = 8;
-/// Tokens of an answer; the longest right one has about 45.
+/// Maximum number of tokens per answer; the longest right one has about 45.
 const MAX_NEW_TOKENS: usize = 80;
-/// Answers decoded together.
+/// Number of answers decoded together.
 const BATCH: usize = 64;
 
-/// How the demo is run.
+/// Settings of the demo.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
-    /// The folder everything is written to.
+    /// Folder to which everything is written.
     pub output: PathBuf,
-    /// How much is done.
+    /// Amount of work.
     pub size: DemoSize,
-    /// Replace a demo that is already there.
+    /// Whether to replace an existing demo.
     pub overwrite: bool,
-    /// Where progress and explanations go.
+    /// How progress and explanations are shown.
     pub progress: ProgressMode,
 }
 
-/// Runs the demo on `device`; explains each step, with its command, on stderr.
+/// Runs the demo on `device` and explains each step, with its command, on stderr.
 ///
 /// # Errors
-/// The folder holds something already, or cannot be written; or the user interrupts.
+/// The folder is already in use or cannot be written, or the user interrupts.
 pub fn demo<B: TrainBackend>(options: &DemoOptions, device: &B::Device) -> Result<DemoSummary> {
     let folder = DemoFolder::create(&options.output, options.size, options.overwrite)?;
-    let config = RunConfig::load(&folder.run_config(), &[])?;
     let tokenizer = Tokenizer::from_folder(&folder.model())?;
-    let demo =
-        Demo { folder, config, tokenizer, seed: options.size.seed, progress: options.progress };
+    let demo = Demo { folder, tokenizer, seed: options.size.seed, progress: options.progress };
     demo.run::<B>(device).map_err(|error| match error {
         Error::Interrupted { note } => {
-            Error::Interrupted { note: format!("{note}. The demo begins anew with --overwrite") }
+            Error::Interrupted { note: format!("{note}. Restart the demo with --overwrite") }
         }
         other => other,
     })
@@ -77,22 +76,22 @@ pub fn demo<B: TrainBackend>(options: &DemoOptions, device: &B::Device) -> Resul
 
 struct Demo {
     folder: DemoFolder,
-    config: RunConfig,
     tokenizer: Tokenizer,
     seed: u64,
     progress: ProgressMode,
 }
 
 impl Demo {
+    /// Runs the six steps.
     fn run<B: TrainBackend>(&self, device: &B::Device) -> Result<DemoSummary> {
         let folder = &self.folder;
         self.say(
-            "1/6  Pairs from votes. Of each question's answers, the best voted against the worst; a fifth of the pairs is held out.",
+            "1/6  Pairs from votes. For each question, the best-voted answer is paired with the worst; a fifth of the pairs is held out.",
             &[folder.prepare_command()],
         )?;
         self.prepare()?;
         self.say(
-            "2/6  Before. The model answers problems of a kind and with sums it was never trained on.",
+            "2/6  Before. The model answers problems of a kind, and with numbers, that it was never trained on.",
             &[folder.evaluate_command("before")],
         )?;
         let mut model: Mistral<B> = load(&folder.model(), DType::F32, device)?;
@@ -103,30 +102,45 @@ impl Demo {
         )?;
         self.sample(&model)?;
         self.say(
-            "4/6  Training. DPO moves a LoRA adapter towards the right and the voted answers; the model's own weights stay as they are.",
-            &[folder.join_command(), folder.train_command()],
+            "4/6  Training, twice. DPO moves a LoRA adapter towards the best-voted answers, then on towards the right ones of its own;\n\
+             \x20    the model's own weights stay unchanged.",
+            &[folder.train_command(Training::Voted)],
         )?;
-        self.join()?;
+        self.train::<B>(Training::Voted, device)?;
+        self.say(
+            "     The second run starts from the adapter of the first.",
+            &[folder.train_command(Training::Own)],
+        )?;
+        self.train::<B>(Training::Own, device)?;
+        self.say(
+            "5/6  After. The same problems, answered with the adapter.",
+            &[folder.evaluate_command("after"), folder.compare_command()],
+        )?;
+        adapter::load(&mut model, &folder.adapter(Training::Own), device)?;
+        let after = self.measure(&model, "after")?;
+        self.say(
+            "6/6  Reports. All curves and numbers of each run on a page.",
+            &Training::ALL.map(|training| folder.report_command(training)),
+        )?;
+        for training in Training::ALL {
+            write_report(&folder.run(training))?;
+        }
+        DemoSummary::read(folder, [&before, &after])
+    }
+
+    fn train<B: TrainBackend>(&self, training: Training, device: &B::Device) -> Result<()> {
+        let folder = &self.folder;
+        let config = RunConfig::load(&folder.run_config(training), &[])?;
         let options =
             RunOptions { existing: Existing::Refuse, dry_run: false, progress: self.progress };
-        run_training::<B>(&self.config, &options, device).map_err(|error| match error {
+        run_training::<B>(&config, &options, device).map_err(|error| match error {
             Error::Interrupted { note } => {
-                Error::Interrupted { note: format!("{note}: {} --resume", folder.train_command()) }
+                let command = folder.train_command(training);
+                Error::Interrupted { note: format!("{note}: {command} --resume") }
             }
             other => other,
         })?;
-        self.say(
-            "5/6  After. The same problems, with the adapter on the model.",
-            &[folder.evaluate_command("after"), folder.compare_command()],
-        )?;
-        adapter::load(&mut model, &folder.adapter(), device)?;
-        let after = self.measure(&model, "after")?;
-        self.say(
-            "6/6  Report. All curves and numbers of the training on one page.",
-            &[folder.report_command()],
-        )?;
-        write_report(&folder.run())?;
-        DemoSummary::read(folder, &self.config, [&before, &after])
+        Ok(())
     }
 
     fn prepare(&self) -> Result<()> {
@@ -139,11 +153,12 @@ impl Demo {
         };
         let summary = prepare(&options, self.progress)?;
         if self.progress != ProgressMode::Quiet {
-            eprintln!("{summary}");
+            say!("{summary}");
         }
         Ok(())
     }
 
+    /// Returns the settings of greedy generation.
     fn generate<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<GenerateConfig> {
         let eos = self.tokenizer.eos_id();
         Ok(GenerateConfig {
@@ -154,19 +169,21 @@ impl Demo {
         })
     }
 
+    /// Evaluates the model on the held-out problems, `before` or `after` training.
     fn measure<B: TrainBackend>(&self, model: &Mistral<B>, when: &str) -> Result<Vec<Judged>> {
         let folder = &self.folder;
-        let (path, adapter) = (folder.model(), folder.adapter());
-        let name = path.display().to_string();
+        let (path, adapter) = (folder.model(), folder.adapter(Training::Own));
+        let adapter = (when == "after").then_some(adapter.as_path());
         let measured = Measured {
-            model: (&path, &name),
-            adapter: (when == "after").then_some(adapter.as_path()),
+            model: self.model_settings(&path, adapter)?,
             data: &folder.held_out_problems(),
+            template: &Task::Gsm8k.template()?,
             generate: &self.generate(model)?,
+            remedy: "restart the demo with --overwrite",
             progress: self.progress,
         };
         let measured = measure(model, &self.tokenizer, &measured, &folder.evaluation(when));
-        measured.map_err(|error| match error {
+        measured.map(|measured| measured.judged).map_err(|error| match error {
             Error::Interrupted { note } => {
                 Error::Interrupted { note: format!("{note}: {}", folder.evaluate_command(when)) }
             }
@@ -174,52 +191,49 @@ impl Demo {
         })
     }
 
+    /// Returns the settings that identify the demo's model, the same as the printed commands have.
+    fn model_settings(&self, folder: &Path, adapter: Option<&Path>) -> Result<Settings> {
+        let model = EvaluatedModel {
+            name: &folder.display().to_string(),
+            folder,
+            adapter,
+            packed: None,
+            dtype: Some(DType::F32),
+        };
+        model.settings()
+    }
+
     fn sample<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<()> {
         let options = SampleOptions {
             samples: SAMPLES,
             pairs_per_problem: 1,
+            keep_cut_off: false,
             generate: GenerateConfig { temperature: 1.0, seed: self.seed, ..self.generate(model)? },
             prompt_template: Task::Gsm8k.template()?,
             progress: self.progress,
         };
         let problems = read_problems(&self.folder.problems())?;
         let output = self.folder.own_pairs();
-        let name = self.folder.model().display().to_string();
-        let max_new_tokens = options.generate.max_new_tokens;
-        let asked = model_settings(&name, &self.folder.model(), None, None)?.asking(
-            &self.folder.problems(),
-            problems.len(),
-            max_new_tokens,
-        )?;
-        let stats = sample_pairs(model, &self.tokenizer, &problems, &options, asked, &output)?;
+        let data = self.folder.problems();
+        let settings = self.model_settings(&self.folder.model(), None)?;
+        let key = answers_key(settings, &data, &problems, options.generate.max_new_tokens);
+        let stats = sample_pairs(model, &self.tokenizer, &problems, &options, key, &output)?;
         if self.progress != ProgressMode::Quiet {
-            eprintln!("{}", stats.summary());
+            say!("{}", stats.summary());
         }
         Ok(())
     }
 
-    /// The pairs of both kinds as one file, in the order they are trained on: the voted ones, whose texts are far from what the
-    /// model writes, would drown its own if they came between them.
-    fn join(&self) -> Result<()> {
-        let folder = &self.folder;
-        let mut both = Vec::new();
-        for path in [folder.pairs(), folder.own_pairs()] {
-            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
-            both.extend(bytes);
-        }
-        write_whole(&folder.train_pairs(), &both)
-    }
-
-    /// What happens next, and the commands that do the same; unless the user has asked to stop.
-    fn say(&self, what: &str, commands: &[String]) -> Result<()> {
+    /// Prints the explanation of the next step and its commands, or returns an error if the user has asked to stop.
+    fn say(&self, explanation: &str, commands: &[String]) -> Result<()> {
         if interrupt::requested() {
             let note = "stopped between two steps".to_string();
             return Err(Error::Interrupted { note });
         }
         if self.progress != ProgressMode::Quiet {
-            eprintln!("\n{what}");
+            say!("\n{explanation}");
             for command in commands {
-                eprintln!("     $ {command}");
+                say!("     $ {command}");
             }
         }
         Ok(())

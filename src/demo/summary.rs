@@ -1,23 +1,26 @@
-//! What the demo prints at the end: the course of training, held-out problems before and after, where everything is.
+//! The final output of the demo: the course of training, the held-out problems before and after, and the list of
+//! files.
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::folder::{CONTENTS, DemoFolder};
-use crate::config::RunConfig;
+use super::folder::{CONTENTS, DemoFolder, Training};
 use crate::error::{Error, Result};
-use crate::eval::compare::{Compared, compare, p_text, write_comparison};
+use crate::eval::compare::{
+    ScorerComparison, compare, p_text, setting_differences, write_comparison,
+};
+use crate::eval::folder::Folder;
 use crate::eval::judged::Judged;
 use crate::eval::task::Task;
+use crate::input_file;
 use crate::report::evaluation::{Change, EvaluationPage, NumberTable, Side, write_evaluation_page};
 
-/// Groups of steps the table shows after the first step.
+/// Number of groups of steps that the table shows after the first step.
 const GROUPS: usize = 4;
 
-/// The columns: title, key in metrics.jsonl, digits.
+/// The table's columns: title and key in metrics.jsonl.
 const COLUMNS: [(&str, &str); 5] = [
     ("loss", "loss"),
     ("margin", "rewards/margins"),
@@ -26,44 +29,42 @@ const COLUMNS: [(&str, &str); 5] = [
     ("reward rejected", "rewards/rejected"),
 ];
 
-/// The results of a demo; [`fmt::Display`] is the text for people.
+/// The results of a demo; [`fmt::Display`] formats them for the terminal.
 #[derive(Clone, Debug)]
 pub struct DemoSummary {
     folder: PathBuf,
-    beta: f64,
-    /// First column of the table, and the mean of each of [`COLUMNS`] over those steps.
-    rows: Vec<(String, [f64; COLUMNS.len()])>,
-    /// By the numeric scorer.
-    compared: Compared,
-    /// Problems that one of the two solves, those of the second first.
+    /// One table per training run.
+    tables: [Table; Training::ALL.len()],
+    /// Comparison by the numeric scorer.
+    compared: ScorerComparison,
+    /// Problems that only one of the two evaluations solves, those won first.
     changes: Vec<Change>,
 }
 
-/// Changed answers that are printed.
+/// The course of a training run: the first column, and the mean of each of [`COLUMNS`] over those steps.
+type Table = Vec<(String, [f64; COLUMNS.len()])>;
+
+/// Maximum number of changed answers that are printed.
 const SHOWN: usize = 5;
 
 impl DemoSummary {
-    /// Reads the finished demo's files.
+    /// Reads the files of the finished demo.
     ///
     /// # Errors
-    /// A file of the run is missing or not what a run writes.
-    pub(super) fn read(
-        folder: &DemoFolder,
-        config: &RunConfig,
-        sides: [&[Judged]; 2],
-    ) -> Result<Self> {
-        let path = folder.run().join("metrics.jsonl");
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
-        let lines: Vec<Value> = text
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|e| Error::file(&path, e, "run the demo again with --overwrite"))?;
+    /// A file of the run is missing or not valid.
+    pub(super) fn read(folder: &DemoFolder, sides: [&[Judged]; 2]) -> Result<Self> {
+        let [voted, own] = Training::ALL.map(|training| read_table(folder, training));
+        let tables = [voted?, own?];
         let names = ["before", "after"].map(|when| folder.evaluation(when).display().to_string());
         let names = [names[0].as_str(), names[1].as_str()];
         let all = compare(sides[0], sides[1], names)?;
         let comparison = folder.comparison();
-        write_comparison(&comparison.join("comparison.json"), &all, names)?;
+        let [before, after] = ["before", "after"].map(|when| {
+            let settings = Folder(folder.evaluation(when)).settings();
+            settings.map(Option::unwrap_or_default)
+        });
+        let differences = setting_differences(&before?, &after?);
+        write_comparison(&comparison.join("comparison.json"), &all, names, &differences)?;
         let numeric = Task::Gsm8k.main_rule();
         let compared = all.into_iter().find(|one| one.scorer == numeric);
         let compared = compared.ok_or_else(|| {
@@ -71,8 +72,7 @@ impl DemoSummary {
         })?;
         let summary = Self {
             folder: folder.path().to_path_buf(),
-            beta: config.dpo.beta,
-            rows: table(&lines),
+            tables,
             changes: changes(&compared, sides),
             compared,
         };
@@ -80,26 +80,29 @@ impl DemoSummary {
         Ok(summary)
     }
 
-    /// Accuracy on the held-out problems before and after, and McNemar's exact p-value.
+    /// Returns the accuracies on the held-out problems before and after, and McNemar's exact p-value.
     pub fn accuracies(&self) -> ([f64; 2], f64) {
         let rates = self.compared.rates;
         (rates.map(|rate| rate.accuracy), self.compared.test.p_value)
-    }
-
-    /// Mean loss of the first step and of the last group of steps.
-    pub fn losses(&self) -> Option<(f64, f64)> {
-        let training = |(name, values): &(String, [f64; COLUMNS.len()])| {
-            (name != HELD_OUT).then_some(values[0])
-        };
-        let mut losses = self.rows.iter().filter_map(training);
-        Some((losses.next()?, losses.next_back()?))
     }
 }
 
 const HELD_OUT: &str = "held out";
 
-/// Rows of the first step, of groups of the others, and of the last evaluation.
-fn table(lines: &[Value]) -> Vec<(String, [f64; COLUMNS.len()])> {
+/// Reads the metrics of a training run.
+fn read_table(folder: &DemoFolder, training: Training) -> Result<Table> {
+    let path = folder.run(training).join("metrics.jsonl");
+    let text = input_file::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+    let lines: Vec<Value> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| Error::file(&path, e, "run the demo again with --overwrite"))?;
+    Ok(table(&lines))
+}
+
+/// Builds the table's rows: the first step, groups of the other steps, and the last evaluation.
+fn table(lines: &[Value]) -> Table {
     let steps: Vec<&Value> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
     let mut rows = Vec::new();
     let mut begin = 0;
@@ -111,10 +114,7 @@ fn table(lines: &[Value]) -> Vec<(String, [f64; COLUMNS.len()])> {
         let Some(part) = steps.get(begin..end).filter(|part| !part.is_empty()) else {
             continue;
         };
-        let name = match begin + 1 == end {
-            true => end.to_string(),
-            false => format!("{}-{end}", begin + 1),
-        };
+        let name = if begin + 1 == end { end.to_string() } else { format!("{}-{end}", begin + 1) };
         rows.push((name, means(part, "")));
         begin = end;
     }
@@ -124,6 +124,7 @@ fn table(lines: &[Value]) -> Vec<(String, [f64; COLUMNS.len()])> {
     rows
 }
 
+/// Returns the mean of each column over `lines`; `prefix` precedes the keys.
 fn means(lines: &[&Value], prefix: &str) -> [f64; COLUMNS.len()] {
     COLUMNS.map(|(_, key)| {
         let value = |line: &&Value| line.get(format!("{prefix}{key}")).and_then(Value::as_f64);
@@ -132,48 +133,60 @@ fn means(lines: &[&Value], prefix: &str) -> [f64; COLUMNS.len()] {
     })
 }
 
+/// Returns the title of a run's table.
+fn heading(training: Training) -> &'static str {
+    match training {
+        Training::Voted => "First run: DPO on the pairs from votes, step by step.",
+        Training::Own => {
+            "Second run: DPO on pairs of its own answers, from the first run's adapter."
+        }
+    }
+}
+
 impl fmt::Display for DemoSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let beta = self.beta;
+        for (training, rows) in Training::ALL.into_iter().zip(&self.tables) {
+            writeln!(f, "{}\n", heading(training))?;
+            write!(f, "{:>10}", "step")?;
+            for (title, _) in COLUMNS {
+                write!(f, "  {title:>15}")?;
+            }
+            writeln!(f)?;
+            for (name, [loss, margin, accuracy, chosen, rejected]) in rows {
+                let accuracy = format!("{:.0} %", 100.0 * accuracy);
+                writeln!(
+                    f,
+                    "{name:>10}  {loss:>15.4}  {margin:>15.4}  {accuracy:>15}  {chosen:>15.4}  {rejected:>15.4}"
+                )?;
+            }
+            writeln!(f)?;
+        }
         writeln!(
             f,
-            "DPO, step by step. A reward is {beta} x (log p - log p of the model as it was).\n"
-        )?;
-        write!(f, "{:>10}", "step")?;
-        for (title, _) in COLUMNS {
-            write!(f, "  {title:>15}")?;
-        }
-        writeln!(f)?;
-        for (name, [loss, margin, accuracy, chosen, rejected]) in &self.rows {
-            let accuracy = format!("{:.0} %", 100.0 * accuracy);
-            writeln!(
-                f,
-                "{name:>10}  {loss:>15.4}  {margin:>15.4}  {accuracy:>15}  {chosen:>15.4}  {rejected:>15.4}"
-            )?;
-        }
-        writeln!(
-            f,
-            "\nStep 1 comes before the first update: the loss is ln 2 plus the cross-entropy of the chosen answers, every margin 0,\n\
-             and a tie counts as wrong. Held out are pairs of voted answers.\n"
+            "A reward is beta x (log p - log p before the run). Step 1 comes before the first update: the loss is ln 2 plus the\n\
+             cross-entropy of the chosen answers, every margin is 0, and a tie counts as wrong. The held-out pairs are voted pairs.\n"
         )?;
         self.fmt_answers(f)?;
         writeln!(f, "\nFiles, in {}:\n", self.folder.display())?;
         for (name, what) in CONTENTS {
-            writeln!(f, "  {name:<24}{what}")?;
+            writeln!(f, "  {name:<29}{what}")?;
         }
-        let pages = ["comparison/index.html", "run/report/index.html"];
-        let [changed, curves] = pages.map(|page| self.folder.join(page));
+        let report = |training: Training| format!("{}/report/index.html", training.name());
+        let [voted, own] = Training::ALL.map(|training| self.folder.join(report(training)));
+        let changed = self.folder.join("comparison/index.html");
         write!(
             f,
-            "\nOpen {} and {} in a browser.\nEvery command above can be run again; prepare, sample-pairs and train then need \
+            "\nOpen {}, {} and {} in a browser.\nEvery command above can be run again; prepare, sample-pairs and train then need \
              --overwrite.",
             changed.display(),
-            curves.display()
+            voted.display(),
+            own.display()
         )
     }
 }
 
 impl DemoSummary {
+    /// Writes the accuracies, the test and some changed answers.
     fn fmt_answers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [before, after] = &self.compared.rates;
         let total = before.total;
@@ -197,7 +210,7 @@ impl DemoSummary {
         let test = &self.compared.test;
         writeln!(
             f,
-            "\nThe difference is {:+.1} points (95 % interval {:+.1} to {:+.1}): {} problems won, {} lost; if that were chance,\n\
+            "\nThe difference is {:+.1} points (95 % interval {:+.1} to {:+.1}): {} problems won, {} lost. If that were chance,\n\
              a split this uneven would have the probability {} (McNemar's exact test).\n",
             100.0 * difference,
             100.0 * low,
@@ -214,11 +227,12 @@ impl DemoSummary {
         }
         write!(
             f,
-            "The model is small and learnt from pupils, mistakes included (assets/README.md): it often knows better than it\n\
-             writes at first, which is what such training can bring out.\n"
+            "The model is small and learned from pupils, mistakes included (assets/README.md): it often knows better than it\n\
+             writes at first, and such training can bring that out.\n"
         )
     }
 
+    /// Builds the page that compares the evaluations before and after.
     fn page(&self) -> EvaluationPage {
         let [before, after] = self.compared.rates;
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
@@ -245,12 +259,13 @@ impl DemoSummary {
             }],
             settings: Vec::new(),
             changes: self.changes.clone(),
+            answers: None,
         }
     }
 }
 
-/// What one of the two solves: won ones first.
-fn changes(compared: &Compared, sides: [&[Judged]; 2]) -> Vec<Change> {
+/// Lists the problems that only one of the two evaluations solves, won ones first.
+fn changes(compared: &ScorerComparison, sides: [&[Judged]; 2]) -> Vec<Change> {
     let side = |name: &str, judged: &Judged| {
         let verdict = judged.verdicts.get(&compared.scorer);
         Side {

@@ -1,66 +1,67 @@
-//! The numbers of an operation beside those of its reference.
+//! Compares the results of operations with those computed in f64 on the CPU.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use arithmo_backends::ops::packed::{BLOCK, NESTED_BLOCK};
-use arithmo_backends::{Format, PackedWeight, ProductsBy, Scales, TrainBackend};
-use burn::tensor::{DType, Int, Tensor, TensorData};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use arithmo_backends::conformance::{
+    self, AdamW, AdaptedLinear, Deviation, Expected, Layout, Linear, LogProbs, Operation, Place,
+    RmsNorm, Rope, SelfAttention, Swiglu,
+};
+use arithmo_backends::{MatmulProvider, TrainBackend};
+use burn::tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
 use super::Out;
-use super::operations::{WITH_PRODUCTS, families};
 use super::speed::timed;
 use crate::error::{Error, Result};
 use crate::interrupt;
 
-/// Weights and activations are tried in those of these types that the device computes in.
+/// The types in which weights and activations are tested, if the device computes in them.
 pub(super) const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// What an operation did over all sizes and layouts tried.
+/// The results of an operation over all tested sizes and layouts.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    operation: String,
+    operation: &'static str,
     dtype: DType,
-    /// Largest difference to the reference, relative to the largest value of the result.
+    /// Largest difference from the reference, relative to the largest value of the result.
     error: f64,
     seconds: f64,
-    /// Whether the backend's kernels multiplied, though it has a library for that.
+    /// Whether the backend's kernels computed the GEMMs although a library is available.
     without_library: bool,
-    /// What it said when it stopped.
+    /// The message with which the operation panicked.
     stopped: Option<String>,
 }
 
 impl Row {
-    /// The columns' names.
+    /// Returns the header of the table.
     pub(super) fn header() -> String {
         let (operation, dtype, error, ms) = ("operation", "type", "largest error", "ms");
-        format!("  {operation:<28}{dtype:<6}{error:>14}{:8}{ms:>10}", "")
+        format!("  {operation:<31}{dtype:<6}{error:>14}{:8}{ms:>10}", "")
     }
 
+    /// Returns the operation's name and type.
     pub(super) fn name(&self) -> String {
-        let by = match self.without_library {
-            true => ", without the library",
-            false => "",
-        };
+        let by = if self.without_library { ", without the library" } else { "" };
         format!("{} in {}{by}", self.operation, self.dtype.name())
     }
 
+    /// Returns whether the error is within the tolerance.
     pub(super) fn ok(&self) -> bool {
         self.stopped.is_none() && self.error <= tolerance(self.dtype)
     }
 
+    /// Returns the row as a line of the table.
     fn line(&self) -> String {
         let (operation, dtype) = (&self.operation, self.dtype.name());
         if let Some(reason) = &self.stopped {
-            return format!("  {operation:<28}{dtype:<6}{:>14}  WRONG  {reason}", "");
+            return format!("  {operation:<31}{dtype:<6}{:>14}  WRONG  {reason}", "");
         }
         let state = if self.ok() { "ok" } else { "WRONG" };
         let (error, ms) = (self.error, self.seconds * 1e3);
-        format!("  {operation:<28}{dtype:<6}{error:>14.1e}  {state:<6}{ms:>10.2}")
+        format!("  {operation:<31}{dtype:<6}{error:>14.1e}  {state:<6}{ms:>10.2}")
     }
 
+    /// Returns the row as a JSON object.
     pub(super) fn json(&self) -> Value {
         json!({
             "operation": self.operation,
@@ -75,36 +76,33 @@ impl Row {
     }
 }
 
-/// Rounding of sums of some hundred terms of size one, in operation and reference each; or of 11 and 8 bits, at every
-/// point where a result is rounded to the type. A wrong tile, stride or mask is off by the size of the values.
+/// Returns the largest relative error that is accepted: twice that of the tests, because drivers may
+/// round exponentials and quotients more coarsely than those on which the tests have run.
 fn tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => 1e-2,
-        DType::BF16 => 8e-2,
-        _ => 2e-5,
-    }
+    2.0 * conformance::tolerance(dtype)
 }
 
-/// Checks every operation in every type, and writes a line for each; with a library for products, once more what has
-/// products, without it.
+/// Checks every operation in every type and writes a line for each. If a library computes GEMMs,
+/// operations that contain GEMMs are checked once more without it.
 pub(super) fn check_operations<B: TrainBackend>(
     device: &B::Device,
     out: &mut Out<'_>,
 ) -> Result<Vec<Row>> {
     let all = families::<B>();
     let mut rows = check_families::<B>(&all, device, out)?;
-    if let ProductsBy::Library(name) = B::products_by(device) {
-        let of_products = all.into_iter();
-        let of_products = of_products.filter(|(family, _)| WITH_PRODUCTS.contains(family));
-        let of_products: Vec<_> = of_products.collect();
+    if let MatmulProvider::Library(name) = B::matmul_provider(device) {
+        let gemm_families = all.into_iter();
+        let gemm_families = gemm_families.filter(|(family, _)| GEMM_FAMILIES.contains(family));
+        let gemm_families: Vec<_> = gemm_families.collect();
         out(&format!("  (without {name}:)"))?;
-        let again = || check_families::<B>(&of_products, device, out);
-        let again = B::without_library(device, again)?.into_iter();
-        rows.extend(again.map(|row| Row { without_library: true, ..row }));
+        let check = || check_families::<B>(&gemm_families, device, out);
+        let rows_without_library = B::without_library(device, check)?.into_iter();
+        rows.extend(rows_without_library.map(|row| Row { without_library: true, ..row }));
     }
     Ok(rows)
 }
 
+/// Checks operation families in every type that the device computes in.
 fn check_families<B: TrainBackend>(
     families: &[(&'static str, Family<B>)],
     device: &B::Device,
@@ -118,10 +116,7 @@ fn check_families<B: TrainBackend>(
         }
         for (name, family) in families {
             let mut checker = Checker::new(dtype, device);
-            for pitched in [false, true] {
-                checker.pitched = pitched;
-                checker.run(name, *family)?;
-            }
+            checker.run(name, *family)?;
             for row in &checker.rows {
                 out(&row.line())?;
             }
@@ -131,32 +126,47 @@ fn check_families<B: TrainBackend>(
     Ok(rows)
 }
 
-/// The operations of one family: what checks them.
-pub(super) type Family<B> = fn(&mut Checker<B>) -> Result<()>;
+/// A function that checks the operations of one family.
+type Family<B> = fn(&mut Checker<B>) -> Result<()>;
 
-/// Gives out random inputs, compares and times.
-pub(super) struct Checker<B: TrainBackend> {
+/// Returns the checks of all operations, by name.
+fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 9] {
+    [
+        ("frozen_linear", |checker| checker.check::<Linear>(Linear::quick())),
+        ("frozen_linear packed", |checker| checker.check::<Linear>(conformance::quick_packed())),
+        ("adapted_linear", |checker| checker.check::<AdaptedLinear>(AdaptedLinear::quick())),
+        ("rms_norm", |checker| checker.check::<RmsNorm>(RmsNorm::quick())),
+        ("rope", |checker| checker.check::<Rope>(Rope::quick())),
+        ("swiglu", |checker| checker.check::<Swiglu>(Swiglu::quick())),
+        ("self_attention", |checker| checker.check::<SelfAttention>(SelfAttention::quick())),
+        ("completion_log_probs", |checker| checker.check::<LogProbs>(LogProbs::quick())),
+        ("adamw", |checker| checker.check::<AdamW>(AdamW::quick())),
+    ]
+}
+
+/// The families whose GEMMs a library may compute.
+const GEMM_FAMILIES: [&str; 4] =
+    ["frozen_linear", "frozen_linear packed", "adapted_linear", "completion_log_probs"];
+
+/// Compares and times operations.
+struct Checker<B: TrainBackend> {
     device: B::Device,
     dtype: DType,
-    /// Inputs are the first columns of wider matrices, so that rows do not follow each other in memory.
-    pitched: bool,
-    rng: ChaCha8Rng,
     rows: Vec<Row>,
+    /// The first failure of the device.
+    failure: Option<Error>,
 }
 
 impl<B: TrainBackend> Checker<B> {
     fn new(dtype: DType, device: &B::Device) -> Self {
-        Self {
-            device: device.clone(),
-            dtype,
-            pitched: false,
-            rng: ChaCha8Rng::seed_from_u64(1),
-            rows: Vec::new(),
-        }
+        Self { device: device.clone(), dtype, rows: Vec::new(), failure: None }
     }
 
-    /// Runs a family; one that stops is a result too.
-    fn run(&mut self, name: &str, family: Family<B>) -> Result<()> {
+    /// Checks one family of operations. If it panics, the message is recorded as its result.
+    ///
+    /// # Errors
+    /// The user interrupts, or the family's own errors.
+    fn run(&mut self, name: &'static str, family: Family<B>) -> Result<()> {
         if interrupt::requested() {
             let note = "the checks were not finished".into();
             return Err(Error::Interrupted { note });
@@ -174,115 +184,27 @@ impl<B: TrainBackend> Checker<B> {
         }
     }
 
-    /// The type under test.
-    pub(super) fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// A random matrix in the type under test, and the same in f32.
-    pub(super) fn matrix(&mut self, shape: [usize; 2]) -> [Tensor<B, 2>; 2] {
-        let data = self.data(&shape);
-        let exact = Tensor::from_data(data.clone(), (&self.device, DType::F32));
-        let data = data.convert_dtype(self.dtype);
-        let tested = Tensor::from_data(data, (&self.device, self.dtype));
-        let tested = match self.pitched {
-            true => {
-                let beside = Tensor::ones([shape[0], 3], (&self.device, self.dtype));
-                Tensor::cat(vec![tested, beside], 1).narrow(1, 0, shape[1])
+    /// Checks cases with inputs whose rows are contiguous, and whose rows are not.
+    fn check<O: Operation>(&mut self, cases: Vec<O::Case>) -> Result<()> {
+        for case in cases {
+            let operation = O::new(&case, self.dtype);
+            for layout in [Layout::Contiguous, Layout::Pitched] {
+                let place = Place { device: self.device.clone(), dtype: self.dtype, layout };
+                operation.check::<B>(&place, self);
+                if let Some(failure) = self.failure.take() {
+                    return Err(failure);
+                }
             }
-            false => tested,
-        };
-        [tested, exact]
-    }
-
-    /// A random vector in the type under test, and the same in f32.
-    pub(super) fn vector(&mut self, width: usize) -> [Tensor<B, 1>; 2] {
-        let data = self.data(&[width]);
-        let exact = Tensor::from_data(data.clone(), (&self.device, DType::F32));
-        let data = data.convert_dtype(self.dtype);
-        [Tensor::from_data(data, (&self.device, self.dtype)), exact]
-    }
-
-    /// A matrix of random indices, its scales in 8 bits.
-    pub(super) fn packed(&mut self, format: Format, dims: [usize; 2]) -> PackedWeight<B> {
-        let blocks = (dims[0] * dims[1]).div_ceil(BLOCK);
-        let mut words = |count: usize| {
-            let words: Vec<u32> = (0..count).map(|_| self.rng.next_u32()).collect();
-            Tensor::from_data(TensorData::new(words, [count]), (&self.device, DType::U32))
-        };
-        let values = words((dims[0] * dims[1]).div_ceil(format.per_word()));
-        let scales = words(blocks.div_ceil(4));
-        let absmax = self.exact([1, blocks.div_ceil(NESTED_BLOCK)]);
-        PackedWeight {
-            format,
-            dims,
-            words: values,
-            scales: Some(Scales::Double {
-                words: scales,
-                absmax: absmax.squeeze_dim(0),
-                offset: 0.5,
-            }),
         }
-    }
-
-    /// A random matrix in f32, whatever is under test.
-    pub(super) fn exact(&mut self, shape: [usize; 2]) -> Tensor<B, 2> {
-        let data = self.data(&shape);
-        Tensor::from_data(data, (&self.device, DType::F32))
-    }
-
-    /// Random ids below `limit`.
-    pub(super) fn ids(&mut self, count: usize, limit: usize) -> Tensor<B, 1, Int> {
-        let limit = limit as u64;
-        let ids = (0..count).map(|_| (u64::from(self.rng.next_u32()) % limit) as i64);
-        let ids = ids.collect();
-        self.ints(ids, [count])
-    }
-
-    pub(super) fn ints<const D: usize>(
-        &self,
-        values: Vec<i64>,
-        shape: [usize; D],
-    ) -> Tensor<B, D, Int> {
-        Tensor::from_data(TensorData::new(values, shape), &self.device)
-    }
-
-    /// Uniform in `[-1.5, 1.5]`, in steps that the type under test holds exactly: in f32 finer than the inputs of matrix
-    /// units that round to fewer bits, which thereby show.
-    fn data(&mut self, shape: &[usize]) -> TensorData {
-        let steps = if self.dtype == DType::F32 { 1 << 16 } else { 1 << 6 };
-        let mut value = || (self.rng.next_u32() % (3 * steps + 1)) as f32 / steps as f32 - 1.5;
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
-        TensorData::new(values, shape.to_vec())
-    }
-
-    /// Compares what `tested` computes with what `exact` does, matrix by matrix, and times it.
-    pub(super) fn compare(
-        &mut self,
-        operation: &str,
-        tested: impl Fn() -> Vec<Tensor<B, 2>>,
-        exact: impl Fn() -> Vec<Tensor<B, 2>>,
-    ) -> Result<()> {
-        let (ours, exact) = (tested(), exact());
-        let mut error = match ours.len() == exact.len() {
-            true => 0.0,
-            false => f64::INFINITY,
-        };
-        for (ours, exact) in ours.into_iter().zip(exact) {
-            error = f64::max(error, relative_error(ours, exact));
-        }
-        let (seconds, _) = timed::<B, _>(&self.device, tested)?;
-        let row = self.row(operation);
-        row.error = row.error.max(error);
-        row.seconds += seconds;
         Ok(())
     }
 
-    fn row(&mut self, operation: &str) -> &mut Row {
+    /// Returns the row of an operation, which is added if there is none.
+    fn row(&mut self, operation: &'static str) -> &mut Row {
         let known = self.rows.iter().position(|r| r.operation == operation);
         let index = known.unwrap_or_else(|| {
             self.rows.push(Row {
-                operation: operation.to_string(),
+                operation,
                 dtype: self.dtype,
                 error: 0.0,
                 seconds: 0.0,
@@ -295,23 +217,34 @@ impl<B: TrainBackend> Checker<B> {
     }
 }
 
-/// Infinite where shapes differ or a number is none.
-fn relative_error<B: TrainBackend>(ours: Tensor<B, 2>, exact: Tensor<B, 2>) -> f64 {
-    if ours.dims() != exact.dims() {
-        return f64::INFINITY;
+impl<B: TrainBackend> conformance::Checker<B> for Checker<B> {
+    fn compare(
+        &mut self,
+        operation: &'static str,
+        compute: impl Fn() -> Vec<Tensor<B, 2>>,
+        expected: &[&Expected],
+    ) {
+        let ours = compute();
+        let mut error = if ours.len() == expected.len() { 0.0 } else { f64::INFINITY };
+        for (ours, expected) in ours.into_iter().zip(expected) {
+            let Deviation { difference, scale, .. } = expected.deviation(ours);
+            error = f64::max(error, difference / scale.max(f64::MIN_POSITIVE));
+        }
+        match timed::<B, _>(&self.device, compute) {
+            Ok((seconds, _)) => {
+                let row = self.row(operation);
+                row.error = row.error.max(error);
+                row.seconds += seconds;
+            }
+            Err(failure) => self.failure = self.failure.take().or(Some(failure)),
+        }
     }
-    let numbers = |tensor: Tensor<B, 2>| -> Vec<f64> { tensor.into_data().iter().collect() };
-    let (ours, exact) = (numbers(ours), numbers(exact));
-    let scale = exact.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
-    let largest = ours.iter().zip(&exact).fold(0.0, |largest: f64, (a, b)| match (a - b).abs() {
-        difference if difference.is_finite() => largest.max(difference),
-        _ => f64::INFINITY,
-    });
-    largest / scale.max(f64::MIN_POSITIVE)
 }
 
 #[cfg(test)]
 mod tests {
+    use arithmo_backends::conformance::Source;
+
     use super::*;
 
     type Cpu = burn_ndarray::NdArray<f32>;
@@ -320,40 +253,29 @@ mod tests {
         Checker::new(DType::F32, &Default::default())
     }
 
-    /// The row of an operation that gives `x` changed by `wrong`.
+    /// Returns the row of an operation that returns `wrong(x)` instead of `x`.
     fn row(wrong: impl Fn(Tensor<Cpu, 2>) -> Tensor<Cpu, 2>) -> Row {
         let mut checker = checker();
-        let [tested, exact] = checker.matrix([7, 5]);
-        let tested = || vec![wrong(tested.clone())];
-        checker.compare("copy", tested, || vec![exact.clone()]).unwrap();
+        let x = Source::new(1, DType::F32).matrix([7, 5]);
+        let tested = x.on::<Cpu>(DType::F32, Layout::Contiguous, &Default::default());
+        let expected = Expected::new(x, DType::F32);
+        let compute = || vec![wrong(tested.clone())];
+        conformance::Checker::compare(&mut checker, "copy", compute, &[&expected]);
         checker.rows.remove(0)
     }
 
     #[test]
-    fn right_is_right_and_wrong_is_wrong() {
+    fn small_errors_pass_and_wrong_results_fail() {
         assert!(row(|x| x).ok());
         assert!(row(|x| x * (1.0 + 1e-6)).ok());
         assert!(!row(|x| x * (1.0 + 1e-4)).ok());
         assert!(!row(|x| x.narrow(0, 0, 6)).ok());
-        assert!(!row(|x| x.log()).ok(), "numbers that are none");
+        assert!(!row(|x| x.log()).ok(), "values that are NaN");
         let last = |x: Tensor<Cpu, 2>| {
             let zero = Tensor::zeros([1, 1], &x.device());
             x.slice_assign([6..7, 4..5], zero)
         };
-        assert!(!row(last).ok(), "one number of 35");
-    }
-
-    #[test]
-    fn inputs_need_all_bits_of_the_type() {
-        let mut checker = checker();
-        let values = checker.data(&[9, 9]);
-        let eleven_bits = values.clone().convert_dtype(DType::F16);
-        let back = eleven_bits.convert_dtype(DType::F32);
-        assert_ne!(back, values);
-        checker.dtype = DType::BF16;
-        let values = checker.data(&[9, 9]);
-        let eight_bits = values.clone().convert_dtype(DType::BF16);
-        assert_eq!(eight_bits.convert_dtype(DType::F32), values);
+        assert!(!row(last).ok(), "one value of 35");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How fast the device multiplies and copies.
+//! Measures how fast the device computes GEMMs and copies memory.
 
 use std::time::Instant;
 
@@ -11,7 +11,8 @@ use super::checks::TYPES;
 use crate::error::{Error, Result};
 use crate::interrupt;
 
-/// The products of a Mistral-7B layer: `D_out`, `D_in`, and the projections of that shape; the largest weight last.
+/// The GEMM shapes of a Mistral-7B layer: `D_out`, `D_in`, and the projections of that shape, with
+/// the largest weight last.
 const SHAPES: [([usize; 2], &[&str]); 4] = [
     ([1024, 4096], &["k_proj", "v_proj"]),
     ([4096, 4096], &["q_proj", "o_proj"]),
@@ -19,40 +20,42 @@ const SHAPES: [([usize; 2], &[&str]); 4] = [
     ([4096, 14336], &["down_proj"]),
 ];
 
-/// Tokens a product may have at most.
-const MOST_TOKENS: usize = 4096;
+/// The largest number of tokens in a GEMM.
+const MAX_TOKENS: usize = 4096;
 
-/// A product that takes this long is timed; a shorter one is tried with four times the tokens, unless there are
-/// [`MOST_TOKENS`].
-const LONG_ENOUGH: f64 = 0.3;
+/// A GEMM that takes at least this many seconds is timed; a shorter one is repeated with four times
+/// the tokens, up to [`MAX_TOKENS`].
+const MIN_SECONDS: f64 = 0.3;
 
-/// Floats that are copied: at first as many as any device takes in one piece and more than most caches hold, then four
-/// times as many, as long as a copy takes less than [`LONG_COPY`].
-const COPIED: [usize; 3] = [24 << 20, 96 << 20, 384 << 20];
+/// Numbers of floats that are copied. The first fits into one buffer of any device and exceeds most
+/// caches; the next, four times as large, is used while a copy takes less than
+/// [`MIN_COPY_SECONDS`].
+const COPY_SIZES: [usize; 3] = [24 << 20, 96 << 20, 384 << 20];
 
-/// Seconds, beside which the start of a copy is nothing.
-const LONG_COPY: f64 = 1e-3;
+/// Seconds compared with which the start of a copy is negligible.
+const MIN_COPY_SECONDS: f64 = 1e-3;
 
-/// What was measured.
+/// The measured speed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Speed {
-    pub(super) products: Vec<Product>,
-    /// Bytes read and written a second.
+    pub(super) gemms: Vec<GemmSpeed>,
+    /// Bytes read and written per second.
     pub(super) copy: f64,
 }
 
-/// The speed of one shape in one type.
+/// The GEMM speed of one shape in one type.
 #[derive(Clone, Debug)]
-pub(super) struct Product {
+pub(super) struct GemmSpeed {
     shape: [usize; 2],
     projections: &'static [&'static str],
     dtype: DType,
     tokens: usize,
-    /// FLOP a second of `x W^T`, and of its gradient `dy W`.
+    /// FLOP per second of `x W^T`, and of its gradient `dy W`.
     rates: [f64; 2],
 }
 
-impl Product {
+impl GemmSpeed {
+    /// Returns the speed as a JSON object.
     pub(super) fn json(&self) -> Value {
         json!({
             "projections": self.projections,
@@ -65,6 +68,7 @@ impl Product {
         })
     }
 
+    /// Returns the speed as a line of the table.
     fn line(&self) -> String {
         let [d_out, d_in] = self.shape.map(|width| width.to_string());
         let shape = format!("[{d_out}, {d_in}]");
@@ -78,8 +82,8 @@ impl Product {
     }
 }
 
-/// Measures and writes the lines. A device that stops, because a weight is larger than what it takes in one piece for
-/// instance, ends the measurement: what was measured until then is the result.
+/// Measures the speed and writes the table. A device that stops, for instance because a weight
+/// exceeds its buffer limit, ends the measurement, and the result is what was measured until then.
 ///
 /// # Errors
 /// The user interrupts, or a line cannot be written.
@@ -93,43 +97,54 @@ pub(super) fn measure<B: TrainBackend>(device: &B::Device, out: &mut Out<'_>) ->
 }
 
 impl Speed {
+    /// Measures copies, then GEMMs, and writes each result as soon as it is known.
     fn measure<B: TrainBackend>(&mut self, device: &B::Device, out: &mut Out<'_>) -> Result<()> {
         let mut mebibytes = 0;
-        for floats in COPIED {
+        for floats in COPY_SIZES {
             mebibytes = (floats * size_of::<f32>()) >> 20;
             let x = random::<B>([floats / 4096, 4096], DType::F32, device);
-            // Scaled, because a plain copy would be a second handle.
+            // Multiplied, because a plain clone would share the memory.
             let seconds = median_seconds::<B, _>(device, || x.clone() * 1.5)?;
             self.copy = 2.0 * (floats * size_of::<f32>()) as f64 / seconds;
-            if seconds > LONG_COPY {
+            if seconds > MIN_COPY_SECONDS {
                 break;
             }
         }
         let rate = self.copy / 1e9;
         out(&format!("\nMemory: {rate:.1} GB/s, read and written, in copies of {mebibytes} MiB"))?;
-        out("\nProducts at the shapes of Mistral-7B, in GFLOP/s")?;
+        out("\nGEMM at the shapes of Mistral-7B, in GFLOP/s")?;
         out(&format!(
             "  {:<22}{:<16}{:<6}{:>8}{:>12}{:>12}",
             "projections", "weight", "type", "tokens", "x W^T", "dy W"
         ))?;
+        let limit = B::buffer_limits(device).map(|limits| limits.binding);
         let types = TYPES.into_iter();
         for dtype in types.filter(|d| *d == DType::F32 || B::computes_in(device, *d)) {
             for (shape, projections) in SHAPES {
-                let product = product::<B>(shape, projections, dtype, device)?;
-                out(&product.line())?;
-                self.products.push(product);
+                let bytes = (shape[0] * shape[1] * dtype.size()) as u64;
+                if limit.is_some_and(|limit| bytes > limit) {
+                    let (names, dtype) = (projections.join(", "), dtype.name());
+                    out(&format!(
+                        "  {names}: left out in {dtype}, larger than a tensor may be here"
+                    ))?;
+                    continue;
+                }
+                let gemm = measure_gemm::<B>(shape, projections, dtype, device)?;
+                out(&gemm.line())?;
+                self.gemms.push(gemm);
             }
         }
         Ok(())
     }
 }
 
-fn product<B: TrainBackend>(
+/// Measures the GEMM of one shape in one type.
+fn measure_gemm<B: TrainBackend>(
     shape: [usize; 2],
     projections: &'static [&'static str],
     dtype: DType,
     device: &B::Device,
-) -> Result<Product> {
+) -> Result<GemmSpeed> {
     let [d_out, d_in] = shape;
     let weight = random::<B>(shape, dtype, device);
     let mut tokens = 16;
@@ -138,7 +153,7 @@ fn product<B: TrainBackend>(
         let forward = || B::frozen_linear(x.clone(), weight.clone().into());
         forward();
         let (seconds, _) = timed::<B, _>(device, forward)?;
-        if seconds > LONG_ENOUGH || tokens >= MOST_TOKENS {
+        if seconds > MIN_SECONDS || tokens >= MAX_TOKENS {
             break x;
         }
         tokens *= 4;
@@ -150,15 +165,16 @@ fn product<B: TrainBackend>(
     let backward = || B::frozen_linear_backward(dy.clone(), weight.clone().into());
     let backward = median_seconds::<B, _>(device, backward)?;
     let flop = 2.0 * (tokens * d_in * d_out) as f64;
-    Ok(Product { shape, projections, dtype, tokens, rates: [flop / forward, flop / backward] })
+    Ok(GemmSpeed { shape, projections, dtype, tokens, rates: [flop / forward, flop / backward] })
 }
 
-/// Random numbers made on the device, of size one: equal ones would draw less power, and run faster, than real weights.
+/// Returns uniform random values generated on the device; a constant would need less power, and run
+/// faster, than real weights.
 fn random<B: TrainBackend>(shape: [usize; 2], dtype: DType, device: &B::Device) -> Tensor<B, 2> {
     Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (device, dtype))
 }
 
-/// Seconds that `compute` takes until the device is done, and what it gives.
+/// Returns the seconds that `compute` takes until the device is done, and its result.
 ///
 /// # Errors
 /// The device fails.
@@ -166,14 +182,14 @@ pub fn timed<B: TrainBackend, T>(
     device: &B::Device,
     compute: impl FnOnce() -> T,
 ) -> Result<(f64, T)> {
-    wait::<B>(device)?;
+    synchronize::<B>(device)?;
     let start = Instant::now();
     let result = compute();
-    wait::<B>(device)?;
+    synchronize::<B>(device)?;
     Ok((start.elapsed().as_secs_f64(), result))
 }
 
-/// The median time of `compute`, once it has run: up to five times, or half a second.
+/// Returns the median time of `compute` after a first run: up to five times, or half a second.
 ///
 /// # Errors
 /// The device fails, or the user interrupts.
@@ -193,7 +209,7 @@ pub fn median_seconds<B: TrainBackend, T>(
     Ok(median(times))
 }
 
-/// The middle of `values`, or the mean of the two in the middle; 0 of none.
+/// Returns the median, or the mean of the two middle values; 0 for an empty vector.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let count = values.len();
@@ -204,13 +220,14 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn wait<B: TrainBackend>(device: &B::Device) -> Result<()> {
+/// Waits until the device is done.
+fn synchronize<B: TrainBackend>(device: &B::Device) -> Result<()> {
     B::sync(device).map_err(|error| {
         let error = format!("{error:?}");
         let first = error.lines().next().unwrap_or_default();
         Error::run(
             format!("the device stopped: {first}"),
-            "see what its driver logs, and what `arithmo doctor` says",
+            "see the log of its driver, and run `arithmo doctor`",
         )
     })
 }

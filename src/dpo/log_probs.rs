@@ -1,4 +1,4 @@
-//! Log-probabilities of completions: from hidden states to one number a sequence.
+//! Computes the log-probabilities of completions: one number per sequence from hidden states.
 
 use arithmo_backends::ops::log_probs::completion_log_probs;
 use arithmo_backends::{LogProbStats, TrainBackend, Weight};
@@ -6,43 +6,45 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Element, Int, Tensor, TensorData};
 
 use crate::data::batch::PreferenceBatch;
+use crate::error::Result;
 use crate::model::input::ModelInput;
 use crate::model::mistral::Mistral;
+use crate::model::not_finite;
 use crate::model::positions::PositionTable;
 
 /// A [`PreferenceBatch`] on a device.
 #[derive(Clone, Debug)]
 pub struct DeviceBatch<B: TrainBackend> {
-    /// The pairs' tokens in one row.
+    /// The tokens of the packed row.
     pub input: ModelInput<B>,
-    /// Which hidden states predict completion tokens, and which tokens.
+    /// The scored tokens and the hidden states that predict them.
     pub completions: Completions<B>,
 }
 
-/// Where the scored tokens of a batch are.
+/// The scored tokens of a batch and the hidden states that predict them.
 #[derive(Clone, Debug)]
 pub struct Completions<B: TrainBackend> {
-    /// Index into the hidden states, `[T]`.
+    /// For each scored token, the index of the hidden state that predicts it, `[T]`.
     predicting: Tensor<B, 1, Int>,
-    /// `[T]`
+    /// Ids of the scored tokens, `[T]`.
     targets: Tensor<B, 1, Int>,
-    /// Index into `[T]` of each sequence's tokens, padded to the longest completion, `[rows * C]`.
+    /// Indices into `[T]` of each sequence's tokens, padded to the longest completion, `[rows * C]`.
     by_sequence: Tensor<B, 1, Int>,
-    /// 1 for a token, 0 for padding, `[rows, C]`.
+    /// 1 for a token and 0 for padding, `[rows, C]`.
     mask: Tensor<B, 2>,
 }
 
-/// What the head says about the completions of a batch.
+/// Log-probabilities of the completions of a batch.
 #[derive(Clone, Debug)]
 pub struct CompletionLogProbs<B: TrainBackend> {
     /// Summed log-probability of each completion, `[rows]`.
     pub sums: Tensor<B, 1>,
-    /// Per token: log-probability and, if asked for, the other columns of [`LogProbStats`], `[T, 1 or 4]`.
+    /// Log-probability of each token and, if requested, the other columns of [`LogProbStats`], `[T, 1 or 4]`.
     pub tokens: Tensor<B, 2>,
 }
 
 impl<B: TrainBackend> DeviceBatch<B> {
-    /// Sends `batch` to `device`.
+    /// Copies `batch` to `device`.
     pub fn new(batch: &PreferenceBatch, table: &PositionTable<B>, device: &B::Device) -> Self {
         let input = ModelInput::new(&batch.tokens, table, device);
         Self {
@@ -53,6 +55,7 @@ impl<B: TrainBackend> DeviceBatch<B> {
 }
 
 impl<B: TrainBackend> Completions<B> {
+    /// Copies the scored tokens of `batch` to `device`.
     fn new(batch: &PreferenceBatch, device: &B::Device) -> Self {
         let ints = |values: Vec<i64>| {
             let shape = [values.len()];
@@ -77,10 +80,10 @@ impl<B: TrainBackend> Completions<B> {
         }
     }
 
-    /// Scores the completions.
+    /// Computes the log-probabilities of the completions.
     ///
     /// # Shapes
-    /// - hidden: `[Q, D]`, after the final norm, of the batch's `queries`
+    /// - hidden: `[Q, D]`, the states of the batch's `queries` after the final norm
     /// - head: `[V, D]`
     pub fn score(
         &self,
@@ -90,7 +93,7 @@ impl<B: TrainBackend> Completions<B> {
     ) -> CompletionLogProbs<B> {
         let [rows, longest] = self.mask.dims();
         if longest == 0 {
-            // Only under `allow_empty_completions`: nothing is scored, every sum is zero.
+            // Under `allow_empty_completions` a batch may have no scored token. Every sum is then zero.
             let device = hidden.device();
             let none = Tensor::zeros([0, stats.columns()], &device);
             return CompletionLogProbs { sums: Tensor::zeros([rows], &device), tokens: none };
@@ -103,7 +106,7 @@ impl<B: TrainBackend> Completions<B> {
         CompletionLogProbs { sums, tokens }
     }
 
-    /// The same indices for an autodiff backend over `B` (handles only).
+    /// Converts to an autodiff backend over `B`. Copies only handles.
     pub fn to_autodiff<A>(&self) -> Completions<A>
     where
         A: TrainBackend + AutodiffBackend<InnerBackend = B>,
@@ -117,7 +120,7 @@ impl<B: TrainBackend> Completions<B> {
     }
 }
 
-/// Log-probabilities of `batch` under `model`, in one forward pass without a graph.
+/// Computes the log-probabilities of `batch` under `model` in one forward pass without a graph.
 pub fn score<B: TrainBackend>(
     model: &Mistral<B>,
     batch: &DeviceBatch<B>,
@@ -125,4 +128,21 @@ pub fn score<B: TrainBackend>(
 ) -> CompletionLogProbs<B> {
     let hidden = model.hidden_states(&batch.input);
     batch.completions.score(hidden, model.head(), stats)
+}
+
+/// Reads the summed log-probabilities `sums` of `batch` under `model` from the device and checks them.
+///
+/// # Errors
+/// A sum is not finite. The error names the weight or layer from which this comes ([`not_finite::explain`]).
+pub fn finite_sums<B: TrainBackend>(
+    model: &Mistral<B>,
+    batch: &DeviceBatch<B>,
+    sums: Tensor<B, 1>,
+) -> Result<Vec<f32>> {
+    let sums: Vec<f32> = sums.into_data().iter::<f32>().collect();
+    if sums.iter().all(|sum| sum.is_finite()) {
+        Ok(sums)
+    } else {
+        Err(not_finite::explain(model, [batch.input.clone()]))
+    }
 }

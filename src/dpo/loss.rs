@@ -1,12 +1,12 @@
-//! DPO losses: pure functions of four vectors of log-probabilities.
+//! DPO losses as pure functions of four vectors of log-probabilities.
 //!
-//! With `r = logp_policy - logp_reference`, both summed over the completion (or averaged, for `sigmoid_norm`), and
-//! `Δ = r_chosen - r_rejected`. Definitions are TRL 1.x's; the paper's is `sigmoid`.
+//! Notation: `r = logp_policy - logp_reference`, where both are summed over the completion (or averaged, for
+//! `sigmoid_norm`), and `Δ = r_chosen - r_rejected`. The definitions are those of TRL 1.x; the paper's is `sigmoid`.
 
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-/// Which loss.
+/// The formula of a DPO loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DpoLossType {
     /// `-log σ(β Δ)`: equation 7 of arXiv 2305.18290.
@@ -15,32 +15,32 @@ pub enum DpoLossType {
     SigmoidNorm,
 }
 
-/// The loss of a pair.
+/// A DPO loss with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DpoLoss {
-    /// The formula.
+    /// Formula of the loss.
     pub loss_type: DpoLossType,
-    /// Strength of the pull towards the reference.
+    /// Strength of the regularization towards the reference.
     pub beta: f64,
-    /// What the preference loss is multiplied with.
+    /// Weight of the preference loss.
     pub weight: f64,
-    /// What is added: this times the mean cross-entropy of a micro-batch's chosen tokens (TRL's loss type `sft`; the
-    /// second term of equation 1 of arXiv 2404.19733). It keeps chosen answers likely where `log p` of both sides would
-    /// fall. 0: nothing.
+    /// Weight of the mean cross-entropy of a micro-batch's chosen tokens, which is added to the preference loss (TRL's loss
+    /// type `sft`; the second term of equation 1 of arXiv 2404.19733). It keeps chosen answers likely when `log p` of both
+    /// sides would decrease. 0 disables it.
     pub sft_weight: f64,
 }
 
 /// Log-probabilities of the two completions of `N` pairs, in nats, summed over tokens.
 #[derive(Clone, Debug)]
 pub struct PairLogProbs<B: Backend> {
-    /// `[N]`
+    /// Log-probabilities of the chosen completions, `[N]`.
     pub chosen: Tensor<B, 1>,
-    /// `[N]`
+    /// Log-probabilities of the rejected completions, `[N]`.
     pub rejected: Tensor<B, 1>,
 }
 
 impl<B: Backend> PairLogProbs<B> {
-    /// From one vector `[2N]`, all chosen first.
+    /// Splits one vector `[2N]` of all chosen completions followed by all rejected ones.
     pub fn split(both: Tensor<B, 1>) -> Self {
         let pairs = both.dims()[0] / 2;
         Self { chosen: both.clone().narrow(0, 0, pairs), rejected: both.narrow(0, pairs, pairs) }
@@ -48,14 +48,15 @@ impl<B: Backend> PairLogProbs<B> {
 }
 
 impl DpoLoss {
-    /// Loss of each pair, `[N]`.
+    /// Computes the preference loss of each pair, times [`weight`](Self::weight), `[N]`.
     ///
     /// # Arguments
-    /// - policy, reference: `[N]` each side
-    /// - counts: completion tokens of all chosen, then all rejected, `[2N]`
+    /// - policy, reference: log-probabilities, `[N]` for each side
+    /// - counts: numbers of completion tokens of all chosen, then all rejected completions, `[2N]`; only
+    ///   [`DpoLossType::SigmoidNorm`] uses them
     ///
     /// # Panics
-    /// If `counts` does not hold two numbers a pair.
+    /// If `counts` does not have two numbers per pair.
     pub fn forward<B: Backend>(
         &self,
         policy: &PairLogProbs<B>,
@@ -69,36 +70,38 @@ impl DpoLoss {
         let margin = match self.loss_type {
             DpoLossType::Sigmoid => chosen - rejected,
             DpoLossType::SigmoidNorm => {
-                let (of_chosen, of_rejected) = counts.split_at(pairs);
-                per_token(chosen, of_chosen) - per_token(rejected, of_rejected)
+                let (chosen_counts, rejected_counts) = counts.split_at(pairs);
+                per_token(chosen, chosen_counts) - per_token(rejected, rejected_counts)
             }
         };
         log_sigmoid(margin * self.beta).neg() * self.weight
     }
 
-    /// Adds the cross-entropy of the chosen completions to `losses` `[N]`, if that was asked for.
+    /// Adds the cross-entropy of the chosen completions, times `sft_weight`, to `losses` `[N]`.
     ///
-    /// `shares` are those of [`chosen_shares`], one a pair: with them the mean over a micro-batch's pairs is the mean over
-    /// its chosen tokens.
+    /// `token_weights` are the [`chosen_token_weights`] of the pairs. With them, the mean over a micro-batch's pairs is the
+    /// mean over its chosen tokens.
     pub fn add_sft<B: Backend>(
         &self,
         losses: Tensor<B, 1>,
         policy: &PairLogProbs<B>,
-        shares: &[f64],
+        token_weights: &[f64],
     ) -> Tensor<B, 1> {
         if self.sft_weight == 0.0 {
             return losses;
         }
         let (device, dtype) = (losses.device(), losses.dtype());
-        let shares: Vec<f64> = shares.iter().map(|share| share * self.sft_weight).collect();
-        let shares = TensorData::new(shares, losses.shape()).convert_dtype(dtype);
-        let shares = Tensor::from_data(shares, (&device, dtype));
-        losses - policy.chosen.clone() * shares
+        let weights: Vec<f64> =
+            token_weights.iter().map(|weight| weight * self.sft_weight).collect();
+        let weights = TensorData::new(weights, losses.shape()).convert_dtype(dtype);
+        let weights = Tensor::from_data(weights, (&device, dtype));
+        losses - policy.chosen.clone() * weights
     }
 }
 
-/// For each pair of a micro-batch, pairs over chosen tokens of the micro-batch; `counts` are the chosen tokens of each pair.
-pub fn chosen_shares(counts: &[usize]) -> Vec<f64> {
+/// Returns the weight of each pair's summed cross-entropy in a micro-batch: the number of pairs divided by the number of
+/// chosen tokens of the micro-batch. `counts` are the chosen tokens of each pair.
+pub fn chosen_token_weights(counts: &[usize]) -> Vec<f64> {
     let tokens: usize = counts.iter().sum();
     vec![counts.len() as f64 / tokens.max(1) as f64; counts.len()]
 }
@@ -115,7 +118,8 @@ fn per_token<B: Backend>(sums: Tensor<B, 1>, counts: &[usize]) -> Tensor<B, 1> {
 mod tests {
     use super::*;
 
-    /// By hand: margins 1 and -2 at beta 0.5, half weight; cross-entropies 3 and 5 over 2 + 6 tokens, weight 0.1.
+    /// The expected values are computed by hand from margins of 1 and -2 at beta 0.5 with weight 0.5, and cross-entropies of
+    /// 3 and 5 over 2 + 6 tokens with weight 0.1.
     #[test]
     fn weighted_losses_are_sums() {
         type B = burn_ndarray::NdArray<f32>;
@@ -127,14 +131,14 @@ mod tests {
         let loss =
             DpoLoss { loss_type: DpoLossType::Sigmoid, beta: 0.5, weight: 0.5, sft_weight: 0.1 };
         let losses = loss.forward(&policy, &reference, &[2, 6, 3, 3]);
-        let losses = loss.add_sft(losses, &policy, &chosen_shares(&[2, 6]));
+        let losses = loss.add_sft(losses, &policy, &chosen_token_weights(&[2, 6]));
         let losses: Vec<f64> = losses.into_data().iter::<f64>().collect();
         let preference = |margin: f64| 0.5 * (-0.5 * margin).exp().ln_1p();
         let expected = [preference(1.0) + 0.1 * 3.0 / 4.0, preference(-2.0) + 0.1 * 5.0 / 4.0];
         for (ours, theirs) in losses.iter().zip(expected) {
             assert!((ours - theirs).abs() < 1e-6, "{losses:?} {expected:?}");
         }
-        // The mean is that of all eight tokens.
+        // The mean over both pairs is the mean over all eight tokens.
         let sft = (losses[0] + losses[1] - preference(1.0) - preference(-2.0)) / 2.0;
         assert!((sft - 0.1 * 8.0 / 8.0).abs() < 1e-6);
     }

@@ -1,39 +1,74 @@
-//! TRL's metrics, from per-sequence and per-token numbers on the host.
+//! Computes TRL's metrics from per-sequence and per-token statistics on the host.
 
 use serde::{Deserialize, Serialize};
 
-/// What one pair leaves behind, read from the device once a step.
+/// The outputs of one pair, which are read from the device once per step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairOutput {
-    /// Its loss.
+    /// Loss of the pair.
     pub loss: f64,
-    /// What the policy says about chosen, then rejected.
+    /// Outputs of the policy for chosen and rejected.
     pub policy: [CompletionOutput; 2],
-    /// Summed log-probabilities under the reference: chosen, rejected.
+    /// Summed log-probabilities of chosen and rejected under the reference.
     pub reference: [f64; 2],
 }
 
-/// What the policy says about one completion.
+/// The outputs of the policy for one completion.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompletionOutput {
     /// Summed log-probability.
     pub logps: f64,
-    /// Per scored token: log-probability, entropy, argmax match, mean logit.
+    /// Statistics of each scored token: log-probability, entropy, argmax match, mean logit.
     pub tokens: Vec<[f64; 4]>,
 }
 
-/// The values TRL logs for one micro-batch, with the number of pairs (or examples) they stand for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A sum over pairs or tokens, and the number of its terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sum {
+    /// Sum of the terms.
+    pub total: f64,
+    /// Number of terms.
+    pub count: usize,
+}
+
+impl Sum {
+    /// Returns the sum of `values`.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        values.fold(Self::default(), |sum, value| Self {
+            total: sum.total + value,
+            count: sum.count + 1,
+        })
+    }
+
+    /// Returns the mean of the terms, or 0 if there are none.
+    pub fn mean(self) -> f64 {
+        self.total / self.count.max(1) as f64
+    }
+
+    /// Returns the sum over the terms of both sums.
+    fn add(self, other: Self) -> Self {
+        Self { total: self.total + other.total, count: self.count + other.count }
+    }
+}
+
+/// TRL's metrics of one micro-batch of pairs or examples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MicroBatchMetrics {
-    /// Pairs in the micro-batch.
+    /// Number of pairs or examples in the micro-batch.
     pub pairs: usize,
     /// Mean loss.
     pub loss: f64,
-    /// One value a key; of pairs the keys are [`KEYS`].
+    /// One value per key. For pairs, the keys are [`KEYS`].
     pub values: Vec<f64>,
+    /// Sums whose means add up to `loss`. Not saved in checkpoints.
+    #[serde(skip)]
+    pub loss_sums: Vec<Sum>,
+    /// Sums over pairs or tokens whose means are `values`. Not saved in checkpoints.
+    #[serde(skip)]
+    pub sums: Vec<Sum>,
 }
 
-/// Metric names, as TRL writes them.
+/// Names of the metrics of pairs, as in TRL.
 pub const KEYS: [&str; 10] = [
     "rewards/chosen",
     "rewards/rejected",
@@ -48,58 +83,153 @@ pub const KEYS: [&str; 10] = [
 ];
 
 impl MicroBatchMetrics {
-    /// Reduces the pairs of a micro-batch with TRL 1.x's definitions: rewards are `beta * (policy - reference)`, ties
-    /// count as wrong, `logits/*` are means over the vocabulary and then over completion tokens, `mean_token_accuracy`
-    /// counts chosen tokens, `entropy` all completion tokens.
+    /// Computes the metrics of a micro-batch of pairs by TRL 1.x's definitions. Rewards are `beta * (policy - reference)`,
+    /// ties count as wrong, `logits/*` are means over the vocabulary and then over completion tokens,
+    /// `mean_token_accuracy` is over chosen tokens, and `entropy` over all completion tokens.
     pub fn new(pairs: &[PairOutput], beta: f64) -> Self {
-        let reward = |side: usize| {
-            let rewards = pairs.iter();
-            rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
+        let loss = Sum::of(pairs.iter().map(|pair| pair.loss));
+        Self::from_sums(pairs.len(), vec![loss], pair_sums(pairs, beta))
+    }
+
+    /// Computes the metrics like [`Self::new`], but adds `sft_weight` times the mean cross-entropy of the chosen tokens to
+    /// the loss. The losses in `pairs` must be the preference losses alone.
+    pub fn with_sft(pairs: &[PairOutput], beta: f64, sft_weight: f64) -> Self {
+        if sft_weight == 0.0 {
+            return Self::new(pairs, beta);
+        }
+        let loss = Sum::of(pairs.iter().map(|pair| pair.loss));
+        let cross_entropy = Sum {
+            total: pairs.iter().map(|pair| -sft_weight * pair.policy[0].logps).sum(),
+            count: pairs.iter().map(|pair| pair.policy[0].tokens.len()).sum(),
         };
-        let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
-        let logps = |side: usize| mean(pairs.iter().map(move |pair| pair.policy[side].logps));
-        let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
-        let values = [
-            mean(reward(0)),
-            mean(reward(1)),
-            mean(margins().map(|margin| f64::from(margin > 0.0))),
-            mean(margins()),
-            logps(0),
-            logps(1),
-            mean(tokens(0).map(|token| token[3])),
-            mean(tokens(1).map(|token| token[3])),
-            mean(tokens(0).map(|token| token[2])),
-            mean(tokens(0).chain(tokens(1)).map(|token| token[1])),
-        ];
+        let losses = vec![loss, cross_entropy];
+        Self::from_sums(pairs.len(), losses, pair_sums(pairs, beta))
+    }
+
+    /// Creates metrics whose loss is the sum of the means of `loss_sums` and whose values are the means of `sums`.
+    pub fn from_sums(pairs: usize, loss_sums: Vec<Sum>, sums: Vec<Sum>) -> Self {
         Self {
-            pairs: pairs.len(),
-            loss: mean(pairs.iter().map(|pair| pair.loss)),
-            values: values.to_vec(),
+            pairs,
+            loss: loss_sums.iter().map(|sum| sum.mean()).sum(),
+            values: sums.iter().map(|sum| sum.mean()).collect(),
+            loss_sums,
+            sums,
         }
     }
 
-    /// TRL's average over micro-batches: unweighted, for the keys and the loss alike.
-    pub fn mean(batches: &[Self]) -> (f64, Vec<f64>) {
-        let loss = mean(batches.iter().map(|batch| batch.loss));
-        let keys = batches.first().map_or(0, |batch| batch.values.len());
-        let of_key = |key: usize| mean(batches.iter().filter_map(|b| b.values.get(key)).copied());
-        (loss, (0..keys).map(of_key).collect())
+    /// Computes the metrics over all pairs of `batches`. The sums are added before they are divided, so that the result does
+    /// not depend on how the pairs are divided into batches.
+    pub fn pooled(batches: &[Self]) -> Self {
+        let column = |sums: fn(&Self) -> &[Sum]| -> Vec<Sum> {
+            let width = batches.first().map_or(0, |batch| sums(batch).len());
+            let key = |key: usize| {
+                let sums = batches.iter().filter_map(|batch| sums(batch).get(key));
+                sums.fold(Sum::default(), |sum, other| sum.add(*other))
+            };
+            (0..width).map(key).collect()
+        };
+        let pairs = batches.iter().map(|batch| batch.pairs).sum();
+        let loss_sums = column(|batch| &batch.loss_sums);
+        Self::from_sums(pairs, loss_sums, column(|batch| &batch.sums))
     }
 
-    /// The loss weighted by pairs, as the Trainer's evaluation reports it.
+    /// Returns the unweighted means of the loss and the values over micro-batches, as TRL computes them.
+    pub fn mean(batches: &[Self]) -> (f64, Vec<f64>) {
+        Self::mean_weighted(batches, |_| 1.0)
+    }
+
+    /// Returns the means of the loss and the values over micro-batches, weighted by their numbers of pairs. They equal TRL's
+    /// if all micro-batches have the same size, and are means over pairs if the last one of an epoch is smaller.
+    pub fn mean_by_pairs(batches: &[Self]) -> (f64, Vec<f64>) {
+        Self::mean_weighted(batches, |batch| batch.pairs as f64)
+    }
+
+    fn mean_weighted(batches: &[Self], weight: impl Fn(&Self) -> f64) -> (f64, Vec<f64>) {
+        let total: f64 = batches.iter().map(&weight).sum();
+        let mean = |value: &dyn Fn(&Self) -> f64| {
+            let sum: f64 = batches.iter().map(|batch| weight(batch) * value(batch)).sum();
+            if total > 0.0 { sum / total } else { 0.0 }
+        };
+        let keys = batches.first().map_or(0, |batch| batch.values.len());
+        let value = |key: usize| mean(&|batch| batch.values.get(key).copied().unwrap_or(0.0));
+        (mean(&|batch| batch.loss), (0..keys).map(value).collect())
+    }
+
+    /// Returns the mean loss weighted by numbers of pairs, as the Trainer's evaluation reports it.
     pub fn loss_by_pairs(batches: &[Self]) -> f64 {
-        let pairs: usize = batches.iter().map(|batch| batch.pairs).sum();
-        let sum: f64 = batches.iter().map(|batch| batch.loss * batch.pairs as f64).sum();
-        sum / pairs.max(1) as f64
+        Self::mean_by_pairs(batches).0
     }
 }
 
-/// Mean, 0 of nothing.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (mut sum, mut count) = (0.0, 0usize);
-    for value in values {
-        sum += value;
-        count += 1;
+/// Computes the sum for each of [`KEYS`].
+fn pair_sums(pairs: &[PairOutput], beta: f64) -> Vec<Sum> {
+    let reward = |side: usize| {
+        let rewards = pairs.iter();
+        rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
+    };
+    let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
+    let logps = |side: usize| Sum::of(pairs.iter().map(move |pair| pair.policy[side].logps));
+    let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
+    vec![
+        Sum::of(reward(0)),
+        Sum::of(reward(1)),
+        Sum::of(margins().map(|margin| f64::from(margin > 0.0))),
+        Sum::of(margins()),
+        logps(0),
+        logps(1),
+        Sum::of(tokens(0).map(|token| token[3])),
+        Sum::of(tokens(1).map(|token| token[3])),
+        Sum::of(tokens(0).map(|token| token[2])),
+        Sum::of(tokens(0).chain(tokens(1)).map(|token| token[1])),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a pair whose chosen completion has `chosen` tokens, of which `right` match the argmax.
+    fn pair(loss: f64, margin: f64, chosen: usize, right: usize) -> PairOutput {
+        let token = |index: usize| [-0.5, 1.0, f64::from(index < right), 2.0];
+        let side = |logps: f64, count: usize| CompletionOutput {
+            logps,
+            tokens: (0..count).map(token).collect(),
+        };
+        PairOutput { loss, policy: [side(margin, chosen), side(0.0, 1)], reference: [0.0, 0.0] }
     }
-    sum / count.max(1) as f64
+
+    /// Six of twelve pairs are right: 3 of the first eight and 3 of the last four. The mean of these two batch means is
+    /// 0.5625, which is not a fraction of 12.
+    #[test]
+    fn pooled_means_do_not_depend_on_the_batches() {
+        let margins = [1, 1, 1, -1, -1, -1, -1, -1, 1, 1, 1, -1];
+        let pairs: Vec<PairOutput> = (margins.iter().enumerate())
+            .map(|(i, m)| pair(i as f64, f64::from(*m), 1 + i, i.min(3)))
+            .collect();
+        let whole = MicroBatchMetrics::new(&pairs, 1.0);
+        assert_eq!(whole.values[2], 0.5);
+        assert_eq!(whole.loss, 5.5);
+        // Tokens: 1 + 2 + .. + 12 = 78, of which 0 + 1 + 2 + 9 * 3 = 30 are right.
+        assert_eq!(whole.values[8], 30.0 / 78.0);
+        for size in 1..=12 {
+            let batches = pairs.chunks(size);
+            let batches: Vec<_> = batches.map(|c| MicroBatchMetrics::new(c, 1.0)).collect();
+            assert_eq!(MicroBatchMetrics::pooled(&batches), whole, "batches of {size}");
+        }
+        let batches: Vec<_> = pairs.chunks(8).map(|c| MicroBatchMetrics::new(c, 1.0)).collect();
+        assert_eq!(MicroBatchMetrics::mean(&batches).1[2], 0.5625);
+        assert_eq!(MicroBatchMetrics::mean_by_pairs(&batches).1[2], 0.5);
+        assert_eq!(MicroBatchMetrics::loss_by_pairs(&batches), 5.5);
+    }
+
+    /// The cross-entropy is a mean over tokens, 0.1 * (3 + 5) / (2 + 6), even if the two pairs are in separate batches.
+    #[test]
+    fn the_sft_loss_is_pooled_over_tokens() {
+        let pairs = [pair(1.0, -3.0, 2, 0), pair(2.0, -5.0, 6, 0)];
+        let batch = |pairs: &[PairOutput]| MicroBatchMetrics::with_sft(pairs, 1.0, 0.1);
+        let pooled = MicroBatchMetrics::pooled(&[batch(&pairs[..1]), batch(&pairs[1..])]);
+        assert_eq!(pooled.loss, 1.5 + 0.1 * 8.0 / 8.0);
+        assert_eq!(pooled, batch(&pairs));
+        assert_eq!(batch(&pairs[..1]).loss, 1.0 + 0.1 * 3.0 / 2.0);
+    }
 }

@@ -1,5 +1,5 @@
-//! Direct Preference Optimization (arXiv 2305.18290): log-probabilities of completions, the reference, the loss, the
-//! metrics.
+//! Direct Preference Optimization (arXiv 2305.18290): log-probabilities of completions, the reference model, the loss and
+//! the metrics.
 
 pub mod log_probs;
 pub mod loss;

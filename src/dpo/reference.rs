@@ -1,76 +1,87 @@
-//! The reference model: the policy's own weights without its adapter, or with a frozen copy of the starting adapter.
+//! The reference model: the policy's base weights without an adapter, or with a frozen copy of the starting adapter.
 
 use std::collections::BTreeMap;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{Tensor, TensorData};
 
-use super::log_probs::{DeviceBatch, score};
+use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::data::batch::PreferenceBatch;
+use crate::error::Result;
 use crate::model::mistral::Mistral;
 
-/// Where reference log-probabilities come from.
+/// The reference model with a cache of log-probabilities.
 #[derive(Debug)]
 pub struct Reference<B: TrainBackend> {
-    /// Shares every base weight with the policy.
+    /// The model, which shares every base weight with the policy.
     model: Mistral<B>,
-    /// Whether the model keeps a copy of the starting adapter.
+    /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) by pair id, of the pairs that were computed before.
-    known: BTreeMap<String, (f32, f32)>,
+    /// Summed log-probabilities (chosen, rejected) of the pairs computed so far, by pair id.
+    cached: BTreeMap<String, (f32, f32)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
-    /// `policy` without its adapter.
+    /// Creates a reference that is `policy` without its adapter.
     pub fn base(policy: Mistral<B>) -> Self {
-        Self { model: policy.without_adapter(), copy: false, known: BTreeMap::new() }
+        Self { model: policy.without_adapter(), copy: false, cached: BTreeMap::new() }
     }
 
-    /// `policy` as it is now, adapter included; later changes to the policy's adapter do not reach it.
+    /// Creates a reference that is `policy` as it is now, including its adapter. Later changes to the policy do not affect
+    /// it.
     pub fn initial(policy: Mistral<B>) -> Self {
-        Self { model: policy, copy: true, known: BTreeMap::new() }
+        Self { model: policy, copy: true, cached: BTreeMap::new() }
     }
 
-    /// Whether this is a copy of the policy, made by [`Self::initial`].
+    /// Returns whether this is a copy of the policy, created by [`Self::initial`].
     pub fn is_copy(&self) -> bool {
         self.copy
     }
 
-    /// Computes and keeps the log-probabilities of a training batch (`precompute_ref_log_probs`).
-    pub fn precompute(&mut self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) {
-        let sums: Vec<f32> = self.compute(on_device).into_data().iter::<f32>().collect();
+    /// Computes the log-probabilities of a training batch and keeps them, under `precompute_ref_log_probs`.
+    ///
+    /// # Errors
+    /// A log-probability is not finite. The error names the weight or layer from which this comes.
+    pub fn precompute(
+        &mut self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+    ) -> Result<()> {
+        let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
         let (chosen, rejected) = sums.split_at(batch.pairs());
         for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
             self.remember(id, [*sums.0, *sums.1]);
         }
+        Ok(())
     }
 
     /// Keeps the summed log-probabilities (chosen, rejected) of a training pair.
     pub fn remember(&mut self, id: &str, [chosen, rejected]: [f32; 2]) {
-        self.known.insert(id.to_string(), (chosen, rejected));
+        self.cached.insert(id.to_string(), (chosen, rejected));
     }
 
-    /// What is kept, by pair id.
-    pub fn known(&self) -> &BTreeMap<String, (f32, f32)> {
-        &self.known
+    /// Returns the summed log-probabilities (chosen, rejected) that are kept, by pair id.
+    pub fn cached(&self) -> &BTreeMap<String, (f32, f32)> {
+        &self.cached
     }
 
-    /// Summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`: those kept
-    /// by [`Self::precompute`] or [`Self::remember`], else computed now.
+    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`. They
+    /// are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
     pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
-        let known: Option<Vec<(f32, f32)>> =
-            batch.ids.iter().map(|id| self.known.get(id).copied()).collect();
-        let Some(known) = known else {
+        let cached: Option<Vec<(f32, f32)>> =
+            batch.ids.iter().map(|id| self.cached.get(id).copied()).collect();
+        let Some(cached) = cached else {
             return self.compute(on_device);
         };
-        let (chosen, rejected): (Vec<f32>, Vec<f32>) = known.into_iter().unzip();
+        let (chosen, rejected): (Vec<f32>, Vec<f32>) = cached.into_iter().unzip();
         let both = [chosen, rejected].concat();
         let shape = [both.len()];
         let device = on_device.input.token_ids.device();
         Tensor::from_data(TensorData::new(both, shape), &device)
     }
 
-    /// As [`Self::log_probs`], always computed: for pairs outside the training set, whose ids may be the same.
+    /// Computes the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`, without using
+    /// those that are kept. This is for pairs outside the training set, which may have ids of training pairs.
     pub fn compute(&self, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
         score(&self.model, on_device, LogProbStats::None).sums
     }

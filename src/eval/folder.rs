@@ -1,131 +1,212 @@
-//! The folder an evaluation leaves: what is in it, what may go on in it.
+//! The output folder of an evaluation: its files, and whether a new evaluation may write to it or continue it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use serde_json::Value;
 
-use super::store::{Settings, refuse_others, sha256};
+use super::problems::Problem;
+use super::settings::{ResultKey, Settings};
 use super::task::Task;
 use crate::error::{Error, Result};
-use crate::lora::adapter;
+use crate::input_file;
+use crate::model::identity::ModelIdentity;
 use crate::model::quantize::Quantization;
-use crate::output::remove;
+use crate::output::{refuse_inputs_among, remove};
 
-/// An evaluation's folder.
+/// The output folder of an evaluation.
 #[derive(Clone, Debug)]
 pub struct Folder(pub PathBuf);
 
 impl Folder {
-    const FILES: [&'static str; 7] = [
-        "answers.partial.jsonl",
+    /// All files an evaluation writes, in the order in which they are removed. The files that mark the folder as an
+    /// evaluation's are removed last, so that a process killed before that leaves a folder that the same command accepts.
+    pub const FILES: [&'static str; 8] = [
         "predictions.json",
-        "results.json",
         "verdicts.jsonl",
         "programs.json",
-        "pair-scores.jsonl",
+        "programs.partial.jsonl",
         "index.html",
+        "answers.partial.jsonl",
+        "pair-scores.jsonl",
+        "results.json",
     ];
 
-    /// Answers as they come.
+    /// Returns the path of the file that keeps answers until all are complete.
     pub fn partial(&self) -> PathBuf {
         self.0.join("answers.partial.jsonl")
     }
 
-    /// All answers.
+    /// Returns the path of the file with all answers.
     pub fn predictions(&self) -> PathBuf {
         self.0.join("predictions.json")
     }
 
-    /// A file of this name.
+    /// Returns the path of the file `name`.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// Removes what an evaluation wrote here before.
+    /// Checks that the files `names` may be written to this folder.
     ///
     /// # Errors
-    /// The system refuses.
+    /// One of the files is an input, or it exists and no evaluation of this program is known to have written it.
+    pub fn check<'a>(
+        &self,
+        names: &[&str],
+        inputs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<()> {
+        let files: Vec<PathBuf> = names.iter().map(|name| self.0.join(name)).collect();
+        // The folder may be that of the model or adapter, because no file of a model has the name of an evaluation's file.
+        refuse_inputs_among(&files, inputs.into_iter().filter(|input| !input.is_dir()))?;
+        if self.is_evaluation() {
+            return Ok(());
+        }
+        match files.iter().find(|file| file.exists()) {
+            Some(file) if *file == self.predictions() => Err(unknown_predictions(file)),
+            Some(file) => Err(Error::file(
+                file,
+                "exists, and nothing shows that an evaluation of this program wrote it",
+                "give another --output",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether this program evaluated here: there are complete results, or answers of a stopped evaluation.
+    fn is_evaluation(&self) -> bool {
+        let results = self.results().ok().flatten();
+        let complete =
+            results.is_some_and(|old| old["task"].is_string() && old["scorers"].is_object());
+        let has_head = |path: PathBuf| {
+            let text = input_file::read_to_string(path).unwrap_or_default();
+            let head = text.lines().next().unwrap_or_default();
+            serde_json::from_str(head).is_ok_and(|head: Value| head["settings"].is_object())
+        };
+        complete || has_head(self.partial()) || has_head(self.file("pair-scores.jsonl"))
+    }
+
+    /// Removes the files of an earlier evaluation.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
     pub fn clear(&self) -> Result<()> {
         Self::FILES.iter().try_for_each(|name| remove(&self.0.join(name)))
     }
 
-    /// Whether an evaluation with these `settings` is complete here.
+    /// Returns for how many rows a complete evaluation with this `key` is in the folder: all, fewer, or 0 if there is none.
     ///
     /// # Errors
-    /// Another one is, or there are predictions nobody knows the origin of.
-    pub fn is_complete(&self, settings: &Settings) -> Result<bool> {
-        let path = self.file("results.json");
-        match self.results()? {
-            Some(results) => {
-                let old = serde_json::from_value(results["settings"].clone()).unwrap_or_default();
-                refuse_others(&path, &old, settings)?;
-                Ok(true)
+    /// The folder has the results of another evaluation, or predictions of unknown origin.
+    pub fn rows_done(&self, key: &ResultKey) -> Result<usize> {
+        match self.settings()? {
+            Some(old) => key.check(&self.file("results.json"), &old),
+            None if self.predictions().exists() && !self.partial().exists() => {
+                Err(unknown_predictions(&self.predictions()))
             }
-            None if self.predictions().exists() && !self.partial().exists() => Err(Error::file(
-                &self.predictions(),
-                "is there already, and nothing says which model and data it comes from",
-                "score it with --predictions; give another --output, or --overwrite",
-            )),
-            None => Ok(false),
+            None => Ok(0),
         }
     }
 
-    /// `results.json`, if it is there.
+    /// Returns the settings in `results.json`, or `None` if there is no such file.
     ///
     /// # Errors
-    /// It is not readable JSON.
+    /// As [`Self::results`].
+    pub fn settings(&self) -> Result<Option<Settings>> {
+        let settings = |results: Value| results.get("settings").cloned().unwrap_or_default();
+        let settings = self.results()?.map(settings);
+        Ok(settings.map(|settings| serde_json::from_value(settings).unwrap_or_default()))
+    }
+
+    /// Reads `results.json`. Returns `None` if there is no such file.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not JSON.
     pub fn results(&self) -> Result<Option<Value>> {
         let path = self.file("results.json");
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
-        let damaged =
-            |e| Error::file(&path, format!("is damaged: {e}"), "evaluate again with --overwrite");
+        let text = input_file::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let damaged = |e| {
+            Error::file(
+                &path,
+                format!("is damaged: {e}"),
+                "move it elsewhere, or give another --output",
+            )
+        };
         serde_json::from_str(&text).map(Some).map_err(damaged)
     }
 
-    /// The task whose results are here.
+    /// Returns the task named in `results.json`, or `None` if there is no such file or task.
     ///
     /// # Errors
     /// As [`Self::results`].
     pub fn task(&self) -> Result<Option<Task>> {
         let results = self.results()?;
-        Ok(results.and_then(|results| Task::named(results["task"].as_str()?)))
+        Ok(results.and_then(|results| Task::from_name(results["task"].as_str()?)))
     }
 }
 
-/// What names a model: its folder's shape and size, what it is packed as, and the adapter's weights.
-///
-/// # Errors
-/// A file cannot be read.
-pub fn model_settings(
-    name: &str,
-    folder: &Path,
-    packed: Option<Quantization>,
-    adapter: Option<&Path>,
-) -> Result<Settings> {
-    let mut bytes = 0;
-    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read", e))?;
-    for entry in entries.flatten() {
-        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-            // Through links: the hub's cache is made of them.
-            bytes += fs::metadata(entry.path()).map_or(0, |data| data.len());
+fn unknown_predictions(file: &Path) -> Error {
+    let problem = "exists already, and nothing says which model and data it comes from";
+    Error::file(file, problem, "score it with --predictions, or give another --output")
+}
+
+/// The model that is evaluated, with everything that identifies its results.
+#[derive(Clone, Copy, Debug)]
+pub struct EvaluatedModel<'a> {
+    /// Name or path that the user gave.
+    pub name: &'a str,
+    /// Folder of the model.
+    pub folder: &'a Path,
+    /// Folder of the adapter, if there is one.
+    pub adapter: Option<&'a Path>,
+    /// Quantization applied to the weights.
+    pub packed: Option<Quantization>,
+    /// Requested dtype of the weights, or `None` for the stored one.
+    pub dtype: Option<DType>,
+}
+
+impl EvaluatedModel<'_> {
+    /// Returns the settings that identify the model: hashes of its files, its quantization and its dtype.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings_on(ModelIdentity::read(self.folder)?)
+    }
+
+    /// Does the same as [`Self::settings`] with the already known identity `base` of the model without its adapter.
+    ///
+    /// # Errors
+    /// The adapter cannot be read.
+    pub fn settings_on(&self, mut base: ModelIdentity) -> Result<Settings> {
+        let mut settings = Settings::default().with("model", self.name);
+        if let Some(adapter) = self.adapter {
+            base = base.with_adapter(adapter)?;
+            settings = settings.with("adapter", adapter.display().to_string());
         }
+        if let Some(packed) = self.packed {
+            settings = settings
+                .with("quantization", packed.name())
+                .with("double_quant", packed.double_quant);
+        }
+        let dtype = self.dtype.map(|dtype| format!("{dtype:?}").to_lowercase());
+        let dtype = dtype.unwrap_or_else(|| "auto".to_string());
+        Ok(settings.with("dtype", dtype).with_identity(&base))
     }
-    let mut settings = Settings::default()
-        .with("model", name)
-        .with("model_config_sha256", sha256(&folder.join("config.json"))?)
-        .with("model_bytes", bytes);
-    if let Some(packed) = packed {
-        settings =
-            settings.with("quantization", packed.name()).with("double_quant", packed.double_quant);
-    }
-    Ok(match adapter {
-        Some(adapter) => settings
-            .with("adapter", adapter.display().to_string())
-            .with("adapter_sha256", sha256(&adapter.join(adapter::WEIGHTS))?),
-        None => settings,
-    })
+}
+
+/// Returns the key that identifies answers of at most `max_new_tokens` tokens to `problems`, read from the file `data`.
+pub fn answers_key(
+    settings: Settings,
+    data: &Path,
+    problems: &[Problem],
+    max_new_tokens: usize,
+) -> ResultKey {
+    let settings =
+        settings.with("data", data.display().to_string()).with("max_new_tokens", max_new_tokens);
+    let row = |problem: &Problem| [&problem.question, "\0", &problem.ground_truth].concat();
+    ResultKey::new(settings, "problems", problems.iter().map(row))
 }

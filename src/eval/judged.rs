@@ -1,4 +1,4 @@
-//! Verdicts on a whole set of answers, and what `results.json` says of them.
+//! Judges a whole set of answers, and writes the counts to `results.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,49 +6,57 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::answers::{Scorer, Verdict, completion_of};
+use super::answers::{Scorer, Verdict};
 use super::predictions::{Prediction, write_json};
 use super::problems::{Problem, read_rows};
+use super::settings::Settings;
 use super::statistics::Rate;
-use super::store::Settings;
 use crate::error::{Error, Result};
+use crate::generate::FinishReason;
 use crate::output::write_whole;
 
 /// One answer with the verdict of every scorer: a line of `verdicts.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
-    /// What was asked.
+    /// Question text.
     pub question: String,
-    /// The known solution.
+    /// Known solution.
     pub ground_truth: String,
-    /// What the model wrote after the prompt.
+    /// Text that the model wrote after the prompt, unchanged.
     pub completion: String,
-    /// As [`Problem::subject`].
+    /// Why the completion ended, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<FinishReason>,
+    /// Subject of the problem; see [`Problem::subject`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// As [`Problem::level`].
+    /// Level of the problem; see [`Problem::level`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
-    /// By the scorer's name.
+    /// Verdicts by the name of the scorer.
     pub verdicts: BTreeMap<String, Verdict>,
 }
 
-/// Judges every prediction by every scorer. `problems`, if given, are those answered, in order: they know subject and level.
+/// Judges every prediction by every scorer. `problems`, if given, are the answered problems in the same order; subject and
+/// level are taken from them.
 pub fn judge_all(
     predictions: &[Prediction],
     problems: Option<&[Problem]>,
     scorers: &[Scorer],
 ) -> Vec<Judged> {
     let one = |(index, prediction): (usize, &Prediction)| {
-        let completion = completion_of(&prediction.question, &prediction.prediction);
         let problem = problems.and_then(|problems| problems.get(index));
         let verdict = |scorer: &Scorer| {
-            (scorer.name.to_string(), scorer.judge(&prediction.ground_truth, completion))
+            (
+                scorer.name.to_string(),
+                scorer.judge(&prediction.ground_truth, &prediction.completion),
+            )
         };
         Judged {
             question: prediction.question.clone(),
             ground_truth: prediction.ground_truth.clone(),
-            completion: completion.trim().to_string(),
+            completion: prediction.completion.clone(),
+            finish_reason: prediction.finish_reason,
             subject: problem.and_then(|problem| problem.subject.clone()),
             level: problem.and_then(|problem| problem.level.clone()),
             verdicts: scorers.iter().map(verdict).collect(),
@@ -57,7 +65,7 @@ pub fn judge_all(
     predictions.iter().enumerate().map(one).collect()
 }
 
-/// Counts by `label`; `None` if an answer has none.
+/// Counts the answers by `label`. Returns `None` if an answer has no label.
 fn group(
     name: &'static str,
     judged: &[Judged],
@@ -76,57 +84,66 @@ fn group(
     Some(Group { name, parts })
 }
 
-/// What one scorer counted.
+/// Counts the answers that reached the token limit. Returns `None` if an answer's finish reason is not known.
+fn cut_off(judged: &[Judged]) -> Option<usize> {
+    let reasons: Option<Vec<FinishReason>> = judged.iter().map(|one| one.finish_reason).collect();
+    let reached = |reason: &FinishReason| *reason == FinishReason::Length;
+    reasons.map(|reasons| reasons.into_iter().filter(reached).count())
+}
+
+/// The counts of one scorer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Counted {
-    /// Right ones, all, accuracy, interval.
+pub struct ScorerCounts {
+    /// Correct answers, all answers, accuracy and its interval.
     #[serde(flatten)]
     pub rate: Rate,
-    /// Answers in which it found nothing to compare; they count as wrong.
+    /// Number of answers in which the scorer found nothing to compare. They count as wrong.
     pub unanswered: usize,
 }
 
-/// The count of the scorer `name` over `judged`.
-pub fn count<'a>(judged: impl IntoIterator<Item = &'a Judged>, name: &str) -> Counted {
+/// Counts the verdicts of the scorer `name` in `judged`.
+pub fn count<'a>(judged: impl IntoIterator<Item = &'a Judged>, name: &str) -> ScorerCounts {
     let verdicts: Vec<&Verdict> =
         judged.into_iter().filter_map(|one| one.verdicts.get(name)).collect();
-    Counted {
-        rate: Rate::of(verdicts.iter().map(|verdict| verdict.correct)),
+    ScorerCounts {
+        rate: Rate::from_verdicts(verdicts.iter().map(|verdict| verdict.correct)),
         unanswered: verdicts.iter().filter(|verdict| verdict.answer.is_none()).count(),
     }
 }
 
-/// A scorer's name, and what it does in a sentence.
+/// A scorer's name and a one-sentence description of its rule.
 pub type Rule = (&'static str, &'static str);
 
-/// Counts of the parts of a set.
+/// Counts of the answers grouped by subject or level.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// What parts them: `subject` or `level`.
+    /// Name of the label: `subject` or `level`.
     pub name: &'static str,
-    /// Each part's label, and one count a scorer.
-    pub parts: Vec<(String, Vec<Counted>)>,
+    /// Each label with one count per scorer.
+    pub parts: Vec<(String, Vec<ScorerCounts>)>,
 }
 
-/// What `results.json` holds.
+/// The content of `results.json`.
 #[derive(Clone, Debug)]
 pub struct Results {
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
     /// Number of problems.
     pub total: usize,
-    /// By scorer, in the task's order.
-    pub scorers: Vec<(Rule, Counted)>,
-    /// By subject and by level, where the data has them.
+    /// Counts by scorer, in the task's order.
+    pub scorers: Vec<(Rule, ScorerCounts)>,
+    /// Counts by subject and by level, if the data has them.
     pub groups: Vec<Group>,
-    /// More that a task says, by name.
+    /// Number of answers that reached the token limit, if all finish reasons are known.
+    pub cut_off: Option<usize>,
+    /// Additional values of the task, by name.
     pub more: Map<String, Value>,
-    /// What the numbers depend on.
+    /// Settings on which the numbers depend.
     pub settings: Settings,
 }
 
 impl Results {
-    /// Counts.
+    /// Counts the verdicts in `judged` by each of `rules`.
     pub fn new(task: &str, judged: &[Judged], rules: &[Rule], settings: Settings) -> Self {
         let groups = [
             group("subject", judged, rules, |one| one.subject.as_ref()),
@@ -137,15 +154,16 @@ impl Results {
             total: judged.len(),
             scorers: rules.iter().map(|rule| (*rule, count(judged, rule.0))).collect(),
             groups: groups.into_iter().flatten().collect(),
+            cut_off: cut_off(judged),
             more: Map::new(),
             settings,
         }
     }
 
-    /// Writes `results.json` to `folder`, and `verdicts.jsonl`, a line an answer.
+    /// Writes `results.json` and `verdicts.jsonl`, one line per answer, to `folder`.
     ///
     /// # Errors
-    /// The disk is full.
+    /// A file cannot be written.
     pub fn write(&self, folder: &Path, judged: &[Judged]) -> Result<()> {
         let path = folder.join("verdicts.jsonl");
         let mut lines = Vec::new();
@@ -170,7 +188,7 @@ impl Results {
             .collect();
         let mut value = json!({"task": self.task, "total": self.total, "scorers": scorers});
         for Group { name, parts } in &self.groups {
-            let by_scorer = |counts: &[Counted]| {
+            let by_scorer = |counts: &[ScorerCounts]| {
                 let pairs = self.scorers.iter().zip(counts);
                 pairs
                     .map(|((rule, _), count)| (rule.0.to_string(), json!(count)))
@@ -180,6 +198,9 @@ impl Results {
                 parts.iter().map(|(label, counts)| (label.clone(), by_scorer(counts).into()));
             value[format!("by_{name}")] = groups.collect::<Map<_, _>>().into();
         }
+        if let Some(cut_off) = self.cut_off {
+            value["cut_off"] = cut_off.into();
+        }
         for (name, more) in &self.more {
             value[name] = more.clone();
         }
@@ -188,7 +209,7 @@ impl Results {
         value
     }
 
-    /// The table a person reads.
+    /// Formats the results as a table for the terminal.
     pub fn table(&self) -> String {
         let mut lines = vec![format!(
             "{:<22}{:>9}{:>8}{:>11}   {:<19}{:>10}",
@@ -197,8 +218,14 @@ impl Results {
         for ((name, _), counted) in &self.scorers {
             lines.push(row(name, counted) + &format!("{:>10}", counted.unanswered));
         }
+        if let Some(cut_off @ 1..) = self.cut_off {
+            lines.push(format!(
+                "\n{cut_off} of {} answers were cut off at max_new_tokens",
+                self.total
+            ));
+        }
         for Group { name, parts } in &self.groups {
-            // One rule is enough to see where a model is weak: the last is the fairest of each task.
+            // Groups show one rule only, the last, which is the fairest of each task.
             if let Some(((scorer, _), _)) = self.scorers.last() {
                 lines.push(format!("\nby {name} ({scorer})"));
             }
@@ -210,21 +237,21 @@ impl Results {
     }
 }
 
-fn row(name: &str, counted: &Counted) -> String {
+fn row(name: &str, counted: &ScorerCounts) -> String {
     let Rate { correct, total, accuracy, interval_95: [low, high] } = counted.rate;
     let interval = format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high);
     format!("{name:<22}{correct:>9}{total:>8}{:>9.2} %   {interval:<19}", 100.0 * accuracy)
 }
 
-/// Reads a `verdicts.jsonl`.
+/// Reads a `verdicts.jsonl` file.
 ///
 /// # Errors
-/// It cannot be read, or a line is not a verdict.
+/// The file cannot be read, or a line is not a verdict.
 pub fn read_judged(path: &Path) -> Result<Vec<Judged>> {
     const FORM: &str = "evaluate writes this file; run it again";
     let one = |(place, row): (String, Value)| {
         serde_json::from_value(row)
-            .map_err(|e| Error::invalid(place, format!("is no verdict: {e}"), FORM))
+            .map_err(|e| Error::invalid(place, format!("is not a verdict: {e}"), FORM))
     };
     read_rows(path, FORM)?.into_iter().map(one).collect()
 }

@@ -1,4 +1,4 @@
-//! Evaluation: answers of a model scored against known ones, with intervals and paired tests.
+//! Evaluation: scores a model's answers against known ones, with confidence intervals and paired tests.
 
 pub mod answers;
 pub mod change;
@@ -11,14 +11,15 @@ pub mod predictions;
 pub mod preference;
 pub mod problems;
 pub mod sandbox;
+pub mod settings;
 pub mod statistics;
 pub mod store;
 pub mod task;
 
 use regex::Regex;
 
-/// A pattern written in this crate.
+/// Compiles a regular expression that is a constant of this crate.
 #[allow(clippy::expect_used, reason = "constants, each of which a test compiles")]
 fn pattern(text: &str) -> Regex {
-    Regex::new(text).expect("a pattern of this crate")
+    Regex::new(text).expect("a valid pattern of this crate")
 }

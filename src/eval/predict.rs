@@ -1,35 +1,40 @@
-//! Answers of a model to a set of problems, kept as they come.
+//! Generates a model's answers to a set of problems and stores each as soon as it is complete.
 
 use arithmo_backends::TrainBackend;
 
-use super::answers::{Scorer, completion_of};
+use serde::{Deserialize, Serialize};
+
+use super::answers::Scorer;
 use super::problems::Problem;
 use super::store::Store;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::generate::{CompletionEvent, GenerateConfig, complete_each};
+use crate::generate::{CompletionEvent, FinishReason, GenerateConfig, complete_each};
 use crate::model::mistral::Mistral;
-use crate::progress::{Progress, ProgressMode};
+use crate::progress::{Progress, ProgressMode, TokenWork};
 
-/// The prompts of `problems`: `template` around each, or with `shots` the solved ones first, in lm-eval's form
-/// (`Question: ...\nAnswer: ...`, a blank line between them).
+/// Builds the prompts of `problems`: each in `template`, or, if there are `shots`, after these solved examples in lm-eval's
+/// format (`Question: ...\nAnswer: ...`, separated by blank lines).
 pub fn prompts(problems: &[Problem], template: &PromptTemplate, shots: &[Problem]) -> Vec<String> {
     let solved: String = shots
         .iter()
         .map(|shot| format!("Question: {}\nAnswer: {}\n\n", shot.question, shot.ground_truth))
         .collect();
-    let prompt = |problem: &Problem| match shots.is_empty() {
-        true => template.apply(&problem.question),
-        false => format!("{solved}Question: {}\nAnswer:", problem.question),
+    let prompt = |problem: &Problem| {
+        if shots.is_empty() {
+            template.apply(&problem.question)
+        } else {
+            format!("{solved}Question: {}\nAnswer:", problem.question)
+        }
     };
     problems.iter().map(prompt).collect()
 }
 
-/// The numbers (from 1) of the prompts that leave no room for an answer among a model's `positions`.
+/// Returns the numbers (from 1) of the prompts that leave no room for an answer in a model with `positions` positions.
 ///
 /// # Errors
-/// The tokenizer cannot express a prompt.
+/// The tokenizer cannot encode a prompt.
 pub fn too_long(prompts: &[String], tokenizer: &Tokenizer, positions: usize) -> Result<Vec<usize>> {
     let mut numbers = Vec::new();
     for (prompt, number) in prompts.iter().zip(1..) {
@@ -40,89 +45,114 @@ pub fn too_long(prompts: &[String], tokenizer: &Tokenizer, positions: usize) -> 
     Ok(numbers)
 }
 
-/// Who answers, and how.
+/// The text that a model wrote after a prompt, exactly as it was generated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Text without the prompt and without special tokens.
+    pub completion: String,
+    /// Why the completion ended.
+    pub finish_reason: FinishReason,
+}
+
+/// The model that answers, and how its answers are generated.
 #[derive(Debug)]
 pub struct Answering<'a, B: TrainBackend> {
-    /// The model.
+    /// Model that answers.
     pub model: &'a Mistral<B>,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
-    /// Length, stops, batch.
+    /// Generation settings: maximum length, stop conditions, batch size.
     pub config: &'a GenerateConfig,
-    /// What the running accuracy is of; none, none is shown.
+    /// Scorers whose running accuracy is shown with the progress.
     pub scorers: &'a [Scorer],
-    /// Where progress goes.
+    /// How progress is shown.
     pub progress: ProgressMode,
 }
 
 impl<B: TrainBackend> Answering<'_, B> {
-    /// Completes each of `prompts`, one a problem, that `store` does not hold yet; the whole text goes into `store`. Those
-    /// whose number (from 1) is in `too_long` get an empty answer.
+    /// Completes the prompts, one per problem, whose answers `store` does not hold yet, and adds the answers to it.
+    /// Prompts whose number (from 1) is in `too_long` get an empty answer.
     ///
     /// # Errors
-    /// As [`complete_each`]; or the store cannot be written. What is in the store stays.
+    /// Generation fails as in [`complete_each`], or the store cannot be written. Answers that are in the store stay there.
     pub fn answer(
         &self,
         problems: &[Problem],
         prompts: &[String],
         too_long: &[usize],
-        store: &mut Store<String>,
+        store: &mut Store<Answer>,
     ) -> Result<()> {
         let total = Some(problems.len() as u64);
         let progress = Progress::new("evaluate", total, "answers", self.progress);
-        let mut running =
-            Running { scorers: self.scorers, correct: vec![0; self.scorers.len()], total: 0 };
+        let mut accuracy = RunningAccuracy {
+            scorers: self.scorers,
+            correct: vec![0; self.scorers.len()],
+            total: 0,
+        };
         for number in too_long {
             if !store.done().contains_key(&(number - 1)) {
-                store.put(number - 1, prompts[number - 1].clone())?;
+                let empty =
+                    Answer { completion: String::new(), finish_reason: FinishReason::Length };
+                store.put(number - 1, empty)?;
             }
         }
-        for (index, text) in store.done() {
-            running.count(&problems[*index], text);
+        for (index, answer) in store.done() {
+            accuracy.count(&problems[*index], answer);
         }
         let open = (0..problems.len()).filter(|index| !store.done().contains_key(index));
         let open: Vec<usize> = open.collect();
         progress.set_position((problems.len() - open.len()) as u64);
         let asked: Vec<String> = open.iter().map(|index| prompts[*index].clone()).collect();
+        let mut work = TokenWork::new(open.len(), self.config.max_new_tokens);
         let on_event = |event: CompletionEvent<'_>| {
+            if let CompletionEvent::Step(step) = event {
+                work.generated(step.new_tokens);
+                progress.set_share(work.share());
+            }
             if let CompletionEvent::Finished { index, completion } = event {
+                work.finished(completion.token_ids.len());
                 let index = open[index];
-                let text = [prompts[index].as_str(), &completion.completion].concat();
-                running.count(&problems[index], &text);
-                progress.set_message(running.message());
-                store.put(index, text)?;
+                let answer = Answer {
+                    completion: completion.completion.clone(),
+                    finish_reason: completion.finish_reason,
+                };
+                accuracy.count(&problems[index], &answer);
+                progress.set_message(accuracy.message());
+                store.put(index, answer)?;
                 progress.inc(1);
             }
             Ok(())
         };
-        let as_it_is = PromptTemplate::default();
-        let ended =
-            complete_each(self.model, self.tokenizer, &asked, &as_it_is, self.config, on_event);
+        // The prompts are complete already, so the default template, which changes nothing, is used.
+        let template = PromptTemplate::default();
+        let result =
+            complete_each(self.model, self.tokenizer, &asked, &template, self.config, on_event);
         progress.finish();
-        store.kept(ended, problems.len())
+        store.with_kept_note(result)
     }
 }
 
-/// Accuracy so far.
-struct Running<'a> {
+/// The accuracy of the answers so far, by scorer.
+struct RunningAccuracy<'a> {
     scorers: &'a [Scorer],
     correct: Vec<usize>,
     total: usize,
 }
 
-impl Running<'_> {
-    fn count(&mut self, problem: &Problem, text: &str) {
-        let completion = completion_of(&problem.question, text);
+impl RunningAccuracy<'_> {
+    fn count(&mut self, problem: &Problem, answer: &Answer) {
         for (scorer, correct) in self.scorers.iter().zip(&mut self.correct) {
-            *correct += usize::from(scorer.judge(&problem.ground_truth, completion).correct);
+            let verdict = scorer.judge(&problem.ground_truth, &answer.completion);
+            *correct += usize::from(verdict.correct);
         }
         self.total += 1;
     }
 
     fn message(&self) -> String {
-        let share = |correct: usize| 100.0 * correct as f64 / self.total.max(1) as f64;
+        let percent = |correct: usize| 100.0 * correct as f64 / self.total.max(1) as f64;
         let all = self.scorers.iter().zip(&self.correct);
-        let all = all.map(|(scorer, correct)| format!("{} {:.1} %", scorer.name, share(*correct)));
+        let all =
+            all.map(|(scorer, correct)| format!("{} {:.1} %", scorer.name, percent(*correct)));
         all.collect::<Vec<_>>().join(", ")
     }
 }

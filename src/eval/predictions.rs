@@ -1,64 +1,145 @@
-//! `predictions.json`: what a model answered, in the original project's form.
+//! Reads and writes `predictions.json`: a model's answers, in the original project's format.
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::problems::{Problem, read_rows, shortened, text_of};
+use super::answers::ForeignPrompt;
+use super::predict::Answer;
+use super::problems::{Problem, read_rows, shortened, string_field};
 use crate::error::{Error, Result};
+use crate::generate::FinishReason;
 use crate::output::write_whole;
 
-/// One entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A model's answer to a problem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Entry")]
 pub struct Prediction {
-    /// The problem, without the prompt's template.
+    /// Question text, without the prompt template.
     pub question: String,
-    /// The whole known solution.
+    /// Whole known solution.
     pub ground_truth: String,
-    /// The whole text, prompt included.
-    pub prediction: String,
+    /// Text that the model was given: examples, template and question.
+    pub prompt: String,
+    /// Text that the model wrote after the prompt. Only this is judged.
+    pub completion: String,
+    /// Why the completion ended, if that is known.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// One entry of the file: the original project's three keys, with the prediction also split into prompt and completion.
+#[derive(Serialize)]
+struct Entry {
+    question: String,
+    ground_truth: String,
+    prediction: String,
+    prompt: String,
+    completion: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<FinishReason>,
+}
+
+impl From<Prediction> for Entry {
+    fn from(prediction: Prediction) -> Self {
+        Self {
+            prediction: [prediction.prompt.as_str(), &prediction.completion].concat(),
+            question: prediction.question,
+            ground_truth: prediction.ground_truth,
+            prompt: prediction.prompt,
+            completion: prediction.completion,
+            finish_reason: prediction.finish_reason,
+        }
+    }
 }
 
 const FORM: &str = "a predictions file is an array of {\"question\", \"ground_truth\", \"prediction\"}, as evaluate writes it";
 
-/// `texts`, prompt and answer each, as predictions of `problems`.
-pub fn predictions(problems: &[Problem], texts: Vec<String>) -> Vec<Prediction> {
-    let prediction = |(problem, prediction): (&Problem, String)| Prediction {
+/// Combines `problems`, their `prompts` and `answers` into predictions.
+pub fn predictions(
+    problems: &[Problem],
+    prompts: Vec<String>,
+    answers: Vec<Answer>,
+) -> Vec<Prediction> {
+    let all = problems.iter().zip(prompts).zip(answers);
+    let prediction = |((problem, prompt), answer): ((&Problem, String), Answer)| Prediction {
         question: problem.question.clone(),
         ground_truth: problem.ground_truth.clone(),
-        prediction,
+        prompt,
+        completion: answer.completion,
+        finish_reason: Some(answer.finish_reason),
     };
-    problems.iter().zip(texts).map(prediction).collect()
+    all.map(prediction).collect()
 }
 
-/// Reads a predictions file: an array, or JSON lines.
+/// Reads a predictions file: a JSON array, or JSON lines. If an entry has no completion, `foreign` finds it in the
+/// prediction.
 ///
 /// # Errors
-/// It cannot be read, is empty, or an entry lacks a key.
-pub fn read_predictions(path: &Path) -> Result<Vec<Prediction>> {
-    let entry = |(place, row): (String, serde_json::Value)| {
-        let text = |key| text_of(&row, &[key]).map_err(|said| Error::invalid(&place, said, FORM));
-        Ok(Prediction {
-            question: text("question")?,
-            ground_truth: text("ground_truth")?,
-            // A model may say nothing.
-            prediction: match row.get("prediction").and_then(serde_json::Value::as_str) {
-                Some(prediction) => prediction.to_string(),
-                None => text("prediction")?,
-            },
-        })
+/// The file cannot be read or is empty, an entry lacks a key or contradicts itself, or a prediction does not contain the
+/// given template.
+pub fn read_predictions(path: &Path, foreign: &ForeignPrompt) -> Result<Vec<Prediction>> {
+    let all = read_rows(path, FORM)?
+        .into_iter()
+        .map(|(place, row)| read_entry(&place, &row, foreign))
+        .collect::<Result<Vec<_>>>()?;
+    if all.is_empty() { Err(Error::file(path, "holds no prediction", FORM)) } else { Ok(all) }
+}
+
+fn read_entry(place: &str, row: &Value, foreign: &ForeignPrompt) -> Result<Prediction> {
+    let text = |key| string_field(row, &[key]).map_err(|e| Error::invalid(place, e, FORM));
+    let optional = |key| row.get(key).and_then(Value::as_str);
+    let (question, ground_truth) = (text("question")?, text("ground_truth")?);
+    // The prediction may be empty.
+    let whole = match optional("prediction") {
+        Some(prediction) => prediction.to_string(),
+        None => text("prediction")?,
     };
-    let all = read_rows(path, FORM)?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
-    match all.is_empty() {
-        true => Err(Error::file(path, "holds no prediction", FORM)),
-        false => Ok(all),
+    let (completion, prompt) = match (optional("completion"), optional("prompt")) {
+        (Some(completion), prompt) => {
+            check_parts(place, &whole, prompt, completion)?;
+            (completion, prompt)
+        }
+        (None, _) => {
+            let found = foreign.completion(&question, &whole);
+            (found.ok_or_else(|| template_not_found(place, foreign))?, None)
+        }
+    };
+    let before = &whole[..whole.len() - completion.len()];
+    let finish_reason = row.get("finish_reason").cloned().unwrap_or_default();
+    Ok(Prediction {
+        ground_truth,
+        prompt: prompt.unwrap_or(before).to_string(),
+        completion: completion.to_string(),
+        finish_reason: serde_json::from_value(finish_reason).unwrap_or_default(),
+        question,
+    })
+}
+
+/// Returns an error if `whole`, an entry's prediction, is not its prompt followed by its completion.
+fn check_parts(place: &str, whole: &str, prompt: Option<&str>, completion: &str) -> Result<()> {
+    let before = whole.strip_suffix(completion);
+    if before.is_some_and(|before| prompt.is_none_or(|prompt| prompt == before)) {
+        return Ok(());
     }
+    let problem = "prediction: is not the prompt followed by the completion";
+    let remedy =
+        "correct the entry (only its completion is judged), or remove its prompt and completion";
+    Err(Error::invalid(place, problem, remedy))
+}
+
+fn template_not_found(place: &str, foreign: &ForeignPrompt) -> Error {
+    let (ForeignPrompt::Given(template) | ForeignPrompt::Usual(template)) = foreign;
+    let template = String::from(template.clone());
+    let problem = format!("prediction: does not hold its question in the template {template:?}");
+    let remedy = "give the --prompt-template of these predictions, or leave it out to search for the question";
+    Error::invalid(place, problem, remedy)
 }
 
 /// Writes a predictions file, whole or not at all.
 ///
 /// # Errors
-/// The disk is full.
+/// The file cannot be written.
 pub fn write_predictions(path: &Path, predictions: &[Prediction]) -> Result<()> {
     write_json(path, &predictions)
 }
@@ -71,10 +152,10 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_whole(path, &bytes)
 }
 
-/// Checks that `predictions` answer exactly `problems`, in their order.
+/// Checks that `predictions` answer exactly `problems`, in the same order.
 ///
 /// # Errors
-/// They are of another data set: the first place where they part is named.
+/// They do not. The error names the first difference.
 pub fn check_same_problems(
     path: &Path,
     predictions: &[Prediction],
@@ -84,7 +165,7 @@ pub fn check_same_problems(
         Err(Error::file(
             path,
             problem,
-            "give the --data these predictions were made from, or leave it out",
+            "give the --data that these predictions were made from, or leave it out",
         ))
     };
     let pairs = predictions.iter().zip(problems).zip(1..);

@@ -1,4 +1,4 @@
-//! How well a model tells chosen from rejected answers, and how sure it is where people were sure.
+//! Preference evaluation: how often a model prefers chosen to rejected answers, and how well its certainty is calibrated.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,44 +13,45 @@ use super::store::Store;
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::data::pair::PreferencePair;
-use crate::dpo::log_probs::{DeviceBatch, score};
+use crate::dpo::log_probs::{DeviceBatch, finite_sums, score};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
 use crate::progress::{Progress, ProgressMode};
 
-/// What is asked of each pair. The first needs an adapter: without one, policy and reference are the same.
+/// The rules by which a pair is judged. The first needs an adapter: without one, policy and reference are the same model.
 pub const PREFERENCE_RULES: [Rule; 3] = [
     (
         "reward",
-        "beta (log p - log p of the model without its adapter) is larger for chosen: DPO's implicit reward (arXiv 2305.18290)",
+        "DPO's implicit reward, beta (log p - log p of the model without its adapter), is larger for chosen (arXiv 2305.18290)",
     ),
     ("likelihood", "chosen is more likely than rejected"),
     ("likelihood-per-token", "chosen is more likely than rejected, per token"),
 ];
 
-/// What the model says of one pair.
+/// The log-probabilities of one pair.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PairScore {
-    /// The pair's id.
+    /// Id of the pair.
     pub id: String,
     /// Summed log-probabilities of chosen and rejected.
     pub policy: [f32; 2],
-    /// The same without the adapter, if there is one.
+    /// Summed log-probabilities without the adapter, if there is one.
     pub reference: Option<[f32; 2]>,
-    /// Completion tokens of chosen and rejected.
+    /// Number of completion tokens of chosen and rejected.
     pub tokens: [usize; 2],
 }
 
 impl PairScore {
-    /// DPO's margin, `beta ((log p - log p_ref) of chosen - the same of rejected)`.
+    /// Computes DPO's margin, `beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected))`, or returns `None` if
+    /// there is no reference.
     pub fn margin(&self, beta: f64) -> Option<f64> {
         let reference = self.reference?;
-        let gain = |side: usize| f64::from(self.policy[side]) - f64::from(reference[side]);
-        Some(beta * (gain(0) - gain(1)))
+        let logratio = |side: usize| f64::from(self.policy[side]) - f64::from(reference[side]);
+        Some(beta * (logratio(0) - logratio(1)))
     }
 
-    /// Log-probability of chosen less that of rejected; `per_token`: of their means.
+    /// Computes the log-probability of chosen minus that of rejected, each divided by its number of tokens if `per_token`.
     fn likelihood(&self, per_token: bool) -> f64 {
         let side = |side: usize| {
             let tokens = if per_token { self.tokens[side].max(1) } else { 1 };
@@ -60,10 +61,11 @@ impl PairScore {
     }
 }
 
-/// Scores the pairs that `store` does not hold yet, with the adapter, and without it if there is one.
+/// Scores the pairs that `store` does not hold yet, with the adapter and, if there is one, also without it.
 ///
 /// # Errors
-/// The store cannot be written, or the user interrupts: what is in it stays.
+/// A log-probability is not finite, the store cannot be written, or the user interrupts. Scores that are in the store stay
+/// there.
 pub fn score_pairs<B: TrainBackend>(
     model: &Mistral<B>,
     has_adapter: bool,
@@ -73,7 +75,8 @@ pub fn score_pairs<B: TrainBackend>(
     (mode, device): (ProgressMode, &B::Device),
 ) -> Result<()> {
     let reference = has_adapter.then(|| model.clone().without_adapter());
-    let table = model.position_table(model.config.max_position_embeddings, device);
+    let longest = pairs.iter().map(EncodedPair::longest).max().unwrap_or(0);
+    let table = model.position_table(longest, device);
     let progress = Progress::new("evaluate", Some(pairs.len() as u64), "pairs", mode);
     let open: Vec<usize> =
         (0..pairs.len()).filter(|index| !store.done().contains_key(index)).collect();
@@ -81,7 +84,7 @@ pub fn score_pairs<B: TrainBackend>(
     for indices in open.chunks(batch_size.max(1)) {
         if interrupt::requested() {
             let note = format!(
-                "{} of {} pairs are kept; the same command goes on",
+                "{} of {} pairs are kept; run the same command again to continue",
                 store.done().len(),
                 pairs.len()
             );
@@ -90,11 +93,11 @@ pub fn score_pairs<B: TrainBackend>(
         let some: Vec<&EncodedPair> = indices.iter().map(|index| &pairs[*index]).collect();
         let batch = PreferenceBatch::new(&some);
         let on_device = DeviceBatch::new(&batch, &table, device);
-        let sums = |model: &Mistral<B>| -> Vec<f32> {
+        let sums = |model: &Mistral<B>| -> Result<Vec<f32>> {
             let scored = score(model, &on_device, LogProbStats::None);
-            scored.sums.into_data().iter::<f32>().collect()
+            finite_sums(model, &on_device, scored.sums)
         };
-        let (policy, reference) = (sums(model), reference.as_ref().map(sums));
+        let (policy, reference) = (sums(model)?, reference.as_ref().map(sums).transpose()?);
         let count = indices.len();
         for (row, index) in indices.iter().enumerate() {
             let both = |sums: &Vec<f32>| [sums[row], sums[count + row]];
@@ -106,25 +109,25 @@ pub fn score_pairs<B: TrainBackend>(
             };
             store.put(*index, record)?;
         }
-        progress.set_message(running(store.done()));
+        progress.set_message(accuracy_message(store.done()));
         progress.inc(count as u64);
     }
     progress.finish();
     Ok(())
 }
 
-fn running(done: &BTreeMap<usize, PairScore>) -> String {
-    let (name, right): (_, fn(&PairScore) -> bool) = match done.values().next() {
+fn accuracy_message(done: &BTreeMap<usize, PairScore>) -> String {
+    let (name, correct): (_, fn(&PairScore) -> bool) = match done.values().next() {
         Some(first) if first.reference.is_some() => {
             ("reward", |one| one.margin(1.0).is_some_and(|margin| margin > 0.0))
         }
         _ => ("likelihood", |one| one.likelihood(false) > 0.0),
     };
-    let rate = Rate::of(done.values().map(right));
+    let rate = Rate::from_verdicts(done.values().map(correct));
     format!("{name} {:.1} %", 100.0 * rate.accuracy)
 }
 
-/// The verdicts on each pair. Equal scores are wrong, as in TRL. Pairs are found by id.
+/// Judges each scored pair by [`PREFERENCE_RULES`]. Equal scores are wrong, as in TRL. Scores are matched to pairs by id.
 pub fn judge_pairs(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) -> Vec<Judged> {
     let by_id: HashMap<&str, &PreferencePair> =
         pairs.iter().map(|pair| (pair.id.as_str(), pair)).collect();
@@ -144,6 +147,7 @@ pub fn judge_pairs(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) ->
             question: text(|pair| &pair.prompt),
             ground_truth: text(|pair| &pair.chosen),
             completion: format!("The other answer:\n{}", text(|pair| &pair.rejected)),
+            finish_reason: None,
             subject: None,
             level: None,
             verdicts: verdicts.collect(),
@@ -152,40 +156,40 @@ pub fn judge_pairs(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) ->
     scores.iter().map(one).collect()
 }
 
-/// A share of the pairs, by what they have in common.
+/// A group of pairs with a common property.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bucket {
-    /// Which pairs.
+    /// Name of the group.
     pub name: String,
-    /// How many of them are told apart rightly.
+    /// Share of the pairs whose margin is positive.
     #[serde(flatten)]
     pub rate: Rate,
     /// Mean margin.
     pub mean_margin: f64,
-    /// Mean of the model's probability that chosen is preferred, `sigmoid(margin)` (Bradley and Terry); in a table by
-    /// certainty, that the preferred side is: the accuracy, if the model is calibrated.
+    /// Mean of `sigmoid(margin)`, the model's probability that chosen is preferred (Bradley and Terry). In a table by
+    /// certainty, mean probability of the side that the model prefers; it equals the accuracy if the model is calibrated.
     pub mean_probability: f64,
 }
 
-/// Margins in tables: all together, by the gap of the votes, by length, by the model's own certainty.
+/// Margins of all pairs, and grouped by vote gap, by length and by the model's certainty.
 #[derive(Clone, Debug, Default)]
 pub struct Margins {
-    /// What the margin is of: the reward if there is an adapter, else the log-likelihood.
-    pub of: &'static str,
+    /// Quantity whose margin it is: `reward` if there is an adapter, else `likelihood`.
+    pub quantity: &'static str,
     /// Mean margin and its 95 % interval.
     pub mean: Option<(f64, [f64; 2])>,
-    /// By `chosen_score - rejected_score`; empty if the data has no scores.
+    /// Pairs by `chosen_score - rejected_score`. Empty if the data has no scores.
     pub by_score_gap: Vec<Bucket>,
-    /// By the length of chosen beside rejected, in tokens.
+    /// Pairs by the ratio of the lengths of chosen and rejected, in tokens.
     pub by_length: Vec<Bucket>,
-    /// By how sure the model is of the side it prefers, `sigmoid(|margin|)`.
+    /// Pairs by the model's probability of the side that it prefers, `sigmoid(|margin|)`.
     pub by_certainty: Vec<Bucket>,
-    /// Mean distance of accuracy and probability over the last table, weighted by pairs (expected calibration error).
+    /// Expected calibration error: mean of `|accuracy - probability|` over `by_certainty`, weighted by pairs.
     pub calibration_error: f64,
 }
 
 impl Margins {
-    /// Of the scored pairs.
+    /// Groups the margins of the scored pairs.
     pub fn new(pairs: &[PreferencePair], scores: &[PairScore], beta: f64) -> Self {
         let rewards = scores.iter().all(|score| score.reference.is_some());
         let margin =
@@ -207,7 +211,7 @@ impl Margins {
             },
         );
         Self {
-            of: if rewards { "reward" } else { "likelihood" },
+            quantity: if rewards { "reward" } else { "likelihood" },
             mean: mean_interval(&margins),
             by_score_gap: buckets(&margins, sigmoid, |index| gap(&scores[index]).map(gap_name)),
             by_length: buckets(&margins, sigmoid, |index| Some(length_name(scores[index].tokens))),
@@ -216,11 +220,11 @@ impl Margins {
         }
     }
 
-    /// For `results.json`.
+    /// Returns the members for `results.json`.
     pub fn json(&self) -> Map<String, Value> {
         let value = json!({
             "margin": {
-                "of": self.of,
+                "of": self.quantity,
                 "mean": self.mean.map(|(mean, _)| mean),
                 "interval_95": self.mean.map(|(_, interval)| interval),
             },
@@ -232,11 +236,11 @@ impl Margins {
         value.as_object().cloned().unwrap_or_default()
     }
 
-    /// The tables with their headings.
+    /// Returns the tables with their headings.
     pub fn tables(&self) -> [(&'static str, &[Bucket]); 3] {
         [
-            ("By the gap of the votes (score of chosen less that of rejected)", &self.by_score_gap),
-            ("By length (tokens of chosen beside rejected)", &self.by_length),
+            ("By the gap of the votes (chosen score minus rejected score)", &self.by_score_gap),
+            ("By length (tokens of chosen relative to rejected)", &self.by_length),
             ("By the model's certainty", &self.by_certainty),
         ]
     }
@@ -258,16 +262,17 @@ fn length_name([chosen, rejected]: [usize; 2]) -> (usize, String) {
         (1.1, "about as long (10 %)"),
         (2.0, "longer"),
     ];
-    let place = names.iter().position(|(most, _)| ratio <= *most);
-    let name = place.map_or("more than twice as long", |place| names[place].1);
-    (place.unwrap_or(names.len()), name.to_string())
+    let position = names.iter().position(|(max_ratio, _)| ratio <= *max_ratio);
+    let name = position.map_or("more than twice as long", |position| names[position].1);
+    (position.unwrap_or(names.len()), name.to_string())
 }
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Groups the pairs by `name` (an order and a name; `None`: in no group); `probability` is of a margin.
+/// Groups the pairs by `name`, which returns a sort key and a name, or `None` for a pair in no group. `probability` maps a
+/// margin to a probability.
 fn buckets(
     margins: &[f64],
     probability: fn(f64) -> f64,
@@ -279,12 +284,12 @@ fn buckets(
             groups.entry(key).or_default().push(*margin);
         }
     }
-    let mean = |values: &[f64], of: fn(f64) -> f64| {
-        values.iter().map(|value| of(*value)).sum::<f64>() / values.len() as f64
+    let mean = |values: &[f64], map: fn(f64) -> f64| {
+        values.iter().map(|value| map(*value)).sum::<f64>() / values.len() as f64
     };
     let bucket = |((_, name), margins): ((usize, String), Vec<f64>)| Bucket {
         name,
-        rate: Rate::of(margins.iter().map(|margin| *margin > 0.0)),
+        rate: Rate::from_verdicts(margins.iter().map(|margin| *margin > 0.0)),
         mean_margin: mean(&margins, |margin| margin),
         mean_probability: mean(&margins, probability),
     };
@@ -299,13 +304,13 @@ fn calibration_error(buckets: &[Bucket]) -> f64 {
     buckets.iter().map(distance).sum::<f64>() / pairs.max(1) as f64
 }
 
-/// What a person reads of the margins.
+/// Formats the margins for the terminal.
 pub fn margin_lines(margins: &Margins) -> String {
     let mut lines = Vec::new();
     if let Some((mean, [low, high])) = margins.mean {
         lines.push(format!(
             "\nmean margin of the {}: {mean:.4} (95 %: {low:.4} to {high:.4})",
-            margins.of
+            margins.quantity
         ));
     }
     lines.push(format!("expected calibration error: {:.4}", margins.calibration_error));
@@ -313,7 +318,7 @@ pub fn margin_lines(margins: &Margins) -> String {
     {
         lines.push(format!(
             "\n{title}\n{:<26}{:>8}{:>8}{:>11}{:>10}{:>13}",
-            "", "right", "of", "accuracy", "margin", "probability"
+            "", "correct", "of", "accuracy", "margin", "probability"
         ));
         for Bucket { name, rate, mean_margin, mean_probability } in buckets {
             lines.push(format!(

@@ -1,4 +1,4 @@
-//! The tasks: what is asked in which words, and who judges.
+//! The evaluation tasks, each with its prompt template and scorers.
 
 use super::answers::{GSM8K_SCORERS, MATH_SCORERS, Scorer};
 use super::judged::Rule;
@@ -7,24 +7,24 @@ use super::preference::PREFERENCE_RULES;
 use crate::data::prompt::{PLAIN, PromptTemplate, QUESTION};
 use crate::error::Result;
 
-/// What is evaluated.
+/// An evaluation task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Word problems answered in words.
+    /// Word problems answered in text.
     Gsm8k,
     /// Word problems answered by Python programs.
     Gsm8kPot,
-    /// Competition problems, answers in formulas.
+    /// Competition problems whose answers are formulas.
     Math,
-    /// Which of two answers is better.
+    /// The choice of the better of two answers.
     Preference,
 }
 
 impl Task {
-    /// All of them.
+    /// All tasks.
     pub const ALL: [Self; 4] = [Self::Gsm8k, Self::Gsm8kPot, Self::Math, Self::Preference];
 
-    /// Its name on the command line and in `results.json`.
+    /// Returns the task's name on the command line and in `results.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gsm8k => "gsm8k",
@@ -34,15 +34,15 @@ impl Task {
         }
     }
 
-    /// The task of this name.
-    pub fn named(name: &str) -> Option<Self> {
+    /// Returns the task with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|task| task.name() == name)
     }
 
-    /// What a question is put into, without examples: the original project's words.
+    /// Returns the prompt template for zero-shot questions, with the original project's words.
     ///
     /// # Errors
-    /// None of these has a wrong template.
+    /// Never for these templates: all of them are valid.
     pub fn template(self) -> Result<PromptTemplate> {
         PromptTemplate::new(match self {
             Self::Gsm8k | Self::Math => QUESTION,
@@ -53,7 +53,7 @@ impl Task {
         })
     }
 
-    /// Who judges the completions; of programs, what they print.
+    /// Returns the scorers of the completions, or of the programs' output in [`Self::Gsm8kPot`].
     pub fn scorers(self) -> &'static [Scorer] {
         match self {
             Self::Gsm8k => &GSM8K_SCORERS,
@@ -63,7 +63,7 @@ impl Task {
         }
     }
 
-    /// Names and meanings of what is counted.
+    /// Returns the name and description of each rule by which answers are counted as correct.
     pub fn rules(self) -> Vec<Rule> {
         match self {
             Self::Preference => PREFERENCE_RULES.to_vec(),
@@ -71,7 +71,7 @@ impl Task {
         }
     }
 
-    /// The rule changes are shown by: the fairest one.
+    /// Returns the name of the fairest rule, by which comparisons show changed problems.
     pub fn main_rule(self) -> &'static str {
         match self {
             Self::Gsm8k | Self::Gsm8kPot => "numeric",

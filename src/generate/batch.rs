@@ -1,9 +1,10 @@
-//! Continuous batching: as many rows as are decoded together, each with a prompt; when one ends, the next prompt takes
-//! its place.
+//! Continuous batching: a fixed number of rows is decoded together, each with a prompt; when one ends, the next
+//! prompt takes its place.
 //!
-//! Every pass computes only tokens that are wanted, packed one after another without padding: the rest of new prompts,
-//! or the newest token of every row (and guesses of what follows: see [`super::lookup`]). What all prompts begin with is
-//! computed once, kept once and seen by every row. No completion depends on which others it was decoded with.
+//! Every pass computes only the required tokens, concatenated without padding: the remaining tokens of new prompts,
+//! or the newest token of every row (and guesses of the following tokens: see [`super::lookup`]). The common prefix
+//! of all prompts is computed once, stored once and visible to every row. A completion does not depend on the others
+//! it is decoded with.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -15,38 +16,39 @@ use super::config::{FinishReason, GenerateConfig, Generated};
 use super::listener::{Flow, GenerateProgress, Listener};
 use super::lookup::guess;
 use super::sampling::{Choice, choose};
-use crate::data::batch::{Sight, TokenRows};
+use crate::data::batch::{AttentionRange, TokenRows};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::input::ModelInput;
 use crate::model::kv_cache::KvCache;
 use crate::model::mistral::Mistral;
+use crate::model::not_finite;
 use crate::model::positions::PositionTable;
 
-/// A shorter common beginning is not worth a pass of its own.
-const SHARED_AT_LEAST: usize = 16;
+/// Minimum length of a common prefix that is computed in a pass of its own.
+const MIN_SHARED_PREFIX: usize = 16;
 
 /// A prompt being completed.
 struct Row {
     /// Index of the prompt in the caller's list.
     prompt: usize,
-    /// Tokens so far.
+    /// Tokens generated so far.
     token_ids: Vec<u32>,
 }
 
-/// A token of the next pass.
+/// An input token of the next pass.
 #[derive(Clone, Copy)]
-struct Fed {
-    /// The row it belongs to; `None`: the beginning that all share.
+struct InputToken {
+    /// The row it belongs to; `None` for the shared prefix.
     row: Option<usize>,
     id: u32,
-    /// Its place in prompt and completion.
+    /// Position in prompt and completion.
     position: usize,
-    /// Whether the logits after it are wanted.
+    /// Whether the logits after this token are needed.
     wanted: bool,
 }
 
-/// A job of generation.
+/// The state of one generation over a list of prompts.
 pub(super) struct Batch<'a, B: TrainBackend> {
     model: &'a Mistral<B>,
     prompts: &'a [Vec<u32>],
@@ -54,16 +56,16 @@ pub(super) struct Batch<'a, B: TrainBackend> {
     table: PositionTable<B>,
     device: B::Device,
     cache: KvCache<B>,
-    /// Tokens of the shared beginning that are in the cache.
-    known: usize,
-    /// What decodes now; `None`: free.
+    /// Number of tokens of the shared prefix that are in the cache.
+    cached_tokens: usize,
+    /// Rows being decoded; `None` if a row is free.
     rows: Vec<Option<Row>>,
-    /// Prompts not begun, longest first: if memory is short, that shows at once.
+    /// Prompts not yet started, longest first, so that a shortage of memory shows at once.
     waiting: VecDeque<usize>,
 }
 
 impl<'a, B: TrainBackend> Batch<'a, B> {
-    /// Of at least one prompt; all were checked.
+    /// Starts a generation for at least one prompt; the prompts are already checked.
     pub(super) fn new(
         model: &'a Mistral<B>,
         prompts: &'a [Vec<u32>],
@@ -78,8 +80,8 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         let rows = config.batch_size.min(prompts.len());
         Self {
             table: model.position_table(positions, &device),
-            cache: KvCache::new(model.layers.len(), shared_beginning(prompts), rows),
-            known: 0,
+            cache: KvCache::new(model.layers.len(), shared_prefix(prompts), rows),
+            cached_tokens: 0,
             rows: (0..rows).map(|_| None).collect(),
             waiting: waiting.into(),
             model,
@@ -89,17 +91,17 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         }
     }
 
-    /// For a single prompt, whose first `known` tokens (not all) are those of `cache`.
-    pub(super) fn with_cache(mut self, mut cache: KvCache<B>, known: usize) -> Self {
-        cache.keep(known);
-        (self.cache, self.known) = (cache, known);
+    /// Reuses `cache`, which holds the first `cached_tokens` tokens (not all) of the single prompt.
+    pub(super) fn with_cache(mut self, mut cache: KvCache<B>, cached_tokens: usize) -> Self {
+        cache.keep(cached_tokens);
+        (self.cache, self.cached_tokens) = (cache, cached_tokens);
         self
     }
 
-    /// Completes all prompts; the cache is given back.
+    /// Completes all prompts and returns the cache.
     pub(super) fn run(mut self, listener: &mut impl Listener) -> Result<KvCache<B>> {
-        let shared = &self.prompts[0][self.known..self.cache.shared()];
-        let beginning = fed(None, shared, self.known, false);
+        let shared = &self.prompts[0][self.cached_tokens..self.cache.shared()];
+        let beginning = input_tokens(None, shared, self.cached_tokens, false);
         for tokens in beginning.chunks(B::pass_tokens()) {
             self.pass(tokens);
         }
@@ -115,7 +117,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             if tokens.is_empty() {
                 return Ok(self.cache);
             }
-            // Only prompts make a pass this long.
+            // Only prompts make a pass so long that it is split.
             let mut logits = Vec::new();
             for tokens in tokens.chunks(B::pass_tokens()) {
                 logits.extend(self.pass(tokens));
@@ -125,8 +127,8 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         }
     }
 
-    /// Gives free rows to waiting prompts, as many as a pass may hold tokens of; returns their tokens.
-    fn begin_prompts(&mut self) -> Vec<Fed> {
+    /// Assigns waiting prompts to free rows, as many as fit into a pass; returns their tokens.
+    fn begin_prompts(&mut self) -> Vec<InputToken> {
         let shared = self.cache.shared();
         let mut tokens = Vec::new();
         for row in 0..self.rows.len() {
@@ -140,19 +142,20 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             }
             if self.rows[row].is_none() {
                 self.waiting.pop_front();
-                tokens.extend(fed(Some(row), own, shared, true));
+                tokens.extend(input_tokens(Some(row), own, shared, true));
                 self.rows[row] = Some(Row { prompt, token_ids: Vec::new() });
             }
         }
         tokens
     }
 
-    /// The newest token of each row, and guesses of what follows as far as they cost nothing.
-    fn newest_tokens(&self) -> Vec<Fed> {
+    /// Returns the newest token of each row and guesses of the following tokens, as many as cost no time.
+    fn newest_tokens(&self) -> Vec<InputToken> {
         let live = self.rows.iter().flatten().count().max(1);
-        let free = match self.config.lookup && self.config.is_plainly_greedy() {
-            true => (B::free_tokens() / live).saturating_sub(1),
-            false => 0,
+        let free = if self.config.lookup && self.config.is_plainly_greedy() {
+            (B::speculative_tokens() / live).saturating_sub(1)
+        } else {
+            0
         };
         let mut tokens = Vec::new();
         for (index, row) in self.rows.iter().enumerate() {
@@ -161,13 +164,13 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             let guesses = guess(prompt, &row.token_ids, free.min(self.room(row) - 1));
             let (position, id) = self.newest(row);
             let ids: Vec<u32> = std::iter::once(id).chain(guesses).collect();
-            let fed = fed(Some(index), &ids, position, true).into_iter();
-            tokens.extend(fed.map(|token| Fed { wanted: true, ..token }));
+            let input_tokens = input_tokens(Some(index), &ids, position, true).into_iter();
+            tokens.extend(input_tokens.map(|token| InputToken { wanted: true, ..token }));
         }
         tokens
     }
 
-    /// Position and id of a row's newest token.
+    /// Returns position and id of a row's newest token.
     fn newest(&self, row: &Row) -> (usize, u32) {
         let prompt = &self.prompts[row.prompt];
         let text = prompt.iter().chain(&row.token_ids);
@@ -175,18 +178,18 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         (prompt.len() + row.token_ids.len() - 1, id)
     }
 
-    /// Tokens that a row may still get.
+    /// Returns how many more tokens a row may generate.
     fn room(&self, row: &Row) -> usize {
         let (new, prompt) = (row.token_ids.len(), self.prompts[row.prompt].len());
         let positions = self.model.config.max_position_embeddings;
         (self.config.max_new_tokens - new).min(positions - prompt - new)
     }
 
-    /// Computes `tokens` (at least one) and puts them in the cache: logits after those wanted, `[wanted, V]` in f32;
-    /// `None` if none are.
-    fn pass(&mut self, tokens: &[Fed]) -> Option<Tensor<B, 2>> {
+    /// Computes `tokens` (at least one) and stores them in the cache. Returns the needed logits `[wanted, V]` in f32,
+    /// or `None` if none are needed.
+    fn pass(&mut self, tokens: &[InputToken]) -> Option<Tensor<B, 2>> {
         let shared = self.cache.shared();
-        let own = |token: &Fed| token.row.map_or(0, |_| token.position + 1 - shared);
+        let own = |token: &InputToken| token.row.map_or(0, |_| token.position + 1 - shared);
         self.cache.reserve(tokens.iter().map(own).max().unwrap_or(0));
         let mut input = TokenRows { rows: 1, length: tokens.len(), ..TokenRows::default() };
         let mut slots = Vec::with_capacity(tokens.len());
@@ -198,9 +201,10 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             let slot = start + token.position - shared;
             input.ids.push(i64::from(token.id));
             input.positions.push(token.position as i64);
-            input
-                .sight
-                .push(Sight { shared: [0, shared as i64], own: [start as i64, slot as i64 + 1] });
+            input.attention.push(AttentionRange {
+                shared: [0, shared as i64],
+                own: [start as i64, slot as i64 + 1],
+            });
             slots.push(slot as i64);
         }
         let wanted = (0..).zip(tokens).filter(|(_, token)| token.wanted);
@@ -218,16 +222,26 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         (!none).then(|| linear(hidden, self.model.head()).cast(DType::F32))
     }
 
-    /// Chooses a token after each of `tokens` from its row of `logits`, gives it to the row, and frees rows that end with
-    /// it. After a wrong guess nothing is taken.
+    /// Returns the error that names the source of logits that are not finite.
+    fn not_finite(&self) -> Error {
+        let texts = self.rows.iter().flatten().map(|row| {
+            let ids = [&self.prompts[row.prompt][..], &row.token_ids].concat();
+            let rows = TokenRows::right_padded(&[&ids], 0);
+            ModelInput::new(&rows, &self.table, &self.device)
+        });
+        not_finite::explain(self.model, texts)
+    }
+
+    /// Chooses a token after each of `tokens` from its row of `logits`, appends it to the row, and frees rows that
+    /// end with it. Tokens after a wrong guess are discarded.
     fn step(
         &mut self,
-        tokens: &[Fed],
+        tokens: &[InputToken],
         logits: Tensor<B, 2>,
         listener: &mut impl Listener,
     ) -> Result<()> {
         let ids = {
-            let choice = |(index, token): (usize, &Fed)| {
+            let choice = |(index, token): (usize, &InputToken)| {
                 let row = self.rows[token.row?].as_ref()?;
                 Some(Choice {
                     row: index,
@@ -237,7 +251,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
                 })
             };
             let choices: Vec<_> = tokens.iter().enumerate().filter_map(choice).collect();
-            choose(logits, &choices, self.config)?
+            choose(logits, &choices, self.config).map_err(|_| self.not_finite())?
         };
         let (mut new_tokens, mut finished) = (0, 0);
         for (token, id) in tokens.iter().zip(ids) {
@@ -251,7 +265,7 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
             };
             row.token_ids.push(id);
             new_tokens += 1;
-            match self.end_of(&row, id, listener)? {
+            match self.finish_reason(&row, id, listener)? {
                 None => self.rows[at] = Some(row),
                 Some(finish_reason) => {
                     let generated = Generated { token_ids: row.token_ids, finish_reason };
@@ -263,8 +277,8 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
         listener.step(GenerateProgress { new_tokens, finished })
     }
 
-    /// Why `id`, the newest token of `row`, is its last; `None`: it is not.
-    fn end_of(
+    /// Returns why the completion of `row` ends with its newest token `id`, or `None` if it continues.
+    fn finish_reason(
         &self,
         row: &Row,
         id: u32,
@@ -281,9 +295,10 @@ impl<'a, B: TrainBackend> Batch<'a, B> {
     }
 }
 
-/// Tokens of `row` from `position` on; the logits after the last of them are wanted, or none.
-fn fed(row: Option<usize>, ids: &[u32], position: usize, wanted: bool) -> Vec<Fed> {
-    let one = |(index, id): (usize, &u32)| Fed {
+/// Returns the input tokens `ids` of `row` from `position` on; if `wanted` is set, the logits after the last of them
+/// are needed.
+fn input_tokens(row: Option<usize>, ids: &[u32], position: usize, wanted: bool) -> Vec<InputToken> {
+    let one = |(index, id): (usize, &u32)| InputToken {
         row,
         id: *id,
         position: position + index,
@@ -292,8 +307,9 @@ fn fed(row: Option<usize>, ids: &[u32], position: usize, wanted: bool) -> Vec<Fe
     ids.iter().enumerate().map(one).collect()
 }
 
-/// Tokens that all prompts begin with, so that each has at least one of its own; 0 where they are too few to matter.
-fn shared_beginning(prompts: &[Vec<u32>]) -> usize {
+/// Returns the number of tokens in the common prefix of all prompts, leaving each at least one of its own; 0 if it is
+/// too short.
+fn shared_prefix(prompts: &[Vec<u32>]) -> usize {
     let Some((first, others)) = prompts.split_first() else {
         return 0;
     };
@@ -303,5 +319,5 @@ fn shared_beginning(prompts: &[Vec<u32>]) -> usize {
         equal.min(shortest)
     };
     let shared = others.iter().map(common).min().unwrap_or(0);
-    if shared < SHARED_AT_LEAST { 0 } else { shared }
+    if shared < MIN_SHARED_PREFIX { 0 } else { shared }
 }

@@ -1,36 +1,41 @@
-//! A conversation: each question goes behind all that was said, and only what is new is computed.
+//! A conversation: each question is appended to the earlier text, and only the new tokens are computed.
 
 use arithmo_backends::TrainBackend;
 
+use super::config::Generated;
 use super::config::{FinishReason, GenerateConfig};
-use super::decode::{Memory, generate_on};
-use super::text::{CompletionEvent, Texts};
+use super::decode::{PrefixCache, generate_with_prefix};
+use super::listener::{Flow, GenerateProgress, Listener};
+use super::text::{CompletionEvent, TextListener};
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::model::mistral::Mistral;
 
-/// Stands between an answer and the next question.
-const BETWEEN: &str = "\n\n";
+/// Separator between an answer and the next question.
+const SEPARATOR: &str = "\n\n";
 
-/// What was said so far, and its keys and values.
+/// The text of a conversation so far, with its keys and values.
 #[derive(Clone, Debug, Default)]
 pub struct Conversation<B: TrainBackend> {
     text: String,
-    memory: Option<Memory<B>>,
+    prefix: Option<PrefixCache<B>>,
 }
 
 impl<B: TrainBackend> Conversation<B> {
-    /// Nothing was said.
+    /// Starts an empty conversation.
     pub fn new() -> Self {
-        Self { text: String::new(), memory: None }
+        Self { text: String::new(), prefix: None }
     }
 
-    /// Completes `question` in `template`, behind what was said before; `on_text` gets the answer as it comes. Returns why
-    /// it ended.
+    /// Completes `question` in `template` after the earlier text; `on_text` receives the answer piece by piece.
+    /// Returns why the answer ended.
     ///
     /// # Errors
-    /// As [`generate_with`](super::generate_with): the question counts as not asked. `on_text` fails.
+    /// Those of [`generate_with`](super::generate_with), after which the question counts as not asked; an error of
+    /// `on_text`; or the user asks to stop ([`Error::Interrupted`]): question and partial answer are kept, unless the
+    /// answer is still empty.
     pub fn ask(
         &mut self,
         model: &Mistral<B>,
@@ -40,27 +45,71 @@ impl<B: TrainBackend> Conversation<B> {
         config: &GenerateConfig,
         mut on_text: impl FnMut(&str) -> Result<()>,
     ) -> Result<FinishReason> {
-        let between = if self.text.is_empty() { "" } else { BETWEEN };
-        let text = [&self.text, between, &template.apply(question)].concat();
+        let separator = if self.text.is_empty() { "" } else { SEPARATOR };
+        let text = [&self.text, separator, &template.apply(question)].concat();
         let (prompts, ids) = ([text.clone()], [tokenizer.encode(&text, true)?]);
         let mut answer = String::new();
         let on_event = |event: CompletionEvent<'_>| match event {
-            CompletionEvent::Text { text, .. } => on_text(text),
+            CompletionEvent::Text { text, .. } => {
+                answer.push_str(text);
+                on_text(text)
+            }
             CompletionEvent::Finished { completion, .. } => {
                 answer.clone_from(&completion.completion);
                 Ok(())
             }
             CompletionEvent::Step(_) => Ok(()),
         };
-        let mut texts = Texts::new(tokenizer, &prompts, &ids, &config.stop, on_event);
-        let generated = generate_on(&mut self.memory, model, &ids[0], config, &mut texts)?;
+        let mut texts = TextListener::new(tokenizer, &prompts, &ids, &config.stop, on_event);
+        let mut stoppable = Stoppable { listener: &mut texts, stopped: false };
+        let generated =
+            generate_with_prefix(&mut self.prefix, model, &ids[0], config, &mut stoppable);
+        let stopped = stoppable.stopped;
         drop(texts);
-        self.text = text + answer.trim_end();
-        Ok(generated.finish_reason)
+        match generated {
+            Ok(generated) if !stopped => {
+                self.text = text + answer.trim_end();
+                Ok(generated.finish_reason)
+            }
+            Ok(_) | Err(Error::Interrupted { .. }) => {
+                if !answer.trim().is_empty() {
+                    self.text = text + answer.trim_end();
+                }
+                let note = "the answer was stopped".into();
+                Err(Error::Interrupted { note })
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Forgets keys and values, not what was said: for a change of the model or its adapter.
+    /// Drops keys and values but keeps the text, for a change of the model or its adapter.
     pub fn forget_states(&mut self) {
-        self.memory = None;
+        self.prefix = None;
+    }
+}
+
+/// A listener that ends the completion when the user asks to stop. Unlike an error, this keeps the computed keys and
+/// values.
+struct Stoppable<'a, L> {
+    listener: &'a mut L,
+    stopped: bool,
+}
+
+impl<L: Listener> Listener for Stoppable<'_, L> {
+    fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
+        let flow = self.listener.token(index, token_ids)?;
+        if flow == Flow::Continue && interrupt::requested() {
+            self.stopped = true;
+            return Ok(Flow::Stop);
+        }
+        Ok(flow)
+    }
+
+    fn finished(&mut self, index: usize, generated: &Generated) -> Result<()> {
+        self.listener.finished(index, generated)
+    }
+
+    fn step(&mut self, progress: GenerateProgress) -> Result<()> {
+        self.listener.step(progress)
     }
 }

@@ -1,45 +1,48 @@
-//! Settings and results of generation. Names and meanings are those of transformers' `GenerationConfig`.
+//! Settings and results of generation, with the names and meanings of transformers' `GenerationConfig`.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::model::config::MistralConfig;
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateConfig {
-    /// At most this many tokens a prompt; fewer where the model's `max_position_embeddings` is reached.
+    /// Maximum number of new tokens per prompt; fewer if the model's `max_position_embeddings` is reached.
     pub max_new_tokens: usize,
-    /// Divides the logits before sampling; 0: always the most likely token (greedy).
+    /// Divides the logits before sampling; 0 means greedy decoding.
     pub temperature: f64,
-    /// Sample among the `top_k` most likely tokens; 0: all.
+    /// Samples among the `top_k` most likely tokens; 0 means all.
     pub top_k: usize,
-    /// Sample among the fewest most likely tokens that hold this much probability (arXiv 1904.09751); 1: all.
+    /// Samples among the fewest most likely tokens whose probabilities sum to `top_p` (arXiv 1904.09751); 1 means
+    /// all.
     pub top_p: f64,
-    /// Lowers the logits of tokens already in prompt or completion (CTRL, arXiv 1909.05858); 1: off.
+    /// Lowers the logits of tokens that occur in prompt or completion (CTRL, arXiv 1909.05858); 1 means off.
     pub repetition_penalty: f64,
-    /// Seed of sampling. The same prompt at the same place of the list draws the same numbers in any batch.
+    /// Seed of sampling. The same prompt at the same place in the list draws the same numbers in any batch.
     pub seed: u64,
-    /// The places of the prompts in the list they are part of, for the numbers they draw; absent: as they come here. What
-    /// is left of a list is sampled as it would have been with the rest.
+    /// Places of the prompts in the full list, which determine the numbers they draw; `None` means the order given
+    /// here. With them, the rest of a list is sampled as it would have been with the whole list.
     pub places: Option<Vec<usize>>,
-    /// Generation stops at any of these ids.
+    /// Token ids that end a completion.
     pub eos_ids: Vec<u32>,
-    /// A completion ends before the first of these texts in it, where text is known: see [`complete`](super::complete).
+    /// Texts that end a completion, before the first occurrence of any, in functions that return text: see
+    /// [`complete`](super::complete).
     pub stop: Vec<String>,
-    /// Prompts decoded together.
+    /// Number of prompts decoded together.
     pub batch_size: usize,
-    /// Guess tokens from the text so far, where the backend computes them for nothing and the choice is greedy. Changes no
-    /// completion, only the time it takes.
+    /// Whether to guess tokens from the text so far, if the backend computes them at no cost and decoding is greedy.
+    /// It changes no completion, only the time it takes.
     pub lookup: bool,
 }
 
 impl Default for GenerateConfig {
+    /// Returns greedy decoding of at most 256 new tokens with seed 42. These are not transformers' defaults.
     fn default() -> Self {
         Self {
             max_new_tokens: 256,
@@ -58,18 +61,18 @@ impl Default for GenerateConfig {
 }
 
 impl GenerateConfig {
-    /// The place of the prompt `index`: see [`Self::places`].
+    /// Returns the place of the prompt `index`: see [`Self::places`].
     pub(super) fn place(&self, index: usize) -> usize {
         let places = self.places.as_ref();
         places.and_then(|places| places.get(index).copied()).unwrap_or(index)
     }
 
-    /// Whether the next token is the likeliest one, whatever came before.
+    /// Returns whether the next token is always the most likely one, independent of earlier tokens.
     pub(super) fn is_plainly_greedy(&self) -> bool {
         self.temperature == 0.0 && self.repetition_penalty == 1.0
     }
 
-    /// Refuses what is impossible or contradicts itself.
+    /// Checks that the settings are possible and consistent.
     ///
     /// # Errors
     /// The first setting that is wrong.
@@ -85,16 +88,16 @@ impl GenerateConfig {
             ("--temperature", problem, "0 is greedy, usual values are 0.2 to 1")
         } else if !(positive(self.top_p) && self.top_p <= 1.0) {
             let problem = format!("is {}", self.top_p);
-            ("--top-p", problem, "give a probability above 0, at most 1")
+            ("--top-p", problem, "choose a probability above 0 and at most 1")
         } else if !positive(self.repetition_penalty) {
             let problem = format!("is {}", self.repetition_penalty);
             ("--repetition-penalty", problem, "1 is off, usual values are 1 to 1.3")
         } else if self.stop.iter().any(String::is_empty) {
-            let problem = "is an empty text, which stands everywhere".into();
-            ("--stop", problem, "give the text to stop at, or leave it out")
+            let problem = "is an empty text, which would stop at once".into();
+            ("--stop", problem, "name the text to stop at, or leave it out")
         } else if greedy && cut {
-            let problem = "top_k and top_p have no meaning without sampling".into();
-            ("--temperature", problem, "give a temperature above 0, or leave them out")
+            let problem = "top_k and top_p have no effect without sampling".into();
+            ("--temperature", problem, "choose a temperature above 0, or leave them out")
         } else {
             return Ok(());
         };
@@ -103,34 +106,34 @@ impl GenerateConfig {
 }
 
 /// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// The model produced an end token.
     Eos,
     /// The text reached a stop string.
     Stop,
-    /// `max_new_tokens`, or the last position the model has.
+    /// `max_new_tokens` or the last position of the model was reached.
     Length,
 }
 
 /// One completion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Generated {
-    /// The new tokens, the end token or the tokens of the stop string included if there were any.
+    /// The new tokens, including the end token or the tokens of the stop string, if any.
     pub token_ids: Vec<u32>,
-    /// Why it ended.
+    /// Why the completion ended.
     pub finish_reason: FinishReason,
 }
 
-/// The ids a model folder wants generation to stop at: `eos_token_id` of `generation_config.json`, else of
+/// Returns the token ids that end generation for a model folder: `eos_token_id` of `generation_config.json`, else of
 /// `config.json`, else the tokenizer's.
 ///
 /// # Errors
-/// `generation_config.json` is not readable JSON, or its `eos_token_id` is no id.
+/// `generation_config.json` is not readable JSON, or its `eos_token_id` is not a token id.
 pub fn stop_ids(folder: &Path, config: &MistralConfig, tokenizer_eos: u32) -> Result<Vec<u32>> {
     let path = folder.join("generation_config.json");
-    let text = match fs::read_to_string(&path) {
+    let text = match input_file::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => String::from("{}"),
         Err(error) => return Err(Error::io(&path, "read", error)),

@@ -1,4 +1,4 @@
-//! Prompts in, completions out: what callers of generation call.
+//! The public functions that complete prompts given as token ids.
 
 use arithmo_backends::TrainBackend;
 
@@ -9,12 +9,13 @@ use crate::error::{Error, Result};
 use crate::model::kv_cache::KvCache;
 use crate::model::mistral::Mistral;
 
-/// Completes each of `prompts` (token ids, BOS included where the model wants one); results are in the prompts' order.
+/// Completes each of `prompts` (token ids, including BOS if the model expects it) and returns the results in the
+/// prompts' order.
 ///
-/// `on_progress` hears of every step.
+/// `on_progress` is called after every step.
 ///
 /// # Errors
-/// As [`generate_with`].
+/// Those of [`generate_with`].
 pub fn generate<B: TrainBackend>(
     model: &Mistral<B>,
     prompts: &[Vec<u32>],
@@ -32,10 +33,10 @@ pub fn generate<B: TrainBackend>(
     Ok(all.into_iter().flatten().collect())
 }
 
-/// As [`generate`], for callers that keep each completion the moment it ends, in whatever order they end.
+/// Completes prompts like [`generate`], and passes each completion to `on_event` as soon as it ends, in any order.
 ///
 /// # Errors
-/// As [`generate_with`].
+/// Those of [`generate_with`].
 pub fn generate_each<B: TrainBackend>(
     model: &Mistral<B>,
     prompts: &[Vec<u32>],
@@ -45,7 +46,7 @@ pub fn generate_each<B: TrainBackend>(
     generate_with(model, prompts, config, &mut Events(on_event))
 }
 
-/// As [`generate_each`], for callers that follow every token.
+/// Completes prompts like [`generate_each`], and passes every token to `listener`.
 ///
 /// # Errors
 /// A setting is impossible; a prompt is empty, holds an id outside the vocabulary, or fills all positions of the model;
@@ -58,25 +59,26 @@ pub fn generate_with<B: TrainBackend>(
 ) -> Result<()> {
     config.validate()?;
     check_prompts(model, prompts)?;
-    match prompts.is_empty() {
-        true => Ok(()),
-        false => Batch::new(model, prompts, config).run(listener).map(|_| ()),
+    if prompts.is_empty() {
+        return Ok(());
     }
+    Batch::new(model, prompts, config).run(listener).map(|_| ())
 }
 
+/// Checks that each prompt has tokens, leaves room for an answer, and uses ids of the vocabulary only.
 fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> Result<()> {
     let (positions, vocabulary) = (model.config.max_position_embeddings, model.config.vocab_size);
     for (index, ids) in prompts.iter().enumerate() {
         let (problem, remedy) = if ids.is_empty() {
-            ("has no tokens".to_string(), "give some text")
+            ("has no tokens".to_string(), "enter some text")
         } else if ids.len() >= positions {
             let problem = format!(
-                "is {} tokens long, which leaves no room: the model has {positions} positions",
+                "is {} tokens long, which leaves no room for an answer: the model has {positions} positions",
                 ids.len()
             );
             (problem, "shorten the prompt")
         } else if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            let problem = format!("holds the id {id}, the model knows {vocabulary}");
+            let problem = format!("holds the id {id}, but the model's vocabulary has {vocabulary}");
             (problem, "use the tokenizer that belongs to the model")
         } else {
             continue;
@@ -86,21 +88,21 @@ fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> R
     Ok(())
 }
 
-/// Keys and values of a text, to go on from.
+/// Keys and values of a text, from which generation can continue.
 #[derive(Clone, Debug)]
-pub struct Memory<B: TrainBackend> {
+pub struct PrefixCache<B: TrainBackend> {
     cache: KvCache<B>,
-    /// The tokens whose keys and values the cache begins with.
+    /// The tokens at the start of the cache.
     ids: Vec<u32>,
 }
 
-/// As [`generate_with`] for one prompt, of which `memory` may know the beginning; afterwards it knows all of it and the
-/// completion. It must be of the same model, adapter included.
+/// Completes one prompt like [`generate_with`], reusing the part of it that `prefix` holds; afterwards `prefix` holds
+/// the whole prompt and its completion. It must come from the same model, including the adapter.
 ///
 /// # Errors
-/// As [`generate_with`]; the memory is then lost.
-pub fn generate_on<B: TrainBackend>(
-    memory: &mut Option<Memory<B>>,
+/// Those of [`generate_with`]; the prefix is then lost.
+pub fn generate_with_prefix<B: TrainBackend>(
+    prefix: &mut Option<PrefixCache<B>>,
     model: &Mistral<B>,
     prompt: &[u32],
     config: &GenerateConfig,
@@ -110,30 +112,30 @@ pub fn generate_on<B: TrainBackend>(
     let prompts = [prompt.to_vec()];
     check_prompts(model, &prompts)?;
     let mut batch = Batch::new(model, &prompts, config);
-    if let Some(Memory { cache, ids }) = memory.take() {
+    if let Some(PrefixCache { cache, ids }) = prefix.take() {
         let common = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         batch = batch.with_cache(cache, common.min(prompt.len() - 1));
     }
-    let mut last = Last { listener, generated: None };
-    let cache = batch.run(&mut last)?;
-    let generated = last.generated.ok_or_else(|| {
+    let mut listener = KeepGenerated { listener, generated: None };
+    let cache = batch.run(&mut listener)?;
+    let generated = listener.generated.ok_or_else(|| {
         let problem = "a prompt was not completed";
         Error::run(problem, "please report this")
     })?;
-    // The last token was chosen, not computed.
+    // Keys and values of the last token are not computed.
     let (_, computed) = generated.token_ids.split_last().unwrap_or((&0, &[]));
     let ids = [prompt, computed].concat();
-    *memory = Some(Memory { cache, ids });
+    *prefix = Some(PrefixCache { cache, ids });
     Ok(generated)
 }
 
-/// Keeps what is told to the listener last.
-struct Last<'a, L> {
+/// A listener that keeps the completion it is passed.
+struct KeepGenerated<'a, L> {
     listener: &'a mut L,
     generated: Option<Generated>,
 }
 
-impl<L: Listener> Listener for Last<'_, L> {
+impl<L: Listener> Listener for KeepGenerated<'_, L> {
     fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
         self.listener.token(index, token_ids)
     }

@@ -1,59 +1,59 @@
-//! What a caller is told while prompts are completed.
+//! The events that a caller receives while prompts are completed.
 
 use super::config::Generated;
 use crate::error::Result;
 
-/// What one step of decoding has done.
+/// The result of one step of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerateProgress {
-    /// Tokens generated in this step.
+    /// Number of tokens generated in this step.
     pub new_tokens: usize,
-    /// Prompts that ended with this step.
+    /// Number of prompts that ended in this step.
     pub finished: usize,
 }
 
-/// What is told to [`generate_each`](super::generate_each)'s callback, as it happens.
+/// The events passed to [`generate_each`](super::generate_each)'s callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GenerateEvent<'a> {
-    /// A step of decoding is done; its finished prompts were told of before.
+    /// A step of decoding is done, after the events of the prompts that finished in it.
     Step(GenerateProgress),
     /// The prompt `index` of the list is complete.
     Finished {
         /// Index of the prompt in the caller's list.
         index: usize,
-        /// Its completion.
+        /// Completion of the prompt.
         generated: &'a Generated,
     },
 }
 
-/// Whether a completion goes on.
+/// Whether a completion continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// It goes on.
+    /// Continue the completion.
     Continue,
-    /// It ends here ([`FinishReason::Stop`](super::FinishReason::Stop)).
+    /// End the completion here ([`FinishReason::Stop`](super::FinishReason::Stop)).
     Stop,
 }
 
-/// Follows generation token by token, and may end completions. An error ends all of it.
+/// Follows generation token by token and may end completions. An error ends the whole generation.
 pub trait Listener {
-    /// The completion of prompt `index` has grown by its last token, which is no end token.
+    /// Called when the completion of prompt `index` has grown by one token other than an end token.
     fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
         let _ = (index, token_ids);
         Ok(Flow::Continue)
     }
 
-    /// The completion of prompt `index` has ended.
+    /// Called when the completion of prompt `index` has ended.
     fn finished(&mut self, index: usize, generated: &Generated) -> Result<()>;
 
-    /// A step is done; the prompts that ended with it were told of before.
+    /// Called after each step, after the calls for prompts that finished in it.
     fn step(&mut self, progress: GenerateProgress) -> Result<()> {
         let _ = progress;
         Ok(())
     }
 }
 
-/// A closure that takes [`GenerateEvent`]s.
+/// A listener that passes [`GenerateEvent`]s to a closure.
 pub(super) struct Events<F>(pub(super) F);
 
 impl<F: FnMut(GenerateEvent<'_>) -> Result<()>> Listener for Events<F> {

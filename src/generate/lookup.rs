@@ -1,13 +1,13 @@
-//! Guessing the next tokens from the text so far (prompt lookup decoding).
+//! Guesses the next tokens from the text so far (prompt lookup decoding).
 //!
-//! Answers repeat their question, derivations their last line. Where the newest tokens stood before, what followed them
-//! there is guessed to follow again. One pass computes all guesses, and those that are what the model itself would have
-//! taken are kept: the text is the same as without, in fewer passes.
+//! Answers repeat their question, derivations their last line. If the newest tokens occurred before, the tokens that
+//! followed them there are guessed to follow again. One pass computes all guesses, and only those that the model
+//! itself would have chosen are kept: the text is the same as without guesses, in fewer passes.
 
-/// Newest tokens that must have stood before, longest run first.
+/// Numbers of newest tokens that must match an earlier place, longest first.
 const RUNS: [usize; 3] = [4, 2, 1];
 
-/// At most `count` guesses of what follows `before` and `after`, one after the other.
+/// Returns at most `count` guesses of the tokens that follow the text `before` + `after`.
 pub(super) fn guess(before: &[u32], after: &[u32], count: usize) -> Vec<u32> {
     let mut text = [before, after].concat();
     let length = text.len();
@@ -19,7 +19,7 @@ pub(super) fn guess(before: &[u32], after: &[u32], count: usize) -> Vec<u32> {
     let Some(from) = RUNS.iter().find_map(place) else {
         return Vec::new();
     };
-    // What repeats itself goes on into its own guesses.
+    // A repetition continues into its own guesses.
     for at in from..from + count {
         text.push(text[at]);
     }
@@ -31,9 +31,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_followed_before_is_guessed() {
+    fn tokens_that_followed_before_are_guessed() {
         assert_eq!(guess(&[7, 1, 2, 3], &[9, 1, 2], 2), [3, 9]);
-        // The longer run decides, then the latest place.
+        // The longest run decides, then the latest place.
         assert_eq!(guess(&[1, 2, 5, 8, 2, 6], &[1, 2], 1), [5]);
         assert_eq!(guess(&[2, 5, 2, 6], &[2], 1), [6]);
         assert_eq!(guess(&[4], &[1, 2, 1, 2], 5), [1, 2, 1, 2, 1]);

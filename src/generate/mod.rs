@@ -1,4 +1,4 @@
-//! Text generation: prompts decoded together, and how a token is chosen.
+//! Text generation: decoding prompts in batches, and choosing tokens.
 
 mod batch;
 pub mod chat;

@@ -1,6 +1,6 @@
-//! How the next token is chosen from a row of logits: greedily, or by a seeded draw.
+//! Chooses the next token from a row of logits, greedily or by a seeded draw.
 //!
-//! The order of the steps is transformers': repetition penalty, temperature, top-k, top-p, draw.
+//! The steps come in transformers' order: repetition penalty, temperature, top-k, top-p, draw.
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::{Int, Tensor};
@@ -11,23 +11,23 @@ use rayon::prelude::*;
 use super::config::GenerateConfig;
 use crate::error::{Error, Result};
 
-/// Where in a job a token is chosen.
+/// The row of logits and the context from which one token is chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
     /// Row of the logits.
     pub row: usize,
     /// Index of the prompt in the caller's list.
     pub prompt: usize,
-    /// The prompt's ids.
+    /// Token ids of the prompt.
     pub prompt_ids: &'a [u32],
-    /// The ids generated so far.
+    /// Token ids generated so far.
     pub new_ids: &'a [u32],
 }
 
-/// The next token of each of `choices`, from logits `[B, V]` in f32.
+/// Chooses the next token for each of `choices` from logits `[B, V]` in f32.
 ///
 /// # Errors
-/// Logits are not finite.
+/// The logits are not finite.
 pub fn choose<B: TrainBackend>(
     logits: Tensor<B, 2>,
     choices: &[Choice<'_>],
@@ -51,25 +51,33 @@ pub fn choose<B: TrainBackend>(
     choices.par_iter().map(pick_at).collect()
 }
 
-/// The id of the largest logit of each row, the lowest one of equals (as torch's argmax); `V` where a row has none.
+/// Returns the id of the largest logit of each row, the lowest id of equals (like torch's argmax). Returns `V` for a
+/// row with a logit that is not finite.
 ///
-/// Done on the device, so that one number a row is read back, and by comparison rather than by the backend's own
-/// argmax, whose choice among equals is its own.
+/// It runs on the device, so that only one number per row is read back, and compares instead of using the backend's
+/// argmax, whose choice among equals is not specified.
 fn most_likely<B: TrainBackend>(logits: Tensor<B, 2>) -> Vec<u32> {
     let ([rows, vocabulary], device) = (logits.dims(), logits.device());
-    let smaller = logits.clone().equal(logits.max_dim(1).expand([rows, vocabulary])).bool_not();
+    let smaller =
+        logits.clone().equal(logits.clone().max_dim(1).expand([rows, vocabulary])).bool_not();
+    // The maximum of a row with a NaN is not specified, but its sum is never finite.
+    let broken = logits.sum_dim(1).is_finite().bool_not();
+    let smaller = smaller.bool_or(broken.expand([rows, vocabulary]));
     let ids = Tensor::<B, 1, Int>::arange(0..vocabulary as i64, &device).unsqueeze::<2>();
     let ids = ids.expand([rows, vocabulary]).mask_fill(smaller, vocabulary as i64);
     ids.min_dim(1).into_data().iter::<u32>().collect()
 }
 
-/// One token from one row of logits `[V]`.
+/// Chooses one token from one row of logits `[V]`.
+///
+/// # Errors
+/// A logit is not finite.
 fn pick(mut scores: Vec<f32>, choice: &Choice<'_>, config: &GenerateConfig) -> Result<u32> {
     if scores.iter().any(|score| !score.is_finite()) {
         return Err(not_finite());
     }
     let seen = choice.prompt_ids.iter().chain(choice.new_ids);
-    penalise(&mut scores, seen, config.repetition_penalty as f32);
+    penalize(&mut scores, seen, config.repetition_penalty as f32);
     if config.temperature == 0.0 {
         return Ok(largest(&scores) as u32);
     }
@@ -78,12 +86,12 @@ fn pick(mut scores: Vec<f32>, choice: &Choice<'_>, config: &GenerateConfig) -> R
     }
     keep_top_k(&mut scores, config.top_k);
     keep_top_p(&mut scores, config.top_p);
-    let unit = uniform(config.seed, choice.prompt, choice.new_ids.len());
-    Ok(draw(&scores, unit) as u32)
+    let quantile = uniform(config.seed, choice.prompt, choice.new_ids.len());
+    Ok(draw(&scores, quantile) as u32)
 }
 
-/// Divides positive scores of the `seen` ids by `penalty` and multiplies negative ones by it, each id once.
-fn penalise<'a>(scores: &mut [f32], seen: impl Iterator<Item = &'a u32>, penalty: f32) {
+/// Divides positive scores of the `seen` ids by `penalty` and multiplies negative ones by it, once per id.
+fn penalize<'a>(scores: &mut [f32], seen: impl Iterator<Item = &'a u32>, penalty: f32) {
     if penalty == 1.0 {
         return;
     }
@@ -92,15 +100,12 @@ fn penalise<'a>(scores: &mut [f32], seen: impl Iterator<Item = &'a u32>, penalty
         if let (Some(score), Some(done)) = (scores.get_mut(id), done.get_mut(id))
             && !std::mem::replace(done, true)
         {
-            *score = match *score < 0.0 {
-                true => *score * penalty,
-                false => *score / penalty,
-            };
+            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
         }
     }
 }
 
-/// Removes every score below the `k`-th largest; equals of that one stay.
+/// Removes every score below the `k`-th largest; scores equal to that stay.
 fn keep_top_k(scores: &mut [f32], k: usize) {
     if k == 0 || k >= scores.len() {
         return;
@@ -113,7 +118,7 @@ fn keep_top_k(scores: &mut [f32], k: usize) {
     }
 }
 
-/// Keeps the most likely tokens until they hold the probability `p`, at least one; removes the others.
+/// Keeps the most likely tokens until their probabilities sum to `p`, at least one, and removes the others.
 fn keep_top_p(scores: &mut [f32], p: f64) {
     if p >= 1.0 {
         return;
@@ -131,10 +136,10 @@ fn keep_top_p(scores: &mut [f32], p: f64) {
     }
 }
 
-/// The token at `unit`, in `[0, 1)`, of the softmax's cumulative distribution in order of ids.
-fn draw(scores: &[f32], unit: f64) -> usize {
+/// Returns the token at `quantile`, in `[0, 1)`, of the softmax's cumulative distribution in order of ids.
+fn draw(scores: &[f32], quantile: f64) -> usize {
     let weights = weights(scores);
-    let mut left = unit * weights.iter().sum::<f64>();
+    let mut left = quantile * weights.iter().sum::<f64>();
     for (id, weight) in weights.iter().enumerate() {
         left -= weight;
         if left < 0.0 {
@@ -145,13 +150,13 @@ fn draw(scores: &[f32], unit: f64) -> usize {
     largest(scores)
 }
 
-/// `exp(score - max)`, in f64; 0 for removed tokens.
+/// Returns `exp(score - max)` in f64; 0 for removed tokens.
 fn weights(scores: &[f32]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter().map(|score| (f64::from(*score) - f64::from(max)).exp()).collect()
 }
 
-/// Index of the largest score, the first of equals.
+/// Returns the index of the largest score, the first of equals.
 fn largest(scores: &[f32]) -> usize {
     let mut best = 0;
     for (id, score) in scores.iter().enumerate() {
@@ -162,7 +167,7 @@ fn largest(scores: &[f32]) -> usize {
     best
 }
 
-/// A number in `[0, 1)` that depends on nothing but its arguments.
+/// Returns a uniform number in `[0, 1)` that depends only on its arguments.
 fn uniform(seed: u64, prompt: usize, step: usize) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(prompt as u64);
@@ -200,18 +205,24 @@ mod tests {
     fn logits_that_are_not_finite_are_an_error() {
         let config = GenerateConfig::default();
         let sampled = GenerateConfig { temperature: 1.0, ..config.clone() };
-        let row = [[f32::NAN, f32::NAN, f32::NAN]];
-        for config in [config, sampled] {
-            let logits = Tensor::<NdArray<f32>, 2>::from_data(row, &Default::default());
-            let error = choose(logits, &[choice(0, &[], &[])], &config).unwrap_err();
-            assert!(error.to_string().contains("not finite"), "{error}");
+        for row in [
+            [f32::NAN, f32::NAN, f32::NAN],
+            [1.0, f32::NAN, 2.0],
+            [3.0, 1.0, f32::NAN],
+            [0.0, f32::INFINITY, 1.0],
+        ] {
+            for config in [&config, &sampled] {
+                let logits = Tensor::<NdArray<f32>, 2>::from_data([row], &Default::default());
+                let error = choose(logits, &[choice(0, &[], &[])], config).unwrap_err();
+                assert!(error.to_string().contains("not finite"), "{row:?}: {error}");
+            }
         }
     }
 
     #[test]
     fn the_penalty_counts_an_id_once_and_always_lowers() {
         let mut scores = [2.0, -2.0, 3.0, 1.0];
-        penalise(&mut scores, [0, 1, 0, 1, 9].iter(), 2.0);
+        penalize(&mut scores, [0, 1, 0, 1, 9].iter(), 2.0);
         assert_eq!(scores, [1.0, -4.0, 3.0, 1.0]);
     }
 
@@ -225,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn top_p_keeps_the_fewest_that_hold_p() {
+    fn top_p_keeps_the_fewest_that_sum_to_p() {
         // Probabilities 0.1, 0.4, 0.3, 0.2.
         let scores = [0.1f32, 0.4, 0.3, 0.2].map(f32::ln);
         let kept = |p| {
@@ -256,8 +267,8 @@ mod tests {
         for (count, p) in counts.iter().zip(probabilities) {
             // Five standard deviations.
             let deviation = (f64::from(p * (1.0 - p)) / DRAWS as f64).sqrt();
-            let share = f64::from(*count) / DRAWS as f64;
-            assert!((share - f64::from(p)).abs() < 5.0 * deviation, "{counts:?}");
+            let frequency = f64::from(*count) / DRAWS as f64;
+            assert!((frequency - f64::from(p)).abs() < 5.0 * deviation, "{counts:?}");
         }
     }
 

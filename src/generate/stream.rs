@@ -1,63 +1,64 @@
-//! The text of a completion while its tokens come one by one, and the stop strings in it.
+//! Decodes the text of a completion while its tokens arrive, and finds stop strings in it.
 
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 
-/// Ids of the prompt that new ids are decoded behind. Alone they would lose a leading space, as a text's first word does.
+/// Number of prompt ids decoded before the new ones. Without them, the new text would lose a leading space, like any
+/// first word.
 const CONTEXT: usize = 8;
 
 /// The text that new tokens add to a prompt.
 ///
-/// Only whole characters are passed on, and nothing that may turn out to be the beginning of a stop string.
+/// It passes on whole characters only, and holds back text that may turn out to be the start of a stop string.
 #[derive(Clone, Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stops: &'a [String],
     /// The last ids of the prompt, then the new ones.
     ids: Vec<u32>,
-    /// Those before this one have become text.
-    read: usize,
-    /// Decoding begins here, some ids before `read`.
+    /// Number of ids that are decoded to text.
+    decoded: usize,
+    /// Index of the first id to decode, some ids before `decoded`.
     first: usize,
-    /// The new text, up to the first stop string.
+    /// The new text up to the first stop string.
     text: String,
-    /// Bytes of `text` passed on.
-    told: usize,
+    /// Number of bytes of `text` passed on.
+    emitted: usize,
     stopped: bool,
 }
 
 impl<'a> TextStream<'a> {
-    /// The stream behind `prompt`, which ends before the first of `stops` in the new text.
+    /// Creates the stream after `prompt`, which ends before the first of `stops` in the new text.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
         let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
         Self {
             tokenizer,
             stops,
-            read: ids.len(),
+            decoded: ids.len(),
             first: 0,
             ids,
             text: String::new(),
-            told: 0,
+            emitted: 0,
             stopped: false,
         }
     }
 
-    /// Takes the next token and returns the text that is certain now; empty: none yet.
+    /// Adds the next token and returns the text that is now certain, which may be empty.
     ///
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<&str> {
         self.ids.push(id);
-        let before = self.decode(self.first..self.read)?;
+        let before = self.decode(self.first..self.decoded)?;
         let whole = self.decode(self.first..self.ids.len())?;
-        // The first bytes of a character decode to the replacement character.
+        // The first bytes of a multi-byte character decode to the replacement character.
         if whole.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok("");
         }
-        // Bytes that make no character can change what stood before them: what is passed on stays.
+        // Bytes that form no character can change the text before them; text already passed on stays.
         let new = whole.get(before.len()..).unwrap_or_default();
         if !new.is_empty() {
-            (self.first, self.read) = (self.read, self.ids.len());
+            (self.first, self.decoded) = (self.decoded, self.ids.len());
         }
         let known = self.text.len();
         self.text.push_str(new);
@@ -65,28 +66,29 @@ impl<'a> TextStream<'a> {
             self.text.truncate(stop);
             self.stopped = true;
         }
-        let certain = match self.stopped {
-            true => self.text.len(),
-            false => self.text.len() - may_begin_stop(&self.text, self.stops),
+        let certain = if self.stopped {
+            self.text.len()
+        } else {
+            self.text.len() - may_begin_stop(&self.text, self.stops)
         };
-        let certain = certain.max(self.told);
-        let start = std::mem::replace(&mut self.told, certain);
-        Ok(&self.text[start..self.told])
+        let certain = certain.max(self.emitted);
+        let start = std::mem::replace(&mut self.emitted, certain);
+        Ok(&self.text[start..self.emitted])
     }
 
-    /// Whether a stop string has come.
+    /// Returns whether a stop string has occurred.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// The text so far, before the stop string if there is one.
+    /// Returns the text so far, without the stop string.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// What of `whole`, the final text, was not passed on yet.
+    /// Returns the part of `whole`, the final text, that was not yet passed on.
     pub fn rest<'w>(&self, whole: &'w str) -> &'w str {
-        whole.get(self.told..).unwrap_or_default()
+        whole.get(self.emitted..).unwrap_or_default()
     }
 
     fn decode(&self, range: std::ops::Range<usize>) -> Result<String> {
@@ -94,7 +96,7 @@ impl<'a> TextStream<'a> {
     }
 }
 
-/// Where the first stop string begins that ends after the `known` bytes, which were searched before.
+/// Returns the start of the first stop string that ends after the first `known` bytes, which were searched before.
 fn find_stop(text: &str, known: usize, stops: &[String]) -> Option<usize> {
     let first_in = |stop: &String| {
         let from = text.floor_char_boundary(known.saturating_sub(stop.len()));
@@ -103,14 +105,14 @@ fn find_stop(text: &str, known: usize, stops: &[String]) -> Option<usize> {
     stops.iter().filter_map(first_in).min()
 }
 
-/// Bytes at the end of `text` that are the beginning of a stop string.
+/// Returns the number of bytes at the end of `text` that may be the start of a stop string.
 fn may_begin_stop(text: &str, stops: &[String]) -> usize {
-    let of = |stop: &String| {
-        let beginnings = stop.char_indices().skip(1).map(|(end, _)| &stop[..end]);
-        let those_here = beginnings.filter(|beginning| text.ends_with(beginning));
-        those_here.map(str::len).max().unwrap_or(0)
+    let partial_match = |stop: &String| {
+        let starts = stop.char_indices().skip(1).map(|(end, _)| &stop[..end]);
+        let matching = starts.filter(|start| text.ends_with(start));
+        matching.map(str::len).max().unwrap_or(0)
     };
-    stops.iter().map(of).max().unwrap_or(0)
+    stops.iter().map(partial_match).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_stop_is_found_across_the_border_of_what_was_searched() {
+    fn the_first_stop_is_found_across_the_border_of_the_searched_text() {
         let two = stops(&["\n\nQ", "b"]);
         assert_eq!(find_stop("a\n\nQb", 3, &two), Some(1));
         assert_eq!(find_stop("ab\n\nQ", 0, &two), Some(1));
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_stop_is_held_back() {
+    fn the_start_of_a_stop_is_held_back() {
         let two = stops(&["\n\nQ", "né"]);
         assert_eq!(may_begin_stop("a\n", &two), 1);
         assert_eq!(may_begin_stop("a\n\n", &two), 2);

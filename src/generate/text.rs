@@ -1,7 +1,6 @@
-//! Generation from text to text: prompts of a file in, completions as `out.jsonl` holds them out.
+//! Generates text from text: reads prompts from a file and makes the completions of `out.jsonl`.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
@@ -12,6 +11,7 @@ use super::config::{FinishReason, GenerateConfig, Generated};
 use super::decode::generate_with;
 use super::listener::{Flow, GenerateProgress, Listener};
 use super::stream::TextStream;
+use crate::data::json_lines;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -22,41 +22,41 @@ use crate::model::mistral::Mistral;
 pub struct Completion {
     /// The prompt as given, without the template.
     pub prompt: String,
-    /// The generated text, special tokens left out; prompt and completion together are the whole text, but for a stop
-    /// string, before which it ends.
+    /// The generated text without special tokens. It ends before a stop string; otherwise prompt and completion
+    /// together are the whole text.
     pub completion: String,
-    /// The generated tokens, the end token or the tokens of the stop string included if there were any.
+    /// The generated tokens, including the end token or the tokens of the stop string, if any.
     pub token_ids: Vec<u32>,
-    /// Why it ended.
+    /// Why the completion ended.
     pub finish_reason: FinishReason,
 }
 
-/// What [`complete_each`]'s callback is told, as it happens.
+/// The events passed to [`complete_each`]'s callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompletionEvent<'a> {
-    /// The completion of the prompt `index` goes on with `text`: whole characters, and nothing of a stop string.
+    /// The completion of the prompt `index` continues with `text`: whole characters, and no part of a stop string.
     Text {
         /// Index of the prompt in the caller's list.
         index: usize,
-        /// Never empty.
+        /// The new text, never empty.
         text: &'a str,
     },
-    /// The prompt `index` is complete; all of its text was told of before.
+    /// The prompt `index` is complete; all of its text was passed on before.
     Finished {
         /// Index of the prompt in the caller's list.
         index: usize,
-        /// Its completion.
+        /// Completion of the prompt.
         completion: &'a Completion,
     },
     /// A step of decoding is done.
     Step(GenerateProgress),
 }
 
-/// Puts each prompt into the template, encodes it (with BOS where the tokenizer adds one) and completes it, up to an end
-/// token or the first of `config.stop`; results are in the prompts' order.
+/// Completes each prompt up to an end token or the first of `config.stop`, after applying the template and encoding
+/// it (with BOS if the tokenizer adds one). Returns the results in the prompts' order.
 ///
 /// # Errors
-/// As [`complete_each`].
+/// Those of [`complete_each`].
 pub fn complete<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
@@ -79,11 +79,11 @@ pub fn complete<B: TrainBackend>(
     Ok(all.into_iter().flatten().collect())
 }
 
-/// As [`complete`], for callers that show text as it comes, or keep each completion the moment it ends. An error of
-/// `on_event` ends the whole.
+/// Completes prompts like [`complete`], and passes text to `on_event` as it is generated and each completion as soon
+/// as it ends. An error of `on_event` ends the generation.
 ///
 /// # Errors
-/// As [`generate_with`], or the tokenizer fails.
+/// Those of [`generate_with`], or the tokenizer fails.
 pub fn complete_each<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
@@ -94,22 +94,22 @@ pub fn complete_each<B: TrainBackend>(
 ) -> Result<()> {
     let encode = |prompt: &String| tokenizer.encode(&template.apply(prompt), true);
     let ids = prompts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-    let mut texts = Texts::new(tokenizer, prompts, &ids, &config.stop, on_event);
+    let mut texts = TextListener::new(tokenizer, prompts, &ids, &config.stop, on_event);
     generate_with(model, &ids, config, &mut texts)
 }
 
-/// Turns the tokens of all prompts into text.
-pub(super) struct Texts<'a, F> {
+/// A listener that decodes the tokens of all prompts to text.
+pub(super) struct TextListener<'a, F> {
     tokenizer: &'a Tokenizer,
     prompts: &'a [String],
     prompt_ids: &'a [Vec<u32>],
     stops: &'a [String],
-    /// Of the prompts being completed.
+    /// Text streams of the prompts being completed, by index.
     streams: HashMap<usize, TextStream<'a>>,
     on_event: F,
 }
 
-impl<'a, F> Texts<'a, F> {
+impl<'a, F> TextListener<'a, F> {
     pub(super) fn new(
         tokenizer: &'a Tokenizer,
         prompts: &'a [String],
@@ -120,14 +120,14 @@ impl<'a, F> Texts<'a, F> {
         Self { tokenizer, prompts, prompt_ids, stops, streams: HashMap::new(), on_event }
     }
 
-    /// The stream of prompt `index`, taken out; a new one where its first token has just come.
+    /// Removes and returns the stream of prompt `index`, or creates it when its first token arrives.
     fn take(&mut self, index: usize) -> TextStream<'a> {
-        let fresh = || TextStream::new(self.tokenizer, &self.prompt_ids[index], self.stops);
-        self.streams.remove(&index).unwrap_or_else(fresh)
+        let new_stream = || TextStream::new(self.tokenizer, &self.prompt_ids[index], self.stops);
+        self.streams.remove(&index).unwrap_or_else(new_stream)
     }
 }
 
-impl<F: FnMut(CompletionEvent<'_>) -> Result<()>> Listener for Texts<'_, F> {
+impl<F: FnMut(CompletionEvent<'_>) -> Result<()>> Listener for TextListener<'_, F> {
     fn token(&mut self, index: usize, token_ids: &[u32]) -> Result<Flow> {
         let mut stream = self.take(index);
         if let Some(id) = token_ids.last() {
@@ -136,10 +136,7 @@ impl<F: FnMut(CompletionEvent<'_>) -> Result<()>> Listener for Texts<'_, F> {
                 (self.on_event)(CompletionEvent::Text { index, text })?;
             }
         }
-        let flow = match stream.stopped() {
-            true => Flow::Stop,
-            false => Flow::Continue,
-        };
+        let flow = if stream.stopped() { Flow::Stop } else { Flow::Continue };
         self.streams.insert(index, stream);
         Ok(flow)
     }
@@ -171,7 +168,7 @@ impl<F: FnMut(CompletionEvent<'_>) -> Result<()>> Listener for Texts<'_, F> {
     }
 }
 
-/// The text that `new` adds to `prompt`. Decoded on its own it would lose its leading space, as a text's first word does.
+/// Decodes the text that `new` adds to `prompt`. Decoded alone, it would lose its leading space, like any first word.
 fn decode_after(tokenizer: &Tokenizer, prompt: &[u32], new: &[u32]) -> Result<String> {
     let before = tokenizer.decode(prompt, true)?;
     let whole = tokenizer.decode(&[prompt, new].concat(), true)?;
@@ -181,28 +178,27 @@ fn decode_after(tokenizer: &Tokenizer, prompt: &[u32], new: &[u32]) -> Result<St
     }
 }
 
-/// Reads `prompts.jsonl`: one object a line with a text `prompt`; other keys and blank lines are passed over.
+/// Reads `prompts.jsonl`: one object per line with a string `prompt`; other keys and blank lines are ignored.
 ///
 /// # Errors
-/// The file cannot be read, holds no prompt, or a line has none: its number is named.
+/// The file cannot be read, holds no prompt, or a line has none; the error names the line's number.
 pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-    let lines = text.trim_start_matches('\u{feff}').lines().zip(1..);
     let mut prompts = Vec::new();
-    for (line, number) in lines.filter(|(line, _)| !line.trim().is_empty()) {
+    json_lines::read_lines(path, |number, line| {
         let wrong = |problem: String| {
             let place = format!("{}:{number}", path.display());
-            Error::invalid(place, problem, "write one {\"prompt\": \"...\"} a line")
+            Error::invalid(place, problem, "write one {\"prompt\": \"...\"} per line")
         };
-        let value: Value =
-            serde_json::from_str(line).map_err(|e| wrong(format!("is not JSON: {e}")))?;
+        let value = json_lines::parse(line).map_err(wrong)?;
         match value.get("prompt").and_then(Value::as_str) {
             Some(prompt) => prompts.push(prompt.to_string()),
-            None => return Err(wrong("has no text \"prompt\"".to_string())),
+            None => return Err(wrong("has no string \"prompt\"".to_string())),
         }
+        Ok(())
+    })?;
+    if prompts.is_empty() {
+        let remedy = "write one {\"prompt\": \"...\"} per line";
+        return Err(Error::file(path, "holds no prompt", remedy));
     }
-    match prompts.is_empty() {
-        true => Err(Error::file(path, "holds no prompt", "write one {\"prompt\": \"...\"} a line")),
-        false => Ok(prompts),
-    }
+    Ok(prompts)
 }

@@ -1,89 +1,134 @@
-//! Greedy answers to held-out problems, scored: the folder that `arithmo evaluate gsm8k` leaves, but for its page.
+//! Answers held-out problems greedily and scores the answers; writes the folder of `arithmo evaluate gsm8k` without
+//! its page.
 
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 
+use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::answers::NUMERIC;
-use crate::eval::folder::{Folder, model_settings};
+use crate::eval::answers::{ForeignPrompt, NUMERIC};
+use crate::eval::folder::{Folder, answers_key};
 use crate::eval::judged::{Judged, Results, count, judge_all};
-use crate::eval::predict::{Answering, prompts};
-use crate::eval::predictions::{predictions, write_predictions};
+use crate::eval::predict::{Answering, prompts, too_long};
+use crate::eval::predictions::{
+    check_same_problems, predictions, read_predictions, write_predictions,
+};
 use crate::eval::problems::read_problems;
+use crate::eval::settings::{ResultKey, Settings};
 use crate::eval::statistics::Rate;
 use crate::eval::store::Store;
 use crate::eval::task::Task;
 use crate::generate::GenerateConfig;
 use crate::model::mistral::Mistral;
+use crate::output::remove;
 use crate::progress::ProgressMode;
 
-/// What is measured.
-#[derive(Clone, Copy, Debug)]
+/// The inputs and settings of a measurement.
+#[derive(Clone, Debug)]
 pub struct Measured<'a> {
-    /// The model's folder, and its name as the user gave it.
-    pub model: (&'a Path, &'a str),
-    /// The adapter that is on it.
-    pub adapter: Option<&'a Path>,
-    /// The held-out problems.
+    /// The settings that identify the model (`EvaluatedModel::settings`).
+    pub model: Settings,
+    /// File of held-out problems.
     pub data: &'a Path,
-    /// Length, stops, batch; greedy.
+    /// Template around each problem.
+    pub template: &'a PromptTemplate,
+    /// Maximum length, end tokens and batch size; decoding is greedy.
     pub generate: &'a GenerateConfig,
+    /// Remedy to name if the folder holds other answers.
+    pub remedy: &'a str,
     /// Where progress goes.
     pub progress: ProgressMode,
 }
 
-/// Answers the problems with `model` and scores the answers; `folder` gets predictions, verdicts and results.
+/// Answers with their verdicts, and the results computed from them.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// Judged answers, one per problem.
+    pub judged: Vec<Judged>,
+    /// Results as in `results.json`.
+    pub results: Results,
+}
+
+impl Measurement {
+    /// Returns the rate of answers that the numeric scorer finds correct.
+    ///
+    /// # Errors
+    /// The numeric scorer did not judge all answers.
+    pub fn accuracy(&self) -> Result<Rate> {
+        accuracy(&self.judged)
+    }
+}
+
+/// Answers the problems with `model`, scores the answers and writes predictions, verdicts and results to `folder`.
+/// Existing answers are scored again.
 ///
 /// # Errors
-/// The problems cannot be read, generation fails or is interrupted (answers so far are kept, the same call goes on), or a
-/// file cannot be written.
+/// The problems cannot be read, generation fails or is interrupted (finished answers are kept, and the same call
+/// continues), the folder holds answers of another model or to other problems, or a file cannot be written.
 pub fn measure<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
     measured: &Measured<'_>,
     folder: &Path,
-) -> Result<Vec<Judged>> {
+) -> Result<Measurement> {
     let problems = read_problems(measured.data)?;
-    let template = Task::Gsm8k.template()?;
-    let prompts = prompts(&problems, &template, &[]);
-    let (model_folder, name) = measured.model;
-    let packed = model.config.quantization;
-    let settings = model_settings(name, model_folder, packed, measured.adapter)?
-        .asking(measured.data, problems.len(), measured.generate.max_new_tokens)?
-        .with("prompt_template", String::from(template));
+    let template = measured.template;
+    let prompts = prompts(&problems, template, &[]);
+    let max_new_tokens = measured.generate.max_new_tokens;
+    let key = answers_key(measured.model.clone(), measured.data, &problems, max_new_tokens)
+        .with("prompt_template", String::from(template.clone()))
+        .with_remedy(measured.remedy);
     let folder = Folder(folder.to_path_buf());
-    let mut store = Store::open(&folder.partial(), &settings)?;
-    let answering = Answering {
-        model,
-        tokenizer,
-        config: measured.generate,
-        scorers: Task::Gsm8k.scorers(),
-        progress: measured.progress,
+    let score = |predictions: &[_], key: &ResultKey| -> Result<Measurement> {
+        let judged = judge_all(predictions, Some(&problems), Task::Gsm8k.scorers());
+        let (task, rules) = (Task::Gsm8k.name(), Task::Gsm8k.rules());
+        let results = Results::new(task, &judged, &rules, key.settings());
+        results.write(&folder.0, &judged)?;
+        Ok(Measurement { judged, results })
     };
-    answering.answer(&problems, &prompts, &[], &mut store)?;
-    let (texts, partial) = store.finish();
-    let predictions = predictions(&problems, texts);
+    if folder.rows_done(&key)? == problems.len() {
+        let file = folder.predictions();
+        let predictions = read_predictions(&file, &ForeignPrompt::Usual(template.clone()))?;
+        check_same_problems(&file, &predictions, &problems)?;
+        let measurement = score(&predictions, &key)?;
+        // A process that was killed right after it wrote the results has left it.
+        remove(&folder.partial())?;
+        return Ok(measurement);
+    }
+    let mut store = Store::open(&folder.partial(), &key, problems.len())?;
+    if store.done().len() < problems.len() {
+        let answering = Answering {
+            model,
+            tokenizer,
+            config: measured.generate,
+            scorers: Task::Gsm8k.scorers(),
+            progress: measured.progress,
+        };
+        let positions = model.config.max_position_embeddings;
+        let too_long = too_long(&prompts, tokenizer, positions)?;
+        answering.answer(&problems, &prompts, &too_long, &mut store)?;
+    }
+    let (answers, partial) = store.finish()?;
+    let predictions = predictions(&problems, prompts, answers);
     write_predictions(&folder.predictions(), &predictions)?;
-    let judged = judge_all(&predictions, Some(&problems), Task::Gsm8k.scorers());
-    let rules = Task::Gsm8k.rules();
-    Results::new(Task::Gsm8k.name(), &judged, &rules, settings).write(&folder.0, &judged)?;
+    let measurement = score(&predictions, &key)?;
     partial.remove()?;
-    Ok(judged)
+    Ok(measurement)
 }
 
-/// How many are right by the numeric scorer.
+/// Returns the rate of answers that the numeric scorer finds correct.
 ///
 /// # Errors
-/// It did not judge them.
+/// The numeric scorer did not judge all answers.
 pub fn accuracy(judged: &[Judged]) -> Result<Rate> {
     let rate = count(judged, NUMERIC.name).rate;
-    match rate.total == judged.len() {
-        true => Ok(rate),
-        false => Err(Error::run(
-            format!("{} of {} answers have a verdict", rate.total, judged.len()),
-            "evaluate them again",
-        )),
+    if rate.total == judged.len() {
+        return Ok(rate);
     }
+    Err(Error::run(
+        format!("only {} of {} answers have a verdict", rate.total, judged.len()),
+        "evaluate them again",
+    ))
 }

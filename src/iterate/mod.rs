@@ -1,9 +1,12 @@
-//! Learning from the model's own answers: sampled, checked against known ones, paired right with wrong, trained on, again
-//! (iterative DPO, arXiv 2404.19733, with the checker in the place of a reward model).
+//! Learning from the model's own answers: sampling, checking against known answers, pairing right with wrong ones,
+//! training, and so on (iterative DPO, arXiv 2404.19733, with the checker in place of a reward model).
 
+mod config;
 pub mod measure;
 mod pairing;
 pub mod rounds;
 pub mod sample;
+mod stats;
 
-pub use pairing::{Checked, PairingConfig, pair_up};
+pub use pairing::{CheckedAnswer, PairingConfig, pair_up};
+pub use stats::{SampleSettings, SampleStats};

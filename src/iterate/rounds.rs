@@ -1,328 +1,393 @@
-//! `iterate`: rounds of sampling, training and measuring (iterative DPO, arXiv 2404.19733).
+//! Runs the rounds of `iterate`: sampling, training and measuring (iterative DPO, arXiv 2404.19733).
 //!
-//! Each round goes on with the adapter of the round before, and its reference is a frozen copy of it (`lora.adapter` with
-//! `dpo.reference = "auto"`). So there is one base model and one small adapter a round; merging instead would write the
-//! whole model each time, and a quantized base could not take it.
+//! Each round continues the adapter of the previous round, and its reference is a frozen copy of that (`lora.adapter`
+//! with `dpo.reference = "auto"`). So there is one base model and one small adapter per round; merging instead would
+//! write the whole model each time, and a quantized base could not represent it. A round without pairs is skipped:
+//! the adapter stays, and the next round samples with another seed.
 
 use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
-use serde::{Deserialize, Serialize};
 
-use super::measure::{Measured, accuracy, measure};
-use super::sample::{SampleOptions, sample_pairs};
+use super::measure::{Measured, Measurement, measure};
+use super::sample::{SampleOptions, partial_path, sample_pairs, stats_path};
+use super::stats::SampleStats;
 use crate::config::RunConfig;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::folder::{Folder, model_settings};
-use crate::eval::judged::read_judged;
+use crate::eval::folder::{EvaluatedModel, answers_key};
 use crate::eval::problems::{Problem, read_problems};
+use crate::eval::settings::{ResultKey, Settings};
 use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
+use crate::input_file;
 use crate::lora::adapter;
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
+use crate::model::identity::ModelIdentity;
 use crate::model::load::load_as;
 use crate::model::mistral::Mistral;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
-use crate::output::write_whole;
+use crate::output::{Lock, remove, write_whole};
 use crate::progress::ProgressMode;
 use crate::train::folder::Existing;
+use crate::train::manifest::RunManifest;
 use crate::train::run::{RunOptions, run as run_training};
 
-/// `iterate.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IterateConfig {
-    /// Folder of the rounds.
-    pub output_dir: PathBuf,
-    /// Seeds samples and training, each round its own.
-    #[serde(default = "seed")]
-    pub seed: u64,
-    /// How many rounds.
-    pub rounds: usize,
-    /// The run.toml of each round's training; `output_dir`, `seed`, `data.train_file` and `lora.adapter` are set by the
-    /// round.
-    pub run: PathBuf,
-    /// How pairs are made.
-    pub sample: SampleSection,
-    /// What is measured after each round; absent: nothing.
-    pub evaluate: Option<EvaluateSection>,
-}
+pub use super::config::{EvaluateSection, IterateConfig, SampleSection};
 
-fn seed() -> u64 {
-    42
-}
-
-/// `[sample]`, the options of `sample-pairs`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SampleSection {
-    /// Problems with known answers.
-    pub data: PathBuf,
-    /// Problems a round, the next ones each time; 0: all.
-    pub problems: usize,
-    /// Answers a problem.
-    pub samples: usize,
-    /// Most pairs of one problem.
-    pub pairs_per_problem: usize,
-    /// The higher, the freer.
-    pub temperature: f64,
-    /// Sample among the most likely tokens; 0: all.
-    pub top_k: usize,
-    /// Sample among the fewest tokens that hold this probability; 1: all.
-    pub top_p: f64,
-    /// At most this many tokens an answer.
-    pub max_new_tokens: usize,
-    /// Answers decoded together.
-    pub batch_size: usize,
-}
-
-impl Default for SampleSection {
-    fn default() -> Self {
-        Self {
-            data: "problems.jsonl".into(),
-            problems: 0,
-            samples: 8,
-            pairs_per_problem: 1,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            max_new_tokens: 512,
-            batch_size: 64,
-        }
-    }
-}
-
-/// `[evaluate]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvaluateSection {
-    /// Held-out problems with known answers.
-    pub data: PathBuf,
-}
-
-impl IterateConfig {
-    /// Reads and checks a configuration file.
-    ///
-    /// # Errors
-    /// It cannot be read, is not TOML, has an unknown key, or asks for no round.
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|e| Error::file(path, e, "correct it; configs/iterate.toml has every key"))?;
-        let wrong = |key, problem, remedy| {
-            let place = format!("{}: {key}", path.display());
-            Err(Error::invalid(place, problem, remedy))
-        };
-        match config.rounds {
-            0 => wrong("rounds", "is 0", "ask for at least 1"),
-            _ => Ok(config),
-        }
-    }
-}
-
-/// Where a round stands.
+/// The state after a round.
 #[derive(Clone, Debug)]
 pub struct RoundSummary {
-    /// Number, from 1; 0: before the first.
+    /// Number of the round, from 1; 0 is the state before the first round.
     pub round: usize,
-    /// Pairs trained on.
-    pub pairs: Option<usize>,
-    /// Accuracy on the held-out problems.
+    /// Folder of the round.
+    pub folder: PathBuf,
+    /// Statistics of the samples; `None` before the first round. A round without pairs is skipped.
+    pub samples: Option<SampleStats>,
+    /// Answers to the held-out problems; `None` if nothing was measured or the round was skipped.
+    pub measurement: Option<Measurement>,
+    /// Accuracy on the held-out problems; a skipped round keeps the previous value.
     pub accuracy: Option<Rate>,
 }
 
-/// Runs the rounds, or goes on with them: what a round has finished is kept. `done` hears of each.
+impl RoundSummary {
+    /// Returns the number of pairs trained on; `None` before the first round.
+    pub fn pairs(&self) -> Option<usize> {
+        self.samples.as_ref().map(|samples| samples.pairs)
+    }
+}
+
+/// Runs the rounds, or continues them: finished work of a round is kept. `done` is called after each round.
 ///
 /// # Errors
-/// The rounds there were made by another configuration; a step fails; or the user interrupts (the same command goes on).
+/// The existing rounds were made with another configuration or base model; sampling, training or measuring fails; no
+/// round gives a pair; or the user interrupts (the same command continues).
 pub fn iterate<B: TrainBackend>(
     config: &IterateConfig,
     mode: ProgressMode,
     device: &B::Device,
     mut done: impl FnMut(&RoundSummary) -> Result<()>,
 ) -> Result<()> {
-    check_same(config)?;
+    // Everything that can be checked before anything is written is checked here.
     let rounds = Rounds::new(config, mode)?;
+    let _lock = Lock::folder(&config.output_dir)?;
     let mut model = rounds.load::<B>(device)?;
-    let accuracy = rounds.measure(&model, 0)?;
-    done(&RoundSummary { round: 0, pairs: None, accuracy })?;
+    rounds.keep_configuration()?;
+    let mut summary = RoundSummary {
+        round: 0,
+        folder: rounds.folder(0),
+        samples: None,
+        measurement: None,
+        accuracy: None,
+    };
+    rounds.measure(&model, None, &mut summary)?;
+    done(&summary)?;
+    let mut trained = None;
     for round in 1..=config.rounds {
-        if round > 1 {
-            adapter::load(&mut model, &rounds.adapter(round - 1), device)?;
+        let samples = rounds.sample(&model, round, trained)?;
+        let skipped = samples.pairs == 0;
+        summary = RoundSummary {
+            round,
+            folder: rounds.folder(round),
+            samples: Some(samples),
+            measurement: None,
+            accuracy: summary.accuracy,
+        };
+        if !skipped {
+            rounds.train::<B>(round, trained, device)?;
+            trained = Some(round);
+            adapter::load(&mut model, &rounds.adapter(round), device)?;
+            rounds.measure(&model, trained, &mut summary)?;
         }
-        let pairs = rounds.sample(&model, round)?;
-        rounds.train::<B>(round, device)?;
-        adapter::load(&mut model, &rounds.adapter(round), device)?;
-        let accuracy = rounds.measure(&model, round)?;
-        done(&RoundSummary { round, pairs: Some(pairs), accuracy })?;
+        done(&summary)?;
     }
-    Ok(())
-}
-
-/// Keeps the configuration beside the rounds; refuses to go on with those of another one. More rounds may be asked for.
-fn check_same(config: &IterateConfig) -> Result<()> {
-    let path = config.output_dir.join("iterate.toml");
-    let all = IterateConfig { rounds: 0, output_dir: PathBuf::new(), ..config.clone() };
-    let text = toml::to_string(&all)
-        .map_err(|e| Error::invalid("iterate.toml", e, "choose a seed below 2^63"))?;
-    match std::fs::read_to_string(&path) {
-        Ok(before) if before == text => Ok(()),
-        Ok(_) => Err(Error::file(
-            &path,
-            "the rounds there were made by another configuration",
-            "undo the change, or choose another output_dir",
+    match trained {
+        Some(_) => Ok(()),
+        None => Err(Error::run(
+            "no round gave a pair, and nothing was trained",
+            "raise samples, temperature or max_new_tokens under [sample] in iterate.toml, or choose problems that the model \
+             sometimes solves; then the same command samples the last rounds again",
         )),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_whole(&path, text.as_bytes()),
-        Err(e) => Err(Error::io(&path, "read", e)),
     }
 }
 
-struct Rounds<'a> {
-    config: &'a IterateConfig,
-    /// The base model.
-    folder: PathBuf,
-    name: String,
+/// Remedy if the existing rounds were made with other settings.
+const REMEDY: &str = "undo the change, or choose another output_dir in iterate.toml";
+
+/// The configuration and state that all steps of all rounds share.
+struct Rounds {
+    config: IterateConfig,
+    /// Folder of the base model, its name as the user wrote it, and its identity.
+    base: (PathBuf, String, ModelIdentity),
     dtype: Option<burn::tensor::DType>,
     quantize: Option<Quantization>,
     tokenizer: Tokenizer,
     problems: Vec<Problem>,
     prompt_template: PromptTemplate,
-    generate: GenerateConfig,
+    eos_ids: Vec<u32>,
     mode: ProgressMode,
 }
 
-impl<'a> Rounds<'a> {
-    fn new(config: &'a IterateConfig, mode: ProgressMode) -> Result<Self> {
+impl Rounds {
+    /// Reads all inputs of the rounds and checks that they agree with existing rounds.
+    fn new(config: &IterateConfig, mode: ProgressMode) -> Result<Self> {
+        let mut config = config.clone();
+        config.continue_from_kept()?;
         let run = RunConfig::load(&config.run, &[])?;
+        let problems = read_problems(&config.sample.data)?;
+        if let Some(evaluate) = &config.evaluate {
+            read_problems(&evaluate.data)?;
+        }
         let (name, revision) = (&run.model.model_name_or_path, &run.model.revision);
         let folder = Hub::open(mode).resolve(name, revision)?;
         let tokenizer = Tokenizer::from_folder(&folder)?;
-        let sample = &config.sample;
-        let generate = GenerateConfig {
-            max_new_tokens: sample.max_new_tokens,
-            batch_size: sample.batch_size,
-            eos_ids: stop_ids(&folder, &MistralConfig::load(&folder)?, tokenizer.eos_id())?,
-            ..GenerateConfig::default()
-        };
-        Ok(Self {
+        let eos_ids = stop_ids(&folder, &MistralConfig::load(&folder)?, tokenizer.eos_id())?;
+        let identity = ModelIdentity::read(&folder)?;
+        let rounds = Self {
             config,
-            name: name.clone(),
+            base: (folder, name.clone(), identity),
             dtype: run.model.dtype.dtype(),
             quantize: run.model.quantize(),
             tokenizer,
-            problems: read_problems(&sample.data)?,
+            problems,
             prompt_template: PromptTemplate::new(&run.data.prompt_template)?,
-            generate,
-            folder,
+            eos_ids,
             mode,
-        })
+        };
+        rounds.check_base()?;
+        Ok(rounds)
     }
 
+    /// Checks that existing rounds were made with this base model.
+    fn check_base(&self) -> Result<()> {
+        let path = self.base_path();
+        let text = match input_file::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(&path, "read", e)),
+        };
+        let remedy = "restore the base model, or choose another output_dir";
+        let kept: Settings =
+            serde_json::from_str(&text).map_err(|e| Error::file(&path, e, remedy))?;
+        let changed = kept.differences(&self.model_settings(None)?);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let problem =
+            format!("the base model changed since the rounds were started: {}", changed.join("; "));
+        Err(Error::file(&path, problem, remedy))
+    }
+
+    /// Saves the configuration and the base model's identity beside the rounds.
+    fn keep_configuration(&self) -> Result<()> {
+        write_whole(&self.config.kept_path(), self.config.kept_text()?.as_bytes())?;
+        let path = self.base_path();
+        let base = serde_json::to_vec_pretty(&self.model_settings(None)?);
+        write_whole(&path, &base.map_err(|e| Error::io(&path, "write", e.into()))?)
+    }
+
+    /// Returns the path of the base model's recorded identity.
+    fn base_path(&self) -> PathBuf {
+        self.config.output_dir.join("base-model.json")
+    }
+
+    /// Returns the settings that identify the model with the adapter of the round `trained`.
+    fn model_settings(&self, trained: Option<usize>) -> Result<Settings> {
+        let (folder, name, identity) = &self.base;
+        let adapter = trained.map(|round| self.adapter(round));
+        let model = EvaluatedModel {
+            name,
+            folder,
+            adapter: adapter.as_deref(),
+            packed: self.quantize,
+            dtype: self.dtype,
+        };
+        model.settings_on(identity.clone())
+    }
+
+    /// Loads the base model, quantized if the run is configured so.
     fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
-        let dtype =
-            choose::<B>(&MistralConfig::load(&self.folder)?, self.dtype, Purpose::Hold, device)?;
-        let cache = Cache::of_user(self.mode);
-        load_as(&self.folder, dtype, self.quantize, &cache, device)
+        let (folder, ..) = &self.base;
+        let shape = MistralConfig::load(folder)?;
+        let dtype = choose::<B>(&shape, self.dtype, Purpose::Hold, device)?;
+        let cache = Cache::from_env(self.mode);
+        load_as(folder, dtype, self.quantize, &cache, device)
     }
 
-    fn path(&self, round: usize, name: &str) -> PathBuf {
-        let folder = self.config.output_dir.join(format!("round-{round}"));
-        folder.join(name)
+    /// Returns the folder of a round.
+    fn folder(&self, round: usize) -> PathBuf {
+        self.config.output_dir.join(format!("round-{round}"))
     }
 
+    /// Returns the folder of the adapter that a round trains.
     fn adapter(&self, round: usize) -> PathBuf {
-        self.path(round, "run/adapter")
+        self.folder(round).join("run/adapter")
     }
 
-    /// The problems of a round: the next ones each time, from the front again after the last.
+    /// Returns the path of a round's pairs.
+    fn pairs(&self, round: usize) -> PathBuf {
+        self.folder(round).join("pairs.jsonl")
+    }
+
+    /// Returns the problems of a round: the next ones each time, starting over after the last.
     fn problems(&self, round: usize) -> Vec<Problem> {
         let all = &self.problems;
         match self.config.sample.problems {
             0 => all.clone(),
             count => {
-                let first = (round - 1) * count;
+                let first = (round - 1).saturating_mul(count);
                 let next = all.iter().cycle().skip(first % all.len().max(1));
                 next.take(count.min(all.len())).cloned().collect()
             }
         }
     }
 
-    /// Makes the round's pairs, unless they are there; returns how many.
-    fn sample<B: TrainBackend>(&self, model: &Mistral<B>, round: usize) -> Result<usize> {
-        let output = self.path(round, "pairs.jsonl");
-        if !output.is_file() {
-            let sample = &self.config.sample;
-            let options = SampleOptions {
-                samples: sample.samples,
-                pairs_per_problem: sample.pairs_per_problem,
-                generate: GenerateConfig {
-                    temperature: sample.temperature,
-                    top_k: sample.top_k,
-                    top_p: sample.top_p,
-                    seed: self.seed(round),
-                    ..self.generate.clone()
-                },
-                prompt_template: self.prompt_template.clone(),
-                progress: self.mode,
-            };
-            let adapter = (round > 1).then(|| self.adapter(round - 1));
-            let problems = self.problems(round);
-            let asked =
-                model_settings(&self.name, &self.folder, self.quantize, adapter.as_deref())?
-                    .asking(&sample.data, problems.len(), sample.max_new_tokens)?;
-            sample_pairs(model, &self.tokenizer, &problems, &options, asked, &output)?;
+    /// Makes the round's pairs with the adapter of the round `trained`, unless they exist. A round that gave no pair
+    /// is sampled again if `[sample]` has changed and no later round has started.
+    fn sample<B: TrainBackend>(
+        &self,
+        model: &Mistral<B>,
+        round: usize,
+        trained: Option<usize>,
+    ) -> Result<SampleStats> {
+        let output = self.pairs(round);
+        let kept = read_stats(&stats_path(&output))?;
+        if output.is_file() {
+            // A process that was killed right after it wrote the pairs has left it.
+            remove(&partial_path(&output))?;
+            return kept.map_or_else(|| count_pairs(&output), Ok);
         }
-        let text = std::fs::read_to_string(&output).map_err(|e| Error::io(&output, "read", e))?;
-        Ok(text.lines().count())
+        let generate = GenerateConfig {
+            seed: self.config.seed.wrapping_add(round as u64 - 1),
+            eos_ids: self.eos_ids.clone(),
+            ..GenerateConfig::default()
+        };
+        let sample = &self.config.sample;
+        let options = sample.options(generate, self.prompt_template.clone(), self.mode);
+        let problems = self.problems(round);
+        let model_settings = self.model_settings(trained)?;
+        let key = answers_key(
+            model_settings,
+            &sample.data,
+            &problems,
+            sample.max_new_tokens,
+        )
+        .with_remedy(format!(
+            "undo the change until round {round} is complete, or remove {} to restart the round",
+            partial_path(&output).display()
+        ));
+        if let Some(kept) = kept {
+            let later = (round + 1..).take_while(|later| self.folder(*later).exists());
+            let begun_later = later.into_iter().any(|later| self.is_begun(later));
+            if begun_later || kept.was_made_with(&options, &key) {
+                return Ok(kept);
+            }
+        }
+        sample_pairs(model, &self.tokenizer, &problems, &options, key, &output)
     }
 
-    fn seed(&self, round: usize) -> u64 {
-        self.config.seed.wrapping_add(round as u64 - 1)
+    /// Returns whether a round has left any file of samples.
+    fn is_begun(&self, round: usize) -> bool {
+        let output = self.pairs(round);
+        output.exists() || partial_path(&output).exists()
     }
 
-    /// Trains the round's adapter, from where an interrupted training stopped.
-    fn train<B: TrainBackend>(&self, round: usize, device: &B::Device) -> Result<()> {
+    /// Trains the round's adapter, continuing an interrupted training.
+    fn train<B: TrainBackend>(
+        &self,
+        round: usize,
+        trained: Option<usize>,
+        device: &B::Device,
+    ) -> Result<()> {
         let text = |path: PathBuf| toml::Value::String(path.display().to_string());
+        let seed = self.config.seed.wrapping_add(round as u64 - 1);
         let mut settings = vec![
-            format!("output_dir={}", text(self.path(round, "run"))),
-            format!("seed={}", self.seed(round)),
-            format!("data.train_file={}", text(self.path(round, "pairs.jsonl"))),
+            format!("output_dir={}", text(self.folder(round).join("run"))),
+            format!("seed={seed}"),
+            format!("data.train_file={}", text(self.pairs(round))),
         ];
-        if round > 1 {
-            settings.push(format!("lora.adapter={}", text(self.adapter(round - 1))));
+        if let Some(trained) = trained {
+            settings.push(format!("lora.adapter={}", text(self.adapter(trained))));
         }
         let config = RunConfig::load(&self.config.run, &settings)?;
-        let options =
-            RunOptions { existing: Existing::Resume, dry_run: false, progress: self.mode };
-        run_training::<B>(&config, &options, device).map(|_| ())
+        // An interrupted round is resumed; no warning is needed when a new one starts from its first step.
+        let existing = if RunManifest::path(&config.output_dir).exists() {
+            Existing::Resume
+        } else {
+            Existing::Refuse
+        };
+        let options = RunOptions { existing, dry_run: false, progress: self.mode };
+        // Training's remedy names its own flags; here the changed file is the run.toml of all rounds.
+        let manifest = RunManifest::path(&config.output_dir);
+        match run_training::<B>(&config, &options, device) {
+            Ok(_) => Ok(()),
+            Err(Error::Invalid { place, problem, .. })
+                if place == manifest.display().to_string() =>
+            {
+                Err(Error::invalid(place, problem, REMEDY))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Measures the model after a round, unless that was done.
-    fn measure<B: TrainBackend>(&self, model: &Mistral<B>, round: usize) -> Result<Option<Rate>> {
+    /// Measures the model with the adapter of the round `trained`; an existing measurement is scored again.
+    fn measure<B: TrainBackend>(
+        &self,
+        model: &Mistral<B>,
+        trained: Option<usize>,
+        summary: &mut RoundSummary,
+    ) -> Result<()> {
         let Some(evaluate) = &self.config.evaluate else {
-            return Ok(None);
+            return Ok(());
         };
-        let folder = Folder(self.path(round, "evaluation"));
-        let verdicts = folder.file("verdicts.jsonl");
-        let judged = match verdicts.is_file() {
-            true => read_judged(&verdicts)?,
-            false => {
-                let adapter = (round > 0).then(|| self.adapter(round));
-                let measured = Measured {
-                    model: (&self.folder, &self.name),
-                    adapter: adapter.as_deref(),
-                    data: &evaluate.data,
-                    generate: &self.generate,
-                    progress: self.mode,
-                };
-                measure(model, &self.tokenizer, &measured, &folder.0)?
-            }
+        let default = self.config.sample.max_new_tokens;
+        let measured = Measured {
+            model: self.model_settings(trained)?,
+            data: &evaluate.data,
+            template: &self.prompt_template,
+            generate: &GenerateConfig {
+                max_new_tokens: evaluate.max_new_tokens.unwrap_or(default),
+                batch_size: self.config.sample.batch_size,
+                eos_ids: self.eos_ids.clone(),
+                ..GenerateConfig::default()
+            },
+            remedy: REMEDY,
+            progress: self.mode,
         };
-        accuracy(&judged).map(Some)
+        let folder = summary.folder.join("evaluation");
+        let measurement = measure(model, &self.tokenizer, &measured, &folder)?;
+        summary.accuracy = Some(measurement.accuracy()?);
+        summary.measurement = Some(measurement);
+        Ok(())
     }
+}
+
+/// Counts the pairs of a round whose other statistics are unknown.
+fn count_pairs(path: &Path) -> Result<SampleStats> {
+    let text = input_file::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+    Ok(SampleStats { pairs: text.lines().count(), ..SampleStats::default() })
+}
+
+impl SampleStats {
+    /// Returns whether the statistics are of the same model, problems and settings.
+    fn was_made_with(&self, options: &SampleOptions, key: &ResultKey) -> bool {
+        let now = Self::new(options);
+        self.settings == now.settings && self.asked.differences(&key.settings()).is_empty()
+    }
+}
+
+/// Reads the statistics of a round's sampling, if it is complete.
+fn read_stats(path: &Path) -> Result<Option<SampleStats>> {
+    let text = match input_file::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, "read", e)),
+    };
+    let remedy = "remove it; a round without pairs is then sampled again";
+    let stats = serde_json::from_str(&text);
+    stats.map(Some).map_err(|e| Error::file(path, e, remedy))
 }

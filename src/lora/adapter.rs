@@ -1,43 +1,48 @@
-//! PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+//! Reads and writes PEFT's adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::config::{LoraConfig, TargetModules};
-use super::linear::{attach_one, parameters, set_parameters};
-use crate::error::{Error, Result};
+use super::linear::{adapter_parameters, attach_one, set_adapter_parameters};
+use crate::error::{Error, Result, first_few};
+use crate::input_file;
 use crate::model::config::MistralConfig;
+use crate::model::identity::ModelIdentity;
 use crate::model::mistral::{Mistral, PROJECTIONS};
 use crate::model::quantize::Quantization;
 use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
 
-/// What PEFT puts before a module's own name.
+/// Prefix that PEFT puts before every module's name.
 const PREFIX: &str = "base_model.model.";
-/// The settings of an adapter folder.
+/// Name of an adapter folder's settings file.
 pub const CONFIG: &str = "adapter_config.json";
-/// Name of the adapter's group of tensors in a checkpoint, whose folder so opens in PEFT too.
+/// Name of the adapter's group of tensors in a checkpoint, chosen so that PEFT opens the checkpoint folder too.
 pub const CHECKPOINT_GROUP: &str = "adapter_model";
-/// The weights of an adapter folder.
+/// Name of an adapter folder's weights file.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What the base was packed as while the adapter was trained, where it was; PEFT does not mind the file.
-pub const BASE: &str = "base_quantization.json";
+/// Name of the adapter's folder within a run's folder.
+const RUN_ADAPTER: &str = "adapter";
 
-/// The two matrices of each branch, by the module's name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
+/// Name of the file that records how the base was quantized while the adapter was trained, if it was; PEFT ignores
+/// the file.
+pub const BASE_QUANTIZATION: &str = "base_quantization.json";
+
+/// The two matrices of each low-rank branch by module name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
 /// then `lora_b` `[D_out, r]`, in f32.
 pub type Branches = BTreeMap<String, [TensorData; 2]>;
 
-/// Reads a PEFT adapter folder onto `model`, replacing any adapter it has.
+/// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn load<B: TrainBackend>(
     model: &mut Mistral<B>,
     folder: &Path,
@@ -53,14 +58,18 @@ pub fn load<B: TrainBackend>(
     Ok(config)
 }
 
-/// Reads a PEFT adapter folder made for a model of shape `model`, without needing the model.
+/// Reads a PEFT adapter folder that belongs to a model of shape `model`, without needing the model itself.
 ///
 /// # Errors
-/// A file is missing or damaged, the adapter uses something not built here, or its tensors do not fit the model: each
-/// missing, extra or misshapen one is named.
+/// A file is missing or damaged, the adapter uses an unsupported feature, or its tensors do not fit the model: the
+/// first few that are missing, unexpected or misshapen are named.
 pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branches)> {
+    let folder = &adapter_folder(folder);
     let config = read_config(folder)?;
     let path = folder.join(WEIGHTS);
+    if !path.exists() {
+        return Err(without_weights(folder));
+    }
     let mut tensors = load_safetensors_f32(&path)?;
     let targets = targets(model, &config)?;
     check(&config, &targets, &tensors, &path)?;
@@ -75,18 +84,82 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branche
     Ok((config, branches))
 }
 
+impl ModelIdentity {
+    /// Adds the settings and weights of the adapter in `folder` to the identity.
+    ///
+    /// # Errors
+    /// A file of the adapter is missing or cannot be read.
+    pub fn with_adapter(mut self, folder: &Path) -> Result<Self> {
+        let folder = adapter_folder(folder);
+        for name in [CONFIG, WEIGHTS] {
+            self.add_file(name, &folder.join(name))?;
+        }
+        Ok(self)
+    }
+}
+
 /// Reads and checks `adapter_config.json` of an adapter folder.
 ///
 /// # Errors
-/// As [`load`].
+/// Those of [`load`].
 pub fn read_config(folder: &Path) -> Result<LoraConfig> {
+    let folder = &adapter_folder(folder);
     let path = folder.join(CONFIG);
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+    let text = input_file::read_to_string(&path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => without_config(folder),
+        _ => Error::io(&path, "read", e),
+    })?;
     LoraConfig::from_json(&text, &path.display().to_string())
 }
 
-/// Writes `model`'s adapter as a PEFT folder with `config` (see [`config_json`]), and a note if its base is packed; each file
-/// is whole or absent.
+/// Returns the adapter folder that `folder` stands for: `folder` itself, or the adapter within a run's folder.
+pub fn adapter_folder(folder: &Path) -> PathBuf {
+    let run_adapter = folder.join(RUN_ADAPTER);
+    if !folder.join(CONFIG).exists() && run_adapter.join(CONFIG).is_file() {
+        run_adapter
+    } else {
+        folder.to_path_buf()
+    }
+}
+
+/// Returns the error for a folder without an adapter; it names adapters inside the folder, if any.
+fn without_config(folder: &Path) -> Error {
+    if !folder.is_dir() {
+        let remedy = "check the path; relative ones start at the working folder";
+        return Error::file(folder, "is not a folder", remedy);
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let inside = entries.filter(|entry| entry.path().join(CONFIG).is_file());
+    let mut inside: Vec<PathBuf> = inside.map(|entry| entry.path()).collect();
+    inside.sort();
+    let problem = format!("holds no {CONFIG}");
+    if inside.is_empty() {
+        return Error::file(folder, problem, "choose a folder in which PEFT saved an adapter");
+    }
+    let inside = first_few(inside.iter().map(|path| path.display()), ", ");
+    Error::file(
+        folder,
+        format!("{problem}, but folders in it do"),
+        format!("choose one of them: {inside}"),
+    )
+}
+
+/// Returns the error for an adapter folder without safetensors weights.
+fn without_weights(folder: &Path) -> Error {
+    const PICKLED: &str = "adapter_model.bin";
+    if folder.join(PICKLED).is_file() {
+        Error::file(
+            folder,
+            format!("holds pickled weights ({PICKLED}) and no {WEIGHTS}"),
+            "convert it: open it with PEFT, then model.save_pretrained(folder, safe_serialization=True)",
+        )
+    } else {
+        Error::file(folder, format!("holds no {WEIGHTS}"), "fetch or save the adapter again")
+    }
+}
+
+/// Writes `model`'s adapter as a PEFT folder with `config` (see [`config_json`]). If the base is quantized, also writes
+/// [`BASE_QUANTIZATION`]. Each file appears complete or not at all.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -95,41 +168,42 @@ pub fn save<B: TrainBackend>(model: &Mistral<B>, config: &str, folder: &Path) ->
         .map(|(name, data)| (name, data.shape.to_vec(), data.iter::<f32>().collect()))
         .collect();
     save_safetensors(&folder.join(WEIGHTS), &tensors)?;
-    if let Some(packed) = model.config.quantization {
-        let text = format!("{:#}\n", packed.description());
-        write_whole(&folder.join(BASE), text.as_bytes())?;
+    if let Some(quantization) = model.config.quantization {
+        let text = format!("{:#}\n", quantization.description());
+        write_whole(&folder.join(BASE_QUANTIZATION), text.as_bytes())?;
     }
     write_whole(&folder.join(CONFIG), config.as_bytes())
 }
 
-/// What the base of the adapter in `folder` was packed as while it was trained; `None`: not at all, or it is not known.
+/// Returns the quantization of the base while the adapter in `folder` was trained; `None` if it had none or that is
+/// unknown.
 ///
 /// # Errors
-/// It is noted, and the note cannot be read.
-pub fn trained_on(folder: &Path) -> Result<Option<Quantization>> {
-    let path = folder.join(BASE);
-    let text = match fs::read(&path) {
+/// The record of the quantization exists but cannot be read.
+pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
+    let path = adapter_folder(folder).join(BASE_QUANTIZATION);
+    let text = match input_file::read(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(&path, "read", e)),
     };
-    let noted = serde_json::from_slice(&text).ok();
-    let noted = noted.and_then(|value| Quantization::from_description(&value));
-    noted.map(Some).ok_or_else(|| {
-        let problem = "does not say what the adapter's base was packed as";
-        Error::file(&path, problem, "remove the file: it is a note only")
+    let recorded = serde_json::from_slice(&text).ok();
+    let recorded = recorded.and_then(|value| Quantization::from_description(&value));
+    recorded.map(Some).ok_or_else(|| {
+        let problem = "does not say how the adapter's base was quantized";
+        Error::file(&path, problem, "remove the file, which is only a record")
     })
 }
 
-/// The adapter's tensors under PEFT's names, bit for bit.
+/// Returns the adapter's tensors under PEFT's names, bit for bit.
 pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
     let named =
         |(name, tensor): (String, Tensor<B, 2>)| (format!("{PREFIX}{name}"), tensor.into_data());
-    parameters(model).into_iter().map(named).collect()
+    adapter_parameters(model).into_iter().map(named).collect()
 }
 
-/// Puts `saved` tensors, as [`tensors`] gives them, back on a model that has the same adapter; `place` is named in
-/// errors.
+/// Copies `saved` tensors, as [`tensors`] returns them, back into a model that has the same adapter; errors name
+/// `place`.
 ///
 /// # Errors
 /// A tensor is missing or has another shape.
@@ -144,7 +218,7 @@ where
 {
     let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
     let mut values = Vec::new();
-    for (name, tensor) in parameters(model) {
+    for (name, tensor) in adapter_parameters(model) {
         let data = saved.remove(&format!("{PREFIX}{name}"));
         match data.filter(|data| data.shape == tensor.shape()) {
             Some(data) => values.push(Tensor::from_data(data, device)),
@@ -154,11 +228,11 @@ where
             }
         }
     }
-    set_parameters(model, values);
+    set_adapter_parameters(model, values);
     Ok(())
 }
 
-/// The text of `adapter_config.json` for `model`'s adapter.
+/// Returns the text of `adapter_config.json` for `model`'s adapter.
 pub fn config_json<B: TrainBackend>(
     model: &Mistral<B>,
     config: &LoraConfig,
@@ -168,7 +242,8 @@ pub fn config_json<B: TrainBackend>(
     config.to_json(&written_targets(model, config), base_model, revision)
 }
 
-/// `all-linear` and patterns are written as the names they stand for, sorted, as PEFT does.
+/// Returns the target modules as names, as PEFT writes them: `all-linear` and patterns are resolved, and the names
+/// are sorted.
 fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Vec<String> {
     let names: BTreeSet<String> = match &config.target_modules {
         TargetModules::Names(names) => names.iter().cloned().collect(),
@@ -184,7 +259,11 @@ fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> 
     names.into_iter().collect()
 }
 
-/// The targeted projections of a model, each with the shape `[D_out, D_in]` of its weight.
+/// Lists the targeted projections of a model, each with the shape `[D_out, D_in]` of its weight. The list is empty if
+/// `config` targets none.
+///
+/// # Errors
+/// Those of [`TargetModules::matches`](super::config::TargetModules::matches).
 fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<(String, [usize; 2])>> {
     let mut targets = Vec::new();
     for (name, shape) in model.tensors() {
@@ -199,6 +278,7 @@ fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<(String, [u
     Ok(targets)
 }
 
+/// Checks that the tensors of the file are those of the targeted projections.
 fn check(
     config: &LoraConfig,
     targets: &[(String, [usize; 2])],
@@ -207,26 +287,70 @@ fn check(
 ) -> Result<()> {
     let mut expected = BTreeMap::new();
     for (name, [d_out, d_in]) in targets {
-        let of = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
-        expected.insert(of("A"), vec![config.r, *d_in]);
-        expected.insert(of("B"), vec![*d_out, config.r]);
+        let tensor_name = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
+        expected.insert(tensor_name("A"), vec![config.r, *d_in]);
+        expected.insert(tensor_name("B"), vec![*d_out, config.r]);
     }
+    let problem = if expected.is_empty() {
+        Some("its target_modules match no projection of this model".to_string())
+    } else {
+        differences(&expected, tensors)
+    };
+    let Some(problem) = problem else {
+        return Ok(());
+    };
+    let remedy = "use the adapter with the base model it was trained on";
+    Err(badly_named(&expected, tensors, path).unwrap_or_else(|| Error::file(path, problem, remedy)))
+}
+
+/// Describes how tensors differ from the `expected` ones, the first few and their number; returns `None` if all
+/// match.
+fn differences(expected: &BTreeMap<String, Vec<usize>>, tensors: &NamedTensors) -> Option<String> {
     let missing = expected.keys().filter(|name| !tensors.contains_key(*name));
     let extra = tensors.keys().filter(|name| !expected.contains_key(*name));
     let misshapen = tensors.iter().filter_map(|(name, (shape, _))| {
         let wanted = expected.get(name).filter(|wanted| *wanted != shape)?;
         Some(format!("{name} is {shape:?}, must be {wanted:?}"))
     });
-    let problems: Vec<String> = (missing.map(|name| format!("{name} is missing")))
+    let problems: Vec<String> = (misshapen)
+        .chain(missing.map(|name| format!("{name} is missing")))
         .chain(extra.map(|name| format!("{name} has no place in this model")))
-        .chain(misshapen)
         .collect();
-    if problems.is_empty() && !expected.is_empty() {
-        return Ok(());
-    }
-    let listed = match problems.is_empty() {
-        true => "its target_modules name no projection of this model".to_string(),
-        false => problems.join("; "),
+    let count = problems.len();
+    (count > 0)
+        .then(|| format!("{count} tensors do not fit the model: {}", first_few(problems, "; ")))
+}
+
+/// Returns the error for tensors whose names are not those of PEFT's `save_pretrained`: with the adapter's name in
+/// them, or without the prefix. Returns `None` if there are no such names.
+fn badly_named(
+    expected: &BTreeMap<String, Vec<usize>>,
+    tensors: &NamedTensors,
+    path: &Path,
+) -> Option<Error> {
+    let error = |problem: String| {
+        let remedy =
+            "save the adapter with PEFT's model.save_pretrained(..), not from its state_dict()";
+        Some(Error::file(path, problem, remedy))
     };
-    Err(Error::file(path, listed, "use the adapter with the base model it was trained on"))
+    let missing = |name: &&String| !expected.contains_key(*name);
+    for name in tensors.keys().filter(missing) {
+        for side in [".lora_A.", ".lora_B."] {
+            let Some((module, rest)) = name.split_once(side) else {
+                continue;
+            };
+            let own = rest.strip_suffix(".weight").filter(|own| !own.is_empty());
+            if let Some(own) = own {
+                return error(format!(
+                    "{name} has the adapter's name in it: PEFT saves it as {module}{side}weight, without {own:?}"
+                ));
+            }
+            if expected.contains_key(&format!("{PREFIX}{name}")) {
+                return error(format!(
+                    "{name} lacks the prefix {PREFIX:?} that PEFT puts before every module's name"
+                ));
+            }
+        }
+    }
+    None
 }

@@ -1,4 +1,4 @@
-//! Attaching branches to a model's projections, and reaching their weights by name.
+//! Attaches low-rank branches to a model's projections, and accesses their weights by name.
 
 use arithmo_backends::TrainBackend;
 use burn::module::Param;
@@ -12,11 +12,11 @@ use crate::error::{Error, Result};
 use crate::model::linear::{Linear, LowRank};
 use crate::model::mistral::Mistral;
 
-/// Puts a fresh branch on every targeted projection: `lora_a` random from `seed`, `lora_b` zero, so that the model's
-/// output does not change.
+/// Attaches a new branch to every targeted projection: `lora_a` random from `seed`, `lora_b` zero, so that the
+/// model's output does not change.
 ///
 /// # Errors
-/// No projection is targeted, or a listed name targets none (a misspelt module must not be ignored).
+/// No projection is targeted, or a listed name targets none (a misspelled module must not be ignored).
 pub fn attach<B: TrainBackend>(
     model: &mut Mistral<B>,
     config: &LoraConfig,
@@ -37,7 +37,7 @@ pub fn attach<B: TrainBackend>(
     Ok(())
 }
 
-/// Puts a branch with the given `lora_a` `[r, D_in]` and `lora_b` `[D_out, r]` on one projection.
+/// Attaches a branch with the given `lora_a` `[r, D_in]` and `lora_b` `[D_out, r]` to one projection.
 pub(super) fn attach_one<B: TrainBackend>(
     linear: &mut Linear<B>,
     config: &LoraConfig,
@@ -56,9 +56,9 @@ pub(super) fn attach_one<B: TrainBackend>(
     });
 }
 
-/// The trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
+/// Returns the trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
 /// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`.
-pub fn parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
+pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
     let with_branch = model
         .projections()
         .filter_map(|(name, linear)| linear.lora.as_ref().map(|lora| (name, lora)));
@@ -72,20 +72,20 @@ pub fn parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B,
         .collect()
 }
 
-/// Replaces the trainable tensors by `values`, in the order of [`parameters`]; each stays trainable.
+/// Replaces the trainable tensors by `values`, in the order of [`adapter_parameters`]; they stay trainable.
 ///
 /// # Panics
-/// If there are fewer values than tensors, or shapes differ.
-pub fn set_parameters<B>(model: &mut Mistral<B>, values: Vec<Tensor<B::InnerBackend, 2>>)
+/// Panics if there are fewer values than tensors, or if shapes differ.
+pub fn set_adapter_parameters<B>(model: &mut Mistral<B>, values: Vec<Tensor<B::InnerBackend, 2>>)
 where
     B: TrainBackend + AutodiffBackend,
 {
     let mut values = values.into_iter();
     let mut replace = |param: &mut Param<Tensor<B, 2>>| {
         let value = values.next();
-        assert!(value.is_some(), "set_parameters: too few values");
+        assert!(value.is_some(), "set_adapter_parameters: too few values");
         if let Some(value) = value {
-            assert_eq!(value.dims(), param.dims(), "set_parameters: shape of {}", param.id);
+            assert_eq!(value.dims(), param.dims(), "set_adapter_parameters: shape of {}", param.id);
             *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
         }
     };
@@ -97,25 +97,27 @@ where
     }
 }
 
-/// Number of trainable weights.
+/// Returns the number of trainable weights.
 pub fn trainable<B: TrainBackend>(model: &Mistral<B>) -> usize {
-    parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
+    adapter_parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
 }
 
+/// Draws the initial `lora_a` `[r, D_in]`.
 fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorData {
-    let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
+    let mut uniform = || (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
     let bound = 1.0 / (d_in as f64).sqrt();
     let deviation = 1.0 / config.r as f64;
     let values = (0..config.r * d_in).map(|_| match config.init {
-        LoraInit::KaimingUniform | LoraInit::LoftQ => ((unit() * 2.0 - 1.0) * bound) as f32,
+        LoraInit::KaimingUniform | LoraInit::LoftQ => ((uniform() * 2.0 - 1.0) * bound) as f32,
         LoraInit::Gaussian => {
-            let radius = (-2.0 * unit().ln()).sqrt();
-            (radius * (std::f64::consts::TAU * unit()).cos() * deviation) as f32
+            let radius = (-2.0 * uniform().ln()).sqrt();
+            (radius * (std::f64::consts::TAU * uniform()).cos() * deviation) as f32
         }
     });
     TensorData::new(values.collect::<Vec<_>>(), [config.r, d_in])
 }
 
+/// Checks that there are targets, and that each of them matches a projection of the model.
 fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Result<()> {
     use super::config::TargetModules::{AllLinear, Names, Pattern};
     let single = |name: &String| Names(vec![name.clone()]);
@@ -136,13 +138,13 @@ fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Re
         if hits == 0 {
             return Err(Error::invalid(
                 "lora.target_modules",
-                format!("`{shown}` names no projection of this model"),
+                format!("`{shown}` matches no projection of this model"),
                 "use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or \"all-linear\"",
             ));
         }
     }
-    match wanted.is_empty() {
-        true => Err(Error::invalid("lora.target_modules", "is empty", "name at least one module")),
-        false => Ok(()),
+    if wanted.is_empty() {
+        return Err(Error::invalid("lora.target_modules", "is empty", "name at least one module"));
     }
+    Ok(())
 }

@@ -1,14 +1,15 @@
-//! The adapter's start under LoftQ (arXiv 2310.08659): the best low-rank approximation of what packing took from the weights.
+//! Initializes an adapter by LoftQ (arXiv 2310.08659): the best low-rank approximation of the weights' quantization
+//! error.
 //!
-//! As PEFT's `loftq_utils` with one iteration: of the singular values of `W - Q(W)`, the largest `r`, their roots on both
-//! sides. PEFT does not divide by the adapter's scaling, so that its start is right for `lora_alpha = r` only; here
-//! `scaling * B A` is the approximation, whatever the scaling.
+//! It corresponds to PEFT's `loftq_utils` with one iteration: the largest `r` singular values of `W - Q(W)`, with
+//! their square roots on both sides. PEFT does not divide by the adapter's scaling, so that its result is right for
+//! `lora_alpha = r` only; here `scaling * B A` is the approximation for any scaling.
 //!
-//! More iterations are refused. On a base that stays, one is the best there is: only packing the base anew, `Q(W - scaling *
-//! B A)`, gives the next one something to gain. That base follows from no model and no setting, but from the rounding of the
-//! decomposition on one device; every merge, resume and use of the adapter would need a copy of it, and no adapter folder in
-//! PEFT's form carries one. PEFT's own way for weights that bitsandbytes packed (`replace_lora_weights_loftq`) is the one
-//! iteration too.
+//! More iterations are refused. With a fixed base, one iteration is optimal; another could only gain if the base were
+//! quantized anew as `Q(W - scaling * B A)`. That base would depend on the rounding of the decomposition on one
+//! device, not only on model and settings. Every merge, resume and use of the adapter would need a copy of it, and an
+//! adapter folder in PEFT's format cannot hold one. PEFT's own function for weights quantized by bitsandbytes
+//! (`replace_lora_weights_loftq`) is also this one iteration.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -25,17 +26,17 @@ use crate::model::mistral::Mistral;
 use crate::model::weights::WeightFiles;
 use crate::progress::{Progress, ProgressMode};
 
-/// Directions followed at least, so that small matrices are decomposed exactly.
-const FEWEST: usize = 64;
+/// Minimum number of directions in the subspace, so that small matrices are decomposed exactly.
+const MIN_DIRECTIONS: usize = 64;
 
-/// Times the directions are turned towards the largest singular values (randomized subspace iteration, arXiv 0909.4061,
+/// Number of subspace iterations towards the largest singular values (randomized subspace iteration, arXiv 0909.4061,
 /// algorithm 4.4).
-const TURNS: usize = 6;
+const ITERATIONS: usize = 6;
 
-/// Replaces the start of every branch of `policy` by LoftQ's; `files` hold the weights before they were packed.
+/// Initializes every branch of `policy` by LoftQ; `files` hold the weights before quantization.
 ///
 /// # Errors
-/// The weights cannot be read, or are packed there too; or the user interrupts.
+/// The weights cannot be read or are already quantized in `files`, or the user interrupts.
 pub fn start<B: TrainBackend>(
     policy: &mut Mistral<Autodiff<B>>,
     config: &LoraConfig,
@@ -48,17 +49,17 @@ pub fn start<B: TrainBackend>(
     let with_branch = base.projections().filter(|(_, linear)| linear.lora.is_some());
     let progress = Progress::new("loftq", Some(with_branch.count() as u64), "weights", mode);
     let sites = base.projections().zip(policy.projections_mut()).enumerate();
-    for (site, ((name, packed), (_, linear))) in sites {
+    for (site, ((name, quantized), (_, linear))) in sites {
         if linear.lora.is_none() {
             continue;
         }
         if interrupt::requested() {
-            let note = "stopped while the adapter's start was computed".to_string();
+            let note = "stopped while initializing the adapter".to_string();
             return Err(Error::Interrupted { note });
         }
         let data = files.tensor_data(&format!("{name}.weight"), DType::F32)?;
         let weight = Tensor::<B, 2>::from_data(data, (device, DType::F32));
-        let residual = weight - packed.weight.floats(DType::F32);
+        let residual = weight - quantized.weight.floats(DType::F32);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(site as u64);
         let [a, b] = low_rank(residual, config.r, &mut rng);
@@ -71,23 +72,24 @@ pub fn start<B: TrainBackend>(
     Ok(())
 }
 
-/// The best approximation `B A` of rank `rank` of `matrix` `[M, N]`: `A` `[rank, N]` and `B` `[M, rank]`, each with the
-/// roots of the singular values.
+/// Returns the best approximation `B A` of rank `rank` of `matrix` `[M, N]`: `A` `[rank, N]` and `B` `[M, rank]`,
+/// each scaled by the square roots of the singular values.
 ///
-/// Only the largest singular values are looked for, in `max(64, 2 rank + 8)` directions: exact where the matrix has no more.
+/// Only `max(64, 2 rank + 8)` directions are searched for the largest singular values; the result is exact if the
+/// matrix has no more.
 fn low_rank<B: TrainBackend>(matrix: Tensor<B, 2>, rank: usize, rng: &mut impl Rng) -> [Matrix; 2] {
     let [rows, columns] = matrix.dims();
-    let directions = FEWEST.max(2 * rank + 8).min(rows).min(columns);
+    let directions = MIN_DIRECTIONS.max(2 * rank + 8).min(rows).min(columns);
     let transposed = matrix.clone().transpose();
     let mut basis = Matrix::random(columns, directions, rng).orthonormal();
-    for _ in 0..TURNS {
-        let range = basis.multiplied_by(&matrix).orthonormal();
-        basis = range.multiplied_by(&transposed).orthonormal();
+    for _ in 0..ITERATIONS {
+        let range = basis.left_multiplied_by(&matrix).orthonormal();
+        basis = range.left_multiplied_by(&transposed).orthonormal();
     }
-    let range = basis.multiplied_by(&matrix).orthonormal();
-    // matrix = range * small, as far as it lies in these directions; `small` `[K, N]` is kept transposed.
-    let small = range.multiplied_by(&transposed);
-    let (squares, turned) = small.gram().eigen();
+    let range = basis.left_multiplied_by(&matrix).orthonormal();
+    // matrix = range * small within these directions; `small` `[K, N]` is stored transposed.
+    let small = range.left_multiplied_by(&transposed);
+    let (squares, eigenvectors) = small.gram().eigen();
     let mut order: Vec<usize> = (0..directions).collect();
     order.sort_by(|i, j| squares[*j].total_cmp(&squares[*i]));
 
@@ -95,14 +97,18 @@ fn low_rank<B: TrainBackend>(matrix: Tensor<B, 2>, rank: usize, rng: &mut impl R
     for (index, from) in order.into_iter().take(rank).enumerate() {
         let singular = squares[from].max(0.0).sqrt();
         if singular > f64::MIN_POSITIVE {
-            small.combine(&turned.columns[from], 1.0 / singular.sqrt(), &mut a.columns[index]);
-            range.combine(&turned.columns[from], singular.sqrt(), &mut b.columns[index]);
+            small.combine(
+                &eigenvectors.columns[from],
+                1.0 / singular.sqrt(),
+                &mut a.columns[index],
+            );
+            range.combine(&eigenvectors.columns[from], singular.sqrt(), &mut b.columns[index]);
         }
     }
     [a.transposed(), b]
 }
 
-/// A thin matrix on the host, column by column.
+/// A thin f64 matrix in host memory, stored by columns.
 #[derive(Clone, Debug)]
 struct Matrix {
     columns: Vec<Vec<f64>>,
@@ -114,7 +120,7 @@ impl Matrix {
         Self { columns: vec![vec![0.0; rows]; columns], rows }
     }
 
-    /// Numbers between -1 and 1.
+    /// Creates a matrix of uniform random values between -1 and 1.
     fn random(rows: usize, columns: usize, rng: &mut impl Rng) -> Self {
         let mut matrix = Self::zeros(rows, columns);
         for value in matrix.columns.iter_mut().flatten() {
@@ -123,8 +129,8 @@ impl Matrix {
         matrix
     }
 
-    /// `left * self`.
-    fn multiplied_by<B: TrainBackend>(&self, left: &Tensor<B, 2>) -> Self {
+    /// Computes `left * self` on the device of `left`.
+    fn left_multiplied_by<B: TrainBackend>(&self, left: &Tensor<B, 2>) -> Self {
         let transposed = self.clone().into_rows();
         let data = TensorData::new(transposed, [self.columns.len(), self.rows]);
         let right = Tensor::<B, 2>::from_data(data, (&left.device(), DType::F32));
@@ -134,14 +140,15 @@ impl Matrix {
         Self { columns: values.chunks(rows).take(count).map(<[f64]>::to_vec).collect(), rows }
     }
 
-    /// The columns one after another, f32.
+    /// Returns the columns one after another in f32, that is the rows of the transposed matrix.
     fn into_rows(self) -> Vec<f32> {
         self.columns.into_iter().flatten().map(|v| v as f32).collect()
     }
 
+    /// Converts the matrix to row-major f32 data.
     fn into_data(self) -> TensorData {
         let shape = [self.columns.len(), self.rows];
-        // Held by columns, written by rows.
+        // The storage is by columns, the tensor by rows.
         TensorData::new(self.transposed().into_rows(), [shape[1], shape[0]])
     }
 
@@ -155,29 +162,29 @@ impl Matrix {
         self
     }
 
-    /// Columns of length 1 at right angles that span the same space (Gram-Schmidt, twice); dependent ones become 0.
+    /// Orthonormalizes the columns (Gram-Schmidt, twice); linearly dependent columns become 0.
     fn orthonormal(mut self) -> Self {
         for index in 0..self.columns.len() {
             let (before, rest) = self.columns.split_at_mut(index);
             let column = &mut rest[0];
-            let length = dot(column, column).sqrt();
+            let original_norm = dot(column, column).sqrt();
             for _ in 0..2 {
                 for other in before.iter() {
                     let along = dot(column, other);
                     column.iter_mut().zip(other).for_each(|(c, o)| *c -= along * o);
                 }
             }
-            let left = dot(column, column).sqrt();
-            let factor = if left > 1e-10 * length { 1.0 / left } else { 0.0 };
+            let norm = dot(column, column).sqrt();
+            let factor = if norm > 1e-10 * original_norm { 1.0 / norm } else { 0.0 };
             column.iter_mut().for_each(|value| *value *= factor);
         }
         self
     }
 
-    /// The products of all pairs of columns.
+    /// Computes the Gram matrix, the dot products of all pairs of columns.
     fn gram(&self) -> Self {
-        let products = |a: &Vec<f64>| self.columns.iter().map(|b| dot(a, b)).collect();
-        Self { columns: self.columns.iter().map(products).collect(), rows: self.columns.len() }
+        let dot_products = |a: &Vec<f64>| self.columns.iter().map(|b| dot(a, b)).collect();
+        Self { columns: self.columns.iter().map(dot_products).collect(), rows: self.columns.len() }
     }
 
     /// Adds the columns, each times its weight and `factor`, to `sum`.
@@ -188,28 +195,28 @@ impl Matrix {
         }
     }
 
-    /// Eigenvalues and eigenvectors (columns) of a symmetric matrix: Jacobi's rotations, pair by pair.
+    /// Computes the eigenvalues and eigenvectors (columns) of a symmetric matrix by Jacobi rotations.
     fn eigen(mut self) -> (Vec<f64>, Self) {
         let size = self.rows;
         let mut vectors = Self::zeros(size, size);
         (0..size).for_each(|index| vectors.columns[index][index] = 1.0);
-        let whole: f64 = self.columns.iter().map(|column| dot(column, column)).sum();
+        let squared_norm: f64 = self.columns.iter().map(|column| dot(column, column)).sum();
         for _ in 0..60 {
-            let mut off = 0.0;
+            let mut off_diagonal = 0.0;
             for p in 0..size {
                 for q in p + 1..size {
                     let between = self.columns[p][q];
-                    off += between * between;
-                    // Too small to change the larger of the two.
-                    if between * between > 1e-34 * whole {
-                        let turn = rotation(self.columns[p][p], self.columns[q][q], between);
-                        self.rotate_rows(p, q, turn);
-                        rotate(&mut self.columns, p, q, turn);
-                        rotate(&mut vectors.columns, p, q, turn);
+                    off_diagonal += between * between;
+                    // Smaller values would not change the larger of the two diagonal values.
+                    if between * between > 1e-34 * squared_norm {
+                        let cos_sin = rotation(self.columns[p][p], self.columns[q][q], between);
+                        self.rotate_rows(p, q, cos_sin);
+                        rotate(&mut self.columns, p, q, cos_sin);
+                        rotate(&mut vectors.columns, p, q, cos_sin);
                     }
                 }
             }
-            if off <= 1e-30 * whole {
+            if off_diagonal <= 1e-30 * squared_norm {
                 break;
             }
         }
@@ -217,6 +224,7 @@ impl Matrix {
         (values, vectors)
     }
 
+    /// Applies a Jacobi rotation to the rows `p` and `q`.
     fn rotate_rows(&mut self, p: usize, q: usize, (cos, sin): (f64, f64)) {
         for column in &mut self.columns {
             let (a, b) = (column[p], column[q]);
@@ -225,7 +233,8 @@ impl Matrix {
     }
 }
 
-/// Cosine and sine of the rotation that makes two columns' product `between` zero, of squares `p` and `q`.
+/// Returns cosine and sine of the Jacobi rotation that zeroes the off-diagonal value `between` of diagonal values `p`
+/// and `q`.
 fn rotation(p: f64, q: f64, between: f64) -> (f64, f64) {
     let half = (q - p) / (2.0 * between);
     let tangent = half.signum() / (half.abs() + half.hypot(1.0));
@@ -233,6 +242,7 @@ fn rotation(p: f64, q: f64, between: f64) -> (f64, f64) {
     (cos, tangent * cos)
 }
 
+/// Applies a Jacobi rotation to the columns `p` and `q`, where `p < q`.
 fn rotate(columns: &mut [Vec<f64>], p: usize, q: usize, (cos, sin): (f64, f64)) {
     let (before, rest) = columns.split_at_mut(q);
     for (a, b) in before[p].iter_mut().zip(&mut rest[0]) {
@@ -265,17 +275,18 @@ mod tests {
         values(tensor(b).matmul(tensor(a)).into_data())
     }
 
-    /// The product is PEFT's, and so are the lengths of both sides: the roots of the singular values.
+    /// The matrix `B A` is PEFT's, and so are the row norms of `A`: the square roots of the singular values.
     #[test]
-    fn the_start_is_pefts() {
+    fn the_initialization_is_pefts() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures/quantize/golden.safetensors");
         let files = WeightFiles::open_file(&path).unwrap();
         let to = Quantization { format: Format::Nf4, double_quant: false };
-        let packed = cache::pack(&files, "loftq.weight", [48, 40], to).unwrap().unpack();
-        assert_eq!(packed, files.tensor_f32("loftq.base").unwrap());
+        let dequantized =
+            cache::quantize_matrix(&files, "loftq.weight", [48, 40], to).unwrap().dequantize();
+        assert_eq!(dequantized, files.tensor_f32("loftq.base").unwrap());
         let weight = files.tensor_f32("loftq.weight").unwrap();
-        let residual = weight.iter().zip(&packed).map(|(w, q)| w - q).collect::<Vec<_>>();
+        let residual = weight.iter().zip(&dequantized).map(|(w, q)| w - q).collect::<Vec<_>>();
         let residual =
             Tensor::<B, 2>::from_data(TensorData::new(residual, [48, 40]), &Default::default());
         let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -294,7 +305,7 @@ mod tests {
         }
     }
 
-    /// More than the directions that are followed, fewer than the rank, and nothing at all.
+    /// A matrix with more than the searched directions, one of lower rank than requested, and a zero matrix.
     #[test]
     fn any_shape_is_approximated() {
         let random = |rows, columns| {
@@ -305,7 +316,7 @@ mod tests {
             )
         };
         let mut rng = ChaCha8Rng::seed_from_u64(4);
-        // Of rank 3, and noise on it: no more than the noise is left by the best approximation.
+        // A matrix of rank 3 plus noise: the best approximation leaves no more than the noise.
         let noise = random(150, 170) * 0.01;
         let matrix = random(150, 3).matmul(random(3, 170)) + noise.clone();
         let [a, b] = low_rank(matrix.clone(), 3, &mut rng).map(Matrix::into_data);
@@ -318,7 +329,7 @@ mod tests {
         let (left, whole) = far(matrix, &a, &b);
         let noise = norm(&values(noise.into_data()));
         assert!(left <= noise && noise < whole, "{left} of {whole}, noise {noise}");
-        // A rank above the matrix's own.
+        // The requested rank exceeds the matrix's own.
         let small = random(4, 9);
         let [a, b] = low_rank(small.clone(), 6, &mut rng).map(Matrix::into_data);
         let (left, whole) = far(small, &a, &b);

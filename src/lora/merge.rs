@@ -1,4 +1,5 @@
-//! Merging an adapter into its base, as it is or as it was packed: `W + scaling * B A`, written as a model folder of its own.
+//! Merges an adapter into its base model, original or quantized: `W + scaling * B A`, written as a separate model
+//! folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,57 +14,63 @@ use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::load::from_values;
 use crate::model::mistral::Mistral;
-use crate::model::quantize::cache::pack;
+use crate::model::quantize::cache::quantize_matrix;
 use crate::model::quantize::{Quantization, Quantized, bitsandbytes, is_projection};
-use crate::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
+use crate::model::save::{ModelFolder, OutTensor, check_replaceable, is_model_file};
 use crate::model::weights::WeightFiles;
+use crate::output::list::{NAME, listed_files};
+use crate::output::target::resolve_folder;
+use crate::output::{FileList, Lock, is_taken, refuse_inputs_among};
 
-/// What to merge, and where to.
+/// Inputs, output and settings of a merge.
 #[derive(Clone, Debug)]
 pub struct MergeConfig {
     /// Folder of the base model.
     pub model: PathBuf,
     /// PEFT adapter folder.
     pub adapter: PathBuf,
-    /// The model folder to write.
+    /// Model folder to write.
     pub output: PathBuf,
-    /// Type of every weight written: F32, BF16 or F16; `None`: each as the base stores it (F64 as F32).
+    /// Dtype of every weight written: F32, BF16 or F16; `None` keeps the dtype of the base (F64 becomes F32).
     pub dtype: Option<DType>,
-    /// What the base was packed as while the adapter was trained; `None`: it was not, or it lies packed in `model`.
-    pub packed: Option<Quantization>,
-    /// What the adapter is added to, where the base was packed.
+    /// Quantization of the base while the adapter was trained; `None` if there was none, or if `model` is stored
+    /// quantized.
+    pub base_quantization: Option<Quantization>,
+    /// Weights to which the adapter is added, if the base was quantized.
     pub target: MergeTarget,
-    /// Replaces a model folder that exists already.
+    /// Whether to replace an existing model folder.
     pub overwrite: bool,
 }
 
-/// What an adapter is added to that was trained on a packed base, and what becomes of the sum.
+/// The weights to which an adapter trained on a quantized base is added, and the form of the sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum MergeTarget {
-    /// The floats that the packed weights stand for: exactly what was trained, but for the rounding to the type written.
+    /// The dequantized weights: exactly the model that was trained, except for rounding to the dtype written.
     #[default]
     Dequantized,
-    /// The weights as they were before they were packed. The adapter has learnt to make up for what packing took, too.
+    /// The weights before quantization, although the adapter has also learned to compensate for the quantization
+    /// error.
     Original,
-    /// As [`Self::Dequantized`], and the sums are packed again: as small as the base, and rounded once more.
+    /// Like [`Self::Dequantized`], with the sums quantized again: as small as the base, and rounded once more.
     Requantized,
 }
 
-/// What was written.
+/// Counts of the weights that a merge wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeSummary {
-    /// Weights changed by the adapter.
+    /// Number of weights changed by the adapter.
     pub merged: usize,
-    /// Weights written without it.
+    /// Number of weights written unchanged.
     pub copied: usize,
 }
 
-/// Merges; tensor by tensor, so that memory holds one weight and its update. Sums are in f32 and rounded once.
+/// Merges an adapter tensor by tensor, so that only one weight and its update are in memory. Sums are f32 and rounded
+/// once.
 ///
-/// `on_tensor` is called after each tensor. The output folder appears when it is whole, or not at all.
+/// `on_tensor` is called after each tensor. The output folder appears when it is complete, or not at all.
 ///
 /// # Errors
-/// Base or adapter are not readable or do not fit together; the output exists already (and is not to be replaced), or
+/// Base or adapter cannot be read or do not fit together; the output already exists (and is not to be replaced), or
 /// contains base or adapter; a value is not finite or too large for `dtype`; the disk is full; the user interrupts.
 pub fn merge<B: TrainBackend>(
     config: &MergeConfig,
@@ -74,16 +81,16 @@ pub fn merge<B: TrainBackend>(
     let merger = Merger::<B>::new(config, device)?;
     let mut tensors = Vec::new();
     for (name, dims) in merger.shape.tensors() {
-        let dtype = merger.written_as(&name)?;
+        let dtype = merger.output_dtype(&name)?;
         let (merger, on_tensor, source) = (&merger, &on_tensor, name.clone());
         let to = merger.result.quantization.filter(|_| is_projection(&name));
         tensors.push(match (to, dims.as_slice()) {
             (Some(to), &[d_out, d_in]) => {
                 let dims = [d_out, d_in];
-                OutTensor::packed(name, dims, dtype, to, move || {
+                OutTensor::quantized(name, dims, dtype, to, move || {
                     let values = merger.values(&source, dtype)?;
                     on_tensor(&source);
-                    Quantized::pack(&source, dims, to, |first, out| {
+                    Quantized::quantize(&source, dims, to, |first, out| {
                         out.copy_from_slice(&values[first..first + out.len()]);
                         Ok(())
                     })
@@ -104,10 +111,10 @@ pub fn merge<B: TrainBackend>(
     Ok(summary)
 }
 
-/// The model [`merge`] would write, in memory, to measure it: it computes in `dtype`.
+/// Builds in memory the model that [`merge`] would write, for measurements. It computes in `dtype`.
 ///
 /// # Errors
-/// As [`merge`], but for the output.
+/// Those of [`merge`], except for the output.
 pub fn merged_model<B: TrainBackend>(
     config: &MergeConfig,
     dtype: DType,
@@ -116,17 +123,17 @@ pub fn merged_model<B: TrainBackend>(
     let merger = Merger::<B>::new(config, device)?;
     let result = merger.result.clone();
     from_values(result, dtype, device, &mut |name| {
-        let stored = merger.written_as(name)?;
+        let stored = merger.output_dtype(name)?;
         Ok((merger.values(name, stored)?, stored))
     })
 }
 
-/// What the tensors' producers share.
+/// State shared by the functions that produce the output's tensors.
 struct Merger<'a, B: TrainBackend> {
     config: &'a MergeConfig,
-    /// Of the base.
+    /// Shape and quantization of the base.
     shape: MistralConfig,
-    /// Of what is written.
+    /// Shape and quantization of the output.
     result: MistralConfig,
     files: WeightFiles,
     branches: Branches,
@@ -135,6 +142,7 @@ struct Merger<'a, B: TrainBackend> {
 }
 
 impl<'a, B: TrainBackend> Merger<'a, B> {
+    /// Opens base and adapter, and checks that they fit together and suit the target.
     fn new(config: &'a MergeConfig, device: &'a B::Device) -> Result<Self> {
         let shape = MistralConfig::load(&config.model)?;
         let files = WeightFiles::open(&config.model)?;
@@ -142,24 +150,26 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         if shape.quantization.is_some() && config.target == MergeTarget::Original {
             return Err(Error::file(
                 &config.model,
-                "holds packed weights only: there are no original ones to merge into",
-                "choose --target dequantized or requantized, or give the full-precision model",
+                "holds only quantized weights, so there are no original ones to merge into",
+                "choose --target dequantized or requantized, or name the full-precision model",
             ));
         }
-        let packed = shape.quantization.or(config.packed);
+        let quantization = shape.quantization.or(config.base_quantization);
         let (lora, branches) = adapter::read(&shape, &config.adapter)?;
         let result = MistralConfig {
-            quantization: packed.filter(|_| config.target == MergeTarget::Requantized),
+            quantization: quantization.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
         };
         Ok(Self { config, shape, result, files, branches, scaling: lora.scaling(), device })
     }
 
-    /// The type the weight `name` is written in; of one that is packed, the type of what it stands for.
-    fn written_as(&self, name: &str) -> Result<DType> {
-        let stored = match self.files.is_packed(name) {
-            true => self.files.dtype("model.embed_tokens.weight")?,
-            false => self.files.dtype(name)?,
+    /// Returns the dtype in which the weight `name` is written; for a quantized one, the dtype of its dequantized
+    /// values.
+    fn output_dtype(&self, name: &str) -> Result<DType> {
+        let stored = if self.files.is_quantized(name) {
+            self.files.dtype("model.embed_tokens.weight")?
+        } else {
+            self.files.dtype(name)?
         };
         Ok(match (self.config.dtype, stored) {
             (Some(dtype), _) => dtype,
@@ -168,7 +178,7 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         })
     }
 
-    /// The values of the weight `name` to write in `dtype`, merged if it has a branch.
+    /// Returns the values of the weight `name` for writing in `dtype`, merged if it has a branch.
     fn values(&self, name: &str, dtype: DType) -> Result<Vec<f32>> {
         let (values, dims) = self.base(name)?;
         let values = match self.branches.get(name.trim_end_matches(".weight")) {
@@ -179,22 +189,24 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         Ok(values)
     }
 
-    /// What the adapter is added to, and its shape.
+    /// Returns the values to which the adapter is added, and their shape.
     fn base(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let of_shape = self.shape.tensors().into_iter().find(|(other, _)| other == name);
-        let dims = of_shape.map_or_else(Vec::new, |(_, dims)| dims);
+        let tensor = self.shape.tensors().into_iter().find(|(other, _)| other == name);
+        let dims = tensor.map_or_else(Vec::new, |(_, dims)| dims);
         let as_trained = self.config.target != MergeTarget::Original && is_projection(name);
-        let values = match (dims.as_slice(), self.config.packed.filter(|_| as_trained)) {
-            (&[d_out, d_in], _) if self.files.is_packed(name) => {
-                bitsandbytes::read(&self.files, name, [d_out, d_in])?.unpack()
+        let values = match (dims.as_slice(), self.config.base_quantization.filter(|_| as_trained)) {
+            (&[d_out, d_in], _) if self.files.is_quantized(name) => {
+                bitsandbytes::read(&self.files, name, [d_out, d_in])?.dequantize()
             }
-            (&[d_out, d_in], Some(to)) => pack(&self.files, name, [d_out, d_in], to)?.unpack(),
+            (&[d_out, d_in], Some(to)) => {
+                quantize_matrix(&self.files, name, [d_out, d_in], to)?.dequantize()
+            }
             _ => self.files.tensor_f32(name)?,
         };
         Ok((values, dims))
     }
 
-    /// `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
+    /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
     fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: [TensorData; 2]) -> Vec<f32> {
         let tensor = |data| Tensor::<B, 2>::from_data(data, (self.device, DType::F32));
         let weight = tensor(TensorData::new(weight, shape));
@@ -204,7 +216,8 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
     }
 }
 
-/// PEFT's `safe_merge`: a broken adapter must not become a broken model.
+/// Checks that all values are finite in `dtype`, as PEFT's `safe_merge` does: a broken adapter must not become a
+/// broken model.
 fn check_finite(name: &str, values: &[f32], dtype: DType) -> Result<()> {
     let stays_finite = |value: &f32| match dtype {
         DType::F16 => f16::from_f32(*value).is_finite(),
@@ -214,73 +227,77 @@ fn check_finite(name: &str, values: &[f32], dtype: DType) -> Result<()> {
     let Some(value) = values.iter().find(|value| !stays_finite(value)) else {
         return Ok(());
     };
-    let (problem, remedy) = match value.is_finite() {
-        true => ("is too large for this type", "merge with --dtype bf16 or f32"),
-        false => {
-            ("is not finite", "the adapter or the base is broken: train again, or fetch it again")
-        }
+    let (problem, remedy) = if value.is_finite() {
+        ("is too large for this type", "merge with --dtype bf16 or f32")
+    } else {
+        ("is not finite", "the adapter or the base is broken: train again, or fetch it again")
     };
     Err(Error::run(format!("{name}: {value} in {} {problem}", dtype.name()), remedy))
 }
 
 impl MergeConfig {
-    /// Refuses to touch anything but a new folder, or, with `overwrite`, a model folder that is neither base nor adapter.
+    /// Checks that the output is a new folder, or, with `overwrite`, a model folder of this program that is neither
+    /// base nor adapter.
     ///
     /// # Errors
-    /// The output may not be written; nothing was touched.
+    /// The output must not be written; nothing was changed.
     pub fn check_output(&self) -> Result<()> {
         let output = &self.output;
-        let Ok(mut entries) = fs::read_dir(output) else {
-            return Ok(());
-        };
-        if entries.next().is_none() {
-            return Ok(());
-        }
         let refuse = |problem: &str, remedy: &str| Err(Error::file(output, problem, remedy));
-        if !self.overwrite {
-            return refuse(
-                "exists already",
-                "choose a new folder, or give --overwrite to replace it",
-            );
-        }
-        if !output.join("config.json").is_file() {
-            return refuse("is not a model folder, and is not replaced", "choose a new folder");
-        }
         let absolute = |path: &Path| fs::canonicalize(path).map_err(|e| Error::io(path, "open", e));
+        resolve_folder(output)?;
+        if !is_taken(output) {
+            return Ok(());
+        }
         for (what, input) in [("base model", &self.model), ("adapter", &self.adapter)] {
             if absolute(input)?.starts_with(absolute(output)?) {
                 let problem = format!("holds the {what} that is being merged");
                 return refuse(&problem, "choose another folder");
             }
         }
-        Ok(())
+        // An input folder may hold links into the output.
+        let inputs = [self.model.as_path(), self.adapter.as_path()];
+        refuse_inputs_among(&listed_files(output), inputs)?;
+        let list = FileList::read(output);
+        let ours = list.is_some();
+        // Runs, reports and evaluations have lists of the same name.
+        let of_model =
+            list.unwrap_or_default().names().iter().all(|name| is_model_file(name) || name == NAME);
+        // A process killed while it replaced a model leaves the list without a model.
+        match (ours, output.join("config.json").is_file()) {
+            (true, _) if !of_model => refuse(
+                "holds other files of this program than a model's, and is not replaced",
+                "choose a new folder",
+            ),
+            (true, _) if self.overwrite => check_replaceable(output, &self.model),
+            (true, _) => refuse(
+                "exists already",
+                "choose a new folder, or replace the model there with --overwrite",
+            ),
+            (false, true) => refuse(
+                "holds files, and no file list of this program says that it wrote them",
+                "choose a new folder",
+            ),
+            (false, false) => {
+                refuse("is not a model folder and is not replaced", "choose a new folder")
+            }
+        }
+    }
+
+    /// Locks the output folder if it exists, or else its name.
+    ///
+    /// # Errors
+    /// Another process holds it, or the folder cannot be written to.
+    pub fn lock_output(&self) -> Result<Lock> {
+        let end = resolve_folder(&self.output)?;
+        if end.is_dir() { Lock::folder(&end) } else { Lock::beside(&end) }
     }
 }
 
-/// Writes the folder beside its final name, and swaps it for an older one if there is one.
+/// Writes the model, which replaces one that this program wrote if `overwrite` is set.
 fn write(config: &MergeConfig, shape: &MistralConfig, tensors: Vec<OutTensor<'_>>) -> Result<()> {
-    let (base, output) = (Some(config.model.as_path()), &config.output);
-    if !(config.overwrite && output.is_dir()) {
-        return save_folder(output, shape, tensors, MAX_SHARD_BYTES, base);
-    }
-    let parent = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let fail = |e| Error::io(output, "replace", e);
-    let swap = tempfile::Builder::new().prefix(".part-").tempdir_in(parent).map_err(fail)?;
-    let new = swap.path().join("new");
-    save_folder(&new, shape, tensors, MAX_SHARD_BYTES, base)?;
-    let old = swap.path().join("old");
-    fs::rename(output, &old).map_err(fail)?;
-    if let Err(error) = fs::rename(&new, output) {
-        // What was there is put back; if even that fails, it stays in the temporary folder.
-        if fs::rename(&old, output).is_err() {
-            let _ = swap.keep();
-        }
-        return Err(fail(error));
-    }
-    Ok(())
+    let folder = ModelFolder::new(&config.output, shape).with_tokenizer(&config.model);
+    if config.overwrite { folder.replace_with(tensors, |_| Ok(())) } else { folder.save(tensors) }
 }
 
 #[cfg(test)]
@@ -288,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_not_be_finite_is_named_with_its_type() {
+    fn values_that_would_not_be_finite_are_named_with_their_type() {
         assert!(check_finite("w", &[1.0, -65504.0], DType::F16).is_ok());
         let large = check_finite("w", &[1.0, 65520.0], DType::F16).unwrap_err();
         assert!(large.to_string().contains("65520") && large.to_string().contains("--dtype"));

@@ -1,4 +1,4 @@
-//! LoRA (arXiv 2106.09685): what the low-rank branch is, where it sits, its PEFT files, merging it away.
+//! LoRA (arXiv 2106.09685): settings and initialization of the low-rank branch, PEFT's adapter files, and merging.
 
 pub mod adapter;
 pub mod config;

@@ -27,11 +27,12 @@ pub struct Attention<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Attention<B> {
-    /// Lets each token look at the earlier ones it may see, and adds what it found to `residual`.
+    /// Computes the attention of each token over the tokens that `mask` lets it see, and adds the projected result to
+    /// `residual`.
     ///
     /// # Shapes
-    /// - x: `[T, D]`, normed
-    /// - residual, returns: `[Q, D]`, of the tokens `mask` chooses; `Q = T` where it chooses none
+    /// - x: `[T, D]`, normalized hidden states
+    /// - residual, returns: `[Q, D]`, one row per token in `mask.queries`; `Q = T` if that is `None`
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
@@ -55,6 +56,7 @@ impl<B: TrainBackend> Attention<B> {
         project(&[&self.o_proj], attended, Some(residual), seed)
     }
 
+    /// Derives the shape of attention from the projections.
     fn config(&self) -> AttentionConfig {
         let (queries, keys) = (self.q_proj.dims().0, self.k_proj.dims().0);
         AttentionConfig {

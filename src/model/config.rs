@@ -1,15 +1,15 @@
-//! `config.json` of a Mistral model, in every form Hugging Face transformers has written it.
+//! Reads `config.json` of a Mistral model in every form that Hugging Face transformers has written.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::quantize::Quantization;
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::output::write_whole;
 
-/// The shape of a Mistral model. Field names are those of transformers' `MistralConfig`.
+/// The shape of a Mistral model, with the field names of transformers' `MistralConfig`.
 ///
 /// Notation: D = `hidden_size`, H = `num_attention_heads`, H_kv = `num_key_value_heads`, d = [`head_dim`](Self::head_dim).
 #[derive(Clone, Debug, PartialEq)]
@@ -20,27 +20,27 @@ pub struct MistralConfig {
     pub hidden_size: usize,
     /// Width inside the MLP.
     pub intermediate_size: usize,
-    /// Decoder blocks.
+    /// Number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads, H.
+    /// Number of query heads, H.
     pub num_attention_heads: usize,
-    /// Key and value heads, H_kv; divides H.
+    /// Number of key and value heads, H_kv; divides H.
     pub num_key_value_heads: usize,
-    /// Width of one head where the file gives it; otherwise D / H. Use [`head_dim`](Self::head_dim).
+    /// Width of one head if the file gives it, otherwise D / H. Use [`head_dim`](Self::head_dim).
     pub head_dim: Option<usize>,
-    /// Longest sequence the model was made for, tokens.
+    /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
     /// Epsilon of RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Position i sees j with `i - window < j <= i`; `None`: all j <= i.
+    /// Sliding window: position i attends to j with `i - window < j <= i`; `None` means all j <= i.
     pub sliding_window: Option<usize>,
-    /// The output head is the embedding matrix.
+    /// Whether the embedding matrix serves as the output head.
     pub tie_word_embeddings: bool,
-    /// Standard deviation random weights are drawn with.
+    /// Standard deviation of random initial weights.
     pub initializer_range: f64,
-    /// Dropout on attention probabilities in training. DPO turns it off (`disable_dropout`).
+    /// Dropout on attention probabilities in training. DPO disables it (`disable_dropout`).
     pub attention_dropout: f64,
     /// Begin-of-sequence id.
     pub bos_token_id: Option<u32>,
@@ -48,9 +48,9 @@ pub struct MistralConfig {
     pub eos_token_id: Vec<u32>,
     /// Padding id.
     pub pad_token_id: Option<u32>,
-    /// Type the weights were saved in, as `float32`, `bfloat16`; informative, the safetensors header decides.
+    /// Dtype the weights were saved in, as `float32`, `bfloat16`; informative only, the safetensors header decides.
     pub torch_dtype: Option<String>,
-    /// How the projections are packed in the files (`quantization_config`); `None`: they are floats.
+    /// How the projections are quantized in the files (`quantization_config`); `None` means floats.
     pub quantization: Option<Quantization>,
 }
 
@@ -58,18 +58,19 @@ impl MistralConfig {
     /// Reads `folder/config.json`.
     ///
     /// # Errors
-    /// The file is missing or not JSON, a size is missing or impossible, or the model is of a kind that is not
-    /// implemented (another `model_type`, another activation, RoPE scaling, biases, weights quantised otherwise than by bitsandbytes in 4 bits).
+    /// The file is missing or not JSON, a size is missing or impossible, or the model is of an unsupported kind
+    /// (another `model_type`, another activation, RoPE scaling, biases, weights quantized otherwise than by
+    /// bitsandbytes in 4 bits).
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let text = input_file::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
         Self::parse(&text, &path)
     }
 
-    /// Reads the text of a `config.json`; `path` is named in errors.
+    /// Parses the text of a `config.json`; errors name `path`.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// Those of [`load`](Self::load).
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
             Error::file(path, format!("is not a JSON object: {e}"), "fetch the file again")
@@ -89,10 +90,11 @@ impl MistralConfig {
                 .unwrap_or(4096 * 32),
             rms_norm_eps: fields.number("rms_norm_eps", 1e-6)?,
             rope_theta: fields.rope_theta()?,
-            sliding_window: match fields.object.contains_key("sliding_window") {
-                true => fields.optional_size("sliding_window")?,
-                // What transformers takes when the key is absent; `null` means no window.
-                false => Some(4096),
+            sliding_window: if fields.object.contains_key("sliding_window") {
+                fields.optional_size("sliding_window")?
+            } else {
+                // The default of transformers for an absent key; `null` means no window.
+                Some(4096)
             },
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             initializer_range: fields.number("initializer_range", 0.02)?,
@@ -107,21 +109,21 @@ impl MistralConfig {
         Ok(config)
     }
 
-    /// Width of one attention head, d. `head_dim * num_attention_heads` need not be `hidden_size`.
+    /// Returns the width of one attention head, d. `head_dim * num_attention_heads` need not be `hidden_size`.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Numbers a block keeps of each token for backward, `x A^T` of the branches apart: the residual stream before and
-    /// between its halves, both norms' results, queries, keys, values and what attention made of them, gate, up and
-    /// their product.
+    /// Returns the number of values per token that a decoder layer keeps for the backward pass, without the `x A^T`
+    /// of the low-rank branches: the residual stream before and between its halves, both norms' outputs, queries,
+    /// keys, values, the attention output, gate, up and their elementwise product.
     pub fn block_values_per_token(&self) -> usize {
         let heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads;
         4 * self.hidden_size + heads * self.head_dim() + 3 * self.intermediate_size
     }
 
-    /// Most bytes of an activation of one token, where numbers have `size` bytes: gate and up side by side, or one of them in
-    /// f32 for a branch.
+    /// Returns the bytes per token of the largest activation, with `size` bytes per value: gate and up side by side,
+    /// or one of them in f32 for a low-rank branch.
     pub fn widest_bytes_per_token(&self, size: usize) -> usize {
         let queries = self.num_attention_heads * self.head_dim();
         let qkv = queries + 2 * self.num_key_value_heads * self.head_dim();
@@ -129,8 +131,8 @@ impl MistralConfig {
         (widest * size).max(4 * self.intermediate_size.max(queries))
     }
 
-    /// Name and shape of every weight of a model of this shape, as `MistralForCausalLM` stores them (`[out, in]`);
-    /// without `lm_head.weight` where the embeddings are tied.
+    /// Lists the name and shape of every weight as `MistralForCausalLM` stores them (`[out, in]`), without
+    /// `lm_head.weight` if the embeddings are tied.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (d, inter) = (self.hidden_size, self.intermediate_size);
         let q = self.num_attention_heads * self.head_dim();
@@ -159,7 +161,8 @@ impl MistralConfig {
         tensors
     }
 
-    /// Writes `folder/config.json` in the form every transformers since 4.34 reads (`rope_theta`, `torch_dtype`).
+    /// Writes `folder/config.json` in the form that every transformers since 4.34 reads (`rope_theta`,
+    /// `torch_dtype`).
     ///
     /// # Errors
     /// The file cannot be written.
@@ -168,7 +171,7 @@ impl MistralConfig {
         write_whole(&path, format!("{:#}\n", self.to_json()).as_bytes())
     }
 
-    /// The object [`save`](Self::save) writes.
+    /// Returns the JSON object that [`save`](Self::save) writes.
     pub fn to_json(&self) -> Value {
         let eos = match self.eos_token_id.as_slice() {
             [] => Value::Null,
@@ -205,6 +208,25 @@ impl MistralConfig {
         config
     }
 
+    /// Returns the exact number of weights, with embedding and output head.
+    fn weight_count(&self) -> u128 {
+        let [v, d, inter, layers, heads, kv, head_dim] = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.head_dim(),
+        ]
+        .map(|size| size as u128);
+        // Sizes are at most 2^32, so no term overflows.
+        let width = 2 * heads.saturating_mul(head_dim) + 2 * kv.saturating_mul(head_dim);
+        let layer = (width + 3 * inter + 2).saturating_mul(d);
+        (2 * v * d).saturating_add(layer.saturating_mul(layers))
+    }
+
+    /// Checks that the sizes and constants are consistent and within the supported limits.
     fn validate(&self, path: &Path) -> Result<()> {
         let (heads, kv, head_dim) =
             (self.num_attention_heads, self.num_key_value_heads, self.head_dim());
@@ -218,6 +240,17 @@ impl MistralConfig {
             format!("rms_norm_eps is {}", self.rms_norm_eps)
         } else if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
             format!("rope_theta is {}", self.rope_theta)
+        } else if self.num_hidden_layers > MAX_LAYERS {
+            let layers = self.num_hidden_layers;
+            format!(
+                "num_hidden_layers is {layers}; models of at most {MAX_LAYERS} layers are supported"
+            )
+        } else if self.weight_count() > MAX_WEIGHTS {
+            format!(
+                "its sizes make {} weights, more than any model has: one of vocab_size, hidden_size, \
+                 intermediate_size, head_dim and the numbers of layers and heads is wrong",
+                self.weight_count()
+            )
         } else {
             return Ok(());
         };
@@ -225,18 +258,26 @@ impl MistralConfig {
     }
 }
 
-/// The keys of one `config.json`, read with errors that name the key.
+/// Maximum number of layers: several times that of the deepest published models.
+const MAX_LAYERS: usize = 1 << 10;
+
+/// Maximum number of weights: a hundred times that of the largest published models. The product of two sizes and the
+/// bytes per value stays far below the range of an integer.
+const MAX_WEIGHTS: u128 = 1 << 48;
+
+/// The keys of one `config.json`; errors name the key.
 struct Fields<'a> {
     object: Map<String, Value>,
     path: &'a Path,
 }
 
 impl Fields<'_> {
-    /// The value of `key`; an explicit `null` counts as absent.
+    /// Returns the value of `key`; an explicit `null` counts as absent.
     fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
+    /// Returns the error for a key that is not as `wanted`.
     fn wrong(&self, key: &str, wanted: &str) -> Error {
         let problem = match self.get(key) {
             Some(value) => format!("{key} must be {wanted}, is {value}"),
@@ -245,6 +286,7 @@ impl Fields<'_> {
         Error::file(self.path, problem, "take the config.json that belongs to these weights")
     }
 
+    /// Parses a positive integer, or `None` if the key is absent.
     fn optional_size(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -254,10 +296,12 @@ impl Fields<'_> {
         size.map(Some).ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
+    /// Parses a positive integer.
     fn size(&self, key: &str) -> Result<usize> {
         self.optional_size(key)?.ok_or_else(|| self.wrong(key, "a positive integer"))
     }
 
+    /// Parses a number, or returns `default` if the key is absent.
     fn number(&self, key: &str, default: f64) -> Result<f64> {
         match self.get(key) {
             None => Ok(default),
@@ -265,6 +309,7 @@ impl Fields<'_> {
         }
     }
 
+    /// Parses a boolean, false if the key is absent.
     fn flag(&self, key: &str) -> Result<bool> {
         match self.get(key) {
             None => Ok(false),
@@ -272,7 +317,7 @@ impl Fields<'_> {
         }
     }
 
-    /// One id, a list of ids, or none.
+    /// Parses one id, a list of ids, or none; old conversions write -1 for none.
     fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let values = match self.get(key) {
             None => return Ok(Vec::new()),
@@ -280,17 +325,18 @@ impl Fields<'_> {
             Some(value) => std::slice::from_ref(value),
         };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids: Option<Vec<u32>> = values.iter().map(id).collect();
+        let named = values.iter().filter(|value| value.as_i64() != Some(-1));
+        let ids: Option<Vec<u32>> = named.map(id).collect();
         ids.ok_or_else(|| self.wrong(key, "a token id or a list of them"))
     }
 
-    /// `torch_dtype`, or transformers 5's `dtype`.
+    /// Returns `torch_dtype`, or transformers 5's `dtype`.
     fn dtype(&self) -> Option<String> {
         let value = self.get("torch_dtype").or_else(|| self.get("dtype"))?;
         value.as_str().map(|name| name.trim_start_matches("torch.").to_string())
     }
 
-    /// How the weights are packed, if they are.
+    /// Returns how the weights are quantized, if they are.
     fn quantization(&self) -> Result<Option<Quantization>> {
         let Some(config) = self.get("quantization_config") else {
             return Ok(None);
@@ -301,14 +347,14 @@ impl Fields<'_> {
             Error::file(
                 self.path,
                 format!(
-                    "the weights are quantised by {method}; of what is quantised already, bitsandbytes' 4 bits are read"
+                    "the weights are quantized by {method}; the only supported quantization of stored weights is bitsandbytes' 4 bits"
                 ),
-                "give the full-precision model; quantise it here with model.quantization",
+                "name the full-precision model and quantize it here with model.quantization",
             )
         })
     }
 
-    /// `rope_parameters.rope_theta` (transformers 5) or `rope_theta`.
+    /// Returns `rope_parameters.rope_theta` (transformers 5) or `rope_theta`.
     fn rope_theta(&self) -> Result<f64> {
         match self.get("rope_parameters").and_then(|rope| rope.get("rope_theta")) {
             Some(theta) => theta
@@ -318,6 +364,7 @@ impl Fields<'_> {
         }
     }
 
+    /// Returns an error if the model is of a kind that is not implemented.
     fn refuse_unsupported(&self) -> Result<()> {
         let unsupported =
             |problem: String, remedy: &str| Err(Error::file(self.path, problem, remedy));
@@ -346,6 +393,7 @@ impl Fields<'_> {
         self.refuse_rope_scaling()
     }
 
+    /// Returns an error if the rotary embeddings are scaled or partial.
     fn refuse_rope_scaling(&self) -> Result<()> {
         for key in ["rope_scaling", "rope_parameters"] {
             let Some(rope) = self.get(key) else { continue };
@@ -410,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_implemented_or_impossible_is_named() {
+    fn unsupported_or_impossible_values_are_named() {
         let wrong = [
             ("model_type", json!("llama"), "llama"),
             ("hidden_act", json!("gelu"), "gelu"),
@@ -420,12 +468,12 @@ mod tests {
             (
                 "quantization_config",
                 json!({"quant_method": "gptq", "bits": 4}),
-                "quantised by \"gptq\"",
+                "quantized by \"gptq\"",
             ),
             (
                 "quantization_config",
                 json!({"quant_method": "bitsandbytes", "load_in_8bit": true}),
-                "quantised",
+                "quantized",
             ),
             ("vocab_size", json!(null), "vocab_size is missing"),
             ("hidden_size", json!(-4), "hidden_size must be a positive integer, is -4"),
@@ -435,6 +483,8 @@ mod tests {
             ("eos_token_id", json!("</s>"), "eos_token_id"),
             ("rms_norm_eps", json!(0), "rms_norm_eps"),
             ("sliding_window", json!(0), "sliding_window"),
+            ("pad_token_id", json!(-2), "pad_token_id"),
+            ("num_hidden_layers", json!(1u64 << 32), "num_hidden_layers is 4294967296"),
         ];
         for (key, value, wanted) in wrong {
             let message = with(key, value).unwrap_err().to_string();
@@ -442,8 +492,29 @@ mod tests {
         }
     }
 
+    /// Sizes that would overflow when multiplied, or fill the memory with the names of tensors.
     #[test]
-    fn what_is_saved_is_read_back() {
+    fn sizes_no_model_has_are_refused_before_anything_is_computed_from_them() {
+        let huge = json!(1u64 << 32);
+        let sizes = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"];
+        let mut object = base();
+        for key in
+            sizes.into_iter().chain(["num_attention_heads", "num_key_value_heads", "head_dim"])
+        {
+            object[key] = huge.clone();
+        }
+        object["num_hidden_layers"] = json!(MAX_LAYERS);
+        let config = MistralConfig::parse(&object.to_string(), Path::new("config.json"));
+        let message = config.unwrap_err().to_string();
+        assert!(message.contains("weights, more than any model has"), "{message}");
+        // 2 * 7 * 12 for embedding and head, (2 * 12 + 2 * 4 + 3 * 20 + 2) * 12 for the layer.
+        assert_eq!(with("pad_token_id", json!(-1)).unwrap().weight_count(), 168 + 94 * 12);
+        assert_eq!(with("pad_token_id", json!(-1)).unwrap().pad_token_id, None);
+        assert_eq!(with("eos_token_id", json!([-1, 2])).unwrap().eos_token_id, [2]);
+    }
+
+    #[test]
+    fn a_saved_config_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = with("eos_token_id", json!([2, 6])).unwrap();
         config.sliding_window = None;

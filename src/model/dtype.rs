@@ -1,4 +1,4 @@
-//! The type a model's weights are held in, where the user leaves it to the program.
+//! Chooses the dtype in which a model's weights are kept in memory, unless the user names one.
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::{DType, Element};
@@ -6,19 +6,21 @@ use burn::tensor::{DType, Element};
 use super::config::MistralConfig;
 use crate::error::{Error, Result};
 
-/// What a type of weights must be good for.
+/// What the device must be able to do with weights of a dtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Weights are held in it; where nothing computes in it they are widened when they are used: see [`super::load::load`].
+    /// Keep the weights in it; a device that cannot compute in it widens them when they are used: see
+    /// [`super::load::load`].
     Hold,
-    /// The device computes in it: for measurements of that.
+    /// Compute in it, for benchmarks of the dtype itself.
     Compute,
 }
 
-/// The type of a model's weights: `wanted`, or for `None` [`auto`] among the types that `device` computes in.
+/// Returns the dtype for a model's weights: `wanted`, or [`auto`]'s choice among the dtypes that `device` computes
+/// in.
 ///
 /// # Errors
-/// The wanted type does not do for this purpose.
+/// The device cannot serve `purpose` in the wanted dtype.
 pub fn choose<B: TrainBackend>(
     config: &MistralConfig,
     wanted: Option<DType>,
@@ -31,26 +33,27 @@ pub fn choose<B: TrainBackend>(
             half => half,
         });
     };
-    let held = purpose == Purpose::Hold && dtype == DType::BF16;
-    match held || B::computes_in(device, dtype) {
-        true => Ok(dtype),
-        false => Err(Error::invalid(
+    let can_hold = purpose == Purpose::Hold && dtype == DType::BF16;
+    if can_hold || B::computes_in(device, dtype) {
+        Ok(dtype)
+    } else {
+        Err(Error::invalid(
             "model.dtype",
             format!("{} does not compute in {}", B::name(device), dtype.name()),
             "use dtype = \"auto\" or \"f32\", or another --backend",
-        )),
+        ))
     }
 }
 
-/// Of the types weights come in, those that `device` computes in.
+/// Returns the floating-point dtypes of stored weights in which `device` can compute.
 pub fn computed<B: TrainBackend>(device: &B::Device) -> Vec<DType> {
     let all = [DType::F32, DType::BF16, DType::F16];
     let computes = |dtype: &DType| B::computes_in(device, *dtype);
     all.into_iter().filter(computes).collect()
 }
 
-/// The type weights are stored in where that is among `dtypes`; 16 bits that are not are taken in the other 16-bit type, if that
-/// is: f16 on most consumer cards. Else f32.
+/// Returns the dtype the weights are stored in if `dtypes` contains it. Other 16-bit weights get the other 16-bit
+/// dtype if `dtypes` contains that one (f16 on most consumer GPUs), and f32 otherwise.
 pub fn auto(config: &MistralConfig, dtypes: &[DType]) -> DType {
     let order = match config.torch_dtype.as_deref() {
         Some("bfloat16") => [DType::BF16, DType::F16],
@@ -68,9 +71,9 @@ mod tests {
 
     type B = burn_ndarray::NdArray<f32>;
 
-    /// On a device that computes in f32 alone.
+    /// Runs on a device that computes in f32 only.
     #[test]
-    fn bf16_is_held_and_not_computed_in() {
+    fn bf16_can_be_held_but_not_computed_in() {
         let (bf16, f16) = (Some(DType::BF16), Some(DType::F16));
         let chosen = |stored: &str, wanted, purpose| {
             choose::<B>(&stored_in(stored), wanted, purpose, &Default::default())
@@ -85,7 +88,7 @@ mod tests {
         assert_eq!(held, DType::BF16);
         let refused = chosen("bfloat16", bf16, Purpose::Compute).unwrap_err();
         assert!(refused.to_string().contains("does not compute in bf16"), "{refused}");
-        // Of a backend in f64, for gradient checks.
+        // A backend in f64, as gradient checks use it.
         type Double = burn_ndarray::NdArray<f64>;
         let chosen =
             choose::<Double>(&stored_in("bfloat16"), None, Purpose::Hold, &Default::default());

@@ -1,59 +1,58 @@
-//! What a forward pass is given besides weights: token ids, positions, who may see whom.
+//! The inputs of a forward pass besides weights: token ids, positions and the attention mask.
 
 use arithmo_backends::{AttentionMask, RotaryAngles, TrainBackend};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::positions::PositionTable;
-use crate::data::batch::{Sight, TokenRows};
+use crate::data::batch::{AttentionRange, TokenRows};
 
-/// [`TokenRows`] on a device, row after row, with the rotary angles of its positions.
+/// [`TokenRows`] on a device: all rows concatenated, with the rotary angles of their positions.
 #[derive(Clone, Debug)]
 pub struct ModelInput<B: TrainBackend> {
     /// `[T]`, `T = B * S`
     pub token_ids: Tensor<B, 1, Int>,
-    /// What the layers need.
+    /// Inputs that all layers share.
     pub context: SequenceContext<B>,
 }
 
-/// What every layer needs besides its own weights and the hidden states.
+/// The inputs of every layer besides its own weights and the hidden states.
 #[derive(Clone, Debug)]
 pub struct SequenceContext<B: TrainBackend> {
-    /// Angles of the tokens' positions.
+    /// Rotary angles of the tokens' positions.
     pub angles: RotaryAngles<B>,
-    /// Who may see whom; keys may be those of a cache.
+    /// Which keys each token attends to; the keys may be slots of a cache.
     pub mask: AttentionMask<B>,
-    /// The mask of the last layer, where only some tokens' hidden states are wanted; `None`: all are.
+    /// Mask of the last layer if it computes only some tokens' hidden states; `None` means all tokens.
     pub last_mask: Option<AttentionMask<B>>,
-    /// The slots of a cache that the tokens' keys and values go to, `[T]`; `None` without a cache.
+    /// Cache slots in which the tokens' keys and values are stored, `[T]`; `None` without a cache.
     pub slots: Option<Tensor<B, 1, Int>>,
-    /// `Some` only while training with dropout.
+    /// Seed of the dropout masks; `Some` only while training with dropout.
     pub dropout_seed: Option<u64>,
 }
 
 impl<B: TrainBackend> ModelInput<B> {
-    /// Sends `rows` to the device.
+    /// Copies `rows` to the device.
     ///
     /// # Panics
-    /// If a position lies outside the table: callers check lengths against `max_position_embeddings` first.
+    /// Panics if a position lies outside the table: callers check lengths against `max_position_embeddings` first.
     pub fn new(rows: &TokenRows, table: &PositionTable<B>, device: &B::Device) -> Self {
         let last = rows.positions.iter().max().copied().unwrap_or(0);
         assert!((last as usize) < table.positions(), "position {last} of {}", table.positions());
-        let positions = ints(rows.positions.clone(), device);
         let hidden = rows.hidden.iter().any(|hidden| *hidden).then(|| {
             let flags = rows.hidden.iter().map(|hidden| i64::from(*hidden));
             ints(flags.collect(), device)
         });
         let near = rows
-            .sight
+            .attention
             .iter()
             .zip(&rows.positions)
-            .map(|(sight, position)| sight.within(table.window, *position));
+            .map(|(range, position)| range.within(table.window, *position));
         let mask = AttentionMask { ranges: ranges(near, device), hidden, queries: None };
         Self {
             token_ids: ints(rows.ids.clone(), device),
             context: SequenceContext {
-                angles: table.angles(&positions),
+                angles: table.angles(&rows.positions, device),
                 mask,
                 last_mask: None,
                 slots: None,
@@ -62,14 +61,14 @@ impl<B: TrainBackend> ModelInput<B> {
         }
     }
 
-    /// The same tokens with their keys and values in a cache, at `slots` `[T]`; what each sees is then counted in slots.
+    /// Stores the tokens' keys and values at `slots` `[T]` of a cache; the ranges of the mask then count slots.
     pub fn in_cache(mut self, slots: Vec<i64>, device: &B::Device) -> Self {
         self.context.slots = Some(ints(slots, device));
         self
     }
 
-    /// Only the hidden states of the tokens `queries` (ascending, at least one) are wanted: what the last layer does for
-    /// the others is left out.
+    /// Restricts the last layer to the hidden states of the tokens `queries` (ascending, at least one); it skips the
+    /// others.
     pub fn only(mut self, queries: &[i64], device: &B::Device) -> Self {
         let mask = &self.context.mask;
         let queries = ints(queries.to_vec(), device);
@@ -81,7 +80,7 @@ impl<B: TrainBackend> ModelInput<B> {
         self
     }
 
-    /// The same input for an autodiff backend over `B` (handles only).
+    /// Converts the input to an autodiff backend over `B` without copying any data.
     pub fn to_autodiff<A>(&self) -> ModelInput<A>
     where
         A: TrainBackend + AutodiffBackend<InnerBackend = B>,
@@ -94,15 +93,15 @@ impl<B: TrainBackend> ModelInput<B> {
 }
 
 impl<B: TrainBackend> SequenceContext<B> {
-    /// The mask of layer `index` of `layers`.
-    pub fn mask_of(&self, index: usize, layers: usize) -> &AttentionMask<B> {
+    /// Returns the mask of layer `index` of `layers`.
+    pub fn layer_mask(&self, index: usize, layers: usize) -> &AttentionMask<B> {
         match &self.last_mask {
             Some(last) if index + 1 == layers => last,
             _ => &self.mask,
         }
     }
 
-    /// The same context for an autodiff backend over `B` (handles only).
+    /// Converts the context to an autodiff backend over `B` without copying any data.
     pub fn to_autodiff<A>(&self) -> SequenceContext<A>
     where
         A: TrainBackend + AutodiffBackend<InnerBackend = B>,
@@ -120,19 +119,21 @@ impl<B: TrainBackend> SequenceContext<B> {
     }
 }
 
+/// Copies integers to a tensor on the device.
 fn ints<B: TrainBackend>(values: Vec<i64>, device: &B::Device) -> Tensor<B, 1, Int> {
     let shape = [values.len()];
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// `[Q, 4]`
+/// Builds the tensor of visible key ranges, `[Q, 4]`: start and end of the shared range, then of the token's own
+/// range.
 fn ranges<B: TrainBackend>(
-    sight: impl Iterator<Item = Sight>,
+    attention: impl Iterator<Item = AttentionRange>,
     device: &B::Device,
 ) -> Tensor<B, 2, Int> {
-    let values: Vec<i64> = sight
-        .flat_map(|sight| {
-            let ([a, b], [c, d]) = (sight.shared, sight.own);
+    let values: Vec<i64> = attention
+        .flat_map(|range| {
+            let ([a, b], [c, d]) = (range.shared, range.own);
             [a, b, c, d]
         })
         .collect();

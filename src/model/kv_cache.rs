@@ -1,24 +1,25 @@
 //! Keys and values of the tokens seen so far, so that each new token is computed once.
 //!
-//! All tokens lie in one list of slots: first those of a beginning that all rows share, once, then each row's own. Who
-//! sees which slots is up to the mask, so a row needs no padding, and one that has ended is simply written over.
+//! All tokens lie in one list of slots: first the prefix that all rows share, stored once, then each row's own
+//! tokens. The attention mask decides which slots a token attends to, so rows need no padding, and the slots of a
+//! finished row are reused by overwriting them.
 //!
-//! Room is made in blocks: a step then writes its tokens in place, and shapes change only once a block, which keeps a
-//! GPU's tuned and fused kernels.
+//! Slots are allocated in blocks of `BLOCK` tokens per row: most steps write their tokens in place, and tensor
+//! shapes change only once per block, so that a GPU keeps its tuned and fused kernels.
 
 use arithmo_backends::{TrainBackend, ops::write_rows::write_rows};
 use burn::tensor::{Int, Tensor};
 
-/// A row's slots are made this many at a time.
+/// Each row's slots are allocated in multiples of this many tokens.
 const BLOCK: usize = 64;
 
-/// Where the tokens lie, the same in every layer.
+/// Arrangement of the slots, the same in every layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Layout {
-    /// Slots of the shared beginning.
+    /// Slots of the shared prefix.
     shared: usize,
     rows: usize,
-    /// Slots of each row.
+    /// Slots of each row behind the prefix.
     room: usize,
 }
 
@@ -28,17 +29,18 @@ impl Layout {
     }
 }
 
-/// The cache of one layer; empty at first.
+/// The cache of one layer; initially empty.
 #[derive(Clone, Debug)]
 pub struct LayerCache<B: TrainBackend> {
-    /// Keys (already turned by their positions) and values, `[slots, H_kv * Dh]`; zero where nothing was written.
-    written: Option<[Tensor<B, 2>; 2]>,
+    /// Keys (already rotated by their positions) and values, `[slots, H_kv * Dh]`; zero in slots that were never
+    /// written.
+    keys_values: Option<[Tensor<B, 2>; 2]>,
     layout: Layout,
 }
 
 impl<B: TrainBackend> LayerCache<B> {
-    /// Writes the new tokens' keys and values, `[T, H_kv * Dh]` each, to `slots` `[T]` and returns those of all slots,
-    /// `[slots, H_kv * Dh]`.
+    /// Stores the new tokens' keys and values, `[T, H_kv * Dh]` each, in `slots` `[T]` and returns the keys and
+    /// values of all slots, `[slots, H_kv * Dh]` each.
     pub fn write(
         &mut self,
         key: Tensor<B, 2>,
@@ -49,12 +51,12 @@ impl<B: TrainBackend> LayerCache<B> {
             let ([_, width], options) = (key.dims(), (&key.device(), key.dtype()));
             [(); 2].map(|()| Tensor::zeros([self.layout.slots(), width], options))
         };
-        let [keys, values] = self.written.take().unwrap_or_else(empty);
+        let [keys, values] = self.keys_values.take().unwrap_or_else(empty);
         let all = [write_rows(keys, slots, key), write_rows(values, slots, value)];
-        self.written.insert(all).clone()
+        self.keys_values.insert(all).clone()
     }
 
-    /// Moves to a layout with more room for each row.
+    /// Copies the contents into a layout with more slots per row.
     fn grow(&mut self, new: Layout) {
         let old = std::mem::replace(&mut self.layout, new);
         let grown = |side: Tensor<B, 2>| {
@@ -68,7 +70,7 @@ impl<B: TrainBackend> LayerCache<B> {
                 shared => Tensor::cat(vec![side.narrow(0, 0, shared), own], 0),
             }
         };
-        self.written = match self.written.take() {
+        self.keys_values = match self.keys_values.take() {
             Some(sides) if old.room > 0 => Some(sides.map(grown)),
             Some(sides) => {
                 let options = (&sides[0].device(), sides[0].dtype());
@@ -81,34 +83,37 @@ impl<B: TrainBackend> LayerCache<B> {
     }
 }
 
-/// One [`LayerCache`] a layer.
+/// The key-value cache of a model: one [`LayerCache`] per layer.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: TrainBackend> {
-    /// In the order of the model's layers.
+    /// Caches in the order of the model's layers.
     pub layers: Vec<LayerCache<B>>,
     layout: Layout,
 }
 
 impl<B: TrainBackend> KvCache<B> {
-    /// An empty cache for a model of `layers` layers: `rows` rows behind a shared beginning of `shared` tokens.
+    /// Creates an empty cache for `layers` layers and `rows` rows behind a shared prefix of `shared` tokens.
     pub fn new(layers: usize, shared: usize, rows: usize) -> Self {
         let room = 0;
         let layout = Layout { shared, rows, room };
-        let empty = LayerCache { written: None, layout };
+        let empty = LayerCache { keys_values: None, layout };
         Self { layers: vec![empty; layers], layout }
     }
 
-    /// Tokens of the shared beginning; they lie in the first slots.
+    /// Returns the number of tokens in the shared prefix, which occupy the first slots.
     pub fn shared(&self) -> usize {
         self.layout.shared
     }
 
-    /// The slot of a token of row `row`, the `index`-th behind the shared beginning.
+    /// Returns the slot of a token of row `row`: its `index`-th behind the shared prefix.
     pub fn slot(&self, row: usize, index: usize) -> usize {
         self.layout.shared + row * self.layout.room + index
     }
 
-    /// Of a cache of one row: makes its first `tokens` tokens the shared beginning, and forgets the others.
+    /// Turns the first `tokens` tokens of a single-row cache into the shared prefix and drops the others.
+    ///
+    /// # Panics
+    /// Panics if the cache has more than one row.
     pub fn keep(&mut self, tokens: usize) {
         assert_eq!(self.layout.rows, 1, "keep: rows");
         self.layout.room = self.layout.slots() - tokens;
@@ -118,7 +123,7 @@ impl<B: TrainBackend> KvCache<B> {
         }
     }
 
-    /// Makes sure that each row has room for `tokens` tokens of its own. Slots move.
+    /// Grows each row to at least `tokens` slots of its own. Slot numbers change when rows grow.
     pub fn reserve(&mut self, tokens: usize) {
         let room = tokens.next_multiple_of(BLOCK);
         if room > self.layout.room {

@@ -1,5 +1,5 @@
-//! What a device takes in one piece. Frozen matrices that are longer are cut between their rows when they are loaded; what
-//! cannot be cut is refused before.
+//! The largest buffer a device can bind. Longer frozen matrices are split between rows when they are loaded; a model
+//! with a matrix that cannot be split is refused beforehand.
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::{DType, Element};
@@ -8,34 +8,32 @@ use super::config::MistralConfig;
 use super::quantize::{Quantization, is_projection};
 use crate::error::{Error, Result};
 
-/// How long the pieces of a model may be.
+/// Limits on the parts into which matrices are split.
 #[derive(Clone, Copy, Debug)]
 pub struct Pieces {
-    /// Most bytes of a piece, where there is a limit.
+    /// Largest number of bytes per part; `None` if the device has no limit.
     pub longest: Option<u64>,
-    /// Bytes that a value takes where it is computed with: what is packed is unpacked for that.
+    /// Bytes per value in computation: quantized weights are dequantized for it.
     pub size: usize,
 }
 
 impl Pieces {
-    /// Those that `device` takes of a model in `dtype`.
+    /// Returns the limits of `device` for a model in `dtype`.
     pub fn of<B: TrainBackend>(dtype: DType, device: &B::Device) -> Self {
-        let computed = match B::computes_in(device, dtype) {
-            true => dtype,
-            false => <B::FloatElem as Element>::dtype(),
-        };
+        let computed =
+            if B::computes_in(device, dtype) { dtype } else { <B::FloatElem as Element>::dtype() };
         Self {
             longest: B::buffer_limits(device).map(|limits| limits.binding),
             size: computed.size(),
         }
     }
 
-    /// Rows of a matrix that make a piece, all of them if possible; `unit`: values that are kept together, as
-    /// [`Quantization::unit`]. `None`: not even the fewest rows that can be cut off are short enough.
+    /// Returns the number of rows per part, all rows if they fit. Parts end at a multiple of `unit` values, see
+    /// [`Quantization::unit`]. Returns `None` if even the smallest splittable number of rows is too long.
     pub fn rows(&self, [rows, columns]: [usize; 2], unit: usize) -> Option<usize> {
-        let of_row = columns * self.size;
+        let row_bytes = columns * self.size;
         let fit = match self.longest {
-            Some(longest) => (longest / of_row.max(1) as u64) as usize,
+            Some(longest) => (longest / row_bytes.max(1) as u64) as usize,
             None => rows,
         };
         if fit >= rows {
@@ -45,25 +43,27 @@ impl Pieces {
         Some(fit / step * step).filter(|rows| *rows > 0)
     }
 
-    /// The first tensor of a model that is too long, and cannot be cut, with its bytes; projections are packed as `to`.
+    /// Returns the name and byte count of the first tensor that is too long and cannot be split, with projections
+    /// quantized as `to`.
     pub fn too_long(
         &self,
         config: &MistralConfig,
         to: Option<Quantization>,
     ) -> Option<(String, u64)> {
-        let packed = to.or(config.quantization);
+        let quantization = to.or(config.quantization);
         self.longer(config, |name, dims| {
-            let packed = packed.filter(|_| is_projection(name));
-            let unit = packed.map_or(HALVES, |packed| packed.unit());
+            let quantization = quantization.filter(|_| is_projection(name));
+            let unit = quantization.map_or(HALVES, |quantization| quantization.unit());
             self.rows(dims, unit).is_none()
         })
     }
 
-    /// The first matrix that would have to be cut.
+    /// Returns the name and byte count of the first matrix that is longer than one part.
     pub fn longer_than_a_piece(&self, config: &MistralConfig) -> Option<(String, u64)> {
         self.longer(config, |_, [rows, columns]| self.rows([rows, columns], 1) != Some(rows))
     }
 
+    /// Returns the name and byte count of the first matrix for which `is_long` holds.
     fn longer(
         &self,
         config: &MistralConfig,
@@ -78,14 +78,14 @@ impl Pieces {
     }
 }
 
-/// Values that stand in one word where a matrix is held in 16 bits and nothing computes in them.
+/// Number of bf16 values per 32-bit word, for matrices that are kept in 16 bits but not computed in.
 pub const HALVES: usize = 2;
 
-/// Refuses a model of which `device` cannot take a matrix, whole or in pieces, with the projections packed as `to`: loading
-/// it would end in the middle of a computation, without a word about why.
+/// Checks that `device` can take every matrix of the model, whole or split, with the projections quantized as `to`.
+/// Without this check, loading such a model would fail in the middle of a computation, with no hint at the cause.
 ///
 /// # Errors
-/// There is such a matrix; the error names it.
+/// A matrix is too long and cannot be split; the error names it.
 pub fn check<B: TrainBackend>(
     config: &MistralConfig,
     to: Option<Quantization>,
@@ -96,15 +96,17 @@ pub fn check<B: TrainBackend>(
     refuse::<B>(pieces, pieces.too_long(config, to), device)
 }
 
-/// As [`check`], where every matrix is needed whole, in f32: those that are trained, or compared with packed ones.
+/// Checks that `device` can take every matrix whole and in f32, as training it or comparing it with its quantized
+/// form needs.
 ///
 /// # Errors
-/// One is too long; the error names it.
+/// A matrix is too long; the error names it.
 pub fn check_whole<B: TrainBackend>(config: &MistralConfig, device: &B::Device) -> Result<()> {
     let pieces = Pieces::of::<B>(DType::F32, device);
     refuse::<B>(pieces, pieces.longer_than_a_piece(config), device)
 }
 
+/// Returns the error for a matrix that was found too long, if any.
 fn refuse<B: TrainBackend>(
     pieces: Pieces,
     found: Option<(String, u64)>,
@@ -114,7 +116,7 @@ fn refuse<B: TrainBackend>(
         return Ok(());
     };
     let problem = format!(
-        "{name} is {} MiB as it is computed with, and {} takes at most {} MiB in one piece",
+        "{name} takes {} MiB in computation, and {} takes at most {} MiB in one buffer",
         bytes >> 20,
         B::name(device),
         longest >> 20
@@ -122,9 +124,9 @@ fn refuse<B: TrainBackend>(
     Err(Error::invalid("model", problem, REMEDY))
 }
 
-/// What helps where a tensor is too long for a device.
+/// Remedy for a tensor that is too long for a device.
 pub const REMEDY: &str = "choose another --backend or --device (`arithmo devices` lists them with their limits), or train \
-                          an adapter (model.use_peft = true), not LoftQ's: its frozen base is cut into pieces";
+                          an adapter (model.use_peft = true) without LoftQ: its frozen base model can be split";
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
     match b {

@@ -1,7 +1,7 @@
 //! A frozen projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`.
 //!
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
-//! *is* (its initialisation, its files, which projections get one) is decided in [`crate::lora`].
+//! *is* (its initialization, its files, which projections get one) is decided in [`crate::lora`].
 
 use arithmo_backends::{
     Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight, ops,
@@ -25,24 +25,24 @@ pub struct LowRank<B: TrainBackend> {
     /// Probability of zeroing an element of the branch's input, while training with dropout.
     #[module(skip)]
     pub dropout: f64,
-    /// Number of this projection in the model: makes its dropout mask its own.
+    /// Index of this projection in the model; gives it a dropout mask of its own.
     #[module(skip)]
     pub site: u64,
 }
 
-/// A matrix of the model: a projection's, the embedding, the head.
+/// A matrix of the model: a projection, the embedding or the head.
 #[derive(Module, Debug)]
 pub enum WeightParam<B: TrainBackend> {
     /// `[D_out, D_in]`, as stored by Hugging Face.
     Float(Param<Tensor<B, 2>>),
-    /// In few bits: never trained, and so no parameter.
+    /// Quantized weight: never trained, and so no parameter.
     Packed(PackedWeight<B>),
-    /// In pieces, because the device takes it no other way ([`crate::model::limits`]): never trained either.
+    /// Split between rows because the device cannot take it whole ([`crate::model::limits`]): never trained either.
     Split(SplitWeight<B>),
 }
 
 impl<B: TrainBackend> WeightParam<B> {
-    /// A weight `[D_out, D_in]` that is not trained.
+    /// Wraps a weight `[D_out, D_in]` that is not trained.
     pub fn frozen(weight: impl Into<Weight<B>>) -> Self {
         match weight.into() {
             Weight::Float(weight) => Self::Float(frozen_param(weight)),
@@ -51,7 +51,7 @@ impl<B: TrainBackend> WeightParam<B> {
         }
     }
 
-    /// `[D_out, D_in]`
+    /// Returns the shape `[D_out, D_in]`.
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(weight) => weight.dims(),
@@ -60,7 +60,7 @@ impl<B: TrainBackend> WeightParam<B> {
         }
     }
 
-    /// The weight as operations take it.
+    /// Returns the weight in the form that operations take.
     pub fn val(&self) -> Weight<B> {
         match self {
             Self::Float(weight) => Weight::Float(weight.val()),
@@ -69,12 +69,12 @@ impl<B: TrainBackend> WeightParam<B> {
         }
     }
 
-    /// All values in `dtype`, `[D_out, D_in]`.
+    /// Returns all values in `dtype`, `[D_out, D_in]`; quantized ones are dequantized.
     pub fn floats(&self, dtype: DType) -> Tensor<B, 2> {
         self.val().floats(dtype)
     }
 
-    /// The rows `ids` `[T]`, `[T, D_in]`; unpacked ones in `dtype`.
+    /// Returns the rows `ids` `[T]` as `[T, D_in]`; quantized ones are dequantized to `dtype`.
     pub fn rows(&self, ids: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
         self.val().rows(ids, dtype)
     }
@@ -90,19 +90,19 @@ pub struct Linear<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Linear<B> {
-    /// A projection by `weight` `[D_out, D_in]`, without a branch.
+    /// Creates a projection by `weight` `[D_out, D_in]`, without a low-rank branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
         Self { weight: WeightParam::frozen(weight), lora: None }
     }
 
-    /// `(D_out, D_in)`.
+    /// Returns the shape `(D_out, D_in)`.
     pub fn dims(&self) -> (usize, usize) {
         let [d_out, d_in] = self.weight.dims();
         (d_out, d_in)
     }
 }
 
-/// Projects tokens by all of `linears`, side by side, and adds `residual`.
+/// Projects tokens by all `linears`, concatenates the outputs and adds `residual`.
 ///
 /// # Shapes
 /// - x: `[T, D_in]`, of the weights' dtype
@@ -125,7 +125,7 @@ pub fn project<B: TrainBackend>(
 }
 
 impl<B: TrainBackend> LowRank<B> {
-    /// The branch as the operation takes it, for an input `x` `[T, D_in]`.
+    /// Returns the branch in the form that the operation takes, for an input `x` `[T, D_in]`.
     fn adapter(&self, x: &Tensor<B, 2>, dropout_seed: Option<u64>) -> Adapter<B> {
         let seed = dropout_seed.filter(|_| self.dropout > 0.0);
         Adapter {
@@ -136,7 +136,7 @@ impl<B: TrainBackend> LowRank<B> {
         }
     }
 
-    /// 0 with probability `p`, else `1 / (1 - p)`, for each element of `x`.
+    /// Draws a dropout mask for `x`: each element is 0 with probability `p`, else `1 / (1 - p)`.
     ///
     /// The mask is drawn on the host from (seed, site), so that every backend, a resumed run and a recomputed block
     /// draw the same one.
@@ -153,7 +153,7 @@ impl<B: TrainBackend> LowRank<B> {
     }
 }
 
-/// A parameter that never requires a gradient.
+/// Creates a parameter that never requires a gradient.
 pub fn frozen_param<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
     Param::initialized(Default::default(), tensor)
 }

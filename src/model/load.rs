@@ -1,4 +1,4 @@
-//! Builds a [`Mistral`] from a Hugging Face folder, tensor by tensor, packed on the way if asked for; or from random numbers.
+//! Builds a [`Mistral`] tensor by tensor from a Hugging Face folder, optionally quantizing it, or from random values.
 
 mod values;
 
@@ -16,20 +16,23 @@ use super::limits::Pieces;
 use super::linear::{Linear, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
-use super::quantize::cache::{Cache, pack};
+use super::quantize::cache::{Cache, quantize_matrix};
 use super::quantize::{Quantization, Quantized, bitsandbytes, is_projection, words};
 use super::rms_norm::RmsNorm;
 use super::weights::WeightFiles;
 use crate::error::{Error, Result};
 use crate::interrupt;
 
-/// Loads the model in `folder` onto `device`, its weights in `dtype`; projections that are packed in the files stay so.
+/// Loads the model in `folder` onto `device` with its weights in `dtype`; projections that are stored quantized stay
+/// so.
 ///
-/// In bf16 a model is held on every backend: where `device` does not compute in it, matrices are words of two values, widened
-/// when they are used. Files are read at about the speed of memory; beside the model itself, at most one tensor is held at a time.
+/// Every backend can keep a model in bf16: if `device` does not compute in it, matrices are words of two values,
+/// widened when they are used. Files are read at about the speed of memory. Besides the model, at most one tensor is
+/// in memory.
 ///
 /// # Errors
-/// The folder is not a Mistral model in safetensors form, or tensors are missing, extra or misshapen (all are named).
+/// The folder is not a Mistral model in safetensors format, or tensors are missing, unexpected or misshapen (all are
+/// named).
 pub fn load<B: TrainBackend>(
     folder: &Path,
     dtype: DType,
@@ -38,11 +41,11 @@ pub fn load<B: TrainBackend>(
     load_as(folder, dtype, None, &Cache::none(), device)
 }
 
-/// As [`load`], with the projections packed as `to`: from `cache`, if they were before. Beside the packed model, a piece of
-/// a tensor for each thread is in memory.
+/// Loads a model like [`load`] and quantizes its projections as `to`, or reads them from `cache` if they were
+/// quantized before. Besides the quantized model, one piece of a tensor per thread is in memory.
 ///
 /// # Errors
-/// As [`load`]; or the weights are packed otherwise already, or one is not finite.
+/// Those of [`load`]; the weights are already quantized in another way; or a weight is not finite.
 pub fn load_as<B: TrainBackend>(
     folder: &Path,
     dtype: DType,
@@ -54,10 +57,10 @@ pub fn load_as<B: TrainBackend>(
     load_in_pieces(folder, dtype, to, cache, pieces, device)
 }
 
-/// As [`load_as`], with matrices cut into `pieces`, whatever `device` takes.
+/// Loads a model like [`load_as`], with matrices split as `pieces` says instead of by the limits of `device`.
 ///
 /// # Errors
-/// As [`load_as`].
+/// Those of [`load_as`].
 pub fn load_in_pieces<B: TrainBackend>(
     folder: &Path,
     dtype: DType,
@@ -70,38 +73,37 @@ pub fn load_in_pieces<B: TrainBackend>(
     let files = WeightFiles::open(folder)?;
     files.check(&config.tensors())?;
     let to = match (config.quantization, to) {
-        (Some(stored), Some(asked)) if stored != asked => {
-            return Err(packed_already(folder, stored, asked));
+        (Some(stored), Some(requested)) if stored != requested => {
+            return Err(already_quantized(folder, stored, requested));
         }
         (Some(_), _) | (None, None) => None,
         (None, to) => to,
     };
     if let Some(to) = to
-        && let Some(packed) = cache.packed(folder, &config, &files, to)?
+        && let Some(quantized) = cache.quantized_folder(folder, &config, &files, to)?
     {
         let nothing = Cache::none();
-        return load_in_pieces(&packed, dtype, None, &nothing, pieces, device);
+        return load_in_pieces(&quantized, dtype, None, &nothing, pieces, device);
     }
-    let packed = to.or(config.quantization);
-    // Exact, and half of what f32 takes where nothing computes in 16 bits.
-    let halves = match packed {
+    let quantization = to.or(config.quantization);
+    // bf16 words are exact and take half the memory of f32 if the device cannot compute in 16 bits.
+    let halves = match quantization {
         Some(_) => [DType::BF16, DType::F32].contains(&dtype),
         None => dtype == DType::BF16,
     } && !B::computes_in(device, DType::BF16);
-    let config = MistralConfig { quantization: packed, ..config };
+    let config = MistralConfig { quantization, ..config };
     build_in_pieces(config, dtype, pieces, device, &mut |name, shape| {
         if interrupt::requested() {
-            let note = "stopped while the model was loaded".to_string();
-            return Err(Error::Interrupted { note });
+            return Err(Error::Interrupted { note: "stopped while loading the model".to_string() });
         }
         let &[d_out, d_in] = shape else {
             return files.tensor_data(name, dtype).map(host);
         };
         match to.filter(|_| is_projection(name)) {
-            _ if files.is_packed(name) => {
-                bitsandbytes::read(&files, name, [d_out, d_in]).map(Values::Packed)
+            _ if files.is_quantized(name) => {
+                bitsandbytes::read(&files, name, [d_out, d_in]).map(Values::Quantized)
             }
-            Some(to) => pack(&files, name, [d_out, d_in], to).map(Values::Packed),
+            Some(to) => quantize_matrix(&files, name, [d_out, d_in], to).map(Values::Quantized),
             None if halves && files.dtype(name)? == DType::BF16 => {
                 files.words(name).map(Values::Halves)
             }
@@ -110,47 +112,48 @@ pub fn load_in_pieces<B: TrainBackend>(
     })
 }
 
-fn packed_already(folder: &Path, stored: Quantization, asked: Quantization) -> Error {
-    let double = |of: Quantization| {
-        if of.double_quant { " with double_quant" } else { "" }
+/// Returns the error for weights that are already quantized in another way.
+fn already_quantized(folder: &Path, stored: Quantization, requested: Quantization) -> Error {
+    let double_quant = |quantization: Quantization| {
+        if quantization.double_quant { " with double_quant" } else { "" }
     };
     Error::file(
         folder,
         format!(
-            "the weights are packed as {}{} already, and cannot be packed as {}{}",
+            "the weights are already quantized as {}{}, and cannot be quantized as {}{}",
             stored.name(),
-            double(stored),
-            asked.name(),
-            double(asked)
+            double_quant(stored),
+            requested.name(),
+            double_quant(requested)
         ),
-        "leave quantization out: they are used as they are; or give the full-precision model",
+        "leave quantization out to use them as they are, or name the full-precision model",
     )
 }
 
-/// Makes the weight of a name: its values, row-major, and the type they are stored in.
+/// Makes the weight of the given name: its values, row-major, and the dtype they are stored in.
 pub type MakeWeight<'a> = dyn FnMut(&str) -> Result<(Vec<f32>, DType)> + 'a;
 
-/// A model of the weights `values` makes, name by name: row-major, with the type they are stored in (F32, BF16 or F16), to
-/// which they are rounded. Projections are packed where `config` says so.
+/// Builds a model from the weights that `values` returns by name: row-major, with the dtype they are stored in (F32,
+/// BF16 or F16), to which they are rounded. Projections are quantized if `config` says so.
 ///
 /// # Errors
-/// `values` fails, or a weight to be packed is not finite.
+/// `values` fails, or a weight to be quantized is not finite.
 pub fn from_values<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
     device: &B::Device,
     values: &mut MakeWeight<'_>,
 ) -> Result<Mistral<B>> {
-    let packed = config.quantization;
+    let quantization = config.quantization;
     build(config, dtype, device, &mut |name, shape| {
         let (values, stored) = values(name)?;
-        let to = packed.filter(|_| is_projection(name));
+        let to = quantization.filter(|_| is_projection(name));
         if let (Some(to), &[d_out, d_in]) = (to, shape) {
             let read = |first: usize, out: &mut [f32]| {
                 out.copy_from_slice(&values[first..first + out.len()]);
                 Ok(())
             };
-            return Quantized::pack(name, [d_out, d_in], to, read).map(Values::Packed);
+            return Quantized::quantize(name, [d_out, d_in], to, read).map(Values::Quantized);
         }
         let data = TensorData::new(values, shape.to_vec()).convert_dtype(stored);
         Ok(match (shape.len(), stored, dtype) {
@@ -160,8 +163,8 @@ pub fn from_values<B: TrainBackend>(
     })
 }
 
-/// A model with random weights: normal with standard deviation `initializer_range`, norms at one. Same seed, same
-/// weights, on every backend.
+/// Creates a model with random weights: normal with standard deviation `initializer_range`, norms at one. A seed
+/// gives the same weights on every backend.
 pub fn random<B: TrainBackend>(
     config: MistralConfig,
     seed: u64,
@@ -181,8 +184,8 @@ pub fn random<B: TrainBackend>(
     })
 }
 
-/// A model with random weights that never were on the host, for measurements: uniform with standard deviation
-/// `initializer_range`, norms at one; packed as `to`, random codes.
+/// Creates a model with random weights directly on the device, for measurements: uniform with standard deviation
+/// `initializer_range`, norms at one, and random codes for projections quantized as `to`.
 pub fn random_on_device<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
@@ -195,7 +198,7 @@ pub fn random_on_device<B: TrainBackend>(
         Ok(match (shape, to.filter(|_| is_projection(name))) {
             ([_], _) => Values::Floats(Floats::Ones),
             (&[d_out, d_in], Some(to)) => {
-                Values::Packed(Quantized::random([d_out, d_in], to, deviation as f32, &mut rng))
+                Values::Quantized(Quantized::random([d_out, d_in], to, deviation as f32, &mut rng))
             }
             _ => Values::Floats(Floats::Uniform(deviation * 3f64.sqrt())),
         })
@@ -204,6 +207,7 @@ pub fn random_on_device<B: TrainBackend>(
 
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Values> + 'a;
 
+/// Builds a model from the values of `source`, with matrices split by the limits of `device`.
 fn build<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
@@ -214,6 +218,7 @@ fn build<B: TrainBackend>(
     build_in_pieces(config, dtype, pieces, device, source)
 }
 
+/// Builds a model from the values of `source`, with matrices split as `pieces` says.
 fn build_in_pieces<B: TrainBackend>(
     config: MistralConfig,
     dtype: DType,
@@ -223,9 +228,10 @@ fn build_in_pieces<B: TrainBackend>(
 ) -> Result<Mistral<B>> {
     let mut builder = Builder::<B> {
         config: &config,
-        dtype: match B::computes_in(device, dtype) {
-            true => dtype,
-            false => <B::FloatElem as Element>::dtype(),
+        dtype: if B::computes_in(device, dtype) {
+            dtype
+        } else {
+            <B::FloatElem as Element>::dtype()
         },
         pieces,
         device,
@@ -237,16 +243,17 @@ fn build_in_pieces<B: TrainBackend>(
         .map(|index| builder.layer(&format!("model.layers.{index}")))
         .collect::<Result<_>>()?;
     let norm = builder.norm("model.norm")?;
-    let lm_head = match config.tie_word_embeddings {
-        true => None,
-        false => Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?),
+    let lm_head = if config.tie_word_embeddings {
+        None
+    } else {
+        Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?)
     };
     Ok(Mistral { embed_tokens, layers, norm, lm_head, config })
 }
 
 struct Builder<'a, 'b, B: TrainBackend> {
     config: &'a MistralConfig,
-    /// What is computed in.
+    /// Dtype of computation.
     dtype: DType,
     pieces: Pieces,
     device: &'a B::Device,
@@ -254,6 +261,7 @@ struct Builder<'a, 'b, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Builder<'_, '_, B> {
+    /// Builds a decoder layer from the tensors below `path`.
     fn layer(&mut self, path: &str) -> Result<DecoderLayer<B>> {
         let config = self.config;
         let (width, inner, head_dim) =
@@ -288,6 +296,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         Ok(RmsNorm::frozen(weight, self.config.rms_norm_eps))
     }
 
+    /// Builds the matrix `path`, split into parts if it is too long for the device.
     fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
         let dims = [rows, columns];
         let values = (self.source)(&format!("{path}.weight"), &dims)?;
@@ -304,28 +313,30 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         Ok(WeightParam::frozen(SplitWeight::new(parts.collect())))
     }
 
+    /// Creates a weight on the device.
     fn weight(&self, values: Values, dims: [usize; 2]) -> Weight<B> {
         let (device, dtype) = (self.device, self.dtype);
-        // Weights live as long as the program: pools keep them out of the way of activations.
+        // Weights live as long as the program; persistent allocations keep them apart from the pools of activations.
         B::memory_persistent_allocations(device, values, |values| {
             values.into_weight(dims, device, dtype)
         })
     }
 
+    /// Builds the unquantized tensor `path`.
     fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
         let values = (self.source)(&format!("{path}.weight"), &shape)?;
         let (device, dtype) = (self.device, self.dtype);
         let Values::Floats(floats) = values else {
-            let problem = format!("{path} was packed, and is no matrix");
+            let problem = format!("{path} was quantized, but it is not a matrix");
             return Err(Error::run(problem, "this is a defect of arithmo: please report it"));
         };
         Ok(B::memory_persistent_allocations(device, floats, |floats| {
-            floats.on(shape, device, dtype)
+            floats.into_tensor(shape, device, dtype)
         }))
     }
 }
 
-/// A standard normal number (Box-Muller).
+/// Draws a standard normal number (Box-Muller).
 fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let mut uniform = || (f64::from(rng.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
     let (u, v) = (uniform(), uniform());

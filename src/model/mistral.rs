@@ -13,7 +13,7 @@ use super::mlp::Mlp;
 use super::positions::PositionTable;
 use super::rms_norm::RmsNorm;
 
-/// One layer: attention, then feed-forward, each on normed input and added to the residual stream.
+/// One decoder layer: attention, then feed-forward, each on normalized input and added to the residual stream.
 #[derive(Module, Debug)]
 pub struct DecoderLayer<B: TrainBackend> {
     /// Attention.
@@ -27,7 +27,8 @@ pub struct DecoderLayer<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> DecoderLayer<B> {
-    /// `[T, D]` to `[Q, D]`: the tokens `mask` chooses, or all.
+    /// Maps the residual stream `[T, D]` to `[Q, D]`: one row per token in `mask.queries`, or per token if that is
+    /// `None`.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
@@ -45,7 +46,7 @@ impl<B: TrainBackend> DecoderLayer<B> {
         self.mlp.forward(normed, x, context.dropout_seed)
     }
 
-    /// The seven projections, in Hugging Face's order.
+    /// Returns the seven projections, in Hugging Face's order.
     pub fn projections(&self) -> [&Linear<B>; 7] {
         let (attn, mlp) = (&self.self_attn, &self.mlp);
         [
@@ -59,7 +60,7 @@ impl<B: TrainBackend> DecoderLayer<B> {
         ]
     }
 
-    /// As [`Self::projections`], to change them.
+    /// Returns the seven projections mutably, in the order of [`Self::projections`].
     pub fn projections_mut(&mut self) -> [&mut Linear<B>; 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [
@@ -85,7 +86,12 @@ pub const PROJECTIONS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
-/// The whole model.
+/// Returns the names of a layer's projections, as in PEFT's `target_modules`: `q_proj` and so on.
+pub fn projection_names() -> impl Iterator<Item = &'static str> {
+    PROJECTIONS.into_iter().filter_map(|path| path.split('.').nth(1))
+}
+
+/// The decoder-only transformer with its language-model head.
 #[derive(Module, Debug)]
 pub struct Mistral<B: TrainBackend> {
     /// `[V, D]`
@@ -94,7 +100,7 @@ pub struct Mistral<B: TrainBackend> {
     pub layers: Vec<DecoderLayer<B>>,
     /// The final norm.
     pub norm: RmsNorm<B>,
-    /// `[V, D]`; `None` where the embedding is used (`tie_word_embeddings`).
+    /// `[V, D]`; `None` if the embedding serves as the head (`tie_word_embeddings`).
     pub lm_head: Option<WeightParam<B>>,
     /// Shapes and constants.
     #[module(skip)]
@@ -102,7 +108,8 @@ pub struct Mistral<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Mistral<B> {
-    /// Hidden states after the final norm, `[Q, D]`: of the tokens wanted ([`ModelInput::only`]), or of all.
+    /// Computes the hidden states after the final norm, `[Q, D]`: of the tokens chosen by [`ModelInput::only`], or of
+    /// all tokens.
     pub fn hidden_states(&self, input: &ModelInput<B>) -> Tensor<B, 2> {
         let mut x = self.embed(input.token_ids.clone());
         for index in 0..self.layers.len() {
@@ -111,18 +118,19 @@ impl<B: TrainBackend> Mistral<B> {
         self.norm.forward(x)
     }
 
-    /// What layer `index` makes of the residual stream `x` `[T, D]`.
+    /// Applies layer `index` to the residual stream `x` `[T, D]`.
     pub fn layer(
         &self,
         index: usize,
         x: Tensor<B, 2>,
         context: &SequenceContext<B>,
     ) -> Tensor<B, 2> {
-        let mask = context.mask_of(index, self.layers.len());
+        let mask = context.layer_mask(index, self.layers.len());
         self.layers[index].forward(x, context, mask, None)
     }
 
-    /// As [`Self::hidden_states`], for tokens that see those in `cache` and join them ([`ModelInput::in_cache`]).
+    /// Computes hidden states like [`Self::hidden_states`]; the tokens also attend to those in `cache` and are added
+    /// to it (see [`ModelInput::in_cache`]).
     pub fn hidden_states_cached(
         &self,
         input: &ModelInput<B>,
@@ -131,23 +139,23 @@ impl<B: TrainBackend> Mistral<B> {
         let (mut x, context) = (self.embed(input.token_ids.clone()), &input.context);
         let caches = cache.layers.iter_mut();
         for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            let mask = context.mask_of(index, self.layers.len());
+            let mask = context.layer_mask(index, self.layers.len());
             x = layer.forward(x, context, mask, Some(cache));
         }
         self.norm.forward(x)
     }
 
-    /// Logits of the next token at every position, `[T, V]`.
+    /// Computes the logits of the next token at every position, `[T, V]`.
     pub fn forward(&self, input: &ModelInput<B>) -> Tensor<B, 2> {
         linear(self.hidden_states(input), self.head())
     }
 
-    /// Embeds ids `[T]`: `[T, D]`.
+    /// Embeds token ids `[T]` as `[T, D]`.
     pub fn embed(&self, token_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         self.embed_tokens.rows(token_ids, self.dtype())
     }
 
-    /// The matrix from hidden states to logits, `[V, D]`.
+    /// Returns the matrix that maps hidden states to logits, `[V, D]`.
     pub fn head(&self) -> Weight<B> {
         match &self.lm_head {
             Some(head) => head.val(),
@@ -155,29 +163,30 @@ impl<B: TrainBackend> Mistral<B> {
         }
     }
 
-    /// A table of the first `positions` positions.
+    /// Builds the [`PositionTable`] of the first `positions` positions.
     pub fn position_table(&self, positions: usize, device: &B::Device) -> PositionTable<B> {
         let MistralConfig { rope_theta, sliding_window, .. } = self.config;
         let head_dim = self.config.head_dim();
         PositionTable::new(positions, head_dim, rope_theta, sliding_window, device)
     }
 
-    /// Bytes a block keeps of each token for backward: see [`MistralConfig::block_values_per_token`].
+    /// Returns the bytes per token that a checkpointed block keeps for the backward pass: see
+    /// [`MistralConfig::block_values_per_token`].
     pub fn block_bytes_per_token(&self) -> usize {
         self.config.block_values_per_token() * self.dtype().size()
     }
 
-    /// The type that is computed in: that of the residual stream.
+    /// Returns the dtype of the residual stream, in which the model computes.
     pub fn dtype(&self) -> DType {
         self.norm.weight.val().dtype()
     }
 
-    /// Where the model is.
+    /// Returns the device of the model's weights.
     pub fn device(&self) -> B::Device {
         self.norm.weight.val().device()
     }
 
-    /// Every projection with its Hugging Face module name (`model.layers.0.self_attn.q_proj`).
+    /// Returns every projection with its Hugging Face module name (`model.layers.0.self_attn.q_proj`).
     pub fn projections(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
         self.layers.iter().enumerate().flat_map(|(index, layer)| {
             PROJECTIONS
@@ -187,7 +196,7 @@ impl<B: TrainBackend> Mistral<B> {
         })
     }
 
-    /// As [`Self::projections`], to change them.
+    /// Returns every projection mutably with its module name, in the order of [`Self::projections`].
     pub fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
         self.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
             PROJECTIONS
@@ -197,7 +206,7 @@ impl<B: TrainBackend> Mistral<B> {
         })
     }
 
-    /// The same weights (shared, not copied) without any low-rank branch: DPO's reference model.
+    /// Removes all low-rank branches and keeps the same weights (shared, not copied): DPO's reference model.
     pub fn without_adapter(mut self) -> Self {
         for (_, linear) in self.projections_mut() {
             linear.lora = None;

@@ -18,7 +18,7 @@ pub struct Mlp<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Mlp<B> {
-    /// Applies the block to each token and adds the result to `residual`: `[T, D]` both.
+    /// Applies the feed-forward block to each token and adds the result to `residual`, `[T, D]` both.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,

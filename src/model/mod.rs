@@ -1,9 +1,11 @@
-//! The Mistral model: Hugging Face field names, generic over the backend.
+//! The Mistral model with Hugging Face's field names, generic over the backend.
 
 pub mod attention;
 pub mod config;
 pub mod dtype;
+pub mod file_hash;
 pub mod hub;
+pub mod identity;
 pub mod input;
 pub mod kv_cache;
 pub mod limits;
@@ -11,9 +13,9 @@ pub mod linear;
 pub mod load;
 pub mod mistral;
 pub mod mlp;
+pub mod not_finite;
 pub mod positions;
 pub mod quantize;
 pub mod rms_norm;
-
 pub mod save;
 pub mod weights;

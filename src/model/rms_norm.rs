@@ -11,18 +11,18 @@ use super::linear::frozen_param;
 pub struct RmsNorm<B: TrainBackend> {
     /// `[D]`
     pub weight: Param<Tensor<B, 1>>,
-    /// Added to the mean square (`rms_norm_eps`).
+    /// Added to the mean square for numerical stability (`rms_norm_eps`).
     #[module(skip)]
     pub epsilon: f64,
 }
 
 impl<B: TrainBackend> RmsNorm<B> {
-    /// A norm with `weight` `[D]`.
+    /// Creates a norm with the frozen `weight` `[D]`.
     pub fn frozen(weight: Tensor<B, 1>, epsilon: f64) -> Self {
         Self { weight: frozen_param(weight), epsilon }
     }
 
-    /// Normalises each token: `[T, D]` to `[T, D]`, statistics in f32, result in x's dtype.
+    /// Normalizes each token `[T, D]` to `[T, D]`, with statistics in f32 and the result in x's dtype.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, self.weight.val(), self.epsilon)
     }

@@ -1,9 +1,9 @@
-//! Writing safetensors: a whole model folder in Hugging Face layout, tensor by tensor, or one small file.
+//! Writes safetensors: a whole model folder in Hugging Face layout, tensor by tensor, or one small file.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -15,34 +15,39 @@ use super::config::MistralConfig;
 use super::quantize::bitsandbytes::{self, Part};
 use super::quantize::{Quantization, Quantized};
 use super::weights::WeightFiles;
-use crate::data::tokenizer::copy_tokenizer_files;
+use crate::data::tokenizer::{TOKENIZER_FILES, copy_tokenizer_files};
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::interrupt;
-use crate::output::{WholeFile, write_whole};
+use crate::output::folder::{publish_folder, refuse_foreign_among};
+use crate::output::list::NAME;
+use crate::output::target::resolve_folder;
+use crate::output::{self, FileList, WholeFile, is_taken, part, write_whole};
 
-/// Largest shard transformers writes by default, bytes.
+/// Largest shard that transformers writes by default, in bytes.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// A tensor to be written, or a packed matrix; its values are asked for only when its turn comes.
+/// A tensor or quantized matrix to be written; its values are computed only when it is written.
 pub struct OutTensor<'a> {
-    /// Name in the file, as `model.norm.weight`.
+    /// Name in the file, such as `model.norm.weight`.
     pub name: String,
     /// Shape; weights are `[out, in]`.
     pub shape: Vec<usize>,
-    /// Type in the file: F32, BF16 or F16, rounded to nearest even; of a packed matrix, the type its values had.
+    /// Dtype in the file: F32, BF16 or F16, rounded to nearest even; for a quantized matrix, its dtype before
+    /// quantization.
     pub dtype: DType,
     values: Values<'a>,
 }
 
-/// What makes the values.
+/// The function that computes the values.
 enum Values<'a> {
-    /// Row-major, as many as the shape says.
+    /// Returns the values, row-major, as many as the shape has.
     Floats(Box<dyn FnOnce() -> Result<Vec<f32>> + 'a>),
-    Packed(Quantization, Box<dyn FnOnce() -> Result<Quantized> + 'a>),
+    Quantized(Quantization, Box<dyn FnOnce() -> Result<Quantized> + 'a>),
 }
 
 impl<'a> OutTensor<'a> {
-    /// A tensor whose values `values` makes when asked.
+    /// Creates a tensor whose values the function `values` computes on demand.
     pub fn new(
         name: impl Into<String>,
         shape: Vec<usize>,
@@ -52,26 +57,27 @@ impl<'a> OutTensor<'a> {
         Self { name: name.into(), shape, dtype, values: Values::Floats(Box::new(values)) }
     }
 
-    /// A matrix `[D_out, D_in]` that `pack` makes when asked, packed as `to`; its values were `dtype`.
-    pub fn packed(
+    /// Creates a matrix `[D_out, D_in]` that `quantize` quantizes as `to` on demand; `dtype` is its dtype before
+    /// quantization.
+    pub fn quantized(
         name: impl Into<String>,
         dims: [usize; 2],
         dtype: DType,
         to: Quantization,
-        pack: impl FnOnce() -> Result<Quantized> + 'a,
+        quantize: impl FnOnce() -> Result<Quantized> + 'a,
     ) -> Self {
         Self {
             name: name.into(),
             shape: dims.to_vec(),
             dtype,
-            values: Values::Packed(to, Box::new(pack)),
+            values: Values::Quantized(to, Box::new(quantize)),
         }
     }
 
-    /// The tensors it becomes in the file, in order.
+    /// Returns the tensors that represent it in the file, in order: itself, or the several tensors of a quantized matrix.
     fn parts(&self) -> Vec<Part> {
         match (&self.values, self.shape.as_slice()) {
-            (Values::Packed(to, _), &[d_out, d_in]) => {
+            (Values::Quantized(to, _), &[d_out, d_in]) => {
                 bitsandbytes::parts(&self.name, [d_out, d_in], *to)
             }
             _ => {
@@ -80,16 +86,16 @@ impl<'a> OutTensor<'a> {
         }
     }
 
-    /// Bytes in the file.
+    /// Returns the number of bytes that its values take in the file.
     fn bytes(&self) -> u64 {
         self.parts().iter().map(|part| part.bytes() as u64).sum()
     }
 
-    /// Bytes of which it takes a multiple.
-    fn unit(&self) -> usize {
+    /// Returns the alignment in bytes that its values need. [`Self::bytes`] is a multiple of it.
+    fn alignment(&self) -> usize {
         match self.values {
             Values::Floats(_) => self.dtype.size(),
-            Values::Packed(..) => 8,
+            Values::Quantized(..) => 8,
         }
     }
 }
@@ -100,64 +106,156 @@ impl fmt::Debug for OutTensor<'_> {
     }
 }
 
-/// Writes a model folder that transformers opens: `config.json`, safetensors (sharded above `max_shard_bytes`, with an
-/// index), and the tokenizer files and `generation_config.json` of `tokenizer_folder`, if given.
+/// Writes a model folder that transformers opens: `config.json`, safetensors (with an index if there are several files),
+/// and optionally the tokenizer files and `generation_config.json` of another model.
 ///
 /// The folder appears under its name when everything is written, or not at all. One tensor is in memory at a time.
-///
-/// # Errors
-/// `dir` exists and is not empty, a producer fails, the disk is full, or the user interrupts.
-pub fn save_folder<'a>(
-    dir: &Path,
-    config: &MistralConfig,
-    tensors: impl IntoIterator<Item = OutTensor<'a>>,
+#[derive(Clone, Copy, Debug)]
+pub struct ModelFolder<'a> {
+    dir: &'a Path,
+    config: &'a MistralConfig,
     max_shard_bytes: u64,
-    tokenizer_folder: Option<&Path>,
-) -> Result<()> {
-    save_folder_with(dir, config, tensors, max_shard_bytes, tokenizer_folder, |_| Ok(()))
+    tokenizer_folder: Option<&'a Path>,
 }
 
-/// As [`save_folder`]; `finish` adds what is missing to the folder before it appears.
-///
-/// # Errors
-/// As [`save_folder`], or `finish` fails.
-pub fn save_folder_with<'a>(
-    dir: &Path,
-    config: &MistralConfig,
-    tensors: impl IntoIterator<Item = OutTensor<'a>>,
-    max_shard_bytes: u64,
-    tokenizer_folder: Option<&Path>,
-    finish: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
-    let taken = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    if taken || dir.is_file() {
-        return Err(Error::file(dir, "exists already", "choose a new folder, or remove this one"));
+impl<'a> ModelFolder<'a> {
+    /// Creates a writer of the folder `dir` for a model of the shape `config`, without a tokenizer. Nothing is written yet.
+    pub fn new(dir: &'a Path, config: &'a MistralConfig) -> Self {
+        Self { dir, config, max_shard_bytes: MAX_SHARD_BYTES, tokenizer_folder: None }
     }
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(|e| Error::io(parent, "make the folder", e))?;
-    let part = tempfile::Builder::new().prefix(".part-").tempdir_in(parent);
-    let part = part.map_err(|e| Error::io(parent, "write in the folder", e))?;
-    let tensors: Vec<OutTensor<'a>> = tensors.into_iter().collect();
-    let mut config = config.clone();
-    config.torch_dtype = common_dtype(&tensors).map(str::to_string);
-    write_shards(part.path(), shards(tensors, max_shard_bytes))?;
-    config.save(part.path())?;
-    if let Some(source) = tokenizer_folder {
-        copy_tokenizer_files(source, part.path())?;
-        let generation = source.join("generation_config.json");
-        if generation.is_file() {
-            let bytes = fs::read(&generation).map_err(|e| Error::io(&generation, "read", e))?;
-            write_whole(&part.path().join("generation_config.json"), &bytes)?;
+
+    /// Copies the tokenizer files and `generation_config.json` from `folder` too.
+    #[must_use]
+    pub fn with_tokenizer(self, folder: &'a Path) -> Self {
+        Self { tokenizer_folder: Some(folder), ..self }
+    }
+
+    /// Sets the maximum number of bytes of tensors per safetensors file; by default [`MAX_SHARD_BYTES`].
+    #[must_use]
+    pub fn with_max_shard_bytes(self, bytes: u64) -> Self {
+        Self { max_shard_bytes: bytes, ..self }
+    }
+
+    /// Writes the folder.
+    ///
+    /// # Errors
+    /// `dir` exists and is not empty, a producer fails, the disk is full, or the user interrupts.
+    pub fn save<'t>(self, tensors: impl IntoIterator<Item = OutTensor<'t>>) -> Result<()> {
+        self.save_with(tensors, |_| Ok(()))
+    }
+
+    /// Writes the folder like [`save`](Self::save), and calls `finish` with its temporary path before it appears, so that
+    /// `finish` can add files.
+    ///
+    /// # Errors
+    /// Those of [`save`](Self::save), or `finish` fails.
+    pub fn save_with<'t>(
+        self,
+        tensors: impl IntoIterator<Item = OutTensor<'t>>,
+        finish: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let dir = resolve_folder(self.dir)?;
+        let check = || {
+            if is_taken(&dir) {
+                Err(Error::file(self.dir, "exists already", "choose a new folder"))
+            } else {
+                Ok(())
+            }
+        };
+        check()?;
+        let part = self.write_part(&dir, tensors, finish)?;
+        // Another process may have published a model there in the meantime.
+        check()?;
+        publish_folder(part, &dir, "config.json")
+    }
+
+    /// Writes the folder like [`save_with`](Self::save_with), but replaces the model that this program wrote into `dir`
+    /// before. Other files in `dir` are kept.
+    ///
+    /// # Errors
+    /// Those of [`save_with`](Self::save_with), except that `dir` may have files; or a new file would replace one that this
+    /// program did not write.
+    pub fn replace_with<'t>(
+        self,
+        tensors: impl IntoIterator<Item = OutTensor<'t>>,
+        finish: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let dir = resolve_folder(self.dir)?;
+        let part = self.write_part(&dir, tensors, finish)?;
+        publish_folder(part, &dir, "config.json")
+    }
+
+    /// Writes the complete model folder under a temporary name: inside `dir` if that exists, because its parent may not be
+    /// writable (`dir` may be a mount point), else beside it.
+    fn write_part<'t>(
+        self,
+        dir: &Path,
+        tensors: impl IntoIterator<Item = OutTensor<'t>>,
+        finish: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<part::Part> {
+        let parent = if dir.is_dir() { dir } else { output::parent(dir) };
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, "make the folder", e))?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let part = part::Part::folder(parent, &name);
+        let part = part.map_err(|e| Error::io(parent, "write in the folder", e))?;
+        let tensors: Vec<OutTensor<'t>> = tensors.into_iter().collect();
+        let mut config = self.config.clone();
+        config.torch_dtype = common_dtype(&tensors).map(str::to_string);
+        write_shards(part.path(), shards(tensors, self.max_shard_bytes))?;
+        config.save(part.path())?;
+        if let Some(source) = self.tokenizer_folder {
+            copy_tokenizer_files(source, part.path())?;
+            let generation = source.join(GENERATION);
+            if generation.is_file() {
+                let bytes =
+                    input_file::read(&generation).map_err(|e| Error::io(&generation, "read", e))?;
+                write_whole(&part.path().join(GENERATION), &bytes)?;
+            }
         }
+        finish(part.path())?;
+        list_files(part.path())?;
+        Ok(part)
     }
-    finish(part.path())?;
-    publish(part, dir)
 }
 
-/// Writes f32 tensors to one file, which appears whole or not at all. For adapters and checkpoints.
+/// File name of the generation settings in a model folder.
+const GENERATION: &str = "generation_config.json";
+
+/// Returns whether `name` is a name that a file of a model has in the model's folder.
+pub fn is_model_file(name: &str) -> bool {
+    let others = ["config.json", GENERATION, "model.safetensors.index.json"];
+    is_weights_file(name) || TOKENIZER_FILES.contains(&name) || others.contains(&name)
+}
+
+fn is_weights_file(name: &str) -> bool {
+    name.starts_with("model") && name.ends_with(".safetensors")
+}
+
+/// Checks that [`ModelFolder::replace_with`] can write a model with the tokenizer of `source` into `dir`. It is called
+/// before the weights are computed.
+///
+/// # Errors
+/// The model would replace a file that this program did not write. The error names the first such file.
+pub fn check_replaceable(dir: &Path, source: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let written = |name: &&str| match *name {
+        "config.json" | "model.safetensors.index.json" | NAME => true,
+        name => is_weights_file(name) || is_model_file(name) && source.join(name).exists(),
+    };
+    refuse_foreign_among(dir, names.iter().map(String::as_str).filter(written)).map(drop)
+}
+
+/// Writes the list of files of a folder that is about to be published.
+fn list_files(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "list", e))?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    FileList::new(names).write(folder)
+}
+
+/// Writes f32 tensors to one file, which appears complete or not at all. Used for adapters and checkpoints.
 ///
 /// # Errors
 /// The disk is full, or a tensor's values do not fill its shape.
@@ -171,7 +269,7 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)])
 /// Tensors by name: shape and row-major values.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// All tensors of a file as f32.
+/// Reads all tensors of a file as f32.
 ///
 /// # Errors
 /// The file is missing or damaged, or holds something other than floats.
@@ -183,7 +281,7 @@ pub fn load_safetensors_f32(path: &Path) -> Result<NamedTensors> {
     weights.names().map(tensor).collect()
 }
 
-/// Splits in the given order; a tensor larger than `max_bytes` gets a shard of its own.
+/// Splits the tensors into shards in the given order; a tensor larger than `max_bytes` gets a shard of its own.
 fn shards(tensors: Vec<OutTensor<'_>>, max_bytes: u64) -> Vec<Vec<OutTensor<'_>>> {
     let mut shards = vec![Vec::new()];
     let mut bytes = 0;
@@ -200,6 +298,7 @@ fn shards(tensors: Vec<OutTensor<'_>>, max_bytes: u64) -> Vec<Vec<OutTensor<'_>>
     shards
 }
 
+/// Writes `model.safetensors`, or several shards and their index.
 fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     let count = shards.len();
     if count == 1 {
@@ -219,9 +318,10 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     write_whole(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())
 }
 
-/// One safetensors file; packed matrices and wide types first, so that every tensor is aligned to its element.
+/// Writes one safetensors file, with quantized matrices and wide dtypes first, so that every tensor is aligned to its
+/// elements.
 fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
-    tensors.sort_by_key(|tensor| Reverse(tensor.unit()));
+    tensors.sort_by_key(|tensor| Reverse(tensor.alignment()));
     let header = header(&tensors)?;
     let fail = |e| Error::io(path, "write", e);
     let mut file = WholeFile::create(path)?;
@@ -237,7 +337,7 @@ fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
     file.commit()
 }
 
-/// The JSON header, padded with spaces to a multiple of 8 bytes.
+/// Builds the JSON header, padded with spaces to a multiple of 8 bytes.
 fn header(tensors: &[OutTensor<'_>]) -> Result<String> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_string(), json!({"format": "pt"}));
@@ -260,25 +360,25 @@ fn header(tensors: &[OutTensor<'_>]) -> Result<String> {
     Ok(text)
 }
 
-/// Converts and writes in blocks: no second copy of the tensor.
+/// Converts and writes the values in blocks, without a second copy of the tensor.
 fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Result<()> {
-    let (what, dtype) = (format!("{tensor:?}"), tensor.dtype);
+    let (described, dtype) = (format!("{tensor:?}"), tensor.dtype);
     let wanted = tensor.shape.iter().product::<usize>();
     let values = match tensor.values {
         Values::Floats(values) => values()?,
-        Values::Packed(to, pack) => {
-            let packed = pack()?;
-            if packed.quantization() != to || packed.dims != tensor.shape[..] {
-                return Err(bug(&what, "was packed otherwise"));
+        Values::Quantized(to, quantize) => {
+            let quantized = quantize()?;
+            if quantized.quantization() != to || quantized.dims != tensor.shape[..] {
+                return Err(bug(&described, "was quantized differently"));
             }
             let dtype = dtype_name(dtype).unwrap_or("float32");
-            let bytes = bitsandbytes::bytes(&tensor.name, &packed, dtype);
+            let bytes = bitsandbytes::bytes(&tensor.name, &quantized, dtype);
             return file.write_all(&bytes).map_err(|e| Error::io(path, "write", e));
         }
     };
     if values.len() != wanted {
         let problem = format!("was made with {} values", values.len());
-        return Err(bug(&what, &problem));
+        return Err(bug(&described, &problem));
     }
     let mut bytes = Vec::with_capacity(1 << 18);
     for block in values.chunks(1 << 16) {
@@ -295,11 +395,12 @@ fn write_values(file: &mut WholeFile, tensor: OutTensor<'_>, path: &Path) -> Res
     Ok(())
 }
 
+/// Returns the error for a tensor that the calling code made wrongly.
 fn bug(tensor: &str, problem: &str) -> Error {
     Error::run(format!("{tensor} {problem}"), "this is a defect of arithmo: please report it")
 }
 
-/// The name of a type in safetensors.
+/// Returns the name of a dtype in safetensors.
 fn stored_name(dtype: DType) -> Option<&'static str> {
     match dtype {
         DType::F32 => Some("F32"),
@@ -310,7 +411,7 @@ fn stored_name(dtype: DType) -> Option<&'static str> {
     }
 }
 
-/// The name of a type in `config.json`.
+/// Returns the name of a dtype in `config.json`; `None` for dtypes other than f32, bf16 and f16.
 fn dtype_name(dtype: DType) -> Option<&'static str> {
     match dtype {
         DType::F32 => Some("float32"),
@@ -320,7 +421,7 @@ fn dtype_name(dtype: DType) -> Option<&'static str> {
     }
 }
 
-/// What `torch_dtype` says: the type of most values.
+/// Returns the value of `torch_dtype`: the dtype of most values.
 fn common_dtype(tensors: &[OutTensor<'_>]) -> Option<&'static str> {
     let mut values = BTreeMap::new();
     for tensor in tensors {
@@ -329,31 +430,4 @@ fn common_dtype(tensors: &[OutTensor<'_>]) -> Option<&'static str> {
         }
     }
     values.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name)
-}
-
-/// Renames the finished temporary folder to `dir`.
-fn publish(part: tempfile::TempDir, dir: &Path) -> Result<()> {
-    let fail = |e| Error::io(dir, "write", e);
-    set_usual_permissions(part.path()).map_err(fail)?;
-    // An empty folder of this name is replaced; a full one was refused at the start, and makes `rename` fail.
-    fs::rename(part.path(), dir).map_err(fail)?;
-    // The temporary name is gone: nothing is left to remove.
-    let _ = part.keep();
-    // Makes the rename itself durable; not every file system can, and then nothing is lost but time.
-    if let Some(Ok(folder)) = dir.parent().map(File::open) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
-}
-
-/// Temporary folders are private to their owner; a finished one is readable like any other.
-#[cfg(unix)]
-fn set_usual_permissions(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-}
-
-#[cfg(not(unix))]
-fn set_usual_permissions(_folder: &Path) -> std::io::Result<()> {
-    Ok(())
 }

@@ -1,17 +1,19 @@
-//! Reading safetensors: one file or shards with an index, a tensor at a time.
+//! Reads safetensors, one file or shards with an index, tensor by tensor.
 //!
-//! The format: 8 bytes little-endian header length N, N bytes of JSON (`name -> dtype, shape, data_offsets`), then the
-//! tensors' bytes without gaps. The header is checked whole when a folder is opened, so that a file cut short is found
-//! before any weight is used. A tensor is read by all threads at once, into where it stays if it is stored as it is wanted,
-//! else a piece at a time: beside the tensors made, no more than a piece for each thread is in memory.
+//! The format is an 8-byte little-endian header length N, N bytes of JSON (`name -> dtype, shape, data_offsets`),
+//! then the tensors' bytes without gaps. Headers are fully checked when a folder is opened, so that a truncated file
+//! is found before any weight is used. All threads read a tensor at once. A tensor that is stored in the wanted dtype
+//! is read straight into its destination, any other piece by piece: besides the resulting tensors, only one piece per
+//! thread is in memory.
 
+mod digest;
+mod fit;
 mod header;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use burn::tensor::{DType, TensorData};
 use bytemuck::Pod;
@@ -23,35 +25,33 @@ use serde::Deserialize;
 use self::header::read_header;
 use super::quantize::bitsandbytes::STATE;
 use crate::error::{Error, Result};
+use crate::input_file;
 use crate::read_at::read_exact_at;
 
-/// Elements a thread reads at once: they stay in its cache until they are converted.
+/// Number of elements that a thread reads at once; they stay in its cache until they are converted.
 const PIECE: usize = 1 << 16;
-
-/// First bytes of a tensor that tell it from others.
-const IDENTIFYING: usize = 4096;
 
 const FETCH_AGAIN: &str = "the file is damaged or not fully downloaded: fetch it again";
 
 /// The tensors of a model folder or of one safetensors file.
 #[derive(Debug)]
 pub struct WeightFiles {
-    /// The folder or file opened, for messages.
+    /// The opened folder or file, for messages.
     place: PathBuf,
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, Entry>,
 }
 
-/// Where one tensor lies.
+/// The location of one tensor.
 #[derive(Debug)]
 struct Entry {
     /// Index in `files`.
     file: usize,
     dtype: DType,
     shape: Vec<usize>,
-    /// First byte in the file.
+    /// Offset of the first byte in the file.
     start: u64,
-    /// Bytes.
+    /// Length in bytes.
     len: usize,
 }
 
@@ -60,8 +60,9 @@ impl WeightFiles {
     /// `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// No safetensors there (a folder with only `pytorch_model.bin` says so), a shard is missing, a header is cut off
-    /// or inconsistent (file and byte are named), index and shards disagree, or the weights are quantised by LLM.int8().
+    /// The folder has no safetensors (the error mentions `pytorch_model.bin` if there is one), a shard is missing, a
+    /// header is truncated or inconsistent (file and byte are named), index and shards disagree, or the weights are
+    /// quantized by LLM.int8().
     pub fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
@@ -76,20 +77,21 @@ impl WeightFiles {
         Ok(weights)
     }
 
-    /// Opens one safetensors file of any content.
+    /// Opens a single safetensors file with any tensors.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub fn open_file(path: &Path) -> Result<Self> {
         Self::from_files(path, &[path.to_path_buf()])
     }
 
+    /// Opens the shards that an index names, and checks that the two agree.
     fn open_sharded(folder: &Path, index_path: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = fs::read(index_path).map_err(|e| Error::io(index_path, "read", e))?;
+        let text = input_file::read(index_path).map_err(|e| Error::io(index_path, "read", e))?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| {
             Error::file(index_path, format!("is not an index of shards: {e}"), FETCH_AGAIN)
         })?;
@@ -120,6 +122,7 @@ impl WeightFiles {
         Ok(weights)
     }
 
+    /// Opens safetensors files and reads their headers.
     fn from_files(place: &Path, paths: &[PathBuf]) -> Result<Self> {
         let mut weights = Self {
             place: place.to_path_buf(),
@@ -127,7 +130,7 @@ impl WeightFiles {
             tensors: BTreeMap::new(),
         };
         for (file, path) in paths.iter().enumerate() {
-            let mut handle = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+            let mut handle = input_file::open(path).map_err(|e| Error::io(path, "open", e))?;
             for (name, mut entry) in read_header(&mut handle, path)? {
                 entry.file = file;
                 if let Some(other) = weights.tensors.insert(name.clone(), entry) {
@@ -144,17 +147,17 @@ impl WeightFiles {
         Ok(weights)
     }
 
-    /// Names of all tensors, sorted.
+    /// Iterates over the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether a tensor of this name is stored.
+    /// Returns whether a tensor of this name is stored.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Shape of a tensor as stored.
+    /// Returns the shape of a tensor as stored.
     ///
     /// # Errors
     /// There is no tensor of this name.
@@ -162,7 +165,7 @@ impl WeightFiles {
         Ok(&self.entry(name)?.shape)
     }
 
-    /// Element type of a tensor as stored.
+    /// Returns the dtype of a tensor as stored.
     ///
     /// # Errors
     /// There is no tensor of this name.
@@ -170,19 +173,20 @@ impl WeightFiles {
         Ok(self.entry(name)?.dtype)
     }
 
-    /// The folder or file opened.
+    /// Returns the opened folder or file.
     pub fn place(&self) -> &Path {
         &self.place
     }
 
-    /// Whether a tensor is packed by bitsandbytes: see [`quantize::bitsandbytes`](super::quantize::bitsandbytes).
-    pub fn is_packed(&self, name: &str) -> bool {
+    /// Returns whether a tensor is quantized by bitsandbytes: see
+    /// [`quantize::bitsandbytes`](super::quantize::bitsandbytes).
+    pub fn is_quantized(&self, name: &str) -> bool {
         let state = format!("{name}{STATE}");
         let mut from = self.tensors.range(state.clone()..);
         from.next().is_some_and(|(found, _)| found.starts_with(&state))
     }
 
-    /// Bytes of a tensor as stored.
+    /// Returns the length in bytes of a tensor as stored.
     ///
     /// # Errors
     /// There is no tensor of this name.
@@ -190,35 +194,21 @@ impl WeightFiles {
         Ok(self.entry(name)?.len)
     }
 
-    /// Tells `hear` what distinguishes these weights from others without reading them all: each file's name, size and time,
-    /// each tensor's description and first bytes.
+    /// Returns the metadata of each opened file.
     ///
     /// # Errors
-    /// A file cannot be read.
-    pub fn identify(&self, hear: &mut dyn FnMut(&[u8])) -> Result<()> {
-        for (path, file) in &self.files {
-            let data = file.metadata().map_err(|e| Error::io(path, "read", e))?;
-            let time = data.modified().ok();
-            let time = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let text = format!("{:?} {} {time:?}\n", path.file_name(), data.len());
-            hear(text.as_bytes());
-        }
-        for (name, entry) in &self.tensors {
-            let (dtype, shape) = (entry.dtype, &entry.shape);
-            hear(format!("{name} {dtype:?} {shape:?} {} {}\n", entry.file, entry.start).as_bytes());
-            let mut first = vec![0u8; entry.len.min(IDENTIFYING)];
-            self.read_elements(entry, 0, &mut first)?;
-            hear(&first);
-        }
-        Ok(())
+    /// The metadata cannot be read.
+    pub fn metadata(&self) -> Result<Vec<Metadata>> {
+        let files = self.files.iter();
+        files.map(|(path, file)| file.metadata().map_err(|e| Error::io(path, "read", e))).collect()
     }
 
-    /// Bytes of all tensors together.
+    /// Returns the number of bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|entry| entry.len as u64).sum()
     }
 
-    /// The bytes of one tensor as stored, little-endian.
+    /// Reads the bytes of one tensor as stored, little-endian.
     ///
     /// # Errors
     /// There is no tensor of this name, or the file cannot be read.
@@ -229,10 +219,10 @@ impl WeightFiles {
         Ok(bytes)
     }
 
-    /// The bytes of one tensor as little-endian words, the last one filled with zeros.
+    /// Reads the bytes of one tensor as little-endian words, the last one padded with zeros.
     ///
     /// # Errors
-    /// As [`bytes`](Self::bytes).
+    /// Those of [`bytes`](Self::bytes).
     pub fn words(&self, name: &str) -> Result<Vec<u32>> {
         let entry = self.entry(name)?;
         let (whole, rest) = (entry.len / 4, entry.len % 4);
@@ -247,13 +237,13 @@ impl WeightFiles {
         Ok(words)
     }
 
-    /// Fills `values` with a tensor's as f32, from its element `first` on.
+    /// Fills `values` with elements of a tensor as f32, starting with its element `first`.
     ///
     /// # Errors
-    /// As [`tensor_f32`](Self::tensor_f32).
+    /// Those of [`tensor_f32`](Self::tensor_f32).
     ///
     /// # Panics
-    /// If it has fewer elements.
+    /// Panics if the tensor has fewer elements.
     pub fn read_f32(&self, name: &str, first: usize, values: &mut [f32]) -> Result<()> {
         let entry = self.entry(name)?;
         let count: usize = entry.shape.iter().product();
@@ -269,7 +259,7 @@ impl WeightFiles {
         }
     }
 
-    /// As [`read_elements`](Self::read_elements), of a tensor that is stored as `S`.
+    /// Reads elements that are stored as `S` and converts them, starting with element `first`.
     fn read_piece<S: Pod>(
         &self,
         entry: &Entry,
@@ -283,7 +273,7 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// One tensor as f32, converted from F64, F32, F16 or BF16.
+    /// Reads one tensor as f32, converted from F64, F32, F16 or BF16.
     ///
     /// # Errors
     /// There is no tensor of this name, it is not a float, or the file cannot be read.
@@ -295,10 +285,10 @@ impl WeightFiles {
         }
     }
 
-    /// One tensor ready for a device, in the element type `target` (F64, F32, F16 or BF16), rounded to nearest even.
+    /// Reads one tensor in the dtype `target` (F64, F32, F16 or BF16), rounded to nearest even, ready for a device.
     ///
     /// # Errors
-    /// As [`tensor_f32`](Self::tensor_f32), or `target` is none of the four.
+    /// Those of [`tensor_f32`](Self::tensor_f32), or `target` is none of the four.
     pub fn tensor_data(&self, name: &str, target: DType) -> Result<TensorData> {
         let stored = self.dtype(name)?;
         let shape = self.shape(name)?.to_vec();
@@ -318,7 +308,7 @@ impl WeightFiles {
         })
     }
 
-    /// Any float type as any other.
+    /// Reads a tensor of any float dtype and converts it to `T`.
     fn read<T: Pod + Send>(
         &self,
         name: &str,
@@ -334,7 +324,7 @@ impl WeightFiles {
         }
     }
 
-    /// One tensor in the element type it is stored in, which is `T`.
+    /// Reads a tensor that is stored as `T`.
     fn stored<T: Pod + Send>(&self, name: &str) -> Result<Vec<T>> {
         let entry = self.entry(name)?;
         let mut out = room(entry.shape.iter().product());
@@ -343,7 +333,7 @@ impl WeightFiles {
         Ok(out)
     }
 
-    /// What `convert` makes of one tensor, which is stored as `S`, piece by piece.
+    /// Reads a tensor that is stored as `S` and applies `convert` piece by piece.
     fn converted<S: Pod, T: Pod + Send>(
         &self,
         name: &str,
@@ -362,7 +352,7 @@ impl WeightFiles {
         Ok(out)
     }
 
-    /// Fills `elements` with a tensor's, from its element `first` on.
+    /// Fills `elements` from the bytes of a tensor, starting with its element `first`.
     fn read_elements<T: Pod>(&self, entry: &Entry, first: usize, elements: &mut [T]) -> Result<()> {
         let (path, file) = &self.files[entry.file];
         let start = entry.start + (first * size_of::<T>()) as u64;
@@ -379,82 +369,41 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// Compares the stored tensors with the `expected` names and shapes; one error names everything that differs.
-    ///
-    /// `rotary_emb.inv_freq` buffers (old checkpoints) and an `lm_head.weight` that is not expected (tied embeddings)
-    /// are ignored.
-    ///
-    /// # Errors
-    /// Tensors are missing, left over, of another shape, or not floats.
-    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let mut problems = Vec::new();
-        for (name, shape) in expected {
-            match self.tensors.get(name) {
-                None => problems.push(format!("missing: {name} {shape:?}")),
-                // Its shape stands in its state, which is checked when it is read.
-                Some(_) if self.is_packed(name) => {}
-                Some(entry) if entry.shape != *shape => problems.push(format!(
-                    "wrong shape: {name} is {:?}, the config asks for {shape:?}",
-                    entry.shape
-                )),
-                Some(entry) if !entry.dtype.is_float() => {
-                    problems.push(format!("wrong type: {name} is {:?}", entry.dtype));
-                }
-                Some(_) => {}
-            }
-        }
-        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let ignored =
-            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
-        // `X.weight.absmax` and the like belong to a packed `X.weight`.
-        let of_packed = |name: &str| {
-            let base = name.find(".weight.").map(|at| &name[..at + ".weight".len()]);
-            base.is_some_and(|base| known.contains(base) && self.is_packed(base))
-        };
-        let extra =
-            self.names().filter(|name| !known.contains(name) && !ignored(name) && !of_packed(name));
-        problems.extend(extra.map(|name| format!("not part of the model: {name}")));
-        if problems.is_empty() {
-            return Ok(());
-        }
-        Err(Error::file(
-            &self.place,
-            format!("{} tensors do not fit:\n    {}", problems.len(), problems.join("\n    ")),
-            "take the config.json that belongs to these weights",
-        ))
-    }
-
+    /// Returns the location of a tensor, or an error if there is none of this name.
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| {
             Error::file(&self.place, format!("holds no tensor {name}"), "check the model folder")
         })
     }
 
+    /// Returns the error for a tensor whose dtype is not a float.
     fn not_a_float(&self, name: &str, dtype: DType) -> Error {
-        if self.is_packed(name) {
-            let problem = format!("{name} is packed by bitsandbytes, and is needed in full here");
-            return Error::file(&self.place, problem, "give the full-precision model");
+        if self.is_quantized(name) {
+            let problem =
+                format!("{name} is quantized by bitsandbytes, but full precision is needed");
+            return Error::file(&self.place, problem, "name the full-precision model");
         }
         Error::file(
             &self.place,
             format!("{name}: {dtype:?} is not one of F64, F32, F16, BF16"),
-            "give weights saved in one of these types",
+            "use weights saved in one of these types",
         )
     }
 
-    /// bitsandbytes' LLM.int8() stores a scale a row, `SCB`, beside each weight.
+    /// Refuses LLM.int8() of bitsandbytes, which stores one scale per row, `SCB`, beside each weight.
     fn refuse_llm_int8(&self) -> Result<()> {
         match self.names().find(|name| name.ends_with(".SCB")) {
             None => Ok(()),
             Some(name) => Err(Error::file(
                 &self.place,
-                format!("the weights are quantised by LLM.int8() ({name})"),
-                "give the full-precision model; quantise it here with model.quantization",
+                format!("the weights are quantized by LLM.int8() ({name})"),
+                "name the full-precision model and quantize it here with model.quantization",
             )),
         }
     }
 }
 
+/// Returns the error for a folder without safetensors.
 fn no_safetensors(folder: &Path) -> Error {
     let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
     match pickled.iter().find(|name| folder.join(name).is_file()) {
@@ -466,13 +415,13 @@ fn no_safetensors(folder: &Path) -> Error {
         None => Error::file(
             folder,
             "holds neither model.safetensors nor model.safetensors.index.json",
-            "give a model folder in Hugging Face layout or a hub id (owner/name)",
+            "name a model folder in Hugging Face layout or a hub id (owner/name)",
         ),
     }
 }
 
-/// Room for so many elements, to be filled once. Where Linux gives huge pages to those who ask, it is asked: a page fault
-/// every 4 KiB takes longer than what is read into them.
+/// Allocates `count` zeroed elements, on huge pages where Linux grants them on request: a page fault every 4 KiB
+/// takes longer than reading the data.
 fn room<T: Pod>(count: usize) -> Vec<T> {
     let mut room = bytemuck::zeroed_vec(count);
     #[cfg(target_os = "linux")]
@@ -480,6 +429,7 @@ fn room<T: Pod>(count: usize) -> Vec<T> {
     room
 }
 
+/// Asks the kernel to back the whole huge pages within `bytes` by huge pages.
 #[cfg(target_os = "linux")]
 #[allow(
     unsafe_code,
@@ -491,12 +441,12 @@ fn ask_for_huge_pages(bytes: &mut [u8]) {
     let whole = (bytes.len() - skipped) / HUGE * HUGE;
     let pages = &mut bytes[skipped..skipped + whole];
     if !pages.is_empty() {
-        // Refused, nothing is lost but time.
+        // If the kernel refuses, only time is lost.
         let _ = unsafe { libc::madvise(pages.as_mut_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
 
-/// A conversion of slices, element by element.
+/// Turns a conversion of elements into a conversion of slices.
 fn each<S: Copy, T>(convert: impl Fn(S) -> T) -> impl Fn(&[S], &mut [T]) {
     move |from, to| {
         let pairs = to.iter_mut().zip(from);

@@ -1,18 +1,20 @@
-//! What allocators make of requests: the gaps between them, and pages that are not full.
+//! Simulates the allocators of the backends, with their fragmentation: gaps in a heap, and pages
+//! that are not full.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use arithmo_backends::Allocation;
 
-/// Where something lies: which pool, which page, where in it, and how long.
+/// The place of an allocation: its pool, page, offset and size.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Placement {
     pool: usize,
     page: usize,
     start: u64,
     bytes: u64,
 }
 
+/// The allocator of a backend.
 #[derive(Debug)]
 pub(super) enum Allocator {
     Heap(Heap),
@@ -27,61 +29,63 @@ impl Allocator {
         }
     }
 
-    /// `persistent`: for as long as the run.
-    pub(super) fn take(&mut self, bytes: u64, persistent: bool) -> Place {
+    /// Allocates `bytes`; a `persistent` allocation lives as long as the run.
+    pub(super) fn allocate(&mut self, bytes: u64, persistent: bool) -> Placement {
         match self {
             Self::Heap(heap) => {
                 let small = !persistent && bytes < SMALL;
-                heap.take(bytes, if small { Heap::SMALL } else { Heap::LARGE })
+                heap.allocate(bytes, if small { Heap::SMALL } else { Heap::LARGE })
             }
-            Self::Pools(pools) => pools.take(bytes, persistent),
+            Self::Pools(pools) => pools.allocate(bytes, persistent),
         }
     }
 
-    /// For a thread that helps: those have a heap of their own.
-    pub(super) fn take_elsewhere(&mut self, bytes: u64) -> Place {
+    /// Allocates `bytes` on a helper thread; helper threads have a heap of their own.
+    pub(super) fn allocate_on_helpers(&mut self, bytes: u64) -> Placement {
         match self {
-            Self::Heap(heap) => heap.take(bytes, Heap::HELPERS),
-            Self::Pools(pools) => pools.take(bytes, false),
+            Self::Heap(heap) => heap.allocate(bytes, Heap::HELPERS),
+            Self::Pools(pools) => pools.allocate(bytes, false),
         }
     }
 
-    pub(super) fn give(&mut self, place: Place) {
+    /// Frees an allocation.
+    pub(super) fn free(&mut self, placement: Placement) {
         match self {
-            Self::Heap(heap) => heap.give(place),
-            Self::Pools(pools) => pools.give(place),
+            Self::Heap(heap) => heap.free(placement),
+            Self::Pools(pools) => pools.free(placement),
         }
     }
 
-    /// Bytes the device has given so far, which it never gets back.
+    /// Returns the bytes that the allocator has requested from the device; it never returns them.
     pub(super) fn reserved(&self) -> u64 {
         match self {
-            Self::Heap(heap) => heap.most,
+            Self::Heap(heap) => heap.peak,
             Self::Pools(pools) => pools.reserved,
         }
     }
 }
 
-/// The C library's heap where nothing is handed back to the system ([`crate::process`]): a request takes the smallest gap
-/// that holds it, else the heap grows; neighbouring gaps become one.
+/// The heap of the C library as [`crate::process`] configures it, so that no memory returns to the
+/// system. A request takes the smallest gap that holds it; if there is none, the heap grows.
+/// Neighboring gaps are merged.
 ///
-/// Small requests find room in what the program left when it started, or fill gaps of large ones, about half of which they
-/// can use; they are not placed.
+/// Small requests are only counted, not placed: they use memory that was free when the program
+/// started, or fill the gaps between large allocations, of which they can use about half.
 #[derive(Debug, Default)]
 pub(super) struct Heap {
-    stretches: [Stretch; 2],
+    arenas: [Arena; 2],
     small: u64,
-    /// The most it has been.
-    most: u64,
+    /// The largest size so far.
+    peak: u64,
 }
 
 #[derive(Debug, Default)]
-struct Stretch {
+struct Arena {
     gaps: Gaps,
     end: u64,
 }
 
-/// Requests below this are small.
+/// Requests below this many bytes are small.
 const SMALL: u64 = 1 << 20;
 
 impl Heap {
@@ -89,62 +93,64 @@ impl Heap {
     const HELPERS: usize = 1;
     const SMALL: usize = 2;
 
-    fn take(&mut self, bytes: u64, pool: usize) -> Place {
+    fn allocate(&mut self, bytes: u64, pool: usize) -> Placement {
         let bytes = bytes.next_multiple_of(16) + 16;
-        let start = match self.stretches.get_mut(pool) {
-            Some(stretch) => stretch.take(bytes),
+        let start = match self.arenas.get_mut(pool) {
+            Some(arena) => arena.allocate(bytes),
             None => {
                 self.small += bytes;
                 0
             }
         };
-        let ends: u64 = self.stretches.iter().map(|stretch| stretch.end).sum();
-        let gaps = self.stretches[Self::LARGE].gaps.bytes();
-        self.most = self.most.max(ends + self.small.saturating_sub(gaps / 2));
-        Place { pool, page: 0, start, bytes }
+        let ends: u64 = self.arenas.iter().map(|arena| arena.end).sum();
+        let gaps = self.arenas[Self::LARGE].gaps.bytes();
+        self.peak = self.peak.max(ends + self.small.saturating_sub(gaps / 2));
+        Placement { pool, page: 0, start, bytes }
     }
 
-    fn give(&mut self, place: Place) {
-        match self.stretches.get_mut(place.pool) {
-            Some(stretch) => stretch.gaps.add(place.start, place.bytes),
-            None => self.small -= place.bytes,
+    fn free(&mut self, placement: Placement) {
+        match self.arenas.get_mut(placement.pool) {
+            Some(arena) => arena.gaps.add(placement.start, placement.bytes),
+            None => self.small -= placement.bytes,
         }
     }
 }
 
-impl Stretch {
-    fn take(&mut self, bytes: u64) -> u64 {
+impl Arena {
+    fn allocate(&mut self, bytes: u64) -> u64 {
         let Self { gaps, end } = self;
-        gaps.best(bytes).unwrap_or_else(|| {
+        gaps.best_fit(bytes).unwrap_or_else(|| {
             // A gap at the end grows with the heap.
-            let start = gaps.take_last(*end).unwrap_or(*end);
+            let start = gaps.remove_last(*end).unwrap_or(*end);
             *end = start + bytes;
             start
         })
     }
 }
 
-/// The pools of Burn's GPU backends: one for what lives as long as the run, whose buffers are as large as what is in them; and pages,
-/// the larger the longer a request, each cut into slices. Pages stay.
+/// The pools of Burn's GPU backends. One pool serves allocations that live as long as the run, each
+/// from a buffer of its own size; the others cut pages into slices, with larger pages for larger
+/// requests. Pages are never released.
 #[derive(Debug)]
 pub(super) struct Pools {
     alignment: u64,
-    pools: Vec<Pages>,
-    /// Buffers of the first pool that are free, by size; and the sizes it has.
+    pools: Vec<PagePool>,
+    /// Free buffers of the first pool by size, and the sizes it has.
     free: BTreeMap<u64, usize>,
     sizes: BTreeSet<u64>,
     reserved: u64,
 }
 
+/// The pages of one size.
 #[derive(Debug)]
-struct Pages {
+struct PagePool {
     page: u64,
     longest: u64,
     pages: Vec<Gaps>,
 }
 
-/// A [`Place`] in the pool of buffers by themselves.
-const BY_ITSELF: usize = usize::MAX;
+/// The pool of a [`Placement`] that has a buffer of its own.
+const DEDICATED: usize = usize::MAX;
 
 impl Pools {
     fn new(largest: u64, alignment: u64) -> Self {
@@ -154,64 +160,66 @@ impl Pools {
             page = (page / 4).next_multiple_of(alignment);
             let longest = page >> shift;
             let pages = Vec::new();
-            pools.push(Pages { page, longest, pages });
+            pools.push(PagePool { page, longest, pages });
             shift += 1;
         }
         pools.reverse();
         let page = largest / alignment * alignment;
-        pools.push(Pages { page, longest: page, pages: Vec::new() });
+        pools.push(PagePool { page, longest: page, pages: Vec::new() });
         Self { alignment, pools, free: BTreeMap::new(), sizes: BTreeSet::new(), reserved: 0 }
     }
 
-    fn take(&mut self, bytes: u64, persistent: bool) -> Place {
+    fn allocate(&mut self, bytes: u64, persistent: bool) -> Placement {
         let bytes = bytes.max(1).next_multiple_of(self.alignment);
-        // What is as long as something that lives long goes where that does.
+        // A request of the same size as a persistent allocation is served from the same pool.
         if persistent || self.sizes.contains(&bytes) {
-            return self.by_itself(bytes);
+            return self.allocate_dedicated(bytes);
         }
-        let fits = |pages: &Pages| {
+        let fits = |pages: &PagePool| {
             let left = pages.page.checked_sub(bytes);
             pages.longest >= bytes || left.is_some_and(|left| left * 5 < pages.page)
         };
         let Some(pool) = self.pools.iter().position(fits) else {
-            // Longer than any buffer may be, which the check of limits says.
-            return self.by_itself(bytes);
+            // The request is longer than any buffer; `too_long` reports it.
+            return self.allocate_dedicated(bytes);
         };
-        let Pages { page, pages, .. } = &mut self.pools[pool];
+        let PagePool { page, pages, .. } = &mut self.pools[pool];
         for (index, gaps) in pages.iter_mut().enumerate() {
-            if let Some(start) = gaps.first(bytes) {
-                return Place { pool, page: index, start, bytes };
+            if let Some(start) = gaps.first_fit(bytes) {
+                return Placement { pool, page: index, start, bytes };
             }
         }
         self.reserved += *page;
         let mut gaps = Gaps::default();
         gaps.add(bytes, *page - bytes);
         pages.push(gaps);
-        Place { pool, page: pages.len() - 1, start: 0, bytes }
+        Placement { pool, page: pages.len() - 1, start: 0, bytes }
     }
 
-    fn by_itself(&mut self, bytes: u64) -> Place {
+    /// Allocates a buffer of exactly `bytes`, or reuses a free one.
+    fn allocate_dedicated(&mut self, bytes: u64) -> Placement {
         self.sizes.insert(bytes);
         match self.free.get_mut(&bytes).filter(|count| **count > 0) {
             Some(count) => *count -= 1,
             None => self.reserved += bytes,
         }
-        Place { pool: BY_ITSELF, page: 0, start: 0, bytes }
+        Placement { pool: DEDICATED, page: 0, start: 0, bytes }
     }
 
-    fn give(&mut self, place: Place) {
-        match place.pool {
-            BY_ITSELF => *self.free.entry(place.bytes).or_default() += 1,
-            pool => self.pools[pool].pages[place.page].add(place.start, place.bytes),
+    fn free(&mut self, placement: Placement) {
+        match placement.pool {
+            DEDICATED => *self.free.entry(placement.bytes).or_default() += 1,
+            pool => self.pools[pool].pages[placement.page].add(placement.start, placement.bytes),
         }
     }
 }
 
-/// Free stretches, by where they start.
+/// Free ranges, keyed by their start.
 #[derive(Debug, Default)]
 struct Gaps(BTreeMap<u64, u64>);
 
 impl Gaps {
+    /// Adds a free range and merges it with its neighbors.
     fn add(&mut self, mut start: u64, mut bytes: u64) {
         if bytes == 0 {
             return;
@@ -227,20 +235,20 @@ impl Gaps {
         self.0.insert(start, bytes);
     }
 
-    /// All of them together.
+    /// Returns the bytes of all gaps.
     fn bytes(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// Cuts `bytes` from the smallest stretch that has them.
-    fn best(&mut self, bytes: u64) -> Option<u64> {
+    /// Cuts `bytes` from the smallest gap that holds them and returns their start.
+    fn best_fit(&mut self, bytes: u64) -> Option<u64> {
         let holding = self.0.iter().filter(|(_, length)| **length >= bytes);
         let start = *holding.min_by_key(|(_, length)| **length)?.0;
         Some(self.cut(start, bytes))
     }
 
-    /// Cuts `bytes` from the first stretch that has them.
-    fn first(&mut self, bytes: u64) -> Option<u64> {
+    /// Cuts `bytes` from the first gap that holds them and returns their start.
+    fn first_fit(&mut self, bytes: u64) -> Option<u64> {
         let start = *self.0.iter().find(|(_, length)| **length >= bytes)?.0;
         Some(self.cut(start, bytes))
     }
@@ -253,8 +261,8 @@ impl Gaps {
         start
     }
 
-    /// Takes the whole of a stretch that ends at `end`.
-    fn take_last(&mut self, end: u64) -> Option<u64> {
+    /// Removes the gap that ends at `end` and returns its start.
+    fn remove_last(&mut self, end: u64) -> Option<u64> {
         let (start, length) = self.0.last_key_value()?;
         let start = (start + length == end).then_some(*start)?;
         self.0.remove(&start);
@@ -269,52 +277,52 @@ mod tests {
     #[test]
     fn a_heap_fills_its_gaps_before_it_grows() {
         let mut heap = Heap::default();
-        let a = heap.take(1000, Heap::LARGE);
-        let b = heap.take(2000, Heap::LARGE);
-        let c = heap.take(500, Heap::LARGE);
+        let a = heap.allocate(1000, Heap::LARGE);
+        let b = heap.allocate(2000, Heap::LARGE);
+        let c = heap.allocate(500, Heap::LARGE);
         assert_eq!((a.start, b.start, c.start), (0, 1024, 3040));
-        heap.give(a);
-        heap.give(b);
-        // One gap now.
-        assert_eq!(heap.take(3000, Heap::LARGE).start, 0);
-        assert_eq!(heap.most, 3568);
-        heap.give(c);
+        heap.free(a);
+        heap.free(b);
+        // The two gaps are merged.
+        assert_eq!(heap.allocate(3000, Heap::LARGE).start, 0);
+        assert_eq!(heap.peak, 3568);
+        heap.free(c);
         // The gap at the end grows.
-        let a = heap.take(600, Heap::LARGE);
-        assert_eq!((a.start, heap.most), (3024, 3648));
-        assert_eq!((heap.take(600, Heap::HELPERS).start, heap.most), (0, 4272));
+        let a = heap.allocate(600, Heap::LARGE);
+        assert_eq!((a.start, heap.peak), (3024, 3648));
+        assert_eq!((heap.allocate(600, Heap::HELPERS).start, heap.peak), (0, 4272));
         // Half of the gap, 312 bytes, is filled before the heap grows.
-        heap.give(a);
-        let _ = heap.take(400, Heap::SMALL);
-        assert_eq!(heap.most, 4272 + 416 - 312);
+        heap.free(a);
+        let _ = heap.allocate(400, Heap::SMALL);
+        assert_eq!(heap.peak, 4272 + 416 - 312);
     }
 
-    /// The pages of a device that takes 128 MiB in one piece: 8, 32 and 128 MiB.
+    /// A device with buffers of at most 128 MiB has pages of 8, 32 and 128 MiB.
     #[test]
     fn pools_take_whole_pages() {
         let mut pools = Pools::new(128 << 20, 64);
         let pages =
             |pools: &Pools| -> Vec<_> { pools.pools.iter().map(|p| p.page >> 20).collect() };
         assert_eq!(pages(&pools), [8, 32, 128]);
-        let small = pools.take(2 << 20, false);
+        let small = pools.allocate(2 << 20, false);
         assert_eq!(pools.reserved, 8 << 20);
-        // A second finds room in the same page, and one of 16 MiB takes a page of 32.
-        let _ = pools.take(2 << 20, false);
-        let _ = pools.take(16 << 20, false);
+        // A second request fits into the same page, and one of 16 MiB takes a page of 32.
+        let _ = pools.allocate(2 << 20, false);
+        let _ = pools.allocate(16 << 20, false);
         assert_eq!(pools.reserved, 40 << 20);
-        // 27 of 32 MiB leave less than a fifth unused; 20 take a page of 128.
-        let _ = pools.take(27 << 20, false);
+        // 27 of 32 MiB leave less than a fifth unused; 20 MiB take a page of 128.
+        let _ = pools.allocate(27 << 20, false);
         assert_eq!(pools.reserved, 72 << 20);
-        let _ = pools.take(20 << 20, false);
+        let _ = pools.allocate(20 << 20, false);
         assert_eq!(pools.reserved, 200 << 20);
-        // Weights take what they need, and what is as long as one goes beside it.
-        let _ = pools.take(3 << 20, true);
-        let passing = pools.take(3 << 20, false);
-        assert_eq!((passing.pool, pools.reserved), (BY_ITSELF, 206 << 20));
-        pools.give(passing);
-        let _ = pools.take(3 << 20, false);
-        pools.give(small);
-        let _ = pools.take(2 << 20, false);
+        // Weights take exactly their size, and a request of the same size uses the same pool.
+        let _ = pools.allocate(3 << 20, true);
+        let passing = pools.allocate(3 << 20, false);
+        assert_eq!((passing.pool, pools.reserved), (DEDICATED, 206 << 20));
+        pools.free(passing);
+        let _ = pools.allocate(3 << 20, false);
+        pools.free(small);
+        let _ = pools.allocate(2 << 20, false);
         assert_eq!(pools.reserved, 206 << 20);
     }
 }

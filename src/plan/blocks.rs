@@ -1,192 +1,200 @@
-//! A block of the model, walked through: without a graph, with one, and backward.
+//! Simulates a block of the model: the forward pass with and without autodiff graph, and the
+//! backward pass.
 
 use super::job::Job;
 use super::layers::{Group, Layer};
-use super::memory::{Category, Held};
+use super::memory::{Buffer, Category};
 use super::operations::Residual;
 use super::passes::PassShape;
 use super::walk::Walk;
 
-/// What a block leaves behind in the forward pass.
+/// The buffers of a block that the forward pass keeps for the backward pass.
 pub(super) enum Block {
-    /// Its input alone.
-    Input(Held),
-    /// Everything backward needs.
-    Kept(Box<Kept>),
+    /// Only its input.
+    Input(Buffer),
+    /// All its activations.
+    Activations(Box<SavedActivations>),
 }
 
-/// A block with its graph.
-pub(super) struct Kept {
-    x: Held,
-    normed: Option<Held>,
-    qkv: Held,
-    attended: [Held; 2],
-    x_between: Held,
-    normed_between: Option<Held>,
-    gate_up: Held,
-    gated: Option<Held>,
-    /// `x A^T` of the four groups.
-    lows: [Option<Held>; 4],
+/// The activations of a block that the backward pass reads.
+pub(super) struct SavedActivations {
+    x: Buffer,
+    normed: Option<Buffer>,
+    qkv: Buffer,
+    attended: [Buffer; 2],
+    x_attended: Buffer,
+    normed_attended: Option<Buffer>,
+    gate_up: Buffer,
+    gated: Option<Buffer>,
+    /// `x A^T` of the four groups of projections.
+    low_ranks: [Option<Buffer>; 4],
 }
 
-/// Numbers that a block in the middle keeps of each token: those of [`Kept`], as far as backward needs them.
-pub(super) fn kept_values(job: &Job) -> usize {
+/// Returns how many values per token a block in the middle of the model keeps for the backward pass
+/// (see [`SavedActivations`]).
+pub(super) fn saved_values_per_token(job: &Job) -> usize {
     let shape = &job.shape;
     let Some(layer) = job.layers.get(job.layers.len() / 2) else {
         return 0;
     };
-    let if_kept = |group: &Group| match job.trains_all() || group.branches() > 0 {
-        true => group.d_in,
-        false => 0,
-    };
+    let saved_inputs =
+        |group: &Group| if job.trains_all() || group.branches() > 0 { group.d_in } else { 0 };
     let queries = shape.num_attention_heads * shape.head_dim();
-    let inputs = if_kept(&layer.qkv) + if_kept(&layer.gate_up) + if_kept(&layer.down);
+    let inputs =
+        saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
     2 * shape.hidden_size + layer.qkv.width() + queries + layer.gate_up.width() + inputs
 }
 
 impl Walk<'_> {
-    /// A block without a graph; its input is given back unless it is `shared`.
-    pub(super) fn plain_block(
+    /// Simulates the forward pass of a block without a graph and returns its output. The input is
+    /// freed unless it is `shared`.
+    pub(super) fn block_without_graph(
         &mut self,
         layer: &Layer,
-        x: Held,
+        x: Buffer,
         pass: PassShape,
         index: usize,
         shared: bool,
-    ) -> Held {
+    ) -> Buffer {
         let (shape, last) = (&self.job.shape, self.rows_after(index, pass) != pass.tokens);
         let (width, rows) = (shape.hidden_size, self.rows_after(index, pass));
         let bytes = self.bytes(pass.tokens, width);
-        let normed = self.memory.take(Category::Workspace, bytes);
-        let residual = match last {
-            true => {
-                let bytes = self.bytes(rows, width);
-                let chosen = self.memory.take(Category::Activations, bytes);
-                if !shared {
-                    self.memory.give(x);
-                }
-                Residual::Own(chosen)
+        let normed = self.memory.allocate(Category::Workspace, bytes);
+        let residual = if last {
+            let bytes = self.bytes(rows, width);
+            let selected = self.memory.allocate(Category::Activations, bytes);
+            if !shared {
+                self.memory.free(x);
             }
-            false if shared => Residual::Shared,
-            false => Residual::Own(x),
+            Residual::Own(selected)
+        } else if shared {
+            Residual::Shared
+        } else {
+            Residual::Own(x)
         };
         let mut all = self.rows(pass.tokens, pass.span);
-        let (qkv, low) = all.project(&layer.qkv, Residual::None);
-        all.memory.give_all(low.into_iter().chain([normed]));
+        let (qkv, low_rank) = all.project(&layer.qkv, Residual::None);
+        all.memory.free_all(low_rank.into_iter().chain([normed]));
         let qkv = all.rope(qkv);
         let attended = all.attention(qkv, rows);
-        let mut some = self.rows(rows, pass.span);
-        some.memory.give(qkv);
-        let (x, low) = some.project(&layer.o, residual);
-        some.memory.give_all(low.into_iter().chain(attended));
-        let normed = some.norm(Category::Workspace);
-        let (gate_up, low) = some.project(&layer.gate_up, Residual::None);
-        some.memory.give_all(low.into_iter().chain([normed]));
-        let gated = some.swiglu(Category::Workspace);
-        some.memory.give(gate_up);
-        let (y, low) = some.project(&layer.down, Residual::Own(x));
-        some.memory.give_all(low.into_iter().chain([gated]));
+        let mut selected = self.rows(rows, pass.span);
+        selected.memory.free(qkv);
+        let (x, low_rank) = selected.project(&layer.o, residual);
+        selected.memory.free_all(low_rank.into_iter().chain(attended));
+        let normed = selected.norm(Category::Workspace);
+        let (gate_up, low_rank) = selected.project(&layer.gate_up, Residual::None);
+        selected.memory.free_all(low_rank.into_iter().chain([normed]));
+        let gated = selected.swiglu(Category::Workspace);
+        selected.memory.free(gate_up);
+        let (y, low_rank) = selected.project(&layer.down, Residual::Own(x));
+        selected.memory.free_all(low_rank.into_iter().chain([gated]));
         y
     }
 
-    /// A block with its graph.
-    pub(super) fn kept_block(&mut self, x: Held, pass: PassShape, index: usize) -> (Kept, Held) {
+    /// Simulates the forward pass of a block with its graph; returns the saved activations and the
+    /// output.
+    pub(super) fn block_with_graph(
+        &mut self,
+        x: Buffer,
+        pass: PassShape,
+        index: usize,
+    ) -> (SavedActivations, Buffer) {
         let layer = &self.job.layers[index];
         let (rows, trains_all) = (self.rows_after(index, pass), self.job.trains_all());
         let width = self.job.shape.hidden_size;
-        let kept = |group: &Group| trains_all || group.branches() > 0;
+        let is_saved = |group: &Group| trains_all || group.branches() > 0;
         let bytes = self.bytes(pass.tokens, width);
-        let normed = self.memory.take(Category::Activations, bytes);
-        let residual = match rows != pass.tokens {
-            true => {
-                let bytes = self.bytes(rows, width);
-                Residual::Own(self.memory.take(Category::Activations, bytes))
-            }
-            false => Residual::Shared,
+        let normed = self.memory.allocate(Category::Activations, bytes);
+        let residual = if rows != pass.tokens {
+            let bytes = self.bytes(rows, width);
+            Residual::Own(self.memory.allocate(Category::Activations, bytes))
+        } else {
+            Residual::Shared
         };
         let mut all = self.rows(pass.tokens, pass.span);
-        let (qkv, low_qkv) = all.project(&layer.qkv, Residual::None);
-        let normed = all.keep_if(kept(&layer.qkv), normed);
+        let (qkv, low_rank_qkv) = all.project(&layer.qkv, Residual::None);
+        let normed = all.free_unless(is_saved(&layer.qkv), normed);
         let qkv = all.rope(qkv);
-        all.memory.recount(qkv, Category::Activations);
+        all.memory.recategorize(qkv, Category::Activations);
         let attended = all.attention(qkv, rows);
-        let mut some = self.rows(rows, pass.span);
-        let (x_between, low_o) = some.project(&layer.o, residual);
-        let normed_between = some.norm(Category::Activations);
-        let (gate_up, low_gate_up) = some.project(&layer.gate_up, Residual::None);
-        let normed_between = some.keep_if(kept(&layer.gate_up), normed_between);
-        some.memory.recount(gate_up, Category::Activations);
-        let gated = some.swiglu(Category::Activations);
-        let (y, low_down) = some.project(&layer.down, Residual::Shared);
-        let gated = some.keep_if(kept(&layer.down), gated);
-        let kept = Kept {
+        let mut selected = self.rows(rows, pass.span);
+        let (x_attended, low_rank_o) = selected.project(&layer.o, residual);
+        let normed_attended = selected.norm(Category::Activations);
+        let (gate_up, low_rank_gate_up) = selected.project(&layer.gate_up, Residual::None);
+        let normed_attended = selected.free_unless(is_saved(&layer.gate_up), normed_attended);
+        selected.memory.recategorize(gate_up, Category::Activations);
+        let gated = selected.swiglu(Category::Activations);
+        let (y, low_rank_down) = selected.project(&layer.down, Residual::Shared);
+        let gated = selected.free_unless(is_saved(&layer.down), gated);
+        let saved = SavedActivations {
             x,
             normed,
             qkv,
             attended,
-            x_between,
-            normed_between,
+            x_attended,
+            normed_attended,
             gate_up,
             gated,
-            lows: [low_qkv, low_o, low_gate_up, low_down],
+            low_ranks: [low_rank_qkv, low_rank_o, low_rank_gate_up, low_rank_down],
         };
-        (kept, y)
+        (saved, y)
     }
 
-    /// Backward of a block: what it kept goes, the gradients of its branches stay.
+    /// Simulates the backward pass of a block and returns the gradient of its input: the saved
+    /// activations are freed, the gradients of its weights stay in `grads`.
     pub(super) fn backward(
         &mut self,
-        kept: Kept,
-        above: Held,
+        saved: SavedActivations,
+        d_y: Buffer,
         pass: PassShape,
         index: usize,
-        grads: &mut Vec<Held>,
-    ) -> Held {
+        grads: &mut Vec<Buffer>,
+    ) -> Buffer {
         let layer = &self.job.layers[index];
         let rows = self.rows_after(index, pass);
         let (trains_all, first) = (self.job.trains_all(), index == 0);
-        let [low_qkv, low_o, low_gate_up, low_down] = kept.lows;
-        let mut some = self.rows(rows, pass.span);
-        let d_gated = some.project_backward(&layer.down, true, grads);
-        some.memory.give_all(kept.gated.into_iter().chain(low_down));
-        let d_gate_up = some.swiglu_backward(kept.gate_up);
-        some.memory.give_all(d_gated);
-        let d_normed = some.project_backward(&layer.gate_up, true, grads);
-        let done = kept.normed_between.into_iter().chain(low_gate_up);
-        some.memory.give_all(done.chain([d_gate_up]));
-        // Its gradient joins that of the residual stream, in the place of one of the two.
-        some.norm_backward();
-        some.memory.give_all(d_normed.into_iter().chain([kept.x_between]));
+        let [low_rank_qkv, low_rank_o, low_rank_gate_up, low_rank_down] = saved.low_ranks;
+        let mut selected = self.rows(rows, pass.span);
+        let d_gated = selected.project_backward(&layer.down, true, grads);
+        selected.memory.free_all(saved.gated.into_iter().chain(low_rank_down));
+        let d_gate_up = selected.swiglu_backward(saved.gate_up);
+        selected.memory.free_all(d_gated);
+        let d_normed = selected.project_backward(&layer.gate_up, true, grads);
+        let finished = saved.normed_attended.into_iter().chain(low_rank_gate_up);
+        selected.memory.free_all(finished.chain([d_gate_up]));
+        // The gradient is added in place to that of the residual stream.
+        selected.norm_backward();
+        selected.memory.free_all(d_normed.into_iter().chain([saved.x_attended]));
         if trains_all {
             let norm = 4 * self.job.shape.hidden_size;
-            grads.push(self.memory.take(Category::Gradients, norm));
+            grads.push(self.memory.allocate(Category::Gradients, norm));
         }
-        let mut some = self.rows(rows, pass.span);
-        let d_attended = some.project_backward(&layer.o, true, grads);
-        some.memory.give_all(low_o);
+        let mut selected = self.rows(rows, pass.span);
+        let d_attended = selected.project_backward(&layer.o, true, grads);
+        selected.memory.free_all(low_rank_o);
         let mut all = self.rows(pass.tokens, pass.span);
         let d_qkv = all.attention_backward(rows);
-        all.memory.give_all(d_attended);
-        all.memory.give_all([kept.qkv].into_iter().chain(kept.attended));
+        all.memory.free_all(d_attended);
+        all.memory.free_all([saved.qkv].into_iter().chain(saved.attended));
         let d_qkv = all.rope(d_qkv);
         let needs_x = !first || trains_all;
         let d_normed = all.project_backward(&layer.qkv, needs_x, grads);
-        let done = kept.normed.into_iter().chain(low_qkv);
-        all.memory.give_all(done.chain([d_qkv]));
-        let mut above = above;
+        let finished = saved.normed.into_iter().chain(low_rank_qkv);
+        all.memory.free_all(finished.chain([d_qkv]));
+        let mut d_y = d_y;
         if rows != pass.tokens {
-            // The gradient of the chosen rows, spread over all.
+            // The gradient of the selected rows, scattered to all rows.
             let bytes = self.bytes(pass.tokens, self.job.shape.hidden_size);
-            let spread = self.memory.take(Category::Workspace, bytes);
-            self.memory.give(above);
-            above = spread;
+            let spread = self.memory.allocate(Category::Workspace, bytes);
+            self.memory.free(d_y);
+            d_y = spread;
         }
         self.rows(pass.tokens, pass.span).norm_backward();
-        self.memory.give_all(d_normed.into_iter().chain([kept.x]));
+        self.memory.free_all(d_normed.into_iter().chain([saved.x]));
         if trains_all {
             let norm = 4 * self.job.shape.hidden_size;
-            grads.push(self.memory.take(Category::Gradients, norm));
+            grads.push(self.memory.allocate(Category::Gradients, norm));
         }
-        above
+        d_y
     }
 }

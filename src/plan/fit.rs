@@ -1,4 +1,4 @@
-//! What fits: the largest batch, and the changes that make a run fit.
+//! Searches for the largest batch that fits, and for changes that make a run fit.
 
 use burn::tensor::DType;
 
@@ -12,38 +12,38 @@ use crate::data::lengths::SampleLengths;
 use crate::error::Result;
 use crate::model::config::MistralConfig;
 
-/// Changes proposed, at most.
+/// The largest number of proposed changes.
 const PROPOSED: usize = 3;
 
-/// Samples looked at for the largest batch, at most.
+/// The largest number of samples that is tried as a batch.
 const LARGEST: usize = 4096;
 
 /// A change that makes a run fit.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// What to set, as `--set` takes it.
+    /// The settings, as `--set` expects them.
     pub settings: Vec<String>,
-    /// What the run takes then.
+    /// The plan with these settings.
     pub plan: Plan,
-    /// Time of a step then, in that of one now.
+    /// Time of a step with these settings, relative to one without them.
     pub time: f64,
-    /// How far what is learnt changes.
+    /// How much the trained weights differ.
     pub effect: Effect,
 }
 
-/// How far a change reaches.
+/// How much a change affects the trained weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
-    /// The weights that come out are the same.
+    /// The trained weights are the same.
     None,
-    /// Numbers are rounded more.
+    /// Values are rounded more coarsely.
     Rounding,
-    /// Something else is trained, or on less.
+    /// Other weights are trained, or on less data.
     Training,
 }
 
 impl Effect {
-    /// For people.
+    /// Returns the text that is shown to users.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "same result",
@@ -53,8 +53,8 @@ impl Effect {
     }
 }
 
-/// The most samples, of the longest, that can be computed at once, with their packed tokens; `None`: not one, or the device
-/// does not tell.
+/// Returns how many of the longest samples can be computed at once, and their packed tokens; `None`
+/// if not one fits or the device does not report its memory.
 pub fn largest_batch(job: &Job, profile: &Profile) -> Option<(usize, usize)> {
     let mut samples = job.train_samples();
     samples.sort_by_key(|sample| std::cmp::Reverse(sample.packed()));
@@ -64,48 +64,46 @@ pub fn largest_batch(job: &Job, profile: &Profile) -> Option<(usize, usize)> {
         samples = vec![longest; LARGEST];
     }
     let pass = |count: usize| PassShape::of(&samples[..count]);
-    let fits = |count: usize| Plan::of_pass(job, profile, pass(count), 1).fits() == Some(true);
-    let most = largest(1, samples.len().min(LARGEST), fits)?;
-    Some((most, pass(most).tokens))
+    let fits = |count: usize| Plan::for_pass(job, profile, pass(count), 1).fits() == Some(true);
+    let max = last_that_fits(1, samples.len().min(LARGEST), fits)?;
+    Some((max, pass(max).tokens))
 }
 
-/// The largest number from `first` to `last` for which `fits` holds, if it holds for all up to some number.
-fn largest(first: usize, last: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+/// Returns the largest number from `first` to `last` for which `fits` holds, by bisection: `fits`
+/// must hold for all numbers up to some limit and for none beyond it.
+fn last_that_fits(first: usize, last: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
     if last < first || !fits(first) {
         return None;
     }
     let (mut good, mut bad) = (first, last + 1);
     while bad - good > 1 {
         let middle = good + (bad - good) / 2;
-        match fits(middle) {
-            true => good = middle,
-            false => bad = middle,
-        }
+        if fits(middle) { good = middle } else { bad = middle }
     }
     Some(good)
 }
 
-/// The cheapest changes of `config` that make it fit, at most three, each planned again: those that leave the result as it
-/// is first, then those that cost the least time.
+/// Returns at most three changes of `config` that make the run fit, each with its plan. Changes
+/// that leave the trained weights as they are come first, then those that cost the least time.
 ///
 /// # Errors
-/// As [`Job::new`].
+/// The adapter from which training starts cannot be read.
 pub fn changes(
     shape: &MistralConfig,
     config: &RunConfig,
     samples: &Samples,
     profile: &Profile,
 ) -> Result<Vec<Change>> {
-    let now = Job::new(shape, config, samples, profile)?;
-    let search = Search { plan: Plan::new(&now, profile), now, profile };
+    let current = Job::new(shape, config, samples, profile)?;
+    let search = Search { plan: Plan::new(&current, profile), current, profile };
     let mut found: Vec<Change> = Vec::new();
-    // One move alone if possible, else several together.
+    // A single adjustment if one suffices, otherwise several together.
     for count in 1..=3 {
-        for moves in combinations(&Move::ALL, count) {
-            // What part of it does alone needs no more.
+        for adjustments in combinations(&Adjustment::ALL, count) {
+            // A combination is left out if a part of it suffices.
             let names =
                 |change: &Change| change.settings.iter().map(|s| key(s)).collect::<Vec<_>>();
-            if let Some(change) = search.made(&moves)?
+            if let Some(change) = search.apply_all(&adjustments)?
                 && !found.iter().any(|other| {
                     let keys = names(&change);
                     names(other).iter().all(|key| keys.contains(key))
@@ -123,16 +121,17 @@ pub fn changes(
     Ok(found)
 }
 
+/// Returns the key of a `key=value` setting.
 fn key(setting: &str) -> String {
     setting.split('=').next().unwrap_or_default().to_string()
 }
 
-/// All choices of `count` of `all`, in order.
-fn combinations(all: &[Move], count: usize) -> Vec<Vec<Move>> {
+/// Returns all combinations of `count` elements of `all`, in order.
+fn combinations(all: &[Adjustment], count: usize) -> Vec<Vec<Adjustment>> {
     if count == 0 {
         return vec![Vec::new()];
     }
-    let from = |(index, first): (usize, &Move)| {
+    let from = |(index, first): (usize, &Adjustment)| {
         let rest = combinations(&all[index + 1..], count - 1).into_iter();
         let first = *first;
         rest.map(move |rest| [vec![first], rest].concat())
@@ -140,9 +139,9 @@ fn combinations(all: &[Move], count: usize) -> Vec<Vec<Move>> {
     all.iter().enumerate().flat_map(from).collect()
 }
 
-/// Something that takes less memory. Those that are searched for a value come last.
+/// A setting that saves memory. Those whose value is searched for come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
+enum Adjustment {
     Recompute,
     PrecomputedBatch,
     HalfPrecision,
@@ -153,7 +152,7 @@ enum Move {
     Rank,
 }
 
-impl Move {
+impl Adjustment {
     const ALL: [Self; 8] = [
         Self::Recompute,
         Self::PrecomputedBatch,
@@ -173,7 +172,7 @@ impl Move {
         }
     }
 
-    /// Values to be searched, from the least to the most, in steps of this.
+    /// Returns the step size of the values that are tried.
     fn step(self) -> usize {
         match self {
             Self::Tokens => 64,
@@ -184,19 +183,19 @@ impl Move {
 }
 
 struct Search<'a> {
-    now: Job,
+    current: Job,
     plan: Plan,
     profile: &'a Profile,
 }
 
 impl Search<'_> {
-    /// All of `moves` made, if each is a change and they make it fit.
-    fn made(&self, moves: &[Move]) -> Result<Option<Change>> {
-        let mut config = self.now.config.clone();
+    /// Applies all `adjustments`; returns the change if each one applies and the run then fits.
+    fn apply_all(&self, adjustments: &[Adjustment]) -> Result<Option<Change>> {
+        let mut config = self.current.config.clone();
         let mut settings = Vec::new();
-        for (index, made) in moves.iter().enumerate() {
-            let last = index + 1 == moves.len();
-            let Some(setting) = self.make(*made, &mut config, last)? else {
+        for (index, adjustment) in adjustments.iter().enumerate() {
+            let last = index + 1 == adjustments.len();
+            let Some(setting) = self.apply(*adjustment, &mut config, last)? else {
                 return Ok(None);
             };
             settings.extend(setting);
@@ -205,107 +204,110 @@ impl Search<'_> {
         if plan.fits() != Some(true) {
             return Ok(None);
         }
-        let effects = moves.iter().map(|made| made.effect());
+        let effects = adjustments.iter().map(|adjustment| adjustment.effect());
         Ok(Some(Change {
             settings,
-            time: relative((&self.now, &self.plan), (&job, &plan)),
+            time: relative((&self.current, &self.plan), (&job, &plan)),
             plan,
             effect: effects.max().unwrap_or(Effect::None),
         }))
     }
 
+    /// Returns the job and the plan of another configuration.
     fn planned(&self, config: &RunConfig) -> Result<(Job, Plan)> {
-        let job = Job::new(&self.now.shape, config, &self.now.samples, self.profile)?;
+        let job = Job::new(&self.current.shape, config, &self.current.samples, self.profile)?;
         let plan = Plan::new(&job, self.profile);
         Ok((job, plan))
     }
 
-    /// Makes one move; the settings that say so. A value is the largest that fits, or where other moves follow the least.
-    fn make(&self, made: Move, config: &mut RunConfig, last: bool) -> Result<Option<Vec<String>>> {
+    /// Applies one adjustment to `config` and returns its settings; `None` if it does not apply.
+    /// The last adjustment takes the largest value that fits, the ones before it the smallest.
+    fn apply(
+        &self,
+        adjustment: Adjustment,
+        config: &mut RunConfig,
+        last: bool,
+    ) -> Result<Option<Vec<String>>> {
         let setting = |text: String| Ok(Some(vec![text]));
         let (model, train) = (&mut config.model, &mut config.train);
-        match made {
-            Move::Recompute if self.plan.kept_blocks > 0 => {
+        match adjustment {
+            Adjustment::Recompute if self.plan.kept_blocks > 0 => {
                 train.gradient_checkpointing = GradientCheckpointing::On;
                 setting("train.gradient_checkpointing=true".into())
             }
-            Move::PrecomputedBatch if self.batch_of_reference() > 1 => {
+            Adjustment::PrecomputedBatch if self.reference_batch_size() > 1 => {
                 config.dpo.precompute_ref_batch_size = Some(1);
                 setting("dpo.precompute_ref_batch_size=1".into())
             }
-            Move::HalfPrecision
-                if self.now.dtype.size() > 2 && !self.now.halves && model.use_peft =>
+            Adjustment::HalfPrecision
+                if self.current.dtype.size() > 2
+                    && !self.current.bf16_storage
+                    && model.use_peft =>
             {
                 let half =
                     [(DType::BF16, ModelDtype::Bf16, "bf16"), (DType::F16, ModelDtype::F16, "f16")];
-                // What nothing computes in can be held in bf16 all the same.
+                // bf16 can be stored even if the device cannot compute in it.
                 let here =
                     |(dtype, ..): &(DType, ModelDtype, &str)| self.profile.dtypes.contains(dtype);
                 let (_, dtype, name) = half.into_iter().find(here).unwrap_or(half[0]);
                 model.dtype = dtype;
                 setting(format!("model.dtype={name}"))
             }
-            Move::Quantize if !self.now.is_quantized() && model.use_peft => {
+            Adjustment::Quantize if !self.current.is_quantized() && model.use_peft => {
                 model.quantization = Quantization::Nf4;
                 model.double_quant = true;
                 Ok(Some(vec!["model.quantization=nf4".into(), "model.double_quant=true".into()]))
             }
-            Move::Adapter if !model.use_peft && !model.from_scratch => {
+            Adjustment::Adapter if !model.use_peft && !model.from_scratch => {
                 model.use_peft = true;
                 setting("model.use_peft=true".into())
             }
-            Move::Tokens => {
-                let longest = self.now.train_samples();
+            Adjustment::Tokens => {
+                let longest = self.current.train_samples();
                 let longest = longest.iter().map(SampleLengths::packed).max().unwrap_or(1);
-                self.value(
-                    made,
-                    config,
-                    last,
-                    (longest, self.plan.pass.tokens),
-                    "train.max_tokens_per_pass",
-                )
+                let range = (longest, self.plan.pass.tokens);
+                self.apply_largest(adjustment, config, last, range, "train.max_tokens_per_pass")
             }
-            Move::Length => {
-                let most = config.data.max_length;
-                self.value(made, config, last, (64, most), "data.max_length")
+            Adjustment::Length => {
+                let max = config.data.max_length;
+                self.apply_largest(adjustment, config, last, (64, max), "data.max_length")
             }
-            Move::Rank if model.use_peft && config.lora.adapter.is_none() => {
-                let most = config.lora.r;
-                self.value(made, config, last, (1, most), "lora.r")
+            Adjustment::Rank if model.use_peft && config.lora.adapter.is_none() => {
+                let max = config.lora.r;
+                self.apply_largest(adjustment, config, last, (1, max), "lora.r")
             }
             _ => Ok(None),
         }
     }
 
-    /// The largest value from `least` up to, but not, `most` that fits.
-    fn value(
+    /// Sets `key` to the largest value from `min` to below `max` that fits, or to the smallest
+    /// value if this is not the `last` adjustment.
+    fn apply_largest(
         &self,
-        made: Move,
+        adjustment: Adjustment,
         config: &mut RunConfig,
         last: bool,
-        (least, most): (usize, usize),
+        (min, max): (usize, usize),
         key: &str,
     ) -> Result<Option<Vec<String>>> {
-        let step = made.step();
+        let step = adjustment.step();
         let with = |value: usize| {
             let mut config = config.clone();
-            match made {
-                Move::Length => config.data.max_length = value,
-                Move::Rank => config.lora.r = value,
+            match adjustment {
+                Adjustment::Length => config.data.max_length = value,
+                Adjustment::Rank => config.lora.r = value,
                 _ => config.train.max_tokens_per_pass = Some(value),
             }
             config
         };
-        let first = least.div_ceil(step);
-        let end = most.saturating_sub(1) / step;
+        let first = min.div_ceil(step);
+        let end = max.saturating_sub(1) / step;
         let fits = |steps: usize| {
             let plan = self.planned(&with(steps * step));
             plan.is_ok_and(|(_, plan)| plan.fits() == Some(true))
         };
-        let steps = match last {
-            true => largest(first, end, fits),
-            false => (first <= end).then_some(first),
-        };
+        let steps =
+            if last { last_that_fits(first, end, fits) } else { (first <= end).then_some(first) };
         let Some(value) = steps.map(|steps| steps * step) else {
             return Ok(None);
         };
@@ -313,8 +315,9 @@ impl Search<'_> {
         Ok(Some(vec![format!("{key}={value}")]))
     }
 
-    fn batch_of_reference(&self) -> usize {
-        let config = &self.now.config;
+    /// Returns the batch size in which the reference is computed before training; 1 if it is not.
+    fn reference_batch_size(&self) -> usize {
+        let config = &self.current.config;
         let size = config.dpo.precompute_ref_batch_size;
         let size = size.unwrap_or(config.train.per_device_train_batch_size);
         if config.dpo.precompute_ref_log_probs { size } else { 1 }

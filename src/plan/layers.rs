@@ -1,39 +1,42 @@
-//! The projections of a model's layers, as far as a plan needs them: their sizes, and which have a branch.
+//! The projections of a model's layers: their sizes, and which of them have a LoRA branch.
 
 use crate::error::Result;
 use crate::lora::LoraConfig;
 use crate::model::config::MistralConfig;
 use crate::model::mistral::PROJECTIONS;
 
-/// The projections of one input, side by side.
+/// Projections that share one input, computed side by side.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
     pub(super) d_in: usize,
     pub(super) outs: Vec<usize>,
-    /// Rank of each one's branch; 0: none.
+    /// Rank of each projection's LoRA branch; 0 without one.
     pub(super) ranks: Vec<usize>,
 }
 
 impl Group {
+    /// Returns the number of output features of all projections.
     pub(super) fn width(&self) -> usize {
         self.outs.iter().sum()
     }
 
+    /// Returns the sum of the ranks.
     pub(super) fn rank(&self) -> usize {
         self.ranks.iter().sum()
     }
 
+    /// Returns the number of LoRA branches.
     pub(super) fn branches(&self) -> usize {
         self.ranks.iter().filter(|rank| **rank > 0).count()
     }
 
-    /// The same without branches: the reference model's.
+    /// Returns the group without its branches, as the reference model has it.
     pub(super) fn bare(&self) -> Self {
         Self { ranks: vec![0; self.outs.len()], ..self.clone() }
     }
 }
 
-/// One layer: queries, keys and values; what attention made; gate and up; down.
+/// One layer: queries, keys and values; the output projection of attention; gate and up; down.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layer {
     pub(super) qkv: Group,
@@ -43,10 +46,10 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Layer `index` of a model of this shape.
+    /// Returns the projections of layer `index` of a model of this shape.
     ///
     /// # Errors
-    /// The pattern of targeted modules is none.
+    /// `target_modules` is not a valid regular expression.
     pub(super) fn of(
         shape: &MistralConfig,
         lora: Option<&LoraConfig>,
@@ -77,6 +80,7 @@ impl Layer {
         })
     }
 
+    /// Returns the four groups in the order of the forward pass.
     pub(super) fn groups(&self) -> [&Group; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }

@@ -1,44 +1,44 @@
-//! Memory as a run takes it: who holds how much at the worst moment.
+//! The memory of a simulated run: bytes by category at the peak.
 
 use std::collections::BTreeMap;
 
 use arithmo_backends::Allocation;
 
-use super::allocator::{Allocator, Place};
+use super::allocator::{Allocator, Placement};
 
-/// What memory is held for.
+/// The purpose of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Category {
-    /// What the process holds before it loads a model: the program, the tokenizer, the data. On the CPU alone.
+    /// The process before it loads a model: the program, the tokenizer, the data. Only on the CPU.
     Program,
     /// The base model.
     Weights,
-    /// A second copy of what is trained, to compare with.
+    /// A copy of the trained weights from which the reference is computed.
     Reference,
-    /// The adapter, where one is trained.
+    /// The trained adapter, if there is one.
     Adapter,
-    /// Gradients of what is trained.
+    /// Gradients of the trained weights.
     Gradients,
-    /// Both moments of what is trained.
+    /// The two moments of AdamW.
     Optimizer,
-    /// What blocks keep for backward: their inputs, or everything.
+    /// Activations that blocks keep for the backward pass: their inputs alone, or all.
     Activations,
-    /// What attention made, its log-sum-exp, and what it computes in.
+    /// Outputs of attention, its log-sum-exp, and its workspace.
     Attention,
-    /// Logits of some rows at a time, hidden states, and the slopes of log-probabilities.
+    /// Logits of a chunk of rows, hidden states, and the gradients of log-probabilities.
     Head,
-    /// What operations compute in and forget.
+    /// Temporary buffers of operations.
     Workspace,
-    /// Rotary angles, token ids, who sees whom.
+    /// Rotary angles, token ids, and attention ranges.
     Tables,
-    /// Copies of what is trained on their way to a checkpoint. On the CPU alone.
+    /// Copies of the trained weights while a checkpoint is written. Only on the CPU.
     Checkpoint,
-    /// What the allocator holds and nobody uses.
+    /// Memory that the allocator has reserved and no tensor uses.
     Unused,
 }
 
 impl Category {
-    /// All of them, in the order of the table.
+    /// All categories in the order of the table.
     pub const ALL: [Self; 13] = [
         Self::Program,
         Self::Weights,
@@ -55,7 +55,7 @@ impl Category {
         Self::Unused,
     ];
 
-    /// The word for it.
+    /// Returns the name that is printed in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Program => "program",
@@ -78,104 +78,110 @@ impl Category {
 /// Bytes by category.
 pub type Table = BTreeMap<Category, u64>;
 
-/// Something that is held, to be given back. What is never given back is simply not kept.
+/// A buffer that can be freed. Buffers that live to the end of the run
+/// need not be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(super) struct Held(usize);
+pub(super) struct Buffer(usize);
 
-/// The memory of a device while a run takes and gives back.
+/// The memory of a device during a simulated run.
 #[derive(Debug)]
 pub(super) struct Memory {
     allocator: Allocator,
-    held: Vec<Option<(Category, u64, Place)>>,
+    buffers: Vec<Option<(Category, u64, Placement)>>,
     live: Table,
-    /// Of what is held, at the worst moment.
-    worst: (u64, Table, &'static str),
-    moment: &'static str,
+    /// Total, bytes by category, and phase at the peak.
+    peak: (u64, Table, &'static str),
+    phase: &'static str,
 }
 
 impl Memory {
     pub(super) fn new(allocation: Allocation) -> Self {
         Self {
             allocator: Allocator::new(allocation),
-            held: Vec::new(),
+            buffers: Vec::new(),
             live: Table::new(),
-            worst: (0, Table::new(), ""),
-            moment: "",
+            peak: (0, Table::new(), ""),
+            phase: "",
         }
     }
 
-    /// From now on this happens.
-    pub(super) fn moment(&mut self, moment: &'static str) {
-        self.moment = moment;
+    /// Labels subsequent allocations with the phase of the run.
+    pub(super) fn set_phase(&mut self, phase: &'static str) {
+        self.phase = phase;
     }
 
-    pub(super) fn take(&mut self, category: Category, bytes: usize) -> Held {
-        let place = self.allocator.take(bytes as u64, false);
-        self.note(category, bytes as u64, place)
+    /// Allocates `bytes`.
+    pub(super) fn allocate(&mut self, category: Category, bytes: usize) -> Buffer {
+        let placement = self.allocator.allocate(bytes as u64, false);
+        self.record(category, bytes as u64, placement)
     }
 
-    /// As [`Self::take`], by a thread that helps: those have a heap of their own.
-    pub(super) fn take_elsewhere(&mut self, category: Category, bytes: usize) -> Held {
-        let place = self.allocator.take_elsewhere(bytes as u64);
-        self.note(category, bytes as u64, place)
+    /// Allocates `bytes` on a helper thread, whose heap is separate.
+    pub(super) fn allocate_on_helpers(&mut self, category: Category, bytes: usize) -> Buffer {
+        let placement = self.allocator.allocate_on_helpers(bytes as u64);
+        self.record(category, bytes as u64, placement)
     }
 
-    /// As [`Self::take`], to the end of the run.
-    pub(super) fn hold(&mut self, category: Category, bytes: usize) {
-        let _ = self.take(category, bytes);
+    /// Allocates `bytes` until the end of the run.
+    pub(super) fn allocate_for_run(&mut self, category: Category, bytes: usize) {
+        let _ = self.allocate(category, bytes);
     }
 
-    /// As [`Self::hold`], of weights, which pools keep apart.
-    pub(super) fn keep(&mut self, category: Category, bytes: usize) {
-        let place = self.allocator.take(bytes as u64, true);
-        let _ = self.note(category, bytes as u64, place);
+    /// Allocates weights until the end of the run; pools keep them in buffers of their own.
+    pub(super) fn allocate_persistent(&mut self, category: Category, bytes: usize) {
+        let placement = self.allocator.allocate(bytes as u64, true);
+        let _ = self.record(category, bytes as u64, placement);
     }
 
-    pub(super) fn give(&mut self, held: Held) {
-        if let Some((category, bytes, place)) = self.held[held.0].take() {
-            self.allocator.give(place);
+    /// Frees a buffer.
+    pub(super) fn free(&mut self, buffer: Buffer) {
+        if let Some((category, bytes, placement)) = self.buffers[buffer.0].take() {
+            self.allocator.free(placement);
             *self.live.entry(category).or_default() -= bytes;
         }
     }
 
-    pub(super) fn give_all(&mut self, held: impl IntoIterator<Item = Held>) {
-        held.into_iter().for_each(|held| self.give(held));
+    /// Frees several buffers.
+    pub(super) fn free_all(&mut self, buffers: impl IntoIterator<Item = Buffer>) {
+        buffers.into_iter().for_each(|buffer| self.free(buffer));
     }
 
-    /// Takes and gives back at once.
-    pub(super) fn pass_by(&mut self, category: Category, bytes: usize) {
-        let held = self.take(category, bytes);
-        self.give(held);
+    /// Allocates a scratch buffer and frees it at once.
+    pub(super) fn allocate_scratch(&mut self, category: Category, bytes: usize) {
+        let buffer = self.allocate(category, bytes);
+        self.free(buffer);
     }
 
-    /// Has what is held count for something else.
-    pub(super) fn recount(&mut self, held: Held, category: Category) {
-        if let Some((old, bytes, _)) = &mut self.held[held.0] {
+    /// Moves a buffer to another category.
+    pub(super) fn recategorize(&mut self, buffer: Buffer, category: Category) {
+        if let Some((old, bytes, _)) = &mut self.buffers[buffer.0] {
             *self.live.entry(*old).or_default() -= *bytes;
             *self.live.entry(category).or_default() += *bytes;
             *old = category;
         }
     }
 
-    /// Bytes by category at the worst moment, with what the allocator holds beyond them, and the moment.
-    pub(super) fn worst(&self) -> (Table, &'static str) {
-        let (bytes, table, moment) = &self.worst;
+    /// Returns the bytes by category at the peak, with the memory that the allocator reserves
+    /// beyond them, and the phase.
+    pub(super) fn peak(&self) -> (Table, &'static str) {
+        let (bytes, table, phase) = &self.peak;
         let mut table = table.clone();
         let unused = self.allocator.reserved().saturating_sub(*bytes);
         table.insert(Category::Unused, unused);
         table.retain(|_, bytes| *bytes > 0);
-        (table, moment)
+        (table, phase)
     }
 
-    fn note(&mut self, category: Category, bytes: u64, place: Place) -> Held {
-        self.held.push(Some((category, bytes, place)));
+    /// Records an allocation and updates the peak.
+    fn record(&mut self, category: Category, bytes: u64, placement: Placement) -> Buffer {
+        self.buffers.push(Some((category, bytes, placement)));
         *self.live.entry(category).or_default() += bytes;
         let all = self.live.values().sum();
-        if all > self.worst.0 {
-            self.worst = (all, self.live.clone(), self.moment);
+        if all > self.peak.0 {
+            self.peak = (all, self.live.clone(), self.phase);
         }
-        Held(self.held.len() - 1)
+        Buffer(self.buffers.len() - 1)
     }
 }
 
@@ -186,17 +192,17 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     #[test]
-    fn the_worst_moment_is_kept_with_who_holds_what() {
+    fn the_peak_is_recorded_with_its_categories_and_phase() {
         let mut memory = Memory::new(Allocation::Heap);
-        memory.keep(Category::Weights, 10 * MIB);
-        memory.moment("forward");
-        let x = memory.take(Category::Activations, 4 * MIB);
-        memory.moment("backward");
-        let y = memory.take(Category::Workspace, 3 * MIB);
-        memory.give_all([x, y]);
-        memory.pass_by(Category::Head, MIB);
-        let (table, moment) = memory.worst();
-        assert_eq!(moment, "backward");
+        memory.allocate_persistent(Category::Weights, 10 * MIB);
+        memory.set_phase("forward");
+        let x = memory.allocate(Category::Activations, 4 * MIB);
+        memory.set_phase("backward");
+        let y = memory.allocate(Category::Workspace, 3 * MIB);
+        memory.free_all([x, y]);
+        memory.allocate_scratch(Category::Head, MIB);
+        let (table, phase) = memory.peak();
+        assert_eq!(phase, "backward");
         assert_eq!(table[&Category::Activations], 4 << 20);
         assert_eq!(table[&Category::Workspace], 3 << 20);
         assert_eq!(table[&Category::Unused], 3 * 16);

@@ -1,9 +1,9 @@
-//! What a run takes of a device, before anything is loaded: bytes by category, the largest batch that fits, what to change
-//! where it does not, and the time.
+//! Estimates the device memory and the time of a training run before anything is loaded: bytes by
+//! category, the largest batch that fits, and the changes that make a run fit.
 //!
-//! A plan is a walk through the run (`walk`) in which every operation takes what its kernel takes, from an allocator that
-//! does as the real one (`allocator`). All of it is arithmetic on shapes and lengths; `tests/plan.rs` holds it to 5 % of what
-//! runs take.
+//! A plan simulates the run (`walk`): every operation allocates what its kernel allocates, from an
+//! allocator that behaves like the real one (`allocator`). Everything is computed from shapes and
+//! sequence lengths; `tests/program/plan.rs` checks that plans are within 5 % of the measured memory.
 
 mod allocator;
 mod blocks;
@@ -30,66 +30,68 @@ pub use self::profile::Profile;
 pub use self::table::{Bytes, Report, parse_bytes};
 pub use self::time::{Timing, measure};
 
-/// What a run takes.
+/// The estimated memory of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Bytes by category at the worst moment; they sum to what the device must have.
+    /// Bytes by category at the peak; their sum is what the device must provide.
     pub table: Table,
-    /// What happens at that moment.
-    pub moment: &'static str,
+    /// The phase of the run in which the peak occurs.
+    pub peak_phase: &'static str,
     /// The largest pass.
     pub pass: PassShape,
-    /// Most passes of a step.
+    /// The largest number of passes in a step.
     pub passes: usize,
-    /// Blocks that keep their activations in the largest pass; the others compute them again.
+    /// Number of blocks that keep their activations in the largest pass; the others recompute them.
     pub kept_blocks: usize,
-    /// Blocks in all.
+    /// Number of blocks of the model.
     pub blocks: usize,
-    /// Bytes that one block keeps of that pass: everything, or its input alone.
-    pub block_bytes: [u64; 2],
-    /// Type of the weights.
+    /// Bytes of the activations that one block keeps of that pass.
+    pub block_bytes: u64,
+    /// Bytes of the input of one block, which is all that a recomputed block keeps.
+    pub block_input_bytes: u64,
+    /// Data type of the weights.
     pub dtype: DType,
-    /// Most tokens of a pass.
+    /// The largest number of tokens in a pass.
     pub pass_tokens: usize,
-    /// What the run may have.
+    /// Bytes that the run may use; `None` if the device does not report them.
     pub capacity: Option<u64>,
-    /// Something longer than the device takes in one piece.
+    /// A tensor that exceeds the device's limit for one buffer.
     pub too_long: Option<TooLong>,
 }
 
-/// A tensor longer than the device takes in one piece.
+/// A tensor that exceeds the device's limit for one buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooLong {
-    /// Which.
-    pub what: String,
+    /// Which tensor it is.
+    pub tensor: String,
     /// Its bytes.
     pub bytes: u64,
-    /// Most bytes there may be.
+    /// The largest number of bytes that one buffer may have.
     pub limit: u64,
 }
 
 impl Plan {
-    /// The plan of `job` on the device of `profile`.
+    /// Plans `job` on the device of `profile`.
     pub fn new(job: &Job, profile: &Profile) -> Self {
         let (pass, passes) = job.largest_pass(profile);
-        Self::of_pass(job, profile, pass, passes)
+        Self::for_pass(job, profile, pass, passes)
     }
 
-    /// As [`Self::new`], were this the largest pass.
-    pub(crate) fn of_pass(job: &Job, profile: &Profile, pass: PassShape, passes: usize) -> Self {
-        let (table, moment) = walk::walk(job, profile, pass, passes);
+    /// Plans `job` as [`Self::new`] does, with `pass` as its largest pass.
+    pub(crate) fn for_pass(job: &Job, profile: &Profile, pass: PassShape, passes: usize) -> Self {
+        let (table, peak_phase) = walk::walk(job, profile, pass, passes);
         let blocks = job.shape.num_hidden_layers;
         let kept_blocks = job.kept_blocks(profile, pass.tokens);
-        let of_token = job.dtype.size() * pass.tokens;
+        let bytes = |values: usize| (values * job.dtype.size() * pass.tokens) as u64;
         Self {
             table,
-            moment,
+            peak_phase,
             pass,
             passes,
             kept_blocks,
             blocks,
-            block_bytes: [blocks::kept_values(job) * of_token, job.shape.hidden_size * of_token]
-                .map(|bytes| bytes as u64),
+            block_bytes: bytes(blocks::saved_values_per_token(job)),
+            block_input_bytes: bytes(job.shape.hidden_size),
             dtype: job.dtype,
             pass_tokens: job.pass_tokens(profile),
             capacity: profile.capacity,
@@ -97,12 +99,12 @@ impl Plan {
         }
     }
 
-    /// Bytes the device must have.
+    /// Returns the bytes that the device must provide.
     pub fn total(&self) -> u64 {
         self.table.values().sum()
     }
 
-    /// Whether it fits; `None` where the device does not tell how much there is.
+    /// Returns whether the run fits; `None` if the device does not report its memory.
     pub fn fits(&self) -> Option<bool> {
         match (&self.too_long, self.capacity) {
             (Some(_), _) => Some(false),
@@ -111,14 +113,16 @@ impl Plan {
     }
 }
 
-/// What must lie in one piece, and is too long for it: a matrix that cannot be cut, activations of a pass.
+/// Returns a tensor that exceeds the device's limit for one buffer: a matrix that cannot be split,
+/// or the activations of a pass.
 fn too_long(job: &Job, profile: &Profile, pass: PassShape) -> Option<TooLong> {
     let limit = profile.largest_tensor?;
-    let of_pass = (pass.tokens * job.shape.widest_bytes_per_token(job.dtype.size())) as u64;
+    let activation_bytes =
+        (pass.tokens * job.shape.widest_bytes_per_token(job.dtype.size())) as u64;
     let activations = format!("the widest activations of a pass of {} tokens", pass.tokens);
-    let activations = Some((activations, of_pass)).filter(|_| of_pass > limit);
+    let activations = Some((activations, activation_bytes)).filter(|_| activation_bytes > limit);
     let found = job.too_long_weight().or(activations);
-    found.map(|(what, bytes)| TooLong { what, bytes, limit })
+    found.map(|(tensor, bytes)| TooLong { tensor, bytes, limit })
 }
 
 #[cfg(test)]

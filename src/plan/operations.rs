@@ -1,195 +1,203 @@
-//! What the operations of a block take, on the CPU and on GPUs, beside their inputs: results, and what they compute in.
+//! Simulates the outputs and the workspace that the operations of a block allocate.
 //!
-//! The CPU's kernels (`backends/src/`) change in place what nobody else holds; a GPU's write their results elsewhere, put
-//! every projection's product beside its branch, and multiply branches in f32.
+//! The CPU's kernels (`backends/src/`) overwrite inputs that are not used elsewhere. A GPU's
+//! kernels write new tensors, compute the base matmul of every projection separately from its LoRA
+//! branch, and compute branches in f32.
 
 use super::job::Job;
 use super::layers::Group;
-use super::memory::{Category, Held, Memory};
+use super::memory::{Buffer, Category, Memory};
 
-/// Queries that attention works off together on the CPU.
-const QUERIES: usize = 48;
+/// Number of queries that the CPU's attention processes as one block.
+const QUERY_BLOCK: usize = 48;
 
-/// Logits alive at once, on the CPU and on a GPU.
-const LOGITS: [usize; 2] = [1 << 22, 1 << 24];
+/// The largest number of logits that exist at once on the CPU.
+const MAX_CPU_LOGITS: usize = 1 << 22;
+/// The largest number of logits that exist at once on a GPU.
+const MAX_GPU_LOGITS: usize = 1 << 24;
 
-/// What a projection is added to.
+/// The tensor to which a projection is added.
 #[derive(Clone, Copy)]
 pub(super) enum Residual {
     None,
-    /// Something that nobody else holds: the result takes its place if it can.
-    Own(Held),
-    /// Something that stays.
+    /// A tensor that is not used afterwards: the result may overwrite it.
+    Own(Buffer),
+    /// A tensor that is used afterwards.
     Shared,
 }
 
-/// Operations on some rows.
+/// Simulates operations on a number of rows.
 pub(super) struct Operations<'a> {
     pub(super) memory: &'a mut Memory,
     pub(super) job: &'a Job,
-    /// Whether these are the CPU's.
+    /// Whether these are the operations of the CPU.
     pub(super) heap: bool,
     pub(super) threads: usize,
     pub(super) rows: usize,
-    /// Tokens that a query sees at most.
+    /// The largest number of tokens that a query attends to.
     pub(super) span: usize,
 }
 
 impl Operations<'_> {
-    /// Bytes of all rows of `columns` activations.
+    /// Returns the bytes of `columns` activations per row.
     fn bytes(&self, columns: usize) -> usize {
         self.rows * columns * self.job.size()
     }
 
-    /// Bytes of all rows of `columns` floats in full.
-    fn wide(&self, columns: usize) -> usize {
+    /// Returns the bytes of `columns` f32 values per row.
+    fn f32_bytes(&self, columns: usize) -> usize {
         4 * self.rows * columns
     }
 
-    /// Whether weights are narrower than what branches compute in.
-    fn narrow(&self) -> bool {
+    /// Returns whether weights have a narrower type than f32, in which branches are computed.
+    fn has_narrow_weights(&self) -> bool {
         self.job.size() < 4
     }
 
-    fn work(&mut self, bytes: usize) -> Held {
-        self.memory.take(Category::Workspace, bytes)
+    /// Allocates a temporary buffer.
+    fn workspace(&mut self, bytes: usize) -> Buffer {
+        self.memory.allocate(Category::Workspace, bytes)
     }
 
-    /// Keeps what backward needs.
-    pub(super) fn keep_if(&mut self, needed: bool, held: Held) -> Option<Held> {
+    /// Frees a buffer unless it is `needed` later; returns it if it is.
+    pub(super) fn free_unless(&mut self, needed: bool, buffer: Buffer) -> Option<Buffer> {
         if !needed {
-            self.memory.give(held);
+            self.memory.free(buffer);
         }
-        needed.then_some(held)
+        needed.then_some(buffer)
     }
 
-    pub(super) fn norm(&mut self, category: Category) -> Held {
+    /// Allocates the output of a norm.
+    pub(super) fn norm(&mut self, category: Category) -> Buffer {
         let bytes = self.bytes(self.job.shape.hidden_size);
-        self.memory.take(category, bytes)
+        self.memory.allocate(category, bytes)
     }
 
+    /// Simulates the backward pass of a norm.
     pub(super) fn norm_backward(&mut self) {
         if !self.heap {
             let bytes = self.bytes(self.job.shape.hidden_size);
-            self.memory.pass_by(Category::Workspace, bytes);
+            self.memory.allocate_scratch(Category::Workspace, bytes);
         }
     }
 
-    /// In place on the CPU.
-    pub(super) fn rope(&mut self, qkv: Held) -> Held {
+    /// Simulates the rotation of queries and keys, which the CPU does in place.
+    pub(super) fn rope(&mut self, qkv: Buffer) -> Buffer {
         if self.heap {
             return qkv;
         }
-        let bytes = self.bytes(self.width_of_qkv());
-        let turned = self.work(bytes);
-        self.memory.give(qkv);
-        turned
+        let rotated = self.workspace(self.bytes(self.qkv_width()));
+        self.memory.free(qkv);
+        rotated
     }
 
-    fn width_of_qkv(&self) -> usize {
+    /// Returns the number of queries, keys and values per row.
+    fn qkv_width(&self) -> usize {
         let shape = &self.job.shape;
         (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim()
     }
 
-    /// Projections side by side: the result, and `x A^T` where there are branches.
-    pub(super) fn project(&mut self, group: &Group, residual: Residual) -> (Held, Option<Held>) {
-        let (rank, width) = (group.rank(), group.width());
-        match self.heap {
-            true => {
-                let in_place = match residual {
-                    Residual::Own(held) => Some(held),
-                    _ => None,
-                };
-                let bytes = self.bytes(width);
-                let out = in_place.unwrap_or_else(|| self.work(bytes));
-                let low = (rank > 0)
-                    .then(|| self.memory.take(Category::Activations, 4 * self.rows * rank));
-                self.memory.pass_by(Category::Workspace, 4 * rank * group.d_in);
-                (out, low)
-            }
-            false => self.project_on_gpu(group, residual),
+    /// Simulates projections side by side; returns their output, and `x A^T` if there are branches.
+    pub(super) fn project(
+        &mut self,
+        group: &Group,
+        residual: Residual,
+    ) -> (Buffer, Option<Buffer>) {
+        if !self.heap {
+            return self.project_on_gpu(group, residual);
         }
+        let rank = group.rank();
+        let in_place = match residual {
+            Residual::Own(input) => Some(input),
+            _ => None,
+        };
+        let out = in_place.unwrap_or_else(|| self.workspace(self.bytes(group.width())));
+        let low_rank =
+            (rank > 0).then(|| self.memory.allocate(Category::Activations, 4 * self.rows * rank));
+        self.memory.allocate_scratch(Category::Workspace, 4 * rank * group.d_in);
+        (out, low_rank)
     }
 
-    /// Rows of a piece of a projection, if it is in pieces.
-    fn cut(&self, d_out: usize, d_in: usize) -> Option<usize> {
-        let piece = self.job.piece([d_out, d_in], true);
-        (piece < d_out).then_some(piece)
+    /// Returns the number of rows per piece of a projection; `None` if it is not split.
+    fn rows_per_piece(&self, d_out: usize, d_in: usize) -> Option<usize> {
+        let piece_rows = self.job.piece_rows([d_out, d_in], true);
+        (piece_rows < d_out).then_some(piece_rows)
     }
 
-    /// The product with a piece, before it joins the others.
-    fn pass_by_piece(&mut self, d_out: usize, d_in: usize) {
-        if let Some(piece) = self.cut(d_out, d_in) {
+    /// Simulates the output of one piece of a projection before the outputs are concatenated.
+    fn allocate_piece_scratch(&mut self, d_out: usize, d_in: usize) {
+        if let Some(piece) = self.rows_per_piece(d_out, d_in) {
             let bytes = self.bytes(piece);
-            self.memory.pass_by(Category::Workspace, bytes);
+            self.memory.allocate_scratch(Category::Workspace, bytes);
         }
     }
 
-    fn project_on_gpu(&mut self, group: &Group, residual: Residual) -> (Held, Option<Held>) {
+    fn project_on_gpu(&mut self, group: &Group, residual: Residual) -> (Buffer, Option<Buffer>) {
         let (rank, branches) = (group.rank(), group.branches());
-        let stacked = (branches > 1).then(|| self.work(4 * rank * group.d_in));
-        let low = (rank > 0).then(|| {
-            let wide = self.narrow().then(|| {
-                let bytes = self.wide(group.d_in);
-                self.work(bytes)
-            });
-            let bytes = self.wide(rank);
-            let low = self.memory.take(Category::Activations, bytes);
-            self.memory.give_all(wide);
-            low
+        let stacked = (branches > 1).then(|| self.workspace(4 * rank * group.d_in));
+        let low_rank = (rank > 0).then(|| {
+            let wide =
+                self.has_narrow_weights().then(|| self.workspace(self.f32_bytes(group.d_in)));
+            let bytes = self.f32_bytes(rank);
+            let low_rank = self.memory.allocate(Category::Activations, bytes);
+            self.memory.free_all(wide);
+            low_rank
         });
         let alone = group.outs.len() == 1 && rank == 0 && matches!(residual, Residual::None);
         let bytes = self.bytes(group.width());
-        let out = self.work(bytes);
+        let out = self.workspace(bytes);
         if alone {
-            self.pass_by_piece(group.width(), group.d_in);
+            self.allocate_piece_scratch(group.width(), group.d_in);
         } else {
             for (width, rank) in group.outs.iter().zip(&group.ranks) {
-                let (base, of_low) = (self.bytes(*width), self.wide(*rank));
-                let base = self.work(base);
-                self.pass_by_piece(*width, group.d_in);
-                self.memory.pass_by(Category::Workspace, of_low);
-                self.memory.give(base);
+                let (base, lora_bytes) = (self.bytes(*width), self.f32_bytes(*rank));
+                let base = self.workspace(base);
+                self.allocate_piece_scratch(*width, group.d_in);
+                self.memory.allocate_scratch(Category::Workspace, lora_bytes);
+                self.memory.free(base);
             }
         }
-        self.memory.give_all(stacked);
-        if let Residual::Own(held) = residual {
-            self.memory.give(held);
+        self.memory.free_all(stacked);
+        if let Residual::Own(input) = residual {
+            self.memory.free(input);
         }
-        (out, low)
+        (out, low_rank)
     }
 
-    /// Gradient of the input, if needed; those of branches and trained weights join `grads`.
+    /// Simulates the backward pass of projections; returns the gradient of the input if it is
+    /// needed and adds the gradients of branches and trained weights to `grads`.
     pub(super) fn project_backward(
         &mut self,
         group: &Group,
         needs_x: bool,
-        grads: &mut Vec<Held>,
-    ) -> Option<Held> {
+        grads: &mut Vec<Buffer>,
+    ) -> Option<Buffer> {
         if self.job.trains_all() {
             self.weight_gradients(group, grads);
         }
-        match self.heap {
-            true => self.backward_on_cpu(group, needs_x, grads),
-            false => self.backward_on_gpu(group, needs_x, grads),
+        if self.heap {
+            self.backward_on_cpu(group, needs_x, grads)
+        } else {
+            self.backward_on_gpu(group, needs_x, grads)
         }
     }
 
-    /// All of them below each other, then each by itself.
-    fn weight_gradients(&mut self, group: &Group, grads: &mut Vec<Held>) {
-        let all = self.work(4 * group.width() * group.d_in);
+    /// Simulates the weight gradients: one matrix for the whole group, then one per projection.
+    fn weight_gradients(&mut self, group: &Group, grads: &mut Vec<Buffer>) {
+        let all = self.workspace(4 * group.width() * group.d_in);
         for out in &group.outs {
             let bytes = 4 * out * group.d_in;
-            grads.push(self.memory.take(Category::Gradients, bytes));
+            grads.push(self.memory.allocate(Category::Gradients, bytes));
         }
-        self.memory.give(all);
+        self.memory.free(all);
     }
 
-    fn branch_gradients(&mut self, group: &Group, grads: &mut Vec<Held>) {
+    /// Allocates the gradients of LoRA branches.
+    fn branch_gradients(&mut self, group: &Group, grads: &mut Vec<Buffer>) {
         for (out, rank) in group.outs.iter().zip(&group.ranks) {
             if *rank > 0 {
                 let both = [4 * rank * group.d_in, 4 * out * rank];
-                grads.extend(both.map(|bytes| self.memory.take(Category::Gradients, bytes)));
+                grads.extend(both.map(|bytes| self.memory.allocate(Category::Gradients, bytes)));
             }
         }
     }
@@ -198,17 +206,15 @@ impl Operations<'_> {
         &mut self,
         group: &Group,
         needs_x: bool,
-        grads: &mut Vec<Held>,
-    ) -> Option<Held> {
+        grads: &mut Vec<Buffer>,
+    ) -> Option<Buffer> {
         let rank = group.rank();
-        let bytes = self.wide(rank);
-        let d_low = self.work(bytes);
-        let bytes = self.bytes(group.d_in);
-        let d_x = needs_x.then(|| self.work(bytes));
-        let stacked = self.work(4 * rank * group.d_in);
-        let all = self.work(4 * rank * group.d_in);
+        let d_low_rank = self.workspace(self.f32_bytes(rank));
+        let d_x = needs_x.then(|| self.workspace(self.bytes(group.d_in)));
+        let stacked = self.workspace(4 * rank * group.d_in);
+        let all = self.workspace(4 * rank * group.d_in);
         self.branch_gradients(group, grads);
-        self.memory.give_all([d_low, stacked, all]);
+        self.memory.free_all([d_low_rank, stacked, all]);
         d_x
     }
 
@@ -216,185 +222,179 @@ impl Operations<'_> {
         &mut self,
         group: &Group,
         needs_x: bool,
-        grads: &mut Vec<Held>,
-    ) -> Option<Held> {
+        grads: &mut Vec<Buffer>,
+    ) -> Option<Buffer> {
         let rank = group.rank();
-        let wide = (rank > 0 && self.narrow()).then(|| {
-            let bytes = self.wide(group.d_in);
-            self.work(bytes)
-        });
-        let mut d_x: Option<Held> = None;
+        let widens = rank > 0 && self.has_narrow_weights();
+        let wide = widens.then(|| self.workspace(self.f32_bytes(group.d_in)));
+        let mut d_x: Option<Buffer> = None;
         for (width, rank) in group.outs.iter().zip(&group.ranks) {
             let dy = self.bytes(*width);
-            let mut held = Vec::new();
+            let mut temporaries = Vec::new();
             if group.outs.len() > 1 {
-                held.push(self.work(dy));
+                temporaries.push(self.workspace(dy));
             }
-            let mut d_low = None;
+            let mut d_low_rank = None;
             if *rank > 0 {
-                if self.narrow() {
-                    let bytes = self.wide(*width);
-                    held.push(self.work(bytes));
+                if self.has_narrow_weights() {
+                    temporaries.push(self.workspace(self.f32_bytes(*width)));
                 }
-                let bytes = self.wide(*rank);
-                d_low = Some(self.work(bytes));
+                d_low_rank = Some(self.workspace(self.f32_bytes(*rank)));
             }
             if needs_x {
                 let bytes = self.bytes(group.d_in);
-                let base = self.work(bytes);
-                if let Some(piece) = self.cut(*width, group.d_in) {
-                    // What a piece reads of the gradient, and its product.
-                    let of_piece = self.bytes(piece) + bytes;
-                    self.memory.pass_by(Category::Workspace, of_piece);
+                let base = self.workspace(bytes);
+                if let Some(piece) = self.rows_per_piece(*width, group.d_in) {
+                    // The slice of the gradient that a piece reads, and its matmul.
+                    let piece_bytes = self.bytes(piece) + bytes;
+                    self.memory.allocate_scratch(Category::Workspace, piece_bytes);
                 }
-                d_x = match (d_x, d_low) {
+                d_x = match (d_x, d_low_rank) {
                     (None, None) => Some(base),
                     (before, _) => {
-                        let sum = self.work(bytes);
-                        self.memory.give_all(before.into_iter().chain([base]));
+                        let sum = self.workspace(bytes);
+                        self.memory.free_all(before.into_iter().chain([base]));
                         Some(sum)
                     }
                 };
             }
-            self.memory.give_all(held.into_iter().chain(d_low));
+            self.memory.free_all(temporaries.into_iter().chain(d_low_rank));
         }
         self.branch_gradients(group, grads);
-        self.memory.give_all(wide);
+        self.memory.free_all(wide);
         d_x
     }
 
-    /// What attention made for `queries` rows, and its log-sum-exp.
-    pub(super) fn attention(&mut self, _qkv: Held, queries: usize) -> [Held; 2] {
+    /// Simulates attention of `queries` rows; returns its output and log-sum-exp.
+    pub(super) fn attention(&mut self, _qkv: Buffer, queries: usize) -> [Buffer; 2] {
         let shape = &self.job.shape;
         let (heads, head_dim) = (shape.num_attention_heads, shape.head_dim());
         let output = queries * heads * head_dim * self.job.size();
         let lse = 4 * queries * heads;
-        let results = [output, lse].map(|bytes| self.memory.take(Category::Attention, bytes));
+        let results = [output, lse].map(|bytes| self.memory.allocate(Category::Attention, bytes));
         if self.heap {
-            // Each span's results are made apart, with its keys transposed and the scores of a block of queries.
-            let of_span = 4 * self.span.min(queries) * heads * (head_dim + 1);
-            let beside = 4 * (QUERIES + head_dim) * (self.span + 32);
-            self.on_threads(of_span, beside);
+            // Per span: its output, its transposed keys, and the scores of a block of queries.
+            let span_bytes = 4 * self.span.min(queries) * heads * (head_dim + 1);
+            let thread_bytes = 4 * (QUERY_BLOCK + head_dim) * (self.span + 32);
+            self.attention_workspace(span_bytes, thread_bytes);
         }
         results
     }
 
-    /// What attention computes in on the CPU: the results of a span, shared among the threads or one for each, and what
-    /// every thread needs `beside`.
-    fn on_threads(&mut self, of_span: usize, beside: usize) {
-        let shared = match self.rows > self.span {
-            true => of_span,
-            false => of_span / self.threads,
-        };
-        let one = shared + beside;
-        let here = self.memory.take(Category::Attention, one);
+    /// Simulates the workspace of attention on the CPU: `thread_bytes` for every thread, and the
+    /// results of a span, of which every thread computes its own or, if there is only one, a part.
+    fn attention_workspace(&mut self, span_bytes: usize, thread_bytes: usize) {
+        let shared = if self.rows > self.span { span_bytes } else { span_bytes / self.threads };
+        let one = shared + thread_bytes;
+        let here = self.memory.allocate(Category::Attention, one);
         let there = (self.threads - 1) * one;
-        let there = self.memory.take_elsewhere(Category::Attention, there);
-        self.memory.give_all([here, there]);
+        let there = self.memory.allocate_on_helpers(Category::Attention, there);
+        self.memory.free_all([here, there]);
     }
 
-    /// The gradient of queries, keys and values.
-    pub(super) fn attention_backward(&mut self, queries: usize) -> Held {
+    /// Simulates the backward pass of attention; returns the gradient of queries, keys and values.
+    pub(super) fn attention_backward(&mut self, queries: usize) -> Buffer {
         let shape = &self.job.shape;
         let (heads, head_dim) = (shape.num_attention_heads, shape.head_dim());
-        let bytes = self.bytes(self.width_of_qkv());
-        let d_qkv = self.memory.take(Category::Attention, bytes);
+        let bytes = self.bytes(self.qkv_width());
+        let d_qkv = self.memory.allocate(Category::Attention, bytes);
         if self.heap {
-            let of_span = 4 * self.span * self.width_of_qkv();
-            let beside = 8 * (QUERIES + head_dim) * (self.span + 32);
-            self.on_threads(of_span, beside);
+            let span_bytes = 4 * self.span * self.qkv_width();
+            let thread_bytes = 8 * (QUERY_BLOCK + head_dim) * (self.span + 32);
+            self.attention_workspace(span_bytes, thread_bytes);
         } else {
-            self.memory.pass_by(Category::Attention, 4 * queries * heads);
+            self.memory.allocate_scratch(Category::Attention, 4 * queries * heads);
         }
         d_qkv
     }
 
-    pub(super) fn swiglu(&mut self, category: Category) -> Held {
+    /// Allocates the output of SwiGLU.
+    pub(super) fn swiglu(&mut self, category: Category) -> Buffer {
         let bytes = self.bytes(self.job.shape.intermediate_size);
-        self.memory.take(category, bytes)
+        self.memory.allocate(category, bytes)
     }
 
-    /// In place on the CPU.
-    pub(super) fn swiglu_backward(&mut self, gate_up: Held) -> Held {
+    /// Simulates the backward pass of SwiGLU, which the CPU does in place.
+    pub(super) fn swiglu_backward(&mut self, gate_up: Buffer) -> Buffer {
         if self.heap {
             return gate_up;
         }
-        let bytes = self.bytes(2 * self.job.shape.intermediate_size);
-        let d = self.work(bytes);
-        self.memory.give(gate_up);
-        d
+        let d_gate_up = self.workspace(self.bytes(2 * self.job.shape.intermediate_size));
+        self.memory.free(gate_up);
+        d_gate_up
     }
 
-    /// Log-probabilities of all rows from the normed states, which are given back; the slopes, if wanted.
-    pub(super) fn head(&mut self, normed: Held, with_slopes: bool) -> Option<Held> {
+    /// Simulates the log-probabilities of all rows, frees the normed states, and returns the
+    /// gradient of the states if it is wanted.
+    pub(super) fn head(&mut self, normed: Buffer, with_grads: bool) -> Option<Buffer> {
         let (width, vocabulary) = (self.job.shape.hidden_size, self.job.shape.vocab_size);
         let bytes = self.bytes(width);
-        let states = self.memory.take(Category::Head, bytes);
-        self.memory.give(normed);
-        let columns = self.memory.take(Category::Head, 16 * self.rows);
-        let slopes = match self.heap {
-            true => {
-                let slopes = with_slopes.then(|| self.memory.take(Category::Head, bytes));
-                let chunk = (LOGITS[0] / vocabulary.max(1)).clamp(16, 1024);
-                let logits = 4 * chunk.min(self.rows) * vocabulary;
-                self.memory.pass_by(Category::Head, logits);
-                slopes
-            }
-            false => self.head_on_gpu(with_slopes),
+        let states = self.memory.allocate(Category::Head, bytes);
+        self.memory.free(normed);
+        let columns = self.memory.allocate(Category::Head, 16 * self.rows);
+        let state_grads = if self.heap {
+            let state_grads = with_grads.then(|| self.memory.allocate(Category::Head, bytes));
+            let chunk = (MAX_CPU_LOGITS / vocabulary.max(1)).clamp(16, 1024);
+            let logits = 4 * chunk.min(self.rows) * vocabulary;
+            self.memory.allocate_scratch(Category::Head, logits);
+            state_grads
+        } else {
+            self.head_on_gpu(with_grads)
         };
-        self.memory.give_all([states, columns]);
-        slopes
+        self.memory.free_all([states, columns]);
+        state_grads
     }
 
-    fn head_on_gpu(&mut self, with_slopes: bool) -> Option<Held> {
+    fn head_on_gpu(&mut self, with_grads: bool) -> Option<Buffer> {
         let (width, vocabulary) = (self.job.shape.hidden_size, self.job.shape.vocab_size);
-        let chunk = match LOGITS[1] / vocabulary.max(1) {
+        let chunk = match MAX_GPU_LOGITS / vocabulary.max(1) {
             many if many > 256 => many / 256 * 256,
             few => few.max(1),
         };
         let size = self.job.size();
-        // In pieces where the matrix is.
-        let piece = self.job.piece([vocabulary, width], false);
-        let unpacked: Vec<Held> = match self.job.halves {
-            true => (0..vocabulary)
-                .step_by(piece.max(1))
+        // Widened in pieces if the matrix is split.
+        let piece_rows = self.job.piece_rows([vocabulary, width], false);
+        let widened: Vec<Buffer> = if self.job.bf16_storage {
+            (0..vocabulary)
+                .step_by(piece_rows.max(1))
                 .map(|start| {
-                    let rows = piece.min(vocabulary - start);
-                    self.memory.take(Category::Head, rows * width * size)
+                    let rows = piece_rows.min(vocabulary - start);
+                    self.memory.allocate(Category::Head, rows * width * size)
                 })
-                .collect(),
-            false => Vec::new(),
+                .collect()
+        } else {
+            Vec::new()
         };
-        // The head's rows of the targets.
-        let of_targets = with_slopes.then(|| {
+        // Rows of the head that belong to the target tokens.
+        let target_rows = with_grads.then(|| {
             let bytes = self.bytes(width);
-            self.memory.take(Category::Head, bytes)
+            self.memory.allocate(Category::Head, bytes)
         });
         let mut parts = Vec::new();
         for start in (0..self.rows).step_by(chunk) {
             let rows = chunk.min(self.rows - start);
-            let mut held = vec![
-                self.memory.take(Category::Head, rows * width * size),
-                self.memory.take(Category::Head, 4 * rows * vocabulary),
+            let mut temporaries = vec![
+                self.memory.allocate(Category::Head, rows * width * size),
+                self.memory.allocate(Category::Head, 4 * rows * vocabulary),
             ];
-            if with_slopes {
-                held.push(self.memory.take(Category::Head, rows * width * size));
-                held.push(self.memory.take(Category::Head, rows * vocabulary * size));
-                held.push(self.memory.take(Category::Head, 4 * rows * width));
-                parts.push(self.memory.take(Category::Head, rows * width * size));
+            if with_grads {
+                temporaries.push(self.memory.allocate(Category::Head, rows * width * size));
+                temporaries.push(self.memory.allocate(Category::Head, rows * vocabulary * size));
+                temporaries.push(self.memory.allocate(Category::Head, 4 * rows * width));
+                parts.push(self.memory.allocate(Category::Head, rows * width * size));
             }
-            if piece < vocabulary {
-                self.memory.pass_by(Category::Head, 4 * rows * piece);
+            if piece_rows < vocabulary {
+                self.memory.allocate_scratch(Category::Head, 4 * rows * piece_rows);
             }
-            self.memory.give_all(held);
+            self.memory.free_all(temporaries);
         }
-        self.memory.give_all(unpacked.into_iter().chain(of_targets));
+        self.memory.free_all(widened.into_iter().chain(target_rows));
         if parts.len() < 2 {
             return parts.pop();
         }
         let bytes = self.bytes(width);
-        let slopes = self.memory.take(Category::Head, bytes);
-        self.memory.give_all(parts);
-        Some(slopes)
+        let state_grads = self.memory.allocate(Category::Head, bytes);
+        self.memory.free_all(parts);
+        Some(state_grads)
     }
 }

@@ -1,4 +1,4 @@
-//! The passes of a run: which samples are computed together, and the largest of these.
+//! The passes of a run: which samples are computed together, and which pass is the largest.
 
 use super::job::Job;
 use super::profile::Profile;
@@ -8,26 +8,27 @@ use crate::train::pass::grouped;
 use crate::train::sampler::Sampler;
 use crate::train::setup::fitting_tokens;
 
-/// Steps whose passes are looked at, to find the largest.
-const STEPS_SEEN: usize = 5000;
+/// Number of steps that are examined to find the largest pass.
+const MAX_STEPS_EXAMINED: usize = 5000;
 
-/// Samples that are assumed where they are not known, at most: more than one pass takes.
-const MOST_ASSUMED: usize = 1 << 14;
+/// The largest number of samples that is assumed if the data is unknown: more than one pass holds.
+const MAX_ASSUMED_SAMPLES: usize = 1 << 14;
 
-/// The largest pass of a run, and what surrounds it.
+/// The size of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassShape {
     /// Tokens of the packed row, `T`.
     pub tokens: usize,
-    /// Those whose hidden states are wanted.
+    /// Tokens whose hidden states are needed after the last block.
     pub queries: usize,
     /// Completion tokens that are scored.
     pub scored: usize,
-    /// Tokens of the longest sample: no query sees further.
+    /// Tokens of the longest sample; no query attends beyond it.
     pub span: usize,
 }
 
 impl PassShape {
+    /// Adds a sample to the packed row.
     fn add(&mut self, sample: &SampleLengths) {
         self.tokens += sample.packed();
         self.queries += sample.predicting();
@@ -35,6 +36,7 @@ impl PassShape {
         self.span = self.span.max(sample.packed());
     }
 
+    /// Returns the size of a pass over `samples`.
     pub(super) fn of<'a>(samples: impl IntoIterator<Item = &'a SampleLengths>) -> Self {
         let mut shape = Self::default();
         samples.into_iter().for_each(|sample| shape.add(sample));
@@ -42,26 +44,27 @@ impl PassShape {
     }
 }
 
-/// Samples of a run: those of its files, or as many as a step has of the longest that can be.
+/// The lengths of a run's samples.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// Of the training file; empty: not known.
+    /// Lengths of the training file; empty if they are unknown, and then a step of the longest
+    /// samples is assumed.
     pub train: Vec<SampleLengths>,
-    /// Of the held-out file.
+    /// Lengths of the held-out file.
     pub eval: Vec<SampleLengths>,
 }
 
 impl Job {
-    /// Most tokens of a pass.
+    /// Returns the largest number of tokens in a pass.
     pub fn pass_tokens(&self, profile: &Profile) -> usize {
-        let asked = self.config.train.max_tokens_per_pass;
-        asked.unwrap_or_else(|| {
+        let requested = self.config.train.max_tokens_per_pass;
+        requested.unwrap_or_else(|| {
             let widest = self.shape.widest_bytes_per_token(self.size());
             fitting_tokens(profile.pass_tokens, profile.largest_tensor, widest)
         })
     }
 
-    /// Sequences of a sample.
+    /// Returns the number of sequences of a sample.
     pub(super) fn sides(&self) -> usize {
         match self.config.method {
             Method::Dpo => 2,
@@ -69,31 +72,31 @@ impl Job {
         }
     }
 
-    /// Whether lengths are those of the files.
+    /// Returns whether the lengths come from the data files.
     pub fn knows_samples(&self) -> bool {
         !self.samples.train.is_empty()
     }
 
-    /// The samples with sequences no longer than `max_length`.
-    pub(super) fn cut(&self, samples: &[SampleLengths]) -> Vec<SampleLengths> {
-        let longest = self.config.data.max_length;
-        samples.iter().map(|sample| sample.cut(longest)).collect()
+    /// Returns the samples with their sequences truncated to `max_length`.
+    pub(super) fn truncate(&self, samples: &[SampleLengths]) -> Vec<SampleLengths> {
+        let max_length = self.config.data.max_length;
+        samples.iter().map(|sample| sample.cut(max_length)).collect()
     }
 
-    /// The training samples, or a step of the longest.
+    /// Returns the training samples, or one step of the longest possible samples if they are
+    /// unknown.
     pub(super) fn train_samples(&self) -> Vec<SampleLengths> {
         let train = &self.config.train;
-        match self.knows_samples() {
-            true => self.cut(&self.samples.train),
-            false => {
-                let longest = SampleLengths::longest(self.config.data.max_length, self.sides());
-                let count = train.per_device_train_batch_size * train.gradient_accumulation_steps;
-                vec![longest; count.clamp(1, MOST_ASSUMED)]
-            }
+        if self.knows_samples() {
+            self.truncate(&self.samples.train)
+        } else {
+            let longest = SampleLengths::longest(self.config.data.max_length, self.sides());
+            let count = train.per_device_train_batch_size * train.gradient_accumulation_steps;
+            vec![longest; count.clamp(1, MAX_ASSUMED_SAMPLES)]
         }
     }
 
-    /// The largest pass of the run, and the most passes of a step.
+    /// Returns the largest pass of the run, and the largest number of passes in a step.
     pub(super) fn largest_pass(&self, profile: &Profile) -> (PassShape, usize) {
         let samples = self.train_samples();
         let tokens: Vec<usize> = samples.iter().map(SampleLengths::packed).collect();
@@ -105,31 +108,33 @@ impl Job {
             shuffle_seed: self.config.data.shuffle.then_some(self.config.seed),
         };
         let budget = self.pass_tokens(profile);
-        let total = match self.knows_samples() {
-            true => train.total_steps(samples.len()).clamp(1, STEPS_SEEN),
-            false => 1,
+        let total = if self.knows_samples() {
+            train.total_steps(samples.len()).clamp(1, MAX_STEPS_EXAMINED)
+        } else {
+            1
         };
-        let (mut largest, mut most) = (PassShape::default(), 0);
+        let (mut largest, mut max_passes) = (PassShape::default(), 0);
         for order in sampler.steps(total) {
-            let of_step: Vec<usize> = order.iter().map(|index| tokens[*index]).collect();
-            let passes = grouped(&of_step, budget);
-            most = most.max(passes.len());
+            let step_tokens: Vec<usize> = order.iter().map(|index| tokens[*index]).collect();
+            let passes = grouped(&step_tokens, budget);
+            max_passes = max_passes.max(passes.len());
             for pass in passes {
-                let size: usize = of_step[pass.clone()].iter().sum();
+                let size: usize = step_tokens[pass.clone()].iter().sum();
                 if size > largest.tokens {
                     largest = PassShape::of(order[pass].iter().map(|index| &samples[*index]));
                 }
             }
         }
-        (largest, most)
+        (largest, max_passes)
     }
 
-    /// The largest pass of held-out samples; `None` without such.
+    /// Returns the largest pass over held-out samples; `None` without a held-out file.
     pub(super) fn eval_pass(&self, profile: &Profile) -> Option<PassShape> {
         self.config.data.eval_file.as_ref()?;
-        let samples = match self.samples.eval.is_empty() {
-            true => vec![SampleLengths::longest(self.config.data.max_length, self.sides())],
-            false => self.cut(&self.samples.eval),
+        let samples = if self.samples.eval.is_empty() {
+            vec![SampleLengths::longest(self.config.data.max_length, self.sides())]
+        } else {
+            self.truncate(&self.samples.eval)
         };
         let size = self.config.train.per_device_eval_batch_size.max(1);
         let budget = self.pass_tokens(profile);
@@ -141,7 +146,8 @@ impl Job {
         passes.max_by_key(|pass| pass.tokens)
     }
 
-    /// The largest batch of the reference, where it is computed beforehand: those are not cut into passes.
+    /// Returns the largest batch for which the reference is computed before training; these batches
+    /// are not split into passes.
     pub(super) fn precomputed_pass(&self) -> Option<PassShape> {
         if !self.config.dpo.precompute_ref_log_probs {
             return None;

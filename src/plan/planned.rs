@@ -1,4 +1,4 @@
-//! A plan with all that is said of it.
+//! A plan together with the changes that make it fit.
 
 use arithmo_backends::TrainBackend;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::model::config::MistralConfig;
 use crate::train::run::Prepared;
 
-/// A plan with all that is said of it.
+/// A plan together with the changes that make it fit.
 #[derive(Clone, Debug)]
 pub struct Planned {
     job: Job,
@@ -25,10 +25,11 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// The plan of `config` on a model of `shape`, with the changes that make it fit where it does not.
+    /// Plans `config` on a model of `shape`, and searches for changes that make it fit if it does
+    /// not.
     ///
     /// # Errors
-    /// The adapter it starts from cannot be read.
+    /// The adapter from which training starts cannot be read.
     pub fn new(
         shape: &MistralConfig,
         config: &RunConfig,
@@ -44,10 +45,10 @@ impl Planned {
         Ok(Self { largest: largest_batch(&job, &profile), job, profile, plan, changes })
     }
 
-    /// The plan of a run whose data is read.
+    /// Plans a run whose data has been read.
     ///
     /// # Errors
-    /// The adapter it starts from cannot be read.
+    /// The adapter from which training starts cannot be read.
     pub fn of<B: TrainBackend>(
         prepared: &Prepared,
         config: &RunConfig,
@@ -59,7 +60,7 @@ impl Planned {
         Self::new(&prepared.shape, config, &samples, profile)
     }
 
-    /// Times a few layers on the device.
+    /// Estimates the time of the run from a few layers that are timed on the device.
     ///
     /// # Errors
     /// The device fails, or the user interrupts.
@@ -67,10 +68,15 @@ impl Planned {
         measure::<B>(&self.job, &self.plan, &self.profile, device)
     }
 
-    /// An error if the run does not fit.
+    /// Returns whether the run fits; `None` if the device does not report its memory.
+    pub fn fits(&self) -> Option<bool> {
+        self.plan.fits()
+    }
+
+    /// Refuses a run that does not fit.
     ///
     /// # Errors
-    /// It does not.
+    /// The run does not fit.
     pub fn check(&self) -> Result<()> {
         match self.plan.fits() {
             Some(false) => Err(self.report(None).refusal()),
@@ -78,12 +84,12 @@ impl Planned {
         }
     }
 
-    /// What is said at the start of a run.
+    /// Returns the line that is printed at the start of a run.
     pub fn summary(&self) -> String {
         self.report(None).summary()
     }
 
-    /// All that is said, with the time if it was measured.
+    /// Returns the whole report, with the estimated time if it was measured.
     pub fn report(&self, timing: Option<Timing>) -> Report<'_> {
         Report {
             job: &self.job,

@@ -1,4 +1,4 @@
-//! A device as a plan sees it: one that was started, or one that need not be here.
+//! The device of a plan: one that was started, or one that is only assumed.
 
 use std::time::Duration;
 
@@ -13,36 +13,35 @@ use crate::doctor::device_name;
 use crate::model::config::MistralConfig;
 use crate::model::dtype;
 
-/// A device as far as a plan needs it.
+/// The properties of a device that a plan needs.
 #[derive(Clone, Debug)]
 pub struct Profile {
-    /// For people.
+    /// The name that is shown to users.
     pub name: String,
-    /// How memory is taken.
+    /// How the device's allocator works.
     pub allocation: Allocation,
-    /// Bytes the run may have, those it holds already included; `None`: not told.
+    /// Bytes the run may use, including those the process holds already; `None` if the device does
+    /// not report them.
     pub capacity: Option<u64>,
-    /// Bytes the process holds before it loads a model, where they are of the same memory.
+    /// Bytes the process holds before it loads a model, if the device shares the process's memory.
     pub program: u64,
-    /// Types weights may be held in.
+    /// Data types in which weights may be stored.
     pub dtypes: Vec<DType>,
-    /// Tokens a pass unless the run says otherwise.
+    /// Tokens per pass unless the run sets them.
     pub pass_tokens: usize,
-    /// Threads that compute, where those are of the CPU.
+    /// Number of compute threads, if the device is the CPU.
     pub threads: usize,
-    /// Most bytes of a tensor, where there is a limit below the memory's.
+    /// The largest number of bytes in a tensor, if the device has a limit below its memory.
     pub largest_tensor: Option<u64>,
 }
 
 impl Profile {
-    /// The device of a backend that was started; `capacity`: have the run do with less than there is.
+    /// Returns the profile of a started backend's device; `capacity` replaces the memory that the
+    /// device reports.
     pub fn of<B: TrainBackend>(device: &B::Device, capacity: Option<u64>) -> Self {
         let allocation = B::allocation(device);
         let heap = allocation == Allocation::Heap;
-        let program = match heap {
-            true => rehearsed::<B>(device),
-            false => 0,
-        };
+        let program = if heap { warm_process_bytes::<B>(device) } else { 0 };
         let available = B::available_memory_bytes(device);
         Self {
             name: device_name::<B>(device),
@@ -56,14 +55,14 @@ impl Profile {
         }
     }
 
-    /// A device with `memory` bytes that need not be here; nothing is started.
+    /// Returns the profile of a device with `memory` bytes that need not exist; nothing is started.
     pub fn assumed(kind: BackendKind, memory: u64) -> Self {
         let known = assumed(kind, memory);
         Self {
             name: format!("a device of {} for {kind}", Bytes(memory)),
             allocation: known.allocation,
             capacity: Some(memory),
-            program: known.in_process.then(known_process).unwrap_or(0),
+            program: known.in_process.then(assumed_process_bytes).unwrap_or(0),
             dtypes: known.dtypes,
             pass_tokens: known.pass_tokens,
             threads: threads(),
@@ -74,41 +73,41 @@ impl Profile {
         }
     }
 
-    /// The type that is computed in: see [`dtype::choose`].
+    /// Returns the compute type (see [`dtype::choose`]).
     pub fn dtype(&self, shape: &MistralConfig, config: &RunConfig) -> DType {
-        match config.model.use_peft {
-            false => DType::F32,
-            true => {
-                match config.model.dtype.dtype() {
-                    Some(wanted) if self.dtypes.contains(&wanted) => wanted,
-                    // Held in bf16, or refused when it is loaded.
-                    Some(_) => DType::F32,
-                    None => dtype::auto(shape, &self.dtypes),
-                }
+        if config.model.use_peft {
+            match config.model.dtype.dtype() {
+                Some(wanted) if self.dtypes.contains(&wanted) => wanted,
+                // Stored in bf16, or refused when the model is loaded.
+                Some(_) => DType::F32,
+                None => dtype::auto(shape, &self.dtypes),
             }
+        } else {
+            DType::F32
         }
     }
 
-    /// Whether matrices that are not packed are held in bf16 though nothing computes in it: where that is asked for, and
-    /// beside packed ones where they are stored so.
-    pub fn holds_halves(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
+    /// Returns whether matrices that are not quantized are stored in bf16 although the device
+    /// cannot compute in it: if the configuration asks for it, or if they accompany quantized
+    /// weights and the files store them in bf16.
+    pub fn stores_bf16(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
         let model = &config.model;
-        let asked = model.dtype.dtype() == Some(DType::BF16);
+        let requested = model.dtype.dtype() == Some(DType::BF16);
         let stored = shape.torch_dtype.as_deref() == Some("bfloat16");
-        let beside_packed = stored && quantization(shape, config).is_some();
-        let wanted = asked || beside_packed && self.dtype(shape, config) == DType::F32;
+        let stored_with_quantized = stored && quantization(shape, config).is_some();
+        let wanted = requested || stored_with_quantized && self.dtype(shape, config) == DType::F32;
         wanted && model.use_peft && !self.dtypes.contains(&DType::BF16)
     }
 
-    /// Whether memory is that of the process.
+    /// Returns whether the device's memory is that of the process.
     pub fn is_heap(&self) -> bool {
         self.allocation == Allocation::Heap
     }
 }
 
-/// Bytes the process holds once its code and threads have been used: a step of a very small model, and a product large
-/// enough for the buffers of its kernel.
-fn rehearsed<B: TrainBackend>(device: &B::Device) -> u64 {
+/// Returns the bytes the process holds once its code and threads have been used: after a step of a
+/// very small model and a GEMM large enough for the buffers of its kernel.
+fn warm_process_bytes<B: TrainBackend>(device: &B::Device) -> u64 {
     let options = BenchOptions {
         name: String::new(),
         shape: MistralConfig {
@@ -143,15 +142,16 @@ fn rehearsed<B: TrainBackend>(device: &B::Device) -> u64 {
         checkpointing: GradientCheckpointing::Off,
         peak_tflops: None,
     };
-    // Should it fail, so will the run, which says why.
+    // If it fails, the run fails too and reports why.
     let _ = probe::<B>(&options, Duration::ZERO, device);
     let [x, weight] = [128, 768].map(|rows| Tensor::<B, 2>::ones([rows, 512], device));
     let _ = B::frozen_linear(x, weight.into());
     B::peak_memory_bytes(device).unwrap_or(0)
 }
 
-/// What a program that has read its data holds, about, where it is not asked.
-fn known_process() -> u64 {
+/// Returns about how many bytes a process holds that has read its data, where they cannot be
+/// measured.
+fn assumed_process_bytes() -> u64 {
     40 << 20
 }
 

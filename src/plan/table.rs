@@ -1,7 +1,8 @@
-//! A plan for people, and as JSON.
+//! Prints a plan as a table or as JSON.
 
 use std::fmt;
 
+use burn::tensor::DType;
 use serde_json::{Map, Value, json};
 
 use super::fit::Change;
@@ -13,8 +14,9 @@ use super::{PassShape, Plan};
 use crate::data::lengths::SampleLengths;
 use crate::error::{Error, Result};
 use crate::model::limits;
+use crate::train::unsaved::unsaved_warning;
 
-/// A number of bytes for people: `3.21 GB`.
+/// A number of bytes that is displayed in decimal units, such as `3.21 GB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -31,7 +33,7 @@ impl fmt::Display for Bytes {
 /// Reads `8GB`, `7.5GiB`, `500MB` or a number of bytes.
 ///
 /// # Errors
-/// It is none of these, or nothing.
+/// `text` is none of these, or the size is zero.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let units = [
         ("gib", (1u64 << 30) as f64),
@@ -46,44 +48,55 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     let found = units.into_iter().find_map(|(unit, size)| Some((lower.strip_suffix(unit)?, size)));
     let number = found.and_then(|(number, size)| Some(number.trim().parse::<f64>().ok()? * size));
     match number {
+        Some(bytes)
+            if lower.parse::<f64>().is_ok() && (1.0..MIN_BYTES_WITHOUT_UNIT).contains(&bytes) =>
+        {
+            let problem = format!("`{text}` without a unit is {text} bytes");
+            let remedy = format!("give a unit, as {text}GB");
+            Err(Error::invalid("--device-memory", problem, remedy))
+        }
         Some(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
         _ => {
-            let problem = format!("`{text}` is no amount of memory");
+            let problem = format!("`{text}` is not an amount of memory");
             let remedy = "write it as 8GB, 7.5GiB or 500MB";
             Err(Error::invalid("--device-memory", problem, remedy))
         }
     }
 }
 
-/// Everything a plan says.
+/// Numbers without a unit below this are taken for gigabytes or megabytes whose unit is missing.
+const MIN_BYTES_WITHOUT_UNIT: f64 = 1e5;
+
+/// The report of a plan.
 #[derive(Clone, Debug)]
 pub struct Report<'a> {
-    /// What is planned.
+    /// The job that is planned.
     pub job: &'a Job,
-    /// For which device.
+    /// The device that it is planned for.
     pub profile: &'a Profile,
     /// The plan.
     pub plan: &'a Plan,
-    /// The most samples computed at once, and their tokens.
+    /// The largest number of samples that can be computed at once, and their tokens.
     pub largest: Option<(usize, usize)>,
-    /// What would make it fit, where it does not.
+    /// Changes that would make the run fit, if it does not.
     pub changes: &'a [Change],
-    /// The time, if measured.
+    /// The estimated time, if it was measured.
     pub timing: Option<Timing>,
 }
 
 impl Report<'_> {
-    /// One line for the start of a run: what weights are held in, and how much it will take.
+    /// Returns one line for the start of a run: how the weights are stored, and how much memory the
+    /// run needs.
     pub fn summary(&self) -> String {
         let total = Bytes(self.plan.total());
-        let of = match self.plan.capacity {
+        let available = match self.plan.capacity {
             Some(capacity) => format!(" of {}", Bytes(capacity)),
-            None => ", which this device does not say whether it has".to_string(),
+            None => ", and the device does not report how much it has".to_string(),
         };
-        format!("{} on {}; the run takes about {total}{of}", self.model(), self.profile.name)
+        format!("{} on {}; the run takes about {total}{available}", self.model(), self.profile.name)
     }
 
-    /// The table, line by line.
+    /// Returns the lines of the table.
     pub fn lines(&self) -> Vec<String> {
         let (job, plan) = (self.job, self.plan);
         let mut lines =
@@ -98,7 +111,7 @@ impl Report<'_> {
             }
         }
         let total = Bytes(plan.total()).to_string();
-        lines.push(format!("  {:<13}{total:>10}  at the most, in {}", "together", plan.moment));
+        lines.push(format!("  {:<13}{total:>10}  at the peak, in {}", "together", plan.peak_phase));
         if !self.profile.is_heap() {
             lines.push(
                 "  left out: what the driver takes for itself (its context, compiled kernels)"
@@ -118,10 +131,19 @@ impl Report<'_> {
         lines.extend(self.changes.iter().map(change_line));
         if let Some(timing) = &self.timing {
             lines.extend(timing_lines(timing, job));
+            lines.extend(self.unsaved(timing));
         }
         lines
     }
 
+    /// Returns the warning about a long run that writes no checkpoint before its end.
+    fn unsaved(&self, timing: &Timing) -> Option<String> {
+        let samples = self.job.train_samples().len();
+        let every = self.job.config.train.save_interval(samples);
+        unsaved_warning(every, timing.steps, timing.seconds / timing.steps.max(1) as f64)
+    }
+
+    /// Returns the word for `count` samples.
     fn noun(&self, count: usize) -> &'static str {
         match (self.job.sides(), count) {
             (2, 1) => "pair",
@@ -131,81 +153,87 @@ impl Report<'_> {
         }
     }
 
+    /// Returns the number of weights and how they are stored.
     fn model(&self) -> String {
         let weights: usize = crate::train::setup::weights(&self.job.shape);
-        let quantized = self.job.quantization.map(|packed| {
-            let double = match packed.double_quant {
-                true => ", double quantisation",
-                false => "",
-            };
-            format!("projections in {}{double}, the rest ", packed.name())
+        let quantized = self.job.quantization.map(|quantization| {
+            let double = if quantization.double_quant { ", double quantization" } else { "" };
+            format!("projections in {}{double}, the rest ", quantization.name())
         });
         let quantized = quantized.unwrap_or_default();
         let dtype = self.plan.dtype.name();
-        let held = match self.job.halves {
-            true => format!("bf16, computed in {dtype}"),
-            false => dtype.to_string(),
+        let requested = self.job.config.model.dtype.dtype() == Some(DType::BF16);
+        let storage = if !self.job.bf16_storage {
+            dtype.to_string()
+        } else if requested {
+            format!("bf16, computed in {dtype}")
+        } else {
+            format!("bf16 as in the files, computed in {dtype}")
         };
         let millions = weights as f64 / 1e6;
-        format!("{millions:.2} M weights, {quantized}in {held}")
+        format!("{millions:.2} M weights, {quantized}in {storage}")
     }
 
+    /// Returns the lengths of the samples and of the largest pass.
     fn samples(&self) -> String {
         let samples = self.job.train_samples();
         let PassShape { tokens, scored, .. } = self.plan.pass;
-        let lengths = match self.job.knows_samples() {
-            true => {
-                let packed: Vec<usize> = samples.iter().map(SampleLengths::packed).collect();
-                let mean = packed.iter().sum::<usize>() / packed.len().max(1);
-                let longest = packed.iter().max().copied().unwrap_or(0);
-                format!(
-                    "{} {} of {}, {mean} tokens in the mean, {longest} the longest",
-                    samples.len(),
-                    self.noun(samples.len()),
-                    self.job.config.data.train_file.display()
-                )
-            }
-            false => format!(
-                "lengths not known: as if every {} had sequences of max_length = {} tokens",
+        let lengths = if self.job.knows_samples() {
+            let packed: Vec<usize> = samples.iter().map(SampleLengths::packed).collect();
+            let mean = packed.iter().sum::<usize>() / packed.len().max(1);
+            let longest = packed.iter().max().copied().unwrap_or(0);
+            format!(
+                "{} {} of {}, {mean} tokens on average, {longest} in the longest",
+                samples.len(),
+                self.noun(samples.len()),
+                self.job.config.data.train_file.display()
+            )
+        } else {
+            format!(
+                "lengths unknown: as if every {} had sequences of max_length = {} tokens",
                 self.noun(1),
                 self.job.config.data.max_length
-            ),
+            )
         };
         format!("{lengths}; the largest pass: {tokens} tokens, {scored} of them scored")
     }
 
+    /// Returns the remark that follows the bytes of a category.
     fn note(&self, category: Category) -> String {
         let plan = self.plan;
         match category {
             Category::Program => "the program, its tokenizer, the data".into(),
             Category::Activations => {
-                let [kept, input] = plan.block_bytes.map(Bytes);
+                let (kept, input) = (Bytes(plan.block_bytes), Bytes(plan.block_input_bytes));
                 format!(
-                    "{} of {} blocks keep theirs, {kept} each; the others {input}, and compute again",
+                    "{} of {} blocks keep theirs, {kept} each; the others keep {input} and recompute the rest",
                     plan.kept_blocks, plan.blocks
                 )
             }
             Category::Adapter => {
-                let count: usize = self.job.trained().iter().sum();
+                let count: usize = self.job.trained_sizes().iter().sum();
                 format!("{:.2} M trained weights", count as f64 / 1e6)
             }
-            Category::Unused => "held by the allocator between the others".into(),
+            Category::Unused => "reserved by the allocator beyond the rest".into(),
             _ => String::new(),
         }
     }
 
+    /// Returns whether the run fits, as a sentence.
     fn verdict(&self) -> String {
         let plan = self.plan;
         if let Some(long) = &plan.too_long {
             return format!(
-                "does not fit: {} takes {}, and this device at most {} in one piece",
-                long.what,
+                "does not fit: {} takes {}, and this device holds at most {} in one buffer",
+                long.tensor,
                 Bytes(long.bytes),
                 Bytes(long.limit)
             );
         }
         match plan.capacity {
-            None => "this device does not tell how much memory it has: give --device-memory".into(),
+            None => {
+                "this device does not report how much memory it has: set --device-memory".into()
+            }
             Some(capacity) if plan.total() <= capacity => {
                 format!("fits into {}", Bytes(capacity))
             }
@@ -217,7 +245,7 @@ impl Report<'_> {
         }
     }
 
-    /// The same as one object.
+    /// Returns the report as a JSON object.
     pub fn json(&self) -> Value {
         let plan = self.plan;
         let table = plan.table.iter();
@@ -238,8 +266,8 @@ impl Report<'_> {
                 "steps": timing.steps,
                 "seconds": timing.seconds,
                 "flop_per_second": timing.flop_per_second,
-                "measured_layers": timing.measured.0,
-                "measured_tokens": timing.measured.1,
+                "measured_layers": timing.measured_layers,
+                "measured_tokens": timing.measured_tokens,
             })
         });
         json!({
@@ -250,37 +278,38 @@ impl Report<'_> {
             "total_bytes": plan.total(),
             "capacity_bytes": plan.capacity,
             "fits": plan.fits(),
-            "moment": plan.moment,
+            "moment": plan.peak_phase,
             "lengths": if self.job.knows_samples() { "data" } else { "max_length" },
             "pass_tokens": plan.pass.tokens,
             "passes_a_step": plan.passes,
             "kept_blocks": plan.kept_blocks,
             "blocks": plan.blocks,
-            "block_bytes": plan.block_bytes[0],
+            "block_bytes": plan.block_bytes,
             "largest_batch": self.largest.map(|(count, _)| count),
             "largest_pass_tokens": self.largest.map(|(_, tokens)| tokens),
             "too_long": plan.too_long.as_ref().map(|long| json!({
-                "what": long.what, "bytes": long.bytes, "limit": long.limit,
+                "what": long.tensor, "bytes": long.bytes, "limit": long.limit,
             })),
             "changes": changes.collect::<Vec<_>>(),
             "timing": timing,
         })
     }
 
-    /// The refusal of a run that does not fit, with what would make it fit.
+    /// Returns the error of a run that does not fit, whose remedy lists the changes that would make
+    /// it fit.
     pub fn refusal(&self) -> Error {
         let changes: Vec<String> = self.changes.iter().map(change_line).collect();
-        let remedy = match changes.is_empty() {
-            true if self.plan.too_long.is_some() => limits::REMEDY.to_string(),
-            true => {
-                "nothing this program can change makes it fit: take a smaller model or a larger \
-                     device; --ignore-plan starts anyway"
-                    .to_string()
-            }
-            false => format!(
-                "start it with one of these, or with --ignore-plan:\n{}",
+        let remedy = if !changes.is_empty() {
+            format!(
+                "start it with one of these changes, or anyway with --ignore-plan:\n{}",
                 changes.join("\n")
-            ),
+            )
+        } else if self.plan.too_long.is_some() {
+            limits::REMEDY.to_string()
+        } else {
+            "no change this program knows makes it fit: use a smaller model or a larger device, \
+             or start it anyway with --ignore-plan"
+                .to_string()
         };
         let total = Bytes(self.plan.total());
         Error::invalid(
@@ -291,11 +320,12 @@ impl Report<'_> {
     }
 }
 
+/// Returns the line that proposes a change.
 fn change_line(change: &Change) -> String {
     let settings: Vec<String> =
         change.settings.iter().map(|setting| format!("--set {setting}")).collect();
     format!(
-        "    {}  takes {}, {:.2} times the time a step, {}",
+        "    {}  takes {}, {:.2} times the time per step, {}",
         settings.join(" "),
         Bytes(change.plan.total()),
         change.time,
@@ -303,27 +333,30 @@ fn change_line(change: &Change) -> String {
     )
 }
 
+/// Returns the lines about the time of the run.
 fn timing_lines(timing: &Timing, job: &Job) -> Vec<String> {
-    let (layers, tokens) = timing.measured;
-    let known = match timing.seconds_per_known_step < timing.seconds_per_step {
-        true => format!(", {:.2} s once the reference is known", timing.seconds_per_known_step),
-        false => String::new(),
+    let (layers, tokens) = (timing.measured_layers, timing.measured_tokens);
+    let known = if timing.seconds_per_known_step < timing.seconds_per_step {
+        format!(", {:.2} s once the reference is known", timing.seconds_per_known_step)
+    } else {
+        String::new()
     };
     vec![
         format!(
-            "about {:.2} s a step{known}; {} to the end of {} steps, evaluation and checkpoints apart",
+            "about {:.2} s per step{known}; {} to the end of {} steps, without evaluation and checkpoints",
             timing.seconds_per_step,
             duration(timing.seconds),
             timing.steps
         ),
         format!(
-            "    from {layers} of {} layers timed with {tokens} tokens: {:.1} GFLOP/s",
+            "    estimated from {layers} of {} layers, timed with {tokens} tokens: {:.1} GFLOP/s",
             job.shape.num_hidden_layers,
             timing.flop_per_second / 1e9
         ),
     ]
 }
 
+/// Formats a duration in the unit that suits it.
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),

@@ -11,7 +11,7 @@ use crate::plan::fit::Effect;
 
 const CARD: u64 = 8_000_000_000;
 
-fn nothing() -> Samples {
+fn no_samples() -> Samples {
     Samples { train: Vec::new(), eval: Vec::new() }
 }
 
@@ -23,10 +23,11 @@ fn quantized() -> RunConfig {
 }
 
 fn job(shape: &MistralConfig, config: &RunConfig, profile: &Profile) -> Job {
-    Job::new(shape, config, &nothing(), profile).unwrap()
+    Job::new(shape, config, &no_samples(), profile).unwrap()
 }
 
-/// One layer of width 8 with two heads of 4 on one key head, 12 inside the MLP, 2,000 tokens in the vocabulary.
+/// One layer of width 8 with two query heads and one key head of 4, 12 inside the MLP, and a
+/// vocabulary of 2,000.
 fn small() -> MistralConfig {
     let text = r#"{"model_type": "mistral", "vocab_size": 2000, "hidden_size": 8, "intermediate_size": 12,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -34,7 +35,7 @@ fn small() -> MistralConfig {
     MistralConfig::parse(text, Path::new("config.json")).unwrap()
 }
 
-/// The CPU with nothing taken and one thread.
+/// A CPU with one thread of which nothing is in use.
 fn cpu(capacity: Option<u64>) -> Profile {
     Profile {
         name: "a CPU".into(),
@@ -48,21 +49,22 @@ fn cpu(capacity: Option<u64>) -> Profile {
     }
 }
 
-/// On a CPU, which computes in f32 alone, matrices take two bytes a value where bf16 is asked for, and beside packed ones
-/// where they are stored so; norms and activations are f32.
+/// On a CPU, which computes only in f32, matrices take two bytes per value if bf16 is requested, or
+/// if they accompany quantized weights and are stored in bf16; norms and activations are f32.
 #[test]
-fn bf16_is_held_where_nothing_computes_in_it() {
+fn bf16_is_stored_where_the_device_cannot_compute_in_it() {
     let shape = MistralConfig { torch_dtype: Some("bfloat16".into()), ..small() };
     let mut config = RunConfig::default();
     config.model.dtype = ModelDtype::Bf16;
-    let held = job(&shape, &config, &cpu(None));
-    assert_eq!(held.dtype, DType::F32);
-    // Embedding and head, queries and what comes of them, keys and values, three of the MLP; three norms.
+    let bf16_job = job(&shape, &config, &cpu(None));
+    assert_eq!(bf16_job.dtype, DType::F32);
+    // Embedding and head, query and output projection, keys and values, three of the MLP; three
+    // norms.
     let matrices = 2 * 2000 * 8 + 2 * 8 * 8 + 2 * 4 * 8 + 3 * 12 * 8;
-    assert_eq!(held.model_bytes(), 2 * matrices + 4 * 3 * 8);
+    assert_eq!(bf16_job.model_bytes(), 2 * matrices + 4 * 3 * 8);
     let auto = job(&shape, &RunConfig::default(), &cpu(None));
     assert_eq!(auto.model_bytes(), 4 * matrices + 4 * 3 * 8);
-    // 480 values in half bytes, with a scale for each 64 of each of seven matrices.
+    // 480 values of half a byte, with one scale per 64 values of each of seven matrices.
     let mut config = RunConfig::default();
     config.model.quantization = Quantization::Nf4;
     let packed = job(&shape, &config, &cpu(None));
@@ -70,9 +72,10 @@ fn bf16_is_held_where_nothing_computes_in_it() {
     assert_eq!(packed.model_bytes(), 480 / 2 + scales + 2 * 2 * 2000 * 8 + 4 * 3 * 8);
 }
 
-/// A folder that is packed already takes what it takes when it is packed on the way in, and cannot be packed otherwise.
+/// A quantized folder takes the same bytes as one that is quantized while it is loaded, and cannot
+/// be quantized otherwise.
 #[test]
-fn a_packed_folder_is_planned_as_it_is_stored() {
+fn a_quantized_folder_is_planned_as_it_is_stored() {
     let floats =
         MistralConfig { torch_dtype: Some("bfloat16".into()), ..shape("mistral-7b").unwrap() };
     let stored = MistralConfig { quantization: quantized().model.quantize(), ..floats.clone() };
@@ -85,21 +88,22 @@ fn a_packed_folder_is_planned_as_it_is_stored() {
             assert_eq!(on(&profile, &stored, &config), packed);
         }
     }
-    // The rest in bf16 because that is asked for, not because it is stored so.
+    // The rest is bf16 because the configuration requests it, not because it is stored so.
     let mut bf16 = RunConfig::default();
     bf16.model.dtype = ModelDtype::Bf16;
     let others_in_f32 = MistralConfig { torch_dtype: None, ..stored.clone() };
-    let asked = on(&cpu(None), &others_in_f32, &bf16);
-    assert_eq!(asked, on(&cpu(None), &floats, &quantized()));
+    let requested = on(&cpu(None), &others_in_f32, &bf16);
+    assert_eq!(requested, on(&cpu(None), &floats, &quantized()));
 
     let profile = Profile::assumed(BackendKind::Wgpu, CARD);
-    let changes = changes(&stored, &RunConfig::default(), &nothing(), &profile).unwrap();
+    let changes = changes(&stored, &RunConfig::default(), &no_samples(), &profile).unwrap();
     let settings: Vec<_> = changes.iter().flat_map(|change| &change.settings).collect();
     assert!(!settings.is_empty());
     assert!(!settings.iter().any(|setting| setting.contains("quant")), "{settings:?}");
 }
 
-/// What the whole is for: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens a side, one a pass.
+/// The main use: 4-bit Mistral-7B on a card with 8 GB, pairs of 1,024 tokens per side, one per
+/// pass.
 #[test]
 fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     let shape = shape("mistral-7b").unwrap();
@@ -108,8 +112,8 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     config.train.max_tokens_per_pass = Some(2048);
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     assert_eq!(plan.dtype, DType::F16);
-    // 32 layers of 218,103,808 weights in half bytes, a byte for each 64 of them and 4 for each 256 of those; embedding, head
-    // and 65 norms in f16.
+    // 32 layers of 218,103,808 weights of half a byte, one byte per 64 weights and 4 bytes per 256
+    // of those; embedding, head and 65 norms in f16.
     let projections = 32 * 218_103_808u64;
     let scales = projections / 64 + 4 * (projections / 64 / 256);
     let others = 2 * (2 * 32_000 * 4096 + 65 * 4096);
@@ -120,18 +124,18 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     assert_eq!(plan.table[&Category::Optimizer], 2 * adapter);
     assert_eq!(plan.fits(), Some(true), "{:?}", plan.table);
     assert!(plan.total() > 4_500_000_000, "{:?}", plan.table);
-    // A pair at a time: two sides of 1,023 tokens, of which they share one.
+    // One pair at a time: two sides of 1,023 tokens that share one.
     assert_eq!((plan.pass.tokens, plan.passes), (2 * 1023 - 1, 4));
 }
 
 #[test]
-fn what_does_not_fit_comes_with_changes_that_do() {
+fn a_plan_that_does_not_fit_proposes_changes_that_do() {
     let shape = shape("mistral-7b").unwrap();
     let profile = Profile::assumed(BackendKind::Wgpu, CARD);
     let config = RunConfig::default();
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     assert_eq!(plan.fits(), Some(false));
-    let changes = changes(&shape, &config, &nothing(), &profile).unwrap();
+    let changes = changes(&shape, &config, &no_samples(), &profile).unwrap();
     assert!((1..=3).contains(&changes.len()));
     for change in &changes {
         assert_eq!(change.plan.fits(), Some(true), "{change:?}");
@@ -141,13 +145,13 @@ fn what_does_not_fit_comes_with_changes_that_do() {
     assert_eq!(changes[0].effect, Effect::Rounding);
 }
 
-/// Changes that leave the result come first, and the value proposed is the largest that fits.
+/// Changes that keep the trained weights come first, and a proposed value is the largest that fits.
 #[test]
-fn the_cheapest_change_leaves_the_result() {
+fn the_cheapest_change_keeps_the_trained_weights() {
     let (shape, mut config) = (shape("mistral-7b").unwrap(), quantized());
     config.train.gradient_checkpointing = GradientCheckpointing::Off;
     let profile = Profile::assumed(BackendKind::Wgpu, 12_000_000_000);
-    let changes = changes(&shape, &config, &nothing(), &profile).unwrap();
+    let changes = changes(&shape, &config, &no_samples(), &profile).unwrap();
     assert_eq!(changes[0].settings, ["train.gradient_checkpointing=true"], "{changes:#?}");
     assert_eq!(changes[0].effect, Effect::None);
     assert!(changes[0].time > 1.2 && changes[0].time < 1.5);
@@ -155,28 +159,29 @@ fn the_cheapest_change_leaves_the_result() {
 }
 
 #[test]
-fn the_largest_batch_is_the_largest() {
+fn one_sample_more_than_the_largest_batch_does_not_fit() {
     let shape = shape("mistral-7b").unwrap();
     let profile = Profile::assumed(BackendKind::Cuda, 40_000_000_000);
     let job = job(&shape, &RunConfig::default(), &profile);
     let (count, tokens) = largest_batch(&job, &profile).unwrap();
-    let of = |count: usize| {
+    let fits = |count: usize| {
         let samples = vec![SampleLengths::longest(1024, 2); count];
-        Plan::of_pass(&job, &profile, PassShape::of(&samples), 1).fits()
+        Plan::for_pass(&job, &profile, PassShape::of(&samples), 1).fits()
     };
     assert_eq!(tokens, count * (2 * 1023 - 1));
-    assert_eq!((of(count), of(count + 1)), (Some(true), Some(false)));
+    assert_eq!((fits(count), fits(count + 1)), (Some(true), Some(false)));
     assert_eq!(largest_batch(&job, &cpu(None)), None);
 }
 
-/// A pass of 3 pairs on one layer, operation by operation.
+/// Compares a pass of 3 pairs on one layer with bytes counted by hand, operation by operation.
 #[test]
-fn a_small_run_is_what_it_is_by_hand() {
+fn a_small_run_matches_bytes_counted_by_hand() {
     let (shape, mut config) = (small(), RunConfig::default());
     config.lora.r = 2;
     config.train.gradient_accumulation_steps = 3;
     let side = |tokens| SideLengths { tokens, completion_start: 3 };
-    // Of 5 and 6 tokens, 3 shared: rows of 3 + 1 + 2, scored 2 and 3, predicted by tokens 2; 3; 3, 4.
+    // 5 and 6 tokens of which 3 are shared: rows of 3 + 1 + 2, 2 and 3 scored, predicted by tokens
+    // 2; 3; 3, 4.
     let pair = SampleLengths { shared: 3, sides: vec![side(5), side(6)] };
     assert_eq!((pair.packed(), pair.scored(), pair.predicting()), (6, 5, 4));
     let samples = Samples { train: vec![pair; 3], eval: Vec::new() };
@@ -190,50 +195,54 @@ fn a_small_run_is_what_it_is_by_hand() {
     assert_eq!(plan.table[&Category::Weights], 4 * weights);
     // Rank 2 on q and v: 2 x 8 and 8 x 2, 2 x 8 and 4 x 2.
     assert_eq!(plan.table[&Category::Adapter], 4 * (16 + 16 + 16 + 8));
-    // Input, between, normed input of q, k, v; those, and attention's; gate and up.
-    assert_eq!(plan.block_bytes[0], 4 * 18 * (8 + 8 + 8 + 16 + 8 + 24));
-    assert_eq!(plan.block_bytes[1], 4 * 18 * 8);
-    assert_eq!(plan.moment, "the head");
-    // 16 in full rows: x, its norm, queries, keys and values, `x A^T` of rank 4; of those wanted: between, gate and up, the
-    // top.
+    // The input, the residual after attention, the normed input, queries with keys and values, the
+    // output of attention, gate and up.
+    assert_eq!(plan.block_bytes, 4 * 18 * (8 + 8 + 8 + 16 + 8 + 24));
+    assert_eq!(plan.block_input_bytes, 4 * 18 * 8);
+    assert_eq!(plan.peak_phase, "the head");
+    // 18 rows of x, its norm, queries with keys and values, `x A^T` of rank 4; 12 rows of the
+    // residual after attention, gate and up, and the output.
     let kept = 18 * (8 + 8 + 16 + 4) + 12 * (8 + 24 + 8);
-    assert_eq!(plan.table[&Category::Activations] + held(&plan, Category::Workspace), 4 * kept);
-    // What attention made of the rows wanted, and the sum of each head.
+    assert_eq!(
+        plan.table[&Category::Activations] + category_bytes(&plan, Category::Workspace),
+        4 * kept
+    );
+    // The output of attention in the selected rows, and one log-sum-exp per head.
     assert_eq!(plan.table[&Category::Attention], 4 * 12 * (8 + 2));
-    // Logits of 15 rows, their states and slopes, four columns.
+    // Logits of 15 rows, their states and gradients, four columns.
     assert_eq!(plan.table[&Category::Head], 4 * 15 * (2000 + 8 + 8 + 4));
 }
 
-fn held(plan: &Plan, category: Category) -> u64 {
+fn category_bytes(plan: &Plan, category: Category) -> u64 {
     plan.table.get(&category).copied().unwrap_or(0)
 }
 
 #[test]
-fn what_is_too_long_for_the_device_is_named() {
+fn a_tensor_beyond_the_buffer_limit_is_named() {
     let (shape, config) = (shape("mistral-7b").unwrap(), RunConfig::default());
     let mut profile = Profile::assumed(BackendKind::Wgpu, 80_000_000_000);
     profile.dtypes = vec![DType::F32];
     assert_eq!(Plan::new(&job(&shape, &config, &profile), &profile).too_long, None);
     profile.largest_tensor = Some(128 << 20);
     let mut config = config;
-    // A pair of 1024 would be too long as well.
+    // A pair of 1024 tokens would exceed the limit too.
     config.data.max_length = 512;
-    // Frozen matrices are cut.
+    // Frozen matrices are split.
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     assert_eq!(plan.too_long, None);
-    // The embedding in four pieces, and so the head; gate, up and down in two.
+    // Embedding and head in four pieces each; gate, up and down in two.
     let cut = job(&shape, &config, &profile);
     let whole = 3 + 32 * 9 + 1 + 1;
     assert_eq!(cut.weight_bytes().len(), whole - 1 + 3 + 3 + 32 * 3 - 1);
     assert_eq!(cut.model_bytes(), 4 * 7_241_732_096);
-    // Those that are trained are not.
+    // Trained matrices are not split.
     config.model.use_peft = false;
     let plan = Plan::new(&job(&shape, &config, &profile), &profile);
     let long = plan.too_long.clone().unwrap();
-    assert!(long.what.contains("lm_head") || long.what.contains("embed_tokens"));
+    assert!(long.tensor.contains("lm_head") || long.tensor.contains("embed_tokens"));
     assert_eq!(long.bytes, 4 * 32_000 * 4096);
     assert_eq!(plan.fits(), Some(false));
-    // Passes are made as short as the device needs: gate and up of a token take 114,688 bytes.
+    // Passes are as short as the device requires: gate and up of one token take 114,688 bytes.
     assert_eq!(plan.pass_tokens, (128 << 20) / 114_688);
 }
 
@@ -249,7 +258,9 @@ fn sizes_are_read_in_every_unit() {
     ] {
         assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
     }
-    for text in ["", "GB", "-1GB", "8TB", "eight", "0", "nan"] {
+    let error = parse_bytes("8").unwrap_err().to_string();
+    assert!(error.contains("is 8 bytes") && error.contains("8GB"), "{error}");
+    for text in ["8000", "", "GB", "-1GB", "8TB", "eight", "0", "nan"] {
         assert!(parse_bytes(text).is_err(), "{text}");
     }
 }

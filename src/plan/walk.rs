@@ -1,20 +1,21 @@
-//! A run, walked through without computing: what is taken and given back, in the order in which
-//! [`crate::train::gradient`] and the learners do it, so that the worst moment is where it is in the run.
+//! Simulates a run without computing: allocations and frees happen in the same order as in
+//! [`crate::train::gradient`] and the learners, so that the peak occurs where it does in the run.
 //!
-//! Operations are in [`super::operations`]; here is what is kept between them.
+//! [`super::operations`] simulates the operations; this file simulates the buffers between them.
 
 use super::blocks::Block;
 use super::job::Job;
 use super::layers::Layer;
-use super::memory::{Category, Held, Memory, Table};
+use super::memory::{Buffer, Category, Memory, Table};
 use super::operations::Operations;
 use super::passes::PassShape;
 use super::profile::Profile;
 
-/// Logits alive at once where the head is trained: see `head_gradient` in the backends.
+/// The largest number of logits that exist at once while the head is trained (see `head_gradient`
+/// in the backends).
 const HEAD_LOGITS: usize = 1 << 23;
 
-/// Walks through a run; its bytes by category at the worst moment, and what happens then.
+/// Simulates a run; returns the bytes by category at the peak, and the phase in which it occurs.
 pub(super) fn walk(
     job: &Job,
     profile: &Profile,
@@ -30,38 +31,41 @@ pub(super) fn walk(
     };
     walk.load(profile);
     if let Some(pass) = job.precomputed_pass() {
-        walk.memory.moment("computing the reference beforehand");
+        walk.memory.set_phase("computing the reference beforehand");
         walk.reference(pass);
     }
     let mut moments = Vec::new();
-    // From the second step on the moments are there, and a model trained whole differs from its reference.
+    // In the second step the optimizer's moments exist, and a fully trained model differs from its
+    // reference.
     for step in 0..2 {
         let grads = walk.gradients(pass, passes);
         walk.optimizer(grads, &mut moments);
         if step == 0 && job.copies_reference() {
-            for count in job.trained() {
-                walk.memory.hold(Category::Reference, 4 * count);
+            for count in job.trained_sizes() {
+                walk.memory.allocate_for_run(Category::Reference, 4 * count);
             }
         }
     }
     if let Some(pass) = job.eval_pass(profile) {
-        walk.memory.moment("evaluating held-out samples");
+        walk.memory.set_phase("evaluating held-out samples");
         walk.evaluate(pass);
     }
     walk.checkpoint();
-    walk.memory.worst()
+    walk.memory.peak()
 }
 
 pub(super) struct Walk<'a> {
+    /// The state of a simulated run.
     pub(super) job: &'a Job,
     pub(super) memory: Memory,
     heap: bool,
     threads: usize,
-    /// Upper blocks that keep their activations.
+    /// Number of upper blocks that keep their activations.
     keep: usize,
 }
 
 impl Walk<'_> {
+    /// Returns the operations on `rows` rows, whose queries attend to at most `longest` tokens.
     pub(super) fn rows(&mut self, rows: usize, longest: usize) -> Operations<'_> {
         Operations {
             memory: &mut self.memory,
@@ -73,35 +77,37 @@ impl Walk<'_> {
         }
     }
 
-    /// Bytes of `rows` of `columns` activations.
+    /// Returns the bytes of `rows` rows of `columns` activations.
     pub(super) fn bytes(&self, rows: usize, columns: usize) -> usize {
         rows * columns * self.job.size()
     }
 
+    /// Simulates loading the model.
     fn load(&mut self, profile: &Profile) {
         let job = self.job;
-        self.memory.moment("loading");
-        self.memory.keep(Category::Program, profile.program as usize);
+        self.memory.set_phase("loading");
+        self.memory.allocate_persistent(Category::Program, profile.program as usize);
         for bytes in job.weight_bytes() {
-            self.memory.keep(Category::Weights, bytes);
+            self.memory.allocate_persistent(Category::Weights, bytes);
         }
         if !job.trains_all() {
-            for count in job.trained() {
-                self.memory.hold(Category::Adapter, 4 * count);
+            for count in job.trained_sizes() {
+                self.memory.allocate_for_run(Category::Adapter, 4 * count);
             }
         }
         let angles = job.shape.max_position_embeddings * job.shape.head_dim();
-        self.memory.hold(Category::Tables, 2 * angles);
-        self.memory.hold(Category::Tables, 2 * angles);
-        // Packed weights are multiplied from a tile on the CPU; elsewhere the largest is unpacked in one place.
-        if (job.is_quantized() || job.halves) && !self.heap {
+        self.memory.allocate_for_run(Category::Tables, 2 * angles);
+        self.memory.allocate_for_run(Category::Tables, 2 * angles);
+        // The CPU dequantizes weights tile by tile; other devices dequantize the largest one into a
+        // single buffer.
+        if (job.is_quantized() || job.bf16_storage) && !self.heap {
             let scratch = job.largest_projection() * job.size();
-            self.memory.hold(Category::Workspace, scratch);
+            self.memory.allocate_for_run(Category::Workspace, scratch);
         }
     }
 
-    /// Ids, ranges and angles of a pass.
-    fn tables(&mut self, pass: PassShape) -> Vec<Held> {
+    /// Allocates the token ids, attention ranges and rotary angles of a pass.
+    fn tables(&mut self, pass: PassShape) -> Vec<Buffer> {
         let int = if self.heap { 8 } else { 4 };
         let half = self.job.shape.head_dim() / 2;
         let counts = [
@@ -112,200 +118,199 @@ impl Walk<'_> {
             4 * pass.tokens * half,
             3 * pass.scored * int,
         ];
-        let taken = counts.map(|bytes| self.memory.take(Category::Tables, bytes));
-        taken.to_vec()
+        let buffers = counts.map(|bytes| self.memory.allocate(Category::Tables, bytes));
+        buffers.to_vec()
     }
 
-    /// The forward pass of the reference.
+    /// Simulates the forward pass of the reference.
     fn reference(&mut self, pass: PassShape) {
         let tables = self.tables(pass);
         self.score(pass, false);
-        self.memory.give_all(tables);
+        self.memory.free_all(tables);
     }
 
-    /// Policy, then reference.
+    /// Simulates the evaluation of the policy, then of the reference.
     fn evaluate(&mut self, pass: PassShape) {
         let tables = self.tables(pass);
         self.score(pass, true);
         self.score(pass, false);
-        self.memory.give_all(tables);
+        self.memory.free_all(tables);
     }
 
-    /// A forward pass without a graph.
+    /// Simulates a forward pass without a graph.
     fn score(&mut self, pass: PassShape, with_branches: bool) {
         let width = self.job.shape.hidden_size;
         let bytes = self.bytes(pass.tokens, width);
-        let mut x = self.memory.take(Category::Activations, bytes);
+        let mut x = self.memory.allocate(Category::Activations, bytes);
         for index in 0..self.job.layers.len() {
             let layer = self.layer(index, with_branches);
-            x = self.plain_block(&layer, x, pass, index, false);
+            x = self.block_without_graph(&layer, x, pass, index, false);
         }
         let bytes = self.bytes(pass.queries, width);
-        let normed = self.memory.take(Category::Head, bytes);
-        self.memory.give(x);
-        let slopes = self.rows(pass.scored, 0).head(normed, false);
-        self.memory.give_all(slopes);
+        let normed = self.memory.allocate(Category::Head, bytes);
+        self.memory.free(x);
+        let state_grads = self.rows(pass.scored, 0).head(normed, false);
+        self.memory.free_all(state_grads);
     }
 
+    /// Returns a layer, either with or without its LoRA branches.
     pub(super) fn layer(&self, index: usize, with_branches: bool) -> Layer {
         let layer = &self.job.layers[index];
-        match with_branches {
-            true => layer.clone(),
-            false => Layer {
+        if with_branches {
+            layer.clone()
+        } else {
+            Layer {
                 qkv: layer.qkv.bare(),
                 o: layer.o.bare(),
                 gate_up: layer.gate_up.bare(),
                 down: layer.down.bare(),
-            },
+            }
         }
     }
 
-    /// Rows that block `index` gives: of the last, those that are wanted.
+    /// Returns how many rows block `index` outputs: the last block outputs only those whose hidden
+    /// states are needed.
     pub(super) fn rows_after(&self, index: usize, pass: PassShape) -> usize {
-        match index + 1 == self.job.layers.len() {
-            true => pass.queries,
-            false => pass.tokens,
-        }
+        if index + 1 == self.job.layers.len() { pass.queries } else { pass.tokens }
     }
 
-    /// Forward and backward of the largest pass, as often as it makes a difference; the gradients.
-    fn gradients(&mut self, pass: PassShape, passes: usize) -> Vec<Held> {
-        let mut sum: Vec<Held> = Vec::new();
+    /// Simulates forward and backward of the largest pass, twice if a step has several; returns the
+    /// gradients.
+    fn gradients(&mut self, pass: PassShape, passes: usize) -> Vec<Buffer> {
+        let mut sum: Vec<Buffer> = Vec::new();
         for _ in 0..passes.min(2) {
             let grads = self.one_pass(pass);
             if sum.is_empty() {
                 sum = grads;
                 continue;
             }
-            // Each sum takes the place of one of the two.
-            self.memory.give_all(grads);
+            // The sum overwrites one of the two.
+            self.memory.free_all(grads);
         }
         sum
     }
 
-    fn one_pass(&mut self, pass: PassShape) -> Vec<Held> {
+    /// Simulates the reference's forward pass, then forward and backward of the policy.
+    fn one_pass(&mut self, pass: PassShape) -> Vec<Buffer> {
         let tables = self.tables(pass);
         if self.job.sides() == 2 {
-            self.memory.moment("the reference's forward pass");
+            self.memory.set_phase("the reference's forward pass");
             self.score(pass, false);
         }
-        self.memory.moment("the forward pass");
+        self.memory.set_phase("the forward pass");
         let layers = self.job.layers.len();
         let width = self.job.shape.hidden_size;
         let bytes = self.bytes(pass.tokens, width);
-        let mut x = self.memory.take(Category::Activations, bytes);
+        let mut x = self.memory.allocate(Category::Activations, bytes);
         let mut blocks = Vec::new();
         for index in 0..layers {
             let (block, y) = if index < layers - self.keep.min(layers) {
                 let layer = self.layer(index, true);
-                let y = self.plain_block(&layer, x, pass, index, true);
-                self.memory.recount(y, Category::Activations);
+                let y = self.block_without_graph(&layer, x, pass, index, true);
+                self.memory.recategorize(y, Category::Activations);
                 (Block::Input(x), y)
             } else {
-                let (kept, y) = self.kept_block(x, pass, index);
-                self.memory.recount(y, Category::Activations);
-                (Block::Kept(Box::new(kept)), y)
+                let (saved, y) = self.block_with_graph(x, pass, index);
+                self.memory.recategorize(y, Category::Activations);
+                (Block::Activations(Box::new(saved)), y)
             };
             blocks.push(block);
             x = y;
         }
-        let mut above = self.loss(x, pass);
-        let mut grads = self.of_head(pass.scored);
+        let mut d_y = self.loss(x, pass);
+        let mut grads = self.head_gradients(pass.scored);
         for (index, block) in blocks.into_iter().enumerate().rev() {
-            let kept = match block {
-                Block::Kept(kept) => {
-                    self.memory.moment("the backward pass");
-                    *kept
+            let saved = match block {
+                Block::Activations(saved) => {
+                    self.memory.set_phase("the backward pass");
+                    *saved
                 }
                 Block::Input(x) => {
-                    self.memory.moment("computing a block again");
-                    let (kept, y) = self.kept_block(x, pass, index);
-                    self.memory.give(y);
-                    kept
+                    self.memory.set_phase("recomputing a block");
+                    let (saved, y) = self.block_with_graph(x, pass, index);
+                    self.memory.free(y);
+                    saved
                 }
             };
-            above = self.backward(kept, above, pass, index, &mut grads);
+            d_y = self.backward(saved, d_y, pass, index, &mut grads);
         }
         if self.job.trains_all() {
             let rows = 4 * self.job.shape.vocab_size * width;
-            self.memory.pass_by(Category::Workspace, rows);
-            grads.push(self.memory.take(Category::Gradients, rows));
+            self.memory.allocate_scratch(Category::Workspace, rows);
+            grads.push(self.memory.allocate(Category::Gradients, rows));
         }
-        self.memory.give_all(tables.into_iter().chain([above]));
+        self.memory.free_all(tables.into_iter().chain([d_y]));
         grads
     }
 
-    /// The head and its backward: from the hidden states at the top to their gradient.
-    fn loss(&mut self, top: Held, pass: PassShape) -> Held {
-        self.memory.moment("the head");
+    /// Simulates the head and its backward pass; returns the gradient of the hidden states.
+    fn loss(&mut self, top: Buffer, pass: PassShape) -> Buffer {
+        self.memory.set_phase("the head");
         let bytes = self.bytes(pass.queries, self.job.shape.hidden_size);
-        let normed = self.memory.take(Category::Head, bytes);
+        let normed = self.memory.allocate(Category::Head, bytes);
         let mut head = self.rows(pass.scored, 0);
-        let slopes = head.head(normed, true);
+        let state_grads = head.head(normed, true);
         if self.job.trains_all() {
             let scored = self.bytes(pass.scored, self.job.shape.hidden_size);
-            self.memory.pass_by(Category::Head, scored);
+            self.memory.allocate_scratch(Category::Head, scored);
         }
-        // Of the scored rows, then of all that are wanted.
+        // Gradients of the scored rows, then of all rows that block outputs.
         let scored = self.bytes(pass.scored, self.job.shape.hidden_size);
-        let of_scored = self.memory.take(Category::Head, scored);
-        self.memory.give_all(slopes);
-        let above = self.memory.take(Category::Workspace, bytes);
-        self.memory.give(of_scored);
-        self.memory.give(top);
-        above
+        let scored_states = self.memory.allocate(Category::Head, scored);
+        self.memory.free_all(state_grads);
+        let d_y = self.memory.allocate(Category::Workspace, bytes);
+        self.memory.free(scored_states);
+        self.memory.free(top);
+        d_y
     }
 
-    /// Gradients of norm and head, where those are trained.
-    fn of_head(&mut self, scored: usize) -> Vec<Held> {
+    /// Allocates the gradients of the last norm and of the head, if they are trained.
+    fn head_gradients(&mut self, scored: usize) -> Vec<Buffer> {
         if !self.job.trains_all() {
             return Vec::new();
         }
         let shape = &self.job.shape;
-        let of_head = 4 * shape.vocab_size * shape.hidden_size;
-        // The logits again, their softmax, and what it is multiplied with.
+        let head_bytes = 4 * shape.vocab_size * shape.hidden_size;
+        // The logits again, their softmax, and its gradient.
         let rows = (HEAD_LOGITS / shape.vocab_size.max(1)).clamp(1, scored.max(1));
         let chunk = 4 * rows * shape.vocab_size;
-        let held = [chunk; 3].map(|bytes| self.memory.take(Category::Head, bytes));
-        self.memory.give_all(held);
-        let bytes = [of_head, 4 * shape.hidden_size];
-        let taken = bytes.map(|bytes| self.memory.take(Category::Gradients, bytes));
-        taken.to_vec()
+        let temporaries = [chunk; 3].map(|bytes| self.memory.allocate(Category::Head, bytes));
+        self.memory.free_all(temporaries);
+        let bytes = [head_bytes, 4 * shape.hidden_size];
+        let grads = bytes.map(|bytes| self.memory.allocate(Category::Gradients, bytes));
+        grads.to_vec()
     }
 
-    /// Clipping and AdamW.
-    fn optimizer(&mut self, grads: Vec<Held>, moments: &mut Vec<Held>) {
-        self.memory.moment("the optimizer");
-        let trained = self.job.trained();
+    /// Simulates gradient clipping and AdamW.
+    fn optimizer(&mut self, grads: Vec<Buffer>, moments: &mut Vec<Buffer>) {
+        self.memory.set_phase("the optimizer");
+        let trained = self.job.trained_sizes();
         if moments.is_empty() {
             for count in &trained {
-                let both = [4 * count; 2].map(|b| self.memory.take(Category::Optimizer, b));
+                let both = [4 * count; 2].map(|b| self.memory.allocate(Category::Optimizer, b));
                 moments.extend(both);
             }
         }
-        // New values stand beside the old ones until all are there.
-        let category = match self.job.trains_all() {
-            true => Category::Weights,
-            false => Category::Adapter,
-        };
-        let new: Vec<Held> =
-            trained.iter().map(|count| self.memory.take(category, 4 * count)).collect();
-        self.memory.give_all(grads);
-        self.memory.give_all(new);
+        // The old values are freed only after all new ones are computed.
+        let category = if self.job.trains_all() { Category::Weights } else { Category::Adapter };
+        let new: Vec<Buffer> =
+            trained.iter().map(|count| self.memory.allocate(category, 4 * count)).collect();
+        self.memory.free_all(grads);
+        self.memory.free_all(new);
     }
 
-    /// What is trained and its moments, copied by the host before they are written.
+    /// Simulates the host copies of trained weights and moments from which a checkpoint is written.
     fn checkpoint(&mut self) {
         if !self.heap {
             return;
         }
-        self.memory.moment("writing a checkpoint");
-        let copies: Vec<Held> = self
+        self.memory.set_phase("writing a checkpoint");
+        let copies: Vec<Buffer> = self
             .job
-            .trained()
+            .trained_sizes()
             .into_iter()
-            .map(|count| self.memory.take(Category::Checkpoint, 12 * count))
+            .map(|count| self.memory.allocate(Category::Checkpoint, 12 * count))
             .collect();
-        self.memory.give_all(copies);
+        self.memory.free_all(copies);
     }
 }

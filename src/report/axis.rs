@@ -1,4 +1,4 @@
-//! An axis: range, round tick positions, labels; and numbers as people read them.
+//! An axis with its range, round tick positions and labels; and numbers formatted for people.
 
 /// The visible range of one axis and its ticks.
 #[derive(Clone, Debug, PartialEq)]
@@ -7,7 +7,7 @@ pub(super) struct Axis {
     high: f64,
     /// Tick positions, ascending, inside the range.
     pub(super) ticks: Vec<f64>,
-    /// One label a tick.
+    /// One label per tick.
     pub(super) labels: Vec<String>,
 }
 
@@ -15,17 +15,17 @@ pub(super) struct Axis {
 const LIMIT: f64 = 1e300;
 
 impl Axis {
-    /// An axis over `low..=high` with at most `max_ticks` ticks at 1, 2 or 5 times a power of ten; only at whole
-    /// numbers if `whole`. A range without extent is widened around its value.
+    /// Returns an axis over `low..=high` with at most `max_ticks` ticks at 1, 2 or 5 times a power
+    /// of ten, only at integers if `whole`. A range without extent is widened around its value.
     pub(super) fn new(low: f64, high: f64, max_ticks: usize, whole: bool) -> Self {
         let (mut low, mut high) = (low.clamp(-LIMIT, LIMIT), high.clamp(-LIMIT, LIMIT));
-        // Below this, neighbouring ticks would have the same digits, or none that f64 can hold.
-        let least = (low.abs().max(high.abs()) * 1e-9).max(1e-300);
-        if high - low <= least {
+        // Below this, neighboring ticks would have the same digits, or none that f64 can represent.
+        let min_extent = (low.abs().max(high.abs()) * 1e-9).max(1e-300);
+        if high - low <= min_extent {
             let half = match (whole, low == 0.0) {
                 (true, _) => 0.5,
                 (false, true) => 1.0,
-                (false, false) => (low.abs() * 0.1).max(least),
+                (false, false) => (low.abs() * 0.1).max(min_extent),
             };
             (low, high) = (low - half, high + half);
         }
@@ -37,20 +37,20 @@ impl Axis {
         Self { low, high, ticks, labels }
     }
 
-    /// As [`Axis::new`], with a little air on both sides of the data.
+    /// Returns an axis as [`Axis::new`] does, with a small margin on both sides of the data.
     pub(super) fn with_margin(low: f64, high: f64, max_ticks: usize) -> Self {
-        let air = 0.04 * (high.clamp(-LIMIT, LIMIT) - low.clamp(-LIMIT, LIMIT));
-        Self::new(low - air, high + air, max_ticks, false)
+        let margin = 0.04 * (high.clamp(-LIMIT, LIMIT) - low.clamp(-LIMIT, LIMIT));
+        Self::new(low - margin, high + margin, max_ticks, false)
     }
 
-    /// Where `value` lies: 0 at the low end, 1 at the high end, never outside.
+    /// Returns the position of `value`: 0 at the low end, 1 at the high end, never outside.
     pub(super) fn position(&self, value: f64) -> f64 {
         let value = value.clamp(self.low, self.high);
         (value - self.low) / (self.high - self.low)
     }
 }
 
-/// The smallest of 1, 2, 5 times a power of ten that makes at most `max_ticks` ticks.
+/// Returns the smallest of 1, 2, 5 times a power of ten that gives at most `max_ticks` ticks.
 fn tick_step(span: f64, max_ticks: usize, whole: bool) -> f64 {
     let rough = span / max_ticks.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
@@ -59,7 +59,7 @@ fn tick_step(span: f64, max_ticks: usize, whole: bool) -> f64 {
     if whole { step.max(1.0) } else { step }
 }
 
-/// Labels of one axis, all in the same notation: `0.25`, `12k`, `5e−5`.
+/// Returns the labels of an axis, all in the same notation: `0.25`, `12k`, `5e−5`.
 fn labels(ticks: &[f64], step: f64) -> Vec<String> {
     let largest = ticks.iter().fold(0.0_f64, |m, t| m.max(t.abs()));
     let largest = if largest > 0.0 { largest } else { step };
@@ -81,6 +81,7 @@ fn labels(ticks: &[f64], step: f64) -> Vec<String> {
     ticks.iter().map(label).collect()
 }
 
+/// Formats a tick in scientific notation, with the exponent of the largest tick.
 fn scientific(tick: f64, largest: f64, step: f64) -> String {
     if tick.abs() < step * 1e-6 {
         return "0".to_string();
@@ -91,17 +92,18 @@ fn scientific(tick: f64, largest: f64, step: f64) -> String {
     minus(&format!("{:.digits$}e{exponent}", tick / power))
 }
 
-/// Digits behind the point that tell multiples of `step` apart.
+/// Returns how many digits after the decimal point distinguish multiples of `step`.
 fn decimals(step: f64) -> usize {
     (-(step * 1.000_001).log10().floor()).clamp(0.0, 9.0) as usize
 }
 
-/// With the typographic minus sign.
+/// Replaces hyphens by the typographic minus sign.
 fn minus(text: &str) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// A number for a table: whole numbers with thousands separated, others with `digits` significant digits.
+/// Formats a number for a table: integers with thousands separated, others with `digits`
+/// significant digits.
 pub(super) fn number(value: f64, digits: usize) -> String {
     if !value.is_finite() {
         return "\u{2013}".to_string();
@@ -121,6 +123,7 @@ pub(super) fn number(value: f64, digits: usize) -> String {
     minus(&format!("{value:.behind$}"))
 }
 
+/// Formats an integer with thousands separated.
 fn grouped(whole: f64) -> String {
     let digits = format!("{:.0}", whole.abs());
     let mut text = String::new();
@@ -138,25 +141,25 @@ fn grouped(whole: f64) -> String {
 mod tests {
     use super::*;
 
-    fn labels_of(low: f64, high: f64) -> String {
+    fn axis_labels(low: f64, high: f64) -> String {
         Axis::new(low, high, 5, false).labels.join(" ")
     }
 
     #[test]
     fn ticks_are_round_and_labels_short() {
-        assert_eq!(labels_of(0.0, 1.0), "0 0.2 0.4 0.6 0.8 1.0");
-        assert_eq!(labels_of(-0.13, 0.11), "\u{2212}0.10 \u{2212}0.05 0 0.05 0.10");
+        assert_eq!(axis_labels(0.0, 1.0), "0 0.2 0.4 0.6 0.8 1.0");
+        assert_eq!(axis_labels(-0.13, 0.11), "\u{2212}0.10 \u{2212}0.05 0 0.05 0.10");
         assert_eq!(
-            labels_of(0.0, 5e-5),
+            axis_labels(0.0, 5e-5),
             "0 1e\u{2212}5 2e\u{2212}5 3e\u{2212}5 4e\u{2212}5 5e\u{2212}5"
         );
         assert_eq!(
-            labels_of(9.1e-7, 1.13e-6),
+            axis_labels(9.1e-7, 1.13e-6),
             "0.95e\u{2212}6 1.00e\u{2212}6 1.05e\u{2212}6 1.10e\u{2212}6"
         );
-        assert_eq!(labels_of(11_800.0, 13_100.0), "12.0k 12.5k 13.0k");
-        assert_eq!(labels_of(-390.0, -210.0), "\u{2212}350 \u{2212}300 \u{2212}250");
-        assert_eq!(labels_of(2e30, 4e30), "2.0e30 2.5e30 3.0e30 3.5e30 4.0e30");
+        assert_eq!(axis_labels(11_800.0, 13_100.0), "12.0k 12.5k 13.0k");
+        assert_eq!(axis_labels(-390.0, -210.0), "\u{2212}350 \u{2212}300 \u{2212}250");
+        assert_eq!(axis_labels(2e30, 4e30), "2.0e30 2.5e30 3.0e30 3.5e30 4.0e30");
         let steps = Axis::new(1.0, 3.0, 6, true);
         assert_eq!(steps.labels, ["1", "2", "3"]);
     }

@@ -1,4 +1,4 @@
-//! Which plots a run gets, and what is said below each.
+//! Selects the plots of a run and writes the note below each.
 
 use std::f64::consts::LN_2;
 
@@ -14,7 +14,7 @@ use super::svg::{Color, Curve, Plot, Style};
 pub(super) struct Figure {
     /// File name without extension.
     pub(super) name: &'static str,
-    /// What is drawn.
+    /// The plot itself.
     pub(super) plot: Plot,
     /// A sentence below the plot.
     pub(super) note: Option<String>,
@@ -34,12 +34,13 @@ pub(super) const NAMES: [&str; 10] = [
     "lengths",
 ];
 
-/// The figures for which `run` has data.
+/// Returns the figures for which `run` has data.
 pub(super) fn figures(run: &Run) -> Vec<Figure> {
     let all = NAMES.iter().filter_map(|name| figure(run, name));
     all.filter(|figure| figure.plot.has_data()).collect()
 }
 
+/// Returns the figure of this name, if there is one.
 fn figure(run: &Run, name: &'static str) -> Option<Figure> {
     let metrics = &run.metrics;
     let plain = |title, key| (curves(metrics, &single(key)), title);
@@ -47,7 +48,7 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
     let (mut level, mut y_range, mut note) = (None, None, None);
     let (curves, title) = match name {
         "loss" => {
-            level = begins_at_ln_2(run).then_some((LN_2, "ln 2"));
+            level = starts_at_ln_2(run).then_some((LN_2, "ln 2"));
             note = level.map(|_| LN_2_NOTE.to_string());
             plain("Loss", "loss")
         }
@@ -73,8 +74,9 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
             plain("Gradient norm before clipping", "grad_norm")
         }
         "tokens-per-second" => plain("Tokens per second", "tokens_per_second"),
+        "token-accuracy" if run.is_sft() => plain("Token accuracy", "mean_token_accuracy"),
         "token-accuracy" => plain("Token accuracy on chosen", "mean_token_accuracy"),
-        "lengths" => return run.lengths.as_ref().map(histogram),
+        "lengths" => return run.lengths.as_ref().map(|l| histogram(l, run.is_sft())),
         _ => return None,
     };
     let plot = Plot { title, x_label: "step", y_range, level, curves };
@@ -83,8 +85,9 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
 
 const LN_2_NOTE: &str = "ln 2 = 0.6931 is the loss of a policy that equals its reference: where a run without a starting adapter begins.";
 
-/// Whether a policy equal to its reference has loss ln 2: so with the sigmoid loss, and when the manifest does not say.
-fn begins_at_ln_2(run: &Run) -> bool {
+/// Returns whether a policy that equals its reference has the loss ln 2: for the sigmoid loss, or
+/// if the manifest does not name a loss.
+fn starts_at_ln_2(run: &Run) -> bool {
     let sigmoid = |value: &Value| value.as_str() == Some("sigmoid");
     let is_dpo = !run.metrics.get("rewards/margins").is_empty();
     let loss = run.config(&["dpo", "loss_type"]);
@@ -95,20 +98,20 @@ fn begins_at_ln_2(run: &Run) -> bool {
         })
 }
 
-/// A metric and the looks of its curves in training and on held-out pairs.
+/// A metric and the style of its curves in training and on held-out pairs.
 struct Metric {
     key: &'static str,
     training: (&'static str, Color),
     held_out: (&'static str, Color),
 }
 
-/// A metric alone in its plot.
+/// Returns a metric that is alone in its plot.
 fn single(key: &'static str) -> [Metric; 1] {
     let (training, held_out) = (("training", Color::Blue), ("held out", Color::Green));
     [Metric { key, training, held_out }]
 }
 
-/// A metric of both sides of the pairs.
+/// Returns the metrics of both sides of the pairs.
 fn sides(chosen: &'static str, rejected: &'static str) -> [Metric; 2] {
     let chosen = Metric {
         key: chosen,
@@ -123,50 +126,53 @@ fn sides(chosen: &'static str, rejected: &'static str) -> [Metric; 2] {
     [chosen, rejected]
 }
 
-/// The curves, back to front: single steps faint, their means, evaluations dotted.
-fn curves(metrics: &Metrics, of: &[Metric]) -> Vec<Curve> {
+/// Returns the curves, back to front: faint ones of single steps, their means, and dotted ones of
+/// evaluations.
+fn curves(metrics: &Metrics, shown: &[Metric]) -> Vec<Curve> {
     let mut curves = Vec::new();
     let mut add = |(label, color), style, points: Vec<Point>| {
         if !points.is_empty() {
             curves.push(Curve { label, color, style, points });
         }
     };
-    for metric in of.iter().filter(|m| window(metrics, m) > 1) {
+    for metric in shown.iter().filter(|m| window(metrics, m) > 1) {
         add(metric.training, Style::Faint, metrics.get(metric.key).to_vec());
     }
-    for metric in of {
+    for metric in shown {
         let points = metrics.get(metric.key);
         add(metric.training, Style::Strong, smooth(points, window(metrics, metric)));
     }
-    for metric in of {
+    for metric in shown {
         let points = metrics.get(&format!("eval_{}", metric.key));
         add(metric.held_out, Style::Dots, points.to_vec());
     }
     curves
 }
 
-/// How many points the mean of a metric is taken over.
+/// Returns the number of points over which a metric is averaged.
 fn window(metrics: &Metrics, metric: &Metric) -> usize {
     match metric.key {
-        "learning_rate" => 1, // a schedule is exact: a mean would only blur it
+        "learning_rate" => 1, // a schedule is exact, and a mean would only blur it
         key => smoothing_window(metrics.get(key)),
     }
 }
 
-/// The last tenth of a curve, at least one point.
+/// Returns the last tenth of a curve, at least one point.
 fn last_tenth(points: &[Point]) -> &[Point] {
     tail(points, points.len().div_ceil(10))
 }
 
-/// DPO raises the *difference* of two log-probabilities; said when it did so by making the chosen completion less likely
-/// (Pal et al. 2024, <https://arxiv.org/abs/2402.13228>; Razin et al. 2024, <https://arxiv.org/abs/2410.08847>).
+/// Returns a warning if the chosen completions became less likely. DPO raises the *difference* of
+/// two log-probabilities, which can happen while both fall (Pal et al. 2024,
+/// <https://arxiv.org/abs/2402.13228>; Razin et al. 2024, <https://arxiv.org/abs/2410.08847>).
 fn likelihood_note(metrics: &Metrics) -> Option<String> {
     let chosen = last_tenth(metrics.get("rewards/chosen"));
     let reward = mean(chosen);
-    // Two standard errors below zero: not merely the luck of the last batches.
-    let certain = reward < -2.0 * standard_error(chosen);
+    // Two standard errors below zero, so that chance in the last batches does not cause the
+    // warning.
+    let significant = reward < -2.0 * standard_error(chosen);
     let margin = mean(last_tenth(metrics.get("rewards/margins")));
-    (certain && margin > 0.0).then(|| {
+    (significant && margin > 0.0).then(|| {
         format!(
             "The chosen completions became less likely than under the reference (reward {} over the last {} logged steps), \
              while the margin is {}: the rejected ones fell further. DPO rewards only the difference. If samples get worse, \
@@ -178,6 +184,7 @@ fn likelihood_note(metrics: &Metrics) -> Option<String> {
     })
 }
 
+/// Returns a sentence that says at how many logged steps gradients were clipped; `None` if that is not known.
 fn clipping_note(run: &Run) -> Option<String> {
     let limit = run.config(&["train", "max_grad_norm"])?.as_f64()?;
     let points = run.metrics.get("grad_norm");
@@ -190,18 +197,20 @@ fn clipping_note(run: &Run) -> Option<String> {
     })
 }
 
-/// Widest number of bars a histogram is drawn with; more buckets are joined.
-const MOST_BARS: usize = 60;
+/// The largest number of bars in a histogram; more buckets are merged.
+const MAX_BARS: usize = 60;
 
-fn histogram(lengths: &Lengths) -> Figure {
+/// Returns the histogram of sequence lengths.
+pub(super) fn histogram(lengths: &Lengths, is_sft: bool) -> Figure {
     let sides = [
         ("prompt", Color::Green, &lengths.prompt),
+        ("completion", Color::Blue, &lengths.completion),
         ("chosen", Color::Blue, &lengths.chosen),
         ("rejected", Color::Orange, &lengths.rejected),
     ];
     let used = |counts: &[u64]| counts.iter().rposition(|c| *c > 0).map_or(0, |i| i + 1);
     let buckets = sides.iter().map(|(_, _, counts)| used(counts)).max();
-    let joined = buckets.unwrap_or(0).div_ceil(MOST_BARS).max(1);
+    let joined = buckets.unwrap_or(0).div_ceil(MAX_BARS).max(1);
     let width = joined as f64 * f64::from(lengths.bucket_size);
     let curve = |(label, color, counts): (&'static str, Color, &Vec<u64>)| {
         let counts = counts.get(..used(counts)).unwrap_or_default();
@@ -210,7 +219,11 @@ fn histogram(lengths: &Lengths) -> Figure {
     let curves: Vec<Curve> = sides.into_iter().map(curve).collect();
     let heights = curves.iter().flat_map(|c| finite(&c.points));
     let plot = Plot {
-        title: "Lengths of the training pairs",
+        title: if is_sft {
+            "Lengths of the training examples"
+        } else {
+            "Lengths of the training pairs"
+        },
         x_label: "tokens",
         y_range: Some((0.0, 1.04 * heights.fold(0.0, f64::max))),
         level: None,
@@ -220,14 +233,14 @@ fn histogram(lengths: &Lengths) -> Figure {
     Figure { name: "lengths", plot, note: Some(note) }
 }
 
-/// The outline of a histogram, from the axis up and back to it.
+/// Returns the outline of a histogram, from the axis up and back to it.
 fn outline(counts: &[u64], joined: usize, width: f64) -> Vec<Point> {
     if counts.is_empty() {
         return Vec::new();
     }
     let mut points = vec![(0.0, 0.0)];
-    for (i, stretch) in counts.chunks(joined).enumerate() {
-        let height = stretch.iter().map(|c| *c as f64).sum();
+    for (i, bucket) in counts.chunks(joined).enumerate() {
+        let height = bucket.iter().map(|c| *c as f64).sum();
         let left = i as f64 * width;
         points.extend([(left, height), (left + width, height)]);
     }
@@ -241,12 +254,30 @@ mod tests {
 
     fn lengths(bucket_size: u32, prompt: Vec<u64>) -> Lengths {
         let (chosen, rejected) = (vec![0, 3, 0, 0], Vec::new());
-        Lengths { bucket_size, prompt, chosen, rejected }
+        Lengths { bucket_size, prompt, chosen, rejected, completion: Vec::new() }
     }
 
     #[test]
-    fn a_histogram_has_one_bar_a_bucket() {
-        let figure = histogram(&lengths(64, vec![2, 5]));
+    fn prompts_and_completions_are_both_drawn() {
+        let lengths = Lengths {
+            chosen: Vec::new(),
+            completion: vec![19, 87, 66],
+            ..lengths(64, vec![88, 111, 1])
+        };
+        let figure = histogram(&lengths, true);
+        assert_eq!(figure.plot.title, "Lengths of the training examples");
+        let labels: Vec<_> = figure.plot.curves.iter().map(|c| c.label).collect();
+        assert_eq!(labels, ["prompt", "completion"]);
+        let svg = figure.plot.draw();
+        assert!(svg.contains(">prompt<") && svg.contains(">completion<"), "{svg}");
+        // The highest bar of each curve, and the axis above both.
+        assert_eq!(figure.plot.curves[1].points[3], (64.0, 87.0));
+        assert_eq!(figure.plot.y_range, Some((0.0, 1.04 * 111.0)));
+    }
+
+    #[test]
+    fn a_histogram_has_one_bar_per_bucket() {
+        let figure = histogram(&lengths(64, vec![2, 5]), false);
         let [prompt, chosen] = &figure.plot.curves[..] else {
             panic!("two sides have counts: {figure:?}");
         };
@@ -258,10 +289,10 @@ mod tests {
     #[test]
     fn many_buckets_are_joined_and_no_pair_is_lost() {
         let counts: Vec<u64> = (0..1001).map(|i| i % 7).collect();
-        let figure = histogram(&lengths(16, counts.clone()));
+        let figure = histogram(&lengths(16, counts.clone()), false);
         let points = &figure.plot.curves[0].points;
-        // 1001 buckets in at most 60 bars: 17 a bar, 272 tokens wide.
-        assert!(points.len() <= 2 * MOST_BARS + 2);
+        // 1001 buckets in at most 60 bars: 17 buckets per bar, 272 tokens wide.
+        assert!(points.len() <= 2 * MAX_BARS + 2);
         assert_eq!(points[2].0, 272.0);
         let drawn: f64 = points[1..].iter().step_by(2).map(|p| p.1).sum();
         assert_eq!(drawn, counts.iter().sum::<u64>() as f64);

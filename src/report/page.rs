@@ -12,22 +12,26 @@ use super::series::{finite, mean, range, tail};
 
 const STYLE: &str = include_str!("page.css");
 
-/// The page of `run`; `figures` with their SVG text.
+/// Returns the page of `run`; `figures` are passed with their SVG text.
 pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
     let mut html = String::new();
-    html.push_str(&cards(&run.metrics));
+    html.push_str(&cards(run));
     html.push_str(&warnings(&run.warnings));
     html.push_str(&plots(figures));
     if let Some(comparison) = &run.comparison {
         html.push_str(&before_and_after(comparison));
     }
-    html.push_str(&data_table(&run.manifest));
+    html.push_str(&data_table(run));
     html.push_str(&metrics_table(&run.metrics));
-    html.push_str(&manifest_tables(&run.manifest));
+    html.push_str(&manifest_tables(run));
     document(&run.name, &subtitle(run), &html, "metrics.jsonl")
 }
 
-/// A whole page: everything it needs inside, light and dark, for wide and narrow screens. `body` is HTML, the rest text.
+/// The text by which every page of this program is recognized.
+pub(super) const MARK: &str = "Made by arithmo ";
+
+/// Returns a complete page without external resources, in light and dark colors, for wide and
+/// narrow screens. `body` is HTML; the other arguments are text.
 pub(super) fn document(title: &str, subtitle: &str, body: &str, made_from: &str) -> String {
     let [title, subtitle, made_from] = [title, subtitle, made_from].map(escape);
     let version = env!("CARGO_PKG_VERSION");
@@ -37,10 +41,11 @@ pub(super) fn document(title: &str, subtitle: &str, body: &str, made_from: &str)
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>{title} \u{b7} arithmo</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <header>\n<h1>{title}</h1>\n<p class=\"dim\">{subtitle}</p>\n</header>\n{body}\
-         <footer>Made by arithmo {version} from {made_from}.</footer>\n</body>\n</html>\n"
+         <footer>{MARK}{version} from {made_from}.</footer>\n</body>\n</html>\n"
     )
 }
 
+/// Returns the method and the model.
 fn subtitle(run: &Run) -> String {
     let text = |keys: &[&str]| run.config(keys).and_then(Value::as_str);
     let method = text(&["method"]).unwrap_or("training").to_uppercase();
@@ -51,30 +56,41 @@ fn subtitle(run: &Run) -> String {
     }
 }
 
-/// The few numbers to look at first.
-fn cards(metrics: &Metrics) -> String {
+/// Returns the most important numbers as cards: steps, loss, accuracy, margin, held-out results, tokens, speed and memory.
+/// Numbers that were not logged are left out.
+fn cards(run: &Run) -> String {
+    let metrics = &run.metrics;
     let recent = |key: &str| {
         let points = metrics.get(key);
         mean(tail(points, points.len().div_ceil(10)))
     };
     let last = |key: &str| finite(metrics.get(key)).last().unwrap_or(f64::NAN);
     let memory = range(metrics.get("peak_memory_bytes")).map_or(f64::NAN, |r| r.1);
+    // An evaluation need not be of the last step.
+    let evaluated = metrics.get("eval_loss").last().map_or(f64::NAN, |p| p.0);
+    let held_out = |what: &str| format!("Held-out {what}, step {}", number(evaluated, 7));
+    let (accuracy, shown) = if run.is_sft() {
+        ("mean_token_accuracy", "token accuracy")
+    } else {
+        ("rewards/accuracies", "accuracy")
+    };
+    let held_out_accuracy = last(&format!("eval_{accuracy}"));
     let cards = [
-        ("Steps", number(metrics.last_step(), 4)),
-        ("Final loss", number(recent("loss"), 4)),
-        ("Final accuracy", number(recent("rewards/accuracies"), 3)),
-        ("Final margin", number(recent("rewards/margins"), 3)),
-        ("Held-out loss", number(last("eval_loss"), 4)),
-        ("Held-out accuracy", number(last("eval_rewards/accuracies"), 3)),
-        ("Tokens seen", number(last("num_tokens"), 4)),
-        ("Tokens per second", number(median(metrics, "tokens_per_second"), 3)),
-        ("Peak memory", bytes(memory)),
+        ("Steps".to_string(), number(metrics.last_step(), 4)),
+        ("Final loss".to_string(), number(recent("loss"), 4)),
+        (format!("Final {shown}"), number(recent(accuracy), 3)),
+        ("Final margin".to_string(), number(recent("rewards/margins"), 3)),
+        (held_out("loss"), number(last("eval_loss"), 4)),
+        (held_out(shown), number(held_out_accuracy, 3)),
+        ("Tokens seen".to_string(), number(last("num_tokens"), 4)),
+        ("Tokens per second".to_string(), number(median(metrics, "tokens_per_second"), 3)),
+        ("Peak memory".to_string(), bytes(memory)),
     ];
-    let known = cards.into_iter().filter(|(_, value)| !value.starts_with('\u{2013}'));
-    card_list(known)
+    let known = cards.iter().filter(|(_, value)| !value.starts_with('\u{2013}'));
+    card_list(known.map(|(name, value)| (name.as_str(), value.clone())))
 }
 
-/// Names and values as cards.
+/// Returns names and values as cards.
 pub(super) fn card_list<'a>(cards: impl Iterator<Item = (&'a str, String)>) -> String {
     let card = |(name, value): (&str, String)| {
         format!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(&value))
@@ -82,7 +98,7 @@ pub(super) fn card_list<'a>(cards: impl Iterator<Item = (&'a str, String)>) -> S
     format!("<dl class=\"cards\">\n{}</dl>\n", cards.map(card).collect::<String>())
 }
 
-/// Bytes in the unit of which there are at least one.
+/// Formats bytes in the largest unit that gives at least 1.
 fn bytes(count: f64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let scaled = units.map(|(power, unit)| (count / f64::from(1 << power), unit));
@@ -91,12 +107,14 @@ fn bytes(count: f64) -> String {
     format!("{} {unit}", number(value, 3))
 }
 
+/// Returns the median of a metric.
 fn median(metrics: &Metrics, key: &str) -> f64 {
     let mut values: Vec<f64> = finite(metrics.get(key)).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Returns the warnings as an HTML list.
 fn warnings(warnings: &[String]) -> String {
     if warnings.is_empty() {
         return String::new();
@@ -105,6 +123,7 @@ fn warnings(warnings: &[String]) -> String {
     format!("<ul class=\"warnings\">\n{}</ul>\n", items.collect::<String>())
 }
 
+/// Returns the plots with their captions.
 fn plots(figures: &[(Figure, String)]) -> String {
     let mut html = "<h2>Curves</h2>\n<p class=\"dim\">Thick lines are means over the last few logged steps (a twentieth of \
                     the run, 50 at most), thin ones single steps. The final values above are means over the last tenth.</p>\n<div class=\"figures\">\n"
@@ -115,13 +134,13 @@ fn plots(figures: &[(Figure, String)]) -> String {
         let note = note.unwrap_or_default();
         let _ = write!(
             html,
-            "<figure id=\"{name}\">\n{svg}<figcaption>{note}<a href=\"{name}.svg\">SVG</a> \
-             <a href=\"{name}.png\">PNG</a></figcaption>\n</figure>\n"
+            "<figure id=\"{name}\">\n{svg}<figcaption>{note}<a href=\"{name}.svg\">SVG</a></figcaption>\n</figure>\n"
         );
     }
     html + "</div>\n"
 }
 
+/// Returns the comparison of scores before and after training.
 fn before_and_after(comparison: &Comparison) -> String {
     let (grew, pairs) = (comparison.margin_grew, comparison.pairs);
     let share = number(100.0 * grew as f64 / pairs as f64, 3);
@@ -134,6 +153,7 @@ fn before_and_after(comparison: &Comparison) -> String {
     )
 }
 
+/// Returns the table of all metrics.
 fn metrics_table(metrics: &Metrics) -> String {
     let row = |name: &String| {
         let points = metrics.get(name);
@@ -151,30 +171,52 @@ fn metrics_table(metrics: &Metrics) -> String {
     format!("<h2>All metrics</h2>\n{}", table("numbers", Some(&head), rows))
 }
 
-/// What became of the data: every count and list of the manifest's `data`.
-fn data_table(manifest: &Value) -> String {
+/// Returns the table of the data: every count and list of the manifest's `data`.
+fn data_table(run: &Run) -> String {
     let mut rows = Vec::new();
-    if let Some(data) = manifest.get("data").filter(|data| !data.is_null()) {
-        flatten("", data, counted, &mut rows);
+    if let Some(data) = run.manifest.get("data").filter(|data| !data.is_null()) {
+        flatten("", data, id_list, &mut rows);
+    }
+    if run.is_sft() {
+        rows = rows.into_iter().filter_map(sft_row).collect();
     }
     settings("Data", &rows)
 }
 
-/// The manifest's `config`, then everything else in it.
-fn manifest_tables(manifest: &Value) -> String {
+/// Renames a row about pairs for examples, which have one completion; `None` if it is about the
+/// second one.
+fn sft_row([key, value]: [String; 2]) -> Option<[String; 2]> {
+    let name = key.rsplit('.').next().unwrap_or(&key);
+    let renamed = match name {
+        "rejected_truncated" | "identical_after_truncation" => return None,
+        "chosen_truncated" => "completion_truncated",
+        "pairs_read" => "examples_read",
+        "pairs_kept" => "examples_kept",
+        other => other,
+    };
+    let table = key.strip_suffix(name).unwrap_or_default();
+    Some([format!("{table}{renamed}"), value])
+}
+
+/// Returns the tables of the manifest's `config` and of its other entries.
+fn manifest_tables(run: &Run) -> String {
     let (mut config, mut rest) = (Vec::new(), Vec::new());
-    for (key, value) in manifest.as_object().into_iter().flatten() {
+    for (key, value) in run.manifest.as_object().into_iter().flatten() {
         match key.as_str() {
             "data" => {}
-            "config" => flatten("", value, listed, &mut config),
+            "config" => flatten("", value, comma_list, &mut config),
             "command" => flatten(key, value, |words| join(words, " "), &mut rest),
-            _ => flatten(key, value, listed, &mut rest),
+            _ => flatten(key, value, comma_list, &mut rest),
         }
+    }
+    if run.is_sft() {
+        // SFT does not use these keys; the manifest holds their defaults.
+        config.retain(|[key, _]| !key.starts_with("dpo."));
     }
     settings("Configuration", &config) + &settings("Run", &rest)
 }
 
-/// A table of names and values under a heading; nothing without rows.
+/// Returns a table of names and values under a heading; nothing without rows.
 pub(super) fn settings(title: &str, rows: &[[String; 2]]) -> String {
     if rows.is_empty() {
         return String::new();
@@ -183,8 +225,8 @@ pub(super) fn settings(title: &str, rows: &[[String; 2]]) -> String {
     format!("<h2>{title}</h2>\n{}", table("settings", None, rows))
 }
 
-/// Rows `dotted.key`, value for everything in `value`, lists as `list` writes them. Histograms are left out: they are
-/// drawn.
+/// Adds a row `dotted.key`, value for everything in `value`, with lists formatted by `list`.
+/// Histograms are left out, because they are plotted.
 fn flatten(key: &str, value: &Value, list: fn(&[Value]) -> String, rows: &mut Vec<[String; 2]>) {
     let text = match value {
         Value::Object(object) => {
@@ -200,20 +242,20 @@ fn flatten(key: &str, value: &Value, list: fn(&[Value]) -> String, rows: &mut Ve
     rows.push([key.to_string(), text]);
 }
 
-/// A list of settings.
-fn listed(values: &[Value]) -> String {
+/// Formats a list of settings.
+fn comma_list(values: &[Value]) -> String {
     join(values, ", ")
 }
 
-/// Names shown of a list of ids; the manifest has all of them.
-const MOST_NAMES: usize = 10;
+/// The largest number of ids that are shown; the manifest has all of them.
+const MAX_IDS: usize = 10;
 
-/// A list of ids: how many, and the first of them.
-fn counted(values: &[Value]) -> String {
-    let first = join(values.get(..MOST_NAMES).unwrap_or(values), ", ");
+/// Formats a list of ids: their number and the first of them.
+fn id_list(values: &[Value]) -> String {
+    let first = join(values.get(..MAX_IDS).unwrap_or(values), ", ");
     match values.len() {
         0 => "0".to_string(),
-        count if count > MOST_NAMES => format!("{count}: {first}, \u{2026}"),
+        count if count > MAX_IDS => format!("{count}: {first}, \u{2026}"),
         count => format!("{count}: {first}"),
     }
 }
@@ -231,6 +273,7 @@ fn scalar(value: &Value) -> String {
     }
 }
 
+/// Returns an HTML table.
 pub(super) fn table<'a>(
     class: &str,
     head: Option<&[String]>,
@@ -245,7 +288,7 @@ pub(super) fn table<'a>(
     format!("<div class=\"scroll\"><table class=\"{class}\">\n{head}{rows}</table></div>\n")
 }
 
-/// Text as HTML content.
+/// Escapes text for HTML.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! What a run's folder tells: `metrics.jsonl`, `manifest.json`, scores before and after.
+//! Reads the folder of a run: `metrics.jsonl`, `manifest.json`, scores before and after.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,11 +11,12 @@ use serde_json::Value;
 use super::scores::Comparison;
 use super::series::{Point, finite};
 use crate::error::{Error, Result};
+use crate::input_file;
 
-/// The log that training writes; only its format ties the two modules together.
+/// The log that training writes; its format is the only link between the two modules.
 const METRICS_FILE: &str = "metrics.jsonl";
 
-/// Everything a report is made of.
+/// Everything that a report shows.
 #[derive(Debug)]
 pub(super) struct Run {
     /// The run folder's name.
@@ -26,9 +27,9 @@ pub(super) struct Run {
     pub(super) manifest: Value,
     /// `data.lengths` of the manifest.
     pub(super) lengths: Option<Lengths>,
-    /// `scores-before.jsonl` against `scores-after.jsonl`, if both are there.
+    /// `scores-before.jsonl` compared with `scores-after.jsonl`, if both exist.
     pub(super) comparison: Option<Comparison>,
-    /// Things a reader should know, one sentence each.
+    /// Warnings for the reader, one sentence each.
     pub(super) warnings: Vec<String>,
 }
 
@@ -36,7 +37,8 @@ impl Run {
     /// Reads the folder `run_dir`.
     ///
     /// # Errors
-    /// There is no metric to show, or a file is there but not what it must be; a torn last line of the log is no error.
+    /// There is no metric to show, or a file is malformed; an incomplete last line of the log is no
+    /// error.
     pub(super) fn read(run_dir: &Path) -> Result<Self> {
         let mut warnings = Vec::new();
         let metrics = Metrics::read(&run_dir.join(METRICS_FILE), &mut warnings)?;
@@ -55,14 +57,26 @@ impl Run {
         })
     }
 
-    /// A value of the manifest's `config`, as in `["dpo", "loss_type"]`.
+    /// Returns whether the run is supervised fine-tuning: according to the manifest, or because no
+    /// metric belongs to pairs.
+    pub(super) fn is_sft(&self) -> bool {
+        match self.config(&["method"]).and_then(Value::as_str) {
+            Some(method) => method == "sft",
+            None => {
+                let is_preference_metric = |name: &String| name.starts_with("rewards/");
+                !self.metrics.names().iter().any(is_preference_metric)
+            }
+        }
+    }
+
+    /// Returns a value of the manifest's `config`, for instance `["dpo", "loss_type"]`.
     pub(super) fn config(&self, keys: &[&str]) -> Option<&Value> {
         let config = self.manifest.get("config")?;
         keys.iter().try_fold(config, |value, key| value.get(key))
     }
 }
 
-/// The curves of a run by metric name, in the order the names first came.
+/// The curves of a run by metric name, in the order of their first occurrence.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
     names: Vec<String>,
@@ -70,8 +84,9 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
+    /// Reads the log.
     fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = read_if_there(path)?.ok_or_else(|| {
+        let text = read_if_exists(path)?.ok_or_else(|| {
             let problem = "no such file: this is not the folder of a training run";
             Error::file(path, problem, "give the `output_dir` of an `arithmo train` run")
         })?;
@@ -95,7 +110,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Adds the numbers of one line; other values are not ours to show. `None`: the line has no step.
+    /// Adds the numbers of one line and ignores its other values; `None` if the line has no step.
     fn add(&mut self, line: &Value) -> Option<()> {
         let step = line.get("step")?.as_f64()?;
         let values = line.as_object()?.iter().filter(|(key, _)| *key != "step");
@@ -109,6 +124,7 @@ impl Metrics {
         Some(())
     }
 
+    /// Sorts the points by step and warns of values that are not finite.
     fn sort_and_check(&mut self, warnings: &mut Vec<String>) {
         for name in &self.names {
             let Some(points) = self.series.get_mut(name) else {
@@ -125,17 +141,17 @@ impl Metrics {
         }
     }
 
-    /// Metric names in the order they first came.
+    /// Returns the metric names in the order of their first occurrence.
     pub(super) fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The points of `name`, ascending in step; none if it was never logged.
+    /// Returns the points of `name`, ascending in step; none if it was never logged.
     pub(super) fn get(&self, name: &str) -> &[Point] {
         self.series.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The last step that was logged.
+    /// Returns the last step in the log.
     pub(super) fn last_step(&self) -> f64 {
         let last = |points: &Vec<Point>| points.last().map(|p| p.0);
         self.series.values().filter_map(last).fold(0.0, f64::max)
@@ -144,10 +160,11 @@ impl Metrics {
 
 /// Token lengths of the training pairs: `counts[i]` sequences have `i * bucket_size .. (i + 1) * bucket_size` tokens.
 ///
-/// In `manifest.json`: `"data": {"lengths": {"bucket_size": 64, "prompt": [..], "chosen": [..], "rejected": [..]}}`.
+/// In `manifest.json`: `"data": {"lengths": {"bucket_size": 64, "prompt": [..], "chosen": [..], "rejected": [..]}}`, or
+/// `"completion"` in place of `"chosen"` and `"rejected"`.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Lengths {
-    /// Tokens a bucket spans; at least 1.
+    /// Number of tokens per bucket, at least 1.
     pub(super) bucket_size: u32,
     /// Prompts.
     #[serde(default)]
@@ -158,16 +175,21 @@ pub(super) struct Lengths {
     /// Rejected completions.
     #[serde(default)]
     pub(super) rejected: Vec<u64>,
+    /// Completions of supervised fine-tuning.
+    #[serde(default)]
+    pub(super) completion: Vec<u64>,
 }
 
 impl Lengths {
+    /// Reads `data.lengths` of the manifest.
     fn of(manifest: &Value, run_dir: &Path) -> Result<Option<Self>> {
         let Some(value) = manifest.get("data").and_then(|data| data.get("lengths")) else {
             return Ok(None);
         };
         let bad = |problem: String| {
             let place = format!("{}: data.lengths", run_dir.join("manifest.json").display());
-            let remedy = "it must be {\"bucket_size\": 64, \"prompt\": [counts], \"chosen\": [counts], \"rejected\": [counts]}";
+            let remedy = "it must be {\"bucket_size\": 64, \"prompt\": [counts], \"chosen\": [counts], \"rejected\": [counts]}, or have \
+                          \"completion\": [counts] in place of the last two";
             Error::invalid(place, problem, remedy)
         };
         let lengths = Self::deserialize(value).map_err(|e| bad(e.to_string()))?;
@@ -178,8 +200,9 @@ impl Lengths {
     }
 }
 
+/// Reads the manifest; `null` without one.
 fn read_manifest(path: &Path) -> Result<Value> {
-    let Some(text) = read_if_there(path)? else {
+    let Some(text) = read_if_exists(path)? else {
         return Ok(Value::Null);
     };
     serde_json::from_str(&text).map_err(|e| {
@@ -188,16 +211,17 @@ fn read_manifest(path: &Path) -> Result<Value> {
     })
 }
 
-/// The text of the file, `None` if there is none. Bytes that are not UTF-8 are replaced: a torn line may end anywhere.
-pub(super) fn read_if_there(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
+/// Returns the text of a file, or `None` if it does not exist. Bytes that are not UTF-8 are
+/// replaced, because an incomplete line may end anywhere.
+pub(super) fn read_if_exists(path: &Path) -> Result<Option<String>> {
+    match input_file::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path, "read", e)),
     }
 }
 
-/// The error for line `index` (from 0) of `path`.
+/// Returns the error for line `index` (from 0) of `path`.
 pub(super) fn bad_line(path: &Path, index: usize, problem: &str) -> Error {
     let place = format_args!("{}:{}", path.display(), index + 1).to_string();
     Error::invalid(place, problem, "repair or delete this line")

@@ -1,4 +1,4 @@
-//! Scores of the same pairs before and after training, compared.
+//! Compares the scores of the same pairs before and after training.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::axis::number;
-use super::run::{bad_line, read_if_there};
+use super::run::{bad_line, read_if_exists};
 use crate::error::Result;
 
-/// One line of `scores.jsonl`; log-probabilities are natural and summed over the completion.
+/// One line of `scores.jsonl`; log-probabilities are natural logarithms, summed over the
+/// completion.
 #[derive(Clone, Debug, Deserialize)]
 struct Score {
     id: Value,
@@ -35,20 +36,21 @@ struct Totals {
     preferred_per_token: f64,
 }
 
-/// Pairs that both files score.
+/// The comparison of pairs that both files score.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
-    /// How many.
+    /// Number of pairs.
     pub(super) pairs: usize,
-    /// How many of them have a larger `log p(chosen) - log p(rejected)` after than before: the preference accuracy of
-    /// DPO's implicit reward when the model before is the reference (Rafailov et al. 2023, equation 5).
+    /// Number of pairs whose `log p(chosen) - log p(rejected)` is larger after training than
+    /// before: the preference accuracy of DPO's implicit reward if the model before training is the
+    /// reference (Rafailov et al. 2023, equation 5).
     pub(super) margin_grew: usize,
     before: Totals,
     after: Totals,
 }
 
 impl Comparison {
-    /// Reads `scores-before.jsonl` and `scores-after.jsonl` of `run_dir`; `None` unless both are there.
+    /// Reads `scores-before.jsonl` and `scores-after.jsonl` of `run_dir`; `None` unless both exist.
     ///
     /// # Errors
     /// A line is not a score.
@@ -72,6 +74,7 @@ impl Comparison {
         Ok((comparison.pairs > 0).then_some(comparison))
     }
 
+    /// Compares matched scores.
     fn of<'a>(matched: impl Iterator<Item = (&'a Score, &'a Score)>) -> Self {
         let mut comparison =
             Self { pairs: 0, margin_grew: 0, before: Totals::default(), after: Totals::default() };
@@ -88,7 +91,7 @@ impl Comparison {
         comparison
     }
 
-    /// Rows of the table: what, before, after, change.
+    /// Returns the rows of the table: description, before, after, change.
     pub(super) fn rows(&self) -> Vec<[String; 4]> {
         let pairs = self.pairs as f64;
         let mean = |name: &str, value: fn(&Totals) -> f64| {
@@ -116,6 +119,7 @@ impl Comparison {
     }
 }
 
+/// Returns one row of the table.
 fn row(name: &str, [before, after, change]: [f64; 3], unit: &str) -> [String; 4] {
     let plus = if change > 0.0 { "+" } else { "" };
     let (digits, points) = if unit.is_empty() { (4, "") } else { (3, " points") };
@@ -125,13 +129,14 @@ fn row(name: &str, [before, after, change]: [f64; 3], unit: &str) -> [String; 4]
 }
 
 impl Score {
-    /// `log p(chosen) - log p(rejected)`, if both are finite.
+    /// Returns `log p(chosen) - log p(rejected)`, if both are finite.
     fn margin(&self) -> Option<f64> {
         Some(self.chosen? - self.rejected?).filter(|margin| margin.is_finite())
     }
 }
 
 impl Totals {
+    /// Adds the score of one pair.
     fn add(&mut self, score: &Score) {
         let (chosen, rejected) = (score.chosen.unwrap_or(0.0), score.rejected.unwrap_or(0.0));
         self.chosen += chosen;
@@ -144,8 +149,9 @@ impl Totals {
     }
 }
 
+/// Reads a score file; `None` if it does not exist.
 fn read_scores(path: &Path) -> Result<Option<Vec<Score>>> {
-    let Some(text) = read_if_there(path)? else {
+    let Some(text) = read_if_exists(path)? else {
         return Ok(None);
     };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

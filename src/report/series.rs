@@ -1,14 +1,15 @@
-//! Curves as lists of points: smoothing, summaries, thinning out for drawing.
+//! Curves as lists of points: smoothing, summaries, and thinning for drawing.
 
 /// `(step, value)`; a value that was logged as `null` is NaN.
 pub(super) type Point = (f64, f64);
 
-/// Number of points a smoothed curve averages: a twentieth of the run, at most 50 points.
+/// Returns how many points a smoothed curve averages: a twentieth of the run, at most 50 points.
 pub(super) fn smoothing_window(points: &[Point]) -> usize {
     (points.len() / 20).clamp(1, 50)
 }
 
-/// Mean of the last `window` values up to each point, of those that are finite; NaN where the point itself is not.
+/// Returns the mean of the finite values among the last `window` up to each point; NaN where the
+/// point itself is not finite.
 pub(super) fn smooth(points: &[Point], window: usize) -> Vec<Point> {
     let mean_until = |(end, point): (usize, &Point)| {
         let start = (end + 1).saturating_sub(window);
@@ -18,18 +19,18 @@ pub(super) fn smooth(points: &[Point], window: usize) -> Vec<Point> {
     points.iter().enumerate().map(mean_until).collect()
 }
 
-/// The finite values.
+/// Returns the finite values.
 pub(super) fn finite(points: &[Point]) -> impl Iterator<Item = f64> {
     points.iter().map(|p| p.1).filter(|v| v.is_finite())
 }
 
-/// Mean of the finite values, NaN without any.
+/// Returns the mean of the finite values, NaN without any.
 pub(super) fn mean(points: &[Point]) -> f64 {
     let (count, sum) = finite(points).fold((0.0, 0.0), |(n, sum), v| (n + 1.0, sum + v));
     sum / count
 }
 
-/// Standard error of [`mean`], NaN with fewer than two finite values.
+/// Returns the standard error of [`mean`], NaN with fewer than two finite values.
 pub(super) fn standard_error(points: &[Point]) -> f64 {
     let mean = mean(points);
     let (count, squares) =
@@ -40,7 +41,7 @@ pub(super) fn standard_error(points: &[Point]) -> f64 {
     (squares / (count - 1.0) / count).sqrt()
 }
 
-/// Smallest and largest finite value.
+/// Returns the smallest and largest finite value.
 pub(super) fn range(points: &[Point]) -> Option<(f64, f64)> {
     finite(points).fold(None, |range, v| {
         let (lo, hi) = range.unwrap_or((v, v));
@@ -48,14 +49,14 @@ pub(super) fn range(points: &[Point]) -> Option<(f64, f64)> {
     })
 }
 
-/// The last `count` points.
+/// Returns the last `count` points.
 pub(super) fn tail(points: &[Point], count: usize) -> &[Point] {
     points.get(points.len().saturating_sub(count)..).unwrap_or_default()
 }
 
-/// At most `2 * buckets` points that look the same when drawn: smallest and largest value of each stretch of steps,
-/// in the order they came, so that a spike of a single step stays visible. A stretch without a finite value becomes one
-/// NaN, a gap in the curve.
+/// Returns at most `2 * buckets` points that look the same when drawn: the smallest and the largest
+/// value of each bucket of steps, in their original order, so that a spike of a single step stays
+/// visible. A bucket without a finite value becomes one NaN, a gap in the curve.
 pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
     if points.len() <= 2 * buckets {
         return points.to_vec();
@@ -64,14 +65,15 @@ pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
     points.chunks(size).flat_map(extremes).collect()
 }
 
-fn extremes(stretch: &[Point]) -> Vec<Point> {
-    let finite = || stretch.iter().enumerate().filter(|(_, p)| p.1.is_finite());
+/// Returns the smallest and the largest value of a bucket, in order.
+fn extremes(bucket: &[Point]) -> Vec<Point> {
+    let finite = || bucket.iter().enumerate().filter(|(_, p)| p.1.is_finite());
     let by_value = |a: &(usize, &Point), b: &(usize, &Point)| a.1.1.total_cmp(&b.1.1);
     match (finite().min_by(by_value), finite().max_by(by_value)) {
         (Some((i, low)), Some((j, high))) if i < j => vec![*low, *high],
         (Some((i, low)), Some((j, high))) if i > j => vec![*high, *low],
         (Some((_, point)), _) => vec![*point],
-        _ => stretch.first().map(|p| (p.0, f64::NAN)).into_iter().collect(),
+        _ => bucket.first().map(|p| (p.0, f64::NAN)).into_iter().collect(),
     }
 }
 

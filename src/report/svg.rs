@@ -1,25 +1,27 @@
-//! A line plot as SVG text. Colours are attributes, so the file stands alone; classes let the page restyle it.
+//! A line plot as SVG text. Colors are attributes, so that the file is self-contained; classes let
+//! the page restyle it.
 
 use std::fmt::Write;
 
 use super::axis::Axis;
 use super::series::{Point, range, thin};
 
-/// Size of a plot in SVG units; text is 13 to 16 units high, so that it can be read on a telephone too.
+/// Size of a plot in SVG units; text is 13 to 16 units high, so that it is legible on a phone too.
 pub(super) const WIDTH: f64 = 480.0;
 /// See [`WIDTH`].
 pub(super) const HEIGHT: f64 = 300.0;
 
 const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
-/// Stretches a curve is thinned to: one or two points each.
-const STRETCHES: usize = 200;
-/// Font sizes in SVG units; a plot is shown at 0.7 of its size on a telephone.
+/// Number of buckets to which a curve is thinned, one or two points each.
+const MAX_BUCKETS: usize = 200;
+/// Font sizes in SVG units; a phone shows a plot at 0.7 of its size.
 const TITLE: f64 = 16.0;
 const SMALL: f64 = 13.0;
-/// Mean width of a character in units of the font size, on the safe side.
+/// Upper estimate of the mean width of a character in units of the font size.
 const CHARACTER: f64 = 0.62;
 
-/// Colours that people with any common colour blindness tell apart (Okabe and Ito, <https://jfly.uni-koeln.de/color/>).
+/// Colors that people with any common color blindness can distinguish (Okabe and Ito,
+/// <https://jfly.uni-koeln.de/color/>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Color {
     Blue,
@@ -40,7 +42,7 @@ impl Color {
         }
     }
 
-    /// Class for the page's dark colours.
+    /// Returns the class for the page's dark colors.
     fn class(self) -> &'static str {
         match self {
             Self::Blue => "blue",
@@ -52,16 +54,16 @@ impl Color {
     }
 }
 
-/// How a curve is drawn.
+/// The style in which a curve is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Thin and light, without an entry in the legend: single steps behind their mean.
+    /// Thin and light, without a legend entry: single steps behind their mean.
     Faint,
     /// A full line.
     Strong,
     /// A dashed line with a dot at each point: evaluations.
     Dots,
-    /// A full line, the area below lightly filled: histograms.
+    /// A full line with a lightly filled area below: histograms.
     Area,
 }
 
@@ -70,11 +72,11 @@ pub(super) enum Style {
 pub(super) struct Curve {
     /// Name in the legend.
     pub(super) label: &'static str,
-    /// Its colour.
+    /// Its color.
     pub(super) color: Color,
-    /// How it is drawn.
+    /// Its style.
     pub(super) style: Style,
-    /// Ascending in x; NaN values are gaps.
+    /// Points ascending in x; NaN values are gaps.
     pub(super) points: Vec<Point>,
 }
 
@@ -83,13 +85,13 @@ pub(super) struct Curve {
 pub(super) struct Plot {
     /// Heading.
     pub(super) title: &'static str,
-    /// Below the x axis.
+    /// Label of the x axis.
     pub(super) x_label: &'static str,
     /// The range of y; that of the data if `None`.
     pub(super) y_range: Option<(f64, f64)>,
-    /// A dashed horizontal line: its height and its name in the legend.
+    /// The height and the legend entry of a dashed horizontal line.
     pub(super) level: Option<(f64, &'static str)>,
-    /// What is drawn, back to front.
+    /// The curves, back to front.
     pub(super) curves: Vec<Curve>,
 }
 
@@ -114,12 +116,12 @@ impl Frame {
 }
 
 impl Plot {
-    /// Whether there is anything to draw.
+    /// Returns whether there is anything to draw.
     pub(super) fn has_data(&self) -> bool {
         self.curves.iter().any(|c| range(&c.points).is_some())
     }
 
-    /// The plot as an SVG document.
+    /// Returns the plot as an SVG document.
     pub(super) fn draw(&self) -> String {
         let title = self.title;
         let mut svg = format!(
@@ -139,6 +141,7 @@ impl Plot {
         svg
     }
 
+    /// Returns the drawing area below `top`, with axes that fit the data.
     fn frame(&self, top: f64) -> Frame {
         let all = || self.curves.iter().flat_map(|c| &c.points);
         let steps: Vec<Point> = all().map(|p| (0.0, p.0)).collect();
@@ -162,7 +165,7 @@ impl Plot {
         }
     }
 
-    /// Draws the legend under the title, in as many rows as it needs; returns where it ends.
+    /// Draws the legend below the title in as many rows as it needs; returns its lower end.
     fn legend(&self, svg: &mut String) -> f64 {
         let (mut x, mut y) = (14.0, 45.0);
         let named = self.curves.iter().filter(|c| c.style != Style::Faint);
@@ -180,7 +183,7 @@ impl Plot {
             let ends = [(x, middle), (x + 22.0, middle)];
             match curve {
                 Some(curve) => {
-                    stroke(svg, &path_of(&ends), curve);
+                    stroke(svg, &path_data(&ends), curve);
                     if curve.style == Style::Dots {
                         dot(svg, (x + 11.0, middle), curve.color);
                     }
@@ -193,6 +196,7 @@ impl Plot {
         y
     }
 
+    /// Draws the axes, the grid and the level line.
     fn axes(&self, svg: &mut String, frame: &Frame) {
         let Frame { left, right, top, bottom, .. } = *frame;
         for (tick, label) in frame.y.ticks.iter().zip(&frame.y.labels) {
@@ -216,11 +220,12 @@ impl Plot {
     }
 }
 
+/// Draws a curve, with gaps at values that are not finite.
 fn draw_curve(svg: &mut String, frame: &Frame, curve: &Curve) {
-    let points = thin(&curve.points, STRETCHES);
+    let points = thin(&curve.points, MAX_BUCKETS);
     for run in points.split(|p| !p.1.is_finite()).filter(|run| !run.is_empty()) {
         let run: Vec<Point> = run.iter().map(|p| (frame.x(p.0), frame.y(p.1))).collect();
-        let path = path_of(&run);
+        let path = path_data(&run);
         if curve.style == Style::Area {
             let (class, color) = (curve.color.class(), curve.color.hex());
             let _ = writeln!(
@@ -236,8 +241,8 @@ fn draw_curve(svg: &mut String, frame: &Frame, curve: &Curve) {
     }
 }
 
-/// `M` and `L` commands through `points`, to a tenth of a unit.
-fn path_of(points: &[Point]) -> String {
+/// Returns the path through `points`, rounded to a tenth of a unit.
+fn path_data(points: &[Point]) -> String {
     let mut path = String::new();
     for (i, (x, y)) in points.iter().enumerate() {
         let _ = write!(path, "{}{x:.1} {y:.1}", if i == 0 { 'M' } else { 'L' });
@@ -270,12 +275,12 @@ fn dot(svg: &mut String, (x, y): Point, color: Color) {
 }
 
 fn rule(svg: &mut String, class: &str, color: &str, [from, to]: [Point; 2]) {
-    let path = path_of(&[from, to]);
+    let path = path_data(&[from, to]);
     let _ = writeln!(svg, "<path class=\"{class}\" d=\"{path}\" stroke=\"{color}\"/>");
 }
 
 fn level_line(svg: &mut String, ends: [Point; 2]) {
-    let path = path_of(&ends);
+    let path = path_data(&ends);
     let _ = writeln!(
         svg,
         "<path class=\"level\" d=\"{path}\" stroke=\"#555555\" stroke-width=\"1.2\" stroke-dasharray=\"2 3\"/>"
@@ -301,9 +306,9 @@ mod tests {
         Curve { label: "training", color: Color::Blue, style, points }
     }
 
-    /// Coordinates of every path that has `class`.
+    /// Returns the coordinates of every path that has `class`.
     fn paths(svg: &str, class: &str) -> Vec<Vec<(f64, f64)>> {
-        let of_class = |line: &&str| line.starts_with(&format!("<path class=\"{class}\""));
+        let has_class = |line: &&str| line.starts_with(&format!("<path class=\"{class}\""));
         let points = |line: &str| {
             let path = line.split(" d=\"").nth(1).unwrap().split('"').next().unwrap();
             let pairs = path.split(['M', 'L', 'Z']).filter(|pair| !pair.is_empty());
@@ -313,14 +318,14 @@ mod tests {
                 .map(|mut pair| (number(pair.next()), number(pair.next())))
                 .collect()
         };
-        svg.lines().filter(of_class).map(points).collect()
+        svg.lines().filter(has_class).map(points).collect()
     }
 
     #[test]
-    fn a_curve_is_where_its_values_are() {
+    fn a_curve_is_drawn_at_its_values() {
         let points = vec![(1.0, 0.0), (2.0, 1.0), (5.0, 0.25)];
         let svg = plot(vec![curve(Style::Strong, points)]).draw();
-        let drawn = paths(&svg, "blue").pop().unwrap(); // the first is the legend's
+        let drawn = paths(&svg, "blue").pop().unwrap(); // the first one belongs to the legend
         let level = paths(&svg, "level").remove(1);
         let height = |value: f64| drawn[0].1 + value * (drawn[1].1 - drawn[0].1);
         assert!(drawn[1].1 < drawn[0].1, "larger values are higher up");
@@ -352,7 +357,7 @@ mod tests {
         let curves = names.map(|label| Curve { label, ..curve(Style::Dots, points.clone()) });
         let svg = plot(curves.to_vec()).draw();
         for path in paths(&svg, "blue") {
-            assert!(path.len() <= 2 * STRETCHES);
+            assert!(path.len() <= 2 * MAX_BUCKETS);
             let inside = |p: &Point| (0.0..=WIDTH).contains(&p.0) && (0.0..=HEIGHT).contains(&p.1);
             assert!(path.iter().all(inside));
         }

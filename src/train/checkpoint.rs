@@ -1,12 +1,12 @@
-//! Checkpoints: folders `checkpoints/step-N/` that are either whole or not there, and are known to be whole when used.
+//! Checkpoints: folders `checkpoints/step-N/` that appear only when complete and are verified before use.
 //!
-//! A folder holds one safetensors file a group of tensors, `state.json`, any further files, and `checkpoint.json` with
-//! size and SHA-256 of each. It is written as `.part-step-N`, flushed to disk and renamed; an old one is pruned only
-//! after that.
+//! A folder contains one safetensors file per group of tensors, `state.json`, any further files, and `checkpoint.json` with
+//! the size and SHA-256 of each. It is written as `.part-step-N`, flushed to disk and renamed. Old checkpoints are pruned
+//! only after that.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -14,62 +14,66 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::manifest::{FileHash, hash_file};
+use super::steps::{PART, clear_unfinished, list_steps, prune, set_aside};
 use crate::error::{Error, Result};
+use crate::input_file;
+use crate::model::file_hash::{FileHash, hash_file};
+use crate::output::sync_folder;
 
-/// Tensors by name, on the host.
+/// Tensors on the host with their names.
 pub type NamedTensors = Vec<(String, TensorData)>;
 
-/// Prefix of everything that is being written or thrown away.
-const PART: &str = ".part-";
 const STATE: &str = "state.json";
-const CONTENTS: &str = "checkpoint.json";
-/// Version of the form of a checkpoint folder.
+pub(super) const CONTENTS: &str = "checkpoint.json";
+/// Version of the format of a checkpoint folder.
 const FORMAT: u32 = 1;
 
-/// Where a run stands: all it takes, beside tensors, to go on as if it had never stopped.
+/// The state of a run without its tensors, with which it can continue as if it had never stopped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
-    /// Optimizer steps done.
+    /// Number of optimizer steps done.
     pub step: usize,
-    /// Passes over the data done.
+    /// Number of complete epochs done.
     pub epoch: usize,
-    /// Pairs of the current pass already consumed, in that pass's order.
+    /// Number of pairs of the current epoch already used, in the order of that epoch.
     pub position: usize,
-    /// The run's seed, from which every order and mask is derived.
+    /// Seed of the run, from which every order and mask is derived.
     pub seed: u64,
-    /// State of random generators that cannot be derived from seed, epoch and step; null if there are none.
+    /// State of random generators that cannot be derived from seed, epoch and step. Null if there are none.
     #[serde(default)]
     pub rng: Value,
-    /// Attended tokens so far.
+    /// Number of attended tokens so far.
     pub num_tokens: u64,
-    /// Seconds of training so far.
+    /// Training time so far in seconds.
     pub seconds: f64,
-    /// What the metrics need to continue: sums since the last logged line; null if there are none.
+    /// Number of lines in the metrics log so far. `None` in checkpoints of versions that did not save it.
+    #[serde(default)]
+    pub log_lines: Option<u64>,
+    /// Sums since the last logged line, from which the metrics continue. Null if there are none.
     #[serde(default)]
     pub metrics: Value,
 }
 
-/// What is saved.
+/// The contents of a checkpoint to save.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Where the run stands.
+    /// State of the run.
     pub state: TrainState,
-    /// Groups of tensors: `adapter` becomes `adapter.safetensors`.
+    /// Groups of tensors. The group `adapter` is saved as `adapter.safetensors`.
     pub groups: Vec<(String, NamedTensors)>,
-    /// Further files, by name, as `adapter_config.json`.
+    /// Names and contents of further files, such as `adapter_config.json`.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
-/// `checkpoint.json`.
+/// The contents of `checkpoint.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Contents {
+pub(super) struct Contents {
     format: u32,
-    files: BTreeMap<String, FileHash>,
+    pub(super) files: BTreeMap<String, FileHash>,
 }
 
 impl Contents {
-    /// Whether all but `state.json`, which also says how long training took, is the same.
+    /// Returns whether all files except `state.json`, which includes the training time, are equal.
     fn same_weights(&self, other: &Self) -> bool {
         let weights = |contents: &Self| {
             let mut files = contents.files.clone();
@@ -80,7 +84,7 @@ impl Contents {
     }
 }
 
-/// A checkpoint that was found whole.
+/// A checkpoint that was verified to be complete.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -89,12 +93,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `snapshot` to `folder/step-N`, then removes all but the newest `save_total_limit` checkpoints up to it
-    /// (0: keeps all). What an interrupted run left unfinished in `folder` is removed first. A whole checkpoint of
-    /// the same step with the same weights is kept as it is, a damaged one replaced.
+    /// Writes `snapshot` to `folder/step-N`, and then removes all but the newest `save_total_limit` checkpoints up to it (0
+    /// keeps all). Unfinished checkpoints of an interrupted run are removed first. A complete checkpoint of the same step
+    /// with the same weights is kept, and a damaged one is replaced.
     ///
     /// # Errors
-    /// The disk is full or refuses; the checkpoints before are untouched.
+    /// The disk is full or the folder is not writable. Earlier checkpoints are then unchanged.
     pub fn save(folder: &Path, snapshot: &Snapshot, save_total_limit: usize) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make the folder", e))?;
         clear_unfinished(folder)?;
@@ -108,18 +112,19 @@ impl Checkpoint {
         let checkpoint = match open(step, &path) {
             Ok(same) if same.contents.same_weights(&contents) => same,
             _ => {
-                put_in_place(&part, &path)?;
+                replace_folder(&part, &path)?;
                 Self { path, state: snapshot.state.clone(), contents }
             }
         };
-        sync_folder(folder)?;
+        sync_folder(folder);
         prune(folder, step, save_total_limit)?;
         clear_unfinished(folder)?;
         Ok(checkpoint)
     }
 
-    /// The checkpoint with the most steps in `folder` whose every file has the size and hash it was written with;
-    /// `None` if there is none, or no folder. `warn` is told of each newer one that is not whole, and why.
+    /// Returns the checkpoint with the most steps in `folder` whose files all have the size and hash with which they were
+    /// written, or `None` if there is no such checkpoint or no folder. Calls `warn` for each newer checkpoint that is not
+    /// complete, with the reason.
     ///
     /// # Errors
     /// The folder cannot be listed.
@@ -129,40 +134,41 @@ impl Checkpoint {
         for (step, path) in steps {
             match open(step, &path) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
-                Err(reason) => {
-                    warn(format!("{}: skipped, not a whole checkpoint: {reason}", path.display()))
-                }
+                Err(reason) => warn(format!(
+                    "{}: skipped, not a complete checkpoint: {reason}",
+                    path.display()
+                )),
             }
         }
         Ok(None)
     }
 
-    /// Its folder.
+    /// Returns the folder of the checkpoint.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the run stood.
+    /// Returns the state of the run.
     pub fn state(&self) -> &TrainState {
         &self.state
     }
 
-    /// The tensors of `group`, bit for bit as saved, sorted by name.
+    /// Reads the tensors of `group`, bit for bit as saved, sorted by name.
     ///
     /// # Errors
-    /// The group was not saved, or the file changed since it was found whole.
+    /// The group was not saved, or the file changed since the checkpoint was verified.
     pub fn tensors(&self, group: &str) -> Result<NamedTensors> {
         let path = self.path.join(format!("{group}.safetensors"));
-        let bytes = fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let bytes = input_file::read(&path).map_err(|e| Error::io(&path, "read", e))?;
         let fail = |problem: String| {
-            let remedy = "remove this checkpoint folder: the one before it is used then";
+            let remedy = "remove this checkpoint folder, so that the one before it is used";
             Error::file(&path, problem, remedy)
         };
         let stored = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
         let mut tensors = Vec::new();
         for (name, view) in stored.iter() {
             let dtype = burn_dtype(view.dtype())
-                .ok_or_else(|| fail(format!("{name}: type {} is not kept here", view.dtype())))?;
+                .ok_or_else(|| fail(format!("{name}: type {} is not supported", view.dtype())))?;
             let (bytes, shape) = (view.data().to_vec(), view.shape().to_vec());
             tensors.push((name.to_string(), TensorData::from_bytes_vec(bytes, shape, dtype)));
         }
@@ -170,38 +176,22 @@ impl Checkpoint {
         Ok(tensors)
     }
 
-    /// Whether the snapshot had a further file of this name.
-    pub fn holds(&self, name: &str) -> bool {
+    /// Returns whether the checkpoint has a file of this name.
+    pub fn has_file(&self, name: &str) -> bool {
         self.path.join(name).is_file()
     }
 
-    /// The contents of a further file of the snapshot.
+    /// Reads a further file of the checkpoint.
     ///
     /// # Errors
-    /// It was not saved.
+    /// The file was not saved or cannot be read.
     pub fn file(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.path.join(name);
-        fs::read(&path).map_err(|e| Error::io(&path, "read", e))
+        input_file::read(&path).map_err(|e| Error::io(&path, "read", e))
     }
 }
 
-/// Removes what is unfinished in a folder of checkpoints: the rest of a write or of a removal that was interrupted.
-///
-/// # Errors
-/// The folder refuses.
-pub fn clear_unfinished(folder: &Path) -> Result<()> {
-    for (name, path) in list(folder)? {
-        if name.starts_with(PART) {
-            let removed = match path.is_dir() {
-                true => fs::remove_dir_all(&path),
-                false => fs::remove_file(&path),
-            };
-            removed.map_err(|e| Error::io(&path, "remove", e))?;
-        }
-    }
-    Ok(())
-}
-
+/// Writes the snapshot into the new folder `part` and flushes it to disk.
 fn write_part(part: &Path, snapshot: &Snapshot) -> Result<Contents> {
     fs::create_dir(part).map_err(|e| Error::io(part, "make the folder", e))?;
     let mut files = BTreeMap::new();
@@ -223,16 +213,16 @@ fn write_part(part: &Path, snapshot: &Snapshot) -> Result<Contents> {
     let json = to_json(&path, &contents)?;
     fs::write(&path, json).map_err(|e| Error::io(&path, "write", e))?;
     seal(part, CONTENTS)?;
-    sync_folder(part)?;
+    sync_folder(part);
     Ok(contents)
 }
 
-/// Gives the finished folder `part` its name, replacing what bears it.
-fn put_in_place(part: &Path, path: &Path) -> Result<()> {
+/// Renames the finished folder `part` to `path` and replaces what exists there. If this fails, the old folder is restored.
+fn replace_folder(part: &Path, path: &Path) -> Result<()> {
     let old = set_aside(path)?;
     fs::rename(part, path).map_err(|error| {
         let _ = old.map(|old| fs::rename(old, path));
-        Error::io(path, "give the checkpoint its name", error)
+        Error::io(path, "rename the checkpoint", error)
     })
 }
 
@@ -244,87 +234,33 @@ fn to_json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
 /// Flushes a written file to disk and hashes it.
 fn seal(part: &Path, name: &str) -> Result<FileHash> {
     let path = part.join(name);
-    let file = File::open(&path).map_err(|e| Error::io(&path, "open", e))?;
+    let file = input_file::open(&path).map_err(|e| Error::io(&path, "open", e))?;
     file.sync_all().map_err(|e| Error::io(&path, "write", e))?;
     hash_file(&path)
 }
 
-/// Makes names in a folder durable. Systems on which a folder cannot be opened do so by themselves.
-fn sync_folder(folder: &Path) -> Result<()> {
-    match File::open(folder) {
-        Ok(opened) => opened.sync_all().map_err(|e| Error::io(folder, "write", e)),
-        Err(_) => Ok(()),
-    }
-}
-
-/// Moves a folder, if it is there, to a name that counts as unfinished, at once: no half of it can be met under its own
-/// name while [`clear_unfinished`] removes it.
-fn set_aside(path: &Path) -> Result<Option<PathBuf>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = path.with_file_name(format!("{PART}old-{name}"));
-    fs::rename(path, &aside).map_err(|e| Error::io(path, "move", e))?;
-    Ok(Some(aside))
-}
-
-/// Sets the oldest checkpoints aside until `limit` are left, `newest` included. Those beyond `newest` belong to a run that
-/// went on from an earlier one because they were not whole: they neither count nor are touched.
-fn prune(folder: &Path, newest: usize, limit: usize) -> Result<()> {
-    if limit == 0 {
-        return Ok(());
-    }
-    let mut steps = list_steps(folder)?;
-    steps.retain(|(step, _)| *step <= newest);
-    let surplus = steps.len().saturating_sub(limit);
-    steps.iter().take(surplus).try_for_each(|(_, path)| set_aside(path).map(drop))
-}
-
-/// Name and path of what lies in `folder`; nothing if it is not there.
-fn list(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(folder, "list", e)),
-    };
-    entries
-        .map(|entry| {
-            let entry = entry.map_err(|e| Error::io(folder, "list", e))?;
-            Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
-        })
-        .collect()
-}
-
-/// The checkpoints in `folder`, fewest steps first.
-fn list_steps(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let numbered = |(name, path): (String, PathBuf)| {
-        let step: usize = name.strip_prefix("step-")?.parse().ok()?;
-        (name == format!("step-{step}")).then_some((step, path))
-    };
-    let mut steps: Vec<_> = list(folder)?.into_iter().filter_map(numbered).collect();
-    steps.sort();
-    Ok(steps)
-}
-
-/// Opens a checkpoint if it is whole, else says why it is not.
+/// Opens a checkpoint and verifies its files, or returns why it is not complete.
 fn open(step: usize, path: &Path) -> std::result::Result<Checkpoint, String> {
-    let read =
-        |name: &str| fs::read(path.join(name)).map_err(|e| format!("{name} cannot be read: {e}"));
+    let read = |name: &str| {
+        input_file::read(path.join(name)).map_err(|e| format!("{name} cannot be read: {e}"))
+    };
     let contents: Contents = serde_json::from_slice(&read(CONTENTS)?)
         .map_err(|e| format!("{CONTENTS} is damaged: {e}"))?;
     if contents.format != FORMAT {
-        return Err(format!("its form is number {}, known is {FORMAT}", contents.format));
+        return Err(format!("its format version is {}, supported is {FORMAT}", contents.format));
     }
     for (name, expected) in &contents.files {
         let file = path.join(name);
         let size = fs::metadata(&file).map_err(|e| format!("{name} cannot be read: {e}"))?.len();
         if size != expected.bytes {
-            return Err(format!("{name} has {size} bytes, was written with {}", expected.bytes));
+            return Err(format!(
+                "{name} has {size} bytes, but was written with {}",
+                expected.bytes
+            ));
         }
         let found = hash_file(&file).map_err(|e| e.to_string())?;
         if found != *expected {
-            return Err(format!("{name} is not what was written: its sha256 differs"));
+            return Err(format!("{name} changed since it was written: its SHA-256 differs"));
         }
     }
     if !contents.files.contains_key(STATE) {
@@ -333,12 +269,12 @@ fn open(step: usize, path: &Path) -> std::result::Result<Checkpoint, String> {
     let state: TrainState =
         serde_json::from_slice(&read(STATE)?).map_err(|e| format!("{STATE}: {e}"))?;
     if state.step != step {
-        return Err(format!("it holds step {}", state.step));
+        return Err(format!("it contains step {}", state.step));
     }
     Ok(Checkpoint { path: path.to_path_buf(), state, contents })
 }
 
-/// A tensor as safetensors writes it: its bytes as they are.
+/// A tensor in the form that safetensors writes.
 struct Stored<'a> {
     data: &'a TensorData,
     dtype: Dtype,
@@ -362,13 +298,14 @@ impl View for Stored<'_> {
     }
 }
 
+/// Writes `tensors` to a new safetensors file, each in its own dtype.
 fn write_tensors(path: &Path, tensors: &NamedTensors) -> Result<()> {
     let remedy = "this is a defect of the program: please report it";
     let mut stored = Vec::with_capacity(tensors.len());
     for (name, data) in tensors {
         let dtype = PAIRED_TYPES.iter().find(|(burn, _)| *burn == data.dtype);
         let Some((_, dtype)) = dtype else {
-            let problem = format!("{name}: type {:?} is not kept in checkpoints", data.dtype);
+            let problem = format!("{name}: type {:?} is not supported in checkpoints", data.dtype);
             return Err(Error::file(path, problem, remedy));
         };
         let dtype = *dtype;
@@ -380,7 +317,7 @@ fn write_tensors(path: &Path, tensors: &NamedTensors) -> Result<()> {
     })
 }
 
-/// The types a checkpoint keeps, as Burn and as safetensors call them.
+/// Tensor types that a checkpoint supports, in Burn and in safetensors.
 const PAIRED_TYPES: [(DType, Dtype); 7] = [
     (DType::F64, Dtype::F64),
     (DType::F32, Dtype::F32),

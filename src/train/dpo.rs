@@ -1,5 +1,5 @@
-//! DPO as the loop of a run sees it: the reference computed beforehand, the self-check of the first step, what a
-//! checkpoint keeps.
+//! Implements the training loop's [`Method`] for DPO: precomputing the reference, checking the first step, and saving the
+//! reference's log-probabilities in checkpoints.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::train::learner::Learner;
 use crate::train::method::{Method, StepOutput};
 use crate::train::optimizer::AdamW;
 
-/// The file of a checkpoint with the reference's log-probabilities of the pairs seen so far, by id.
+/// Checkpoint file with the reference's log-probabilities of the pairs seen so far, by pair id.
 const REFERENCE: &str = "reference_log_probs.json";
 
 impl<B: TrainBackend> Method<B> for Learner<B> {
@@ -26,14 +26,14 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
 
     const KEYS: &'static [&'static str] = &KEYS;
 
-    const WATCHED: &'static [(&'static str, &'static str)] =
+    const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
     fn policy(&self) -> &Mistral<Autodiff<B>> {
         &self.policy
     }
 
-    fn trained(&mut self) -> (&mut Mistral<Autodiff<B>>, &mut AdamW<B>) {
+    fn policy_and_optimizer(&mut self) -> (&mut Mistral<Autodiff<B>>, &mut AdamW<B>) {
         (&mut self.policy, &mut self.optimizer)
     }
 
@@ -54,13 +54,16 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
         Self::evaluate(self, pairs)
     }
 
-    fn begin(&mut self, config: &RunConfig, again: bool) {
-        if again && !config.dpo.precompute_ref_log_probs {
+    /// Makes the learner keep the reference's log-probabilities of every pair. A second epoch needs them again, and since
+    /// every run can be extended to a second epoch, they are kept in the first. An extended run then has the same result as
+    /// one that had this length from the start.
+    fn begin(&mut self, config: &RunConfig) {
+        if !config.dpo.precompute_ref_log_probs {
             self.remember_reference();
         }
     }
 
-    /// `precompute_ref_log_probs`: one pass of the reference over the training pairs.
+    /// Computes the reference's log-probabilities of all training pairs, under `precompute_ref_log_probs`.
     fn precompute(
         &mut self,
         pairs: &[EncodedPair],
@@ -75,10 +78,10 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
         let size = size.unwrap_or(config.train.per_device_train_batch_size);
         for pairs in pairs.chunks(size.max(1)) {
             let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-            self.precompute_reference(&pairs);
+            self.precompute_reference(&pairs)?;
             progress.inc(pairs.len() as u64);
             if interrupt::requested() {
-                let note = "stopped while the reference was computed; go on with --resume";
+                let note = "stopped while the reference was computed; continue with --resume";
                 return Err(Error::Interrupted { note: note.into() });
             }
         }
@@ -86,8 +89,8 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
         Ok(())
     }
 
-    /// The cheapest self-check there is: where policy and reference are the same function, the loss is ln 2 and every
-    /// reward 0. Exactly, unless the reference was computed beforehand: in batches of other widths sums round otherwise.
+    /// Checks that the loss is ln 2 and every reward is 0 if policy and reference are the same function. Both are exact
+    /// unless the reference was precomputed, because sums round differently in batches of other sizes.
     fn check_first_step(&self, output: &StepOutput, config: &RunConfig) -> Result<()> {
         if !self.starts_as_reference() {
             return Ok(());
@@ -95,51 +98,53 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
         for micro in &output.micro_batches {
             let rewards = &micro.values[..2];
             let logps = micro.values[4].abs().max(micro.values[5].abs());
-            let rounding = match config.dpo.precompute_ref_log_probs {
-                true => 1e-2 * config.dpo.beta * logps,
-                false => 0.0,
+            let tolerance = if config.dpo.precompute_ref_log_probs {
+                1e-2 * config.dpo.beta * logps
+            } else {
+                0.0
             };
-            let plain = config.dpo.loss_type.len() == 1 && config.dpo.loss_weights.is_none();
-            let off = (micro.loss - std::f64::consts::LN_2).abs();
-            let ln_2 = !plain || off < 1e-6 + rounding;
-            if !ln_2 || rewards.iter().any(|reward| reward.abs() > rounding) {
+            let is_single_loss =
+                config.dpo.loss_type.len() == 1 && config.dpo.loss_weights.is_none();
+            let error = (micro.loss - std::f64::consts::LN_2).abs();
+            let is_ln_2 = !is_single_loss || error < 1e-6 + tolerance;
+            if !is_ln_2 || rewards.iter().any(|reward| reward.abs() > tolerance) {
                 return Err(Error::run(
                     format!(
                         "self-check failed: before the first update policy and reference are the same \
                          function, but the loss is {} (not ln 2) and the rewards {rewards:?} (not 0)",
                         micro.loss
                     ),
-                    "this backend computes wrongly here: try --backend with another, and report it",
+                    "this backend computes wrong results: try another --backend, and report this",
                 ));
             }
         }
         Ok(())
     }
 
-    /// The reference's log-probabilities: computed anew among other pairs they would round otherwise, and the run not
-    /// end as if uninterrupted.
+    /// Returns the file of the reference's log-probabilities. If a resumed run computed them again in batches of other
+    /// pairs, they would round differently, and its result would differ from that of an uninterrupted run.
     fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let known = self.reference.known();
-        if !self.remembers_reference() || known.is_empty() {
+        let cached = self.reference.cached();
+        if !self.remembers_reference() || cached.is_empty() {
             return Ok(Vec::new());
         }
-        let known = serde_json::to_vec(known)
+        let json = serde_json::to_vec(cached)
             .map_err(|e| Error::run(e, "this is a defect of the program: report it"))?;
-        Ok(vec![(REFERENCE.to_string(), known)])
+        Ok(vec![(REFERENCE.to_string(), json)])
     }
 
     fn restore_files(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        if !self.remembers_reference() || !checkpoint.holds(REFERENCE) {
+        if !self.remembers_reference() || !checkpoint.has_file(REFERENCE) {
             return Ok(());
         }
         let bytes = checkpoint.file(REFERENCE)?;
-        let known: BTreeMap<String, [f32; 2]> =
+        let cached: BTreeMap<String, [f32; 2]> =
             serde_json::from_slice(&bytes).map_err(|error| {
                 let problem = format!("{REFERENCE} cannot be read: {error}");
-                let remedy = "remove this checkpoint folder: the one before it is used then";
+                let remedy = "remove this checkpoint folder, so that the one before it is used";
                 Error::file(checkpoint.path(), problem, remedy)
             })?;
-        for (id, sums) in known {
+        for (id, sums) in cached {
             self.reference.remember(&id, sums);
         }
         Ok(())

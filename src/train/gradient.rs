@@ -1,9 +1,9 @@
-//! Gradients of what is trained (an adapter, or all weights), block by block.
+//! Computes the gradients of the trained tensors (an adapter's, or all weights), one decoder layer at a time.
 //!
-//! Each block (decoder layer) has a graph of its own. The upper blocks may keep theirs from the forward pass; the others
-//! keep their input alone and are computed again in backward (gradient checkpointing, arXiv 1604.06174). Backward goes
-//! from the last block to the first trained one, outside autodiff's own backward, so it works on every backend; what is
-//! kept changes no bit of the gradients, because each block's graph is the same.
+//! Each layer has a separate graph. The upper layers may keep theirs from the forward pass. The others keep only their
+//! input and are recomputed in the backward pass (gradient checkpointing, arXiv 1604.06174). The backward pass goes from
+//! the last layer to the first trained one, outside of autodiff's own backward, so that it works on every backend. The
+//! gradients are bit-identical whichever layers keep their graphs, because each layer's graph is the same.
 
 use arithmo_backends::{TrainBackend, backward_from, graph_lock};
 use burn::backend::Autodiff;
@@ -15,28 +15,28 @@ use crate::model::input::{ModelInput, SequenceContext};
 use crate::model::mistral::Mistral;
 use crate::train::parameters::{gradients_of, is_trained};
 
-/// A loss and whatever else is wanted of the forward pass.
+/// A loss, and another output of the forward pass for the caller.
 pub struct Loss<B: AutodiffBackend, Out> {
-    /// What is differentiated, `[1]`.
+    /// The loss, `[1]`.
     pub loss: Tensor<B, 1>,
-    /// Handed back to the caller.
+    /// Output that [`gradients`] returns.
     pub output: Out,
 }
 
 type Grads<B> = Vec<Tensor<B, 2>>;
 
-/// What a block leaves behind in the forward pass.
-enum Block<B: TrainBackend> {
-    /// Its input, and its output with the graph between them.
+/// State of a decoder layer that the forward pass keeps for the backward pass.
+enum LayerState<B: TrainBackend> {
+    /// The layer's input and its output, with the graph between them.
     Kept(Tensor<Autodiff<B>, 2>, Tensor<Autodiff<B>, 2>),
-    /// Its input alone.
+    /// The layer's input only.
     Input(Tensor<B, 2>),
-    /// Nothing: nothing at or below it is trained.
+    /// Nothing, because nothing at or below the layer is trained.
     Frozen,
 }
 
-/// Gradients of `loss(final hidden states [Q, D])` with respect to the trained tensors, in the order of
-/// [`crate::train::parameters`]; of the upper `keep` blocks the activations are kept, the others are computed again.
+/// Computes the gradients of `loss(final hidden states [Q, D])` with respect to the trained tensors, in the order of
+/// [`crate::train::parameters`]. The upper `keep` layers keep their activations, and the others are recomputed.
 pub fn gradients<B: TrainBackend, Out>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,
@@ -45,87 +45,85 @@ pub fn gradients<B: TrainBackend, Out>(
 ) -> (Out, Grads<B>) {
     let _only_graph = graph_lock();
     let context = input.context.to_autodiff();
-    let (blocks, top) = forward(policy, input, &context, keep);
+    let (layers, top) = forward(policy, input, &context, keep);
     let top = Tensor::from_inner(top).require_grad();
     let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
     let grads = loss.backward();
-    let mut above = top.grad(&grads);
+    let mut grad_above = top.grad(&grads);
     drop(top);
     let mut by_part = vec![gradients_of(&policy.lm_head, &grads)];
     by_part.push(gradients_of(&policy.norm, &grads));
-    // Where the embedding is the head too.
-    let of_head = gradients_of(&policy.embed_tokens, &grads);
+    // The gradient of the embedding as a tied head.
+    let head_grads = gradients_of(&policy.embed_tokens, &grads);
     drop(grads);
 
-    for (index, block) in blocks.into_iter().enumerate().rev() {
-        let (x, y) = match block {
-            Block::Frozen => break,
-            Block::Kept(x, y) => (x, y),
-            Block::Input(x) => {
+    for (index, layer) in layers.into_iter().enumerate().rev() {
+        let (x, y) = match layer {
+            LayerState::Frozen => break,
+            LayerState::Kept(x, y) => (x, y),
+            LayerState::Input(x) => {
                 let x = leaf(policy, index, x);
                 let y = policy.layer(index, x.clone(), &context);
                 (x, y)
             }
         };
-        let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
-        let grads = backward_from(y, of_y);
-        above = x.grad(&grads);
+        let grad_y = grad_above.unwrap_or_else(|| y.clone().inner().zeros_like());
+        let grads = backward_from(y, grad_y);
+        grad_above = x.grad(&grads);
         by_part.push(gradients_of(&policy.layers[index], &grads));
     }
     if is_trained(&policy.embed_tokens) {
         let y = policy.embed(Tensor::from_inner(input.token_ids.clone()));
-        let of_y = above.unwrap_or_else(|| y.clone().inner().zeros_like());
-        let grads = backward_from(y, of_y);
-        let of_rows = gradients_of(&policy.embed_tokens, &grads).into_iter();
-        by_part.push(of_rows.zip(of_head).map(|(rows, head)| rows + head).collect());
+        let grad_y = grad_above.unwrap_or_else(|| y.clone().inner().zeros_like());
+        let grads = backward_from(y, grad_y);
+        let row_grads = gradients_of(&policy.embed_tokens, &grads).into_iter();
+        by_part.push(row_grads.zip(head_grads).map(|(rows, head)| rows + head).collect());
     }
     (output, by_part.into_iter().rev().flatten().collect())
 }
 
-/// The forward pass through all blocks: what each leaves behind, and the residual stream above the last. `context` is that
-/// of `input`, for blocks with a graph.
+/// Runs the forward pass through all layers. Returns the state of each layer and the residual stream after the last one.
+/// `context` is the context of `input`, for layers with a graph.
 fn forward<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,
     context: &SequenceContext<Autodiff<B>>,
     keep: usize,
-) -> (Vec<Block<B>>, Tensor<B, 2>) {
+) -> (Vec<LayerState<B>>, Tensor<B, 2>) {
     let inner = policy.valid();
     let (first, count) = (first_trained(policy), policy.layers.len());
     let mut x = inner.embed(input.token_ids.clone());
-    let mut blocks = Vec::with_capacity(count);
+    let mut layers = Vec::with_capacity(count);
     for index in 0..count {
-        let (block, y) = if index < first {
-            (Block::Frozen, inner.layer(index, x, &input.context))
+        let (layer, y) = if index < first {
+            (LayerState::Frozen, inner.layer(index, x, &input.context))
         } else if index < count.saturating_sub(keep) {
             let y = inner.layer(index, x.clone(), &input.context);
-            (Block::Input(x), y)
+            (LayerState::Input(x), y)
         } else {
             let x = leaf(policy, index, x);
             let y = policy.layer(index, x.clone(), context);
-            let above = y.clone().inner();
-            (Block::Kept(x, y), above)
+            let output = y.clone().inner();
+            (LayerState::Kept(x, y), output)
         };
-        blocks.push(block);
+        layers.push(layer);
         x = y;
     }
-    (blocks, x)
+    (layers, x)
 }
 
-/// A block's input as the start of its graph. Where nothing below the block is trained, no gradient is wanted.
+/// Returns a layer's input as the start of its graph. It requires no gradient if nothing below the layer is trained.
 fn leaf<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
     index: usize,
     x: Tensor<B, 2>,
 ) -> Tensor<Autodiff<B>, 2> {
     let x = Tensor::from_inner(x);
-    match index == first_trained(policy) && !is_trained(&policy.embed_tokens) {
-        true => x,
-        false => x.require_grad(),
-    }
+    let is_lowest_trained = index == first_trained(policy) && !is_trained(&policy.embed_tokens);
+    if is_lowest_trained { x } else { x.require_grad() }
 }
 
-/// The lowest block with something trained at or below it; the number of blocks if there is none.
+/// Returns the index of the lowest layer with trained tensors at or below it, or the number of layers if there is none.
 fn first_trained<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> usize {
     if is_trained(&policy.embed_tokens) {
         return 0;

@@ -1,7 +1,7 @@
-//! The DPO learner: one optimizer step, and the evaluation of held-out pairs.
+//! The DPO learner, which runs optimizer steps and evaluates held-out pairs.
 //!
-//! Order as in transformers' `Trainer`: backward over the micro-batches, clip, optimizer step. The device is read once
-//! a step, after the last backward.
+//! The order is that of transformers' `Trainer`: backward over the micro-batches, clipping, optimizer step. Results are
+//! read from the device once per step, after the last backward.
 
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::backend::Autodiff;
@@ -11,10 +11,11 @@ use burn::tensor::{Tensor, TensorData};
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::dpo::log_probs::{CompletionLogProbs, DeviceBatch, score};
-use crate::dpo::loss::{DpoLoss, PairLogProbs, chosen_shares};
+use crate::dpo::loss::{DpoLoss, PairLogProbs, chosen_token_weights};
 use crate::dpo::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
 use crate::dpo::reference::Reference;
-use crate::lora::linear::parameters;
+use crate::error::Result;
+use crate::lora::linear::adapter_parameters;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 use crate::train::gradient::{Loss, gradients};
@@ -24,25 +25,25 @@ use crate::train::pass::passes;
 
 pub use crate::train::method::{Activations, StepConfig, StepOutput};
 
-/// What does not change from step to step.
+/// Settings of a [`Learner`].
 #[derive(Clone, Copy, Debug)]
 pub struct LearnerConfig {
-    /// The loss.
+    /// DPO loss.
     pub loss: DpoLoss,
-    /// What every method has.
+    /// Settings common to all methods.
     pub step: StepConfig,
 }
 
-/// Policy, reference and optimizer.
+/// The DPO learner: policy, reference and optimizer.
 #[derive(Debug)]
 pub struct Learner<B: TrainBackend> {
-    /// The model being trained, of which those tensors change that require a gradient: an adapter's, or all.
+    /// The model that is trained: its tensors that require a gradient, which are those of an adapter or all.
     pub policy: Mistral<Autodiff<B>>,
-    /// The model it is compared with.
+    /// The reference model.
     pub reference: Reference<B>,
-    /// Moments of the trained tensors.
+    /// The optimizer of the trained tensors.
     pub optimizer: AdamW<B>,
-    /// Rotary angles.
+    /// Table of rotary angles.
     table: PositionTable<B>,
     config: LearnerConfig,
     starts_as_reference: bool,
@@ -51,7 +52,7 @@ pub struct Learner<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Learner<B> {
-    /// A learner for `policy`, whose adapter is attached.
+    /// Creates a learner for `policy`, whose adapter is already attached.
     pub fn new(
         policy: Mistral<Autodiff<B>>,
         reference: Reference<B>,
@@ -61,9 +62,10 @@ impl<B: TrainBackend> Learner<B> {
     ) -> Self {
         let positions = policy.config.max_position_embeddings;
         let table = policy.valid().position_table(positions, device);
-        // A copy has no dropout; a silent adapter is silent under dropout too.
-        let same = reference.is_copy() && config.step.dropout_seed.is_none();
-        let starts_as_reference = same || adapter_is_silent(&policy);
+        // The copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under
+        // dropout too.
+        let is_same = reference.is_copy() && config.step.dropout_seed.is_none();
+        let starts_as_reference = is_same || adapter_is_zero(&policy);
         Self {
             policy,
             reference,
@@ -76,34 +78,37 @@ impl<B: TrainBackend> Learner<B> {
         }
     }
 
-    /// Computes and keeps the reference's log-probabilities of training pairs.
-    pub fn precompute_reference(&mut self, pairs: &[&EncodedPair]) {
+    /// Computes the reference's log-probabilities of training pairs and keeps them.
+    ///
+    /// # Errors
+    /// A log-probability is not finite.
+    pub fn precompute_reference(&mut self, pairs: &[&EncodedPair]) -> Result<()> {
         let batch = PreferenceBatch::new(pairs);
         let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
-        self.reference.precompute(&batch, &on_device);
+        self.reference.precompute(&batch, &on_device)
     }
 
-    /// Whether policy and reference were the same function when the learner was made: every `lora_b` zero, or the
-    /// reference a copy of the policy, which no dropout disturbs.
+    /// Returns whether policy and reference were the same function when the learner was created. They are if every `lora_b`
+    /// is zero, or if the reference is a copy of the policy and there is no dropout.
     pub fn starts_as_reference(&self) -> bool {
         self.starts_as_reference
     }
 
-    /// From now on keeps the reference's log-probabilities of every pair, because pairs come again.
+    /// Makes the learner keep the reference's log-probabilities of every pair for later epochs.
     pub fn remember_reference(&mut self) {
         self.remember_reference = true;
     }
 
-    /// Whether [`Self::remember_reference`] was asked for.
+    /// Returns whether [`Self::remember_reference`] was called.
     pub fn remembers_reference(&self) -> bool {
         self.remember_reference
     }
 
-    /// One optimizer step, number `step` from 0, at `learning_rate`, over `micro_batches`, whose mean losses are
-    /// averaged. They are computed in passes of at most [`StepConfig::pass_tokens`] tokens, whatever their size.
+    /// Runs optimizer step number `step` (from 0) with `learning_rate`. The loss is the mean over `micro_batches` of their
+    /// mean losses. They are computed in passes of at most [`StepConfig::pass_tokens`] tokens, independent of their size.
     ///
     /// # Panics
-    /// If a sequence is longer than the model's `max_position_embeddings`; lengths are checked before training.
+    /// If a sequence is longer than the model's `max_position_embeddings`. Lengths are checked before training.
     pub fn step(
         &mut self,
         step: usize,
@@ -111,31 +116,32 @@ impl<B: TrainBackend> Learner<B> {
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
         let passes = passes(micro_batches, self.config.step.pass_tokens);
-        let shares: Vec<f64> = micro_batches.iter().flat_map(|pairs| shares(pairs)).collect();
-        let mut shares = shares.as_slice();
-        let (mut sum, mut packed, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+        let weights: Vec<f64> =
+            micro_batches.iter().flat_map(|pairs| micro_batch_token_weights(pairs)).collect();
+        let mut token_weights = weights.as_slice();
+        let (mut sum, mut outputs, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes.iter().enumerate() {
             let seed = self.config.step.dropout_seed.map(|seed| mix(seed, step, index));
             let batch = PreferenceBatch::new(&pass.pairs);
-            let (of_pass, rest) = shares.split_at(pass.pairs.len());
-            shares = rest;
-            let (output, grads) = self.one_pass(&batch, [&pass.weights, of_pass], seed);
-            packed.push(output);
+            let (pass_weights, rest) = token_weights.split_at(pass.pairs.len());
+            token_weights = rest;
+            let (output, grads) = self.one_pass(&batch, &pass.weights, pass_weights, seed);
+            outputs.push(output);
             batches.push(batch);
             sum = add_all(sum, grads);
         }
         let max_grad_norm = self.config.step.max_grad_norm.unwrap_or(0.0);
         let (clipped, norm) = clip_by_global_norm(sum, max_grad_norm);
-        packed.push(norm);
+        outputs.push(norm);
 
-        let numbers: Vec<f64> = Tensor::cat(packed, 0).into_data().iter::<f64>().collect();
-        let pairs = unpack(&batches, &numbers);
+        let numbers: Vec<f64> = Tensor::cat(outputs, 0).into_data().iter::<f64>().collect();
+        let pairs = split_outputs(&batches, &numbers);
         let mut rest = pairs.as_slice();
         let micro_batches: Vec<MicroBatchMetrics> = micro_batches
             .iter()
             .map(|micro| {
-                let (pairs, left) = rest.split_at(micro.len());
-                rest = left;
+                let (pairs, remaining) = rest.split_at(micro.len());
+                rest = remaining;
                 MicroBatchMetrics::new(pairs, self.config.loss.beta)
             })
             .collect();
@@ -153,34 +159,33 @@ impl<B: TrainBackend> Learner<B> {
         }
     }
 
-    /// Scores held-out pairs under policy and reference, without a graph.
+    /// Computes the metrics of held-out pairs without building a graph.
     pub fn evaluate(&self, pairs: &[&EncodedPair]) -> MicroBatchMetrics {
         let mut outputs = Vec::new();
         let policy = self.policy.valid();
-        let shares = shares(pairs);
+        let config = &self.config.loss;
         for pass in passes(&[pairs.to_vec()], self.config.step.pass_tokens) {
             let batch = PreferenceBatch::new(&pass.pairs);
             let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
             let policy = score(&policy, &on_device, LogProbStats::All);
             let reference = self.reference.compute(&on_device);
-            let of_policy = PairLogProbs::split(policy.sums.clone());
-            let of_reference = PairLogProbs::split(reference.clone());
-            let config = &self.config.loss;
-            let loss = config.forward(&of_policy, &of_reference, &batch.counts);
-            // One share for all: the pairs are one micro-batch.
-            let loss = config.add_sft(loss, &of_policy, &shares[..pass.pairs.len()]);
-            let packed = pack(loss, policy, reference);
-            let numbers: Vec<f64> = packed.into_data().iter::<f64>().collect();
-            outputs.extend(unpack(std::slice::from_ref(&batch), &numbers));
+            let policy_logps = PairLogProbs::split(policy.sums.clone());
+            let reference_logps = PairLogProbs::split(reference.clone());
+            let loss = config.forward(&policy_logps, &reference_logps, &batch.counts);
+            let output = concat_outputs(loss, policy, reference);
+            let numbers: Vec<f64> = output.into_data().iter::<f64>().collect();
+            outputs.extend(split_outputs(std::slice::from_ref(&batch), &numbers));
         }
-        MicroBatchMetrics::new(&outputs, self.config.loss.beta)
+        MicroBatchMetrics::with_sft(&outputs, config.beta, config.sft_weight)
     }
 
-    /// Forward and backward of one pass: its numbers, packed, and the gradient of its weighted loss.
+    /// Runs forward and backward of one pass. Returns its outputs in one vector (see [`concat_outputs`]) and the gradient
+    /// of the sum of its losses times `weights`.
     fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        [weights, shares]: [&[f64]; 2],
+        weights: &[f64],
+        token_weights: &[f64],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
@@ -188,25 +193,25 @@ impl<B: TrainBackend> Learner<B> {
         on_device.input.context.dropout_seed = dropout_seed;
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
         let head = self.policy.head();
-        let of_reference = PairLogProbs::split(Tensor::from_inner(reference.clone()));
+        let reference_logps = PairLogProbs::split(Tensor::from_inner(reference.clone()));
         let keep = self.config.step.activations.keep(batch.tokens.length);
         gradients(&self.policy, &on_device.input, keep, |hidden| {
             let policy = completions.score(hidden, head, LogProbStats::All);
-            let of_policy = PairLogProbs::split(policy.sums.clone());
+            let policy_logps = PairLogProbs::split(policy.sums.clone());
             let config = &self.config.loss;
-            let losses = config.forward(&of_policy, &of_reference, &batch.counts);
-            let losses = config.add_sft(losses, &of_policy, shares);
+            let losses = config.forward(&policy_logps, &reference_logps, &batch.counts);
+            let losses = config.add_sft(losses, &policy_logps, token_weights);
             let dtype = losses.dtype();
             let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
             let weights = Tensor::from_data(weights, (&self.device, dtype));
             let scored =
                 CompletionLogProbs { sums: policy.sums.inner(), tokens: policy.tokens.inner() };
-            let output = pack(losses.clone().inner(), scored, reference);
+            let output = concat_outputs(losses.clone().inner(), scored, reference);
             Loss { loss: (losses * weights).sum(), output }
         })
     }
 
-    /// Keeps the reference's log-probabilities of the pairs of a step, if that was asked for.
+    /// Keeps the reference's log-probabilities of the pairs of a step if [`Self::remember_reference`] was called.
     fn remember(&mut self, batches: &[PreferenceBatch], pairs: &[PairOutput]) {
         if !self.remember_reference {
             return;
@@ -219,22 +224,24 @@ impl<B: TrainBackend> Learner<B> {
     }
 }
 
-/// The [`chosen_shares`] of a micro-batch.
-fn shares(pairs: &[&EncodedPair]) -> Vec<f64> {
+/// Returns the [`chosen_token_weights`] of a micro-batch.
+fn micro_batch_token_weights(pairs: &[&EncodedPair]) -> Vec<f64> {
     let counts: Vec<usize> = pairs.iter().map(|pair| pair.chosen.scored_tokens()).collect();
-    chosen_shares(&counts)
+    chosen_token_weights(&counts)
 }
 
-/// Whether every `lora_b` is zero, so that the adapter adds nothing.
-fn adapter_is_silent<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
-    let silent =
+/// Returns whether every `lora_b` is zero, so that the adapter has no effect.
+fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
+    let is_zero =
         |tensor: Tensor<Autodiff<B>, 2>| tensor.into_data().iter::<f64>().all(|b| b == 0.0);
-    let of_b = parameters(policy).into_iter().skip(1).step_by(2);
-    of_b.map(|(_, tensor)| tensor).all(silent)
+    // The parameters are `lora_a` and `lora_b` of each projection in turn.
+    let lora_b = adapter_parameters(policy).into_iter().skip(1).step_by(2);
+    lora_b.map(|(_, tensor)| tensor).all(is_zero)
 }
 
-/// Everything a pass reports, in one vector: losses, policy sums, reference sums, token columns.
-fn pack<B: TrainBackend>(
+/// Concatenates all outputs of a pass into one vector: losses, sums of the policy, sums of the reference, and token
+/// statistics. One vector needs one transfer from the device.
+fn concat_outputs<B: TrainBackend>(
     losses: Tensor<B, 1>,
     policy: CompletionLogProbs<B>,
     reference: Tensor<B, 1>,
@@ -246,8 +253,8 @@ fn pack<B: TrainBackend>(
     }
 }
 
-/// The inverse of [`pack`] for several passes, pair by pair.
-fn unpack(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
+/// Splits the concatenated outputs of several passes (see [`concat_outputs`]) into one output per pair.
+fn split_outputs(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
     let (mut rest, mut outputs) = (numbers, Vec::new());
     let mut take = |count: usize| {
         let (head, tail) = rest.split_at(count);

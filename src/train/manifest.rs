@@ -1,63 +1,96 @@
-//! `manifest.json`: what a run is, so that it can be understood, repeated and resumed.
+//! The file `manifest.json`, which describes a run so that it can be understood, repeated and resumed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::input_file;
+use crate::model::file_hash::hash_file;
+use crate::model::identity::ModelIdentity;
 use crate::output::write_whole;
+use crate::train::resume::STEPS;
 
-/// The weights a run starts from.
+/// Name of the manifest in a run's folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// The model from which a run starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelIdentity {
-    /// The folder the weights were read from.
+pub struct StartingModel {
+    /// Folder from which the weights were read.
     pub folder: PathBuf,
-    /// SHA-256 of its `config.json`, in hex.
+    /// SHA-256 of the model's `config.json` in hexadecimal.
     pub config_sha256: String,
+    /// Hashes of everything that affects the model's results, including the starting adapter. `None` in manifests of older
+    /// versions.
+    #[serde(default)]
+    pub content: Option<ModelIdentity>,
 }
 
-impl ModelIdentity {
-    /// The identity of the model in `folder`.
+impl StartingModel {
+    /// Hashes the model in `folder` and the adapter from which `config` starts.
     ///
     /// # Errors
-    /// `folder` has no readable `config.json`.
-    pub fn of(folder: &Path) -> Result<Self> {
+    /// A file cannot be read, or the user interrupts.
+    pub fn of(folder: &Path, config: &RunConfig) -> Result<Self> {
         let hash = hash_file(&folder.join("config.json"))?;
-        Ok(Self { folder: folder.to_path_buf(), config_sha256: hash.sha256 })
+        let content = if config.model.from_scratch {
+            ModelIdentity::read_without_weights(folder)?
+        } else {
+            ModelIdentity::read(folder)?
+        };
+        let content = match &config.lora.adapter {
+            Some(adapter) => content.with_adapter(adapter)?,
+            None => content,
+        };
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            config_sha256: hash.sha256,
+            content: Some(content),
+        })
+    }
+
+    /// Returns the differences between this model and `now`.
+    fn differences(&self, now: &Self) -> Vec<String> {
+        if let (Some(old), Some(new)) = (&self.content, &now.content) {
+            return old.differences(new);
+        }
+        let (old, new) = (&self.config_sha256, &now.config_sha256);
+        if old == new {
+            return Vec::new();
+        }
+        vec![format!("the model's config.json: sha256 {old} -> {new}")]
     }
 }
 
-/// A run, as `manifest.json` in its `output_dir` describes it.
+/// The manifest of a run: the contents of `manifest.json` in its `output_dir`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunManifest {
     /// Version of the program that started the run.
     pub version: String,
-    /// When it started: UTC, as `2024-05-17T09:30:00Z`.
+    /// Time of the start in UTC, as in `2024-05-17T09:30:00Z`.
     pub started: String,
-    /// The command line.
+    /// Command line of the run.
     pub command: Vec<String>,
-    /// The backend and device it runs on.
+    /// Backend and device of the run.
     pub device: String,
-    /// The configuration, defaults and overrides resolved.
+    /// Configuration with all defaults and overrides resolved.
     pub config: RunConfig,
-    /// The weights.
-    pub model: ModelIdentity,
-    /// What was read, kept, cut and left out, with ids; any report of the data side.
+    /// Model from which the run starts.
+    pub model: StartingModel,
+    /// Report about the data: hashes of the files, and the samples that were changed or left out, with ids.
     pub data: Value,
     /// Counts by name: pairs, optimizer steps, trained parameters, ...
     pub counts: BTreeMap<String, u64>,
 }
 
 impl RunManifest {
-    /// A manifest of this program, started now by this process's command line.
-    pub fn new(config: RunConfig, model: ModelIdentity, device: &str) -> Self {
+    /// Creates the manifest of a run that this process starts now.
+    pub fn new(config: RunConfig, model: StartingModel, device: &str) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_string(),
             started: utc(SystemTime::now()),
@@ -72,15 +105,15 @@ impl RunManifest {
         }
     }
 
-    /// Where the manifest of the run in `output_dir` lies.
+    /// Returns the path of the manifest of the run in `output_dir`.
     pub fn path(output_dir: &Path) -> PathBuf {
-        output_dir.join("manifest.json")
+        output_dir.join(MANIFEST_FILE)
     }
 
-    /// Writes the manifest, whole or not at all; the folder is made.
+    /// Writes the manifest whole or not at all, and creates the folder if it is missing.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The folder is not writable.
     pub fn write(&self, output_dir: &Path) -> Result<()> {
         let path = Self::path(output_dir);
         let mut text = serde_json::to_string_pretty(self)
@@ -89,34 +122,32 @@ impl RunManifest {
         write_whole(&path, text.as_bytes())
     }
 
-    /// The manifest of the run in `output_dir`, if there is one.
+    /// Reads the manifest of the run in `output_dir`. Returns `None` if there is none.
     ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// The manifest exists and cannot be read.
     pub fn read(output_dir: &Path) -> Result<Option<Self>> {
         let path = Self::path(output_dir);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match input_file::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(&path, "read", e)),
         };
-        let remedy = "start the run again with --overwrite";
+        let remedy = "restore the file, or choose another output_dir";
         serde_json::from_str(&text)
             .map(Some)
             .map_err(|e| Error::file(&path, format!("is not a run manifest: {e}"), remedy))
     }
 
-    /// What makes `now` another run than this one: keys of the configuration, the model's config, the data report,
-    /// counts. Version, time, command, device and the model's place may differ.
+    /// Returns the differences that make `now` another run than this one: in the configuration, the model's content, the
+    /// data report and the counts. Version, time, command, device, the model's folder and the number of steps may differ.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = self.config.diff(&now.config);
-        let (old, new) = (&self.model.config_sha256, &now.model.config_sha256);
-        if old != new {
-            found.push(format!("the model's config.json: sha256 {old} -> {new}"));
-        }
+        found.extend(self.model.differences(&now.model));
         let names = self.counts.keys().chain(now.counts.keys());
         let names: std::collections::BTreeSet<_> = names.collect();
-        for name in names {
+        // The length may change (see `Resumption`).
+        for name in names.into_iter().filter(|name| *name != STEPS) {
             let (old, new) = (self.counts.get(name), now.counts.get(name));
             if old != new {
                 let show = |count: Option<&u64>| count.map_or("none".into(), u64::to_string);
@@ -124,60 +155,28 @@ impl RunManifest {
             }
         }
         if self.data != now.data {
-            found.push("the data: its report is another than before".to_string());
+            found.push("the data: its report differs from the one before".to_string());
         }
         found
     }
 
-    /// Refuses to continue this run as `now` where that would be another run.
+    /// Checks that `now` is the same run as this one.
     ///
     /// # Errors
-    /// Every difference [`RunManifest::differences`] finds, in one error.
+    /// There are differences. The error lists all that [`RunManifest::differences`] finds.
     pub fn check_resume(&self, output_dir: &Path, now: &Self) -> Result<()> {
         let differences = self.differences(now);
         if differences.is_empty() {
             return Ok(());
         }
         let problem =
-            format!("the run there was started otherwise:\n    {}", differences.join("\n    "));
+            format!("the run there was started differently:\n    {}", differences.join("\n    "));
         let remedy = "undo the change, choose another output_dir, or start again with --overwrite";
         Err(Error::file(&Self::path(output_dir), problem, remedy))
     }
 }
 
-/// Size and hash of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileHash {
-    /// Bytes.
-    pub bytes: u64,
-    /// SHA-256 in hex.
-    pub sha256: String,
-}
-
-/// Reads the file at `path` once, a piece at a time, and hashes it.
-///
-/// # Errors
-/// It cannot be read.
-pub fn hash_file(path: &Path) -> Result<FileHash> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        let read = file.read(&mut piece);
-        let read = read.map_err(|e| Error::io(path, "read", e))?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(piece.get(..read).unwrap_or_default());
-        bytes += read as u64;
-    }
-    let digest = hasher.finalize();
-    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(FileHash { bytes, sha256 })
-}
-
-/// A time as `2024-05-17T09:30:00Z`.
+/// Formats a time as `2024-05-17T09:30:00Z`.
 fn utc(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -186,10 +185,10 @@ fn utc(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// Year, month and day of a count of days since 1970-01-01, in the Gregorian calendar: years are counted from March, so
-/// that the leap day is the last of its year.
+/// Converts a number of days since 1970-01-01 to year, month and day in the Gregorian calendar. Years are counted from
+/// March, so that the leap day is the last day of its year.
 fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Days since 0000-03-01; an era is 400 years, 146,097 days.
+    // Days since 0000-03-01. An era has 400 years or 146,097 days.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let leap_days = day_of_era / 1_460 - day_of_era / 36_524 + day_of_era / 146_096;
@@ -211,7 +210,7 @@ mod tests {
 
     fn manifest() -> RunManifest {
         let mut manifest =
-            RunManifest::new(RunConfig::default(), ModelIdentity::default(), "ndarray");
+            RunManifest::new(RunConfig::default(), StartingModel::default(), "ndarray");
         manifest.data = serde_json::json!({"pairs": 3, "cut": ["a", "b"]});
         manifest.counts.insert("pairs".into(), 3);
         manifest
@@ -219,7 +218,8 @@ mod tests {
 
     #[test]
     fn times_are_utc_dates() {
-        // Days counted by hand: 1970 begins, leap days of 2000 and 2024, the last second of 1999.
+        // Computed by hand: the start of 1970, the leap days of 2000 and 2024, the last second of 1999, and the end of
+        // February 2100, which has no leap day.
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_written_manifest_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("runs/one");
         assert_eq!(RunManifest::read(&run).unwrap(), None);
@@ -260,7 +260,7 @@ mod tests {
         now.config.train.learning_rate = 1e-4;
         now.model.config_sha256 = "ab".into();
         now.counts.insert("pairs".into(), 4);
-        now.counts.insert("steps".into(), 1);
+        now.counts.insert("kept".into(), 1);
         now.data = Value::Null;
         let error = old.check_resume(Path::new("run"), &now).unwrap_err().to_string();
         for part in [
@@ -268,7 +268,7 @@ mod tests {
             "train.learning_rate: 5e-5 -> 0.0001",
             "config.json: sha256  -> ab",
             "pairs: 3 -> 4",
-            "steps: none -> 1",
+            "kept: none -> 1",
             "the data",
             "--overwrite",
         ] {
@@ -276,19 +276,17 @@ mod tests {
         }
     }
 
+    /// The model in a manifest of an older version, which has no content, is compared by its config only.
     #[test]
-    fn files_are_hashed_whole() {
+    fn old_manifests_are_read() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("abc");
-        // FIPS 180-2, appendix B.1.
-        std::fs::write(&path, "abc").unwrap();
-        let hash = hash_file(&path).unwrap();
-        assert_eq!(hash.bytes, 3);
-        assert_eq!(hash.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        // Appendix B.3: a million letters, read in several pieces.
-        std::fs::write(&path, "a".repeat(1_000_000)).unwrap();
-        let million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
-        assert_eq!(hash_file(&path).unwrap().sha256, million);
-        assert!(hash_file(&folder.path().join("none")).is_err());
+        let mut json = serde_json::to_value(manifest()).unwrap();
+        json["model"].as_object_mut().unwrap().remove("content");
+        std::fs::write(RunManifest::path(folder.path()), json.to_string()).unwrap();
+        let old = RunManifest::read(folder.path()).unwrap().unwrap();
+        assert_eq!(old.model.content, None);
+        let mut now = old.clone();
+        now.model.content = Some(ModelIdentity::default());
+        assert!(old.differences(&now).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What the loop of a run asks of a method of training.
+//! The [`Method`] trait: the interface of a training method (DPO or supervised fine-tuning) to the training loop.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -12,39 +12,39 @@ use crate::model::mistral::Mistral;
 use crate::progress::ProgressMode;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::optimizer::{AdamW, NamedUpdate};
-use crate::train::parameters::{parameters, set_parameters};
+use crate::train::parameters::{set_trained_parameters, trained_parameters};
 
-/// What does not change from step to step, whatever the method.
+/// Settings that are the same for every step and every method.
 #[derive(Clone, Copy, Debug)]
 pub struct StepConfig {
-    /// Largest global L2 norm of the gradient; `None`: never clipped.
+    /// Maximum global L2 norm of the gradient. `None` disables clipping.
     pub max_grad_norm: Option<f64>,
-    /// Which activations are kept for backward, and which are computed again.
+    /// Which activations are kept for the backward pass and which are recomputed.
     pub activations: Activations,
-    /// Most tokens computed together: see [`passes`](crate::train::pass::passes).
+    /// Maximum number of tokens computed together. See [`passes`](crate::train::pass::passes).
     pub pass_tokens: usize,
-    /// `Some`: the adapter's dropout acts, drawn from this seed.
+    /// Seed of the adapter's dropout. `None` disables dropout.
     pub dropout_seed: Option<u64>,
 }
 
-/// Which blocks (decoder layers) keep their activations for backward; the others compute them again.
+/// Which decoder layers keep their activations for the backward pass. The others recompute them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
-    /// All blocks keep them.
+    /// All layers keep their activations.
     Keep,
-    /// No block does (gradient checkpointing, arXiv 1604.06174).
+    /// No layer keeps its activations (gradient checkpointing, arXiv 1604.06174).
     Recompute,
-    /// As many blocks as fit.
+    /// As many layers keep their activations as fit into memory.
     Fit {
-        /// Bytes there are.
+        /// Available memory in bytes.
         available: u64,
-        /// Bytes a block keeps of each token.
+        /// Bytes that a layer keeps per token.
         per_token: u64,
     },
 }
 
 impl Activations {
-    /// How many of the upper blocks keep their activations in a pass of `tokens` tokens.
+    /// Returns how many of the upper layers keep their activations in a pass of `tokens` tokens.
     pub fn keep(self, tokens: usize) -> usize {
         match self {
             Self::Keep => usize::MAX,
@@ -56,40 +56,40 @@ impl Activations {
     }
 }
 
-/// What a step did, or would have done if a number was not finite.
+/// Result of a step.
 #[derive(Clone, Debug)]
 pub struct StepOutput {
-    /// The step's loss, as transformers' `Trainer` logs it.
+    /// Loss of the step, as transformers' `Trainer` logs it.
     pub loss: f64,
-    /// One entry a micro-batch.
+    /// Metrics of each micro-batch.
     pub micro_batches: Vec<MicroBatchMetrics>,
     /// Global L2 norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// False: loss or gradient was not finite, and nothing was changed.
+    /// Whether the update was applied. False if the loss or the gradient is not finite; nothing has changed then.
     pub applied: bool,
 }
 
-/// A method of training: the model being trained, its optimizer, one step, and what of it is measured and kept.
+/// A training method with its model and optimizer.
 pub trait Method<B: TrainBackend> {
-    /// What it is trained on.
+    /// Type of the training samples.
     type Sample: Sample;
 
-    /// Keys of [`MicroBatchMetrics::values`], as TRL writes them.
+    /// Keys of [`MicroBatchMetrics::values`], under TRL's names.
     const KEYS: &'static [&'static str];
 
-    /// The keys people watch, with their short names.
-    const WATCHED: &'static [(&'static str, &'static str)];
+    /// Keys shown in the status line, with their short names.
+    const STATUS_KEYS: &'static [(&'static str, &'static str)];
 
-    /// The model being trained.
+    /// Returns the model that is trained.
     fn policy(&self) -> &Mistral<Autodiff<B>>;
 
-    /// As [`Self::policy`], with the optimizer, to change them.
-    fn trained(&mut self) -> (&mut Mistral<Autodiff<B>>, &mut AdamW<B>);
+    /// Returns the model and the optimizer for modification.
+    fn policy_and_optimizer(&mut self) -> (&mut Mistral<Autodiff<B>>, &mut AdamW<B>);
 
-    /// The moments of the trained tensors.
+    /// Returns the optimizer.
     fn optimizer(&self) -> &AdamW<B>;
 
-    /// One optimizer step, number `step` from 0, at `learning_rate`, over `micro_batches`.
+    /// Runs optimizer step number `step` (from 0) with `learning_rate` over `micro_batches`.
     fn step(
         &mut self,
         step: usize,
@@ -97,16 +97,16 @@ pub trait Method<B: TrainBackend> {
         micro_batches: &[Vec<&Self::Sample>],
     ) -> StepOutput;
 
-    /// Measures held-out samples, without a graph.
+    /// Computes the metrics of held-out samples without building a graph.
     fn evaluate(&self, samples: &[&Self::Sample]) -> MicroBatchMetrics;
 
-    /// Before the first step: `again` says whether samples come more than once.
-    fn begin(&mut self, _config: &RunConfig, _again: bool) {}
+    /// Prepares the learner for a run. Called once, before the first step.
+    fn begin(&mut self, _config: &RunConfig) {}
 
-    /// What is computed over all samples before the first step.
+    /// Computes what the method needs from all samples before the first step.
     ///
     /// # Errors
-    /// The user interrupts.
+    /// A computed value is not finite, or the user interrupts.
     fn precompute(
         &mut self,
         _samples: &[Self::Sample],
@@ -116,23 +116,23 @@ pub trait Method<B: TrainBackend> {
         Ok(())
     }
 
-    /// The self-check of the first step.
+    /// Checks the output of the first step.
     ///
     /// # Errors
-    /// Its numbers cannot be right.
+    /// The output cannot be right.
     fn check_first_step(&self, _output: &StepOutput, _config: &RunConfig) -> Result<()> {
         Ok(())
     }
 
-    /// Files a checkpoint keeps beside weights and optimizer.
+    /// Returns the names and contents of the files that a checkpoint has in addition to weights and optimizer.
     ///
     /// # Errors
-    /// A defect of the program.
+    /// A file cannot be serialized, which is a defect of the program.
     fn files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         Ok(Vec::new())
     }
 
-    /// Takes up what [`Self::files`] kept.
+    /// Restores the state of the files that [`Self::files`] returned.
     ///
     /// # Errors
     /// A file of the checkpoint cannot be read.
@@ -141,32 +141,29 @@ pub trait Method<B: TrainBackend> {
     }
 }
 
-/// `sum + grads`, tensor by tensor; an empty sum is zero.
+/// Adds `grads` to `sum`, tensor by tensor. An empty `sum` is zero.
 pub(super) fn add_all<B: TrainBackend>(
     sum: Vec<Tensor<B, 2>>,
     grads: Vec<Tensor<B, 2>>,
 ) -> Vec<Tensor<B, 2>> {
-    match sum.is_empty() {
-        true => grads,
-        false => sum.into_iter().zip(grads).map(|(s, g)| s + g).collect(),
-    }
+    if sum.is_empty() { grads } else { sum.into_iter().zip(grads).map(|(s, g)| s + g).collect() }
 }
 
-/// Applies a clipped gradient to what is trained of `policy`.
+/// Updates the trained tensors of `policy` with a clipped gradient.
 pub(super) fn apply<B: TrainBackend>(
     policy: &mut Mistral<Autodiff<B>>,
     optimizer: &mut AdamW<B>,
     learning_rate: f64,
     grads: Vec<Tensor<B, 2>>,
 ) {
-    let updates = parameters(policy).into_iter().zip(grads);
+    let updates = trained_parameters(policy).into_iter().zip(grads);
     let updates = updates.map(|((name, param), grad)| NamedUpdate { name, param, grad });
     let values = optimizer.step(learning_rate, updates.collect());
-    set_parameters(policy, values);
+    set_trained_parameters(policy, values);
 }
 
-/// A dropout seed of its own for every pass of every step; never `seed` itself, from which the adapter's start
-/// and the data's order are drawn.
+/// Returns a different dropout seed for every pass of every step. It is never `seed` itself, from which the adapter's
+/// initial values and the order of the data are drawn.
 pub(super) fn mix(seed: u64, step: usize, pass: usize) -> u64 {
     let salt = ((step as u64) << 20 | pass as u64) + 1;
     seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)

@@ -1,4 +1,4 @@
-//! Training: one step, one loop; schedule, optimizer, checkpoints, logs.
+//! Training: the learners, the training loop, learning-rate schedules, the optimizer, checkpoints and logs.
 
 pub mod checkpoint;
 mod dpo;
@@ -12,10 +12,13 @@ pub mod optimizer;
 pub mod parameters;
 pub mod pass;
 pub mod result;
+mod resume;
 pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod setup;
 pub mod sft;
+pub mod steps;
 pub mod tensorboard;
 pub mod trainer;
+pub mod unsaved;

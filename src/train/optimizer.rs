@@ -1,7 +1,7 @@
-//! AdamW as torch computes it, and clipping by the global norm, over a list of named matrices.
+//! AdamW with torch's arithmetic, and gradient clipping by the global norm, for a list of named matrices.
 //!
-//! Our own because the state must be written and read back bit for bit by name, and because Burn 0.21's `AdamW` takes
-//! `1 - beta^t` in f32, where the first steps of `beta2 = 0.999` are off by more than 1e-5 of their size.
+//! Burn 0.21's `AdamW` is not used because the state must be saved and restored bit for bit by name, and because it
+//! computes `1 - beta^t` in f32, which makes the first steps with `beta2 = 0.999` wrong by more than 1e-5 of their size.
 
 use std::collections::BTreeMap;
 
@@ -13,27 +13,24 @@ use crate::config::TrainSection;
 use crate::error::{Error, Result};
 use crate::train::checkpoint::NamedTensors;
 
-/// The numbers of [`AdamW`].
+/// Hyperparameters of [`AdamW`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConfig {
     /// Decay of the first moment, in `[0, 1)`.
     pub beta1: f64,
     /// Decay of the second moment, in `[0, 1)`.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Term added to the root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay: each step first multiplies a parameter by `1 - lr * weight_decay`; not the weights of
-    /// norms, as in transformers' `Trainer`.
+    /// Decoupled weight decay: each step first multiplies a parameter by `1 - lr * weight_decay`. The weights of norms are
+    /// not decayed, as in transformers' `Trainer`.
     pub weight_decay: f64,
 }
 
 impl AdamWConfig {
-    /// The numbers of step `step`, from 1, of the parameter `name` at learning rate `lr`.
+    /// Computes the factors of step `step` (from 1) for the parameter `name` at learning rate `lr`.
     fn factors(&self, lr: f64, step: u64, name: &str) -> AdamWFactors {
-        let weight_decay = match name.contains("norm.") {
-            true => 0.0,
-            false => self.weight_decay,
-        };
+        let weight_decay = if name.contains("norm.") { 0.0 } else { self.weight_decay };
         AdamWFactors {
             beta1: self.beta1,
             beta2: self.beta2,
@@ -56,30 +53,30 @@ impl From<&TrainSection> for AdamWConfig {
     }
 }
 
-/// A parameter on its way through [`AdamW::step`].
+/// A parameter and its gradient, the input of [`AdamW::step`].
 #[derive(Clone, Debug)]
 pub struct NamedUpdate<B: Backend> {
-    /// The name its moments are kept under.
+    /// Name of the parameter, under which its moments are kept.
     pub name: String,
-    /// The parameter, `[rows, columns]`.
+    /// Parameter, `[rows, columns]`.
     pub param: Tensor<B, 2>,
-    /// Its gradient, same shape and type, clipped already.
+    /// Clipped gradient of the same shape and type.
     pub grad: Tensor<B, 2>,
 }
 
-/// What is remembered of one parameter.
+/// Optimizer state of one parameter.
 #[derive(Clone, Debug)]
 struct Moments<B: Backend> {
-    /// Steps this parameter has taken.
+    /// Number of steps that updated this parameter.
     step: u64,
     /// Running mean of the gradient.
     exp_avg: Tensor<B, 2>,
-    /// Running mean of its square.
+    /// Running mean of the squared gradient.
     exp_avg_sq: Tensor<B, 2>,
 }
 
-/// AdamW with torch's order of operations ([`arithmo_backends::ops::adamw`]); `B` is the inner backend, without autodiff,
-/// and nothing leaves the device in a step.
+/// AdamW with torch's order of operations ([`arithmo_backends::ops::adamw`]). `B` is the inner backend, without autodiff. A
+/// step transfers nothing from the device.
 #[derive(Clone, Debug)]
 pub struct AdamW<B: Backend> {
     config: AdamWConfig,
@@ -87,12 +84,12 @@ pub struct AdamW<B: Backend> {
 }
 
 impl<B: TrainBackend> AdamW<B> {
-    /// An optimizer that has seen nothing.
+    /// Creates an optimizer without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, state: BTreeMap::new() }
     }
 
-    /// One step at learning rate `lr`; gives the new parameters in the order of `updates`.
+    /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`.
     pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
         let mut steps = Vec::with_capacity(updates.len());
         let mut tensors = Vec::with_capacity(updates.len());
@@ -121,7 +118,7 @@ impl<B: TrainBackend> AdamW<B> {
         updates.collect()
     }
 
-    /// The state: per parameter `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (one i64), sorted by name.
+    /// Returns the state: `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (one i64) per parameter, sorted by name.
     pub fn export(&self) -> NamedTensors {
         let mut tensors = Vec::with_capacity(3 * self.state.len());
         for (name, moments) in &self.state {
@@ -133,10 +130,10 @@ impl<B: TrainBackend> AdamW<B> {
         tensors
     }
 
-    /// The optimizer whose [`AdamW::export`] gave `tensors`, bit for bit.
+    /// Restores the optimizer from the `tensors` that [`AdamW::export`] returned, bit for bit.
     ///
     /// # Errors
-    /// A tensor is missing, left over, or of the wrong shape or type.
+    /// A tensor is missing, unknown, or of the wrong shape or type.
     pub fn import(config: AdamWConfig, tensors: NamedTensors, device: &B::Device) -> Result<Self> {
         let mut tensors: BTreeMap<String, TensorData> = tensors.into_iter().collect();
         let names: Vec<String> = tensors
@@ -146,7 +143,7 @@ impl<B: TrainBackend> AdamW<B> {
         let mut state = BTreeMap::new();
         for name in names {
             let step = take(&mut tensors, &format!("{name}.step"))?;
-            let step = one_step(&name, &step)?;
+            let step = step_count(&name, &step)?;
             let exp_avg = matrix(&mut tensors, &format!("{name}.exp_avg"), device)?;
             let exp_avg_sq = matrix(&mut tensors, &format!("{name}.exp_avg_sq"), device)?;
             if exp_avg.dims() != exp_avg_sq.dims() {
@@ -162,6 +159,7 @@ impl<B: TrainBackend> AdamW<B> {
     }
 }
 
+/// Returns the error for an invalid tensor of the optimizer state.
 fn wrong_state(name: &str, problem: &str) -> Error {
     let remedy = "resume from another checkpoint, or start again with --overwrite";
     Error::invalid(format!("optimizer state: {name}"), problem, remedy)
@@ -171,13 +169,15 @@ fn take(tensors: &mut BTreeMap<String, TensorData>, key: &str) -> Result<TensorD
     tensors.remove(key).ok_or_else(|| wrong_state(key, "is missing"))
 }
 
-fn one_step(name: &str, data: &TensorData) -> Result<u64> {
+/// Reads the step count of a parameter.
+fn step_count(name: &str, data: &TensorData) -> Result<u64> {
     match data.as_slice::<i64>() {
         Ok([step]) if *step >= 1 => Ok(step.unsigned_abs()),
         _ => Err(wrong_state(name, "its step is not a positive number")),
     }
 }
 
+/// Takes a matrix of floats out of `tensors` and moves it to the device.
 fn matrix<B: Backend>(
     tensors: &mut BTreeMap<String, TensorData>,
     key: &str,
@@ -191,24 +191,27 @@ fn matrix<B: Backend>(
     Ok(Tensor::from_data(data, (device, dtype)))
 }
 
-/// The L2 norm of all gradients taken as one vector, `[1]`, before clipping: the norm of their norms, as torch's
-/// `clip_grad_norm_` computes it. Zero for no gradients.
+/// Computes the L2 norm of all gradients as one vector, `[1]`: the norm of their norms, like torch's `clip_grad_norm_`.
+/// Returns zero if there are no gradients.
 pub fn global_norm<B: Backend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
     let squares: Vec<Tensor<B, 1>> = grads.iter().map(|grad| grad.clone().square().sum()).collect();
-    match squares.is_empty() {
-        true => Tensor::zeros([1], &B::Device::default()),
-        false => Tensor::cat(squares, 0).sum().sqrt(),
+    if squares.is_empty() {
+        Tensor::zeros([1], &B::Device::default())
+    } else {
+        Tensor::cat(squares, 0).sum().sqrt()
     }
 }
 
-/// `min(1, max_norm / (norm + 1e-6))`, `[1]`: what torch multiplies every gradient with.
+/// Computes `min(1, max_norm / (norm + 1e-6))`, `[1]`, by which torch multiplies every gradient.
 fn clip_coefficient<B: Backend>(norm: Tensor<B, 1>, max_norm: f64) -> Tensor<B, 1> {
     norm.add_scalar(1e-6).recip().mul_scalar(max_norm).clamp_max(1.0)
 }
 
-/// Scales `grads` so that their global norm is at most `max_norm` (0: left as they are), and gives the norm before it.
+/// Scales `grads` so that their global norm is at most `max_norm`. They are unchanged if `max_norm` is 0. Returns them and
+/// the norm before clipping.
 ///
-/// A norm that is not finite is not caught here, where it would cost a device sync: whoever reads the norm must stop.
+/// A norm that is not finite is not detected here, because that would need a device sync. The caller must check the norm
+/// before it applies the gradients.
 pub fn clip_by_global_norm<B: Backend>(
     grads: Vec<Tensor<B, 2>>,
     max_norm: f64,

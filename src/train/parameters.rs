@@ -1,5 +1,5 @@
-//! What a run trains: the tensors of the policy that require a gradient, by name, as matrices (a norm's weight `[D]` is
-//! `[1, D]` here), in the order of the model's fields.
+//! Access to the trained tensors: those of the policy that require a gradient, by name, in the order of the model's fields.
+//! They are matrices; a norm's weight `[D]` is `[1, D]` here.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -11,7 +11,7 @@ use crate::model::mistral::Mistral;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
 
-/// Has every weight of `model` trained.
+/// Marks every weight of `model` as trainable.
 pub fn train_all<B: TrainBackend>(model: Mistral<Autodiff<B>>) -> Mistral<Autodiff<B>> {
     struct All;
     impl<B: TrainBackend> ModuleMapper<Autodiff<B>> for All {
@@ -25,9 +25,11 @@ pub fn train_all<B: TrainBackend>(model: Mistral<Autodiff<B>>) -> Mistral<Autodi
     model.map(&mut All)
 }
 
-/// The trained tensors with their names in files: Hugging Face's for the model's own weights
-/// (`model.layers.0.mlp.up_proj.weight`), PEFT's below `base_model.model.` for an adapter's.
-pub fn parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<(String, Tensor<B, 2>)> {
+/// Returns the trained tensors with their names in files: Hugging Face's names for the model's own weights
+/// (`model.layers.0.mlp.up_proj.weight`), and PEFT's names without `base_model.model.` for an adapter's.
+pub fn trained_parameters<B: TrainBackend>(
+    model: &Mistral<Autodiff<B>>,
+) -> Vec<(String, Tensor<B, 2>)> {
     struct Values<B: TrainBackend> {
         path: Vec<String>,
         found: Vec<(String, Tensor<B, 2>)>,
@@ -52,11 +54,11 @@ pub fn parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<(String,
     values.found
 }
 
-/// Replaces the trained tensors by `values`, in the order of [`parameters`]; each stays trained.
+/// Replaces the trained tensors by `values`, in the order of [`trained_parameters`]. They remain trainable.
 ///
 /// # Panics
 /// If their number or sizes differ.
-pub fn set_parameters<B: TrainBackend>(
+pub fn set_trained_parameters<B: TrainBackend>(
     model: &mut Mistral<Autodiff<B>>,
     values: Vec<Tensor<B, 2>>,
 ) {
@@ -67,24 +69,23 @@ pub fn set_parameters<B: TrainBackend>(
             param: Param<Tensor<Autodiff<B>, D>>,
         ) -> Param<Tensor<Autodiff<B>, D>> {
             let old = param.val();
-            match old.is_require_grad() {
-                false => param,
-                true => {
-                    let value = self.0.next();
-                    assert!(value.is_some(), "set_parameters: too few values");
-                    let value = value.map_or(old.clone().inner(), |v| v.reshape(old.dims()));
-                    Param::initialized(param.id, Tensor::from_inner(value).require_grad())
-                }
+            if !old.is_require_grad() {
+                return param;
             }
+            let value = self.0.next();
+            assert!(value.is_some(), "set_trained_parameters: too few values");
+            let value = value.map_or(old.clone().inner(), |v| v.reshape(old.dims()));
+            Param::initialized(param.id, Tensor::from_inner(value).require_grad())
         }
     }
     let mut replace = Replace(values.into_iter());
     *model = model.clone().map(&mut replace);
-    let left = replace.0.len();
-    assert_eq!(left, 0, "set_parameters: {left} values too many");
+    let unused = replace.0.len();
+    assert_eq!(unused, 0, "set_trained_parameters: {unused} values too many");
 }
 
-/// The gradients of a part's trained tensors, in the order of [`parameters`]; zero for one the loss does not depend on.
+/// Returns the gradients of the trained tensors of a part of the model, in the order of [`trained_parameters`]. A tensor
+/// on which the loss does not depend has a zero gradient.
 pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
     part: &M,
     grads: &Gradients<B>,
@@ -108,7 +109,7 @@ pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
     found.found
 }
 
-/// Whether anything of a part is trained.
+/// Returns whether a part of the model has a trained tensor.
 pub(super) fn is_trained<B: TrainBackend, M: Module<Autodiff<B>>>(part: &M) -> bool {
     struct Any(bool);
     impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Any {
@@ -127,12 +128,12 @@ fn as_matrix<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B,
     tensor.reshape([rows, columns])
 }
 
-/// Field names to a tensor's name.
+/// Converts a path of field names to the name of the tensor in files.
 fn file_name(path: &[String]) -> String {
     let (mut parts, mut last) = (Vec::new(), "weight");
     for part in path {
         match part.as_str() {
-            // `Float`: the variant of a weight.
+            // `Float` is a variant of the enum of weights.
             "lora" | "weight" | "Float" => {}
             "lora_a" => last = "lora_A.weight",
             "lora_b" => last = "lora_B.weight",

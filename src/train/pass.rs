@@ -1,7 +1,7 @@
-//! Which pairs of a step are computed together.
+//! Groups the pairs of a step into forward and backward passes.
 //!
-//! The gradient of a step is a weighted sum over its pairs, so how they are grouped changes nothing but speed and memory:
-//! many short pairs in one pass use the machine better, and a pass of few tokens needs little memory.
+//! The gradient of a step is a weighted sum over its pairs, so that the grouping only affects speed and memory: many short
+//! pairs in one pass use the machine better, and a pass of few tokens needs little memory.
 
 use std::ops::Range;
 
@@ -13,14 +13,14 @@ use crate::data::sample::Sample;
 pub struct Pass<'a, S = EncodedPair> {
     /// The pairs, in the order of the step.
     pub pairs: Vec<&'a S>,
-    /// The weight of each pair's loss in the step's.
+    /// Weight of each pair's loss in the loss of the step.
     pub weights: Vec<f64>,
-    /// Tokens of the packed row.
+    /// Number of tokens in the packed row.
     pub tokens: usize,
 }
 
-/// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens; a longer pair is a pass
-/// by itself. The step's loss is the mean over micro-batches of their means.
+/// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens. A longer pair is a pass by
+/// itself. The weights make the loss of the step the mean over micro-batches of their mean losses.
 pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec<Pass<'a, S>> {
     let (mut pairs, mut weights) = (Vec::new(), Vec::new());
     for micro_batch in micro_batches {
@@ -29,24 +29,25 @@ pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec
         weights.resize(pairs.len(), weight);
     }
     let tokens: Vec<usize> = pairs.iter().map(|pair| pair.packed_tokens()).collect();
-    let of = |range: Range<usize>| Pass {
+    let pass = |range: Range<usize>| Pass {
         pairs: pairs[range.clone()].to_vec(),
         weights: weights[range.clone()].to_vec(),
         tokens: tokens[range].iter().sum(),
     };
-    grouped(&tokens, budget).into_iter().map(of).collect()
+    grouped(&tokens, budget).into_iter().map(pass).collect()
 }
 
-/// Consecutive samples of so many `tokens` that are one pass each.
+/// Groups consecutive samples with the given numbers of tokens so that each group has at most `budget` tokens or a single
+/// sample. Returns the index range of each group.
 pub fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
-    let mut taken = 0;
+    let mut group_tokens = 0;
     for (index, tokens) in tokens.iter().enumerate() {
-        taken += tokens;
+        group_tokens += tokens;
         match groups.last_mut() {
-            Some(group) if taken <= budget => group.end = index + 1,
+            Some(group) if group_tokens <= budget => group.end = index + 1,
             _ => {
-                taken = *tokens;
+                group_tokens = *tokens;
                 groups.push(index..index + 1);
             }
         }
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
     use crate::data::encode::EncodedSequence;
 
-    /// A pair that takes `tokens` tokens: two in common, the rest in chosen.
+    /// Returns a pair that takes `tokens` tokens in a packed row, of which two are shared and the others belong to chosen.
     fn pair(tokens: usize) -> EncodedPair {
         let side = |ids: Vec<u32>| EncodedSequence { ids, completion_start: 1, hidden: Vec::new() };
         EncodedPair {

@@ -1,4 +1,4 @@
-//! What a run leaves behind: an adapter as a PEFT folder, or a whole model as a Hugging Face folder.
+//! Saves the result of a run: an adapter as a PEFT folder, or a whole model as a Hugging Face folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,30 +8,29 @@ use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor};
 
 use crate::config::RunConfig;
-use crate::data::tokenizer::copy_tokenizer_files;
+use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
 use crate::error::{Error, Result};
 use crate::lora::{LoraConfig, adapter};
 use crate::model::mistral::Mistral;
-use crate::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder};
-use crate::output::remove;
+use crate::model::save::{ModelFolder, OutTensor};
 use crate::train::checkpoint::{Checkpoint, NamedTensors};
 use crate::train::folder::RunFolder;
-use crate::train::parameters::{parameters, set_parameters};
+use crate::train::parameters::{set_trained_parameters, trained_parameters};
 
-/// The group of a checkpoint with all weights: names as in the model's files, norms as `[1, D]`.
+/// Name of the checkpoint's group of all weights. Its names are those in the model's files, and norms are `[1, D]`.
 const WEIGHTS: &str = "weights";
 
-/// Which weights a run trains, and how they are kept.
+/// Saves and restores the weights that a run trains.
 #[derive(Clone, Debug)]
 pub struct TrainedWeights {
-    /// The adapter's settings; `None`: all weights are trained.
+    /// Settings of the adapter. `None` means that all weights are trained.
     lora: Option<LoraConfig>,
     base_model: String,
     revision: String,
 }
 
 impl TrainedWeights {
-    /// Those of an adapter with the settings `lora`, or all.
+    /// Creates a value for an adapter with the settings `lora`, or for all weights if `lora` is `None`.
     pub fn new(config: &RunConfig, lora: Option<LoraConfig>) -> Self {
         Self {
             lora,
@@ -40,7 +39,7 @@ impl TrainedWeights {
         }
     }
 
-    /// Name of the checkpoint's group of tensors.
+    /// Returns the name of the checkpoint's group of tensors.
     pub fn group(&self) -> &'static str {
         match self.lora {
             Some(_) => adapter::CHECKPOINT_GROUP,
@@ -48,26 +47,26 @@ impl TrainedWeights {
         }
     }
 
-    /// The tensors a checkpoint keeps.
+    /// Returns the trained tensors for a checkpoint.
     pub fn tensors<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> NamedTensors {
         if self.lora.is_some() {
             return adapter::tensors(policy);
         }
-        let named = parameters(policy).into_iter();
+        let named = trained_parameters(policy).into_iter();
         named.map(|(name, tensor)| (name, tensor.into_data())).collect()
     }
 
-    /// The files a checkpoint keeps beside them.
+    /// Returns the names and contents of the files that a checkpoint has beside the tensors.
     pub fn files<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Vec<(String, Vec<u8>)> {
         let config = self.adapter_config(policy);
         let file = config.map(|json| (adapter::CONFIG.to_string(), json.into_bytes()));
         file.into_iter().collect()
     }
 
-    /// Puts the tensors of `checkpoint` back.
+    /// Restores the tensors of `checkpoint`.
     ///
     /// # Errors
-    /// They do not fit the model.
+    /// The tensors do not fit the model.
     pub fn restore<B: TrainBackend>(
         &self,
         policy: &mut Mistral<Autodiff<B>>,
@@ -80,7 +79,7 @@ impl TrainedWeights {
         }
         let mut saved: BTreeMap<_, _> = saved.into_iter().collect();
         let mut values = Vec::new();
-        for (name, tensor) in parameters(policy) {
+        for (name, tensor) in trained_parameters(policy) {
             let data = saved.remove(&name).filter(|data| data.shape == tensor.shape());
             let Some(data) = data else {
                 let problem = format!("{name} is missing or not {:?}", tensor.dims());
@@ -89,11 +88,20 @@ impl TrainedWeights {
             };
             values.push(Tensor::from_data(data, device));
         }
-        set_parameters(policy, values);
+        set_trained_parameters(policy, values);
         Ok(())
     }
 
-    /// Writes the run's result into its folder; returns where.
+    /// Reads the files of the base model that [`Self::save`] writes beside the result.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn carried_files(&self, model_folder: &Path) -> Result<CarriedFiles> {
+        let model = self.lora.is_none().then_some("generation_config.json");
+        CarriedFiles::read(model_folder, TOKENIZER_FILES.into_iter().chain(model))
+    }
+
+    /// Writes the result of the run into its folder and returns the folder of the result.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -101,28 +109,29 @@ impl TrainedWeights {
         &self,
         policy: &Mistral<Autodiff<B>>,
         run: &RunFolder,
-        model_folder: &Path,
+        carried: &CarriedFiles,
     ) -> Result<PathBuf> {
         if let Some(config) = self.adapter_config(policy) {
             let folder = run.adapter();
             adapter::save(policy, &config, &folder)?;
-            copy_tokenizer_files(model_folder, &folder)?;
+            carried.write(&folder)?;
             return Ok(folder);
         }
         let folder = run.model();
-        // Of a run that is resumed after its end: the same weights.
-        remove(&folder)?;
         let shapes: BTreeMap<_, _> = policy.config.tensors().into_iter().collect();
-        let tensors = parameters(policy).into_iter().map(|(name, tensor)| {
+        let tensors = trained_parameters(policy).into_iter().map(|(name, tensor)| {
             let shape = shapes.get(&name).cloned().unwrap_or_default();
             let values = move || Ok(tensor.into_data().iter::<f32>().collect());
             OutTensor::new(name, shape, DType::F32, values)
         });
-        let model = Some(model_folder);
-        save_folder(&folder, &policy.config, tensors, MAX_SHARD_BYTES, model)?;
+        // If a run is resumed after its end, the folder already has the same weights.
+        let shape = &policy.config;
+        let written = ModelFolder::new(&folder, shape);
+        written.replace_with(tensors, |part| carried.write(part))?;
         Ok(folder)
     }
 
+    /// Returns the adapter's config file, or `None` if all weights are trained.
     fn adapter_config<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Option<String> {
         let lora = self.lora.as_ref()?;
         let revision = Some(self.revision.as_str());

@@ -1,4 +1,4 @@
-//! A training run from its configuration to its adapter: what is checked, loaded, resumed, trained and saved, in order.
+//! Runs a training run from its configuration to its result: checks, loads, resumes, trains and saves, in this order.
 
 use std::path::{Path, PathBuf};
 
@@ -11,74 +11,81 @@ use crate::error::Result;
 use crate::lora::LoraConfig;
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
+use crate::output::Lock;
 use crate::progress::ProgressMode;
+use crate::train::checkpoint::Checkpoint;
 use crate::train::folder::{Existing, RunFolder};
 use crate::train::learner::Learner;
 use crate::train::logger::{MetricsLog, Record};
+use crate::train::manifest::RunManifest;
 use crate::train::method::Method;
-use crate::train::setup;
+use crate::train::resume::{Resumption, nothing_to_resume};
+use crate::train::setup::{self, RunData};
 use crate::train::sft::SftLearner;
 use crate::train::trainer::Trainer;
 
-/// How a run is started.
+/// Options for starting a run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
-    /// What to do about a run that is already in `output_dir`.
+    /// How to treat a run that already exists in `output_dir`.
     pub existing: Existing,
-    /// Stop after the data is read, encoded and reported; nothing is written.
+    /// Whether to stop after the data is read, encoded and reported. Nothing is written then.
     pub dry_run: bool,
-    /// Where progress goes.
+    /// How progress is shown.
     pub progress: ProgressMode,
 }
 
-/// What a run left behind.
+/// Summary of a finished run.
 #[derive(Clone, Debug)]
 pub struct RunSummary {
-    /// Optimizer steps done; 0 after a dry run.
+    /// Number of optimizer steps done. 0 after a dry run.
     pub steps: usize,
-    /// The folder of the adapter, or of the model where all weights are trained; `None` after a dry run.
+    /// Folder of the adapter, or of the model if all weights are trained. `None` after a dry run.
     pub output: Option<PathBuf>,
-    /// The last logged values.
+    /// The last logged record.
     pub last: Option<Record>,
 }
 
-/// What is known of a run before its weights are loaded.
+/// Facts about a run that are known before its weights are loaded.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// The model's shape.
+    /// The model's config.
     pub shape: MistralConfig,
     /// Lengths of the training samples.
     pub train: Vec<SampleLengths>,
-    /// Lengths of the held-out ones.
+    /// Lengths of the held-out samples.
     pub eval: Vec<SampleLengths>,
 }
 
-/// What happens between the data and the weights.
+/// Settings from the caller that apply between reading the data and loading the weights.
 pub struct Start<'a> {
-    /// Bytes of the device that the run is to do with; `None`: all there are.
+    /// Device memory in bytes that the run may use. `None` means all of it.
     pub device_memory: Option<u64>,
+    /// The file that the configuration was read from, which the run must not remove.
+    pub config_file: Option<&'a Path>,
     /// Called once the data is read, in a dry run too; an error ends the run, of which nothing is written then.
     pub ready: &'a mut dyn FnMut(&Prepared) -> Result<()>,
 }
 
-/// As [`run_from`], without a word between data and weights.
+/// Runs the training that `config` describes, without a memory limit or a callback before the weights are loaded.
 ///
 /// # Errors
-/// As [`run_from`].
+/// Same as [`run_from`].
 pub fn run<B: TrainBackend>(
     config: &RunConfig,
     options: &RunOptions,
     device: &B::Device,
 ) -> Result<RunSummary> {
-    let start = Start { device_memory: None, ready: &mut |_| Ok(()) };
+    let start = Start { device_memory: None, config_file: None, ready: &mut |_| Ok(()) };
     run_from::<B>(config, options, start, device)
 }
 
-/// Runs what `config` describes.
+/// Runs the training that `config` describes.
 ///
 /// # Errors
-/// Any input is not what it must be (nothing is written then); the loss becomes non-finite or the first step's
-/// self-check fails (a checkpoint of the last good state is kept); or the user interrupts (everything is saved).
+/// - An input is invalid. Nothing is written then.
+/// - The loss becomes non-finite or the check of the first step fails. A checkpoint of the last good state is kept.
+/// - The user interrupts. Everything is saved.
 pub fn run_from<B: TrainBackend>(
     config: &RunConfig,
     options: &RunOptions,
@@ -101,7 +108,8 @@ pub fn run_from<B: TrainBackend>(
     }
 }
 
-/// `learner` makes the method's learner, with the settings of the adapter if it trains one.
+/// Runs the training with one method. `learner` loads the model in a folder and returns the method's learner, with the
+/// adapter's settings if an adapter is trained.
 fn run_method<B: TrainBackend, M: Method<B>>(
     config: &RunConfig,
     options: &RunOptions,
@@ -115,12 +123,21 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     }
     let model = &config.model;
     let model_folder =
-        Hub::open(options.progress).resolve(&model.model_name_or_path, &model.revision)?;
+        Hub::open(options.progress).resolve(&model.model_name_or_path, &model.revision);
+    let model_folder =
+        model_folder.map_err(|error| error.at("--model", "model.model_name_or_path"))?;
+    if !options.dry_run {
+        let file = start.config_file.map(|file| ("--config", file));
+        folder.check_inputs(inputs(config, &model_folder).into_iter().chain(file))?;
+        if !model.use_peft {
+            folder.check_model(options.existing, &model_folder)?;
+        }
+    }
     let data = setup::load_data::<M::Sample>(config, &model_folder, &mut |file, report| {
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
-        config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+        print_warnings(config, data.train.len());
     }
     let lengths = |samples: &[M::Sample]| samples.iter().map(SampleLengths::of).collect();
     (start.ready)(&Prepared {
@@ -131,32 +148,107 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     if options.dry_run {
         return Ok(RunSummary { steps: 0, output: None, last: None });
     }
-    let manifest = setup::manifest::<B, _>(config, &data, &model_folder, device)?;
+    begin::<B, M>(config, options, &data, &model_folder, device, learner)
+}
+
+/// Trains on `data` and writes the result, while holding the lock of the run's folder.
+fn begin<B: TrainBackend, M: Method<B>>(
+    config: &RunConfig,
+    options: &RunOptions,
+    data: &RunData<M::Sample>,
+    model_folder: &Path,
+    device: &B::Device,
+    learner: impl Fn(&Path) -> Result<(M, Option<LoraConfig>)>,
+) -> Result<RunSummary> {
+    let folder = RunFolder::new(&config.output_dir);
+    let manifest = setup::manifest::<B, _>(config, data, model_folder, device)?;
+    // The message must be composed before the lock creates the folder.
+    let nothing = nothing_to_resume(&config.output_dir);
+    let _lock = Lock::folder(&config.output_dir)?;
+    // Another process may have started a run there while this one read its data.
+    folder.check(options.existing)?;
+    folder.check_writable()?;
     let resumed = folder.resume_point(options.existing, &manifest)?;
-    let (learner, lora) = learner(&model_folder)?;
+    if options.existing == Existing::Resume && resumed.is_none() {
+        // This is also printed with --quiet, because the earlier steps may be in another folder.
+        say!("{nothing}");
+    }
+    let resumption = resumption(config, options, &manifest, resumed.as_ref())?;
+    let (learner, lora) = learner(model_folder)?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
+    let longer = resumption.and_then(|resumption| resumption.extended_manifest());
+    if let Some(longer) = &longer {
+        longer.write(&config.output_dir)?;
+    }
 
     let step = resumed.as_ref().map(|checkpoint| checkpoint.state().step as u64);
     let log = MetricsLog::create(&config.output_dir, step)?;
-    let mut trainer = Trainer::new(config, &data, learner, lora, log, device)?;
+    let log = log.with_manifest(longer.unwrap_or(manifest));
+    if let Some(checkpoint) = &resumed {
+        log.warn_about_gaps(checkpoint.state(), config.train.logging_interval(data.train.len()));
+    }
+    let mut trainer = Trainer::new(config, data, learner, lora, log, device)?;
+    let carried = trainer.carried_files(model_folder)?;
     if let Some(checkpoint) = &resumed {
         trainer.restore(checkpoint)?;
     }
     trainer.precompute(options.progress)?;
     let last = trainer.run(options.progress)?;
-    Ok(RunSummary { steps: trainer.steps(), output: Some(trainer.save(&model_folder)?), last })
+    Ok(RunSummary { steps: trainer.steps(), output: Some(trainer.save(&carried)?), last })
 }
 
-/// Says on stderr what was read, kept, cut and left out; in a dry run with every id.
+/// Prints warnings about settings that are probably mistakes, now that the number of samples is known.
+fn print_warnings(config: &RunConfig, samples: usize) {
+    let by_epochs = config.train.max_steps < 1;
+    let total_steps = config.train.total_steps(samples);
+    let warmup = by_epochs.then(|| config.warmup_warning(total_steps));
+    let warnings = config.warnings().into_iter().chain(warmup.flatten());
+    warnings.for_each(|warning| say!("warning: {warning}"));
+}
+
+/// Checks a resumed run and prints its notes. Returns `None` if the run starts at its first step.
+fn resumption<'a>(
+    config: &RunConfig,
+    options: &RunOptions,
+    now: &'a RunManifest,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Option<Resumption<'a>>> {
+    let Some(checkpoint) = checkpoint else {
+        return Ok(None);
+    };
+    let Some(before) = RunManifest::read(&config.output_dir)? else {
+        return Ok(None);
+    };
+    let resumption = Resumption { before, now, step: checkpoint.state().step };
+    resumption.check_length()?;
+    for note in resumption.notes() {
+        if options.progress != ProgressMode::Quiet || note.starts_with("warning") {
+            say!("{note}");
+        }
+    }
+    Ok(Some(resumption))
+}
+
+/// Returns the inputs of a run with their configuration keys.
+fn inputs<'a>(config: &'a RunConfig, model: &'a Path) -> Vec<(&'static str, &'a Path)> {
+    let data = &config.data;
+    let mut inputs =
+        vec![("model.model_name_or_path", model), ("data.train_file", data.train_file.as_path())];
+    let more = [("data.eval_file", &data.eval_file), ("lora.adapter", &config.lora.adapter)];
+    inputs.extend(more.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?))));
+    inputs
+}
+
+/// Prints which samples were changed or left out, and in a dry run the whole report with every id.
 fn print_report(file: &Path, report: &EncodeReport, options: &RunOptions) {
     if options.progress != ProgressMode::Quiet || options.dry_run {
         for line in report.summary() {
-            eprintln!("{}: {line}", file.display());
+            say!("{}: {line}", file.display());
         }
     }
     if options.dry_run
         && let Ok(json) = serde_json::to_string_pretty(report)
     {
-        eprintln!("{json}");
+        say!("{json}");
     }
 }

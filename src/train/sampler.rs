@@ -1,39 +1,45 @@
-//! Which pairs make up which optimizer step: a pure function of the seed and the step, so that a resumed run needs no
-//! state to go on with the same data.
+//! Determines the pairs of each optimizer step as a pure function of the seed and the step number, so that a resumed run
+//! needs no state to continue with the same data.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The order of the training data.
+/// Determines the order of the training data.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
     /// Number of pairs.
     pub samples: usize,
-    /// Pairs in a micro-batch; the last one of an epoch may be shorter.
+    /// Number of pairs in a micro-batch. The last one of an epoch may be smaller.
     pub batch_size: usize,
-    /// Micro-batches in an optimizer step; the last group of an epoch may be shorter, and still makes a step (as
-    /// transformers' `Trainer` does).
+    /// Number of micro-batches in an optimizer step. The last step of an epoch may have fewer, as in transformers'
+    /// `Trainer`.
     pub accumulation: usize,
-    /// `None`: file order.
+    /// Seed of the order of each epoch. `None` means file order.
     pub shuffle_seed: Option<u64>,
+}
+
+/// Returns the number of optimizer steps, at least one, in an epoch of `samples` pairs: micro-batches of `batch_size`, in
+/// groups of `accumulation`. An incomplete last micro-batch or group counts.
+pub fn steps_per_epoch(samples: usize, batch_size: usize, accumulation: usize) -> usize {
+    samples.div_ceil(batch_size.max(1)).div_ceil(accumulation.max(1)).max(1)
 }
 
 /// The data of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepPlan {
-    /// Indices of the pairs of each micro-batch.
+    /// Indices of the pairs in each micro-batch.
     pub micro_batches: Vec<Vec<usize>>,
-    /// Epochs done when this step is: `1.5` is half-way through the second.
+    /// Number of epochs completed after this step, as in `1.5` for half of the second epoch.
     pub epoch: f64,
 }
 
 impl Sampler {
-    /// Optimizer steps in one pass over the data.
+    /// Returns the number of optimizer steps in one epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.batches().div_ceil(self.accumulation)
+        steps_per_epoch(self.samples, self.batch_size, self.accumulation)
     }
 
-    /// The data of optimizer step `step`, counted from 0.
+    /// Returns the data of optimizer step `step`, counted from 0.
     pub fn plan(&self, step: usize) -> StepPlan {
         let (epoch, step) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let order = self.order(epoch);
@@ -49,22 +55,24 @@ impl Sampler {
         }
     }
 
-    /// The samples of each of the first `total` steps, in order, whatever their micro-batches.
+    /// Returns the indices of the samples of each of the first `total` steps, in order, without their division into
+    /// micro-batches.
     pub fn steps(self, total: usize) -> impl Iterator<Item = Vec<usize>> {
         let size = self.batch_size * self.accumulation;
         let epochs = total.div_ceil(self.steps_per_epoch());
-        let of_epoch = move |epoch| -> Vec<Vec<usize>> {
+        let epoch_steps = move |epoch| -> Vec<Vec<usize>> {
             let order = self.order(epoch);
             order.chunks(size).map(<[usize]>::to_vec).collect()
         };
-        (0..epochs).flat_map(of_epoch).take(total)
+        (0..epochs).flat_map(epoch_steps).take(total)
     }
 
+    /// Returns the number of micro-batches in one epoch.
     fn batches(&self) -> usize {
         self.samples.div_ceil(self.batch_size)
     }
 
-    /// Fisher-Yates, a new permutation each epoch.
+    /// Returns the order of the samples in an epoch: a new Fisher-Yates permutation for each epoch.
     fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.samples).collect();
         if let Some(seed) = self.shuffle_seed {

@@ -1,4 +1,4 @@
-//! From a run's configuration to what the loop needs: encoded pairs, then model, adapter, reference, optimizer.
+//! Builds what the training loop needs from a run's configuration: the encoded data, the learner and the manifest.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +14,7 @@ use crate::config::{
     TargetModules,
 };
 use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair};
+use crate::data::lengths::histogram;
 use crate::data::prompt::PromptTemplate;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
@@ -25,46 +26,48 @@ use crate::lora::config::LoraInit;
 use crate::lora::{self, LoraConfig, loftq};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
+use crate::model::file_hash::hash_file;
 use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
 use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
-use crate::train::manifest::{ModelIdentity, RunManifest, hash_file};
+use crate::train::manifest::{RunManifest, StartingModel};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::parameters::train_all;
+use crate::train::resume::STEPS;
 use crate::train::sampler::Sampler;
 use crate::train::sft::SftLearner;
 
-/// Of the memory that is left, what kept activations may take; the rest is for what a block computes on the way.
+/// Fraction of the free memory that kept activations may take. The rest is for the temporaries of a layer.
 pub(crate) const ACTIVATIONS_SHARE: f64 = 0.6;
 
-/// Models above this many weights recompute activations under `gradient_checkpointing = "auto"` where the device does not
-/// tell how much memory is left.
+/// Number of weights above which a model recomputes activations under `gradient_checkpointing = "auto"` if the device does
+/// not report its free memory.
 pub(crate) const RECOMPUTE_ABOVE: usize = 1_000_000_000;
 
-/// Tokens in a bucket of the length histograms.
+/// Number of tokens per bucket of the length histograms.
 const LENGTH_BUCKET: usize = 64;
 
 /// The encoded data of a run.
 #[derive(Clone, Debug)]
 pub struct RunData<S = EncodedPair> {
-    /// Training pairs (or examples), in file order.
+    /// Training samples in file order.
     pub train: Vec<S>,
-    /// Held-out ones; empty without `data.eval_file`.
+    /// Held-out samples. Empty without `data.eval_file`.
     pub eval: Vec<S>,
-    /// What encoding did to the training pairs.
+    /// Report about encoding the training samples.
     pub train_report: EncodeReport,
-    /// What encoding did to the held-out pairs.
+    /// Report about encoding the held-out samples.
     pub eval_report: Option<EncodeReport>,
 }
 
-/// Reads and encodes the pairs, and refuses those that would train on nothing (see [`EncodeReport::check`]); `reported`
-/// hears what became of each file's pairs before that.
+/// Reads and encodes the training and held-out samples. Calls `reported` with the report of each file before refused
+/// samples are treated (see [`EncodeReport::check`]).
 ///
 /// # Errors
-/// A file cannot be read, pairs are refused, or ids or lengths do not fit the model.
+/// A file cannot be read, samples are refused, or ids or lengths do not fit the model.
 pub fn load_data<S: Sample>(
     config: &RunConfig,
     model_folder: &Path,
@@ -77,7 +80,8 @@ pub fn load_data<S: Sample>(
         let encoded = S::load(file, &tokenizer, &settings)?;
         reported(file, &encoded.report);
         let data = &config.data;
-        let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable)?;
+        let encoded = encoded.settle(data.allow_empty_completions, data.skip_untrainable);
+        let encoded = encoded.map_err(|error| error.at("data", &file.display().to_string()))?;
         encoded.check_fits(model.vocab_size, model.max_position_embeddings)?;
         Ok::<_, Error>((encoded.pairs, encoded.report))
     };
@@ -89,10 +93,10 @@ pub fn load_data<S: Sample>(
     Ok(RunData { train, eval, train_report, eval_report })
 }
 
-/// How the configuration encodes pairs.
+/// Returns the settings for encoding from the configuration.
 ///
 /// # Errors
-/// `data.prompt_template` is not a template.
+/// `data.prompt_template` is not a valid template.
 pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
     let data = &config.data;
     Ok(EncodeConfig {
@@ -104,8 +108,8 @@ pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
     })
 }
 
-/// Loads the model, attaches the adapter, and sets up reference and optimizer; `memory`: bytes of the device that the run is
-/// to do with, if not all.
+/// Loads the model, attaches the adapter, and creates reference and optimizer. `memory` is the device memory in bytes that
+/// the run may use, or `None` for all of it.
 ///
 /// # Errors
 /// The model or the starting adapter cannot be loaded or do not fit together.
@@ -117,7 +121,7 @@ pub fn learner<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<(Learner<B>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
-    // Weights are never changed in place: where all are trained, the base is the model as it was.
+    // Weights are never changed in place, so that the base stays the original model even if all weights are trained.
     let reference = match (config.dpo.reference, &config.lora.adapter) {
         (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
             Reference::initial(policy.valid())
@@ -133,10 +137,11 @@ pub fn learner<B: TrainBackend>(
     Ok((learner, lora))
 }
 
-/// As [`learner`], for supervised fine-tuning.
+/// Loads the model and creates the learner for supervised fine-tuning. `memory` is the device memory in bytes that the run
+/// may use, or `None` for all of it.
 ///
 /// # Errors
-/// As [`learner`].
+/// Same as [`learner`].
 pub fn sft_learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
@@ -150,7 +155,8 @@ pub fn sft_learner<B: TrainBackend>(
     Ok((SftLearner::new(policy, optimizer, step, device), lora))
 }
 
-/// The model with what is trained of it: an adapter, whose settings are given back, or all weights.
+/// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all
+/// weights.
 fn policy<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
@@ -161,16 +167,17 @@ fn policy<B: TrainBackend>(
     if !config.model.use_peft {
         limits::check_whole::<B>(&shape, device)?;
         let dtype = full_dtype::<B>();
-        let policy = match config.model.from_scratch {
-            true => load::random(shape, config.seed, dtype, device)?,
-            false => load::load(model_folder, dtype, device)?,
+        let policy = if config.model.from_scratch {
+            load::random(shape, config.seed, dtype, device)?
+        } else {
+            load::load(model_folder, dtype, device)?
         };
-        if let Some(packed) = policy.config.quantization {
+        if let Some(format) = policy.config.quantization {
             return Err(Error::file(
                 model_folder,
                 format!(
-                    "the weights are packed as {}, and cannot be trained themselves",
-                    packed.name()
+                    "the weights are quantized as {} and cannot be trained themselves",
+                    format.name()
                 ),
                 "set model.use_peft = true to train an adapter on them, or give the full-precision model",
             ));
@@ -178,12 +185,12 @@ fn policy<B: TrainBackend>(
         return Ok((train_all(policy), None));
     }
     let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
-    let (to, cache) = (config.model.quantize(), Cache::of_user(mode));
-    limits::check::<B>(&shape, to, dtype, device)?;
-    if config.lora.starts_by_loftq() {
+    let (quantize, cache) = (config.model.quantize(), Cache::from_env(mode));
+    limits::check::<B>(&shape, quantize, dtype, device)?;
+    if config.lora.uses_loftq() {
         limits::check_whole::<B>(&shape, device)?;
     }
-    let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, to, &cache, device)?;
+    let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, quantize, &cache, device)?;
     let lora = match &config.lora.adapter {
         Some(folder) => {
             let lora = adapter::load(&mut policy, folder, device)?;
@@ -203,52 +210,56 @@ fn policy<B: TrainBackend>(
     Ok((policy, Some(lora)))
 }
 
-/// The type of weights that are trained themselves: the backend's own, f32.
+/// Returns the dtype of weights that are trained themselves: the backend's own, f32.
 fn full_dtype<B: TrainBackend>() -> DType {
     <B::FloatElem as Element>::dtype()
 }
 
-/// A starting adapter brings its own settings: a key of `[lora]` that says otherwise (and not merely its default)
-/// must not be ignored.
+/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings. A key with its default value
+/// is ignored.
+///
+/// # Errors
+/// A key has another value than its default and than the adapter.
 fn check_against_adapter<B: TrainBackend>(
     config: &RunConfig,
     adapter: &LoraConfig,
     policy: &Mistral<Autodiff<B>>,
 ) -> Result<()> {
-    let (asked, default) = (lora_config(config), lora_config(&RunConfig::default()));
+    let (requested, default) = (lora_config(config), lora_config(&RunConfig::default()));
     let sites = |lora: &LoraConfig| -> Result<Vec<bool>> {
         let names = policy.projections().map(|(name, _)| name);
         names.map(|name| lora.target_modules.matches(&name)).collect()
     };
-    let (of_asked, of_adapter) = (sites(&asked)?, sites(adapter)?);
+    let (requested_sites, adapter_sites) = (sites(&requested)?, sites(adapter)?);
     let differs = [
-        ("lora.r", asked.r != default.r && asked.r != adapter.r),
+        ("lora.r", requested.r != default.r && requested.r != adapter.r),
         (
             "lora.lora_alpha",
-            asked.lora_alpha != default.lora_alpha && asked.lora_alpha != adapter.lora_alpha,
+            requested.lora_alpha != default.lora_alpha
+                && requested.lora_alpha != adapter.lora_alpha,
         ),
         (
             "lora.lora_dropout",
-            asked.lora_dropout != default.lora_dropout
-                && asked.lora_dropout != adapter.lora_dropout,
+            requested.lora_dropout != default.lora_dropout
+                && requested.lora_dropout != adapter.lora_dropout,
         ),
-        ("lora.use_rslora", asked.use_rslora && !adapter.use_rslora),
+        ("lora.use_rslora", requested.use_rslora && !adapter.use_rslora),
         (
             "lora.target_modules",
-            asked.target_modules != default.target_modules && of_asked != of_adapter,
+            requested.target_modules != default.target_modules && requested_sites != adapter_sites,
         ),
     ];
     match differs.iter().find(|(_, differs)| *differs) {
         Some((key, _)) => Err(Error::invalid(
             key,
-            "differs from the adapter that lora.adapter starts from, whose own settings hold",
+            "differs from the settings of the adapter in lora.adapter, which are used",
             format!("remove {key}, or lora.adapter"),
         )),
         None => Ok(()),
     }
 }
 
-/// The adapter the configuration asks for, where it starts none from a folder.
+/// Returns the settings of a new adapter from the configuration.
 pub fn lora_config(config: &RunConfig) -> LoraConfig {
     let lora = &config.lora;
     LoraConfig {
@@ -268,7 +279,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
     }
 }
 
-/// One preference loss, and perhaps `sft`, each with its weight.
+/// Returns the DPO loss from the configuration: one preference loss, and optionally `sft`, each with its weight.
 fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
     let dpo = &config.dpo;
     let weight = |index: usize| {
@@ -291,6 +302,7 @@ fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
     Ok(DpoLoss { loss_type, beta: dpo.beta, weight, sft_weight })
 }
 
+/// Returns the settings of a step from the configuration and the device.
 fn step_config<B: TrainBackend>(
     config: &RunConfig,
     lora: Option<&LoraConfig>,
@@ -305,38 +317,39 @@ fn step_config<B: TrainBackend>(
         activations: match train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
             GradientCheckpointing::Off => Activations::Keep,
-            GradientCheckpointing::Auto => what_fits::<B>(policy, memory, device),
+            GradientCheckpointing::Auto => choose_activations::<B>(policy, memory, device),
         },
         pass_tokens: train.max_tokens_per_pass.unwrap_or_else(|| {
-            let longest = B::buffer_limits(device).map(|limits| limits.binding);
+            let max_buffer = B::buffer_limits(device).map(|limits| limits.binding);
             let size = policy.dtype().size();
-            let widest = policy.config.widest_bytes_per_token(size);
-            fitting_tokens(B::pass_tokens(), longest, widest)
+            let bytes_per_token = policy.config.widest_bytes_per_token(size);
+            fitting_tokens(B::pass_tokens(), max_buffer, bytes_per_token)
         }),
         dropout_seed: dropout.then_some(config.seed),
     }
 }
 
-/// As many of `tokens` tokens as lie in one piece of at most `longest` bytes, where one of them takes `widest`.
-pub fn fitting_tokens(tokens: usize, longest: Option<u64>, widest: usize) -> usize {
-    match longest {
-        Some(bytes) => tokens.min((bytes / widest.max(1) as u64) as usize).max(1),
+/// Reduces `tokens` so that a tensor of `bytes_per_token` bytes per token fits into one buffer of at most `max_buffer`
+/// bytes. Returns at least 1.
+pub fn fitting_tokens(tokens: usize, max_buffer: Option<u64>, bytes_per_token: usize) -> usize {
+    match max_buffer {
+        Some(bytes) => tokens.min((bytes / bytes_per_token.max(1) as u64) as usize).max(1),
         None => tokens,
     }
 }
 
-/// `gradient_checkpointing = "auto"`: as many blocks keep their activations as fit into the memory that is left once the
-/// model is loaded; where the device does not tell, all do for small models and none for large ones. `memory`: bytes that
-/// all is to fit into, if not the whole device.
-pub fn what_fits<B: TrainBackend>(
+/// Chooses which layers keep their activations under `gradient_checkpointing = "auto"`: as many as fit into the memory that
+/// is free once the model is loaded. If the device does not report its free memory, all layers of small models and none of
+/// large models do. `memory` is the device memory in bytes that the run may use, or `None` for all of it.
+pub fn choose_activations<B: TrainBackend>(
     policy: &Mistral<Autodiff<B>>,
     memory: Option<u64>,
     device: &B::Device,
 ) -> Activations {
-    let taken = B::peak_memory_bytes(device).unwrap_or(0);
-    let left = memory.map(|memory| memory.saturating_sub(taken));
+    let used = B::peak_memory_bytes(device).unwrap_or(0);
+    let remaining = memory.map(|memory| memory.saturating_sub(used));
     let available = B::available_memory_bytes(device);
-    match left.into_iter().chain(available).min() {
+    match remaining.into_iter().chain(available).min() {
         Some(available) => Activations::Fit {
             available: (available as f64 * ACTIVATIONS_SHARE) as u64,
             per_token: policy.block_bytes_per_token() as u64,
@@ -346,12 +359,12 @@ pub fn what_fits<B: TrainBackend>(
     }
 }
 
-/// Weights of a model of this shape.
+/// Returns the number of weights of a model of this shape.
 pub fn weights(config: &MistralConfig) -> usize {
     config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
-/// The order of the training data.
+/// Returns the sampler of the training data.
 pub fn sampler<S>(config: &RunConfig, data: &RunData<S>) -> Sampler {
     Sampler {
         samples: data.train.len(),
@@ -361,19 +374,19 @@ pub fn sampler<S>(config: &RunConfig, data: &RunData<S>) -> Sampler {
     }
 }
 
-/// What identifies the run: configuration, model, data, counts.
+/// Creates the manifest of the run: configuration, model, data and counts.
 ///
 /// # Errors
-/// A file that was read a moment ago cannot be read again.
+/// A file that was read before cannot be read again for hashing.
 pub fn manifest<B: TrainBackend, S: Sample>(
     config: &RunConfig,
     data: &RunData<S>,
     model_folder: &Path,
     device: &B::Device,
 ) -> Result<RunManifest> {
-    let identity = ModelIdentity::of(model_folder)?;
+    let model = StartingModel::of(model_folder, config)?;
     let device = format!("{} {device:?}", B::name(device));
-    let mut manifest = RunManifest::new(config.clone(), identity, &device);
+    let mut manifest = RunManifest::new(config.clone(), model, &device);
     let eval_hash = config.data.eval_file.as_deref().map(hash_file).transpose()?;
     let adapter = config.lora.adapter.as_deref().map(|folder| hash_file(&folder.join(WEIGHTS)));
     manifest.data = json!({
@@ -388,30 +401,19 @@ pub fn manifest<B: TrainBackend, S: Sample>(
     manifest.counts = BTreeMap::from([
         (format!("train_{}", S::NAME), data.train.len() as u64),
         (format!("eval_{}", S::NAME), data.eval.len() as u64),
-        ("optimizer_steps".to_string(), steps),
+        (STEPS.to_string(), steps),
     ]);
     Ok(manifest)
 }
 
-/// Histograms of token counts: prompts, and completions without their prompt.
+/// Returns histograms of the numbers of tokens in prompts and in completions without their prompt.
 fn lengths<S: Sample>(samples: &[S]) -> Value {
-    let histogram = |lengths: &mut dyn Iterator<Item = usize>| {
-        let mut buckets = Vec::new();
-        for length in lengths {
-            let bucket = length / LENGTH_BUCKET;
-            if buckets.len() <= bucket {
-                buckets.resize(bucket + 1, 0u64);
-            }
-            buckets[bucket] += 1;
-        }
-        buckets
-    };
     let side = |index: usize| samples.iter().filter_map(move |s| s.sides().get(index).copied());
-    let prompts = &mut side(0).map(|side| side.completion_start);
-    let mut lengths = json!({"bucket_size": LENGTH_BUCKET, "prompt": histogram(prompts)});
+    let prompts = histogram(side(0).map(|side| side.completion_start), LENGTH_BUCKET);
+    let mut lengths = json!({"bucket_size": LENGTH_BUCKET, "prompt": prompts});
     for (index, name) in S::SIDES.iter().enumerate() {
-        let completions = &mut side(index).map(|side| side.ids.len() - side.completion_start);
-        lengths[*name] = json!(histogram(completions));
+        let completions = side(index).map(|side| side.ids.len() - side.completion_start);
+        lengths[*name] = json!(histogram(completions, LENGTH_BUCKET));
     }
     lengths
 }

@@ -1,4 +1,4 @@
-//! TensorBoard event files: TFRecord framing around two small protobuf messages, encoded by hand.
+//! Writes TensorBoard event files: TFRecord framing around two small protobuf messages, encoded by hand.
 //!
 //! Formats: `tensorflow/core/lib/io/record_writer.h` (framing) and `tensorflow/core/util/event.proto`,
 //! `tensorflow/core/framework/summary.proto` (field numbers).
@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
+use crate::input_file;
 
 const PREFIX: &str = "events.out.tfevents.";
 
-/// One event file being appended to. Every call writes whole records and hands them to the system at once.
+/// An event file that is open for appending. Every call writes whole records without buffering.
 #[derive(Debug)]
 pub struct EventFile {
     file: File,
@@ -20,13 +21,13 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Begins a new file `events.out.tfevents.<seconds>.<host>` in `folder` (made if missing).
+    /// Creates a new file `events.out.tfevents.<seconds>.<host>` in `folder`, which is created if it is missing.
     ///
-    /// It opens with TensorBoard's restart marker: earlier files' events at `first_step` or later are not shown.
-    /// Its name sorts behind every earlier file's, because TensorBoard reads them in the order of their names.
+    /// The file begins with TensorBoard's restart marker, so that events of earlier files at `first_step` or later are not
+    /// shown. Its name sorts after those of all earlier files, because TensorBoard reads them in the order of their names.
     ///
     /// # Errors
-    /// The folder or the file cannot be made.
+    /// The folder or the file cannot be created.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make the folder", e))?;
         let seconds = newest_time(folder)?.map_or(now() as u64, |t| (now() as u64).max(t + 1));
@@ -57,7 +58,7 @@ impl EventFile {
         self.write(&frame(&scalar_event(now(), step, values)))
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -67,18 +68,26 @@ impl EventFile {
     }
 }
 
-/// Removes every event file in `folder`; a missing folder is fine.
+/// Removes the event files in `folder` that this program wrote on this machine. Does nothing if the folder is missing.
 ///
 /// # Errors
-/// The folder cannot be read or a file not removed.
+/// The folder cannot be read or a file cannot be removed.
 pub(super) fn remove_event_files(folder: &Path) -> Result<()> {
-    for path in event_files(folder)? {
+    let host = host();
+    let ours = |path: &PathBuf| {
+        let name = file_name(path);
+        let rest = name.strip_prefix(PREFIX);
+        let time = rest.and_then(|rest| rest.strip_suffix(&host)?.strip_suffix('.'));
+        time.is_some_and(|time| time.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    for path in event_files(folder)?.into_iter().filter(ours) {
         fs::remove_file(&path).map_err(|e| Error::io(&path, "remove", e))?;
     }
     Ok(())
 }
 
-fn event_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Returns all event files in `folder`, including those of other programs.
+pub(super) fn event_files(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
@@ -86,42 +95,43 @@ fn event_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        if name_of(&path).starts_with(PREFIX) {
+        if file_name(&path).starts_with(PREFIX) {
             paths.push(path);
         }
     }
     Ok(paths)
 }
 
-/// The largest time in the names of the event files in `folder`.
+/// Returns the latest time in the names of the event files in `folder`.
 fn newest_time(folder: &Path) -> Result<Option<u64>> {
     let time = |path: &PathBuf| {
-        let name = name_of(path);
+        let name = file_name(path);
         name.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()
     };
     Ok(event_files(folder)?.iter().filter_map(time).max())
 }
 
-fn name_of(path: &Path) -> String {
+fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Seconds since 1970.
+/// Returns the current time in seconds since 1970.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
-/// This machine's name, as far as the environment tells it; only letters, digits, `-` and `.` are kept.
+/// Returns the name of this machine from the environment, reduced to letters, digits, `-` and `.`.
 fn host() -> String {
     let name = std::env::var("HOSTNAME")
-        .or_else(|_| fs::read_to_string("/proc/sys/kernel/hostname"))
+        .or_else(|_| input_file::read_to_string("/proc/sys/kernel/hostname"))
         .unwrap_or_default();
     let keep = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
     let name: String = name.chars().filter(keep).take(64).collect();
     if name.is_empty() { "localhost".to_string() } else { name }
 }
 
-/// `Event { wall_time = 1, step = 2, summary = 5 { value = 1 { tag = 1, simple_value = 2 } } }`.
+/// Encodes the message `Event { wall_time = 1, step = 2, summary = 5 { value = 1 { tag = 1, simple_value = 2 } } }`, where
+/// the numbers are field numbers.
 fn scalar_event<'a>(
     wall_time: f64,
     step: u64,
@@ -140,13 +150,14 @@ fn scalar_event<'a>(
 struct Message(Vec<u8>);
 
 impl Message {
-    /// The two fields every TensorBoard event begins with.
+    /// Creates an event with its first two fields, time and step.
     fn event(wall_time: f64, step: u64) -> Self {
         let event = Self::default().double(1, wall_time);
-        // Protobuf leaves out a number that has its default, 0.
+        // Protobuf omits a number with the default value 0.
         if step == 0 { event } else { event.varint(2, step) }
     }
 
+    /// Appends the key of a field.
     fn key(&mut self, field: u8, wire_type: u8) {
         self.0.push(field << 3 | wire_type);
     }
@@ -171,7 +182,7 @@ impl Message {
         self
     }
 
-    /// A length-delimited field: a string or an embedded message.
+    /// Appends a length-delimited field: a string or an embedded message.
     fn text(mut self, field: u8, bytes: &[u8]) -> Self {
         self.key(field, 2);
         self.raw_varint(bytes.len() as u64);
@@ -186,7 +197,7 @@ impl Message {
     }
 }
 
-/// A TFRecord: length, its masked checksum, the bytes, their masked checksum; all little-endian.
+/// Encodes a TFRecord: the length, its masked checksum, the bytes, and their masked checksum, all little-endian.
 fn frame(record: &[u8]) -> Vec<u8> {
     let length = (record.len() as u64).to_le_bytes();
     let mut bytes = Vec::with_capacity(record.len() + 16);
@@ -197,12 +208,12 @@ fn frame(record: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Rotated and shifted, so that a checksum of data that holds checksums is not degenerate.
+/// Masks a checksum by rotation and addition, so that the checksum of data that contains checksums is not degenerate.
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// CRC-32C (Castagnoli, RFC 3720 B.4), bit by bit: a few hundred bytes a step need no table.
+/// Computes the CRC-32C checksum (Castagnoli, RFC 3720 B.4) bit by bit. A few hundred bytes per step need no table.
 fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
@@ -228,9 +239,9 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Expected bytes: TensorBoard 2.21's own `RecordWriter`, given events of the same content.
+    /// The expected bytes come from the `RecordWriter` of TensorBoard 2.21 for events with the same content.
     #[test]
-    fn records_equal_tensorboards_own() {
+    fn records_equal_those_of_tensorboard() {
         let version = Message::event(1234.5, 0).text(3, b"brain.Event:2").0;
         assert_eq!(
             hex(&frame(&version)),
@@ -260,11 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn a_later_file_sorts_behind_an_earlier_one() {
+    fn a_later_file_sorts_after_an_earlier_one() {
         let folder = tempfile::tempdir().unwrap();
         let names: Vec<String> = (0..3)
             .map(|_| EventFile::create(folder.path(), 0).unwrap())
-            .map(|events| name_of(events.path()))
+            .map(|events| file_name(events.path()))
             .collect();
         let mut sorted = names.clone();
         sorted.sort();

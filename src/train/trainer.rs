@@ -1,17 +1,20 @@
-//! The loop of a run: steps, logs, evaluation, checkpoints, interruption.
+//! The training loop, with its steps, logs, evaluations, checkpoints and interruptions.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arithmo_backends::TrainBackend;
+use burn::module::AutodiffModule;
 use serde::{Deserialize, Serialize};
 
-use crate::config::RunConfig;
+use crate::config::{EvalMeans, IntervalStrategy, RunConfig};
 use crate::data::sample::Sample;
+use crate::data::tokenizer::CarriedFiles;
 use crate::dpo::metrics::MicroBatchMetrics;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, first_few};
 use crate::interrupt;
 use crate::lora::LoraConfig;
+use crate::model::not_finite;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::folder::RunFolder;
@@ -22,8 +25,9 @@ use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
 use crate::train::setup::{self, RunData};
+use crate::train::unsaved::unsaved_warning;
 
-/// A run under way: the learner and everything around it.
+/// Runs the training loop: the learner with its data, schedule, log and state.
 #[derive(Debug)]
 pub struct Trainer<'a, B: TrainBackend, M: Method<B>> {
     config: &'a RunConfig,
@@ -35,26 +39,28 @@ pub struct Trainer<'a, B: TrainBackend, M: Method<B>> {
     schedule: Schedule,
     total_steps: usize,
     state: TrainState,
-    /// Since the last logged line: every micro-batch, the loss of every step, tokens.
+    /// Metrics since the last logged line.
     window: Window,
+    /// Number of steps done by this process.
+    steps_timed: usize,
     device: B::Device,
 }
 
-/// What is averaged or summed between two logged lines. Saved in checkpoints.
+/// The metrics between two logged lines, which are averaged or summed. Saved in checkpoints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Window {
     micro_batches: Vec<MicroBatchMetrics>,
     losses: Vec<f64>,
     tokens: u64,
-    /// Training seconds when the window began.
+    /// Training time in seconds when the window began.
     since: f64,
 }
 
 impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
-    /// A run at its first step.
+    /// Creates the trainer of a run at its first step.
     ///
     /// # Errors
-    /// The schedule's numbers do not fit together.
+    /// The parameters of the learning-rate schedule are invalid.
     pub fn new(
         config: &'a RunConfig,
         data: &'a RunData<M::Sample>,
@@ -68,7 +74,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
-        learner.begin(config, total_steps > sampler.steps_per_epoch());
+        learner.begin(config);
         let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
         let state = TrainState { seed: config.seed, ..TrainState::default() };
         let window = Window::default();
@@ -84,20 +90,21 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             total_steps,
             state,
             window,
+            steps_timed: 0,
             device,
         })
     }
 
-    /// Takes up the run where `checkpoint` left it.
+    /// Restores the state of the run from `checkpoint`.
     ///
     /// # Errors
-    /// The checkpoint does not fit what is trained.
+    /// The checkpoint does not fit the trained model.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let moments = checkpoint.tensors("optimizer")?;
-        let moments = AdamW::import(AdamWConfig::from(&self.config.train), moments, &self.device)?;
-        let (policy, optimizer) = self.learner.trained();
+        let tensors = checkpoint.tensors("optimizer")?;
+        let restored = AdamW::import(AdamWConfig::from(&self.config.train), tensors, &self.device)?;
+        let (policy, optimizer) = self.learner.policy_and_optimizer();
         self.weights.restore(policy, checkpoint, &self.device)?;
-        *optimizer = moments;
+        *optimizer = restored;
         self.learner.restore_files(checkpoint)?;
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {
@@ -105,60 +112,81 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             window => serde_json::from_value(window).map_err(|error| {
                 let problem =
                     format!("its sums since the last logged line cannot be read: {error}");
-                let remedy = "remove this checkpoint folder: the one before it is used then";
+                let remedy = "remove this checkpoint folder, so that the one before it is used";
                 Error::file(checkpoint.path(), problem, remedy)
             })?,
         };
         Ok(())
     }
 
-    /// What the method computes over all training samples before the first step.
+    /// Computes what the method needs from all training samples, unless all steps are done.
     ///
     /// # Errors
-    /// The user interrupts.
+    /// Same as [`Method::precompute`].
     pub fn precompute(&mut self, mode: ProgressMode) -> Result<()> {
-        match self.state.step < self.total_steps {
-            true => self.learner.precompute(&self.data.train, self.config, mode),
-            false => Ok(()),
+        if self.state.step >= self.total_steps {
+            return Ok(());
         }
+        self.learner.precompute(&self.data.train, self.config, mode)
     }
 
-    /// Trains to the last step; gives the last line of metrics.
+    /// Trains to the last step and returns the last record of metrics.
     ///
     /// # Errors
-    /// A step fails its checks, something cannot be written, or the user interrupts: a checkpoint is saved first.
+    /// A step fails its checks, a file cannot be written, or the user interrupts. A checkpoint is saved first.
     pub fn run(&mut self, mode: ProgressMode) -> Result<Option<Record>> {
         let progress = Progress::new("train", Some(self.total_steps as u64), "steps", mode);
         progress.set_position(self.state.step as u64);
         let mut last = None;
         while self.state.step < self.total_steps {
+            let started = Instant::now();
             let record = self.one_step(&progress)?;
             last = record.or(last);
-            self.evaluate_if_due(&progress)?;
             progress.inc(1);
+            self.warn_if_unsaved(started.elapsed().as_secs_f64(), &progress);
+            // The time of the evaluation does not count as time of the steps.
+            progress.pause(|| self.evaluate_if_due(&progress))?;
             let interrupted = interrupt::requested() && self.state.step < self.total_steps;
-            let every = self.config.train.save_steps;
-            let due = every > 0 && self.state.step.is_multiple_of(every);
-            if due || interrupted || self.state.step == self.total_steps {
+            if self.save_is_due() || interrupted {
                 self.save_checkpoint(self.config.train.save_total_limit)?;
             }
             if interrupted {
                 let note = format!(
-                    "stopped after step {} of {}, saved; go on with --resume",
+                    "stopped after step {} of {}, saved; continue with --resume",
                     self.state.step, self.total_steps
                 );
                 return Err(Error::Interrupted { note });
             }
         }
+        // If a run of an older version ended without evaluating its last step, the evaluation is done on resumption.
+        if self.log.evaluated_at() != Some(self.state.step as u64) {
+            self.evaluate_if_due(&progress)?;
+        }
         progress.finish();
         Ok(last)
     }
 
-    /// Optimizer steps done.
+    /// Warns after the second step of this process, whose time shows how long the run takes, if the run is long and saves
+    /// no checkpoint before its end.
+    fn warn_if_unsaved(&mut self, seconds: f64, progress: &Progress) {
+        self.steps_timed += 1;
+        if self.steps_timed != 2 {
+            return;
+        }
+        let remaining = self.total_steps.saturating_sub(self.state.step);
+        let every = self.config.train.save_interval(self.data.train.len());
+        let warning = unsaved_warning(every, remaining, seconds);
+        if let Some(warning) = warning {
+            progress.println(&warning);
+        }
+    }
+
+    /// Returns the number of optimizer steps done.
     pub fn steps(&self) -> usize {
         self.state.step
     }
 
+    /// Runs one optimizer step. Returns the record of metrics if the step is logged.
     fn one_step(&mut self, progress: &Progress) -> Result<Option<Record>> {
         let started = Instant::now();
         let step = self.state.step;
@@ -184,21 +212,25 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         self.window.tokens += tokens as u64;
         self.window.losses.push(output.loss);
         self.window.micro_batches.extend(output.micro_batches);
-        let due = self.state.step.is_multiple_of(self.config.train.logging_steps.max(1));
+        let every = self.config.train.logging_interval(self.data.train.len());
+        let due = self.state.step.is_multiple_of(every);
         if !due && self.state.step != self.total_steps {
             return Ok(None);
         }
         let record = self.record(plan.epoch, rate, output.grad_norm);
         self.log.log(&record)?;
-        progress.set_message(status(&record, M::WATCHED));
+        progress.set_message(status(&record, M::STATUS_KEYS));
         Ok(Some(record))
     }
 
-    /// The line of metrics of the window that ends here, and the start of the next.
+    /// Returns the record of the current window of metrics and starts a new window.
     fn record(&mut self, epoch: f64, learning_rate: f64, grad_norm: f64) -> Record {
         let window = std::mem::take(&mut self.window);
         self.window.since = self.state.seconds;
-        let (_, values) = MicroBatchMetrics::mean(&window.micro_batches);
+        let (_, values) = match self.config.train.eval_means {
+            EvalMeans::Pairs => MicroBatchMetrics::mean_by_pairs(&window.micro_batches),
+            EvalMeans::Trl => MicroBatchMetrics::mean(&window.micro_batches),
+        };
         let loss = window.losses.iter().sum::<f64>() / window.losses.len().max(1) as f64;
         let seconds = self.state.seconds - window.since;
         let mut record = Record::new(self.state.step as u64)
@@ -218,13 +250,22 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         }
     }
 
+    /// Returns whether `save_strategy` asks for a checkpoint after the step that was done last.
+    fn save_is_due(&self) -> bool {
+        let train = &self.config.train;
+        let every = train.save_interval(self.data.train.len());
+        let is_last = self.state.step == self.total_steps;
+        train.save_strategy != IntervalStrategy::No
+            && (is_last || self.state.step.is_multiple_of(every))
+    }
+
+    /// Evaluates if `eval_strategy` asks for it after the step that was done last.
     fn evaluate_if_due(&mut self, progress: &Progress) -> Result<()> {
-        let every = self.config.train.eval_steps;
-        let due = match every {
-            0 => self.state.step == self.total_steps,
-            every => self.state.step.is_multiple_of(every),
-        };
-        if self.data.eval.is_empty() || !due {
+        let train = &self.config.train;
+        let every = train.eval_interval(self.data.train.len());
+        let step = self.state.step;
+        let due = step == self.total_steps || step.is_multiple_of(every);
+        if self.data.eval.is_empty() || !due || train.eval_strategy == IntervalStrategy::No {
             return Ok(());
         }
         let mut metrics = Vec::new();
@@ -233,26 +274,37 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             let samples: Vec<&M::Sample> = samples.iter().collect();
             metrics.push(self.learner.evaluate(&samples));
         }
-        let (_, values) = MicroBatchMetrics::mean(&metrics);
-        let mut record = Record::new(self.state.step as u64)
-            .with("eval_loss", MicroBatchMetrics::loss_by_pairs(&metrics))
+        let (loss, values) = match self.config.train.eval_means {
+            EvalMeans::Pairs => {
+                let pooled = MicroBatchMetrics::pooled(&metrics);
+                (pooled.loss, pooled.values)
+            }
+            EvalMeans::Trl => {
+                let (_, values) = MicroBatchMetrics::mean(&metrics);
+                (MicroBatchMetrics::loss_by_pairs(&metrics), values)
+            }
+        };
+        let mut record = Record::new(step as u64)
+            .with("eval_loss", loss)
             .with("eval_num_tokens", self.state.num_tokens as f64);
         for (key, value) in M::KEYS.iter().zip(values) {
             record = record.with(format!("eval_{key}"), value);
         }
-        progress.println(&format!(
-            "step {} eval: {}",
-            self.state.step,
-            status(&record, M::WATCHED)
-        ));
+        progress.println(&format!("step {step} eval: {}", status(&record, M::STATUS_KEYS)));
         self.log.log(&record)
     }
 
-    /// Keeps the last good state and says which samples broke the step.
+    /// Saves the last good state and returns the error of a step that is not finite, with the samples of the step.
     fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&M::Sample>]) -> Error {
+        if self.state.step == 0
+            && let Some(error) = not_finite::explain_weights(&self.learner.policy().valid())
+        {
+            return error;
+        }
         let saved = match self.state.step {
             0 => "nothing was trained yet".to_string(),
-            // Nothing is pruned: the weights that broke this step may be no good, and an earlier checkpoint be wanted.
+            // No checkpoint is pruned, because the weights before this step may already be bad and an earlier checkpoint
+            // may be needed.
             step => match self.save_checkpoint(0) {
                 Ok(()) => format!("the state before it is saved as checkpoint step-{step}"),
                 Err(error) => format!("and the state before it could not be saved: {error}"),
@@ -266,18 +318,18 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
                 self.state.step + 1,
                 output.grad_norm,
                 M::Sample::NAME,
-                ids.join(", ")
+                first_few(ids, ", ")
             ),
             match self.state.step {
                 0 => {
-                    "the model itself gives no finite number here: check its weights, or use model.dtype = \"f32\""
+                    "the untrained model already gives values that are not finite: check its weights, or use model.dtype = \"f32\""
                 }
                 _ => "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
             },
         )
     }
 
-    /// Saves the state; of the checkpoints, the newest `keep` stay (0: all).
+    /// Saves a checkpoint and prunes all but the newest `keep` checkpoints (0 keeps all).
     fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
         let weights = self.weights.tensors(self.learner.policy());
         check_finite(self.state.step, &weights)?;
@@ -285,6 +337,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let done = self.state.step % self.sampler.steps_per_epoch();
         self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
         self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
+        self.state.log_lines = Some(self.log.lines());
         let metrics = serde_json::to_value(&self.window).map_err(defect)?;
         let mut files = self.weights.files(self.learner.policy());
         files.extend(self.learner.files()?);
@@ -301,14 +354,22 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         Ok(())
     }
 
-    /// Writes what was trained: the adapter as a PEFT folder, or the whole model as a Hugging Face folder; tokenizer
-    /// files come from `model_folder`. Returns the folder.
+    /// Reads the files of the base model that [`save`](Self::save) writes beside the result.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn carried_files(&self, model_folder: &Path) -> Result<CarriedFiles> {
+        self.weights.carried_files(model_folder)
+    }
+
+    /// Writes the result: the adapter as a PEFT folder, or the whole model as a Hugging Face folder, with the `carried`
+    /// files of the base model. Returns the folder.
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn save(&self, model_folder: &Path) -> Result<PathBuf> {
+    pub fn save(&self, carried: &CarriedFiles) -> Result<PathBuf> {
         let folder = RunFolder::new(&self.config.output_dir);
-        self.weights.save(self.learner.policy(), &folder, model_folder)
+        self.weights.save(self.learner.policy(), &folder, carried)
     }
 }
 
@@ -316,13 +377,16 @@ fn defect(error: serde_json::Error) -> Error {
     Error::run(error, "this is a defect of the program: report it")
 }
 
-/// An update can leave weights that are not finite although loss and gradient were: no checkpoint keeps such.
+/// Checks that the weights are finite. An update can make them non-finite even if loss and gradient are finite.
+///
+/// # Errors
+/// A weight is not finite.
 fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
     for (name, data) in weights {
         if data.iter::<f64>().any(|weight| !weight.is_finite()) {
             return Err(Error::run(
                 format!(
-                    "step {step} left weights that are not finite (in {name}): no checkpoint keeps them"
+                    "the weights after step {step} are not finite (in {name}), so no checkpoint was saved"
                 ),
                 "lower train.learning_rate",
             ));
@@ -331,7 +395,7 @@ fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
     Ok(())
 }
 
-/// The figures people watch.
+/// Formats the status line of a record: the values of the `watched` keys and the speed.
 fn status(record: &Record, watched: &[(&str, &str)]) -> String {
     let mut parts = Vec::new();
     for (key, name) in watched {

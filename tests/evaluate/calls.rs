@@ -1,4 +1,4 @@
-//! Calls of the program, and what is made for them.
+//! Functions that call the program, and that write its inputs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::answers::fixture;
+use crate::support::{demo_model, json_lines};
 
-/// Calls the program.
+/// Runs the program on the CPU.
 pub(crate) fn arithmo(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_arithmo"))
         .args(args)
@@ -17,7 +18,7 @@ pub(crate) fn arithmo(args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What it prints, if all is well.
+/// Runs the program and returns its standard output. Panics if it fails.
 pub(crate) fn printed(args: &[&str]) -> String {
     let output = arithmo(args);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -25,7 +26,7 @@ pub(crate) fn printed(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Its message, if it refuses.
+/// Runs the program and returns its standard error. Panics unless it exits with `status`.
 pub(crate) fn refused(args: &[&str], status: i32) -> String {
     let output = arithmo(args);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -33,31 +34,26 @@ pub(crate) fn refused(args: &[&str], status: i32) -> String {
     message
 }
 
-pub(crate) fn json_file(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// The model built into the program.
+/// Returns the folder of the model that is built into the program.
 pub(crate) fn model() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/model");
-    path.to_str().unwrap().to_string()
+    text(&demo_model()).to_string()
 }
 
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Writes answers to the problems of a fixture as a predictions file.
+/// Writes a predictions file with `answers` to the problems of the fixture `data`. Returns its path.
 pub(crate) fn predictions(folder: &Path, data: &str, answers: &[&str]) -> PathBuf {
-    let rows = crate::answers::json_lines(&fixture(data));
+    let rows = json_lines(&fixture(data));
     let entries = rows.iter().zip(answers).map(|(row, answer)| {
-        let of =
+        let value =
             |keys: [&str; 2]| keys.iter().find_map(|key| row[*key].as_str()).unwrap().to_string();
-        let question = of(["question", "problem"]);
+        let question = value(["question", "problem"]);
         json!({
             "prediction": format!("Question: {question}\n\nAnswer:{answer}"),
             "question": question,
-            "ground_truth": of(["answer", "solution"]),
+            "ground_truth": value(["answer", "solution"]),
         })
     });
     let path = folder.join("predictions.json");
@@ -66,15 +62,16 @@ pub(crate) fn predictions(folder: &Path, data: &str, answers: &[&str]) -> PathBu
     path
 }
 
+/// Reads an HTML page. Panics unless its elements are closed and it needs no other files.
 pub(crate) fn check_page(path: &Path) -> String {
     let page = fs::read_to_string(path).unwrap();
-    for tag in ["table", "article", "details", "pre", "div", "ul"] {
+    for tag in ["table", "article", "details", "pre", "div", "ul", "section"] {
         let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
         assert_eq!(page.matches(&open).count(), page.matches(&close).count(), "{tag}");
     }
     assert!(
         !page.contains("<script") && !page.contains("src=") && !page.contains("http"),
-        "self-contained"
+        "the page is not self-contained"
     );
     page
 }

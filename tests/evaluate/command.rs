@@ -1,11 +1,12 @@
-//! `arithmo evaluate` as a user calls it.
+//! Tests of `arithmo evaluate` as a user calls it.
 
 use std::fs;
 
 use serde_json::json;
 
-use crate::answers::{fixture, shared};
-use crate::calls::{check_page, json_file, model, predictions, printed, refused, text};
+use crate::answers::fixture;
+use crate::calls::{check_page, model, predictions, printed, refused, text};
+use crate::support::{json_file, json_lines, reference, shared};
 
 #[test]
 fn a_model_is_evaluated_from_start_to_end() {
@@ -28,14 +29,20 @@ fn a_model_is_evaluated_from_start_to_end() {
         assert!(table.contains(scorer), "{table}");
     }
     let predictions = json_file(&output.join("predictions.json"));
-    let problems = crate::answers::json_lines(&data);
+    let problems = json_lines(&data);
     assert_eq!(predictions.as_array().unwrap().len(), problems.len());
     for (prediction, problem) in predictions.as_array().unwrap().iter().zip(&problems) {
         assert_eq!(prediction["question"], problem["question"]);
         assert_eq!(prediction["ground_truth"], problem["answer"]);
         let prompt = format!("Question: {}\n\nAnswer:", problem["question"].as_str().unwrap());
         assert!(prediction["prediction"].as_str().unwrap().starts_with(&prompt));
-        assert_eq!(prediction.as_object().unwrap().len(), 3);
+        // The original format has three keys. The others are prompt, completion and finish reason.
+        assert_eq!(prediction.as_object().unwrap().len(), 6);
+        assert_eq!(prediction["prompt"], json!(prompt));
+        let completion = prediction["completion"].as_str().unwrap();
+        assert_eq!(prediction["prediction"], json!(prompt + completion));
+        let reason = prediction["finish_reason"].as_str().unwrap();
+        assert!(["eos", "length"].contains(&reason), "{reason}");
     }
     let results = json_file(&output.join("results.json"));
     assert_eq!((&results["task"], &results["total"]), (&json!("gsm8k"), &json!(5)));
@@ -43,7 +50,7 @@ fn a_model_is_evaluated_from_start_to_end() {
     assert_eq!(results["settings"]["max_new_tokens"], 9);
     check_page(&output.join("index.html"));
     assert!(!output.join("answers.partial.jsonl").exists());
-    // Once more: nothing is generated. With other settings: refused, by name. With --overwrite: begun anew.
+    // The same command generates nothing. Other settings are refused by name, and accepted with --overwrite.
     assert_eq!(printed(&args), table);
     let other = [&args[..9], &["7"]].concat();
     let message = refused(&other, 1);
@@ -53,14 +60,14 @@ fn a_model_is_evaluated_from_start_to_end() {
     );
     printed(&[&other[..], &["--overwrite"]].concat());
     assert_eq!(json_file(&output.join("results.json"))["settings"]["max_new_tokens"], 7);
-    // Scoring its answers again keeps what is known of them.
+    // Scoring the answers again keeps their settings.
     let file = output.join("predictions.json");
     printed(&["evaluate", "gsm8k", "--predictions", text(&file)]);
     assert_eq!(json_file(&output.join("results.json"))["settings"]["max_new_tokens"], 7);
 }
 
 #[test]
-fn examples_stand_before_the_question() {
+fn shots_come_before_the_question() {
     let folder = tempfile::tempdir().unwrap();
     let (model, data, solved) =
         (model(), fixture("gsm8k.jsonl"), folder.path().join("solved.jsonl"));
@@ -92,11 +99,11 @@ fn examples_stand_before_the_question() {
     let whole = predictions[1]["prediction"].as_str().unwrap();
     let start = "Question: 1 + 1?\nAnswer: It is 2.\n#### 2\n\nQuestion: A ticket costs $12.50. What do 80 tickets cost, in dollars?\nAnswer:";
     assert!(whole.starts_with(start), "{whole}");
-    // The example's answer is not taken for the model's.
-    let verdicts = crate::answers::json_lines(&output.join("verdicts.jsonl"));
+    // The example's answer is not part of the completion.
+    let verdicts = json_lines(&output.join("verdicts.jsonl"));
     assert!(!verdicts[1]["completion"].as_str().unwrap().contains("####"));
     assert_eq!(json_file(&output.join("results.json"))["settings"]["shots"], 1);
-    // An example that gives an answer away is refused.
+    // An example that is one of the problems is refused.
     let message = refused(&[&args[..], &[text(&data)]].concat(), 1);
     assert!(message.contains("solves problem 1"), "{message}");
 }
@@ -149,11 +156,11 @@ fn math_is_counted_by_subject_and_level() {
     assert_eq!(results["by_level"]["Level 2"]["equivalent"]["total"], 2);
 }
 
-/// The whole real test set, from prompts to results.
+/// Evaluates GSM8K's whole test set.
 #[test]
+#[ignore = "compares with data that are not in the tree"]
 fn the_real_test_set_is_evaluated_with_a_tiny_model() {
-    let (Some(data), Some(model)) =
-        (shared("data/gsm8k/test.jsonl"), shared("reference/models/tiny-a"))
+    let (Some(data), Some(model)) = (shared("data/gsm8k/test.jsonl"), reference("models/tiny-a"))
     else {
         return;
     };

@@ -1,7 +1,8 @@
-//! `arithmo evaluate gsm8k-pot` as a user calls it: answers that are programs.
+//! Tests of `arithmo evaluate gsm8k-pot`, whose answers are programs, as a user calls it.
 
-use crate::calls::{json_file, predictions, printed, refused, text};
+use crate::calls::{predictions, printed, refused, text};
 use crate::programs::python_is_there;
+use crate::support::json_file;
 
 #[test]
 fn programs_run_only_if_allowed_and_failing_ones_count() {
@@ -43,7 +44,7 @@ fn programs_run_only_if_allowed_and_failing_ones_count() {
     );
 }
 
-/// What a shell leaves open does not reach a program.
+/// Checks that a program does not inherit a descriptor that the calling shell left open.
 #[test]
 #[cfg(unix)]
 fn programs_get_no_open_files() {

@@ -1,4 +1,4 @@
-//! `evaluate preference` beside `score`, with and without an adapter.
+//! Compares `evaluate preference` with `score`, with and without an adapter.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +8,12 @@ use arithmo::eval::preference::{Margins, PairScore};
 
 use serde_json::{Value, json};
 
-use crate::answers::json_lines;
-use crate::calls::{arithmo, json_file, model, printed, text};
+use crate::calls::{arithmo, model, printed, text};
+use crate::support::{json_file, json_lines};
 
 const TEMPLATE: &str = "Question: {prompt}\n\nAnswer:";
 
-/// Pairs of odd lengths, with scores.
+/// Writes pairs of different lengths and scores.
 fn write_pairs(path: &Path) {
     let pair = |n: usize| {
         let (chosen, rejected) =
@@ -27,7 +27,7 @@ fn write_pairs(path: &Path) {
     fs::write(path, lines).unwrap();
 }
 
-/// One training step with a large learning rate: an adapter that changes something.
+/// Trains a few steps with a large learning rate. Returns the folder of the adapter.
 fn write_adapter(folder: &Path, pairs: &Path) -> String {
     let (run, config) = (folder.join("run"), folder.join("run.toml"));
     let settings = format!(
@@ -42,7 +42,7 @@ fn write_adapter(folder: &Path, pairs: &Path) -> String {
     text(&run.join("adapter")).to_string()
 }
 
-/// `logps/chosen` less `logps/rejected` of each pair, as `score` writes them.
+/// Runs `score`. Returns `logps/chosen - logps/rejected` and the whole row of each pair.
 fn scored(folder: &Path, pairs: &Path, adapter: &[&str]) -> Vec<(f64, Value)> {
     let output = folder.join("scores.jsonl");
     let model = model();
@@ -56,6 +56,7 @@ fn scored(folder: &Path, pairs: &Path, adapter: &[&str]) -> Vec<(f64, Value)> {
         TEMPLATE,
         "--output",
         text(&output),
+        "--overwrite",
     ];
     printed(&[&args[..], adapter].concat());
     let margin = |line: &Value| {
@@ -65,7 +66,7 @@ fn scored(folder: &Path, pairs: &Path, adapter: &[&str]) -> Vec<(f64, Value)> {
 }
 
 #[test]
-fn rewards_are_those_of_the_scores_with_and_without_adapter() {
+fn rewards_equal_the_difference_of_scores_with_and_without_adapter() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = folder.path().join("pairs.jsonl");
     write_pairs(&pairs);
@@ -75,7 +76,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     let margins: Vec<f64> = with.iter().zip(&without).map(|(a, b)| 0.5 * (a.0 - b.0)).collect();
     assert!(
         margins.iter().any(|margin| margin.abs() > 0.01),
-        "the adapter does something: {margins:?}"
+        "the adapter has no effect: {margins:?}"
     );
 
     let (output, model) = (folder.path().join("out"), model());
@@ -117,13 +118,13 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
         );
     };
     close(&results["margin"]["mean"], mean);
-    // Every table holds every pair once.
+    // Every table has every pair once.
     for name in ["by_score_gap", "by_length", "by_certainty"] {
         let buckets = results[name].as_array().unwrap();
         let pairs: u64 = buckets.iter().map(|bucket| bucket["total"].as_u64().unwrap()).sum();
         assert_eq!(pairs, 13, "{name}");
     }
-    // The gaps of the pairs above: 3 + n % 4 - 2 + n % 3.
+    // The score gap of pair n is 3 + n % 4 - (2 - n % 3).
     let gap_3: Vec<f64> = (0..13).filter(|n| 1 + n % 4 + n % 3 == 3).map(|n| margins[n]).collect();
     let bucket = results["by_score_gap"]
         .as_array()
@@ -137,7 +138,7 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     );
     close(&bucket["mean_margin"], gap_3.iter().sum::<f64>() / gap_3.len() as f64);
     assert!(fs::read_to_string(output.join("index.html")).unwrap().contains("By length"));
-    // Again: read, not computed; another beta belongs elsewhere.
+    // The same command reads the results. Another beta needs another output folder.
     assert_eq!(printed(&args), table);
     let other = arithmo(&[&args[..11], &["--beta", "0.1", "--batch-size", "4"]].concat());
     assert!(!other.status.success());
@@ -160,23 +161,16 @@ fn rewards_are_those_of_the_scores_with_and_without_adapter() {
     assert!(results["scorers"]["reward"].is_null());
     assert_eq!(results["margin"]["of"], "likelihood");
     close(&results["margin"]["mean"], without.iter().map(|one| one.0).sum::<f64>() / 13.0);
-    // Both are of the same pairs, so they can be compared by what they share.
+    // Both evaluations have the same pairs, so their common scorers can be compared.
     let compared = folder.path().join("compared");
-    let table = printed(&[
-        "evaluate",
-        "--compare",
-        text(&plain),
-        text(&output),
-        "--output",
-        text(&compared),
-    ]);
+    let table = printed(&["compare", text(&plain), text(&output), "--output", text(&compared)]);
     assert!(table.contains("likelihood-per-token") && !table.contains("reward"), "{table}");
 }
 
-/// A margin, the lengths of both sides, their votes.
+/// The margin of a pair, and the lengths and votes of its sides.
 type Case = (f32, [usize; 2], Option<(i64, i64)>);
 
-/// Margins of -1, 0, 1, 2 and 3: counted, grouped and calibrated by hand.
+/// Compares the tables and the calibration error of five margins with values by hand.
 #[test]
 fn margins_are_grouped_by_votes_length_and_certainty() {
     let cases = [
@@ -203,9 +197,9 @@ fn margins_are_grouped_by_votes_length_and_certainty() {
     let pairs: Vec<_> = cases.iter().enumerate().map(pair).collect();
     let scores: Vec<_> = cases.iter().enumerate().map(score).collect();
     let margins = Margins::new(&pairs, &scores, 0.5);
-    assert_eq!(margins.of, "reward");
+    assert_eq!(margins.quantity, "reward");
     let (mean, [low, high]) = margins.mean.unwrap();
-    // Standard deviation sqrt(2.5), of five values.
+    // The standard deviation of the five values is sqrt(2.5).
     assert!(
         (mean - 1.0).abs() < 1e-6 && (high - low - 2.0 * 1.959964 * 0.5f64.sqrt()).abs() < 1e-5
     );

@@ -1,4 +1,4 @@
-//! Programs a model writes: what they may do, what becomes of them, how their output is judged.
+//! Tests of programs that a model writes: what they may do, how they end, and how their output is judged.
 
 use std::fs;
 use std::path::Path;
@@ -8,9 +8,9 @@ use std::time::Duration;
 use arithmo::eval::pot::{POT_SCORERS, program};
 use arithmo::eval::sandbox::{Limits, Outcome, Sandbox};
 
-use crate::answers::shared;
+use crate::support::shared;
 
-/// A sandbox, where there is a Python to put into it.
+/// Returns whether `python3` runs. If not, prints a note.
 pub(crate) fn python_is_there() -> bool {
     let python = Command::new("python3").arg("--version").stdout(Stdio::null()).status();
     let there = python.is_ok_and(|status| status.success());
@@ -20,6 +20,7 @@ pub(crate) fn python_is_there() -> bool {
     there
 }
 
+/// Opens a sandbox with small limits, if `python3` runs.
 fn sandbox() -> Option<Sandbox> {
     let limits = Limits {
         cpu_seconds: 1,
@@ -54,7 +55,7 @@ fn harmless_programs_print_their_answer() {
 }
 
 #[test]
-fn what_a_program_must_not_do_fails() {
+fn forbidden_actions_fail() {
     let Some(sandbox) = sandbox() else { return };
     let outside = tempfile::tempdir().unwrap();
     let precious = outside.path().join("precious");
@@ -120,27 +121,27 @@ fn what_a_program_must_not_do_fails() {
 #[test]
 fn a_program_has_no_environment() {
     let Some(sandbox) = sandbox() else { return };
-    // Python itself sets LC_CTYPE where it is told of no locale.
+    // Python itself sets LC_CTYPE if there is no locale.
     let outcome = sandbox.run("import os\nprint(set(os.environ) - {'LC_CTYPE'})").unwrap();
     assert_eq!(outcome.output(), Some("set()\n"));
 }
 
 #[test]
-fn an_interpreter_that_is_none_is_refused() {
+fn unusable_interpreters_and_launchers_are_refused() {
     let launcher = Path::new(env!("CARGO_BIN_EXE_arithmo"));
     let error = Sandbox::open(launcher, "no-such-python", Limits::default()).unwrap_err();
     assert!(error.to_string().contains("--python: no-such-python"), "{error}");
-    // `true` starts, and says nothing.
+    // `true` starts and prints nothing.
     assert!(Sandbox::open(launcher, "true", Limits::default()).is_err());
     if python_is_there() {
-        // A launcher that closes nothing: the trial notices.
+        // The trial run notices a launcher that restricts nothing.
         let folder = tempfile::tempdir().unwrap();
         let open = folder.path().join("open");
         fs::write(&open, "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n")
             .unwrap();
         Command::new("chmod").arg("+x").arg(&open).status().unwrap();
         let error = Sandbox::open(&open, "python3", Limits::default()).unwrap_err().to_string();
-        assert!(error.contains("still work") && error.contains("the network"), "{error}");
+        assert!(error.contains("does not prevent") && error.contains("the network"), "{error}");
     }
 }
 
@@ -184,10 +185,11 @@ fn outputs_are_judged_by_both_rules() {
     assert!(POT_SCORERS[0].judge("#### 1,000", "1000.0").correct);
 }
 
-/// What Arithmo's 1,309 recorded outputs score: 932. The record is read as its authors read it: after each line of `=`, the
-/// first line is an output and each further one a known answer. (One program printed before it failed, so that one record
-/// counts twice: 1,308 programs ran.)
+/// Checks that 932 of Arithmo's 1,309 published outputs are correct, as published. As in the authors' reading, the
+/// first line after a line of `=` is an output, and every further line is a known answer. One program printed before it
+/// failed, so one of the 1,308 records counts twice.
 #[test]
+#[ignore = "compares with data that are not in the tree"]
 fn the_published_record_scores_as_published() {
     let Some(path) = shared("data/arithmo/gsm8k_zero_shot_PoT_results.txt") else {
         return;
@@ -207,6 +209,6 @@ fn the_published_record_scores_as_published() {
         }
     }
     assert_eq!((correct[0], total, programs), (932, 1309, 1308));
-    // By value there are some more: 17.999999999999996 is 18.
+    // The comparison by value accepts some more, such as 17.999999999999996 for 18.
     assert!((932..945).contains(&correct[1]), "{}", correct[1]);
 }

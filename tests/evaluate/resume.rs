@@ -1,13 +1,17 @@
-//! An evaluation that is stopped goes on where it was.
+//! Checks that a stopped evaluation continues where it was.
 
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use arithmo::eval::folder::Folder;
 use serde_json::json;
 
-use crate::calls::{arithmo, json_file, model, printed, text};
+use crate::answers::fixture;
+use crate::calls::{arithmo, model, printed, text};
+use crate::signal::interrupted;
+use crate::support::json_file;
 
 #[test]
 #[cfg(unix)]
@@ -46,14 +50,13 @@ fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
     while lines() < 6 && child.try_wait().unwrap().is_none() {
         sleep(Duration::from_millis(5));
     }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = interrupted(child);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{message}");
-    assert!(message.contains("the same command goes on"), "{message}");
+    assert!(message.contains("run the same command again to continue"), "{message}");
     let kept = lines();
     assert!((6..=120).contains(&kept) && !stopped.join("predictions.json").exists());
-    // A line half written by a crash is done again.
+    // An incomplete last line, as after a crash, is done again.
     let mut torn = fs::read_to_string(&partial).unwrap();
     torn.truncate(torn.len() - 3);
     fs::write(&partial, torn).unwrap();
@@ -71,10 +74,34 @@ fn an_interrupted_evaluation_ends_as_an_uninterrupted_one() {
     );
     assert_eq!(json_file(&whole.join("results.json")), json_file(&stopped.join("results.json")));
     assert!(!partial.exists());
-    // Damage inside is not passed over.
+    // Damage before the last line is an error.
     fs::write(&partial, "{\"settings\": {}}\nno JSON\n").unwrap();
     fs::remove_file(stopped.join("results.json")).unwrap();
     let again = args(text(&stopped));
     let damaged = arithmo(&again.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(damaged.status.code(), Some(1));
+}
+
+/// Checks the files of a process that was killed right after it wrote the results, or while `--overwrite` removed
+/// files.
+#[test]
+fn the_same_command_accepts_the_files_of_a_killed_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("out");
+    let (data, model) = (fixture("gsm8k.jsonl"), model());
+    let args = ["evaluate", "gsm8k", "--model", &model, "--data", text(&data), "--limit", "2"];
+    let args = [&args[..], &["--max-new-tokens", "4", "--output", text(&folder)]].concat();
+    let overwrite = [&args[..], &["--overwrite"]].concat();
+    let expected = printed(&args);
+    let partial = folder.join("answers.partial.jsonl");
+    let line = json!({"form": 1, "settings": json_file(&folder.join("results.json"))["settings"]});
+    fs::write(&partial, format!("{line}\n")).unwrap();
+    assert_eq!(printed(&args), expected);
+    assert!(!partial.exists());
+    for removed in 1..=Folder::FILES.len() {
+        for name in &Folder::FILES[..removed] {
+            let _ = fs::remove_file(folder.join(name));
+        }
+        assert_eq!(printed(&overwrite), expected, "{removed} removed");
+    }
 }

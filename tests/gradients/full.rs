@@ -1,4 +1,4 @@
-//! Training all weights: the gradient of each against finite differences.
+//! Full fine-tuning: compares the gradient of every weight with finite differences.
 
 use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
@@ -6,7 +6,7 @@ use arithmo::dpo::log_probs::{DeviceBatch, score};
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::parameters::{parameters, set_parameters, train_all};
+use arithmo::train::parameters::{set_trained_parameters, train_all, trained_parameters};
 use arithmo_backends::LogProbStats;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -31,13 +31,14 @@ fn loss(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> f64 {
     -sums.into_data().iter::<f64>().sum::<f64>()
 }
 
-/// Every weight's gradient, whatever activations are kept, against differences of the loss.
+/// Compares three elements of every weight's gradient with central differences of the loss, with and without gradient
+/// checkpointing.
 #[test]
-fn all_gradients_are_slopes() {
+fn gradients_of_all_weights_equal_finite_differences() {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
-    let batch = PreferenceBatch::of_examples(&refs);
+    let batch = PreferenceBatch::from_examples(&refs);
     for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
         let model: Mistral<A> = random(config(tied), 5, DType::F64, &device).unwrap();
         let mut model = train_all(model);
@@ -49,7 +50,7 @@ fn all_gradients_are_slopes() {
             loss: completions.score(hidden, head, LogProbStats::All).sums.sum().neg(),
             output: (),
         });
-        let all = parameters(&model);
+        let all = trained_parameters(&model);
         assert_eq!(all.len(), grads.len());
         assert_eq!(all.len(), if tied { 20 } else { 21 });
         for (index, (name, weight)) in all.iter().enumerate() {
@@ -62,7 +63,7 @@ fn all_gradients_are_slopes() {
                     let changed = TensorData::new(values, weight.dims());
                     let mut values: Vec<_> = all.iter().map(|(_, weight)| weight.clone()).collect();
                     values[index] = Tensor::from_data(changed, &device);
-                    set_parameters(&mut model, values);
+                    set_trained_parameters(&mut model, values);
                     loss(&model.valid(), &on_device)
                 };
                 let step = 1e-5;

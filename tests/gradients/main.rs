@@ -1,13 +1,16 @@
-//! The learner's numbers in f64, on a tiny Mistral of odd shape: forward pass and loss against plain loops, gradients
-//! against finite differences, recomputation, padding, dropout, and what training must not touch.
+//! Checks the learner's numbers in f64, on a tiny Mistral of odd shape: forward pass and loss against plain loops,
+//! gradients against finite differences, gradient checkpointing, padding, dropout and frozen weights.
+//!
+//! These tests are a program of their own, because Burn keeps one default float dtype per device and process.
 
-#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod dropout;
 mod full;
 mod packed;
 #[path = "../fixtures/plain/mod.rs"]
 mod plain;
+#[allow(dead_code, reason = "other programs use the rest")]
 #[path = "../fixtures/tiny/mod.rs"]
 mod tiny;
 
@@ -19,7 +22,7 @@ use arithmo::dpo::log_probs::{DeviceBatch, score};
 use arithmo::dpo::loss::{DpoLoss, DpoLossType, PairLogProbs};
 use arithmo::dpo::reference::Reference;
 use arithmo::lora::config::LoraInit;
-use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::lora::{LoraConfig, TargetModules};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
@@ -43,7 +46,7 @@ type A = Autodiff<B>;
 const BETA: f64 = 0.7;
 const VOCABULARY: usize = 29;
 
-/// Two layers, four query heads on two key heads of width 4 (16 is not the width 6), a window of 3.
+/// Returns a shape with four query heads on two key heads, `head_dim * heads != hidden_size` and a window of 3.
 fn config(tied: bool) -> MistralConfig {
     MistralConfig {
         vocab_size: VOCABULARY,
@@ -71,7 +74,7 @@ fn lora(targets: TargetModules, dropout: f64) -> LoraConfig {
     }
 }
 
-/// A model with an adapter whose every number is random, and its weights in plain vectors.
+/// Returns a model with a random adapter (`lora_B` included), and the same model in plain loops.
 fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Mistral<A>, Plain) {
     let folder = tempfile::tempdir().unwrap();
     let (path, config) = (folder.path().join("model"), config(tied));
@@ -86,15 +89,15 @@ fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Mistral<A>, Plai
         let values = (0..shape[0] * shape[1]).map(|_| 0.4 * tiny::symmetric(&mut rng));
         Tensor::from_data(TensorData::new(values.collect::<Vec<_>>(), shape), &device)
     };
-    let values: Vec<Tensor<B, 2>> = parameters(&policy).into_iter().map(random).collect();
-    set_parameters(&mut policy, values);
-    let adapter = parameters(&policy).into_iter();
+    let values: Vec<Tensor<B, 2>> = adapter_parameters(&policy).into_iter().map(random).collect();
+    set_adapter_parameters(&mut policy, values);
+    let adapter = adapter_parameters(&policy).into_iter();
     let adapter = adapter.map(|(name, tensor)| (name, tensor.into_data().to_vec::<f64>().unwrap()));
     let plain = Plain::new(&path, config, adapter.collect(), lora.scaling());
     (policy, plain)
 }
 
-/// Pairs of random tokens and unequal lengths.
+/// Returns `count` pairs of random tokens and lengths.
 fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut tokens = |from: usize, to: usize| -> Vec<u32> {
@@ -130,7 +133,7 @@ fn sums(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
     score(model, on_device, LogProbStats::None).sums.into_data().to_vec().unwrap()
 }
 
-/// `mean(log(1 + exp(-beta * delta)))` over pairs, from summed log-probabilities, chosen first.
+/// Returns the DPO loss `mean(log(1 + exp(-beta * delta)))` of summed log-probabilities, all chosen ones first.
 fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
     let pairs = policy.len() / 2;
     let ratio = |row: usize| policy[row] - reference[row];
@@ -161,7 +164,8 @@ fn learner_config() -> LearnerConfig {
     }
 }
 
-/// Gradient of the DPO loss of `on_device` with respect to every adapter tensor, by backward.
+/// Returns the gradient of the DPO loss with respect to every adapter tensor. The activations of `keep` layers are
+/// kept, those of the others are recomputed.
 fn backward(
     policy: &Mistral<A>,
     batch: &PreferenceBatch,
@@ -174,8 +178,8 @@ fn backward(
     let completions = on_device.completions.to_autodiff::<A>();
     let (_, grads) = gradients(policy, &on_device.input, keep, |hidden| {
         let scored = completions.score(hidden, policy.head(), LogProbStats::All);
-        let of_policy = PairLogProbs::split(scored.sums);
-        let loss = dpo_loss().forward(&of_policy, &reference, &batch.counts).mean();
+        let policy_logps = PairLogProbs::split(scored.sums);
+        let loss = dpo_loss().forward(&policy_logps, &reference, &batch.counts).mean();
         Loss { loss, output: () }
     });
     grads.into_iter().map(Tensor::into_data).collect()
@@ -187,7 +191,7 @@ fn adapter_tensor(model: &mut Mistral<B>, index: usize) -> &mut Param<Tensor<B, 
     tensors.nth(index).unwrap()
 }
 
-/// Central differences of every element of adapter tensor `index`.
+/// Returns the central difference of the loss for every element of adapter tensor number `index`.
 fn differences(
     model: &Mistral<B>,
     on_device: &DeviceBatch<B>,
@@ -212,10 +216,10 @@ fn differences(
     (0..values.len()).map(|at| (moved(at, H) - moved(at, -H)) / (2.0 * H)).collect()
 }
 
-/// Every logit of a left-padded batch, and every summed log-probability of packed pairs, tied and untied, adapter
-/// included: chosen and rejected are computed one by one there, and share their prompt here.
+/// Compares logits of a left-padded batch, summed log-probabilities of pairs with a shared prompt, and the loss with
+/// plain loops, which compute chosen and rejected sequences separately.
 #[test]
-fn the_forward_pass_is_the_definition() {
+fn forward_pass_and_loss_equal_plain_loops() {
     for tied in [false, true] {
         let (policy, plain) = policy(tied, TargetModules::AllLinear, 0.0);
         let (model, pairs) = (policy.valid(), pairs(3, 1));
@@ -245,38 +249,34 @@ fn the_forward_pass_is_the_definition() {
         for (ours, theirs) in sums(&model, &on_device).iter().zip(&expected_sums) {
             assert!((ours - theirs).abs() < 1e-10, "tied {tied}: {ours} {theirs}");
         }
-        the_loss_is_the_definition(policy, &plain, &pairs, &expected_sums);
+        check_loss(policy, &plain, &pairs, &expected_sums);
     }
 }
 
+/// Returns all chosen sequences, then all rejected ones.
 fn sides(pairs: &[EncodedPair]) -> Vec<EncodedSequence> {
     let chosen = pairs.iter().map(|pair| pair.chosen.clone());
     chosen.chain(pairs.iter().map(|pair| pair.rejected.clone())).collect()
 }
 
-/// What the learner reports of a batch, against sums of plain loops with and without the adapter.
-fn the_loss_is_the_definition(
-    policy: Mistral<A>,
-    plain: &Plain,
-    pairs: &[EncodedPair],
-    sums: &[f64],
-) {
-    let bare = plain.without_adapter();
-    let of_bare = |side: &EncodedSequence| {
-        plain::summed(&bare.logits(&side.ids), &side.ids, side.completion_start)
+/// Compares the learner's loss and chosen reward with plain loops. `sums` are the policy's summed log-probabilities.
+fn check_loss(policy: Mistral<A>, plain: &Plain, pairs: &[EncodedPair], sums: &[f64]) {
+    let base = plain.without_adapter();
+    let base_logps = |side: &EncodedSequence| {
+        plain::summed(&base.logits(&side.ids), &side.ids, side.completion_start)
     };
-    let reference: Vec<f64> = sides(pairs).iter().map(of_bare).collect();
+    let reference: Vec<f64> = sides(pairs).iter().map(base_logps).collect();
     let output = learner(policy, learner_config()).step(0, 0.0, &[micro_batch(pairs)]);
     let micro = &output.micro_batches[0];
     assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
     let chosen = (reward(0) + reward(1) + reward(2)) / 3.0;
     assert!((micro.values[0] - chosen).abs() < 1e-10);
-    assert!((micro.loss - LN_2).abs() > 1e-3, "an adapter with B = 0 would prove nothing");
+    assert!((micro.loss - LN_2).abs() > 1e-3, "the adapter has no effect");
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn adapter_gradients_equal_finite_differences() {
     for (tied, dropout) in [(false, None), (true, Some(17))] {
         let (policy, _) = policy(tied, TargetModules::AllLinear, 0.4);
         let (model, batch) = (policy.valid(), batch(&pairs(2, 3)));
@@ -285,7 +285,8 @@ fn gradients_are_those_of_finite_differences() {
         on_device.input.context.dropout_seed = dropout;
         let grads = backward(&policy, &batch, &on_device, &reference, 2);
         assert_eq!(grads.len(), 2 * 7 * 2);
-        for (index, ((name, _), grad)) in parameters(&policy).iter().zip(&grads).enumerate() {
+        for (index, ((name, _), grad)) in adapter_parameters(&policy).iter().zip(&grads).enumerate()
+        {
             let grad = grad.to_vec::<f64>().unwrap();
             let numeric = differences(&model, &on_device, &reference, index);
             let largest = grad.iter().fold(0f64, |max, g| max.max(g.abs()));
@@ -298,7 +299,7 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
-/// Two micro-batches: the learner's norm is that of the mean of their gradients.
+/// Checks that the learner's gradient norm is the norm of the mean gradient of two micro-batches.
 #[test]
 fn the_learner_averages_gradients_over_micro_batches() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
@@ -316,7 +317,7 @@ fn the_learner_averages_gradients_over_micro_batches() {
         sum.iter_mut().zip(flat).for_each(|(sum, grad)| *sum += grad / 2.0);
     }
     let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
-    // Whatever they are computed in: one pass, passes that cut across micro-batches, one pass a pair.
+    // The norm does not depend on the passes: one for all pairs, passes across micro-batches, one per pair.
     for pass_tokens in [1000, 25, 1] {
         let mut config = learner_config();
         config.step.pass_tokens = pass_tokens;
@@ -327,12 +328,13 @@ fn the_learner_averages_gradients_over_micro_batches() {
     }
 }
 
-/// Adapters on every projection, and on the last layer's alone, so that the layers below need no gradient.
+/// Compares gradients with and without recomputed activations, for adapters on every projection, and for adapters on
+/// the last layer only, where the layers below need no gradient.
 #[test]
 fn recomputing_activations_changes_no_bit() {
-    let above =
+    let last_layer =
         TargetModules::Pattern(r"model\.layers\.1\.(mlp\.up_proj|self_attn\.k_proj)".into());
-    for targets in [TargetModules::AllLinear, above] {
+    for targets in [TargetModules::AllLinear, last_layer] {
         let (policy, _) = policy(false, targets, 0.4);
         let (model, batch) = (policy.valid(), batch(&pairs(3, 5)));
         let mut on_device = on_device(&model, &batch);
@@ -349,7 +351,7 @@ fn recomputing_activations_changes_no_bit() {
 }
 
 #[test]
-fn company_changes_no_log_prob() {
+fn log_probs_do_not_depend_on_the_batch() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
     let (model, pairs) = (policy.valid(), pairs(4, 6));
     let together = sums(&model, &on_device(&model, &batch(&pairs)));
@@ -365,7 +367,8 @@ fn company_changes_no_log_prob() {
 fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
     let (policy, _) = policy(false, TargetModules::AllLinear, 0.0);
     let before = frozen(&policy);
-    let start: Vec<_> = parameters(&policy).into_iter().map(|(_, t)| t.into_data()).collect();
+    let start: Vec<_> =
+        adapter_parameters(&policy).into_iter().map(|(_, t)| t.into_data()).collect();
     let pairs = pairs(4, 7);
     let batches = [micro_batch(&pairs)];
     let mut learner = learner(policy, learner_config());
@@ -377,12 +380,12 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
     assert_eq!(last.values[2], 1.0, "accuracy");
     assert!(last.loss < 0.2 && last.loss < first.loss, "{} {}", first.loss, last.loss);
     assert_eq!(frozen(&learner.policy), before);
-    for ((name, tensor), start) in parameters(&learner.policy).into_iter().zip(start) {
+    for ((name, tensor), start) in adapter_parameters(&learner.policy).into_iter().zip(start) {
         assert_ne!(tensor.into_data(), start, "{name} was not trained");
     }
 }
 
-/// Every weight that is not the adapter's.
+/// Returns all weights except the adapter's.
 fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
     let mut all = vec![
         policy.embed_tokens.floats(DType::F64).into_data(),

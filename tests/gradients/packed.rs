@@ -1,7 +1,7 @@
-//! A packed base: gradients of the adapter as on the floats that its codes stand for, and as finite differences say.
+//! Quantized base: compares the adapter's gradients with those on the dequantized base and with finite differences.
 
 use arithmo::lora::TargetModules;
-use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load_as;
 use arithmo::model::mistral::Mistral;
@@ -13,7 +13,7 @@ use burn::tensor::DType;
 
 use super::{A, backward, batch, config, differences, lora, on_device, pairs, policy, sums, tiny};
 
-/// The model of [`policy`], packed, with its adapter.
+/// Returns the model of [`policy`] on a quantized base, with the adapter of `like`.
 fn packed(tied: bool, to: Quantization, dropout: f64, like: &Mistral<A>) -> Mistral<A> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
@@ -21,13 +21,13 @@ fn packed(tied: bool, to: Quantization, dropout: f64, like: &Mistral<A>) -> Mist
     let (device, nowhere) = (Default::default(), Cache::none());
     let mut model = load_as::<A>(&path, DType::F64, Some(to), &nowhere, &device).unwrap();
     attach(&mut model, &lora(TargetModules::AllLinear, dropout), 1, &device).unwrap();
-    let values = parameters(like).into_iter().map(|(_, tensor)| tensor.inner());
-    set_parameters(&mut model, values.collect());
+    let values = adapter_parameters(like).into_iter().map(|(_, tensor)| tensor.inner());
+    set_adapter_parameters(&mut model, values.collect());
     model
 }
 
 #[test]
-fn gradients_on_a_packed_base_are_those_of_its_floats() {
+fn gradients_on_a_quantized_base_equal_those_on_the_dequantized_base() {
     let pairs = pairs(2, 3);
     let batch = batch(&pairs);
     for (tied, format, double_quant) in [
@@ -43,11 +43,11 @@ fn gradients_on_a_packed_base_are_those_of_its_floats() {
         for (_, linear) in floats.projections_mut() {
             linear.weight = WeightParam::frozen(linear.weight.floats(DType::F64));
         }
-        let (model, of_floats) = (packed.valid(), floats.valid());
+        let (model, float_model) = (packed.valid(), floats.valid());
         let on_device = on_device(&model, &batch);
         let reference = sums(&model.clone().without_adapter(), &on_device);
         let ours = sums(&model, &on_device);
-        for (ours, theirs) in ours.iter().zip(&sums(&of_floats, &on_device)) {
+        for (ours, theirs) in ours.iter().zip(&sums(&float_model, &on_device)) {
             assert!((ours - theirs).abs() < 1e-12, "{ours} {theirs}");
         }
         for keep in [0, 2] {

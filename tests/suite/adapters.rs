@@ -1,4 +1,4 @@
-//! Adapters to test with: random ones on a tiny model of our own, and those of the reference runs.
+//! Adapters for tests: random ones on a tiny model, and the golden runs' adapters.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,21 @@ use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
+use arithmo::model::quantize::Quantization;
+use arithmo_backends::Format;
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::golden::{json, reference};
+use super::golden::{Tensors, json_file, reference, whole_reference};
 use super::tiny::{uniform, write_model};
 
 type B = burn_ndarray::NdArray<f32>;
 
 pub const VOCABULARY: usize = 37;
 
-/// A tiny shape with grouped queries, a window, and `head_dim * heads != hidden_size`.
+/// Returns a tiny shape with grouped queries, a window, and `head_dim * heads != hidden_size`.
 pub fn shape() -> MistralConfig {
     let text = r#"{"model_type": "mistral", "vocab_size": 37, "hidden_size": 20, "intermediate_size": 28,
         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
@@ -35,6 +37,7 @@ pub fn write_base(folder: &Path, dtype: DType) {
     write_model(folder, &shape(), dtype);
 }
 
+/// Returns a configuration of rank 3 and alpha 7. Empty `targets` mean all linear layers.
 pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
     LoraConfig {
         r: 3,
@@ -49,7 +52,7 @@ pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
     }
 }
 
-/// Attaches an adapter whose `lora_B` is random instead of zero.
+/// Attaches an adapter whose `lora_B` is random, not zero.
 pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
     attach(model, config, 3, &Default::default()).unwrap();
     for (seed, (_, linear)) in (100..).zip(model.projections_mut()) {
@@ -61,7 +64,8 @@ pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
     }
 }
 
-/// A folder with a base model, an adapter of `config` with random weights, and the model with that adapter.
+/// Writes a base model and a random adapter of `config` to a temporary folder. Returns this folder, the base's, the
+/// adapter's, and the model with the adapter attached.
 pub fn base_and_adapter(
     config: &LoraConfig,
     dtype: DType,
@@ -88,6 +92,14 @@ pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
     model.forward(&input).into_data().to_vec().unwrap()
 }
 
+/// Returns the logits of `model` for the `input_ids` of a golden file.
+pub fn golden_logits(model: &Mistral<B>, golden: &Tensors) -> Vec<f32> {
+    let (shape, ids) = golden.i64("input_ids");
+    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+    let rows: Vec<&[u32]> = ids.chunks(shape[1]).collect();
+    logits(model, &rows)
+}
+
 pub fn random_ids(rows: usize, length: usize) -> Vec<Vec<u32>> {
     let ids = uniform(55, rows * length, 1.0).into_iter();
     let ids: Vec<u32> = ids.map(|x| ((x + 1.0) / 2.0 * (VOCABULARY - 1) as f32) as u32).collect();
@@ -99,31 +111,39 @@ pub fn random_logits(model: &Mistral<B>) -> Vec<f32> {
     logits(model, &ids.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
-/// The reference runs, each with its folder and its `config.json`.
+/// Returns name, folder and `config.json` of every golden run.
 pub fn runs() -> Vec<(String, PathBuf, Value)> {
-    let Some(folder) = reference("trl") else {
-        return Vec::new();
-    };
     let mut runs = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(whole_reference("trl")).unwrap() {
         let path = entry.unwrap().path();
         if path.join("adapter_config.json").is_file() {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            runs.push((name, path.clone(), json(&path.join("config.json"))));
+            runs.push((name, path.clone(), json_file(&path.join("config.json"))));
         }
     }
-    assert!(runs.len() > 50, "only {} reference runs", runs.len());
+    assert!(runs.len() >= 4, "only {} golden runs", runs.len());
     runs.sort_by(|a, b| a.0.cmp(&b.0));
     runs
 }
 
-pub fn base_of(run: &Value) -> PathBuf {
+/// Returns the model folder of a golden run's base, given the run's `config.json`.
+pub fn base_folder(run: &Value) -> PathBuf {
     reference(&format!("models/{}", run["model"].as_str().unwrap())).unwrap()
 }
 
-/// PEFT's DoRA adapters are refused; returns whether this is one.
+/// Returns how a golden run's base is quantized, given the run's `config.json`.
+pub fn base_quantization(run: &Value) -> Option<Quantization> {
+    let double_quant = match run["base_precision"].as_str().unwrap() {
+        "nf4" | "bnb4" => false,
+        "nf4dq" => true,
+        _ => return None,
+    };
+    Some(Quantization { format: Format::Nf4, double_quant })
+}
+
+/// Returns whether `folder` holds a DoRA adapter. Panics if it does and the program does not refuse it.
 pub fn refused_dora(folder: &Path) -> bool {
-    let theirs = json(&folder.join("adapter_config.json"));
+    let theirs = json_file(&folder.join("adapter_config.json"));
     if theirs["use_dora"] == true {
         let error = adapter::read_config(folder).unwrap_err().to_string();
         assert!(error.contains("use_dora"), "{error}");

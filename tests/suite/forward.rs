@@ -1,6 +1,6 @@
-//! Forward passes against transformers: logits, hidden states, log-probs, both paddings.
+//! Compares forward passes with transformers: logits, hidden states and log-probabilities, padded left and right.
 
-use arithmo::data::batch::{Sight, TokenRows};
+use arithmo::data::batch::{AttentionRange, TokenRows};
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
@@ -15,7 +15,7 @@ pub fn model<B: TrainBackend>(name: &str, device: &B::Device) -> Option<Mistral<
     Some(load(&folder, DType::F32, device).unwrap())
 }
 
-/// Logits and log-probs of right- and left-padded batches, within 1e-4 and 5e-5.
+/// Compares logits (within 1e-4) and log-probabilities (within 5e-5) of right- and left-padded batches.
 pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
@@ -24,7 +24,7 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
     for side in ["right", "left"] {
         let (shape, ids) = golden.i64(&format!("{side}.input_ids"));
         let (_, attended) = golden.i64(&format!("{side}.attention_mask"));
-        let rows = rows_of(&shape, ids, &attended);
+        let rows = token_rows(&shape, ids, &attended);
         let input = ModelInput::new(&rows, &model.position_table(64, device), device);
         let hidden = model.hidden_states(&input);
         let logits = model.forward(&input).into_data();
@@ -47,7 +47,7 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
     }
 }
 
-/// Log p(token t+1 | ..t), compared where both are real tokens.
+/// Compares `log p(token t+1 | tokens up to t)` wherever both tokens are real, not padding.
 fn log_probs<B: TrainBackend>(
     what: &str,
     model: &Mistral<B>,
@@ -76,7 +76,7 @@ fn log_probs<B: TrainBackend>(
     assert_close(&format!("{what} logprobs"), &a, &b, 5e-5);
 }
 
-/// The residual stream after the embedding, every layer and the final norm, for one unpadded text.
+/// Compares the residual stream after the embedding, every layer and the final norm, for one unpadded text.
 pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
@@ -90,10 +90,8 @@ pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
     let input = ModelInput::new(&rows, &model.position_table(64, device), device);
     let mut x = model.embed(input.token_ids.clone());
     for index in 0..=model.layers.len() {
-        let ours = match index == model.layers.len() {
-            true => model.norm.forward(x.clone()),
-            false => x.clone(),
-        };
+        let ours =
+            if index == model.layers.len() { model.norm.forward(x.clone()) } else { x.clone() };
         let ours = ours.into_data().to_vec::<f32>().unwrap();
         let theirs = golden.f32(&format!("row0.hidden.{index}")).1;
         assert_close(&format!("{name} hidden {index}"), &ours, &theirs, 1e-4);
@@ -103,8 +101,8 @@ pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
     }
 }
 
-/// Token rows from an attention mask, each of which is one run of ones.
-fn rows_of(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
+/// Converts ids and an attention mask, whose ones are contiguous in each row, to token rows.
+fn token_rows(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
     let mut rows = TokenRows {
         rows: shape[0],
         length: shape[1],
@@ -117,8 +115,8 @@ fn rows_of(shape: &[usize], ids: Vec<i64>, attended: &[i64]) -> TokenRows {
         for (index, on) in attended.iter().enumerate() {
             let at = row * shape[1] + index;
             let own = [first as i64, at as i64 + 1];
-            let seen = Sight { shared: [0, 0], own };
-            rows.sight.push(if *on == 1 { seen } else { Sight::default() });
+            let seen = AttentionRange { shared: [0, 0], own };
+            rows.attention.push(if *on == 1 { seen } else { AttentionRange::default() });
             rows.positions.push(at.saturating_sub(first) as i64 * on);
         }
     }

@@ -1,4 +1,4 @@
-//! Generation: transformers' greedy ids, and properties that hold for any weights.
+//! Compares greedy generation with transformers, and checks properties that hold for any weights.
 
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{FinishReason, GenerateConfig, generate};
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::forward::model;
-use super::golden::{ids, json, reference};
+use super::golden::{ids, json_file, reference};
 
 fn complete<B: TrainBackend>(
     model: &Mistral<B>,
@@ -23,12 +23,13 @@ fn complete<B: TrainBackend>(
     all.into_iter().map(|one| one.token_ids).collect()
 }
 
-/// The ids transformers generates greedily: each prompt alone, all in one batch, and in every order and batch size.
+/// Compares greedily generated ids with those of transformers, for batch sizes 1 to 3 and several orders of the
+/// prompts.
 pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
     };
-    let golden = json(&reference(&format!("forward/{name}.json")).unwrap());
+    let golden = json_file(&reference(&format!("forward/{name}.json")).unwrap());
     let texts = golden["generate"].as_array().unwrap();
     let prompts: Vec<_> = texts.iter().map(|text| ids(&text["prompt_ids"])).collect();
     let expected: Vec<_> = texts.iter().map(|text| ids(&text["new_ids"])).collect();
@@ -50,7 +51,7 @@ pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
     }
 }
 
-/// A random model with grouped queries, a window shorter than the texts and `head_dim * heads != hidden_size`.
+/// Returns a random model with grouped queries, a window shorter than the texts and `head_dim * heads != hidden_size`.
 fn random_model<B: TrainBackend>(positions: usize, device: &B::Device) -> Mistral<B> {
     windowed_model(positions, "5", device)
 }
@@ -76,7 +77,8 @@ fn random_prompts(lengths: &[usize]) -> Vec<Vec<u32>> {
     lengths.iter().map(&mut prompt).collect()
 }
 
-/// Cached decoding equals computing the whole text anew for each token, across the cache's growth (blocks of 64).
+/// Compares cached decoding with recomputing the whole text for each token. The texts are long enough for the cache to
+/// grow, which it does in blocks of 64 tokens.
 pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
     let prompts = random_prompts(&[61, 3, 17]);
@@ -95,7 +97,7 @@ pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
     }
 }
 
-/// A completion ends at its own end token, not at its neighbours'; the others go on unchanged when the batch shrinks.
+/// Checks that a completion ends at its own end token, and that the others continue unchanged when the batch shrinks.
 pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
     let prompts = random_prompts(&[8, 2, 5, 9, 1]);
@@ -103,7 +105,7 @@ pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
         GenerateConfig { max_new_tokens: 24, temperature: 1.0, ..GenerateConfig::default() };
     let free = complete(&model, &prompts, &config);
     config.eos_ids = vec![free[0][4], free[1][0], free[2][11]];
-    let mut reasons = Vec::new();
+    let mut lengths = Vec::new();
     let mut counted = (0, 0);
     let stopped = generate(&model, &prompts, &config, |step| {
         counted.0 += step.new_tokens;
@@ -116,17 +118,17 @@ pub fn stops_row_by_row<B: TrainBackend>(device: &B::Device) {
         let reason = end.map_or(FinishReason::Length, |_| FinishReason::Eos);
         assert_eq!(stopped.finish_reason, reason);
         counted.0 -= stopped.token_ids.len();
-        reasons.push(stopped.token_ids.len());
+        lengths.push(stopped.token_ids.len());
     }
     assert_eq!(counted, (0, prompts.len()), "progress counts every token and prompt");
-    reasons.sort_unstable();
-    reasons.dedup();
-    assert!(reasons.len() > 2, "rows of different lengths: {reasons:?}");
+    lengths.sort_unstable();
+    lengths.dedup();
+    assert!(lengths.len() > 2, "rows of different lengths: {lengths:?}");
 }
 
-/// Greedy completions do not depend on the other prompts: not on how many are decoded together, nor their order, nor on
-/// what they all begin with, which is computed once; nor on guessing. More prompts than rows, that end at different
-/// times.
+/// Checks that a greedy completion does not depend on the other prompts: their number, their order, or a shared
+/// beginning, which is computed once. It does not depend on prompt lookup either. There are more prompts than rows of
+/// the batch, and completions end at different times.
 pub fn does_not_depend_on_the_batch<B: TrainBackend>(device: &B::Device) {
     for (window, shared) in [("null", 0), ("null", 37), ("23", 37), ("5", 18)] {
         let model = windowed_model::<B>(200, window, device);
@@ -159,7 +161,7 @@ pub fn does_not_depend_on_the_batch<B: TrainBackend>(device: &B::Device) {
     }
 }
 
-/// Sampled completions repeat with the seed, differ without it, and depend on no other prompt of the batch.
+/// Checks that sampled completions repeat with the same seed, differ with another, and do not depend on the batch.
 pub fn samples_reproducibly<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
     let prompts = random_prompts(&[4, 12, 4, 7]);
@@ -183,7 +185,8 @@ pub fn samples_reproducibly<B: TrainBackend>(device: &B::Device) {
     assert_eq!(twice[0], first[0]);
 }
 
-/// The last position of the model ends a completion; prompts that cannot be completed are refused by number.
+/// Checks that a completion ends at the model's last position, and that the error for an unusable prompt names its
+/// number.
 pub fn respects_the_models_limits<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(16, device);
     let config = GenerateConfig::default();
@@ -196,19 +199,19 @@ pub fn respects_the_models_limits<B: TrainBackend>(device: &B::Device) {
         let error = generate(&model, &[vec![1], prompt], &config, |_| ()).unwrap_err();
         error.to_string()
     };
-    for (prompt, said) in [
+    for (prompt, message) in [
         (vec![], "prompt 2: has no tokens"),
         (vec![1; 16], "16 positions"),
         (vec![1; 17], "17 tokens long"),
         (vec![1, 61], "the id 61"),
     ] {
         let error = refused(prompt);
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(message), "{error}");
     }
     assert_eq!(generate(&model, &[], &config, |_| ()).unwrap(), []);
 }
 
-/// Settings that are impossible or contradict themselves are refused by name.
+/// Checks that the error for an impossible or contradictory setting names it.
 pub fn refuses_bad_settings<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(16, device);
     let base = GenerateConfig::default;

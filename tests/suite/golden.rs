@@ -1,28 +1,11 @@
-//! Reading the golden data in `../shared/reference`.
+//! Readers of the golden data.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// A file or folder below `../shared/reference`; `None`, said plainly, where it is absent.
-pub fn reference(path: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
-    if !folder.is_dir() {
-        eprintln!("SKIPPED: {} is absent, {path} was not compared", folder.display());
-        return None;
-    }
-    Some(folder.join(path))
-}
-
-pub fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-pub fn json_lines(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
+pub(crate) use super::support::{json_file, json_lines, reference, whole_reference};
 
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
@@ -41,7 +24,7 @@ impl Tensors {
         tensors.names().into_iter().map(String::from).collect()
     }
 
-    /// Shape and values of an f32 tensor.
+    /// Returns shape and values of an f32 tensor.
     pub fn f32(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
@@ -50,7 +33,7 @@ impl Tensors {
         (view.shape().to_vec(), values.collect())
     }
 
-    /// Shape and values of a u8 tensor.
+    /// Returns shape and values of a u8 tensor.
     pub fn u8(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
@@ -58,7 +41,7 @@ impl Tensors {
         (view.shape().to_vec(), view.data().to_vec())
     }
 
-    /// Shape and values of an i64 tensor.
+    /// Returns shape and values of an i64 tensor.
     pub fn i64(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
@@ -68,7 +51,8 @@ impl Tensors {
     }
 }
 
-/// Fails unless every pair is within `tolerance`; says where the worst one is.
+/// Panics if a value differs from its expected value by more than `tolerance`. The message names the largest
+/// difference.
 #[track_caller]
 pub fn assert_close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
     assert_eq!(ours.len(), theirs.len(), "{what}: lengths");
@@ -76,6 +60,11 @@ pub fn assert_close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
     let worst = (0..ours.len()).max_by(|a, b| difference(*a).total_cmp(&difference(*b)));
     if let Some(at) = worst {
         let d = difference(at);
-        assert!(d <= tolerance, "{what}: {} for {} at {at} (off by {d})", ours[at], theirs[at]);
+        assert!(
+            d <= tolerance,
+            "{what}: got {}, expected {} at {at} (off by {d})",
+            ours[at],
+            theirs[at]
+        );
     }
 }

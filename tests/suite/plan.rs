@@ -1,4 +1,4 @@
-//! The planner beside what runs take: models of tens of megabytes, trained by the real program.
+//! Compares the memory that `plan` predicts with the memory that `train` uses, on models of tens of megabytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,23 +16,25 @@ use serde_json::{Value, json};
 #[path = "../fixtures/tiny/mod.rs"]
 pub mod tiny;
 
-/// A model's vocabulary, width, width inside the MLP, layers, heads and key heads.
+/// Vocabulary size, hidden size, intermediate size, layers, attention heads and key-value heads of a model.
 type Shape = [usize; 6];
 
 pub const SMALL: Shape = [2000, 256, 704, 6, 4, 2];
 pub const WIDE: Shape = [4000, 512, 1408, 4, 8, 4];
 pub const LONG_HEAD: Shape = [32000, 256, 512, 2, 4, 4];
 
-/// A run: which model, tokens of a sequence and of its prompt, and what is set.
+/// A training run to compare.
 pub struct Case {
     pub shape: Shape,
+    /// Tokens of a sequence, and of its prompt.
     pub tokens: [usize; 2],
+    /// Arguments of `--set`.
     pub settings: &'static [&'static str],
-    /// Whether the model's files are packed already (nf4, scales in 8 bits).
+    /// Whether the model's files are quantized already (nf4, 8-bit scales).
     pub packed: bool,
 }
 
-/// What runs differ in that takes memory: lengths, layers, widths, ranks, what is kept, passes, what is trained.
+/// Cases with different lengths, layers, widths, ranks, checkpointing, passes and target modules.
 pub const CASES: &[Case] = &[
     Case {
         shape: SMALL,
@@ -95,7 +97,7 @@ pub const FULL: &[Case] = &[Case {
     packed: false,
 }];
 
-/// Packed in the files, and packed while they are read: weights take as much.
+/// Cases with a quantized base: once quantized in the files, once quantized while they are read.
 pub const PACKED: &[Case] = &[
     Case {
         shape: WIDE,
@@ -115,7 +117,7 @@ pub const PACKED: &[Case] = &[
     },
 ];
 
-/// What was planned and what was taken.
+/// Planned and measured peak memory, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Compared {
     pub planned: u64,
@@ -123,19 +125,20 @@ pub struct Compared {
 }
 
 impl Compared {
+    /// Returns the relative error of the plan.
     pub fn error(&self) -> f64 {
         self.planned as f64 / self.measured as f64 - 1.0
     }
 }
 
-/// Runs each case on `backend`, prints a table, and fails where a plan is off by more than 5 %.
+/// Runs each case on `backend`, prints a table, and panics if a plan is off by more than 5 %.
 pub fn within_five_percent(backend: &str, cases: &[Case]) {
     let folder = tempfile::tempdir().unwrap();
     let mut far = Vec::new();
     for (index, case) in cases.iter().enumerate() {
         let compared = compare(backend, case, folder.path(), index);
         let line = format!(
-            "{:?} {:?} {}: planned {:.1} MB, took {:.1} MB, {:+.1} %",
+            "{:?} {:?} {}: planned {:.1} MB, measured {:.1} MB, {:+.1} %",
             case.shape,
             case.tokens,
             case.settings.join(" "),
@@ -176,38 +179,40 @@ fn compare(backend: &str, case: &Case, folder: &Path, index: usize) -> Compared 
     assert!(plan.status.success(), "{plan:?}");
     let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(plan["lengths"], "data");
-    // What the process takes may be more after its last line of metrics, when it writes the checkpoint.
-    let of_process = resident_peak(&mut command("train"));
+    // The process may reach its peak after its last line of metrics, when it writes the checkpoint.
+    let process_peak = resident_peak(&mut command("train"));
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     let logged = last["peak_memory_bytes"].as_f64().unwrap() as u64;
     Compared {
         planned: plan["total_bytes"].as_u64().unwrap(),
         measured: match backend {
-            "ndarray" => of_process.max(logged),
+            "ndarray" => process_peak.max(logged),
             _ => logged,
         },
     }
 }
 
-/// The model in `folder`, packed into a folder of its own.
+/// Quantizes `model` into a folder of its own inside `folder`. Returns that folder.
 fn packed(model: &Path, folder: &Path) -> PathBuf {
     let to = Quantization { format: Format::Nf4, double_quant: true };
     let cache =
         Cache { folder: Some(folder.join("packed")), worth: 0, progress: ProgressMode::Quiet };
     let (shape, files) = (MistralConfig::load(model), WeightFiles::open(model));
-    let packed = cache.packed(model, &shape.unwrap(), &files.unwrap(), to);
+    let packed = cache.quantized_folder(model, &shape.unwrap(), &files.unwrap(), to);
     packed.unwrap().unwrap()
 }
 
-/// Runs to the end; the largest resident set that was seen, where the system tells.
+/// Runs `command` to its end. Returns its peak resident set in bytes, or 0 where the system does not report it.
 fn resident_peak(command: &mut Command) -> u64 {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     loop {
         let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        // For an instant after `spawn` the child still shows the memory of this process, and its name.
+        let started = text.starts_with("Name:\tarithmo\n");
+        let line = text.lines().filter(|_| started).find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
         peak = peak.max(1024 * kibibytes.unwrap_or(0u64));
         if let Some(status) = child.try_wait().unwrap() {
@@ -235,9 +240,10 @@ pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> Mis
     }
 }
 
-/// A run of two steps over pairs whose sides have the case's tokens.
+/// Writes pairs with the case's numbers of tokens and the `run.toml` of a run of two steps. Returns the path of the
+/// latter.
 fn write_run(folder: &Path, model: &Path, case: &Case, run: &Path) -> PathBuf {
-    // The byte-level tokenizer makes one token of each of these letters, and TRL's rules add one </s>.
+    // The byte-level tokenizer turns each of these letters into one token, and TRL's rules add one </s>.
     let text = |count: usize, seed: usize| -> String {
         let letter = |at: usize| char::from(b'A' + ((at * 7 + seed) % 5) as u8);
         (0..count).map(letter).collect()

@@ -1,11 +1,11 @@
-//! A model in pieces beside the same model whole.
+//! Compares a model whose weights are split into pieces with the same model in whole weights.
 
 use std::path::Path;
 
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
 use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
-use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::limits::Pieces;
@@ -26,7 +26,8 @@ use super::tiny::{uniform, write_model};
 
 const VOCABULARY: usize = 700;
 
-/// Embedding and head in three pieces of at most 256 rows; every projection but keys and values in four or more.
+/// Largest size of a piece, in bytes. It splits embedding and head into three pieces of at most 256 rows, and every
+/// projection except keys and values into at least four.
 const LONGEST: u64 = 4 * 256 * 64;
 
 fn shape(tied: bool) -> MistralConfig {
@@ -39,7 +40,7 @@ fn shape(tied: bool) -> MistralConfig {
     MistralConfig::parse(&json, Path::new("config.json")).unwrap()
 }
 
-/// How the weights are stored, held and packed.
+/// How the weights are stored in the file, held in memory, and quantized.
 pub struct Case {
     tied: bool,
     stored: DType,
@@ -55,7 +56,7 @@ const fn case(tied: bool, stored: DType, held: DType, to: Option<Quantization>) 
     Case { tied, stored, held, to }
 }
 
-/// Floats; 16 bits in words where the device does not compute in them; 4 bits, and their scales in 8.
+/// Cases with f32, bf16 (packed in words if the device does not compute in bf16), nf4 with 8-bit scales, and nf4.
 pub const CASES: [Case; 4] = [
     case(false, DType::F32, DType::F32, None),
     case(true, DType::BF16, DType::BF16, None),
@@ -63,7 +64,7 @@ pub const CASES: [Case; 4] = [
     case(true, DType::F32, DType::F32, nf4(false)),
 ];
 
-/// The model in pieces computes what the whole one does.
+/// Checks that a split model computes the same results as the whole one.
 pub fn equals_whole<B: TrainBackend>(cases: &[Case], device: &B::Device) {
     for case in cases {
         case.check::<B>(device);
@@ -78,9 +79,10 @@ impl Case {
         let pieces = Pieces { longest: Some(LONGEST), ..Pieces::of::<B>(self.held, device) };
         let nothing = Cache::none();
         let [whole, split] = [false, true].map(|split| {
-            let mut model = match split {
-                false => load_as(&folder, self.held, self.to, &nothing, device),
-                true => load_in_pieces(&folder, self.held, self.to, &nothing, pieces, device),
+            let mut model = if split {
+                load_in_pieces(&folder, self.held, self.to, &nothing, pieces, device)
+            } else {
+                load_as(&folder, self.held, self.to, &nothing, device)
             }
             .unwrap();
             with_branches::<B>(&mut model, device);
@@ -93,15 +95,15 @@ impl Case {
             let linears = model.projections();
             linears.filter(|(_, linear)| is_split(&linear.weight)).count()
         };
-        // All but keys and values in f32, which are 256 by 64.
+        // All projections except keys and values, which are 256 by 64.
         assert_eq!((cut(&whole), cut(&split)), (0, 2 * 5), "{:?}", self.to);
-        let [whole, split] = [&whole, &split].map(|model| Outcome::of(model, device));
+        let [whole, split] = [&whole, &split].map(|model| Outcome::compute(model, device));
         let what = format!("{:?} as {:?} {:?}", self.stored, self.held, self.to);
         split.assert_equals(&whole, &what);
     }
 }
 
-/// A branch on every projection, away from zero.
+/// Attaches a branch with random non-zero weights to every projection.
 fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::Device) {
     let config = LoraConfig {
         r: 3,
@@ -112,16 +114,16 @@ fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::
         init: LoraInit::KaimingUniform,
     };
     attach(model, &config, 7, device).unwrap();
-    let values = (0..).zip(parameters(model)).map(|(seed, (_, tensor))| {
+    let values = (0..).zip(adapter_parameters(model)).map(|(seed, (_, tensor))| {
         let shape = tensor.dims();
         let values = uniform(seed, shape[0] * shape[1], 0.1);
         Tensor::<B, 2>::from_data(TensorData::new(values, shape), device)
     });
     let values = values.collect();
-    set_parameters(model, values);
+    set_adapter_parameters(model, values);
 }
 
-/// What a model computes.
+/// Results of a model that are compared.
 struct Outcome {
     logits: Vec<f32>,
     log_probs: Vec<f32>,
@@ -130,7 +132,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn of<B: TrainBackend>(model: &Mistral<Autodiff<B>>, device: &B::Device) -> Self {
+    fn compute<B: TrainBackend>(model: &Mistral<Autodiff<B>>, device: &B::Device) -> Self {
         let inner = model.valid();
         let ids = |count: usize, step: usize| -> Vec<u32> {
             (0..count).map(|at| (at * step % VOCABULARY) as u32).collect()

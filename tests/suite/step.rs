@@ -1,4 +1,4 @@
-//! A random model trained on a backend and on the CPU: no golden data needed. Its sizes are odd on purpose.
+//! Compares training of a random model on a backend with training on the CPU. Its sizes are odd on purpose.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::KEYS;
 use arithmo::dpo::reference::Reference;
 use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
-use arithmo::lora::linear::{attach, parameters, set_parameters};
+use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
@@ -29,7 +29,8 @@ type Cpu = burn_ndarray::NdArray<f32>;
 
 const VOCABULARY: usize = 131;
 
-/// Grouped queries, heads that do not add up to the width, a window shorter than the texts, a tied head.
+/// Returns a shape with grouped queries, `head_dim * heads != hidden_size`, a window shorter than the texts and a tied
+/// head.
 fn shape() -> MistralConfig {
     let json = format!(
         r#"{{"model_type": "mistral", "vocab_size": {VOCABULARY}, "hidden_size": 44, "intermediate_size": 75,
@@ -41,13 +42,10 @@ fn shape() -> MistralConfig {
 }
 
 pub fn activations(recompute: bool) -> Activations {
-    match recompute {
-        true => Activations::Recompute,
-        false => Activations::Keep,
-    }
+    if recompute { Activations::Recompute } else { Activations::Keep }
 }
 
-/// The model with a branch on every projection, `lora_b` zero.
+/// Returns a random model with a branch on every projection. Every `lora_b` is zero.
 fn policy<B: TrainBackend>(dtype: DType, device: &B::Device) -> Mistral<Autodiff<B>> {
     let mut model = random::<Autodiff<B>>(shape(), 3, dtype, device).unwrap();
     let config = LoraConfig {
@@ -62,7 +60,7 @@ fn policy<B: TrainBackend>(dtype: DType, device: &B::Device) -> Mistral<Autodiff
     model
 }
 
-/// `count` pairs of random ids, of many lengths.
+/// Returns `count` pairs of random ids, of different lengths.
 fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut below = |n: usize| rng.next_u32() as usize % n;
@@ -101,7 +99,7 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
     Learner::new(policy, reference, optimizer, config, device)
 }
 
-/// Four steps of two micro-batches of three pairs.
+/// Runs four steps of two micro-batches of three pairs.
 fn train<B: TrainBackend>(
     dtype: DType,
     recompute: bool,
@@ -115,20 +113,21 @@ fn train<B: TrainBackend>(
     (learner, steps)
 }
 
-/// Policy and reference are one function while `lora_b` is zero: every reward is 0 bit for bit, whatever the weights'
-/// type, and the loss is ln 2 as far as the device's logarithm goes.
+/// Checks that every reward of `step` is exactly 0 and the loss is ln 2, up to the rounding of the device's logarithm.
+///
+/// This holds for the first step with any dtype, because policy and reference are equal while `lora_b` is zero.
 #[track_caller]
 fn starts_at_ln_2(step: &StepOutput) {
     for micro in &step.micro_batches {
         let off = micro.loss - std::f64::consts::LN_2;
-        assert!(off.abs() < 1e-6, "the loss is off ln 2 by {off:e}");
+        assert!(off.abs() < 1e-6, "the loss differs from ln 2 by {off:e}");
         for (key, value) in KEYS.iter().zip(micro.values.clone()) {
             assert!(!key.starts_with("rewards/") || value == 0.0, "{key} is {value}");
         }
     }
 }
 
-/// Training is what it is on the CPU, step by step.
+/// Compares metrics and gradient norms of every step, and the trained adapter, with the CPU.
 pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Device) {
     let (learner, ours) = train::<B>(DType::F32, recompute, device);
     let (expected, theirs) = train::<Cpu>(DType::F32, false, &Default::default());
@@ -144,17 +143,18 @@ pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Dev
             assert!(off < 1e-4, "step {step}: loss off by {off:e}");
             for ((key, ours), theirs) in KEYS.iter().zip(&ours.values).zip(&theirs.values) {
                 let off = (ours - theirs).abs() / theirs.abs().max(1.0);
-                assert!(off < 1e-4, "step {step}: {key} {ours} for {theirs}");
+                assert!(off < 1e-4, "step {step}: {key} is {ours}, expected {theirs}");
             }
         }
     }
-    let expected = parameters(&expected.policy);
-    for ((name, ours), (_, theirs)) in parameters(&learner.policy).into_iter().zip(expected) {
+    let expected = adapter_parameters(&expected.policy);
+    for ((name, ours), (_, theirs)) in adapter_parameters(&learner.policy).into_iter().zip(expected)
+    {
         assert_close(&name, &values(ours), &values(theirs), 2e-4);
     }
 }
 
-/// The gradient of every adapter tensor, with `lora_b` away from zero.
+/// Compares the gradient of every adapter tensor with the CPU. Every `lora_b` is non-zero.
 pub fn gradients_equal_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Device) {
     let ours = adapter_gradients::<B>(recompute, device);
     let theirs = adapter_gradients::<Cpu>(false, &Default::default());
@@ -173,9 +173,9 @@ fn adapter_gradients<B: TrainBackend>(recompute: bool, device: &B::Device) -> Ve
         let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| 0.2 * unit()).collect();
         Tensor::<B, 2>::from_data(TensorData::new(values, shape), device)
     };
-    let values = parameters(&policy);
+    let values = adapter_parameters(&policy);
     let values = values.iter().map(|(_, tensor)| random(tensor.dims()));
-    set_parameters(&mut policy, values.collect());
+    set_adapter_parameters(&mut policy, values.collect());
 
     let pairs = pairs(5, 29);
     let sequences: Vec<&[u32]> = pairs.iter().map(|pair| pair.rejected.ids.as_slice()).collect();
@@ -189,29 +189,30 @@ fn adapter_gradients<B: TrainBackend>(recompute: bool, device: &B::Device) -> Ve
     grads.into_iter().map(self::values).collect()
 }
 
-/// Base weights in f16 where the device computes in it: the adapter stays f32, the first loss is ln 2 exactly, and the
-/// run stays near that in f32. True if it ran.
-pub fn half_precision<B: TrainBackend>(device: &B::Device) -> bool {
+/// Trains with base weights in f16, if the device computes in f16.
+///
+/// The adapter stays f32, the first loss is ln 2, and later losses stay near those of training in f32.
+pub fn half_precision<B: TrainBackend>(device: &B::Device) {
     if !B::supports_dtype(device, DType::F16) {
-        return false;
+        eprintln!("SKIPPED: this device does not compute in f16");
+        return;
     }
     let (learner, half) = train::<B>(DType::F16, true, device);
     let (_, full) = train::<B>(DType::F32, false, device);
     starts_at_ln_2(&half[0]);
     for (half, full) in half.iter().zip(&full) {
         assert!(half.applied);
-        // 11 bits through three layers, on log-probabilities of some ten tokens.
+        // This is the rounding to 11 bits in three layers, summed over the log-probabilities of about ten tokens.
         let off = (half.micro_batches[0].loss - full.micro_batches[0].loss).abs();
         assert!(off < 0.05, "loss off by {off}");
     }
-    for (name, tensor) in parameters(&learner.policy) {
+    for (name, tensor) in adapter_parameters(&learner.policy) {
         assert_eq!(tensor.dtype(), DType::F32, "{name}");
     }
     assert!(learner.policy.head().fits(DType::F16));
-    true
 }
 
-/// The peak covers a tensor that was held, does not fall when it goes, and is no wild number.
+/// Checks that the reported peak covers an allocated tensor, does not fall after it is freed, and is plausible.
 pub fn peak_memory_covers_tensors<B: TrainBackend>(device: &B::Device) {
     let before = B::peak_memory_bytes(device).unwrap();
     let mebibytes = 24;
@@ -223,8 +224,8 @@ pub fn peak_memory_covers_tensors<B: TrainBackend>(device: &B::Device) {
     assert!(with >= least, "{with} bytes with a tensor of {least}");
     drop(tensor);
     let after = B::peak_memory_bytes(device).unwrap();
-    assert!(after >= with, "a peak that falls from {with} to {after}");
-    // Pools grow by pages, not by whole devices.
+    assert!(after >= with, "the peak falls from {with} to {after}");
+    // Memory pools grow by pages, which are smaller than this.
     assert!(with - before < 1 << 30, "{before} bytes before, {with} after");
 }
 

@@ -1,37 +1,69 @@
-//! Tiny models of our own, with random weights.
+//! Tiny models with random weights.
 
+use std::fs;
 use std::path::Path;
 
 use arithmo::model::config::MistralConfig;
-use arithmo::model::save::{OutTensor, save_folder};
+use arithmo::model::save::{ModelFolder, OutTensor};
 use burn::tensor::DType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Numbers in `[-bound, bound]`.
+use super::plan::tiny::fixture;
+
+/// Returns `count` random numbers, uniform in `[-bound, bound]`.
 pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut unit = || rng.next_u32() as f32 / u32::MAX as f32;
     (0..count).map(|_| (2.0 * unit() - 1.0) * bound).collect()
 }
 
-/// Writes a model folder of `shape`, in many shards, its weights stored as `dtype`.
+/// Writes a model folder of `shape` with random weights stored as `dtype`, in many shards.
 pub fn write_model(folder: &Path, shape: &MistralConfig, dtype: DType) {
-    let tensors = (0..).zip(shape.tensors()).map(|(seed, (name, shape))| {
-        let values = uniform(seed, shape.iter().product(), 0.4);
-        OutTensor::new(name, shape, dtype, || Ok(values))
-    });
-    save_folder(folder, shape, tensors.collect::<Vec<_>>(), 4000, None).unwrap();
+    write_changed_model(folder, shape, dtype, |_, _| ());
 }
 
-/// As [`write_model`] in f32, with a NaN as element 5 of the weight `name`.
+/// Writes a model folder like [`write_model`], after `change` was called with the name and values of each weight.
+pub fn write_changed_model(
+    folder: &Path,
+    shape: &MistralConfig,
+    dtype: DType,
+    change: impl Fn(&str, &mut Vec<f32>),
+) {
+    let tensors = (0..).zip(shape.tensors()).map(|(seed, (name, dims))| {
+        let mut values = uniform(seed, dims.iter().product(), 0.4);
+        change(&name, &mut values);
+        OutTensor::new(name, dims, dtype, || Ok(values))
+    });
+    ModelFolder::new(folder, shape).with_max_shard_bytes(4000).save(tensors).unwrap();
+}
+
+/// Returns the shape of a model with the vocabulary size of the tokenizers in `tests/fixtures/tokenizer`.
+pub fn text_shape() -> MistralConfig {
+    let text = r#"{"model_type": "mistral", "vocab_size": 430, "hidden_size": 20, "intermediate_size": 28,
+        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
+        "sliding_window": 40, "eos_token_id": 2}"#;
+    MistralConfig::parse(text, "config.json".as_ref()).unwrap()
+}
+
+/// Writes a model folder like [`write_model`], with the tokenizer in `tests/fixtures/tokenizer/<tokenizer>`.
+pub fn write_model_with_tokenizer(
+    folder: &Path,
+    shape: &MistralConfig,
+    dtype: DType,
+    tokenizer: &str,
+) {
+    write_model(folder, shape, dtype);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture("tokenizer").join(tokenizer).join(name), folder.join(name)).unwrap();
+    }
+}
+
+/// Writes a model folder like [`write_model`] in f32, with a NaN as element 5 of the weight `name`.
 pub fn write_not_finite(folder: &Path, shape: &MistralConfig, name: &str) {
-    let tensors = (0..).zip(shape.tensors()).map(|(seed, (tensor, shape))| {
-        let mut values = uniform(seed, shape.iter().product(), 0.4);
+    write_changed_model(folder, shape, DType::F32, |tensor, values| {
         if tensor == name {
             values[5] = f32::NAN;
         }
-        OutTensor::new(tensor, shape, DType::F32, || Ok(values))
     });
-    save_folder(folder, shape, tensors.collect::<Vec<_>>(), 4000, None).unwrap();
 }

@@ -1,4 +1,5 @@
-//! Training runs replayed against TRL + PEFT, step by step: token ids, every metric, gradients, the final adapter.
+//! Replays golden runs of TRL and PEFT. Compares token ids, the metrics and gradient norm of every step, and the final
+//! adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +12,22 @@ use arithmo::data::tokenizer::Tokenizer;
 use arithmo::dpo::loss::{DpoLoss, DpoLossType};
 use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
 use arithmo::dpo::reference::Reference;
-use arithmo::lora::{adapter, linear::parameters};
+use arithmo::lora::{adapter, linear::adapter_parameters};
 use arithmo::model::load::load_as;
-use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::load_safetensors_f32;
 use arithmo::train::learner::{Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::sampler::Sampler;
 use arithmo::train::schedule::{Schedule, SchedulerKwargs};
-use arithmo_backends::{Format, TrainBackend};
+use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::DType;
 use serde_json::Value;
 
-use super::golden::{assert_close, ids, json, json_lines, reference};
+use super::adapters::base_quantization;
+use super::golden::{assert_close, ids, json_file, json_lines, reference};
 use super::step::activations;
 
 /// A golden run.
@@ -39,7 +40,7 @@ struct Run {
 impl Run {
     fn open(name: &str) -> Option<Self> {
         let folder = reference(&format!("trl/{name}"))?;
-        let config = json(&folder.join("config.json"));
+        let config = json_file(&folder.join("config.json"));
         let trace = json_lines(&folder.join("trace.jsonl"));
         Some(Self { folder, config, trace })
     }
@@ -56,22 +57,12 @@ impl Run {
         self.folder.join("../../models").join(self.config["model"].as_str().unwrap())
     }
 
-    /// How the run's base is packed.
-    fn quantization(&self) -> Option<Quantization> {
-        let double_quant = match self.config["base_precision"].as_str().unwrap() {
-            "nf4" | "bnb4" => false,
-            "nf4dq" => true,
-            _ => return None,
-        };
-        Some(Quantization { format: Format::Nf4, double_quant })
-    }
-
-    /// Whether bitsandbytes computed it, in bf16 now and then: a loose check of what is named below.
+    /// Returns whether the run needs wider tolerances, because bitsandbytes computed parts of it in bf16.
     fn is_loose(&self) -> bool {
         self.config["base_precision"] == "bnb4"
     }
 
-    /// The dataset's pairs, encoded by us and checked id by id against TRL's.
+    /// Encodes the pairs of `dataset` and checks every token id against TRL's.
     fn pairs(&self, dataset: &str, samples: &str) -> Vec<EncodedPair> {
         let file = self.folder.join(format!("../_data/{dataset}.jsonl"));
         let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
@@ -141,7 +132,7 @@ impl Run {
     }
 
     fn learner<B: TrainBackend>(&self, recompute: bool, device: &B::Device) -> Learner<B> {
-        let (folder, to) = (self.model_folder(), self.quantization());
+        let (folder, to) = (self.model_folder(), base_quantization(&self.config));
         let policy = load_as::<Autodiff<B>>(&folder, DType::F32, to, &Cache::none(), device);
         let mut policy = policy.unwrap();
         let start = tempfile::tempdir().unwrap();
@@ -151,9 +142,10 @@ impl Run {
         copy("init_adapter.safetensors", "adapter_model.safetensors");
         copy("adapter_config.json", "adapter_config.json");
         adapter::load(&mut policy, start.path(), device).unwrap();
-        let reference = match self.config["reference"].as_str().unwrap().starts_with("base") {
-            true => Reference::base(policy.valid()),
-            false => Reference::initial(policy.valid()),
+        let reference = if self.config["reference"].as_str().unwrap().starts_with("base") {
+            Reference::base(policy.valid())
+        } else {
+            Reference::initial(policy.valid())
         };
         let loss_type = match self.config["dpo"]["loss_type"][0].as_str().unwrap() {
             "sigmoid" => DpoLossType::Sigmoid,
@@ -166,7 +158,7 @@ impl Run {
             step: StepConfig {
                 max_grad_norm,
                 activations: activations(recompute),
-                // Passes that cut across micro-batches.
+                // So small that passes and micro-batches differ.
                 pass_tokens: 500,
                 dropout_seed: None,
             },
@@ -181,7 +173,21 @@ impl Run {
     }
 }
 
-/// Replays the run `name`, at most `steps` steps, within the tolerances of reference/README.md.
+/// Replays runs in full.
+pub fn replay_all<B: TrainBackend>(names: &[&str], device: &B::Device) {
+    for name in names {
+        replay::<B>(name, usize::MAX, false, device);
+    }
+}
+
+/// Replays three steps of runs, each with or without recomputed activations.
+pub fn first_steps<B: TrainBackend>(runs: &[(&str, bool)], device: &B::Device) {
+    for (name, recompute) in runs {
+        replay::<B>(name, 3, *recompute, device);
+    }
+}
+
+/// Replays at most `steps` steps of the run `name`, within the tolerances of reference/README.md.
 pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device: &B::Device) {
     let Some(run) = Run::open(name) else { return };
     let pairs = run.pairs(run.config["dataset"].as_str().unwrap(), "samples");
@@ -195,7 +201,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     if run.config["dpo"]["precompute_ref_log_probs"] == true {
         for step in 0..sampler.steps_per_epoch() {
             for indices in &sampler.plan(step).micro_batches {
-                learner.precompute_reference(&batch(indices));
+                learner.precompute_reference(&batch(indices)).unwrap();
             }
         }
     }
@@ -207,9 +213,10 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
         let rate = schedule.rate(step);
         let output = learner.step(step, rate, &batches);
         let what = format!("{name} step {}", step + 1);
-        match run.is_loose() {
-            true => check_loosely(&what, &output, expected),
-            false => check_step(&what, &output, expected),
+        if run.is_loose() {
+            check_loosely(&what, &output, expected)
+        } else {
+            check_step(&what, &output, expected)
         }
         check("learning_rate", &what, rate, expected, 1e-12);
         check("epoch", &what, plan.epoch, expected, 1e-9);
@@ -225,7 +232,10 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
 fn check(key: &str, what: &str, ours: f64, expected: &Value, tolerance: f64) {
     let theirs = expected[key].as_f64().unwrap_or_else(|| panic!("{what}: no {key}"));
     let difference = (ours - theirs).abs();
-    assert!(difference <= tolerance, "{what} {key}: {ours} for {theirs} (off by {difference:e})");
+    assert!(
+        difference <= tolerance,
+        "{what} {key}: got {ours}, expected {theirs} (off by {difference:e})"
+    );
 }
 
 fn check_loosely(what: &str, output: &StepOutput, expected: &Value) {
@@ -259,15 +269,18 @@ fn check_step(what: &str, output: &StepOutput, expected: &Value) {
     }
 }
 
-/// The accuracy, as theirs where only pairs decide whose margin is zero but for rounding: after a step or two at a low
-/// learning rate there are such (the noise of rewards in reference/README.md is 3e-5).
+/// Returns TRL's accuracy if it differs from `accuracy` only by pairs whose margin is zero up to rounding, else
+/// `accuracy`.
+///
+/// There are such pairs in the first steps at a low learning rate. The noise of rewards in reference/README.md is 3e-5.
 fn without_ties(accuracy: f64, output: &StepOutput, expected: &Value) -> f64 {
     let theirs = expected[KEYS[2]].as_f64().unwrap();
     let micro = &output.micro_batches;
     let ties = micro.iter().filter(|m| m.pairs == 1 && m.values[3].abs() < 3e-5);
-    match (accuracy - theirs).abs() <= ties.count() as f64 / micro.len() as f64 + 1e-9 {
-        true => theirs,
-        false => accuracy,
+    if (accuracy - theirs).abs() <= ties.count() as f64 / micro.len() as f64 + 1e-9 {
+        theirs
+    } else {
+        accuracy
     }
 }
 
@@ -306,9 +319,9 @@ fn evaluate<B: TrainBackend>(run: &Run, learner: &Learner<B>, step: usize) {
 }
 
 fn check_adapter<B: TrainBackend>(folder: &Path, learner: &Learner<B>, tolerance: f32) {
-    // The low-precision runs save theirs in bf16.
+    // Low-precision runs saved their adapter in bf16.
     let golden = load_safetensors_f32(&folder.join("adapter_model.safetensors")).unwrap();
-    let ours = parameters(&learner.policy);
+    let ours = adapter_parameters(&learner.policy);
     assert_eq!(golden.len(), ours.len());
     for (name, tensor) in ours {
         let values = tensor.into_data().to_vec::<f32>().unwrap();

@@ -1,5 +1,5 @@
-//! Projections with their low-rank branches: products by a library or the kernels that Burn finds best, everything beside
-//! them by one of ours. See [`crate::ops::adapted_linear`].
+//! Projections with their low-rank branches. The GEMMs run in a vendor library or in the kernels that Burn finds
+//! fastest; one kernel of this crate adds branch and residual. See [`crate::ops::adapted_linear`].
 
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
@@ -7,59 +7,57 @@ use burn_cubecl::ops::numeric::{mul, mul_scalar};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::InputScalar;
 
-use super::branch::{Branch, put};
+use super::branch::{Branch, write_columns};
 use super::launch::{empty, transposed};
-use super::queue::{CubeGpu, Kernel, Queued, queue, queued, taken, tensor};
-use super::weight::{PartWeight, WeightShape, times, times_transposed, weight_tensors};
+use super::queue::{CubeGpu, Kernel, QueuedTensor, burn_tensor, next_input, queue, queued_tensor};
+use super::weight::{DeviceWeight, WeightSpec, matmul, matmul_transposed, weight_tensors};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
-/// [`crate::TrainBackend::adapted_linear`].
+/// Queues the forward kernels: see [`crate::TrainBackend::adapted_linear`].
 pub(crate) fn adapted_linear<B: CubeGpu>(
     x: BurnTensor<B, 2>,
     projections: &[Projection<B>],
     residual: Option<BurnTensor<B, 2>>,
 ) -> Adapted<B> {
     let [tokens, _] = x.dims();
-    let shape = Shapes::of(projections);
-    let mut outputs = vec![([tokens, shape.width()].into(), x.dtype())];
-    if shape.rank() > 0 {
-        outputs.push(([tokens, shape.rank()].into(), DType::F32));
+    let specs = ProjectionSpecs::new(projections);
+    let mut outputs = vec![([tokens, specs.width()].into(), x.dtype())];
+    if specs.rank() > 0 {
+        outputs.push(([tokens, specs.rank()].into(), DType::F32));
     }
-    let mut inputs = vec![queued(&x)];
-    inputs.extend(tensors(projections));
-    // One product for all branches, unless dropout gives each an input of its own.
-    let many: Vec<_> = adapters(projections).map(|adapter| adapter.a.clone()).collect();
+    let mut inputs = vec![queued_tensor(&x)];
+    inputs.extend(projection_tensors(projections));
+    // One GEMM serves all branches, unless dropout gives each of them its own input.
+    let a_matrices: Vec<_> = adapters(projections).map(|adapter| adapter.a.clone()).collect();
     let dropout = adapters(projections).any(|adapter| adapter.dropout_mask.is_some());
-    let stacked = (many.len() > 1 && !dropout).then(|| BurnTensor::cat(many, 0));
-    inputs.extend(stacked.as_ref().map(queued));
-    inputs.extend(residual.as_ref().map(queued));
-    let kernel = Forward { shape, stacked: stacked.is_some() };
-    let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
+    let stacked = (a_matrices.len() > 1 && !dropout).then(|| BurnTensor::cat(a_matrices, 0));
+    inputs.extend(stacked.as_ref().map(queued_tensor));
+    inputs.extend(residual.as_ref().map(queued_tensor));
+    let kernel = Forward { specs, stacked: stacked.is_some() };
+    let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(burn_tensor);
     let (output, low) = (outputs.next(), outputs.next());
     Adapted { output: output.unwrap_or_else(|| unreachable!("an operation without output")), low }
 }
 
-/// [`crate::TrainBackend::frozen_linear`].
+/// Projects by a weight without a branch: see [`crate::TrainBackend::frozen_linear`].
 pub(crate) fn frozen_linear<B: CubeGpu>(
     x: BurnTensor<B, 2>,
     weight: Weight<B>,
 ) -> BurnTensor<B, 2> {
-    let adapter = None;
-    adapted_linear(x, &[Projection { weight, adapter }], None).output
+    adapted_linear(x, &[Projection { weight, adapter: None }], None).output
 }
 
-/// [`crate::TrainBackend::frozen_linear_backward`].
+/// Returns the input gradient of [`frozen_linear`]: see [`crate::TrainBackend::frozen_linear_backward`].
 pub(crate) fn frozen_linear_backward<B: CubeGpu>(
     grad: BurnTensor<B, 2>,
     weight: Weight<B>,
 ) -> BurnTensor<B, 2> {
-    let adapter = None;
-    let projections = [Projection { weight, adapter }];
+    let projections = [Projection { weight, adapter: None }];
     let grads = adapted_linear_backward(None, &projections, None, grad, true);
     grads.x.unwrap_or_else(|| unreachable!("an operation without output"))
 }
 
-/// [`crate::TrainBackend::adapted_linear_backward`].
+/// Queues the backward kernels: see [`crate::TrainBackend::adapted_linear_backward`].
 pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     x: Option<BurnTensor<B, 2>>,
     projections: &[Projection<B>],
@@ -67,11 +65,11 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     grad: BurnTensor<B, 2>,
     needs_x: bool,
 ) -> AdaptedGrads<B> {
-    let shape = Shapes::of(projections);
+    let specs = ProjectionSpecs::new(projections);
     let mut outputs = Vec::new();
     if let (true, Some(first)) = (needs_x, projections.first()) {
-        let of_x = [grad.dims()[0], first.weight.dims()[1]];
-        outputs.push((Shape::from(of_x), grad.dtype()));
+        let shape = [grad.dims()[0], first.weight.dims()[1]];
+        outputs.push((Shape::from(shape), grad.dtype()));
     }
     let adapters: Vec<_> = adapters(projections).collect();
     for adapter in &adapters {
@@ -80,13 +78,13 @@ pub(crate) fn adapted_linear_backward<B: CubeGpu>(
     if outputs.is_empty() {
         return AdaptedGrads { x: None, adapters: Vec::new() };
     }
-    let mut inputs = vec![queued(&grad)];
+    let mut inputs = vec![queued_tensor(&grad)];
     if let Some((x, low)) = x.as_ref().zip(low.as_ref()) {
-        inputs.extend([queued(x), queued(low)]);
+        inputs.extend([queued_tensor(x), queued_tensor(low)]);
     }
-    inputs.extend(tensors(projections));
-    let kernel = BackwardPass { shape, needs_x };
-    let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
+    inputs.extend(projection_tensors(projections));
+    let kernel = BackwardPass { specs, needs_x };
+    let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(burn_tensor);
     let x = if needs_x { outputs.next() } else { None };
     let outputs: Vec<_> = outputs.collect();
     AdaptedGrads {
@@ -99,45 +97,45 @@ fn adapters<B: CubeGpu>(projections: &[Projection<B>]) -> impl Iterator<Item = &
     projections.iter().filter_map(|p| p.adapter.as_ref())
 }
 
-/// The tensors of all projections, in the order in which [`Shapes::parts`] takes them.
-fn tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<Queued<B::Runtime>> {
+/// Returns the tensors of all projections, in the order in which [`ProjectionSpecs::take_tensors`] reads them.
+fn projection_tensors<B: CubeGpu>(projections: &[Projection<B>]) -> Vec<QueuedTensor<B::Runtime>> {
     let mut tensors = Vec::new();
     for projection in projections {
         weight_tensors(&projection.weight, &mut tensors);
         if let Some(adapter) = &projection.adapter {
-            tensors.extend([queued(&adapter.a), queued(&adapter.b)]);
-            tensors.extend(adapter.dropout_mask.as_ref().map(queued));
+            tensors.extend([queued_tensor(&adapter.a), queued_tensor(&adapter.b)]);
+            tensors.extend(adapter.dropout_mask.as_ref().map(queued_tensor));
         }
     }
     tensors
 }
 
-/// What is known of the projections before their tensors are there.
+/// The metadata of the projections, known before their tensors are on the device.
 #[derive(Clone, Debug)]
-struct Shapes(Vec<ProjectionShape>);
+struct ProjectionSpecs(Vec<ProjectionSpec>);
 
 #[derive(Clone, Debug)]
-struct ProjectionShape {
+struct ProjectionSpec {
     d_out: usize,
-    weight: WeightShape,
-    adapter: Option<AdapterShape>,
+    weight: WeightSpec,
+    adapter: Option<AdapterSpec>,
 }
 
 #[derive(Clone, Debug)]
-struct AdapterShape {
+struct AdapterSpec {
     rank: usize,
     scaling: f32,
     dropout: bool,
 }
 
-/// A projection on the device.
-struct Part<R: CubeRuntime> {
-    weight: PartWeight<R>,
+/// A projection whose tensors are on the device.
+struct DeviceProjection<R: CubeRuntime> {
+    weight: DeviceWeight<R>,
     d_out: usize,
-    adapter: Option<PartAdapter<R>>,
+    adapter: Option<DeviceAdapter<R>>,
 }
 
-struct PartAdapter<R: CubeRuntime> {
+struct DeviceAdapter<R: CubeRuntime> {
     a: CubeTensor<R>,
     b: CubeTensor<R>,
     mask: Option<CubeTensor<R>>,
@@ -145,55 +143,55 @@ struct PartAdapter<R: CubeRuntime> {
     rank: usize,
 }
 
-impl Shapes {
-    fn of<B: CubeGpu>(projections: &[Projection<B>]) -> Self {
-        let of = |projection: &Projection<B>| ProjectionShape {
+impl ProjectionSpecs {
+    fn new<B: CubeGpu>(projections: &[Projection<B>]) -> Self {
+        let spec = |projection: &Projection<B>| ProjectionSpec {
             d_out: projection.weight.dims()[0],
-            weight: WeightShape::of(&projection.weight),
-            adapter: projection.adapter.as_ref().map(|adapter| AdapterShape {
+            weight: WeightSpec::new(&projection.weight),
+            adapter: projection.adapter.as_ref().map(|adapter| AdapterSpec {
                 rank: adapter.a.dims()[0],
                 scaling: adapter.scaling as f32,
                 dropout: adapter.dropout_mask.is_some(),
             }),
         };
-        Self(projections.iter().map(of).collect())
+        Self(projections.iter().map(spec).collect())
     }
 
-    /// Columns of the output.
+    /// Returns the number of columns of the output.
     fn width(&self) -> usize {
         self.0.iter().map(|projection| projection.d_out).sum()
     }
 
-    /// Ranks of all branches.
+    /// Returns the sum of the ranks of all branches.
     fn rank(&self) -> usize {
         let adapters = self.0.iter().filter_map(|p| p.adapter.as_ref());
         adapters.map(|adapter| adapter.rank).sum()
     }
 
-    /// Takes the tensors of all projections.
-    fn parts<R: CubeRuntime>(
+    /// Takes the tensors of all projections from a kernel's inputs.
+    fn take_tensors<R: CubeRuntime>(
         &self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
-    ) -> Vec<Part<R>> {
-        let mut part = |shape: &ProjectionShape| Part {
-            weight: shape.weight.part(from),
-            d_out: shape.d_out,
-            adapter: shape.adapter.as_ref().map(|adapter| PartAdapter {
-                a: taken(from),
-                b: taken(from),
-                mask: adapter.dropout.then(|| taken(from)),
+    ) -> Vec<DeviceProjection<R>> {
+        let mut take = |spec: &ProjectionSpec| DeviceProjection {
+            weight: spec.weight.take_tensors(from),
+            d_out: spec.d_out,
+            adapter: spec.adapter.as_ref().map(|adapter| DeviceAdapter {
+                a: next_input(from),
+                b: next_input(from),
+                mask: adapter.dropout.then(|| next_input(from)),
                 scaling: adapter.scaling,
                 rank: adapter.rank,
             }),
         };
-        self.0.iter().map(&mut part).collect()
+        self.0.iter().map(&mut take).collect()
     }
 }
 
 #[derive(Debug)]
 struct Forward {
-    shape: Shapes,
-    /// Whether all `A` come below each other, too.
+    specs: ProjectionSpecs,
+    /// Whether the inputs also hold all `A` matrices stacked below each other.
     stacked: bool,
 }
 
@@ -203,57 +201,56 @@ impl Kernel for Forward {
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
         let x = inputs.next().unwrap_or_else(|| unreachable!("no input"));
-        let parts = self.shape.parts(&mut inputs);
+        let projections = self.specs.take_tensors(&mut inputs);
         let stacked = self.stacked.then(|| inputs.next()).flatten();
         let residual = inputs.next();
-        let low = low_rank(&x, &parts, stacked, self.shape.rank());
-        let alone = parts.len() == 1 && low.is_none() && residual.is_none();
-        if alone {
-            return parts.into_iter().map(|part| part.weight.times_transposed(&x)).collect();
+        let low = low_rank(&x, &projections, stacked, self.specs.rank());
+        if projections.len() == 1 && low.is_none() && residual.is_none() {
+            return projections.into_iter().map(|p| p.weight.project(&x)).collect();
         }
         let [tokens, _] = x.meta.shape().dims();
-        let output = empty(&x, [tokens, self.shape.width()], x.dtype);
-        let (mut column, mut next) = (0, 0);
-        for part in parts {
-            let (base, d_out) = (part.weight.times_transposed(&x), part.d_out);
-            let branch = part.adapter.zip(low.as_ref()).map(|(adapter, low)| {
-                let first = next;
-                next += adapter.rank;
+        let output = empty(&x, [tokens, self.specs.width()], x.dtype);
+        let (mut column, mut next_rank) = (0, 0);
+        for projection in projections {
+            let (base, d_out) = (projection.weight.project(&x), projection.d_out);
+            let branch = projection.adapter.zip(low.as_ref()).map(|(adapter, low)| {
+                let first_rank = next_rank;
+                next_rank += adapter.rank;
                 Branch {
-                    low: slice(low.clone(), &[0..tokens, first..next]),
+                    low: slice(low.clone(), &[0..tokens, first_rank..next_rank]),
                     right: adapter.b,
                     scaling: adapter.scaling,
                     factor: None,
                 }
             });
-            put(base, branch, residual.clone(), &output, column);
+            write_columns(base, branch, residual.clone(), &output, column);
             column += d_out;
         }
         std::iter::once(output).chain(low).collect()
     }
 }
 
-/// `x A_i^T` of all branches side by side, in f32.
+/// Computes `x A_i^T` of all branches side by side, in f32. Returns `None` without branches.
 fn low_rank<R: CubeRuntime>(
     x: &CubeTensor<R>,
-    parts: &[Part<R>],
+    projections: &[DeviceProjection<R>],
     stacked: Option<CubeTensor<R>>,
     rank: usize,
 ) -> Option<CubeTensor<R>> {
-    let adapters: Vec<_> = parts.iter().filter_map(|part| part.adapter.as_ref()).collect();
+    let adapters: Vec<_> = projections.iter().filter_map(|p| p.adapter.as_ref()).collect();
     let [tokens, _] = x.meta.shape().dims();
-    let wide = (!adapters.is_empty()).then(|| cast(x.clone(), DType::F32))?;
+    let x_f32 = (!adapters.is_empty()).then(|| cast(x.clone(), DType::F32))?;
     if let [adapter] = adapters.as_slice() {
-        return Some(times_transposed(&dropped(&wide, adapter), adapter.a.clone()));
+        return Some(matmul_transposed(&apply_dropout(&x_f32, adapter), adapter.a.clone()));
     }
     if let Some(stacked) = stacked {
-        return Some(times_transposed(&wide, stacked));
+        return Some(matmul_transposed(&x_f32, stacked));
     }
     let low = empty(x, [tokens, rank], DType::F32);
     let mut first = 0;
     for adapter in &adapters {
-        let part = times_transposed(&dropped(&wide, adapter), adapter.a.clone());
-        put(part, None, None, &low, first);
+        let part = matmul_transposed(&apply_dropout(&x_f32, adapter), adapter.a.clone());
+        write_columns(part, None, None, &low, first);
         first += adapter.rank;
     }
     Some(low)
@@ -261,7 +258,7 @@ fn low_rank<R: CubeRuntime>(
 
 #[derive(Debug)]
 struct BackwardPass {
-    shape: Shapes,
+    specs: ProjectionSpecs,
     needs_x: bool,
 }
 
@@ -272,55 +269,56 @@ impl Kernel for BackwardPass {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().unwrap_or_else(|| unreachable!("fewer than queued"));
         let grad = next();
-        let wide = (self.shape.rank() > 0).then(|| cast(next(), DType::F32));
-        let low = (self.shape.rank() > 0).then(&mut next);
-        let parts = self.shape.parts(&mut inputs);
+        let x_f32 = (self.specs.rank() > 0).then(|| cast(next(), DType::F32));
+        let low = (self.specs.rank() > 0).then(&mut next);
+        let projections = self.specs.take_tensors(&mut inputs);
         let [tokens, _] = grad.meta.shape().dims();
         let (mut column, mut first) = (0, 0);
         let (mut d_x, mut outputs) = (None, Vec::new());
-        for part in parts {
-            let d_out = part.d_out;
+        for projection in projections {
+            let d_out = projection.d_out;
             let dy = slice(grad.clone(), &[0..tokens, column..column + d_out]);
             column += d_out;
-            let of_branch = part.adapter.as_ref().zip(low.as_ref()).zip(wide.as_ref());
-            let branch = of_branch.map(|((adapter, low), wide)| {
+            let adapter = projection.adapter.as_ref().zip(low.as_ref()).zip(x_f32.as_ref());
+            let branch = adapter.map(|((adapter, low), x)| {
                 let end = first + adapter.rank;
                 let low = slice(low.clone(), &[0..tokens, first..end]);
                 first = end;
-                let of = adapter_gradients(dy.clone(), adapter, low, wide);
-                outputs.extend(of.gradients);
-                of.through
+                let grads = adapter_gradients(dy.clone(), adapter, low, x);
+                outputs.extend(grads.gradients);
+                grads.input_branch
             });
             if self.needs_x {
-                d_x = Some(add_to(d_x, part.weight.times(&dy), branch));
+                d_x = Some(add_branch(d_x, projection.weight.project_backward(&dy), branch));
             }
         }
         d_x.into_iter().chain(outputs).collect()
     }
 }
 
-struct OfAdapter<R: CubeRuntime> {
-    /// Of `a` and `b`.
+/// The gradients of a branch.
+struct AdapterGradients<R: CubeRuntime> {
+    /// The gradients of `a` and `b`.
     gradients: [CubeTensor<R>; 2],
-    /// What the branch adds to the gradient of its input.
-    through: Branch<R>,
+    /// The branch's term of the input gradient.
+    input_branch: Branch<R>,
 }
 
-/// `dl = s dy B`, `dB = s dy^T low`, `dA = dl^T x`.
+/// Computes the gradients of a branch: `dl = s dy B`, `dB = s dy^T low`, `dA = dl^T x`.
 fn adapter_gradients<R: CubeRuntime>(
     dy: CubeTensor<R>,
-    adapter: &PartAdapter<R>,
+    adapter: &DeviceAdapter<R>,
     low: CubeTensor<R>,
     x: &CubeTensor<R>,
-) -> OfAdapter<R> {
+) -> AdapterGradients<R> {
     let scaled = |t| mul_scalar(t, InputScalar::new(adapter.scaling, DType::F32));
     let dy = cast(dy, DType::F32);
-    let d_low = scaled(times(&dy, adapter.b.clone()));
-    let d_b = scaled(times(&transposed(dy), low));
-    let d_a = times(&transposed(d_low.clone()), dropped(x, adapter));
-    OfAdapter {
+    let d_low = scaled(matmul(&dy, adapter.b.clone()));
+    let d_b = scaled(matmul(&transposed(dy), low));
+    let d_a = matmul(&transposed(d_low.clone()), apply_dropout(x, adapter));
+    AdapterGradients {
         gradients: [d_a, d_b],
-        through: Branch {
+        input_branch: Branch {
             low: d_low,
             right: transposed(adapter.a.clone()),
             scaling: 1.0,
@@ -329,8 +327,8 @@ fn adapter_gradients<R: CubeRuntime>(
     }
 }
 
-/// `base + branch`, on top of what other projections gave.
-fn add_to<R: CubeRuntime>(
+/// Returns `base + branch + sum`, where `sum` is the input gradient of the projections so far.
+fn add_branch<R: CubeRuntime>(
     sum: Option<CubeTensor<R>>,
     base: CubeTensor<R>,
     branch: Option<Branch<R>>,
@@ -340,12 +338,12 @@ fn add_to<R: CubeRuntime>(
     }
     let shape: [usize; 2] = base.meta.shape().dims();
     let output = empty(&base, shape, base.dtype);
-    put(base, branch, sum, &output, 0);
+    write_columns(base, branch, sum, &output, 0);
     output
 }
 
-/// `x` times the branch's dropout mask, if it has one.
-fn dropped<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &PartAdapter<R>) -> CubeTensor<R> {
+/// Multiplies `x` by the branch's dropout mask, if it has one.
+fn apply_dropout<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &DeviceAdapter<R>) -> CubeTensor<R> {
     match &adapter.mask {
         Some(mask) => mul(x.clone(), mask.clone()),
         None => x.clone(),
@@ -355,38 +353,40 @@ fn dropped<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &PartAdapter<R>) -> CubeT
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
-    use crate::cubecl::pitched::{Given, same_when_pitched};
+    use crate::cubecl::pitched::{KernelInput, assert_same_when_pitched};
 
     #[test]
-    fn on_pitched_rows() {
-        let shape = Shapes(vec![
-            ProjectionShape {
+    fn pitched_rows_give_the_same_values() {
+        let specs = ProjectionSpecs(vec![
+            ProjectionSpec {
                 d_out: 48,
-                weight: WeightShape::Float,
-                adapter: Some(AdapterShape { rank: 5, scaling: 0.5, dropout: true }),
+                weight: WeightSpec::Float,
+                adapter: Some(AdapterSpec { rank: 5, scaling: 0.5, dropout: true }),
             },
-            ProjectionShape {
+            ProjectionSpec {
                 d_out: 5,
-                weight: WeightShape::Split(vec![
-                    (0..2, WeightShape::Float),
-                    (2..5, WeightShape::Float),
+                weight: WeightSpec::Split(vec![
+                    (0..2, WeightSpec::Float),
+                    (2..5, WeightSpec::Float),
                 ]),
                 adapter: None,
             },
         ]);
         let projections = || {
             let shapes = [[48, 100], [5, 100], [48, 5], [9, 100], [2, 100], [3, 100]];
-            shapes.map(Given::Floats)
+            shapes.map(KernelInput::Floats)
         };
-        let forward = Forward { shape: shape.clone(), stacked: false };
-        let mut inputs = vec![Given::Floats([9, 100])];
+        let forward = Forward { specs: specs.clone(), stacked: false };
+        let mut inputs = vec![KernelInput::Floats([9, 100])];
         inputs.extend(projections());
-        inputs.push(Given::Floats([9, 53]));
-        same_when_pitched(&forward, &inputs);
-        let backward = BackwardPass { shape, needs_x: true };
-        let mut inputs =
-            vec![[9, 53], [9, 100], [9, 5]].into_iter().map(Given::Floats).collect::<Vec<_>>();
+        inputs.push(KernelInput::Floats([9, 53]));
+        assert_same_when_pitched(&forward, &inputs);
+        let backward = BackwardPass { specs, needs_x: true };
+        let mut inputs = vec![[9, 53], [9, 100], [9, 5]]
+            .into_iter()
+            .map(KernelInput::Floats)
+            .collect::<Vec<_>>();
         inputs.extend(projections());
-        same_when_pitched(&backward, &inputs);
+        assert_same_when_pitched(&backward, &inputs);
     }
 }

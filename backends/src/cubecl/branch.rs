@@ -1,24 +1,24 @@
-//! One kernel for what stands beside a product of matrices: a low-rank branch, a residual, a place among the columns of
-//! a wider result. Computed in f32, rounded once.
+//! A kernel that adds a low-rank branch and a residual to a GEMM's result and writes the sum into a range of columns
+//! of a wider tensor. It computes in f32 and rounds once.
 
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, rows};
+use super::launch::{THREADS, dense_rows};
 
-/// Units along each side of a cube.
+/// Threads along each side of a block.
 const SIDE: usize = 16;
 
-/// Rows and columns of a cube's tile.
+/// Rows and columns of a block's tile.
 const TILE: usize = 4 * SIDE;
 
-/// Terms of the branch that are in shared memory at once.
+/// Terms of the branch (of its rank) in shared memory at once.
 const CHUNK: usize = 32;
 
-/// Values from one row of a tile to the next: odd, so that rows start in different banks.
+/// Values between the starts of two rows of a tile. It is odd so that rows start in different banks.
 const PITCH: usize = CHUNK + 1;
 
-/// `low right^T`, times `factor` value by value.
+/// A low-rank branch, `scaling * low right^T`, multiplied element-wise by `factor` if there is one.
 pub(super) struct Branch<R: CubeRuntime> {
     /// `[T, r]` in f32.
     pub(super) low: CubeTensor<R>,
@@ -33,8 +33,8 @@ pub(super) struct Branch<R: CubeRuntime> {
 ///
 /// # Shapes
 /// - base: `[T, columns]`
-/// - residual: as wide as `output`, of which the same columns are taken
-pub(super) fn put<R: CubeRuntime>(
+/// - residual: as wide as `output`; the same columns of it are added
+pub(super) fn write_columns<R: CubeRuntime>(
     base: CubeTensor<R>,
     branch: Option<Branch<R>>,
     residual: Option<CubeTensor<R>>,
@@ -43,25 +43,25 @@ pub(super) fn put<R: CubeRuntime>(
 ) {
     let [tokens, width] = base.meta.shape().dims();
     let dtype = output.dtype;
-    assert_eq!(base.dtype, dtype, "put: one dtype");
+    assert_eq!(base.dtype, dtype, "write_columns: base and output must have one dtype");
     let rank = branch.as_ref().map_or(0, |b| b.low.meta.shape()[1]);
     let has_residual = residual.is_some();
-    let base = rows(base);
-    // What is not there is stood for by what is, unread.
-    let residual = residual.map_or_else(|| base.clone(), rows);
+    let base = dense_rows(base);
+    // Absent inputs are bound to `base` or to the branch's tensors; the kernel never reads them.
+    let residual = residual.map_or_else(|| base.clone(), dense_rows);
     let (low, right, scaling, factor) = match branch {
-        Some(branch) => (rows(branch.low), branch.right, branch.scaling, branch.factor),
+        Some(branch) => (dense_rows(branch.low), branch.right, branch.scaling, branch.factor),
         None => (base.clone(), base.clone(), 0.0, None),
     };
     let has_factor = factor.is_some();
-    let factor = factor.map_or_else(|| low.clone(), rows);
+    let factor = factor.map_or_else(|| low.clone(), dense_rows);
     let tiles = [tokens, width].map(|side| side.div_ceil(TILE) as u32);
-    // Without a branch its tensors are not read, and the kernel must not be compiled as if they were.
-    let of_branch = if rank == 0 { dtype.into() } else { low.dtype.into() };
-    put_tile::launch::<R>(
+    // Without a branch, its placeholders have the dtype of `base`, and the kernel is compiled for that.
+    let branch_dtype = if rank == 0 { dtype.into() } else { low.dtype.into() };
+    write_tile::launch::<R>(
         &output.client,
         CubeCount::Static(tiles[0], tiles[1], 1),
-        CubeDim::new_1d(UNITS as u32),
+        CubeDim::new_1d(THREADS as u32),
         base.into_tensor_arg(),
         low.into_tensor_arg(),
         right.into_tensor_arg(),
@@ -72,11 +72,11 @@ pub(super) fn put<R: CubeRuntime>(
         column,
         width,
         Terms { rank, factor: has_factor, residual: has_residual },
-        [dtype.into(), of_branch],
+        [dtype.into(), branch_dtype],
     );
 }
 
-/// What is added to the base.
+/// Which terms the kernel adds to `base`, and the rank of the branch (0 without one).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Terms {
     rank: usize,
@@ -84,9 +84,9 @@ struct Terms {
     residual: bool,
 }
 
-/// Cubes: tiles of rows, tiles of columns.
+/// Adds the terms of one tile and writes it. The grid is tiles of rows by tiles of columns.
 #[cube(launch)]
-fn put_tile<F: Float, L: Float>(
+fn write_tile<F: Float, L: Float>(
     base: &Tensor<F>,
     low: &Tensor<L>,
     right: &Tensor<L>,
@@ -116,24 +116,25 @@ fn put_tile<F: Float, L: Float>(
         let row = first_row + y + i * SIDE;
         #[unroll]
         for j in 0..4usize {
-            let at = first_column + x + j * SIDE;
-            if row < base.shape(0) && at < width {
+            let branch_column = first_column + x + j * SIDE;
+            if row < base.shape(0) && branch_column < width {
                 let mut branch = sums[i * 4 + j] * scaling;
                 if comptime!(terms.factor) {
-                    branch *= f32::cast_from(factor[row * factor.stride(0) + at]);
+                    branch *= f32::cast_from(factor[row * factor.stride(0) + branch_column]);
                 }
-                let mut sum = f32::cast_from(base[row * base.stride(0) + at]) + branch;
+                let mut sum = f32::cast_from(base[row * base.stride(0) + branch_column]) + branch;
                 if comptime!(terms.residual) {
-                    let other = residual[row * residual.stride(0) + column + at];
-                    sum += f32::cast_from(other);
+                    let residual_value =
+                        residual[row * residual.stride(0) + column + branch_column];
+                    sum += f32::cast_from(residual_value);
                 }
-                output[row * output.stride(0) + column + at] = F::cast_from(sum);
+                output[row * output.stride(0) + column + branch_column] = F::cast_from(sum);
             }
         }
     }
 }
 
-/// `low right^T` of one tile: a unit holds rows `y, y + 16, ..` and columns `x, x + 16, ..`.
+/// Computes `low right^T` of one tile: a thread holds rows `y, y + 16, ..` and columns `x, x + 16, ..`.
 #[cube]
 fn multiply<L: Float>(
     low: &Tensor<L>,
@@ -148,9 +149,9 @@ fn multiply<L: Float>(
     let mut left_tile = SharedMemory::<f32>::new(comptime!(TILE * PITCH));
     let mut right_tile = SharedMemory::<f32>::new(comptime!(TILE * PITCH));
     for chunk in 0..comptime!(rank.div_ceil(CHUNK)) {
-        let first = chunk * CHUNK;
-        load(low, &mut left_tile, first_row, first, rank);
-        load(right, &mut right_tile, first_column, first, rank);
+        let first_term = chunk * CHUNK;
+        load(low, &mut left_tile, first_row, first_term, rank);
+        load(right, &mut right_tile, first_column, first_term, rank);
         sync_cube();
         for k in 0..comptime!(if rank < CHUNK { rank } else { CHUNK }) {
             #[unroll]
@@ -166,24 +167,24 @@ fn multiply<L: Float>(
     }
 }
 
-/// Copies a chunk of [`TILE`] rows, zeros beyond the last and beyond the rank.
+/// Copies a chunk of [`TILE`] rows into shared memory, with zeros beyond the last row and beyond the rank.
 #[cube]
 fn load<L: Float>(
     from: &Tensor<L>,
     tile: &mut SharedMemory<f32>,
     first_row: usize,
-    first: usize,
+    first_term: usize,
     #[comptime] rank: usize,
 ) {
     let mut i = UNIT_POS as usize;
     while i < comptime!(TILE * CHUNK) {
         let row = first_row + i / CHUNK;
-        let k = first + i % CHUNK;
+        let k = first_term + i % CHUNK;
         let mut value = 0.0f32;
         if row < from.shape(0) && k < rank {
             value = f32::cast_from(from[row * from.stride(0) + k * from.stride(1)]);
         }
         tile[i / CHUNK * PITCH + i % CHUNK] = value;
-        i += UNITS;
+        i += THREADS;
     }
 }

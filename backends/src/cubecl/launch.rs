@@ -1,30 +1,32 @@
-//! How kernels meet tensors: rows with strides, vectors of values, enough cubes.
+//! Helpers for kernel launches: row strides, vector widths, grid sizes, GEMMs and block-wide reductions.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::{into_contiguous, matmul as cube_matmul};
+use burn_cubecl::kernel::{into_contiguous, matmul as burn_matmul};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::CubeCount;
 use cubecl::prelude::*;
 
-/// Units of a cube that work on one row together.
-pub(crate) const UNITS: usize = 256;
+/// Threads per block.
+pub(crate) const THREADS: usize = 256;
 
-/// Cubes along one dimension at most: what every Vulkan driver takes.
-const MOST_CUBES: usize = 65_535;
+/// The largest number of blocks along one dimension of the grid that every Vulkan driver accepts.
+const MAX_GRID_WIDTH: usize = 65_535;
 
-/// Whether kernels compute in f32 what comes in `dtype`.
+/// Returns whether the kernels accept inputs of `dtype`, for which they accumulate in f32.
 pub(crate) fn accumulates_in_f32(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// Enough cubes, spread over two dimensions: a kernel that takes its number from `CUBE_POS` must check it.
-pub(crate) fn cubes(count: usize) -> CubeCount {
-    let rows = count.div_ceil(MOST_CUBES).max(1);
+/// Returns a grid of at least `count` blocks, spread over two dimensions. A kernel that derives its index from
+/// `CUBE_POS` must check the bound, because the grid may be larger.
+pub(crate) fn block_grid(count: usize) -> CubeCount {
+    let rows = count.div_ceil(MAX_GRID_WIDTH).max(1);
     CubeCount::Static(count.div_ceil(rows).max(1) as u32, rows as u32, 1)
 }
 
-/// `tensor` with the values of its last dimension next to each other; other strides stay as they are.
-pub(crate) fn rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+/// Returns `tensor` with a stride of 1 along its last dimension. It is returned unchanged, whatever its other strides,
+/// if it has that already or if that dimension has one value; otherwise a contiguous copy is returned.
+pub(crate) fn dense_rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     let last = tensor.meta.num_dims() - 1;
     match tensor.meta.strides()[last] {
         1 => tensor,
@@ -33,7 +35,7 @@ pub(crate) fn rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     }
 }
 
-/// A new tensor on the device of `like`, without gaps between its rows (which CUDA's own allocations have).
+/// Allocates a contiguous tensor on the device of `like`. (CUDA's own allocations would pad each row.)
 pub(crate) fn empty<R: CubeRuntime>(
     like: &CubeTensor<R>,
     shape: impl Into<Shape>,
@@ -44,58 +46,80 @@ pub(crate) fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, memory, dtype)
 }
 
-/// `[rows, columns]` looked at the other way round.
+/// Transposes a matrix by swapping its strides, without a copy.
 pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTensor<R> {
     tensor.meta.swap(0, 1);
     tensor
 }
 
-/// `left right` into `product`: by the device maker's library where there is one that takes it, else by the kernel that
-/// Burn finds best for the shapes, in the product's type or wider accumulators.
+/// Returns whether matmul kernels are timed on `device` at first use so that the fastest one is kept.
+#[cfg_attr(
+    not(feature = "wgpu"),
+    allow(unused_variables, reason = "only wgpu has software drivers")
+)]
+pub(crate) fn autotunes<D: 'static>(device: &D) -> bool {
+    #[cfg(feature = "wgpu")]
+    {
+        let device: &dyn std::any::Any = device;
+        if let Some(device) = device.downcast_ref() {
+            return crate::wgpu::autotunes(device);
+        }
+    }
+    true
+}
+
+/// Computes `left right` into `output`.
+///
+/// The vendor's library is used if there is one and it accepts the operands; otherwise Burn's own kernel for these
+/// shapes. On a software driver that kernel is chosen by rule, elsewhere by autotuning. Sums are accumulated in the
+/// output's dtype or a wider one.
 ///
 /// # Panics
-/// If no kernel takes the shapes: Burn's own fallback takes all.
-pub(crate) fn matmul<R: CubeRuntime>(
+/// If no kernel accepts the shapes. Burn's own fallback accepts all of them.
+pub(crate) fn matmul_into<R: CubeRuntime>(
     left: CubeTensor<R>,
     right: CubeTensor<R>,
-    product: CubeTensor<R>,
+    output: CubeTensor<R>,
 ) {
-    let dtype = product.dtype;
-    // Burn reads the right side as what the left is.
-    assert_eq!(left.dtype, right.dtype, "matmul: one dtype");
-    if by_library([&left, &right, &product]) {
+    let dtype = output.dtype;
+    // Burn reads the right operand as if it had the left one's dtype.
+    assert_eq!(left.dtype, right.dtype, "matmul: both operands must have one dtype");
+    if matmul_by_library([&left, &right, &output]) {
         return;
     }
-    let strategy = cube_matmul::MatmulStrategy::default();
-    if let Err(error) = cube_matmul::matmul(left, right, Some(product), strategy, dtype) {
+    let strategy = if autotunes(&output.device) {
+        burn_matmul::MatmulStrategy::default()
+    } else {
+        burn_matmul::MatmulStrategy::Cube
+    };
+    if let Err(error) = burn_matmul::matmul(left, right, Some(output), strategy, dtype) {
         panic!("matmul: {error:?}");
     }
 }
 
-/// Whether CUDA's library computes the product of the first two into the third. Kernels are written for any runtime;
-/// which it is shows here.
+/// Computes the GEMM with CUDA's library if the operands are on CUDA and the library accepts them, and returns
+/// whether it did. Kernels are generic over the runtime; only here does the concrete runtime matter.
 #[cfg(feature = "cuda")]
-fn by_library<R: CubeRuntime>(tensors: [&CubeTensor<R>; 3]) -> bool {
-    let of_cuda = tensors.map(|tensor| {
+fn matmul_by_library<R: CubeRuntime>(tensors: [&CubeTensor<R>; 3]) -> bool {
+    let on_cuda = tensors.map(|tensor| {
         let tensor: &dyn std::any::Any = tensor;
         tensor.downcast_ref::<CubeTensor<cubecl::cuda::CudaRuntime>>()
     });
-    match of_cuda {
-        [Some(left), Some(right), Some(product)] => {
-            crate::cuda::products::multiply(left, right, product)
-        }
+    match on_cuda {
+        [Some(left), Some(right), Some(output)] => crate::cuda::gemm::multiply(left, right, output),
         _ => false,
     }
 }
 
-/// No other backend has one.
+/// Returns `false`: only CUDA has such a library.
 #[cfg(not(feature = "cuda"))]
-fn by_library<R: CubeRuntime>(_tensors: [&CubeTensor<R>; 3]) -> bool {
+fn matmul_by_library<R: CubeRuntime>(_tensors: [&CubeTensor<R>; 3]) -> bool {
     false
 }
 
-/// How many values to read at once from all `tensors`: at most 4, so that the largest type still fits one load. The
-/// rest of each row must come in the same numbers: `widths` are what a kernel takes for a row.
+/// Returns how many values a thread may load at once from all `tensors`: 4, 2 or 1, so that even the largest type
+/// fits one load. Every stride, every offset and every one of `widths` (the row lengths that the kernel processes)
+/// must be a multiple of it.
 pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[usize]) -> usize {
     let fits = |size: usize| {
         let in_widths = widths.iter().all(|width| width.is_multiple_of(size));
@@ -108,24 +132,25 @@ pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[
         };
         in_widths && tensors.iter().all(in_tensor)
     };
-    let most = tensors.iter().map(|tensor| tensor.client.properties().hardware.max_vector_size);
-    let most = most.min().unwrap_or(1);
-    let size = [4, 2].into_iter().find(|size| *size <= most && fits(*size));
+    let hardware_max =
+        tensors.iter().map(|tensor| tensor.client.properties().hardware.max_vector_size);
+    let max = hardware_max.min().unwrap_or(1);
+    let size = [4, 2].into_iter().find(|size| *size <= max && fits(*size));
     size.unwrap_or(1)
 }
 
-/// The sum of `value` over all units of a cube, for each of them.
+/// Sums `value` over all threads of a block. Every thread receives the sum.
 #[cube]
-pub(crate) fn cube_sum(value: f32, #[comptime] units: usize) -> f32 {
-    let mut shared = SharedMemory::<f32>::new(units);
-    let unit = UNIT_POS as usize;
-    shared[unit] = value;
+pub(crate) fn block_sum(value: f32, #[comptime] threads: usize) -> f32 {
+    let mut shared = SharedMemory::<f32>::new(threads);
+    let thread = UNIT_POS as usize;
+    shared[thread] = value;
     sync_cube();
-    let mut step = comptime!(units / 2).runtime();
+    let mut step = comptime!(threads / 2).runtime();
     while step > 0 {
-        if unit < step {
-            let other = shared[unit + step];
-            shared[unit] += other;
+        if thread < step {
+            let other = shared[thread + step];
+            shared[thread] += other;
         }
         sync_cube();
         step /= 2;
@@ -133,19 +158,19 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: usize) -> f32 {
     shared[0]
 }
 
-/// The largest `value` of all units of a cube, for each of them.
+/// Returns the largest `value` of all threads of a block, to every thread.
 #[cube]
-pub(crate) fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
-    let mut shared = SharedMemory::<f32>::new(units);
-    let unit = UNIT_POS as usize;
-    shared[unit] = value;
+pub(crate) fn block_max(value: f32, #[comptime] threads: usize) -> f32 {
+    let mut shared = SharedMemory::<f32>::new(threads);
+    let thread = UNIT_POS as usize;
+    shared[thread] = value;
     sync_cube();
-    let mut step = comptime!(units / 2).runtime();
+    let mut step = comptime!(threads / 2).runtime();
     while step > 0 {
-        if unit < step {
-            let other = shared[unit + step];
-            let here = shared[unit];
-            shared[unit] = select(other > here, other, here);
+        if thread < step {
+            let other = shared[thread + step];
+            let current = shared[thread];
+            shared[thread] = select(other > current, other, current);
         }
         sync_cube();
         step /= 2;
@@ -153,7 +178,7 @@ pub(crate) fn cube_max(value: f32, #[comptime] units: usize) -> f32 {
     shared[0]
 }
 
-/// The sum of the values of a vector.
+/// Sums the values of a vector.
 #[cube]
 pub(crate) fn vector_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
     let mut sum = vector[0];

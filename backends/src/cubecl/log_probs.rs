@@ -1,5 +1,5 @@
-//! Log-probabilities of targets and their slopes, some rows at a time: a product for the logits, one kernel over each
-//! row of them, and a product back. See [`crate::ops::log_probs`].
+//! Log-probabilities of targets and their slopes, in chunks of rows: a GEMM for the logits, one kernel over each row
+//! of them, and a GEMM back for the slopes. See [`crate::ops::log_probs`].
 
 use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor};
 use burn_cubecl::kernel::slice;
@@ -7,27 +7,31 @@ use burn_cubecl::ops::numeric::add;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::branch::put;
+use super::branch::write_columns;
 use super::launch::{
-    UNITS, cube_max, cube_sum, cubes, empty, matmul, rows, transposed, vector_size,
+    THREADS, block_grid, block_max, block_sum, dense_rows, empty, matmul_into, transposed,
+    vector_size,
 };
-use super::queue::{CubeGpu, Kernel, queue, queued, queued_int, taken, tensor};
+use super::queue::{
+    CubeGpu, Kernel, burn_tensor, next_input, queue, queued_int_tensor, queued_tensor,
+};
 use crate::{LogProbStats, LogProbs, Weight};
 
-/// Logits alive at once: 2^24 values are 64 MiB in f32.
+/// The largest number of logits that exist at once: 2^24 values are 64 MiB in f32.
 const CHUNK_VALUES: usize = 1 << 24;
 
-/// Rows of a chunk are a multiple of this where there are enough: what a product of matrices takes in one tile.
+/// The number of rows of a chunk is a multiple of this where there are enough rows: the rows that a GEMM kernel
+/// processes in one tile.
 const TILE: usize = 256;
 
-/// Columns that one product sums over. (Mesa's software driver ends every loop after 65,535 steps, which a product of
-/// 2^20 columns reaches.)
-const SUMMED: usize = 1 << 17;
+/// The largest number of columns that one GEMM sums over. (Mesa's software driver ends every loop after 65,535 steps,
+/// which a GEMM over 2^20 columns reaches.)
+const MAX_SUMMED_COLUMNS: usize = 1 << 17;
 
-/// Below every logit.
-const LOWEST: f32 = -3e38;
+/// A value below every logit.
+const MIN_LOGIT: f32 = -3e38;
 
-/// [`crate::TrainBackend::completion_log_probs`].
+/// Queues one [`LogProbsKernel`] per chunk of rows: see [`crate::TrainBackend::completion_log_probs`].
 pub(crate) fn completion_log_probs<B: CubeGpu>(
     hidden: BurnTensor<B, 2>,
     lm_head: Weight<B>,
@@ -37,22 +41,22 @@ pub(crate) fn completion_log_probs<B: CubeGpu>(
 ) -> LogProbs<B> {
     let ([count, width], [vocabulary, _]) = (hidden.dims(), lm_head.dims());
     let dtype = hidden.dtype();
-    let of_targets = with_slopes.then(|| lm_head.clone().rows(targets.clone(), dtype));
-    let head: Vec<_> = pieces(lm_head, dtype).iter().map(queued).collect();
+    let target_rows = with_slopes.then(|| lm_head.clone().rows(targets.clone(), dtype));
+    let head: Vec<_> = float_parts(lm_head, dtype).iter().map(queued_tensor).collect();
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
     for (start, len) in chunks(count, vocabulary) {
-        let of_hidden = queued(&hidden.clone().narrow(0, start, len));
-        let targets_here = queued_int(&targets.clone().narrow(0, start, len));
+        let chunk_hidden = queued_tensor(&hidden.clone().narrow(0, start, len));
+        let chunk_targets = queued_int_tensor(&targets.clone().narrow(0, start, len));
         let mut outputs = vec![([len, stats.columns()].into(), DType::F32)];
         if with_slopes {
             outputs.push(([len, width].into(), dtype));
         }
-        let kernel = OfRows { stats, with_slopes };
-        let rows = of_targets.clone().map(|rows| rows.narrow(0, start, len));
-        let mut inputs = vec![of_hidden, targets_here];
-        inputs.extend(rows.as_ref().map(queued));
+        let kernel = LogProbsKernel { stats, with_slopes };
+        let rows = target_rows.clone().map(|rows| rows.narrow(0, start, len));
+        let mut inputs = vec![chunk_hidden, chunk_targets];
+        inputs.extend(rows.as_ref().map(queued_tensor));
         inputs.extend(head.iter().cloned());
-        let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(tensor);
+        let mut outputs = queue(kernel, inputs, &outputs).into_iter().map(burn_tensor);
         columns.extend(outputs.next());
         slopes.extend(outputs.next());
     }
@@ -62,18 +66,18 @@ pub(crate) fn completion_log_probs<B: CubeGpu>(
     }
 }
 
-/// The floats of a head: in parts, where it is.
-fn pieces<B: CubeGpu>(head: Weight<B>, dtype: DType) -> Vec<BurnTensor<B, 2>> {
+/// Returns the head as floats; one tensor for each part of a split head.
+fn float_parts<B: CubeGpu>(head: Weight<B>, dtype: DType) -> Vec<BurnTensor<B, 2>> {
     match head {
         Weight::Split(head) => {
             let parts = head.parts();
-            parts.flat_map(|(_, part)| pieces(part.clone(), dtype)).collect()
+            parts.flat_map(|(_, part)| float_parts(part.clone(), dtype)).collect()
         }
         head => vec![head.floats(dtype)],
     }
 }
 
-/// `(start, length)` of chunks of rows whose logits stay within [`CHUNK_VALUES`].
+/// Returns `(start, length)` of chunks of rows whose logits stay within [`CHUNK_VALUES`].
 fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
     let size = match CHUNK_VALUES / vocabulary {
         many if many > TILE => many / TILE * TILE,
@@ -82,131 +86,137 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)
     (0..rows).step_by(size).map(move |start| (start, size.min(rows - start)))
 }
 
-/// Inputs: hidden states, targets, with slopes the head's rows of the targets, and the head in one or more parts.
+/// Computes the log-probabilities of one chunk of rows, and their slopes if `with_slopes` is set. Its inputs are the
+/// hidden states, the targets, with slopes the head's rows of the targets, and the head in one or more parts.
 #[derive(Debug)]
-struct OfRows {
+struct LogProbsKernel {
     stats: LogProbStats,
     with_slopes: bool,
 }
 
-impl Kernel for OfRows {
+impl Kernel for LogProbsKernel {
     const NAME: &'static str = "completion_log_probs";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
-        let (hidden, targets) = (taken(&mut inputs), taken(&mut inputs));
-        let of_targets = self.with_slopes.then(|| taken(&mut inputs));
+        let (hidden, targets) = (next_input(&mut inputs), next_input(&mut inputs));
+        let target_rows = self.with_slopes.then(|| next_input(&mut inputs));
         let head: Vec<_> = inputs.collect();
         let (dtype, [len, _]) = (hidden.dtype, hidden.meta.shape().dims());
         let logits = logits(&hidden, &head);
         let [_, vocabulary] = logits.meta.shape().dims();
         let columns = empty(&logits, [len, self.stats.columns()], DType::F32);
-        let others = self.with_slopes.then(|| empty(&logits, [len, vocabulary], dtype));
-        let doubt = empty(&logits, [len, 1], DType::F32);
-        let targets = rows(targets);
-        let written = [&columns, &doubt].map(Clone::clone);
-        self.launch(logits, targets, written, others.clone());
-        let slopes = others.zip(of_targets).map(|(others, of_targets)| {
-            let of_others = contracted(&others, &head);
-            add_targets(of_others, rows(of_targets), doubt)
+        let neg_probs = self.with_slopes.then(|| empty(&logits, [len, vocabulary], dtype));
+        let one_minus_p = empty(&logits, [len, 1], DType::F32);
+        let targets = dense_rows(targets);
+        self.launch(logits, targets, columns.clone(), one_minus_p.clone(), neg_probs.clone());
+        let slopes = neg_probs.zip(target_rows).map(|(neg_probs, target_rows)| {
+            let others_grad = matmul_head(&neg_probs, &head);
+            add_target_rows(others_grad, dense_rows(target_rows), one_minus_p)
         });
         std::iter::once(columns).chain(slopes).collect()
     }
 }
 
-impl OfRows {
+impl LogProbsKernel {
+    /// Launches `log_probs_kernel` on the logits, with one block per row. It writes the statistics to `columns`, and for
+    /// slopes also `one_minus_p` and `neg_probs`.
     fn launch<R: CubeRuntime>(
         &self,
         logits: CubeTensor<R>,
         targets: CubeTensor<R>,
-        [columns, doubt]: [CubeTensor<R>; 2],
-        others: Option<CubeTensor<R>>,
+        columns: CubeTensor<R>,
+        one_minus_p: CubeTensor<R>,
+        neg_probs: Option<CubeTensor<R>>,
     ) {
         let [len, vocabulary] = logits.meta.shape().dims();
-        // Without slopes, the columns stand in for them, unwritten.
-        let others = others.unwrap_or_else(|| columns.clone());
-        let dtypes = [others.dtype.into(), targets.dtype.into()];
-        of_logits::launch::<R>(
+        // Without slopes, `columns` is bound in place of `neg_probs`; the kernel never writes to it.
+        let neg_probs = neg_probs.unwrap_or_else(|| columns.clone());
+        let dtypes = [neg_probs.dtype.into(), targets.dtype.into()];
+        log_probs_kernel::launch::<R>(
             &logits.client.clone(),
-            cubes(len),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid(len),
+            CubeDim::new_1d(THREADS as u32),
             vector_size(&[&logits], &[vocabulary]),
             logits.into_tensor_arg(),
             targets.into_tensor_arg(),
             columns.into_tensor_arg(),
-            doubt.into_tensor_arg(),
-            others.into_tensor_arg(),
+            one_minus_p.into_tensor_arg(),
+            neg_probs.into_tensor_arg(),
             self.stats == LogProbStats::All,
             self.with_slopes,
-            UNITS,
+            THREADS,
             dtypes,
         );
     }
 }
 
-/// `hidden head^T`, in f32.
+/// Computes the logits `hidden head^T` in f32.
 fn logits<R: CubeRuntime>(hidden: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
     let [len, _] = hidden.meta.shape().dims();
-    let product = |head: &CubeTensor<R>| {
+    let project = |head: &CubeTensor<R>| {
         let [rows, _] = head.meta.shape().dims();
-        let product = empty(hidden, [len, rows], DType::F32);
-        matmul(hidden.clone(), transposed(head.clone()), product.clone());
-        product
+        let output = empty(hidden, [len, rows], DType::F32);
+        matmul_into(hidden.clone(), transposed(head.clone()), output.clone());
+        output
     };
     if let [head] = head {
-        return product(head);
+        return project(head);
     }
     let vocabulary = head.iter().map(|part| part.meta.shape()[0]).sum();
     let logits = empty(hidden, [len, vocabulary], DType::F32);
     let mut column = 0;
     for part in head {
-        put(product(part), None, None, &logits, column);
+        write_columns(project(part), None, None, &logits, column);
         column += part.meta.shape()[0];
     }
     logits
 }
 
-/// `of_others + doubt * head[target]` of each row, in the head's dtype.
-fn add_targets<R: CubeRuntime>(
-    of_others: CubeTensor<R>,
-    of_targets: CubeTensor<R>,
-    doubt: CubeTensor<R>,
+/// Returns `others_grad + one_minus_p * target_rows` of each row, in the head's dtype, where `others_grad` is the
+/// term of all tokens but the target.
+fn add_target_rows<R: CubeRuntime>(
+    others_grad: CubeTensor<R>,
+    target_rows: CubeTensor<R>,
+    one_minus_p: CubeTensor<R>,
 ) -> CubeTensor<R> {
-    let shape: [usize; 2] = of_others.meta.shape().dims();
-    let slopes = empty(&of_others, shape, of_targets.dtype);
-    let dtype = of_targets.dtype.into();
-    add_target::launch::<R>(
+    let shape: [usize; 2] = others_grad.meta.shape().dims();
+    let slopes = empty(&others_grad, shape, target_rows.dtype);
+    let dtype = target_rows.dtype.into();
+    add_target_row::launch::<R>(
         &slopes.client,
-        cubes((shape[0] * shape[1]).div_ceil(UNITS)),
-        CubeDim::new_1d(UNITS as u32),
-        of_others.into_tensor_arg(),
-        of_targets.into_tensor_arg(),
-        doubt.into_tensor_arg(),
+        block_grid((shape[0] * shape[1]).div_ceil(THREADS)),
+        CubeDim::new_1d(THREADS as u32),
+        others_grad.into_tensor_arg(),
+        target_rows.into_tensor_arg(),
+        one_minus_p.into_tensor_arg(),
         slopes.clone().into_tensor_arg(),
         dtype,
     );
     slopes
 }
 
-/// `of_logits head`, `[rows, D]`, in f32.
-fn contracted<R: CubeRuntime>(of_logits: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
-    let [len, vocabulary] = of_logits.meta.shape().dims();
+/// Returns `neg_probs head`, `[rows, D]`, in f32.
+fn matmul_head<R: CubeRuntime>(neg_probs: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
+    let [len, vocabulary] = neg_probs.meta.shape().dims();
     let mut first = 0;
     let mut sum: Option<CubeTensor<R>> = None;
     for part in head {
         let [rows, width] = part.meta.shape().dims();
-        for start in (0..rows).step_by(SUMMED) {
-            let end = rows.min(start + SUMMED);
-            let columns = match end - start == vocabulary {
-                true => of_logits.clone(),
-                false => slice(of_logits.clone(), &[0..len, first + start..first + end]),
+        for start in (0..rows).step_by(MAX_SUMMED_COLUMNS) {
+            let end = rows.min(start + MAX_SUMMED_COLUMNS);
+            let columns = if end - start == vocabulary {
+                neg_probs.clone()
+            } else {
+                slice(neg_probs.clone(), &[0..len, first + start..first + end])
             };
-            let of_head = match end - start == rows {
-                true => part.clone(),
-                false => slice(part.clone(), &[start..end, 0..width]),
+            let head_rows = if end - start == rows {
+                part.clone()
+            } else {
+                slice(part.clone(), &[start..end, 0..width])
             };
-            let product = empty(of_logits, [len, width], DType::F32);
-            matmul(columns, of_head, product.clone());
+            let product = empty(neg_probs, [len, width], DType::F32);
+            matmul_into(columns, head_rows, product.clone());
             sum = Some(match sum {
                 Some(sum) => add(sum, product),
                 None => product,
@@ -217,19 +227,21 @@ fn contracted<R: CubeRuntime>(of_logits: &CubeTensor<R>, head: &[CubeTensor<R>])
     sum.unwrap_or_else(|| unreachable!("a head without rows"))
 }
 
-/// One cube a row of logits: the columns of [`LogProbStats`]; for the slopes, `-softmax` but for the target into
-/// `others`, and one less the probability of the target into `doubt`. In one sum with the target's, which may be
-/// millions of times larger, the terms of rare tokens would be lost.
+/// Computes the columns of [`LogProbStats`] for one row of logits per block.
+///
+/// For the slopes it also writes `-softmax`, with 0 for the target, into `neg_probs`, and 1 minus the probability of
+/// the target into `one_minus_p`. The target's term is added separately: it may be millions of times larger, and in
+/// one sum with it the terms of rare tokens would be lost.
 #[cube(launch)]
-fn of_logits<F: Float, I: Int, N: Size>(
+fn log_probs_kernel<F: Float, I: Int, N: Size>(
     logits: &Tensor<Vector<f32, N>>,
     targets: &Tensor<I>,
     columns: &mut Tensor<f32>,
-    doubt: &mut Tensor<f32>,
-    others: &mut Tensor<Vector<F, N>>,
+    one_minus_p: &mut Tensor<f32>,
+    neg_probs: &mut Tensor<Vector<F, N>>,
     #[comptime] all: bool,
     #[comptime] with_slopes: bool,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
     let row = CUBE_POS;
@@ -239,77 +251,77 @@ fn of_logits<F: Float, I: Int, N: Size>(
     let vectors = logits.shape(1) / N::value();
     let start = row * vectors;
     let target = usize::cast_from(targets[row]);
-    let of_target = lane(logits[start + target / N::value()], target % N::value());
+    let target_logit = vector_value(logits[start + target / N::value()], target % N::value());
 
-    let most = cube_max(largest(logits, start, vectors, units), units);
-    let mut mass = 0.0f32.runtime();
-    let mut moment = 0.0f32.runtime();
+    let max = block_max(thread_max(logits, start, vectors, threads), threads);
+    let mut sum_exp = 0.0f32.runtime();
+    let mut sum_exp_shifted = 0.0f32.runtime();
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let values = logits[start + i];
         #[unroll]
         for j in 0..N::value() {
-            let below = values[j] - most;
-            let weight = below.exp();
-            mass += weight;
-            moment += weight * below;
+            let shifted = values[j] - max;
+            let weight = shifted.exp();
+            sum_exp += weight;
+            sum_exp_shifted += weight * shifted;
         }
-        i += units;
+        i += threads;
     }
-    let mass = cube_sum(mass, units);
-    let at = row * columns.shape(1);
+    let sum_exp = block_sum(sum_exp, threads);
+    let index = row * columns.shape(1);
     if UNIT_POS == 0 {
-        columns[at] = of_target - most - mass.ln();
+        columns[index] = target_logit - max - sum_exp.ln();
     }
     if comptime!(all) {
-        let entropy = mass.ln() - cube_sum(moment, units) / mass;
-        write_statistics(logits, columns, at, start, target, of_target, entropy, units);
+        let entropy = sum_exp.ln() - block_sum(sum_exp_shifted, threads) / sum_exp;
+        write_statistics(logits, columns, index, start, target, target_logit, entropy, threads);
     }
     if comptime!(with_slopes) {
-        write_others(logits, others, start, vectors, target, most, mass, units);
+        write_neg_probs(logits, neg_probs, start, vectors, target, max, sum_exp, threads);
         if UNIT_POS == 0 {
-            doubt[row] = (mass - (of_target - most).exp()) / mass;
+            one_minus_p[row] = (sum_exp - (target_logit - max).exp()) / sum_exp;
         }
     }
 }
 
-/// The largest logit that a unit comes across.
+/// Returns the largest logit among those that a thread visits.
 #[cube]
-fn largest<N: Size>(
+fn thread_max<N: Size>(
     logits: &Tensor<Vector<f32, N>>,
     start: usize,
     vectors: usize,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
 ) -> f32 {
-    let mut most = LOWEST.runtime();
+    let mut max = MIN_LOGIT.runtime();
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let values = logits[start + i];
         #[unroll]
         for j in 0..N::value() {
             let z = values[j];
-            most = select(z > most, z, most);
+            max = select(z > max, z, max);
         }
-        i += units;
+        i += threads;
     }
-    most
+    max
 }
 
-/// The columns behind the first.
+/// Writes the columns after the first: entropy, whether the target is the most likely token, and the mean logit.
 #[cube]
 fn write_statistics<N: Size>(
     logits: &Tensor<Vector<f32, N>>,
     columns: &mut Tensor<f32>,
-    at: usize,
+    index: usize,
     start: usize,
     target: usize,
-    of_target: f32,
+    target_logit: f32,
     entropy: f32,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
 ) {
     let vocabulary = logits.shape(1);
     let mut sum = 0.0f32.runtime();
-    let mut ahead = 0.0f32.runtime();
+    let mut beaten = 0.0f32.runtime();
     let mut i = UNIT_POS as usize;
     while i < vocabulary / N::value() {
         let values = logits[start + i];
@@ -317,70 +329,72 @@ fn write_statistics<N: Size>(
         for j in 0..N::value() {
             let z = values[j];
             sum += z;
-            // Of equal ones, the first is the most likely.
+            // Among equal logits, the first counts as the most likely.
             let before = i * N::value() + j < target;
-            let beats = z > of_target || (z == of_target && before);
-            ahead = select(beats, 1.0f32, ahead);
+            let is_larger = z > target_logit || (z == target_logit && before);
+            beaten = select(is_larger, 1.0f32, beaten);
         }
-        i += units;
+        i += threads;
     }
-    let sum = cube_sum(sum, units);
-    let ahead = cube_max(ahead, units);
+    let sum = block_sum(sum, threads);
+    let beaten = block_max(beaten, threads);
     if UNIT_POS == 0 {
-        columns[at + 1] = entropy;
-        columns[at + 2] = 1.0f32 - ahead;
-        columns[at + 3] = sum / f32::cast_from(vocabulary);
+        columns[index + 1] = entropy;
+        columns[index + 2] = 1.0f32 - beaten;
+        columns[index + 3] = sum / f32::cast_from(vocabulary);
     }
 }
 
-/// `-softmax`, 0 for the target.
+/// Writes `-softmax`, with 0 for the target.
 #[cube]
-fn write_others<F: Float, N: Size>(
+fn write_neg_probs<F: Float, N: Size>(
     logits: &Tensor<Vector<f32, N>>,
-    others: &mut Tensor<Vector<F, N>>,
+    neg_probs: &mut Tensor<Vector<F, N>>,
     start: usize,
     vectors: usize,
     target: usize,
-    most: f32,
-    mass: f32,
-    #[comptime] units: usize,
+    max: f32,
+    sum_exp: f32,
+    #[comptime] threads: usize,
 ) {
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let values = logits[start + i];
-        let mut slope = Vector::<F, N>::empty();
+        let mut neg_prob = Vector::<F, N>::empty();
         #[unroll]
         for j in 0..N::value() {
-            let share = (values[j] - most).exp() / mass;
+            let prob = (values[j] - max).exp() / sum_exp;
             let is_target = i * N::value() + j == target;
-            slope[j] = F::cast_from(select(is_target, 0.0f32, -share));
+            neg_prob[j] = F::cast_from(select(is_target, 0.0f32, -prob));
         }
-        others[start + i] = slope;
-        i += units;
+        neg_probs[start + i] = neg_prob;
+        i += threads;
     }
 }
 
-/// A value a unit.
+/// Computes `others_grad + one_minus_p * target_rows`; one value per thread.
 #[cube(launch)]
-fn add_target<F: Float>(
-    of_others: &Tensor<f32>,
-    of_targets: &Tensor<F>,
-    doubt: &Tensor<f32>,
+fn add_target_row<F: Float>(
+    others_grad: &Tensor<f32>,
+    target_rows: &Tensor<F>,
+    one_minus_p: &Tensor<f32>,
     slopes: &mut Tensor<F>,
     #[define(F)] _dtype: StorageType,
 ) {
-    let width = of_others.shape(1);
+    let width = others_grad.shape(1);
     let row = ABSOLUTE_POS / width;
-    if row >= of_others.shape(0) {
+    if row >= others_grad.shape(0) {
         terminate!();
     }
-    let of_target = f32::cast_from(of_targets[row * of_targets.stride(0) + ABSOLUTE_POS % width]);
-    slopes[ABSOLUTE_POS] = F::cast_from(of_others[ABSOLUTE_POS] + doubt[row] * of_target);
+    let target_value =
+        f32::cast_from(target_rows[row * target_rows.stride(0) + ABSOLUTE_POS % width]);
+    slopes[ABSOLUTE_POS] =
+        F::cast_from(others_grad[ABSOLUTE_POS] + one_minus_p[row] * target_value);
 }
 
-/// Value `index` of a vector.
+/// Returns value `index` of a vector.
 #[cube]
-fn lane<N: Size>(vector: Vector<f32, N>, index: usize) -> f32 {
+fn vector_value<N: Size>(vector: Vector<f32, N>, index: usize) -> f32 {
     let mut value = vector[0];
     #[unroll]
     for j in 1..N::value() {
@@ -392,18 +406,19 @@ fn lane<N: Size>(vector: Vector<f32, N>, index: usize) -> f32 {
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
-    use crate::cubecl::pitched::{Given, same_when_pitched};
+    use crate::cubecl::pitched::{KernelInput, assert_same_when_pitched};
 
     #[test]
-    fn on_pitched_rows() {
-        let kernel = OfRows { stats: LogProbStats::All, with_slopes: true };
+    fn pitched_rows_give_the_same_values() {
+        let kernel = LogProbsKernel { stats: LogProbStats::All, with_slopes: true };
         for [width, vocabulary] in [[5, 48], [48, 100], [100, 5]] {
-            let targets = Given::IntVector(vec![0, 3, 4, 2]);
-            let mut inputs = vec![Given::Floats([4, width]), targets, Given::Floats([4, width])];
-            inputs.push(Given::Floats([vocabulary, width]));
-            same_when_pitched(&kernel, &inputs);
-            inputs.push(Given::Floats([9, width]));
-            same_when_pitched(&kernel, &inputs);
+            let targets = KernelInput::IntVector(vec![0, 3, 4, 2]);
+            let mut inputs =
+                vec![KernelInput::Floats([4, width]), targets, KernelInput::Floats([4, width])];
+            inputs.push(KernelInput::Floats([vocabulary, width]));
+            assert_same_when_pitched(&kernel, &inputs);
+            inputs.push(KernelInput::Floats([9, width]));
+            assert_same_when_pitched(&kernel, &inputs);
         }
     }
 }

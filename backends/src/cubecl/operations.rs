@@ -1,17 +1,26 @@
-//! The operations that wgpu and cuda override, named once.
+//! The list of operations that both wgpu and cuda override.
 
-/// The overrides, inside `impl TrainBackend for` a [`CubeGpu`](super::queue::CubeGpu). What kernels would compute with
-/// less than its own precision (f64) goes to the reference.
-macro_rules! cube_operations {
+/// Implements the overridden operations inside `impl TrainBackend for` a [`CubeGpu`](super::queue::CubeGpu).
+///
+/// The kernels accumulate in f32, so inputs in f64 are left to the reference implementations.
+macro_rules! cubecl_operations {
     () => {
+        fn matmul<const D: usize>(
+            left: Tensor<Self, D>,
+            right: Tensor<Self, D>,
+        ) -> Tensor<Self, D> {
+            $crate::cubecl::matmul::matmul(left, right)
+        }
+
         fn unpack(
             weight: &$crate::PackedWeight<Self>,
             rows: std::ops::Range<usize>,
             dtype: burn::tensor::DType,
         ) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(dtype) {
-                true => $crate::cubecl::packed::unpack(weight, rows, dtype),
-                false => $crate::ops::packed::reference(weight, rows, dtype),
+            if $crate::cubecl::launch::accumulates_in_f32(dtype) {
+                $crate::cubecl::packed::unpack(weight, rows, dtype)
+            } else {
+                $crate::ops::packed::reference(weight, rows, dtype)
             }
         }
 
@@ -20,16 +29,18 @@ macro_rules! cube_operations {
             ids: Tensor<Self, 1, burn::tensor::Int>,
             dtype: burn::tensor::DType,
         ) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(dtype) {
-                true => $crate::cubecl::packed::unpack_rows(weight, ids, dtype),
-                false => $crate::ops::packed::reference_rows(weight, ids, dtype),
+            if $crate::cubecl::launch::accumulates_in_f32(dtype) {
+                $crate::cubecl::packed::unpack_rows(weight, ids, dtype)
+            } else {
+                $crate::ops::packed::reference_rows(weight, ids, dtype)
             }
         }
 
         fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
-                true => $crate::cubecl::rms_norm::rms_norm(x, weight, epsilon),
-                false => $crate::ops::rms_norm::reference(x, weight, epsilon),
+            if $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                $crate::cubecl::rms_norm::rms_norm(x, weight, epsilon)
+            } else {
+                $crate::ops::rms_norm::reference(x, weight, epsilon)
             }
         }
 
@@ -39,35 +50,39 @@ macro_rules! cube_operations {
             epsilon: f64,
             grad: Tensor<Self, 2>,
         ) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
-                true => $crate::cubecl::rms_norm::rms_norm_backward(x, weight, epsilon, grad),
-                false => $crate::ops::rms_norm::reference_backward(x, weight, epsilon, grad),
+            if $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                $crate::cubecl::rms_norm::rms_norm_backward(x, weight, epsilon, grad)
+            } else {
+                $crate::ops::rms_norm::reference_backward(x, weight, epsilon, grad)
             }
         }
 
         fn rope(
             x: Tensor<Self, 2>,
             angles: &$crate::RotaryAngles<Self>,
-            turned: usize,
-            turn: $crate::Turn,
+            rotated_heads: usize,
+            rotation: $crate::Rotation,
         ) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
-                true => $crate::cubecl::rope::rope(x, angles, turned, turn),
-                false => $crate::ops::rope::reference(x, angles, turned, turn),
+            if $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                $crate::cubecl::rope::rope(x, angles, rotated_heads, rotation)
+            } else {
+                $crate::ops::rope::reference(x, angles, rotated_heads, rotation)
             }
         }
 
         fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
-                true => $crate::cubecl::swiglu::swiglu(gate_up),
-                false => $crate::ops::swiglu::reference(gate_up),
+            if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
+                $crate::cubecl::swiglu::swiglu(gate_up)
+            } else {
+                $crate::ops::swiglu::reference(gate_up)
             }
         }
 
         fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
-            match $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
-                true => $crate::cubecl::swiglu::swiglu_backward(gate_up, grad),
-                false => $crate::ops::swiglu::reference_backward(gate_up, grad),
+            if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
+                $crate::cubecl::swiglu::swiglu_backward(gate_up, grad)
+            } else {
+                $crate::ops::swiglu::reference_backward(gate_up, grad)
             }
         }
 
@@ -78,11 +93,10 @@ macro_rules! cube_operations {
             mask: &$crate::AttentionMask<Self>,
             config: &$crate::AttentionConfig,
         ) -> $crate::Attended<Self> {
-            match $crate::cubecl::launch::accumulates_in_f32(query.dtype()) {
-                true => {
-                    $crate::cubecl::attention::masked_attention(query, key, value, mask, config)
-                }
-                false => $crate::ops::attention::reference(query, key, value, mask, config),
+            if $crate::cubecl::launch::accumulates_in_f32(query.dtype()) {
+                $crate::cubecl::attention::masked_attention(query, key, value, mask, config)
+            } else {
+                $crate::ops::attention::reference(query, key, value, mask, config)
             }
         }
 
@@ -91,9 +105,10 @@ macro_rules! cube_operations {
             mask: &$crate::AttentionMask<Self>,
             config: &$crate::AttentionConfig,
         ) -> $crate::Attended<Self> {
-            match $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
-                true => $crate::cubecl::attention::self_attention(qkv, mask, config),
-                false => $crate::ops::attention::reference_self(qkv, mask, config),
+            if $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
+                $crate::cubecl::attention::self_attention(qkv, mask, config)
+            } else {
+                $crate::ops::attention::reference_self(qkv, mask, config)
             }
         }
 
@@ -104,10 +119,11 @@ macro_rules! cube_operations {
             mask: &$crate::AttentionMask<Self>,
             config: &$crate::AttentionConfig,
         ) -> Tensor<Self, 2> {
-            use $crate::{cubecl::attention as ours, ops::attention as reference};
-            match $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
-                true => ours::self_attention_backward(qkv, attended, grad, mask, config),
-                false => reference::reference_self_backward(qkv, attended, grad, mask, config),
+            use $crate::{cubecl::attention as kernels, ops::attention as reference};
+            if $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
+                kernels::self_attention_backward(qkv, attended, grad, mask, config)
+            } else {
+                reference::reference_self_backward(qkv, attended, grad, mask, config)
             }
         }
 
@@ -118,35 +134,38 @@ macro_rules! cube_operations {
             stats: $crate::LogProbStats,
             with_slopes: bool,
         ) -> $crate::LogProbs<Self> {
-            use $crate::{cubecl::log_probs as ours, ops::log_probs as reference};
-            match $crate::cubecl::launch::accumulates_in_f32(hidden.dtype()) {
-                true => ours::completion_log_probs(hidden, lm_head, targets, stats, with_slopes),
-                false => reference::reference(hidden, lm_head, targets, stats, with_slopes),
+            use $crate::{cubecl::log_probs as kernels, ops::log_probs as reference};
+            if $crate::cubecl::launch::accumulates_in_f32(hidden.dtype()) {
+                kernels::completion_log_probs(hidden, lm_head, targets, stats, with_slopes)
+            } else {
+                reference::reference(hidden, lm_head, targets, stats, with_slopes)
             }
         }
 
-        /// Floats are left to Burn, which fuses what follows, where no library multiplies them.
+        /// Float weights are left to Burn, which fuses the operations that follow, unless a library multiplies them.
         fn frozen_linear(x: Tensor<Self, 2>, weight: $crate::Weight<Self>) -> Tensor<Self, 2> {
-            use $crate::{cubecl::adapted_linear as ours, ops::linear as reference};
-            let floats = matches!(weight, $crate::Weight::Float(_));
-            let queued =
-                !floats || <Self as $crate::cubecl::queue::CubeGpu>::has_library(&x.device());
-            match queued && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
-                true => ours::frozen_linear(x, weight),
-                false => reference::reference(x, weight),
+            use $crate::{cubecl::adapted_linear as kernels, ops::linear as reference};
+            let is_float = matches!(weight, $crate::Weight::Float(_));
+            let use_kernel =
+                !is_float || <Self as $crate::cubecl::queue::CubeGpu>::has_library(&x.device());
+            if use_kernel && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                kernels::frozen_linear(x, weight)
+            } else {
+                reference::reference(x, weight)
             }
         }
 
-        /// As [`Self::frozen_linear`].
+        /// Weights of every kind are left to the reference, unless a library multiplies matrices.
         fn frozen_linear_backward(
             grad: Tensor<Self, 2>,
             weight: $crate::Weight<Self>,
         ) -> Tensor<Self, 2> {
-            use $crate::{cubecl::adapted_linear as ours, ops::linear as reference};
-            let library = <Self as $crate::cubecl::queue::CubeGpu>::has_library(&grad.device());
-            match library && $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
-                true => ours::frozen_linear_backward(grad, weight),
-                false => reference::reference_backward(grad, weight),
+            use $crate::{cubecl::adapted_linear as kernels, ops::linear as reference};
+            let has_library = <Self as $crate::cubecl::queue::CubeGpu>::has_library(&grad.device());
+            if has_library && $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
+                kernels::frozen_linear_backward(grad, weight)
+            } else {
+                reference::reference_backward(grad, weight)
             }
         }
 
@@ -155,10 +174,11 @@ macro_rules! cube_operations {
             projections: &[$crate::Projection<Self>],
             residual: Option<Tensor<Self, 2>>,
         ) -> $crate::Adapted<Self> {
-            use $crate::{cubecl::adapted_linear as ours, ops::adapted_linear as reference};
-            match $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
-                true => ours::adapted_linear(x, projections, residual),
-                false => reference::reference(x, projections, residual),
+            use $crate::{cubecl::adapted_linear as kernels, ops::adapted_linear as reference};
+            if $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
+                kernels::adapted_linear(x, projections, residual)
+            } else {
+                reference::reference(x, projections, residual)
             }
         }
 
@@ -169,13 +189,14 @@ macro_rules! cube_operations {
             grad: Tensor<Self, 2>,
             needs_x: bool,
         ) -> $crate::AdaptedGrads<Self> {
-            use $crate::{cubecl::adapted_linear as ours, ops::adapted_linear as reference};
-            match $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
-                true => ours::adapted_linear_backward(x, projections, low, grad, needs_x),
-                false => reference::reference_backward(x, projections, low, grad, needs_x),
+            use $crate::{cubecl::adapted_linear as kernels, ops::adapted_linear as reference};
+            if $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
+                kernels::adapted_linear_backward(x, projections, low, grad, needs_x)
+            } else {
+                reference::reference_backward(x, projections, low, grad, needs_x)
             }
         }
     };
 }
 
-pub(crate) use cube_operations;
+pub(crate) use cubecl_operations;

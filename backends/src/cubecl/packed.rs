@@ -1,5 +1,5 @@
-//! Packed weights on the device: unpacked for the product that follows, a vector of values a unit at a time, or
-//! multiplied as they are with a few rows. See [`crate::ops::packed`].
+//! Quantized weights on the device: dequantized before a GEMM, a vector of values per thread at a time, or multiplied
+//! as they are with a few rows. See [`crate::ops::packed`].
 
 mod few_rows;
 
@@ -9,64 +9,69 @@ use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor, TensorData};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, cubes, empty, rows, vector_size};
-use super::queue::{CubeGpu, Kernel, Queued, fixed, queue, queued, queued_int, taken, tensor};
+use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
+use super::queue::{
+    CubeGpu, Kernel, QueuedTensor, burn_tensor, into_array, next_input, queue, queued_int_tensor,
+    queued_tensor,
+};
 use crate::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use crate::{Format, PackedWeight, Scales};
 
-/// Vectors of values a unit unpacks.
-const ITEMS: usize = 8;
+/// Vectors of values that each thread dequantizes.
+const VECTORS_PER_THREAD: usize = 8;
 
-/// [`crate::TrainBackend::unpack`].
+/// Queues the dequantization of consecutive rows: see [`crate::TrainBackend::unpack`].
 pub(crate) fn unpack<B: CubeGpu>(
     weight: &PackedWeight<B>,
     rows: Range<usize>,
     dtype: DType,
 ) -> BurnTensor<B, 2> {
     let [_, d_in] = weight.dims;
-    let kernel = Unpack { shape: PackedShape::of(weight), rows: Some(rows.clone()), dtype };
+    let kernel = Dequantize { spec: QuantizedSpec::new(weight), rows: Some(rows.clone()), dtype };
     let output = ([rows.len(), d_in].into(), dtype);
-    let [values] = fixed(queue(kernel, tensors(weight), &[output]));
-    tensor(values)
+    let [values] = into_array(queue(kernel, quantized_tensors(weight), &[output]));
+    burn_tensor(values)
 }
 
-/// [`crate::TrainBackend::unpack_rows`].
+/// Queues the dequantization of the rows `ids`: see [`crate::TrainBackend::unpack_rows`].
 pub(crate) fn unpack_rows<B: CubeGpu>(
     weight: &PackedWeight<B>,
     ids: BurnTensor<B, 1, IntKind>,
     dtype: DType,
 ) -> BurnTensor<B, 2> {
     let ([count], [_, d_in]) = (ids.dims(), weight.dims);
-    let kernel = Unpack { shape: PackedShape::of(weight), rows: None, dtype };
-    let mut inputs = tensors(weight);
-    inputs.push(queued_int(&ids));
-    let [values] = fixed(queue(kernel, inputs, &[([count, d_in].into(), dtype)]));
-    tensor(values)
+    let kernel = Dequantize { spec: QuantizedSpec::new(weight), rows: None, dtype };
+    let mut inputs = quantized_tensors(weight);
+    inputs.push(queued_int_tensor(&ids));
+    let [values] = into_array(queue(kernel, inputs, &[([count, d_in].into(), dtype)]));
+    burn_tensor(values)
 }
 
-/// The tensors of a packed weight, in the order in which [`PackedShape::parts`] takes them.
-pub(super) fn tensors<B: CubeGpu>(weight: &PackedWeight<B>) -> Vec<Queued<B::Runtime>> {
-    let mut tensors = vec![queued_int(&weight.words)];
+/// Returns the tensors of a quantized weight, in the order in which [`QuantizedSpec::take_tensors`] reads them.
+pub(super) fn quantized_tensors<B: CubeGpu>(
+    weight: &PackedWeight<B>,
+) -> Vec<QueuedTensor<B::Runtime>> {
+    let mut tensors = vec![queued_int_tensor(&weight.words)];
     match &weight.scales {
         None => {}
-        Some(Scales::Plain(absmax)) => tensors.push(queued(absmax)),
+        Some(Scales::Plain(absmax)) => tensors.push(queued_tensor(absmax)),
         Some(Scales::Double { words, absmax, .. }) => {
-            tensors.extend([queued(absmax), queued_int(words)]);
+            tensors.extend([queued_tensor(absmax), queued_int_tensor(words)]);
         }
     }
-    let codes = PackedShape::of(weight).codes();
-    if !codes.is_empty() {
-        let shape = [codes.len()];
-        let place = (&weight.words.device(), DType::F32);
-        let codes = BurnTensor::<B, 1>::from_data(TensorData::new(codes, shape), place);
-        tensors.push(queued(&codes));
+    let codebooks = QuantizedSpec::new(weight).codebooks();
+    if !codebooks.is_empty() {
+        let shape = [codebooks.len()];
+        let options = (&weight.words.device(), DType::F32);
+        let codebooks = BurnTensor::<B, 1>::from_data(TensorData::new(codebooks, shape), options);
+        tensors.push(queued_tensor(&codebooks));
     }
     tensors
 }
 
-/// What is known of a packed weight before its tensors are there.
+/// The metadata of a quantized weight, known before its tensors are on the device.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PackedShape {
+pub(super) struct QuantizedSpec {
     format: Format,
     d_out: usize,
     d_in: usize,
@@ -74,7 +79,7 @@ pub(super) struct PackedShape {
     offset: f32,
 }
 
-/// How values are scaled.
+/// How the scale of a block is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Scaling {
     None,
@@ -82,18 +87,20 @@ enum Scaling {
     Double,
 }
 
-/// A packed weight on the device; what is not there is stood for by what is, unread.
-pub(super) struct Parts<R: CubeRuntime> {
-    shape: PackedShape,
+/// The tensors of a quantized weight on the device. Absent ones are bound to another tensor, which the kernels never
+/// read in their place.
+pub(super) struct QuantizedTensors<R: CubeRuntime> {
+    spec: QuantizedSpec,
     words: CubeTensor<R>,
     absmax: CubeTensor<R>,
-    nested: CubeTensor<R>,
-    /// [`PackedShape::codes`]
-    codes: CubeTensor<R>,
+    /// The 8-bit scales of [`Scales::Double`], four in a word.
+    scale_words: CubeTensor<R>,
+    /// The output of [`QuantizedSpec::codebooks`].
+    codebooks: CubeTensor<R>,
 }
 
-impl PackedShape {
-    pub(super) fn of<B: CubeGpu>(weight: &PackedWeight<B>) -> Self {
+impl QuantizedSpec {
+    pub(super) fn new<B: CubeGpu>(weight: &PackedWeight<B>) -> Self {
         let (scales, offset) = match &weight.scales {
             None => (Scaling::None, 0.0),
             Some(Scales::Plain(_)) => (Scaling::Plain, 0.0),
@@ -102,102 +109,107 @@ impl PackedShape {
         Self { format: weight.format, d_out: weight.dims[0], d_in: weight.dims[1], scales, offset }
     }
 
-    pub(super) fn parts<R: CubeRuntime>(
+    /// Takes the weight's tensors from a kernel's inputs.
+    pub(super) fn take_tensors<R: CubeRuntime>(
         self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
-    ) -> Parts<R> {
-        let mut next = || rows(taken(from));
+    ) -> QuantizedTensors<R> {
+        let mut next = || dense_rows(next_input(from));
         let words = next();
         let absmax = match self.scales {
-            // Of the kernel's type, and never read.
+            // A placeholder of the dtype that the kernel expects; it is never read.
             Scaling::None => empty(&words, [1], DType::F32),
             _ => next(),
         };
-        let nested = match self.scales {
+        let scale_words = match self.scales {
             Scaling::Double => next(),
             _ => words.clone(),
         };
-        let codes = match self.plan(false).codes() {
+        let codebooks = match self.plan(false).codebook_len() {
             0 => absmax.clone(),
             _ => next(),
         };
-        Parts { shape: self, words, absmax, nested, codes }
+        QuantizedTensors { spec: self, words, absmax, scale_words, codebooks }
     }
 
+    /// Returns the compile-time parameters of the kernels; `gather` says whether a tensor of ids selects the rows.
     fn plan(self, gather: bool) -> Plan {
         Plan { bits: self.format.bits(), scales: self.scales, gather }
     }
 
-    /// The code of the values, then that of the scales, where there are any.
-    fn codes(self) -> Vec<f32> {
-        let of_values = match self.format {
+    /// Returns the codebook of the values followed by that of the scales. Either may be empty.
+    fn codebooks(self) -> Vec<f32> {
+        let value_codes = match self.format {
             Format::Bf16 => &[],
             format => format.code(),
         };
-        let of_scales = match self.scales {
+        let scale_codes = match self.scales {
             Scaling::Double => dynamic_code(),
             _ => &[],
         };
-        [of_values, of_scales].concat()
+        [value_codes, scale_codes].concat()
     }
 }
 
+/// Dequantizes some rows of a weight.
 #[derive(Debug)]
-struct Unpack {
-    shape: PackedShape,
-    /// Consecutive rows, or those that a last tensor names.
+struct Dequantize {
+    spec: QuantizedSpec,
+    /// Consecutive rows; `None` if the last input holds the ids of the rows.
     rows: Option<Range<usize>>,
     dtype: DType,
 }
 
-impl Kernel for Unpack {
+impl Kernel for Dequantize {
     const NAME: &'static str = "unpack";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
-        let parts = self.shape.parts(&mut inputs);
+        let weight = self.spec.take_tensors(&mut inputs);
         let values = match (&self.rows, inputs.next()) {
-            (Some(rows), _) => parts.unpacked(rows.clone(), None, self.dtype),
-            (None, Some(ids)) => parts.unpacked(0..ids.meta.shape()[0], Some(ids), self.dtype),
-            (None, None) => unreachable!("rows are counted or named"),
+            (Some(rows), _) => weight.dequantize_rows(rows.clone(), None, self.dtype),
+            (None, Some(ids)) => {
+                weight.dequantize_rows(0..ids.meta.shape()[0], Some(ids), self.dtype)
+            }
+            (None, None) => unreachable!("neither a range nor ids of rows"),
         };
         vec![values]
     }
 }
 
-impl<R: CubeRuntime> Parts<R> {
-    /// All values, `[D_out, D_in]`.
-    pub(super) fn floats(&self, dtype: DType) -> CubeTensor<R> {
-        self.unpacked(0..self.shape.d_out, None, dtype)
+impl<R: CubeRuntime> QuantizedTensors<R> {
+    /// Dequantizes the whole weight, `[D_out, D_in]`.
+    pub(super) fn dequantize(&self, dtype: DType) -> CubeTensor<R> {
+        self.dequantize_rows(0..self.spec.d_out, None, dtype)
     }
 
-    /// Some rows, or as many as `ids` names.
-    fn unpacked(
+    /// Dequantizes `rows`, or, with `ids`, as many rows as `rows` counts and `ids` names.
+    fn dequantize_rows(
         &self,
         rows: Range<usize>,
         ids: Option<CubeTensor<R>>,
         dtype: DType,
     ) -> CubeTensor<R> {
-        let (shape, count) = (self.shape, rows.len());
-        let output = empty(&self.words, [count, shape.d_in], dtype);
-        // A vector's values lie within one word.
-        let vector = vector_size(&[&output], &[shape.d_in, shape.format.per_word()]);
-        let plan = shape.plan(ids.is_some());
-        let ids = ids.map_or_else(|| self.words.clone(), super::launch::rows);
+        let (spec, count) = (self.spec, rows.len());
+        let output = empty(&self.words, [count, spec.d_in], dtype);
+        // All values of a vector must lie within one word.
+        let vector = vector_size(&[&output], &[spec.d_in, spec.format.per_word()]);
+        let plan = spec.plan(ids.is_some());
+        let ids = ids.map_or_else(|| self.words.clone(), dense_rows);
         let dtypes = [dtype.into(), ids.dtype.into()];
-        unpack_values::launch::<R>(
+        dequantize_kernel::launch::<R>(
             &output.client,
-            cubes((count * shape.d_in / vector).div_ceil(UNITS * ITEMS)),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid((count * spec.d_in / vector).div_ceil(THREADS * VECTORS_PER_THREAD)),
+            CubeDim::new_1d(THREADS as u32),
             vector,
             self.words.clone().into_tensor_arg(),
             self.absmax.clone().into_tensor_arg(),
-            self.nested.clone().into_tensor_arg(),
+            self.scale_words.clone().into_tensor_arg(),
             ids.into_tensor_arg(),
-            self.codes.clone().into_tensor_arg(),
+            self.codebooks.clone().into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            rows.start * shape.d_in,
-            shape.offset,
+            rows.start * spec.d_in,
+            spec.offset,
             plan,
             dtypes,
         );
@@ -205,83 +217,85 @@ impl<R: CubeRuntime> Parts<R> {
     }
 }
 
-/// What a kernel is compiled for.
+/// The compile-time parameters of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     bits: usize,
     scales: Scaling,
-    /// Whether `ids` name the rows.
+    /// Whether `ids` selects the rows.
     gather: bool,
 }
 
 impl Plan {
-    /// Values in the code of the values.
-    fn of_values(self) -> usize {
+    /// Returns the length of the codebook of the values.
+    fn value_code_len(self) -> usize {
         match self.bits {
             16 => 0,
             bits => 1 << bits,
         }
     }
 
-    /// Values in both codes.
-    fn codes(self) -> usize {
-        let of_scales = match self.scales {
+    /// Returns the length of both codebooks together.
+    fn codebook_len(self) -> usize {
+        let scale_code_len = match self.scales {
             Scaling::Double => 256,
             _ => 0,
         };
-        self.of_values() + of_scales
+        self.value_code_len() + scale_code_len
     }
 }
 
+/// Dequantizes [`VECTORS_PER_THREAD`] vectors of `output` per thread: the rows `ids`, or the values from
+/// `first_position` of the flattened weight on.
 #[cube(launch)]
-fn unpack_values<F: Float, I: Int, N: Size>(
+fn dequantize_kernel<F: Float, I: Int, N: Size>(
     words: &Tensor<u32>,
     absmax: &Tensor<f32>,
-    nested: &Tensor<u32>,
+    scale_words: &Tensor<u32>,
     ids: &Tensor<I>,
-    codes: &Tensor<f32>,
+    codebooks: &Tensor<f32>,
     output: &mut Tensor<Vector<F, N>>,
-    first: usize,
+    first_position: usize,
     offset: f32,
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let mut table = SharedMemory::<f32>::new(comptime!(plan.codes().max(1)));
-    fill(&mut table, codes, plan);
+    let mut table = SharedMemory::<f32>::new(comptime!(plan.codebook_len().max(1)));
+    load_codebooks(&mut table, codebooks, plan);
     let width = output.shape(1);
     let count = output.shape(0) * width;
     #[unroll]
-    for item in 0..ITEMS {
-        let index = (CUBE_POS * ITEMS + item) * UNITS + UNIT_POS as usize;
-        let value = index * N::value();
-        if value < count {
-            let mut place = first + value;
+    for item in 0..VECTORS_PER_THREAD {
+        let index = (CUBE_POS * VECTORS_PER_THREAD + item) * THREADS + UNIT_POS as usize;
+        let element = index * N::value();
+        if element < count {
+            let mut position = first_position + element;
             if comptime!(plan.gather) {
-                place = usize::cast_from(ids[value / width]) * width + value % width;
+                position = usize::cast_from(ids[element / width]) * width + element % width;
             }
-            let scale = scale_of(absmax, nested, &table, place / BLOCK, offset, plan);
-            output[index] = vector_at::<F, N>(words, &table, place, scale, plan.bits);
+            let scale = block_scale(absmax, scale_words, &table, position / BLOCK, offset, plan);
+            output[index] = dequantize_at::<F, N>(words, &table, position, scale, plan.bits);
         }
     }
 }
 
-/// Copies the codes, if there are any, to where they can be looked up.
+/// Copies the codebooks, if there are any, into shared memory.
 #[cube]
-fn fill(table: &mut SharedMemory<f32>, codes: &Tensor<f32>, #[comptime] plan: Plan) {
-    let count = comptime!(plan.codes());
-    let mut at = UNIT_POS as usize;
-    while at < count {
-        table[at] = codes[at];
-        at += UNITS;
+fn load_codebooks(table: &mut SharedMemory<f32>, codebooks: &Tensor<f32>, #[comptime] plan: Plan) {
+    let count = comptime!(plan.codebook_len());
+    let mut i = UNIT_POS as usize;
+    while i < count {
+        table[i] = codebooks[i];
+        i += THREADS;
     }
     sync_cube();
 }
 
-/// The scale of a block; 1 where there are none.
+/// Returns the scale of a block, which is 1 for formats without scales.
 #[cube]
-fn scale_of(
+fn block_scale(
     absmax: &Tensor<f32>,
-    nested: &Tensor<u32>,
+    scale_words: &Tensor<u32>,
     table: &SharedMemory<f32>,
     block: usize,
     offset: f32,
@@ -292,30 +306,30 @@ fn scale_of(
         scale = absmax[block];
     }
     if comptime!(plan.scales == Scaling::Double) {
-        let index = (nested[block / 4] >> (8 * (block % 4) as u32)) & 255u32;
-        let code = table[comptime!(plan.of_values()) + index as usize];
+        let index = (scale_words[block / 4] >> (8 * (block % 4) as u32)) & 255u32;
+        let code = table[comptime!(plan.value_code_len()) + index as usize];
         scale = code * absmax[block / NESTED_BLOCK] + offset;
     }
     scale
 }
 
-/// The values from `place` on, which lie within one word.
+/// Dequantizes the `N` values from `position` of the flattened weight on. They must lie within one word.
 #[cube]
-fn vector_at<F: Float, N: Size>(
+fn dequantize_at<F: Float, N: Size>(
     words: &Tensor<u32>,
     table: &SharedMemory<f32>,
-    place: usize,
+    position: usize,
     scale: f32,
     #[comptime] bits: usize,
 ) -> Vector<F, N> {
     let per_word = comptime!(32 / bits);
-    let word = words[place / per_word];
-    values_of::<F, N>(word, table, place % per_word, scale, bits)
+    let word = words[position / per_word];
+    dequantize_word::<F, N>(word, table, position % per_word, scale, bits)
 }
 
-/// The values of a word from its value `start` on.
+/// Dequantizes `N` values of a word, from its value `start` on.
 #[cube]
-fn values_of<F: Float, N: Size>(
+fn dequantize_word<F: Float, N: Size>(
     word: u32,
     table: &SharedMemory<f32>,
     start: usize,
@@ -325,18 +339,17 @@ fn values_of<F: Float, N: Size>(
     let mut values = Vector::<F, N>::empty();
     #[unroll]
     for j in 0..N::value() {
-        let mut at = (start + j) as u32;
+        let mut slot = (start + j) as u32;
         if comptime!(bits == 4) {
-            // Of two in a byte the first stands higher.
-            at ^= 1u32;
+            // The first of the two values in a byte is in its high half.
+            slot ^= 1u32;
         }
-        let shifted = word >> (at * comptime!(bits as u32));
-        let value = match comptime!(bits == 16) {
-            true => f32::reinterpret(shifted << 16u32),
-            false => {
-                let index = shifted & comptime!((1u32 << bits) - 1);
-                table[index as usize] * scale
-            }
+        let shifted = word >> (slot * comptime!(bits as u32));
+        let value = if comptime!(bits == 16) {
+            f32::reinterpret(shifted << 16u32)
+        } else {
+            let index = shifted & comptime!((1u32 << bits) - 1);
+            table[index as usize] * scale
         };
         values[j] = F::cast_from(value);
     }

@@ -1,5 +1,5 @@
-//! Tests of kernels on rows with gaps between them, as CUDA allocates them and wgpu never does: the gaps hold what must
-//! not be read, and the results must be the same.
+//! Test support: runs kernels on tensors with gaps between their rows, which CUDA allocates and wgpu never does. The
+//! gaps hold NaN or a large index, and the results must equal those of contiguous tensors.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -12,25 +12,27 @@ use cubecl::prelude::ComputeClient;
 use super::queue::Kernel;
 
 /// An input of a kernel.
-pub(crate) enum Given {
-    /// Some numbers, rows by columns.
+pub(crate) enum KernelInput {
+    /// Pseudo-random floats, rows by columns.
     Floats([usize; 2]),
-    /// A vector of numbers.
+    /// A vector of pseudo-random floats.
     Vector(usize),
-    /// Rows by columns.
+    /// Integers, rows by columns.
     Ints(Vec<i32>, [usize; 2]),
+    /// A vector of integers.
     IntVector(Vec<i32>),
 }
 
-/// Runs `kernel` on dense rows and on rows with gaps, unless there is no driver.
-pub(crate) fn same_when_pitched(kernel: &impl Kernel, inputs: &[Given]) {
+/// Asserts that `kernel` returns the same values for contiguous rows and for rows with gaps. Does nothing without a
+/// driver.
+pub(crate) fn assert_same_when_pitched(kernel: &impl Kernel, inputs: &[KernelInput]) {
     if crate::wgpu::start(None).is_err() {
         return;
     }
     let device = Default::default();
     let client = WgpuRuntime::client(&device);
     let run = |gap: fn(usize) -> usize| {
-        let on_device = |(seed, given): (usize, &Given)| tensor(&client, given, seed, gap);
+        let on_device = |(seed, input): (usize, &KernelInput)| tensor(&client, input, seed, gap);
         let inputs = inputs.iter().enumerate().map(on_device).collect();
         let outputs = kernel.run::<WgpuRuntime>(inputs);
         outputs.into_iter().map(values).collect::<Vec<_>>()
@@ -39,15 +41,16 @@ pub(crate) fn same_when_pitched(kernel: &impl Kernel, inputs: &[Given]) {
     assert!(dense.iter().flatten().any(|value| *value != 0.0));
     for gap in [|width: usize| width.next_multiple_of(8) - width, |_| 3] {
         for (ours, dense) in run(gap).iter().flatten().zip(dense.iter().flatten()) {
-            // Where gaps end vectors, sums are taken in another order.
+            // Gaps may forbid vector loads, and sums are then taken in another order.
             assert!((ours - dense).abs() <= 1e-5 * dense.abs().max(1.0), "{ours}, not {dense}");
         }
     }
 }
 
+/// Uploads `input` with `gap(width)` unread values after each row.
 fn tensor(
     client: &ComputeClient<WgpuRuntime>,
-    given: &Given,
+    input: &KernelInput,
     seed: usize,
     gap: fn(usize) -> usize,
 ) -> CubeTensor<WgpuRuntime> {
@@ -55,23 +58,23 @@ fn tensor(
         let mixed = (i + 1 + 1000 * seed).wrapping_mul(2_654_435_761) >> 7;
         ((mixed % 2001) as f32 / 1000.0 - 1.0).to_bits()
     };
-    let (shape, numbers): (Vec<usize>, Vec<u32>) = match given {
-        Given::Floats([rows, width]) => {
+    let (shape, values_bits): (Vec<usize>, Vec<u32>) = match input {
+        KernelInput::Floats([rows, width]) => {
             (vec![*rows, *width], (0..rows * width).map(float).collect())
         }
-        Given::Vector(width) => (vec![*width], (0..*width).map(float).collect()),
-        Given::Ints(values, shape) => (shape.to_vec(), bits(values)),
-        Given::IntVector(values) => (vec![values.len()], bits(values)),
+        KernelInput::Vector(width) => (vec![*width], (0..*width).map(float).collect()),
+        KernelInput::Ints(values, shape) => (shape.to_vec(), bits(values)),
+        KernelInput::IntVector(values) => (vec![values.len()], bits(values)),
     };
-    let (dtype, unread) = match given {
-        Given::Floats(_) | Given::Vector(_) => (DType::F32, f32::NAN.to_bits()),
-        Given::Ints(..) | Given::IntVector(_) => (DType::I32, 1 << 20),
+    let (dtype, gap_value) = match input {
+        KernelInput::Floats(_) | KernelInput::Vector(_) => (DType::F32, f32::NAN.to_bits()),
+        KernelInput::Ints(..) | KernelInput::IntVector(_) => (DType::I32, 1 << 20),
     };
     let width = shape.last().copied().unwrap();
     let gap = if shape.len() == 1 { 0 } else { gap(width) };
-    let bytes: Vec<u8> = numbers
+    let bytes: Vec<u8> = values_bits
         .chunks(width)
-        .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(unread, gap)))
+        .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(gap_value, gap)))
         .flat_map(u32::to_ne_bytes)
         .collect();
     let handle = client.create_from_slice(&bytes);

@@ -1,25 +1,25 @@
-//! Root-mean-square norm and its gradient: one cube a row, statistics in f32. See [`crate::ops::rms_norm`].
+//! Root-mean-square norm and its gradient; one block per row, statistics in f32. See [`crate::ops::rms_norm`].
 
 use burn::tensor::Tensor as BurnTensor;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, cube_sum, cubes, empty, rows, vector_size, vector_sum};
-use super::queue::{CubeGpu, Kernel, fixed, queue, queued, tensor};
+use super::launch::{THREADS, block_grid, block_sum, dense_rows, empty, vector_size, vector_sum};
+use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
 
-/// [`crate::TrainBackend::rms_norm`].
+/// Queues the forward kernel: see [`crate::TrainBackend::rms_norm`].
 pub(crate) fn rms_norm<B: CubeGpu>(
     x: BurnTensor<B, 2>,
     weight: BurnTensor<B, 1>,
     epsilon: f64,
 ) -> BurnTensor<B, 2> {
     let output = (x.shape(), x.dtype());
-    let inputs = vec![queued(&x), queued(&weight)];
-    let [y] = fixed(queue(Forward { epsilon }, inputs, &[output]));
-    tensor(y)
+    let inputs = vec![queued_tensor(&x), queued_tensor(&weight)];
+    let [y] = into_array(queue(Forward { epsilon }, inputs, &[output]));
+    burn_tensor(y)
 }
 
-/// [`crate::TrainBackend::rms_norm_backward`].
+/// Queues the backward kernel: see [`crate::TrainBackend::rms_norm_backward`].
 pub(crate) fn rms_norm_backward<B: CubeGpu>(
     x: BurnTensor<B, 2>,
     weight: BurnTensor<B, 1>,
@@ -27,9 +27,9 @@ pub(crate) fn rms_norm_backward<B: CubeGpu>(
     grad: BurnTensor<B, 2>,
 ) -> BurnTensor<B, 2> {
     let output = (x.shape(), x.dtype());
-    let inputs = vec![queued(&x), queued(&weight), queued(&grad)];
-    let [d_x] = fixed(queue(BackwardPass { epsilon }, inputs, &[output]));
-    tensor(d_x)
+    let inputs = vec![queued_tensor(&x), queued_tensor(&weight), queued_tensor(&grad)];
+    let [d_x] = into_array(queue(BackwardPass { epsilon }, inputs, &[output]));
+    burn_tensor(d_x)
 }
 
 #[derive(Debug)]
@@ -41,20 +41,20 @@ impl Kernel for Forward {
     const NAME: &'static str = "rms_norm";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [x, weight] = fixed(inputs).map(rows);
+        let [x, weight] = into_array(inputs).map(dense_rows);
         let [tokens, width] = x.meta.shape().dims();
         let output = empty(&x, [tokens, width], x.dtype);
         let dtype = x.dtype.into();
         forward::launch::<R>(
             &output.client,
-            cubes(tokens),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid(tokens),
+            CubeDim::new_1d(THREADS as u32),
             vector_size(&[&x, &weight], &[width]),
             x.into_tensor_arg(),
             weight.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             self.epsilon as f32,
-            UNITS,
+            THREADS,
             dtype,
         );
         vec![output]
@@ -70,64 +70,67 @@ impl Kernel for BackwardPass {
     const NAME: &'static str = "rms_norm_backward";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [x, weight, grad] = fixed(inputs).map(rows);
+        let [x, weight, grad] = into_array(inputs).map(dense_rows);
         let [tokens, width] = x.meta.shape().dims();
         let output = empty(&x, [tokens, width], x.dtype);
         let dtype = x.dtype.into();
         backward::launch::<R>(
             &output.client,
-            cubes(tokens),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid(tokens),
+            CubeDim::new_1d(THREADS as u32),
             vector_size(&[&x, &weight, &grad], &[width]),
             x.into_tensor_arg(),
             weight.into_tensor_arg(),
             grad.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             self.epsilon as f32,
-            UNITS,
+            THREADS,
             dtype,
         );
         vec![output]
     }
 }
 
+/// Normalizes one row per block and multiplies it by the weight.
 #[cube(launch)]
 fn forward<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
     epsilon: f32,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = CUBE_POS;
     if row >= x.shape(0) {
         terminate!();
     }
-    let unit = UNIT_POS as usize;
+    let thread = UNIT_POS as usize;
     let width = x.shape(1);
     let vectors = width / N::value();
-    let from = row * x.stride(0) / N::value();
+    let x_start = row * x.stride(0) / N::value();
     let mut squares = Vector::<f32, N>::new(0.0f32);
-    let mut i = unit;
+    let mut i = thread;
     while i < vectors {
-        let v = Vector::<f32, N>::cast_from(x[from + i]);
+        let v = Vector::<f32, N>::cast_from(x[x_start + i]);
         squares += v * v;
-        i += units;
+        i += threads;
     }
-    let mean = cube_sum(vector_sum(squares), units) / f32::cast_from(width);
+    let mean = block_sum(vector_sum(squares), threads) / f32::cast_from(width);
     let rms = Vector::<f32, N>::new((mean + epsilon).sqrt());
-    let to = row * vectors;
-    let mut i = unit;
+    let output_start = row * vectors;
+    let mut i = thread;
     while i < vectors {
-        // Rounded to the dtype before the weight, as Hugging Face does.
-        let normed = Vector::<F, N>::cast_from(Vector::<f32, N>::cast_from(x[from + i]) / rms);
+        // The quotient is rounded to the dtype before the multiplication by the weight, as Hugging Face does.
+        let normed = Vector::<F, N>::cast_from(Vector::<f32, N>::cast_from(x[x_start + i]) / rms);
         let scaled = Vector::<f32, N>::cast_from(normed) * Vector::<f32, N>::cast_from(weight[i]);
-        output[to + i] = Vector::<F, N>::cast_from(scaled);
-        i += units;
+        output[output_start + i] = Vector::<F, N>::cast_from(scaled);
+        i += threads;
     }
 }
 
+/// Computes the gradient of `x`, one row per block.
+///
 /// With `g = grad * weight`: `dx = (g - x * mean(g x) / rms^2) / rms`.
 #[cube(launch)]
 fn backward<F: Float, N: Size>(
@@ -136,58 +139,58 @@ fn backward<F: Float, N: Size>(
     grad: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
     epsilon: f32,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = CUBE_POS;
     if row >= x.shape(0) {
         terminate!();
     }
-    let unit = UNIT_POS as usize;
+    let thread = UNIT_POS as usize;
     let width = x.shape(1);
     let vectors = width / N::value();
-    let from = row * x.stride(0) / N::value();
-    let grads = row * grad.stride(0) / N::value();
+    let x_start = row * x.stride(0) / N::value();
+    let grad_start = row * grad.stride(0) / N::value();
     let mut squares = Vector::<f32, N>::new(0.0f32);
-    let mut products = Vector::<f32, N>::new(0.0f32);
-    let mut i = unit;
+    let mut dot_products = Vector::<f32, N>::new(0.0f32);
+    let mut i = thread;
     while i < vectors {
-        let v = Vector::<f32, N>::cast_from(x[from + i]);
-        let g =
-            Vector::<f32, N>::cast_from(grad[grads + i]) * Vector::<f32, N>::cast_from(weight[i]);
+        let v = Vector::<f32, N>::cast_from(x[x_start + i]);
+        let g = Vector::<f32, N>::cast_from(grad[grad_start + i])
+            * Vector::<f32, N>::cast_from(weight[i]);
         squares += v * v;
-        products += v * g;
-        i += units;
+        dot_products += v * g;
+        i += threads;
     }
     let count = f32::cast_from(width);
-    let mean = cube_sum(vector_sum(squares), units) / count + epsilon;
-    let along = cube_sum(vector_sum(products), units) / count / mean;
+    let mean = block_sum(vector_sum(squares), threads) / count + epsilon;
+    let projection = block_sum(vector_sum(dot_products), threads) / count / mean;
     let rms = Vector::<f32, N>::new(mean.sqrt());
-    let along = Vector::<f32, N>::new(along);
-    let to = row * vectors;
-    let mut i = unit;
+    let projection = Vector::<f32, N>::new(projection);
+    let output_start = row * vectors;
+    let mut i = thread;
     while i < vectors {
-        let v = Vector::<f32, N>::cast_from(x[from + i]);
-        let g =
-            Vector::<f32, N>::cast_from(grad[grads + i]) * Vector::<f32, N>::cast_from(weight[i]);
-        output[to + i] = Vector::<F, N>::cast_from((g - v * along) / rms);
-        i += units;
+        let v = Vector::<f32, N>::cast_from(x[x_start + i]);
+        let g = Vector::<f32, N>::cast_from(grad[grad_start + i])
+            * Vector::<f32, N>::cast_from(weight[i]);
+        output[output_start + i] = Vector::<F, N>::cast_from((g - v * projection) / rms);
+        i += threads;
     }
 }
 
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
-    use crate::cubecl::pitched::{Given, same_when_pitched};
+    use crate::cubecl::pitched::{KernelInput, assert_same_when_pitched};
 
     #[test]
-    fn on_pitched_rows() {
+    fn pitched_rows_give_the_same_values() {
         for width in [5, 48, 100] {
-            let [x, grad] = [(); 2].map(|()| Given::Floats([7, width]));
-            let weight = || Given::Vector(width);
-            same_when_pitched(&Forward { epsilon: 1e-3 }, &[x, weight()]);
-            let x = Given::Floats([7, width]);
-            same_when_pitched(&BackwardPass { epsilon: 1e-3 }, &[x, weight(), grad]);
+            let [x, grad] = [(); 2].map(|()| KernelInput::Floats([7, width]));
+            let weight = || KernelInput::Vector(width);
+            assert_same_when_pitched(&Forward { epsilon: 1e-3 }, &[x, weight()]);
+            let x = KernelInput::Floats([7, width]);
+            assert_same_when_pitched(&BackwardPass { epsilon: 1e-3 }, &[x, weight(), grad]);
         }
     }
 }

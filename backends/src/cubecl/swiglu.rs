@@ -1,29 +1,29 @@
-//! `silu(gate) * up` and its gradient, a vector a unit. See [`crate::ops::swiglu`].
+//! SwiGLU, `silu(gate) * up`, and its gradient; one vector per thread. See [`crate::ops::swiglu`].
 
 use burn::tensor::Tensor as BurnTensor;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, cubes, empty, rows, vector_size};
-use super::queue::{CubeGpu, Kernel, fixed, queue, queued, tensor};
+use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
+use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
 
-/// [`crate::TrainBackend::swiglu`].
+/// Queues the forward kernel: see [`crate::TrainBackend::swiglu`].
 pub(crate) fn swiglu<B: CubeGpu>(gate_up: BurnTensor<B, 2>) -> BurnTensor<B, 2> {
     let [tokens, width] = gate_up.dims();
     let output = ([tokens, width / 2].into(), gate_up.dtype());
-    let [y] = fixed(queue(Forward, vec![queued(&gate_up)], &[output]));
-    tensor(y)
+    let [y] = into_array(queue(Forward, vec![queued_tensor(&gate_up)], &[output]));
+    burn_tensor(y)
 }
 
-/// [`crate::TrainBackend::swiglu_backward`].
+/// Queues the backward kernel: see [`crate::TrainBackend::swiglu_backward`].
 pub(crate) fn swiglu_backward<B: CubeGpu>(
     gate_up: BurnTensor<B, 2>,
     grad: BurnTensor<B, 2>,
 ) -> BurnTensor<B, 2> {
     let output = (gate_up.shape(), gate_up.dtype());
-    let inputs = vec![queued(&gate_up), queued(&grad)];
-    let [d] = fixed(queue(BackwardPass, inputs, &[output]));
-    tensor(d)
+    let inputs = vec![queued_tensor(&gate_up), queued_tensor(&grad)];
+    let [d_gate_up] = into_array(queue(BackwardPass, inputs, &[output]));
+    burn_tensor(d_gate_up)
 }
 
 #[derive(Debug)]
@@ -33,19 +33,19 @@ impl Kernel for Forward {
     const NAME: &'static str = "swiglu";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [gate_up] = fixed(inputs).map(rows);
+        let [gate_up] = into_array(inputs).map(dense_rows);
         let [tokens, width] = gate_up.meta.shape().dims();
         let output = empty(&gate_up, [tokens, width / 2], gate_up.dtype);
         let vector = vector_size(&[&gate_up], &[width / 2]);
         let dtype = gate_up.dtype.into();
         forward::launch::<R>(
             &output.client,
-            cubes((tokens * width / 2 / vector).div_ceil(UNITS)),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid((tokens * width / 2 / vector).div_ceil(THREADS)),
+            CubeDim::new_1d(THREADS as u32),
             vector,
             gate_up.into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            UNITS,
+            THREADS,
             dtype,
         );
         vec![output]
@@ -59,34 +59,35 @@ impl Kernel for BackwardPass {
     const NAME: &'static str = "swiglu_backward";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [gate_up, grad] = fixed(inputs).map(rows);
+        let [gate_up, grad] = into_array(inputs).map(dense_rows);
         let [tokens, width] = gate_up.meta.shape().dims();
         let output = empty(&gate_up, [tokens, width], gate_up.dtype);
         let vector = vector_size(&[&gate_up, &grad], &[width / 2]);
         let dtype = gate_up.dtype.into();
         backward::launch::<R>(
             &output.client,
-            cubes((tokens * width / 2 / vector).div_ceil(UNITS)),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid((tokens * width / 2 / vector).div_ceil(THREADS)),
+            CubeDim::new_1d(THREADS as u32),
             vector,
             gate_up.into_tensor_arg(),
             grad.into_tensor_arg(),
             output.clone().into_tensor_arg(),
-            UNITS,
+            THREADS,
             dtype,
         );
         vec![output]
     }
 }
 
+/// Computes `silu(gate) * up`; one vector per thread.
 #[cube(launch)]
 fn forward<F: Float, N: Size>(
     gate_up: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let index = CUBE_POS * units + UNIT_POS as usize;
+    let index = CUBE_POS * threads + UNIT_POS as usize;
     let half = gate_up.shape(1) / 2 / N::value();
     let row = index / half;
     let column = index % half;
@@ -96,20 +97,21 @@ fn forward<F: Float, N: Size>(
     let from = row * gate_up.stride(0) / N::value() + column;
     let gate = Vector::<f32, N>::cast_from(gate_up[from]);
     let up = Vector::<f32, N>::cast_from(gate_up[from + half]);
-    // Rounded to the dtype before the product, as Hugging Face does.
+    // The gate is rounded to the dtype before the multiplication, as Hugging Face does.
     let gated = Vector::<F, N>::cast_from(gate * sigmoid(gate));
     output[index] = Vector::<F, N>::cast_from(Vector::<f32, N>::cast_from(gated) * up);
 }
 
+/// Computes the gradients of gate and up side by side; one vector of each per thread.
 #[cube(launch)]
 fn backward<F: Float, N: Size>(
     gate_up: &Tensor<Vector<F, N>>,
     grad: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let index = CUBE_POS * units + UNIT_POS as usize;
+    let index = CUBE_POS * threads + UNIT_POS as usize;
     let half = gate_up.shape(1) / 2 / N::value();
     let row = index / half;
     let column = index % half;
@@ -128,7 +130,7 @@ fn backward<F: Float, N: Size>(
     output[to + half] = Vector::<F, N>::cast_from(g * gate * s);
 }
 
-/// `1 / (1 + exp(-x))`: 0 where the exponential overflows.
+/// Computes `1 / (1 + exp(-x))`, which is 0 where the exponential overflows.
 #[cube]
 fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
@@ -138,14 +140,14 @@ fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
-    use crate::cubecl::pitched::{Given, same_when_pitched};
+    use crate::cubecl::pitched::{KernelInput, assert_same_when_pitched};
 
     #[test]
-    fn on_pitched_rows() {
+    fn pitched_rows_give_the_same_values() {
         for width in [5, 48, 100] {
-            let gate_up = || Given::Floats([7, 2 * width]);
-            same_when_pitched(&Forward, &[gate_up()]);
-            same_when_pitched(&BackwardPass, &[gate_up(), Given::Floats([7, width])]);
+            let gate_up = || KernelInput::Floats([7, 2 * width]);
+            assert_same_when_pitched(&Forward, &[gate_up()]);
+            assert_same_when_pitched(&BackwardPass, &[gate_up(), KernelInput::Floats([7, width])]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Frozen weights on the device, in whatever form, and products with them.
+//! Frozen weights on the device, in floats, quantized or split, and GEMMs with them.
 
 use std::ops::Range;
 
@@ -6,100 +6,101 @@ use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::add;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
-use super::branch::put;
-use super::launch::{empty, matmul, transposed};
-use super::packed::{self, PackedShape, Parts};
-use super::queue::{CubeGpu, Queued, queued, taken};
+use super::branch::write_columns;
+use super::launch::{empty, matmul_into, transposed};
+use super::packed::{self, QuantizedSpec, QuantizedTensors};
+use super::queue::{CubeGpu, QueuedTensor, next_input, queued_tensor};
 use crate::Weight;
 
-/// The tensors of a weight, in the order in which [`WeightShape::part`] takes them.
+/// Appends the tensors of `weight` to `tensors`, in the order in which [`WeightSpec::take_tensors`] reads them.
 pub(super) fn weight_tensors<B: CubeGpu>(
     weight: &Weight<B>,
-    tensors: &mut Vec<Queued<B::Runtime>>,
+    tensors: &mut Vec<QueuedTensor<B::Runtime>>,
 ) {
     match weight {
-        Weight::Float(weight) => tensors.push(queued(weight)),
-        Weight::Packed(weight) => tensors.extend(packed::tensors(weight)),
+        Weight::Float(weight) => tensors.push(queued_tensor(weight)),
+        Weight::Packed(weight) => tensors.extend(packed::quantized_tensors(weight)),
         Weight::Split(weight) => weight.parts().for_each(|(_, part)| weight_tensors(part, tensors)),
     }
 }
 
-/// What is known of a weight before its tensors are there.
+/// The metadata of a weight, known before its tensors are on the device.
 #[derive(Clone, Debug)]
-pub(super) enum WeightShape {
+pub(super) enum WeightSpec {
     Float,
-    Packed(PackedShape),
-    /// The rows that each part has.
+    Packed(QuantizedSpec),
+    /// Parts stacked below each other, each with its range of rows.
     Split(Vec<(Range<usize>, Self)>),
 }
 
-impl WeightShape {
-    pub(super) fn of<B: CubeGpu>(weight: &Weight<B>) -> Self {
+impl WeightSpec {
+    pub(super) fn new<B: CubeGpu>(weight: &Weight<B>) -> Self {
         match weight {
             Weight::Float(_) => Self::Float,
-            Weight::Packed(weight) => Self::Packed(PackedShape::of(weight)),
+            Weight::Packed(weight) => Self::Packed(QuantizedSpec::new(weight)),
             Weight::Split(weight) => {
                 let parts = weight.parts();
-                Self::Split(parts.map(|(rows, part)| (rows, Self::of(part))).collect())
+                Self::Split(parts.map(|(rows, part)| (rows, Self::new(part))).collect())
             }
         }
     }
 
-    /// Takes the tensors of a weight.
-    pub(super) fn part<R: CubeRuntime, I: Iterator<Item = CubeTensor<R>>>(
+    /// Takes the weight's tensors from a kernel's inputs.
+    pub(super) fn take_tensors<R: CubeRuntime, I: Iterator<Item = CubeTensor<R>>>(
         &self,
         from: &mut I,
-    ) -> PartWeight<R> {
+    ) -> DeviceWeight<R> {
         match self {
-            Self::Float => PartWeight::Float(taken(from)),
-            Self::Packed(packed) => PartWeight::Packed(packed.parts(from)),
+            Self::Float => DeviceWeight::Float(next_input(from)),
+            Self::Packed(packed) => DeviceWeight::Packed(packed.take_tensors(from)),
             Self::Split(parts) => {
-                let parts = parts.iter();
-                let parts = parts.map(|(rows, part)| (rows.clone(), part.part(from)));
-                PartWeight::Split(parts.collect())
+                let parts =
+                    parts.iter().map(|(rows, part)| (rows.clone(), part.take_tensors(from)));
+                DeviceWeight::Split(parts.collect())
             }
         }
     }
 }
 
-/// A weight on the device.
+/// A weight whose tensors are on the device.
 #[allow(clippy::large_enum_variant, reason = "at most three are alive, for one launch")]
-pub(super) enum PartWeight<R: CubeRuntime> {
+pub(super) enum DeviceWeight<R: CubeRuntime> {
     Float(CubeTensor<R>),
-    Packed(Parts<R>),
+    Packed(QuantizedTensors<R>),
     Split(Vec<(Range<usize>, Self)>),
 }
 
-impl<R: CubeRuntime> PartWeight<R> {
-    /// `x W^T`. What is unpacked for it, unless x has few rows, is gone when it is done.
-    pub(super) fn times_transposed(self, x: &CubeTensor<R>) -> CubeTensor<R> {
+impl<R: CubeRuntime> DeviceWeight<R> {
+    /// Returns `x W^T`. A quantized weight is dequantized for it, unless x has few rows; the floats are freed
+    /// afterwards.
+    pub(super) fn project(self, x: &CubeTensor<R>) -> CubeTensor<R> {
         match self {
-            Self::Float(weight) => times_transposed(x, weight),
+            Self::Float(weight) => matmul_transposed(x, weight),
             Self::Packed(parts) => parts
-                .few_product(x, x.dtype)
-                .unwrap_or_else(|| times_transposed(x, parts.floats(x.dtype))),
+                .few_rows_matmul(x, x.dtype)
+                .unwrap_or_else(|| matmul_transposed(x, parts.dequantize(x.dtype))),
             Self::Split(parts) => {
                 let [tokens, _] = x.meta.shape().dims();
                 let width: usize = parts.iter().map(|(rows, _)| rows.len()).sum();
                 let output = empty(x, [tokens, width], x.dtype);
                 for (rows, part) in parts {
-                    put(part.times_transposed(x), None, None, &output, rows.start);
+                    write_columns(part.project(x), None, None, &output, rows.start);
                 }
                 output
             }
         }
     }
 
-    /// `dy W`.
-    pub(super) fn times(self, dy: &CubeTensor<R>) -> CubeTensor<R> {
+    /// Returns `dy W`.
+    pub(super) fn project_backward(self, dy: &CubeTensor<R>) -> CubeTensor<R> {
         match self {
-            Self::Float(weight) => times(dy, weight),
-            Self::Packed(parts) => times(dy, parts.floats(dy.dtype)),
+            Self::Float(weight) => matmul(dy, weight),
+            Self::Packed(parts) => matmul(dy, parts.dequantize(dy.dtype)),
             Self::Split(parts) => {
                 let [tokens, _] = dy.meta.shape().dims();
                 let products = parts.into_iter().map(|(rows, part)| {
                     let dy = slice(dy.clone(), &[0..tokens, rows]);
-                    part.times(&dy)
+                    part.project_backward(&dy)
                 });
                 let sum = products.reduce(add);
                 sum.unwrap_or_else(|| unreachable!("a weight without parts"))
@@ -108,18 +109,18 @@ impl<R: CubeRuntime> PartWeight<R> {
     }
 }
 
-/// `left right`.
-pub(super) fn times<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
+/// Returns the matrix product `left right`.
+pub(super) fn matmul<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
     let ([rows, _], [_, columns]) = (left.meta.shape().dims(), right.meta.shape().dims());
-    let product = empty(left, [rows, columns], left.dtype);
-    matmul(left.clone(), right, product.clone());
-    product
+    let output = empty(left, [rows, columns], left.dtype);
+    matmul_into(left.clone(), right, output.clone());
+    output
 }
 
-/// `left right^T`.
-pub(super) fn times_transposed<R: CubeRuntime>(
+/// Returns the matrix product `left right^T`.
+pub(super) fn matmul_transposed<R: CubeRuntime>(
     left: &CubeTensor<R>,
     right: CubeTensor<R>,
 ) -> CubeTensor<R> {
-    times(left, transposed(right))
+    matmul(left, transposed(right))
 }

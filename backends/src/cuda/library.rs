@@ -1,7 +1,7 @@
-//! cuBLASLt on CubeCL's stream: products are put on it by CubeCL's own server thread, between its kernels, and nobody
+//! GEMMs by cuBLASLt on CubeCL's stream. CubeCL's own server thread enqueues them between its kernels, so nothing
 //! waits for them.
 //!
-//! What the library needs lives in that thread, one of which there is for each GPU, and is never freed.
+//! The library's state lives in that thread, one for each GPU, and is never freed.
 
 #![allow(unsafe_code, reason = "calls of cuBLASLt and of the driver")]
 
@@ -24,71 +24,76 @@ use cudarc::cublaslt::sys::{
 };
 use cudarc::driver::sys::CUstream;
 
-use super::problem::{Columns, Problem};
+use super::problem::{ColumnMajor, Problem};
 use super::stream;
 
-/// Bytes the library may use for itself: what NVIDIA advises for Hopper GPUs.
+/// Bytes of workspace for the library: NVIDIA's recommendation for Hopper GPUs.
 const WORKSPACE: usize = 32 << 20;
 
-/// Plans that are kept; with one more all are made anew. Some hundred shapes come again in a run, but packed rows
-/// differ in length.
-pub(super) const MOST_PLANS: usize = 4096;
+/// The largest number of plans that are kept; one more clears them all. A run repeats a few hundred shapes, but
+/// packed rows differ in length.
+pub(super) const MAX_PLANS: usize = 4096;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
 thread_local! {
-    /// In a server's thread.
+    /// The library's state in a server's thread.
     static LIBRARY: RefCell<Option<Library>> = const { RefCell::new(None) };
 }
 
-/// The factors and the product, in memory of CubeCL's, which is not given to others while this is held.
+/// The memory of both factors and the product. CubeCL does not reuse it while these bindings exist.
 pub(super) type Memory = [Binding; 3];
 
-/// The library's version, once it is loaded.
+/// Returns the library's name and version. The first call loads it.
 ///
 /// # Panics
-/// If it is not found, which the driver's bindings say by a panic.
+/// If the library is not found; the bindings report that by a panic.
 pub(super) fn version() -> String {
-    // SAFETY: the call has no conditions.
+    // SAFETY: the call has no preconditions.
     let version = unsafe { sys::cublasLtGetVersion() };
     let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
     format!("cuBLASLt {major}.{minor}.{patch}")
 }
 
-/// Makes the library ready in the server's thread of `device`.
+/// Initializes the library in the server thread of `device`.
 pub(super) fn start(device: &CudaDevice) -> Result<(), String> {
     let workspace = CudaRuntime::client(device).empty(WORKSPACE).binding();
-    wait(device, move |server| {
+    run_on_server(device, move |server| {
         let library = Library::new(server, workspace)?;
         LIBRARY.set(Some(library));
         Ok(())
     })
 }
 
-/// Computes the first product of its kind, and waits until it is on the stream: it may fail, and others compute it then.
-pub(super) fn first(device: &CudaDevice, problem: Problem, memory: Memory) -> Result<(), String> {
-    wait(device, move |server| multiply(server, &problem, &memory))
-}
-
-/// Queues a product of a kind that was computed before. Should it fail nevertheless, it is all NaN, which every loss
-/// shows, and `failed` is told why.
-pub(super) fn queue(
+/// Queues the first GEMM of its kind and waits until it is on the stream, so that the caller can compute it otherwise
+/// if that fails.
+pub(super) fn multiply_first(
     device: &CudaDevice,
     problem: Problem,
     memory: Memory,
-    failed: impl FnOnce(String) + Send + 'static,
+) -> Result<(), String> {
+    run_on_server(device, move |server| multiply(server, &problem, &memory))
+}
+
+/// Queues a GEMM of a kind that has succeeded before, without waiting. If it fails nevertheless, its result is filled
+/// with NaN, which shows in every loss, and `on_failure` is called with the reason.
+pub(super) fn queue_multiply(
+    device: &CudaDevice,
+    problem: Problem,
+    memory: Memory,
+    on_failure: impl FnOnce(String) + Send + 'static,
 ) {
     DeviceHandle::<Server>::new(device.to_id()).submit(move |server: &mut Server| {
-        // The memory is held until the product is on the stream; what others do with it comes after it there.
+        // The bindings keep the memory until the GEMM is on the stream; later uses of it come after the GEMM there.
         if let Err(reason) = multiply(server, &problem, &memory) {
-            let spoilt = spoil(server, &memory[2], problem.product_bytes());
-            failed(spoilt.err().unwrap_or(reason));
+            let filled = fill_with_nan(server, &memory[2], problem.product_bytes());
+            on_failure(filled.err().unwrap_or(reason));
         }
     });
 }
 
-/// Runs `task` in the server's thread and waits for its end, not for the GPU's.
-fn wait<T: Send>(
+/// Runs `task` in the server's thread and waits for it to return, not for the GPU.
+fn run_on_server<T: Send>(
     device: &CudaDevice,
     task: impl FnOnce(&mut Server) -> Result<T, String> + Send,
 ) -> Result<T, String> {
@@ -97,6 +102,7 @@ fn wait<T: Send>(
     result.unwrap_or_else(|_| Err("CubeCL's thread stopped within a call".to_string()))
 }
 
+/// Enqueues a GEMM on the stream; called in the server's thread.
 fn multiply(server: &mut Server, problem: &Problem, memory: &Memory) -> Result<(), String> {
     let mut addresses = [0; 3];
     for (address, memory) in addresses.iter_mut().zip(memory) {
@@ -108,19 +114,20 @@ fn multiply(server: &mut Server, problem: &Problem, memory: &Memory) -> Result<(
     })
 }
 
-/// Where `memory` is, once the stream may use it; the server's thread has the device's context then.
+/// Returns the device address of `memory`, once the stream may use it. Afterwards the server's thread has the
+/// device's context.
 fn address_of(server: &mut Server, memory: &Binding) -> Result<u64, String> {
     let resource = server.get_resource(memory.clone(), StreamId::current());
     let address = resource.map(|resource| resource.resource().ptr);
     address.map_err(|error| format!("a tensor has no memory: {error:?}"))
 }
 
-/// Fills memory with NaN, whatever floats it holds.
-fn spoil(server: &mut Server, product: &Binding, bytes: usize) -> Result<(), String> {
+/// Fills the product's memory with NaN, whatever its float type.
+fn fill_with_nan(server: &mut Server, product: &Binding, bytes: usize) -> Result<(), String> {
     let address = address_of(server, product)?;
     LIBRARY.with_borrow(|library| {
         let library = library.as_ref().ok_or("cuBLASLt was not started")?;
-        // SAFETY: the product has that many bytes from its address on, and is on this stream.
+        // SAFETY: the product has that many bytes from its address on and is used on this stream.
         let filled = unsafe {
             cudarc::driver::result::memset_d8_async(address, 0xff, bytes, library.stream)
         };
@@ -128,12 +135,12 @@ fn spoil(server: &mut Server, product: &Binding, bytes: usize) -> Result<(), Str
     })
 }
 
-/// The library, in the server's thread.
+/// The library's state in the server's thread.
 struct Library {
     handle: sys::cublasLtHandle_t,
     stream: CUstream,
     workspace: u64,
-    /// Keeps the workspace.
+    /// Keeps the workspace allocated.
     _memory: Binding,
     plans: HashMap<Problem, Plan>,
 }
@@ -141,9 +148,9 @@ struct Library {
 impl Library {
     fn new(server: &mut Server, memory: Binding) -> Result<Self, String> {
         let workspace = address_of(server, &memory)?;
-        let stream = stream::of(server)?;
+        let stream = stream::server_stream(server)?;
         Ok(Self {
-            handle: lt::create_handle().map_err(because("does not start"))?,
+            handle: lt::create_handle().map_err(library_error("does not start"))?,
             stream,
             workspace,
             _memory: memory,
@@ -151,28 +158,30 @@ impl Library {
         })
     }
 
-    /// `left right`, both read and the product written at these addresses.
+    /// Enqueues `left right` on the stream; both factors and the product are at these addresses.
     fn multiply(&mut self, problem: &Problem, addresses: [u64; 3]) -> Result<(), String> {
         let aligned = |address: &u64| address.is_multiple_of(problem.alignment);
         if !addresses.iter().all(aligned) {
             return Err(format!("memory is not aligned to {} bytes", problem.alignment));
         }
-        if self.plans.len() >= MOST_PLANS && !self.plans.contains_key(problem) {
+        if self.plans.len() >= MAX_PLANS && !self.plans.contains_key(problem) {
             self.plans.clear();
         }
         let plan = match self.plans.entry(*problem) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => {
-                let plan = Plan::new(self.handle, problem).map_err(because("has no kernel"))?;
-                place.insert(plan)
+            Entry::Vacant(vacant) => {
+                let plan =
+                    Plan::new(self.handle, problem).map_err(library_error("has no kernel"))?;
+                vacant.insert(plan)
             }
         };
         let [left, right, product] = addresses.map(|address| address as *mut c_void);
         let (one, zero) = (1f32, 0f32);
-        let [of_right, of_left, of_product] = plan.layouts.each_ref().map(|layout| layout.0);
-        // SAFETY: the handle, what the plan made and the stream are not freed; the scalars are f32, as the plan says;
-        // the addresses are memory of the sizes that the layouts say, alive until earlier and this work on the stream
-        // are done, and aligned as the plan says.
+        let [right_layout, left_layout, product_layout] =
+            plan.layouts.each_ref().map(|layout| layout.0);
+        // SAFETY: the handle, the plan's objects and the stream are never freed while in use. The scalars are f32, as
+        // the plan says. The addresses are memory of the sizes that the layouts state, aligned as the plan states,
+        // and alive until the earlier work on the stream and this GEMM are done.
         let queued = unsafe {
             lt::matmul(
                 self.handle,
@@ -180,46 +189,46 @@ impl Library {
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
                 right,
-                of_right,
+                right_layout,
                 left,
-                of_left,
+                left_layout,
                 product,
-                of_product,
+                product_layout,
                 product,
-                of_product,
+                product_layout,
                 &plan.kernel,
                 self.workspace as *mut c_void,
                 WORKSPACE,
                 self.stream.cast(),
             )
         };
-        queued.map_err(because("does not compute a product"))
+        queued.map_err(library_error("does not multiply two matrices"))
     }
 }
 
-/// How products of one kind are computed.
+/// How GEMMs of one kind are computed.
 struct Plan {
-    description: Description,
-    /// In the order of [`Problem::by_columns`].
-    layouts: [Layout; 3],
+    description: MatmulDescription,
+    /// In the order of [`Problem::column_major`].
+    layouts: [MatrixLayout; 3],
     kernel: sys::cublasLtMatmulAlgo_t,
 }
 
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, problem: &Problem) -> Result<Self, CublasError> {
-        let [right, left, product] = problem.by_columns();
-        let description = Description::new(right.transposed, left.transposed)?;
+        let [right, left, product] = problem.column_major();
+        let description = MatmulDescription::new(right.transposed, left.transposed)?;
         let dtype = problem.dtype;
         let layouts = [
-            Layout::new(right, dtype)?,
-            Layout::new(left, dtype)?,
-            Layout::new(product, problem.product_dtype)?,
+            MatrixLayout::new(right, dtype)?,
+            MatrixLayout::new(left, dtype)?,
+            MatrixLayout::new(product, problem.product_dtype)?,
         ];
-        let wanted = Wanted::new(problem.alignment as u32)?;
+        let preference = MatmulPreference::new(problem.alignment as u32)?;
         let [right, left, product] = layouts.each_ref().map(|layout| layout.0);
-        // SAFETY: all were made above and are not freed.
+        // SAFETY: all of them were created above and are not freed yet.
         let found = unsafe {
-            let (description, wanted) = (description.0, wanted.0);
+            let (description, preference) = (description.0, preference.0);
             lt::get_matmul_algo_heuristic(
                 handle,
                 description,
@@ -227,17 +236,17 @@ impl Plan {
                 left,
                 product,
                 product,
-                wanted,
+                preference,
             )?
         };
         Ok(Self { description, layouts, kernel: found.algo })
     }
 }
 
-/// What is computed: sums in f32, of f32 factors in full, not in the TF32 of the GPU's matrix units.
-struct Description(sys::cublasLtMatmulDesc_t);
+/// What is computed: f32 sums of f32 factors in full precision, not in TF32.
+struct MatmulDescription(sys::cublasLtMatmulDesc_t);
 
-impl Description {
+impl MatmulDescription {
     fn new(first_transposed: bool, second_transposed: bool) -> Result<Self, CublasError> {
         let description =
             Self(lt::create_matmul_desc(CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?);
@@ -245,7 +254,7 @@ impl Description {
             (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, first_transposed),
             (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, second_transposed),
         ] {
-            // `CUBLAS_OP_N` or `CUBLAS_OP_T`.
+            // 0 is `CUBLAS_OP_N`, 1 is `CUBLAS_OP_T`.
             let operation = i32::from(transposed);
             let (value, size) = ((&raw const operation).cast(), size_of_val(&operation));
             // SAFETY: the description is not freed, and the attribute is an `int32_t`.
@@ -255,18 +264,18 @@ impl Description {
     }
 }
 
-impl Drop for Description {
+impl Drop for MatmulDescription {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed nowhere else.
+        // SAFETY: created by `new` and freed nowhere else.
         let _ = unsafe { lt::destroy_matmul_desc(self.0) };
     }
 }
 
-/// How a matrix lies in memory.
-struct Layout(sys::cublasLtMatrixLayout_t);
+/// The layout of a matrix in memory.
+struct MatrixLayout(sys::cublasLtMatrixLayout_t);
 
-impl Layout {
-    fn new(matrix: Columns, dtype: DType) -> Result<Self, CublasError> {
+impl MatrixLayout {
+    fn new(matrix: ColumnMajor, dtype: DType) -> Result<Self, CublasError> {
         let (rows, columns) = (matrix.rows as u64, matrix.columns as u64);
         let dtype = match dtype {
             DType::F16 => cudaDataType::CUDA_R_16F,
@@ -278,24 +287,24 @@ impl Layout {
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed nowhere else.
+        // SAFETY: created by `new` and freed nowhere else.
         let _ = unsafe { lt::destroy_matrix_layout(self.0) };
     }
 }
 
-/// What a kernel may assume and use.
-struct Wanted(sys::cublasLtMatmulPreference_t);
+/// The alignment that a kernel may assume and the workspace that it may use.
+struct MatmulPreference(sys::cublasLtMatmulPreference_t);
 
-impl Wanted {
+impl MatmulPreference {
     fn new(alignment: u32) -> Result<Self, CublasError> {
-        let wanted = Self(lt::create_matmul_pref()?);
+        let preference = Self(lt::create_matmul_pref()?);
         let workspace = WORKSPACE;
         let (value, size) = ((&raw const workspace).cast(), size_of_val(&workspace));
-        let most = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let max_workspace = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         // SAFETY: the preference is not freed, and the attribute is a `size_t`.
-        unsafe { lt::set_matmul_pref_attribute(wanted.0, most, value, size)? };
+        unsafe { lt::set_matmul_pref_attribute(preference.0, max_workspace, value, size)? };
         for attribute in [
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -304,20 +313,20 @@ impl Wanted {
         ] {
             let (value, size) = ((&raw const alignment).cast(), size_of_val(&alignment));
             // SAFETY: the preference is not freed, and the attributes are `uint32_t`.
-            unsafe { lt::set_matmul_pref_attribute(wanted.0, attribute, value, size)? };
+            unsafe { lt::set_matmul_pref_attribute(preference.0, attribute, value, size)? };
         }
-        Ok(wanted)
+        Ok(preference)
     }
 }
 
-impl Drop for Wanted {
+impl Drop for MatmulPreference {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, freed nowhere else.
+        // SAFETY: created by `new` and freed nowhere else.
         let _ = unsafe { lt::destroy_matmul_pref(self.0) };
     }
 }
 
-/// An error in words.
-fn because(what: &str) -> impl Fn(CublasError) -> String {
-    move |CublasError(status)| format!("cuBLASLt {what} ({status:?})")
+/// Returns a function that turns a library error into a message with the given predicate.
+fn library_error(predicate: &str) -> impl Fn(CublasError) -> String {
+    move |CublasError(status)| format!("cuBLASLt {predicate} ({status:?})")
 }

@@ -1,26 +1,26 @@
-//! Products whose results are known, between kernels of CubeCL's, before a library is trusted with others.
+//! A self-test of a matrix library: GEMMs with known results between two of CubeCL's kernels.
 //!
-//! A product that did not wait for the kernel before it would find NaN where that kernel writes, late, because it is
-//! slow on purpose. One that the kernel after it did not wait for would leave NaN too, and so would one that wrote
-//! nothing. All numbers are integers that the types hold exactly, so results are right or wrong: f32 factors have more
-//! bits than the TF32 of matrix units.
+//! A GEMM that did not wait for the kernel before it would read NaN, because that kernel is slow on purpose and
+//! writes late. NaN would also remain if the kernel after the GEMM did not wait for it, or if the GEMM wrote nothing.
+//! All numbers are integers that the dtypes represent exactly, so that every result is either right or wrong; the f32
+//! factors have more bits than TF32 keeps.
 
 use burn::tensor::{DType, TensorData};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use crate::cubecl::launch::{UNITS, cubes, transposed};
+use crate::cubecl::launch::{THREADS, block_grid, transposed};
 
-/// Steps of the slow kernel, of some nanoseconds each: half a millisecond.
-pub(super) const SLOW: u32 = 1 << 17;
+/// Steps of the slow kernel. They take some nanoseconds each, half a millisecond together.
+pub(super) const SLOW_STEPS: u32 = 1 << 17;
 
-/// Rows, depth and columns of the products: odd ones as far as rows may be, and some like a small model's.
+/// Rows, depth and columns of the GEMMs: a shape with an odd number of rows, and one like a small model's.
 const SHAPES: [[usize; 3]; 2] = [[33, 48, 104], [128, 256, 384]];
 
-/// Columns beside a factor that is a part of a wider matrix.
-const BESIDE: usize = 128;
+/// Columns before a factor that is a part of a wider matrix.
+const EXTRA_COLUMNS: usize = 128;
 
-/// What multiplies: writes `left right` into the last.
+/// The function under test: it writes `left right` into the third tensor.
 pub(super) type Multiply<'a, R> =
     dyn Fn(&CubeTensor<R>, &CubeTensor<R>, &CubeTensor<R>) -> Result<(), String> + 'a;
 
@@ -29,16 +29,16 @@ pub(super) type Multiply<'a, R> =
 enum Form {
     /// `x W^T`
     Forward,
-    /// `dy W`, of which `dy` is a part of a wider matrix.
+    /// `dy W`, where `dy` is a part of a wider matrix.
     Backward,
     /// `dy^T x`
     Gradient,
 }
 
-/// Checks products in `dtype`, 16-bit ones also into f32.
+/// Checks GEMMs in `dtype`; those of 16-bit factors also with an f32 result.
 ///
 /// # Errors
-/// What was wrong.
+/// Returns which GEMM was wrong.
 pub(super) fn check<R: CubeRuntime>(
     device: &R::Device,
     dtype: DType,
@@ -48,8 +48,8 @@ pub(super) fn check<R: CubeRuntime>(
     let client = &R::client(device);
     let tester = Tester { client, device, dtype, steps, multiply };
     for (form, shape) in cases() {
-        for product in products_of(dtype) {
-            // The first of its kind is waited for, the second is not.
+        for product in output_dtypes(dtype) {
+            // The first GEMM of a kind is waited for, the second is not.
             tester.compare(form, shape, *product)?;
             tester.compare(form, shape, *product)?;
         }
@@ -57,20 +57,20 @@ pub(super) fn check<R: CubeRuntime>(
     Ok(())
 }
 
-/// Every shape in every form.
+/// Returns every shape in every form.
 fn cases() -> impl Iterator<Item = (Form, [usize; 3])> {
     SHAPES.into_iter().flat_map(|[m, k, n]| {
         [
             (Form::Forward, [m, k, n]),
             (Form::Backward, [m, k, n]),
-            // Its depth is the number of tokens.
+            // The depth of a weight gradient is the number of tokens.
             (Form::Gradient, [k, m, n]),
         ]
     })
 }
 
-/// What products of `dtype` may be written in.
-fn products_of(dtype: DType) -> &'static [DType] {
+/// Returns the dtypes that a GEMM of `dtype` factors may be written in.
+fn output_dtypes(dtype: DType) -> &'static [DType] {
     match dtype {
         DType::BF16 => &[DType::BF16, DType::F32],
         DType::F16 => &[DType::F16, DType::F32],
@@ -78,20 +78,20 @@ fn products_of(dtype: DType) -> &'static [DType] {
     }
 }
 
-/// The values of a matrix.
-struct Numbers {
+/// A matrix on the host.
+struct HostMatrix {
     rows: usize,
     columns: usize,
     values: Vec<f32>,
 }
 
-impl Numbers {
-    /// Whole numbers from `-most` to `most`, mixed.
-    fn mixed(rows: usize, columns: usize, most: u32, seed: u32) -> Self {
-        let value = |at: usize| {
-            let mixed = (at as u32 + 1).wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503);
+impl HostMatrix {
+    /// Creates a matrix of pseudo-random integers from `-max` to `max`.
+    fn pseudo_random(rows: usize, columns: usize, max: u32, seed: u32) -> Self {
+        let value = |index: usize| {
+            let mixed = (index as u32 + 1).wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503);
             let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(2_246_822_519) >> 8;
-            (mixed % (2 * most + 1)) as f32 - most as f32
+            (mixed % (2 * max + 1)) as f32 - max as f32
         };
         Self { rows, columns, values: (0..rows * columns).map(value).collect() }
     }
@@ -101,20 +101,27 @@ impl Numbers {
     }
 }
 
-/// Factors in a form: the left one's memory and where in its rows it begins, and the right one's memory.
-fn factors(form: Form, [m, k, n]: [usize; 3], dtype: DType) -> (Numbers, usize, Numbers) {
+/// Returns the matrix in memory that contains the left factor, the column where that factor begins, and the right
+/// factor's matrix in memory.
+fn factors(form: Form, [m, k, n]: [usize; 3], dtype: DType) -> (HostMatrix, usize, HostMatrix) {
     // Sums stay below 2^8 for bf16, and below 2^24 for f32.
-    let most = if dtype == DType::F32 { 2047 } else { 2 };
+    let max = if dtype == DType::F32 { 2047 } else { 2 };
     match form {
-        Form::Forward => (Numbers::mixed(m, k, most, 1), 0, Numbers::mixed(n, k, 2, 2)),
-        Form::Backward => {
-            (Numbers::mixed(m, k + BESIDE, most, 3), BESIDE, Numbers::mixed(k, n, 2, 4))
+        Form::Forward => {
+            (HostMatrix::pseudo_random(m, k, max, 1), 0, HostMatrix::pseudo_random(n, k, 2, 2))
         }
-        Form::Gradient => (Numbers::mixed(k, m, most, 5), 0, Numbers::mixed(k, n, 2, 6)),
+        Form::Backward => (
+            HostMatrix::pseudo_random(m, k + EXTRA_COLUMNS, max, 3),
+            EXTRA_COLUMNS,
+            HostMatrix::pseudo_random(k, n, 2, 4),
+        ),
+        Form::Gradient => {
+            (HostMatrix::pseudo_random(k, m, max, 5), 0, HostMatrix::pseudo_random(k, n, 2, 6))
+        }
     }
 }
 
-/// The product, as defined. Every sum on the way is a whole number that f32 holds.
+/// Computes the result of a GEMM on the host, sum by sum. Every partial sum is an integer that f32 represents exactly.
 fn expected(form: Form, [m, k, n]: [usize; 3], dtype: DType) -> Vec<f32> {
     let (left, first, right) = factors(form, [m, k, n], dtype);
     let left = |row, i| match form {
@@ -138,8 +145,9 @@ struct Tester<'a, R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Tester<'_, R> {
+    /// Runs one GEMM between two kernels ([`Self::run_chain`]) and checks that every value is the [`expected`] one.
     fn compare(&self, form: Form, shape: [usize; 3], product: DType) -> Result<(), String> {
-        let found = self.chain(form, shape, product)?;
+        let found = self.run_chain(form, shape, product)?;
         let expected = expected(form, shape, self.dtype);
         let wrong = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
         if wrong == 0 && found.len() == expected.len() {
@@ -148,15 +156,21 @@ impl<R: CubeRuntime> Tester<'_, R> {
         let (from, to) = (self.dtype.name(), product.name());
         let count = expected.len();
         Err(format!(
-            "its self-test failed: {wrong} of {count} numbers of a product {shape:?} ({form:?}, {from} to {to}) are wrong"
+            "its self-test failed: {wrong} of {count} numbers of a GEMM {shape:?} ({form:?}, {from} to {to}) are wrong"
         ))
     }
 
-    /// Twice the half of the left factor, slowly, then the product, then its half; nothing waits until that is read.
-    fn chain(&self, form: Form, [m, k, n]: [usize; 3], dtype: DType) -> Result<Vec<f32>, String> {
+    /// Doubles half of the left factor slowly, multiplies, and halves the product, without waiting before the result
+    /// is read. Returns twice that result.
+    fn run_chain(
+        &self,
+        form: Form,
+        [m, k, n]: [usize; 3],
+        dtype: DType,
+    ) -> Result<Vec<f32>, String> {
         let (left, first, right) = factors(form, [m, k, n], self.dtype);
         let half =
-            Numbers { values: left.values.iter().map(|value| value / 2.0).collect(), ..left };
+            HostMatrix { values: left.values.iter().map(|value| value / 2.0).collect(), ..left };
         let right = self.tensor(&right);
         let doubled = self.empty([half.rows, half.columns], self.dtype);
         let product = self.empty([m, n], dtype);
@@ -178,25 +192,26 @@ impl<R: CubeRuntime> Tester<'_, R> {
         Ok(data.iter::<f32>().map(|value| 2.0 * value).collect())
     }
 
-    fn tensor(&self, numbers: &Numbers) -> CubeTensor<R> {
+    /// Uploads a matrix.
+    fn tensor(&self, numbers: &HostMatrix) -> CubeTensor<R> {
         let shape = [numbers.rows, numbers.columns];
         let data = TensorData::new(numbers.values.clone(), shape).convert_dtype(self.dtype);
-        self.of_bytes(data.as_bytes(), shape, self.dtype)
+        self.upload(data.as_bytes(), shape, self.dtype)
     }
 
-    /// All NaN.
+    /// Returns a tensor filled with NaN.
     fn empty(&self, shape: [usize; 2], dtype: DType) -> CubeTensor<R> {
         let bytes = vec![0xff; shape[0] * shape[1] * dtype.size()];
-        self.of_bytes(&bytes, shape, dtype)
+        self.upload(&bytes, shape, dtype)
     }
 
-    fn of_bytes(&self, bytes: &[u8], shape: [usize; 2], dtype: DType) -> CubeTensor<R> {
+    fn upload(&self, bytes: &[u8], shape: [usize; 2], dtype: DType) -> CubeTensor<R> {
         let memory = self.client.create_from_slice(bytes);
         let (client, device) = (self.client.clone(), self.device.clone());
         CubeTensor::new_contiguous(client, device, shape.into(), memory, dtype)
     }
 
-    /// The columns from `first` on.
+    /// Returns a view of the columns from `first` on.
     fn columns(&self, mut tensor: CubeTensor<R>, first: usize) -> CubeTensor<R> {
         let [rows, columns] = tensor.meta.shape().dims();
         let offset = (first * tensor.dtype.size()) as u64;
@@ -210,8 +225,8 @@ impl<R: CubeRuntime> Tester<'_, R> {
         let dtype = output.dtype.into();
         scale_slowly::launch::<R>(
             self.client,
-            cubes(count.div_ceil(UNITS)),
-            CubeDim::new_1d(UNITS as u32),
+            block_grid(count.div_ceil(THREADS)),
+            CubeDim::new_1d(THREADS as u32),
             input.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             factor,
@@ -222,7 +237,7 @@ impl<R: CubeRuntime> Tester<'_, R> {
     }
 }
 
-/// A value a unit, times `factor`, after as many multiplications by `one`.
+/// Multiplies each value by `factor`, one value per thread, after `steps` multiplications by `one`.
 #[cube(launch)]
 fn scale_slowly<F: Float>(
     input: &Tensor<F>,
@@ -249,16 +264,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_held_exactly() {
-        for (dtype, most) in [(DType::BF16, 256.0), (DType::F32, 16_777_216.0)] {
+    fn sums_are_exact() {
+        for (dtype, max) in [(DType::BF16, 256.0), (DType::F32, 16_777_216.0)] {
             for (form, shape) in cases() {
                 let values = expected(form, shape, dtype);
-                assert!(values.iter().all(|v| v.abs() <= most), "{dtype:?} {form:?}");
+                assert!(values.iter().all(|v| v.abs() <= max), "{dtype:?} {form:?}");
                 let zeros = values.iter().filter(|v| **v == 0.0).count();
                 assert!(zeros < values.len() / 8, "{zeros} zeros");
             }
         }
-        // Rounded to the 11 bits of TF32 they would be others.
+        // Rounding to the 11 bits of TF32 would change some of these numbers.
         let (left, _, _) = factors(Form::Forward, SHAPES[0], DType::F32);
         let bits = |value: f32| (value.abs() as u32) >> value.abs().log2().max(0.0) as u32;
         assert!(left.values.iter().any(|v| v.abs() > 1024.0 && bits(*v) == 1));
@@ -266,17 +281,17 @@ mod tests {
     }
 }
 
-/// The test itself, tried on software Vulkan with products that are right, and wrong in many ways.
+/// Tests of the self-test itself on software Vulkan, with a correct implementation and several wrong ones.
 #[cfg(all(test, feature = "wgpu"))]
 mod on_wgpu {
     use burn_wgpu::WgpuRuntime;
 
     use super::*;
-    use crate::cubecl::launch::matmul;
+    use crate::cubecl::launch::matmul_into;
 
     type Tensor = CubeTensor<WgpuRuntime>;
 
-    /// `None` without a driver.
+    /// Runs the self-test; returns `None` without a driver.
     fn checked(multiply: &Multiply<WgpuRuntime>) -> Option<Result<(), String>> {
         crate::wgpu::start(None).ok()?;
         let device = Default::default();
@@ -284,18 +299,18 @@ mod on_wgpu {
     }
 
     fn right(left: &Tensor, right: &Tensor, product: &Tensor) -> Result<(), String> {
-        matmul(left.clone(), right.clone(), product.clone());
+        matmul_into(left.clone(), right.clone(), product.clone());
         Ok(())
     }
 
     #[test]
-    fn right_products_pass() {
+    fn correct_gemms_pass() {
         let result = checked(&right);
         assert!(result.is_none_or(|result| result == Ok(())));
     }
 
     #[test]
-    fn wrong_products_do_not() {
+    fn wrong_gemms_are_found() {
         let nothing = |_: &Tensor, _: &Tensor, _: &Tensor| Ok(());
         let refused = |_: &Tensor, _: &Tensor, _: &Tensor| Err("no kernel".to_string());
         let few_rows = |left: &Tensor, factor: &Tensor, product: &Tensor| {
@@ -308,7 +323,7 @@ mod on_wgpu {
             right(&left, factor, &product)
         };
         let other = |left: &Tensor, factor: &Tensor, product: &Tensor| {
-            // As if a weight were stored the other way round.
+            // As if a weight were stored transposed.
             let [_, columns] = factor.meta.shape().dims::<2>();
             let mut factor = factor.clone();
             *factor.meta.strides_mut() = [columns, 1].into();

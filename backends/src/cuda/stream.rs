@@ -1,8 +1,9 @@
 //! The CUDA stream that CubeCL computes on.
 //!
-//! Work of ours joins CubeCL's without waiting only on its own stream, which CubeCL 0.10 hands out nowhere. Its server
-//! writes the stream's address when it is formatted for debugging, though, and there it is read, once, and checked
-//! with the driver. Where the form has changed, nothing is found, and nothing of ours is put on a stream.
+//! Work of this crate runs in order with CubeCL's, without waiting, only if it is on the same stream, and CubeCL 0.10
+//! has no API that returns it. The server's `Debug` output contains the stream's address, though. It is read from
+//! there once and checked with the driver. If the output has another form, no stream is found and this crate queues
+//! no work on one.
 
 use std::fmt::{self, Debug, Write};
 use std::sync::Once;
@@ -10,103 +11,106 @@ use std::sync::Once;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cudarc::driver::sys::{self, CUresult, CUstream, CUstream_flags};
 
-/// What stands before the address of the first stream.
-const BEFORE: &str = "StreamPool { streams: [Some(StreamWrapper { stream: Stream { sys: 0x";
+/// The text before the address of the first stream.
+const ADDRESS_PREFIX: &str = "StreamPool { streams: [Some(StreamWrapper { stream: Stream { sys: 0x";
 
-/// Lets CubeCL compute on one stream, unless it has begun to compute.
+/// Configures CubeCL to compute on a single stream, unless it has already started.
 ///
-/// By default it has one for each thread, each with memory of its own. With one there is no doubt which it is, and what
-/// a thread gives back another can take.
-pub(super) fn one() {
+/// By default it has one stream per thread, each with its own memory. With a single one it is certain which stream is
+/// meant, and memory that one thread frees can be reused by another.
+pub(super) fn use_single_stream() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
         config.streaming.max_streams = 1;
-        // `set` would panic where somebody was faster.
+        // `set` would panic if another thread had set the configuration first.
         let mut current = CubeClRuntimeConfig::storage().lock();
         current.get_or_insert_with(|| config.into());
     });
 }
 
-/// The stream of `server`, CubeCL's. The calling thread must have the device's context.
-pub(super) fn of(server: &impl Debug) -> Result<CUstream, String> {
+/// Returns the stream of CubeCL's `server`. The calling thread must have the device's context.
+pub(super) fn server_stream(server: &impl Debug) -> Result<CUstream, String> {
     let streams = CubeClRuntimeConfig::get().streaming.max_streams;
     if streams != 1 {
         return Err(format!("CubeCL was started with {streams} streams, not with one"));
     }
     let stream = address(server)? as CUstream;
-    check(stream)?;
+    check_stream(stream)?;
     Ok(stream)
 }
 
-/// The address of the first stream in what `server` writes.
+/// Returns the address of the first stream in the `Debug` output of `server`.
 fn address(server: &impl Debug) -> Result<usize, String> {
-    let mut scan = Scan::default();
-    // Stopped as soon as the address is complete: what follows is long.
+    let mut scan = AddressScanner::default();
+    // Formatting stops as soon as the address is complete: the rest is long.
     let _ = write!(scan, "{server:?}");
     let address = usize::from_str_radix(&scan.digits, 16).ok();
     let address = address.filter(|address| *address != 0 && scan.complete);
-    address.ok_or_else(|| "CubeCL's stream is not where version 0.10.0 has it".to_string())
+    address.ok_or_else(|| {
+        "CubeCL's debug output does not show its stream where version 0.10.0 does".to_string()
+    })
 }
 
-/// Looks for the digits after [`BEFORE`] in what is written to it, piece by piece.
+/// Scans text that is written piece by piece for the digits after [`ADDRESS_PREFIX`].
 #[derive(Default)]
-struct Scan {
-    /// Of what was written, the last, in which the next pieces may complete [`BEFORE`].
+struct AddressScanner {
+    /// The end of the text so far, in which the next pieces may complete [`ADDRESS_PREFIX`].
     last: String,
     found: bool,
     digits: String,
     complete: bool,
 }
 
-impl Scan {
+impl AddressScanner {
     fn read_digits(&mut self, text: &str) -> fmt::Result {
         let count = text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len());
         self.digits.push_str(&text[..count]);
         self.complete = count < text.len();
-        match self.complete {
-            true => Err(fmt::Error),
-            false => Ok(()),
-        }
+        if self.complete { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
-impl Write for Scan {
+impl Write for AddressScanner {
     fn write_str(&mut self, piece: &str) -> fmt::Result {
         if self.found {
             return self.read_digits(piece);
         }
         self.last.push_str(piece);
-        if let Some(at) = self.last.find(BEFORE) {
+        if let Some(at) = self.last.find(ADDRESS_PREFIX) {
             self.found = true;
-            let rest = self.last.split_off(at + BEFORE.len());
+            let rest = self.last.split_off(at + ADDRESS_PREFIX.len());
             return self.read_digits(&rest);
         }
-        let done = self.last.len().saturating_sub(BEFORE.len());
-        self.last.drain(..self.last.floor_char_boundary(done));
+        let surplus = self.last.len().saturating_sub(ADDRESS_PREFIX.len());
+        self.last.drain(..self.last.floor_char_boundary(surplus));
         Ok(())
     }
 }
 
-/// Asks the driver whether `stream` is one as CubeCL makes them.
+/// Asks the driver whether `stream` has the flags and the context of CubeCL's streams.
 #[allow(unsafe_code, reason = "calls of the driver")]
-fn check(stream: CUstream) -> Result<(), String> {
-    let (mut flags, mut of_stream, mut current) = (0, std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: the results are places of the types that the driver writes. The stream was read where CubeCL writes its
-    // own, which lives as long as the program.
-    let asked = unsafe {
+fn check_stream(stream: CUstream) -> Result<(), String> {
+    let (mut flags, mut stream_context, mut current) =
+        (0, std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the results have the types that the driver writes. The stream was read from CubeCL's own handle, which
+    // lives as long as the program.
+    let results = unsafe {
         [
             sys::cuStreamGetFlags(stream, &mut flags),
-            sys::cuStreamGetCtx(stream, &mut of_stream),
+            sys::cuStreamGetCtx(stream, &mut stream_context),
             sys::cuCtxGetCurrent(&mut current),
         ]
     };
-    if let Some(error) = asked.into_iter().find(|result| *result != CUresult::CUDA_SUCCESS) {
-        return Err(format!("the driver knows no stream where CubeCL's should be ({error:?})"));
+    if let Some(error) = results.into_iter().find(|result| *result != CUresult::CUDA_SUCCESS) {
+        return Err(format!(
+            "the driver finds no stream at the address where CubeCL's should be ({error:?})"
+        ));
     }
-    match flags == CUstream_flags::CU_STREAM_NON_BLOCKING as u32 && of_stream == current {
-        true => Ok(()),
-        false => Err("what was taken for CubeCL's stream is another".to_string()),
+    if flags == CUstream_flags::CU_STREAM_NON_BLOCKING as u32 && stream_context == current {
+        Ok(())
+    } else {
+        Err("the stream at the address where CubeCL's should be is not CubeCL's".to_string())
     }
 }
 
@@ -114,7 +118,7 @@ fn check(stream: CUstream) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// Written as it is, in pieces of some length.
+    /// A text that is written in pieces of the given length when it is formatted.
     struct Text(String, usize);
 
     impl Debug for Text {
@@ -126,13 +130,13 @@ mod tests {
         }
     }
 
-    fn in_text(text: &str) -> Result<usize, String> {
+    fn address_in(text: &str) -> Result<usize, String> {
         let found = [1, 2, 7, 1000].map(|length| address(&Text(text.to_string(), length)));
         assert!(found.iter().all(|f| *f == found[0]), "{found:?}");
         found[0].clone()
     }
 
-    /// The names of CubeCL's types, down to the stream.
+    /// Types with the names of CubeCL's, down to the stream.
     #[allow(dead_code, reason = "formatted, not read")]
     mod like_cubecl {
         #[derive(Debug)]
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_that_of_the_first_stream() {
+    fn the_address_of_the_first_stream_is_found() {
         use like_cubecl::*;
         let at = |address: usize| address as *mut u8;
         let stream = |address| {
@@ -187,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
-        assert_eq!(in_text(&format!("ä {BEFORE}7fAb10, errors")), Ok(0x7f_ab10));
+    fn malformed_addresses_are_refused() {
+        assert_eq!(address_in(&format!("ä {ADDRESS_PREFIX}7fAb10, errors")), Ok(0x7f_ab10));
         for rest in ["", "7fab", ", errors", "0, errors", "xyz, ", "-1, "] {
-            assert!(in_text(&format!("{BEFORE}{rest}")).is_err(), "{rest}");
+            assert!(address_in(&format!("{ADDRESS_PREFIX}{rest}")).is_err(), "{rest}");
         }
         let too_long = "f".repeat(17);
-        assert!(in_text(&format!("{BEFORE}{too_long}, ")).is_err());
-        assert!(in_text("Stream { sys: 0x7fab10, errors").is_err());
-        assert!(in_text("").is_err());
+        assert!(address_in(&format!("{ADDRESS_PREFIX}{too_long}, ")).is_err());
+        assert!(address_in("Stream { sys: 0x7fab10, errors").is_err());
+        assert!(address_in("").is_err());
     }
 }

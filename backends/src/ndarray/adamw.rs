@@ -1,14 +1,14 @@
-//! AdamW on slices: see [`crate::ops::adamw`].
+//! AdamW on slices (see [`crate::ops::adamw`]).
 
 use rayon::prelude::*;
 
 use super::vector::vectorized;
 use crate::ops::adamw::AdamWFactors;
 
-/// Values a thread takes at a time.
+/// Number of values that a thread updates at a time.
 const CHUNK: usize = 1 << 15;
 
-/// Updates parameter and moments in place.
+/// Updates a parameter and its moments in place.
 pub(super) fn step(
     param: &mut [f32],
     grad: &[f32],

@@ -1,45 +1,47 @@
-//! The system's allocator, with large blocks beginning at a line of the cache.
+//! The system's allocator, with large blocks aligned to cache lines.
 //!
-//! A vector that lies across two lines is read twice, and of vectors as wide as a line, in a block that begins elsewhere,
-//! all do. The system aligns to 16 bytes; asked for more it keeps what is freed in pieces that it cannot give again for
-//! the same size, so a large block is asked for with room for one line more, and begins within it.
+//! A vector that crosses a line is read twice, and in a block that is not aligned to a line every
+//! vector as wide as a line does so. The system aligns to 16 bytes. If more is requested, it keeps
+//! freed memory in pieces that it cannot reuse for the same size, so a large block is requested
+//! with room for one more line, and its values start at the first line within it.
 
 #![allow(
     unsafe_code,
-    reason = "an allocator is unsafe by its trait; what is added to the system's is how far into a block its values begin"
+    reason = "an allocator is unsafe by its trait; all it adds to the system's is the offset at which a block's values start"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 
-/// Smaller blocks are as the system gives them.
-const LARGE: usize = 4096;
+/// Blocks below this many bytes are passed on to the system unchanged.
+const LARGE_BLOCK: usize = 4096;
 
-/// To be the `#[global_allocator]` of a program that computes on the CPU.
+/// The `#[global_allocator]` of a program that computes on the CPU.
 pub struct CacheAligned;
 
-// A large block is `[unused][distance][values]`: the values begin at a line, and the distance from where the system's
-// block begins to there stands in the eight bytes before. The system's blocks begin at multiples of 16, so there is room.
+// A large block is `[unused][distance][values]`: the values start at a line, and the eight bytes
+// before them hold the distance from the start of the system's block. That block starts at a
+// multiple of 16, so there is room.
 unsafe impl GlobalAlloc for CacheAligned {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match roomy(layout) {
-            Some(larger) => unsafe { placed(System.alloc(larger)) },
+        match padded_layout(layout) {
+            Some(larger) => unsafe { align_block(System.alloc(larger)) },
             None => unsafe { System.alloc(layout) },
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match roomy(layout) {
-            Some(larger) => unsafe { placed(System.alloc_zeroed(larger)) },
+        match padded_layout(layout) {
+            Some(larger) => unsafe { align_block(System.alloc_zeroed(larger)) },
             None => unsafe { System.alloc_zeroed(layout) },
         }
     }
 
     unsafe fn dealloc(&self, values: *mut u8, layout: Layout) {
-        match roomy(layout) {
+        match padded_layout(layout) {
             Some(larger) => unsafe { System.dealloc(values.sub(distance(values)), larger) },
             None => unsafe { System.dealloc(values, layout) },
         }
@@ -49,7 +51,7 @@ unsafe impl GlobalAlloc for CacheAligned {
         let Ok(wanted) = Layout::from_size_align(size, layout.align()) else {
             return ptr::null_mut();
         };
-        match (roomy(layout), roomy(wanted)) {
+        match (padded_layout(layout), padded_layout(wanted)) {
             (None, None) => unsafe { System.realloc(values, layout, size) },
             (Some(old), Some(new)) => unsafe {
                 let before = distance(values);
@@ -57,13 +59,13 @@ unsafe impl GlobalAlloc for CacheAligned {
                 if block.is_null() {
                     return block;
                 }
-                // Moved within the new block if that begins otherwise than the old one did.
-                let after = LINE - block as usize % LINE;
+                // Moved within the new block if its alignment differs from that of the old one.
+                let after = CACHE_LINE - block as usize % CACHE_LINE;
                 let kept = layout.size().min(size);
                 if before != after {
                     ptr::copy(block.add(before), block.add(after), kept);
                 }
-                placed(block)
+                align_block(block)
             },
             _ => unsafe {
                 let new = self.alloc(wanted);
@@ -77,23 +79,25 @@ unsafe impl GlobalAlloc for CacheAligned {
     }
 }
 
-/// What to ask the system for where a large block is wanted; `None` where the block is as the system gives it.
-fn roomy(layout: Layout) -> Option<Layout> {
-    match layout.size() >= LARGE && layout.align() <= LINE {
-        true => Layout::from_size_align(layout.size() + LINE, 16).ok(),
-        false => None,
+/// Returns the layout to request from the system for a large block; `None` if the block is passed
+/// on unchanged.
+fn padded_layout(layout: Layout) -> Option<Layout> {
+    if layout.size() >= LARGE_BLOCK && layout.align() <= CACHE_LINE {
+        Layout::from_size_align(layout.size() + CACHE_LINE, 16).ok()
+    } else {
+        None
     }
 }
 
-/// Where the values of a system's block begin, the distance noted before them.
+/// Returns the start of the values in a system's block, after writing the distance before them.
 ///
 /// # Safety
-/// `block` is null, or begins at a multiple of 16 and has room for a line before its values.
-unsafe fn placed(block: *mut u8) -> *mut u8 {
+/// `block` is null, or starts at a multiple of 16 and has room for a line before its values.
+unsafe fn align_block(block: *mut u8) -> *mut u8 {
     if block.is_null() {
         return block;
     }
-    let distance = LINE - block as usize % LINE;
+    let distance = CACHE_LINE - block as usize % CACHE_LINE;
     unsafe {
         let values = block.add(distance);
         values.cast::<usize>().sub(1).write(distance);
@@ -101,10 +105,10 @@ unsafe fn placed(block: *mut u8) -> *mut u8 {
     }
 }
 
-/// How far into the system's block the values of a large block begin.
+/// Returns the distance from the start of the system's block to the values of a large block.
 ///
 /// # Safety
-/// `values` come from [`placed`].
+/// `values` comes from [`align_block`].
 unsafe fn distance(values: *mut u8) -> usize {
     unsafe { values.cast::<usize>().sub(1).read() }
 }
@@ -117,7 +121,8 @@ mod tests {
         Layout::from_size_align(size, align).unwrap()
     }
 
-    /// Grown and shrunk across both limits, a block keeps its values, and begins at a line while it is large.
+    /// A block that grows and shrinks across both limits keeps its values, and is aligned to a line
+    /// while it is large.
     #[test]
     fn blocks_keep_their_values() {
         let allocator = CacheAligned;
@@ -134,8 +139,8 @@ mod tests {
                 for next in sizes {
                     block = unsafe { allocator.realloc(block, layout(size, align), next) };
                     assert_eq!(block as usize % align, 0);
-                    if next >= LARGE && align <= LINE {
-                        assert_eq!(block as usize % LINE, 0, "{size} to {next}");
+                    if next >= LARGE_BLOCK && align <= CACHE_LINE {
+                        assert_eq!(block as usize % CACHE_LINE, 0, "{size} to {next}");
                     }
                     for at in 0..size.min(next) {
                         assert_eq!(unsafe { block.add(at).read() }, byte(at), "{size} to {next}");

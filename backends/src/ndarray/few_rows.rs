@@ -1,9 +1,9 @@
-//! Products of a few rows with weights as they are stored, `x W^T`: what decoding spends its time on. Packed weights have
-//! kernels of their own ([`super::packed`]).
+//! GEMM of a few rows with a weight as it is stored, `x W^T`, which dominates decoding. Quantized
+//! weights have kernels of their own ([`super::packed`]).
 //!
-//! With few rows a weight is read faster than it can be laid out for a general product, so it is used where it lies, each
-//! row of it once. A value of the result is one sum over vectors along its row, added up at the end: in the same order
-//! whatever the number of rows, so that no row's result depends on the others.
+//! Reading a weight for few rows takes less time than rearranging it for a general GEMM, so it is
+//! used in place, each row once. Each value is a sum over vectors along a row whose lanes are added
+//! at the end. This order is the same for any number of rows, so no row depends on the others.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::awake::keep_awake;
-use super::gemm::{Old, SMALL};
-use super::packed::{HostPacked, few_product};
-use super::sums::sums_of;
+use super::gemm::{MIN_PARALLEL_WORK, WriteMode};
+use super::packed::{HostPacked, quantized_gemm};
+use super::sums::reduce_sums;
 use super::vector::LANES;
 
-/// Up to this many rows are few; beyond, a general product is faster.
-pub(super) const FEW: usize = 128;
+/// The largest number of rows for which this GEMM is faster than a general one.
+pub(super) const MAX_FEW_ROWS: usize = 128;
 
-/// Rows of `x` and of `W` whose products are computed together; their sums stay in registers.
-const X_ROWS: usize = 4;
-const W_ROWS: usize = 6;
+/// Rows of `x` and of `W` in a tile, whose sums stay in registers.
+const TILE_X_ROWS: usize = 4;
+const TILE_W_ROWS: usize = 6;
 
-/// Of longer rows some columns are computed after others: what is computed together stays in the nearest cache.
-const COLUMNS: usize = 1024;
+/// Longer rows are processed in groups of columns, so that the operands of a tile stay cached.
+const MAX_COLUMNS: usize = 1024;
 
-/// Rows of `columns` values, each `stride` after the one before.
+/// Rows of `columns` values whose starts are `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) values: &'a [f32],
@@ -37,28 +37,29 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Rows without gaps.
+    /// Returns rows without gaps.
     pub(super) fn of(values: &'a [f32], columns: usize) -> Self {
         Self { values, count: values.len() / columns.max(1), columns, stride: columns }
     }
 
+    /// Returns one row.
     #[inline(always)]
     pub(super) fn row(&self, index: usize) -> &'a [f32] {
         &self.values[index * self.stride..][..self.columns]
     }
 
-    /// Rows `start..start + count`.
+    /// Returns the rows `start..start + count`.
     fn part(&self, start: usize, count: usize) -> Self {
         let values = &self.values[start * self.stride..];
         Self { values, count, ..*self }
     }
 
-    /// The same rows, of each only these columns.
+    /// Returns the same rows, restricted to `columns`.
     fn columns(&self, columns: Range<usize>) -> Self {
         Self { values: &self.values[columns.start..], columns: columns.len(), ..*self }
     }
 
-    /// Consecutive rows from `start` on, a loop for the reason given at [`dots`].
+    /// Returns `N` consecutive rows from `start`. This is a loop for the reason given at [`dots`].
     #[inline(always)]
     fn several<const N: usize>(&self, start: usize) -> [&'a [f32]; N] {
         let mut rows = [&[][..]; N];
@@ -81,12 +82,12 @@ pub(super) struct Term<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Weights<'a> {
     Floats(Rows<'a>),
-    /// From a row on.
+    /// The rows of a quantized weight from an index on.
     Packed(&'a HostPacked, usize),
 }
 
 impl Weights<'_> {
-    /// All rows of the weight, or of the part that is looked at.
+    /// Returns the number of rows of the weight, or of the selected part.
     pub(super) fn count(&self) -> usize {
         match self {
             Self::Floats(rows) => rows.count,
@@ -94,7 +95,7 @@ impl Weights<'_> {
         }
     }
 
-    /// Rows from `start` on, `count` of them.
+    /// Returns `count` rows from `start`.
     fn part(self, start: usize, count: usize) -> Self {
         match self {
             Self::Floats(rows) => Self::Floats(rows.part(start, count)),
@@ -103,23 +104,24 @@ impl Weights<'_> {
     }
 }
 
-/// Some columns of a result and what they are the sum of.
+/// Columns of a result and the terms that are summed into them.
 pub(super) struct Output<'a> {
     pub(super) target: MatMut<'a, f32>,
-    /// Whether what stands there is a summand too.
-    pub(super) old: Old,
+    /// Whether the terms overwrite the target or are added to it.
+    pub(super) mode: WriteMode,
     pub(super) terms: Vec<Term<'a>>,
 }
 
 impl<'a> Output<'a> {
+    /// Returns the number of multiplications.
     fn work(&self) -> usize {
         let (width, terms) = (self.target.ncols(), self.terms.iter());
         terms.map(|t| t.x.count * width * t.x.columns).sum()
     }
 
-    /// Parts of `width` columns, the last may be narrower.
-    fn cut(self, width: usize) -> Vec<Self> {
-        let Self { mut target, old, terms } = self;
+    /// Splits the output into parts of `width` columns; the last one may be narrower.
+    fn split(self, width: usize) -> Vec<Self> {
+        let Self { mut target, mode, terms } = self;
         let mut parts = Vec::new();
         let mut start = 0;
         while target.ncols() > 0 {
@@ -127,88 +129,88 @@ impl<'a> Output<'a> {
             let (part, rest) = target.split_at_col_mut(count);
             target = rest;
             let terms = terms.iter().map(|term| Term { w: term.w.part(start, count), ..*term });
-            parts.push(Self { target: part, old, terms: terms.collect() });
+            parts.push(Self { target: part, mode, terms: terms.collect() });
             start += count;
         }
         parts
     }
 
-    /// On the calling thread.
+    /// Computes the output on the calling thread.
     pub(super) fn compute(mut self) {
-        let mut old = self.old;
+        let mut mode = self.mode;
         for term in &self.terms {
             let (target, Term { factor, x, w }) = (self.target.as_mut(), *term);
             match w {
-                Weights::Floats(w) => float_product(target, old, factor, x, w),
-                Weights::Packed(w, first) => few_product(target, old, factor, x, (w, first)),
+                Weights::Floats(w) => few_rows_gemm(target, mode, factor, x, w),
+                Weights::Packed(w, first) => quantized_gemm(target, mode, factor, x, (w, first)),
             }
-            old = Old::Add;
+            mode = WriteMode::Add;
         }
     }
 }
 
-/// Computes all of `outputs`, on all threads.
+/// Computes all `outputs` on all threads.
 ///
 /// # Panics
-/// If shapes do not fit together.
+/// If the shapes do not match.
 pub(super) fn compute(outputs: Vec<Output<'_>>) {
     let work: usize = outputs.iter().map(Output::work).sum();
-    if work < SMALL {
+    if work < MIN_PARALLEL_WORK {
         return outputs.into_iter().for_each(Output::compute);
     }
     keep_awake();
     let width: usize = outputs.iter().map(|output| output.target.ncols()).sum();
-    // Two parts a thread: one that comes late is helped out.
-    let share = width.div_ceil(2 * rayon::current_num_threads());
-    // Whole tiles, of packed weights too.
-    let share = share.next_multiple_of(2 * W_ROWS);
-    let parts = outputs.into_iter().flat_map(|output| output.cut(share));
+    // Two parts per thread, so that fast threads take over from slow ones; whole tiles.
+    let part_width = width.div_ceil(2 * rayon::current_num_threads());
+    let part_width = part_width.next_multiple_of(2 * TILE_W_ROWS);
+    let parts = outputs.into_iter().flat_map(|output| output.split(part_width));
     let parts: Vec<_> = parts.collect();
     parts.into_par_iter().with_max_len(1).for_each(Output::compute);
 }
 
-/// `target = factor * x W^T`, or `target += factor * x W^T`, on the calling thread.
+/// Computes `target = factor * x W^T`, or adds it to `target`, on the calling thread.
 ///
-/// Long rows some columns after others.
-pub(super) fn float_product(
+/// Long rows are processed in groups of columns.
+pub(super) fn few_rows_gemm(
     mut target: MatMut<'_, f32>,
-    mut old: Old,
+    mut mode: WriteMode,
     factor: f32,
     x: Rows<'_>,
     w: Rows<'_>,
 ) {
-    let parts = x.columns.div_ceil(COLUMNS).max(1);
+    let parts = x.columns.div_ceil(MAX_COLUMNS).max(1);
     let width = x.columns.div_ceil(parts).next_multiple_of(LANES);
     for part in 0..parts {
         let [start, end] = [part, part + 1].map(|part| (part * width).min(x.columns));
-        pulp::Arch::new().dispatch(Product {
+        pulp::Arch::new().dispatch(FewRowsGemm {
             target: target.as_mut(),
-            old,
+            mode,
             factor,
             x: x.columns(start..end),
             w: w.columns(start..end),
         });
-        old = Old::Add;
+        mode = WriteMode::Add;
     }
 }
 
-struct Product<'a> {
+/// The GEMM of one group of columns.
+struct FewRowsGemm<'a> {
     target: MatMut<'a, f32>,
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     x: Rows<'a>,
     w: Rows<'a>,
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for FewRowsGemm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let (x, w) = (self.x, self.w);
-        let whole = w.count - w.count % W_ROWS;
-        for w_row in (0..whole).step_by(W_ROWS) {
-            self.rows::<S, W_ROWS>(simd, x, w_row);
+        let whole = w.count - w.count % TILE_W_ROWS;
+        for w_row in (0..whole).step_by(TILE_W_ROWS) {
+            self.rows::<S, TILE_W_ROWS>(simd, x, w_row);
         }
         for w_row in whole..w.count {
             self.rows::<S, 1>(simd, x, w_row);
@@ -216,60 +218,61 @@ impl WithSimd for Product<'_> {
     }
 }
 
-impl Product<'_> {
-    /// The columns of `N` rows of `W`.
+impl FewRowsGemm<'_> {
+    /// Computes the columns that belong to `N` rows of `W`.
     #[inline(always)]
     fn rows<S: Simd, const N: usize>(&mut self, simd: S, x: Rows<'_>, w_row: usize) {
-        let tiles = x.count.div_ceil(X_ROWS);
+        let tiles = x.count.div_ceil(TILE_X_ROWS);
         for tile in 0..tiles {
-            // The rows of `W` that come next are fetched meanwhile, each tile a share of them. With one row that
-            // gains nothing: there is no computing to do meanwhile.
+            // Each tile prefetches a part of the next rows of `W`. With a single row of `x` this
+            // gains nothing, because there is no arithmetic to overlap with.
             let next = if x.count > 1 { N } else { 0 };
             let [from, to] = [tile, tile + 1].map(|tile| w_row + N + tile * next / tiles);
-            let (x_row, ahead) = (tile * X_ROWS, from..to);
+            let (x_row, next_rows) = (tile * TILE_X_ROWS, from..to);
             match x.count - x_row {
-                1 => self.tile::<S, 1, N>(simd, x_row, w_row, ahead),
-                2 => self.tile::<S, 2, N>(simd, x_row, w_row, ahead),
-                3 => self.tile::<S, 3, N>(simd, x_row, w_row, ahead),
-                _ => self.tile::<S, X_ROWS, N>(simd, x_row, w_row, ahead),
+                1 => self.tile::<S, 1, N>(simd, x_row, w_row, next_rows),
+                2 => self.tile::<S, 2, N>(simd, x_row, w_row, next_rows),
+                3 => self.tile::<S, 3, N>(simd, x_row, w_row, next_rows),
+                _ => self.tile::<S, TILE_X_ROWS, N>(simd, x_row, w_row, next_rows),
             }
         }
     }
 
+    /// Computes `M` rows and `N` columns of the result and prefetches the rows `next_rows` of `W`.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(
         &mut self,
         simd: S,
         x_row: usize,
         w_row: usize,
-        ahead: Range<usize>,
+        next_rows: Range<usize>,
     ) {
         let (factor, x, w) = (self.factor, self.x, self.w);
-        let ahead = w.values.get(ahead.start * w.stride..ahead.end * w.stride);
-        let ahead = (ahead.unwrap_or_default(), w.stride);
-        let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), ahead);
+        let next_rows = w.values.get(next_rows.start * w.stride..next_rows.end * w.stride);
+        let next_rows = (next_rows.unwrap_or_default(), w.stride);
+        let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), next_rows);
         for (row, sums) in sums.iter().enumerate() {
             let target = self.target.as_mut().row_mut(x_row + row);
             let Some(target) = target.subcols_mut(w_row, N).try_as_row_major_mut() else {
                 unreachable!("a row of a row-major matrix")
             };
-            for (place, sum) in target.as_slice_mut().iter_mut().zip(sums) {
-                *place = match self.old {
-                    Old::Replace => factor * sum,
-                    Old::Add => *place + factor * sum,
+            for (value, sum) in target.as_slice_mut().iter_mut().zip(sums) {
+                *value = match self.mode {
+                    WriteMode::Overwrite => factor * sum,
+                    WriteMode::Add => *value + factor * sum,
                 };
             }
         }
     }
 }
 
-/// Has the processor bring `values[index]` near, if there is such a value.
+/// Prefetches `values[index]` into the cache, if the index exists.
 #[inline(always)]
 #[allow(
     unsafe_code,
-    reason = "a hint without effect on what is computed, whatever stands at the address, if anything does"
+    reason = "a prefetch has no effect on results, whatever lies at the address, if anything does"
 )]
-pub(super) fn fetch<T>(values: &[T], index: usize) {
+pub(super) fn prefetch<T>(values: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -278,15 +281,15 @@ pub(super) fn fetch<T>(values: &[T], index: usize) {
     }
 }
 
-/// The products of `M` rows with `N` rows of one length; fetches the rows `ahead`, each `stride` long.
+/// Returns the dot products of `M` rows with `N` rows, and prefetches `next_rows`.
 ///
-/// Plain loops: what the closures of `map` do would not be inlined, and so compiled for narrow vectors.
+/// Plain loops: closures passed to `map` would not be inlined but compiled for narrow vectors.
 #[inline(always)]
 fn dots<S: Simd, const M: usize, const N: usize>(
     simd: S,
     x: [&[f32]; M],
     w: [&[f32]; N],
-    (ahead, stride): (&[f32], usize),
+    (next_rows, stride): (&[f32], usize),
 ) -> [[f32; N]; M] {
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
     let length = x[0].len();
@@ -299,8 +302,8 @@ fn dots<S: Simd, const M: usize, const N: usize>(
         w_vectors[n] = &S::as_simd_f32s(w[n]).0[..vectors];
     }
     for at in 0..vectors {
-        for first in (0..ahead.len()).step_by(stride) {
-            fetch(ahead, first + at * S::F32_LANES);
+        for first in (0..next_rows.len()).step_by(stride) {
+            prefetch(next_rows, first + at * S::F32_LANES);
         }
         for n in 0..N {
             let w = w_vectors[n][at];
@@ -319,26 +322,26 @@ fn dots<S: Simd, const M: usize, const N: usize>(
             }
         }
     }
-    sums_of(simd, sums)
+    reduce_sums(simd, sums)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::{columns_of, rows_mut};
-    use super::super::matrix::numbers;
+    use super::super::gemm::{columns_mut, rows_mut};
+    use super::super::matrix::small_integers;
     use super::*;
 
-    /// Every remainder of rows, columns and vectors; shared out or not; two terms, added to what is there.
+    /// Covers every remainder of rows, columns and vectors, one thread and several, both modes.
     #[test]
-    fn sums_of_products_are_the_definition() {
+    fn sums_equal_a_naive_loop() {
         for [m, k, n] in
             [[1, 1, 1], [2, 7, 3], [3, 16, 13], [4, 33, 6], [7, 100, 41], [9, 300, 500]]
         {
-            let (x, w) = (numbers(m * k, 7), numbers(n * k, 5));
-            let (low, b) = (numbers(m * 5, 3), numbers(n * 2, 11));
+            let (x, w) = (small_integers(m * k, 7), small_integers(n * k, 5));
+            let (low, b) = (small_integers(m * 5, 3), small_integers(n * 2, 11));
             let (stride, column) = (n + 5, 2);
-            let before = numbers(m * stride, 13);
-            for old in [Old::Replace, Old::Add] {
+            let before = small_integers(m * stride, 13);
+            for mode in [WriteMode::Overwrite, WriteMode::Add] {
                 let mut ours = before.clone();
                 let base =
                     Term { factor: 1.0, x: Rows::of(&x, k), w: Weights::Floats(Rows::of(&w, k)) };
@@ -348,8 +351,8 @@ mod tests {
                     w: Weights::Floats(Rows::of(&b, 2)),
                 };
                 compute(vec![Output {
-                    target: columns_of(&mut ours, stride, column, n),
-                    old,
+                    target: columns_mut(&mut ours, stride, column, n),
+                    mode,
                     terms: vec![base, branch],
                 }]);
                 for row in 0..m {
@@ -360,7 +363,7 @@ mod tests {
                             let base = (0..k).map(|i| x[row * k + i] * w[out * k + i]);
                             let branch = (0..2).map(|i| low[3 + row * 5 + i] * b[out * 2 + i]);
                             let new = base.sum::<f32>() + 0.5 * branch.sum::<f32>();
-                            expected = new + if old == Old::Add { expected } else { 0.0 };
+                            expected = new + if mode == WriteMode::Add { expected } else { 0.0 };
                         }
                         assert_eq!(ours[row * stride + at], expected, "{m}x{k}x{n} {row} {at}");
                     }
@@ -369,18 +372,18 @@ mod tests {
         }
     }
 
-    /// Bit by bit: random values, whose sums depend on the order.
+    /// Compares bit by bit random values whose sums depend on the order.
     #[test]
     fn a_row_does_not_depend_on_the_others() {
         let (k, n) = (77, 200);
         let random =
             |count: usize| -> Vec<f32> { (0..count).map(|at| (at as f32 * 1.37).sin()).collect() };
-        let (x, w) = (random(FEW * k), random(n * k));
-        let product = |first: usize, count: usize| {
+        let (x, w) = (random(MAX_FEW_ROWS * k), random(n * k));
+        let rows_of_result = |first: usize, count: usize| {
             let mut y = vec![f32::NAN; count * n];
             compute(vec![Output {
                 target: rows_mut(&mut y, n),
-                old: Old::Replace,
+                mode: WriteMode::Overwrite,
                 terms: vec![Term {
                     factor: 1.0,
                     x: Rows::of(&x, k).part(first, count),
@@ -389,9 +392,9 @@ mod tests {
             }]);
             y
         };
-        let all = product(0, FEW);
+        let all = rows_of_result(0, MAX_FEW_ROWS);
         for (first, count) in [(0, 1), (5, 1), (127, 1), (3, 2), (8, 7), (20, 31)] {
-            assert_eq!(product(first, count), all[first * n..][..count * n]);
+            assert_eq!(rows_of_result(first, count), all[first * n..][..count * n]);
         }
     }
 }

@@ -1,34 +1,36 @@
-//! Matrix products on slices, shared among the threads.
+//! Multithreaded GEMM on slices.
 //!
-//! The kernels are those of the crate `faer`, for gradients of whole weights and tiles of packed ones; projections in floats
-//! have one of their own (`panel`). The result is shared out here: a run of rows to each thread, or of columns where there
-//! are few rows.
+//! The kernels come from the crate `faer` and serve gradients of whole weights and tiles of
+//! quantized ones; projections with f32 weights have a kernel of their own (`panel`). The result is
+//! divided here: each thread computes a range of rows, or of columns if there are few rows.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par, reborrow::ReborrowMut};
 
-/// A thread takes no fewer rows than this.
-pub(super) const ROWS_A_THREAD: usize = 32;
+/// The smallest number of rows per thread.
+pub(super) const MIN_ROWS_PER_THREAD: usize = 32;
 
-/// Products of fewer multiplications than this are not worth waking threads for.
-pub(super) const SMALL: usize = 1 << 18;
+/// A GEMM with fewer multiplications than this is not worth waking threads for.
+pub(super) const MIN_PARALLEL_WORK: usize = 1 << 18;
 
-/// Columns that are computed together, at most: beyond some 1,500 `faer` is a quarter slower (docs/LOG.md).
-const COLUMNS: usize = 1024;
+/// The largest number of columns that are computed at once: beyond about 1,500 `faer` is a quarter
+/// slower (docs/LOG.md).
+const MAX_COLUMNS: usize = 1024;
 
-/// A matrix in someone's slice.
+/// A borrowed matrix.
 pub(super) type View<'a> = MatRef<'a, f32>;
 
-/// Rows of `columns` values, one after another.
+/// Returns a view of contiguous rows of `columns` values.
 pub(super) fn rows(values: &[f32], columns: usize) -> View<'_> {
     let count = values.len() / columns.max(1);
     View::from_row_major_slice(&values[..count * columns], count, columns)
 }
 
-/// `count` rows of `columns` values, each `stride` after the one before; what follows them is left out.
+/// Returns a view of `count` rows of `columns` values whose starts are `stride` apart; values
+/// beyond the last row are left out.
 ///
 /// # Panics
-/// If they do not lie within `values`.
+/// If the rows do not lie within `values`.
 pub(super) fn strided(values: &[f32], count: usize, columns: usize, stride: usize) -> View<'_> {
     let end = match count {
         0 => 0,
@@ -37,13 +39,13 @@ pub(super) fn strided(values: &[f32], count: usize, columns: usize, stride: usiz
     View::from_row_major_slice_with_stride(&values[..end], count, columns, stride)
 }
 
-/// Where a product goes: rows of `columns` values, one after another.
+/// Returns a mutable view of contiguous rows of `columns` values.
 pub(super) fn rows_mut(values: &mut [f32], columns: usize) -> MatMut<'_, f32> {
     MatMut::from_row_major_slice_mut(values, values.len() / columns.max(1), columns)
 }
 
-/// Where a product goes: `width` columns from `column` on, of rows that are `stride` long.
-pub(super) fn columns_of(
+/// Returns a mutable view of `width` columns from `column`, in rows of length `stride`.
+pub(super) fn columns_mut(
     values: &mut [f32],
     stride: usize,
     column: usize,
@@ -52,42 +54,45 @@ pub(super) fn columns_of(
     rows_mut(values, stride).get_mut(.., column..column + width)
 }
 
-/// What becomes of what stands in the target.
+/// Whether a result overwrites the target or is added to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Old {
-    /// The product takes its place.
-    Replace,
-    /// The product is added to it.
+pub(super) enum WriteMode {
+    /// The result overwrites the target.
+    Overwrite,
+    /// The result is added to the target.
     Add,
 }
 
-/// `target = factor * a b`, or `target += factor * a b`, on all threads.
+/// Computes `target = factor * a b`, or adds it to `target`, on all threads.
 ///
 /// # Panics
-/// If shapes do not fit together.
-pub(super) fn product(target: MatMut<'_, f32>, old: Old, factor: f32, a: View<'_>, b: View<'_>) {
-    let work = a.nrows() * a.ncols() * b.ncols();
-    let threads = match work < SMALL {
-        true => 1,
-        false => rayon::current_num_threads(),
-    };
-    share(target, old, factor, [a, b], threads);
-}
-
-/// [`product`] on the calling thread, some columns after others.
-pub(super) fn product_here(
-    mut target: MatMut<'_, f32>,
-    old: Old,
+/// If the shapes do not match.
+pub(super) fn gemm(
+    target: MatMut<'_, f32>,
+    mode: WriteMode,
     factor: f32,
     a: View<'_>,
     b: View<'_>,
 ) {
-    let accum = match old {
-        Old::Replace => Accum::Replace,
-        Old::Add => Accum::Add,
+    let work = a.nrows() * a.ncols() * b.ncols();
+    let threads = if work < MIN_PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+    gemm_on_threads(target, mode, factor, [a, b], threads);
+}
+
+/// Computes the same as [`gemm`] on the calling thread, in groups of columns.
+pub(super) fn gemm_on_thread(
+    mut target: MatMut<'_, f32>,
+    mode: WriteMode,
+    factor: f32,
+    a: View<'_>,
+    b: View<'_>,
+) {
+    let accum = match mode {
+        WriteMode::Overwrite => Accum::Replace,
+        WriteMode::Add => Accum::Add,
     };
     let columns = b.ncols();
-    let parts = columns.div_ceil(COLUMNS).max(1);
+    let parts = columns.div_ceil(MAX_COLUMNS).max(1);
     for part in 0..parts {
         let (start, end) = (part * columns / parts, (part + 1) * columns / parts);
         let target = target.rb_mut().subcols_mut(start, end - start);
@@ -95,61 +100,66 @@ pub(super) fn product_here(
     }
 }
 
-/// Halves the result, and the halves, until each thread has one part.
-fn share(target: MatMut<'_, f32>, old: Old, factor: f32, [a, b]: [View<'_>; 2], threads: usize) {
+/// Halves the result recursively until each thread has one part.
+fn gemm_on_threads(
+    target: MatMut<'_, f32>,
+    mode: WriteMode,
+    factor: f32,
+    [a, b]: [View<'_>; 2],
+    threads: usize,
+) {
     if threads <= 1 {
-        return product_here(target, old, factor, a, b);
+        return gemm_on_thread(target, mode, factor, a, b);
     }
-    let ([first, second], [row, column], [here, there]) = halves(target, threads);
-    let of = |target: &MatMut<'_, f32>, row, column| {
+    let ([first, second], [row, column], [here, there]) = split_in_two(target, threads);
+    let operands = |target: &MatMut<'_, f32>, row, column| {
         let a = a.subrows(row, target.nrows());
         [a, b.subcols(column, target.ncols())]
     };
-    let (of_first, of_second) = (of(&first, 0, 0), of(&second, row, column));
+    let (first_operands, second_operands) =
+        (operands(&first, 0, 0), operands(&second, row, column));
     rayon::join(
-        || share(first, old, factor, of_first, here),
-        || share(second, old, factor, of_second, there),
+        || gemm_on_threads(first, mode, factor, first_operands, here),
+        || gemm_on_threads(second, mode, factor, second_operands, there),
     );
 }
 
-/// A result in two, the row and the column where the second half begins, and the threads for each: a run of rows, or of
-/// columns where there are few rows.
-pub(super) fn halves(
+/// Splits a result in two. Returns the parts, the row and column where the second one starts, and
+/// the number of threads for each. It is split by rows, or by columns if there are few rows.
+pub(super) fn split_in_two(
     target: MatMut<'_, f32>,
     threads: usize,
 ) -> ([MatMut<'_, f32>; 2], [usize; 2], [usize; 2]) {
     let here = threads / 2;
     let (rows, columns) = (target.nrows(), target.ncols());
-    let by_rows = rows >= ROWS_A_THREAD * threads || rows >= columns;
-    let ((first, second), begin) = match by_rows {
-        true => {
-            let half = rows * here / threads;
-            (target.split_at_row_mut(half), [half, 0])
-        }
-        false => {
-            let half = columns * here / threads;
-            (target.split_at_col_mut(half), [0, half])
-        }
+    let by_rows = rows >= MIN_ROWS_PER_THREAD * threads || rows >= columns;
+    let ((first, second), begin) = if by_rows {
+        let half = rows * here / threads;
+        (target.split_at_row_mut(half), [half, 0])
+    } else {
+        let half = columns * here / threads;
+        (target.split_at_col_mut(half), [0, half])
     };
     ([first, second], begin, [here, threads - here])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::numbers;
+    use super::super::matrix::small_integers;
     use super::*;
 
-    /// Every way a product is shared out, transposed operands, a target within wider rows, added to what is there.
+    /// Covers every way to divide the result, transposed operands, and a target within wider rows
+    /// to which the result is added.
     #[test]
-    fn products_are_the_definition() {
+    fn gemm_equals_a_naive_loop() {
         for [m, k, n] in [[1, 1, 1], [5, 7, 3], [200, 33, 40], [20, 300, 500], [97, 64, 130]] {
-            let (a, b) = (numbers(k * m, 7), numbers(n * k, 5));
+            let (a, b) = (small_integers(k * m, 7), small_integers(n * k, 5));
             let (stride, column) = (n + 5, 2);
-            let before = numbers(m * stride, 3);
+            let before = small_integers(m * stride, 3);
             let mut ours = before.clone();
-            let target = columns_of(&mut ours, stride, column, n);
+            let target = columns_mut(&mut ours, stride, column, n);
             let (a_view, b_view) = (rows(&a, m).transpose(), rows(&b, k).transpose());
-            product(target, Old::Add, 0.5, a_view, b_view);
+            gemm(target, WriteMode::Add, 0.5, a_view, b_view);
             for row in 0..m {
                 for at in 0..stride {
                     let mut expected = before[row * stride + at];
@@ -164,10 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn a_product_over_nothing_is_zero() {
+    fn a_gemm_of_depth_zero_is_zero() {
         let mut ours = vec![1f32; 6];
         let (a, b) = (View::from_row_major_slice(&[], 2, 0), View::from_row_major_slice(&[], 0, 3));
-        product(rows_mut(&mut ours, 3), Old::Replace, 1.0, a, b);
+        gemm(rows_mut(&mut ours, 3), WriteMode::Overwrite, 1.0, a, b);
         assert_eq!(ours, [0.0; 6]);
     }
 }

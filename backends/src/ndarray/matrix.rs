@@ -1,4 +1,4 @@
-//! Burn's tensors as plain slices, and back.
+//! Converts between Burn's tensors and slices.
 
 use burn::tensor::{Int, Tensor, TensorPrimitive, backend::Backend};
 use burn_ndarray::{
@@ -8,11 +8,10 @@ use ndarray::ArrayD;
 
 use super::gemm::{View, rows};
 
-/// A tensor of f32 whose values lie row after row.
+/// An f32 tensor whose values can be read row by row.
 pub(super) struct Matrix {
-    /// Of f32.
     tensor: NdArrayTensor,
-    /// The values in order, if they do not lie so in `tensor`.
+    /// The values in row-major order, if `tensor` does not hold them so.
     ordered: Option<Vec<f32>>,
     /// Length of the first dimension.
     pub(super) rows: usize,
@@ -21,7 +20,7 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// `None` for f64.
+    /// Returns `None` for f64.
     pub(super) fn new<E, I, Q, const D: usize>(tensor: Tensor<NdArray<E, I, Q>, D>) -> Option<Self>
     where
         E: FloatNdArrayElement,
@@ -42,7 +41,7 @@ impl Matrix {
         Some(Self { tensor, ordered, rows: dims[0], columns: dims[D - 1] })
     }
 
-    /// All values, row after row.
+    /// Returns all values in row-major order.
     pub(super) fn values(&self) -> &[f32] {
         match (&self.ordered, &self.tensor) {
             (Some(values), _) => values,
@@ -51,25 +50,26 @@ impl Matrix {
         }
     }
 
-    /// As an operand of a product.
+    /// Returns a view as the operand of a GEMM.
     pub(super) fn view(&self) -> View<'_> {
         rows(self.values(), self.columns)
     }
 
-    /// One row.
+    /// Returns one row.
     pub(super) fn row(&self, index: usize) -> &[f32] {
         &self.values()[index * self.columns..][..self.columns]
     }
 
-    /// All values, to be changed: in place if nobody else holds the tensor.
+    /// Returns all values for modification, without a copy if the tensor is not shared.
     pub(super) fn into_values(self) -> Vec<f32> {
-        self.into_own_values().unwrap_or_else(|shared| shared.values().to_vec())
+        self.try_into_values().unwrap_or_else(|shared| shared.values().to_vec())
     }
 
-    /// All values, to be changed in place; the matrix itself if somebody else holds the tensor.
-    pub(super) fn into_own_values(self) -> Result<Vec<f32>, Box<Self>> {
+    /// Returns all values for modification without a copy, or the matrix itself if the tensor is
+    /// shared.
+    pub(super) fn try_into_values(self) -> Result<Vec<f32>, Box<Self>> {
         let Self { tensor, ordered, rows, columns } = self;
-        let shared = |tensor| Box::new(Self { tensor, ordered: None, rows, columns });
+        let still_shared = |tensor| Box::new(Self { tensor, ordered: None, rows, columns });
         match (ordered, tensor) {
             (Some(values), _) => Ok(values),
             (None, NdArrayTensor::F32(storage)) => {
@@ -77,38 +77,42 @@ impl Matrix {
                     Ok(owned) => {
                         let (values, offset) = owned.into_raw_vec_and_offset();
                         let (start, count) = (offset.unwrap_or(0), rows * columns);
-                        Ok(match start == 0 && values.len() == count {
-                            true => values,
-                            false => values[start..start + count].to_vec(),
+                        Ok(if start == 0 && values.len() == count {
+                            values
+                        } else {
+                            values[start..start + count].to_vec()
                         })
                     }
-                    Err(array) => Err(shared(array.into())),
+                    Err(array) => Err(still_shared(array.into())),
                 }
             }
-            (None, tensor) => Err(shared(tensor)),
+            (None, tensor) => Err(still_shared(tensor)),
         }
     }
 }
 
-/// `count` values that `fill` writes, all of them, before it reads any: zeroing them first takes longer than many an
-/// operation. What is not written stays NaN in builds with debug assertions.
+/// Returns `count` values that `fill` writes. It must write every value before it reads it, because
+/// zeroing them first would take longer than many operations. With debug assertions, values that are
+/// not written stay NaN.
 #[allow(
     unsafe_code,
     clippy::uninit_vec,
     reason = "every bit pattern is an f32, the memory is the vector's own, and no caller reads before it writes: tests \
-              run with NaN in it"
+                  run with NaN in it"
 )]
-pub(super) fn written(count: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+pub(super) fn filled(count: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
     let mut values = Vec::with_capacity(count);
-    match cfg!(debug_assertions) {
-        true => values.resize(count, f32::NAN),
-        false => unsafe { values.set_len(count) },
+    if cfg!(debug_assertions) {
+        values.resize(count, f32::NAN)
+    } else {
+        unsafe { values.set_len(count) }
     }
     fill(&mut values);
     values
 }
 
-/// Consecutive parts of `values`, of `lengths` rows of `columns` each; what is left over is in none.
+/// Splits `values` into consecutive parts of `lengths` rows of `columns` values each; a remainder
+/// is left out.
 pub(super) fn split<'a>(
     values: &'a mut [f32],
     lengths: &[usize],
@@ -123,10 +127,10 @@ pub(super) fn split<'a>(
     lengths.iter().map(part).collect()
 }
 
-/// A tensor of `values`, row after row.
+/// Returns a tensor of `values` in row-major order.
 ///
 /// # Panics
-/// If their number does not fit the shape.
+/// If the number of values does not match the shape.
 pub(super) fn tensor<B: Backend<FloatTensorPrimitive = NdArrayTensor>, const D: usize>(
     values: Vec<f32>,
     shape: [usize; D],
@@ -139,7 +143,7 @@ pub(super) fn tensor<B: Backend<FloatTensorPrimitive = NdArrayTensor>, const D: 
     Tensor::from_primitive(TensorPrimitive::Float(array.into()))
 }
 
-/// The values of an integer tensor.
+/// Returns the values of an integer tensor.
 pub(super) fn integers<E, I, Q, const D: usize>(
     tensor: &Tensor<NdArray<E, I, Q>, D, Int>,
 ) -> Vec<usize>
@@ -159,9 +163,10 @@ where
     }
 }
 
-/// `count` whole numbers from -11 to 11, the more alike the smaller `step`: their products and sums are exact.
+/// Returns `count` integers from -11 to 11, which are more alike the smaller `step` is. Their
+/// products and sums are exact.
 #[cfg(test)]
-pub(super) fn numbers(count: usize, step: usize) -> Vec<f32> {
+pub(super) fn small_integers(count: usize, step: usize) -> Vec<f32> {
     let number = |at: usize| ((at * step) % 23) as f32 - 11.0;
     (0..count).map(number).collect()
 }

@@ -1,11 +1,10 @@
-//! The CPU backend: loops over slices for f32, the reference for f64.
+//! The CPU backend: f32 operations are loops over slices, and f64 uses the reference operations.
 
 mod adamw;
 mod adapted_linear;
 mod allocator;
 mod attention;
 mod awake;
-mod exchange;
 mod few_rows;
 mod gemm;
 mod log_probs;
@@ -16,6 +15,7 @@ mod panel;
 mod row_wise;
 mod sums;
 mod tile;
+mod transpose;
 mod vector;
 
 use std::ops::Range;
@@ -27,15 +27,15 @@ use burn_ndarray::{
 
 use self::adapted_linear::{HostProjection, HostWeight};
 use self::attention::{Attention, Heads, HostMask, Inputs};
-use self::gemm::{Old, product, rows_mut};
-use self::matrix::{Matrix, integers, tensor, written};
+use self::gemm::{WriteMode, gemm, rows_mut};
+use self::matrix::{Matrix, filled, integers, tensor};
 use self::memory::{available_bytes, peak_resident_bytes};
 use self::packed::HostPacked;
 use self::tile::Rows;
-use crate::devices::CPU_PASS_TOKENS;
+use crate::device_info::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, TrainBackend, Turn, Weight,
+    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, Rotation, TrainBackend, Weight,
     ops,
 };
 
@@ -63,7 +63,7 @@ where
         CPU_PASS_TOKENS
     }
 
-    fn free_tokens() -> usize {
+    fn speculative_tokens() -> usize {
         8
     }
 
@@ -84,7 +84,7 @@ where
             return ops::packed::reference_rows(weight, ids, dtype);
         };
         let (ids, columns) = (integers(&ids), host.columns);
-        let values = written(ids.len() * columns, |values| {
+        let values = filled(ids.len() * columns, |values| {
             for (id, row) in ids.iter().zip(values.chunks_exact_mut(columns.max(1))) {
                 host.unpack_row(*id, row);
             }
@@ -107,9 +107,9 @@ where
             return ops::linear::reference_backward(grad, weight);
         };
         let columns = w.columns();
-        let d_x = written(g.rows * columns, |d_x| {
+        let d_x = filled(g.rows * columns, |d_x| {
             let target = rows_mut(d_x, columns);
-            w.times(target, Old::Replace, 1.0, Rows::all(g.values(), g.columns));
+            w.times(target, WriteMode::Overwrite, 1.0, Rows::all(g.values(), g.columns));
         });
         tensor(d_x, [g.rows, columns])
     }
@@ -119,14 +119,16 @@ where
         projections: &[Projection<Self>],
         residual: Option<Tensor<Self, 2>>,
     ) -> Adapted<Self> {
-        let (Some(host), Some(of_host)) = (Matrix::new(x.clone()), on_host(projections)) else {
+        let (Some(host), Some(host_projections)) =
+            (Matrix::new(x.clone()), host_projections(projections))
+        else {
             return ops::adapted_linear::reference(x, projections, residual);
         };
         let residual = residual.and_then(Matrix::new);
-        let (output, low) = adapted_linear::forward(&host, &of_host, residual);
-        let ranks = adapted_linear::ranks(&of_host);
+        let (output, low) = adapted_linear::forward(&host, &host_projections, residual);
+        let ranks = adapted_linear::ranks(&host_projections);
         Adapted {
-            output: tensor(output, [host.rows, adapted_linear::width(&of_host)]),
+            output: tensor(output, [host.rows, adapted_linear::width(&host_projections)]),
             low: (ranks > 0).then(|| tensor(low, [host.rows, ranks])),
         }
     }
@@ -138,12 +140,12 @@ where
         grad: Tensor<Self, 2>,
         needs_x: bool,
     ) -> AdaptedGrads<Self> {
-        let host = (Matrix::new(grad.clone()), on_host(projections));
-        let (Some(grad_host), Some(of_host)) = host else {
+        let host = (Matrix::new(grad.clone()), host_projections(projections));
+        let (Some(grad_host), Some(host_projections)) = host else {
             return ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x);
         };
         let inputs = x.and_then(Matrix::new).zip(low.and_then(Matrix::new));
-        let d = adapted_linear::backward(inputs.as_ref(), &of_host, &grad_host, needs_x);
+        let d = adapted_linear::backward(inputs.as_ref(), &host_projections, &grad_host, needs_x);
         let shapes = projections.iter().filter_map(|p| p.adapter.as_ref());
         let shapes = shapes.map(|adapter| (adapter.a.dims(), adapter.b.dims()));
         let adapters = shapes.zip(d.adapters);
@@ -162,9 +164,9 @@ where
         let (Some(x_host), Some(g)) = (Matrix::new(x.clone()), Matrix::new(grad.clone())) else {
             return ops::linear::reference_weight_gradient(x, grad);
         };
-        let d_weight = written(g.columns * x_host.columns, |d| {
+        let d_weight = filled(g.columns * x_host.columns, |d| {
             let target = rows_mut(d, x_host.columns);
-            product(target, Old::Replace, 1.0, g.view().transpose(), x_host.view());
+            gemm(target, WriteMode::Overwrite, 1.0, g.view().transpose(), x_host.view());
         });
         tensor(d_weight, [g.columns, x_host.columns])
     }
@@ -198,10 +200,10 @@ where
     ) -> Tensor<Self, 2> {
         let host =
             (Matrix::new(x.clone()), Matrix::new(weight.clone()), Matrix::new(other.clone()));
-        let (Some(x_host), Some(w), Some(of_other)) = host else {
+        let (Some(x_host), Some(w), Some(other_host)) = host else {
             return ops::rms_norm::reference_backward(x, weight, epsilon, grad) + other;
         };
-        norm_backward([x_host, w], epsilon, grad, Some(of_other))
+        norm_backward([x_host, w], epsilon, grad, Some(other_host))
     }
 
     fn rms_norm_weight_gradient(
@@ -221,19 +223,19 @@ where
     fn rope(
         x: Tensor<Self, 2>,
         angles: &RotaryAngles<Self>,
-        turned: usize,
-        turn: Turn,
+        rotated_heads: usize,
+        rotation: Rotation,
     ) -> Tensor<Self, 2> {
         let shape = x.dims();
         let angles_host = [&angles.cos, &angles.sin].map(|side| Matrix::new(side.clone()));
         let [Some(cos), Some(sin)] = angles_host else {
-            return ops::rope::reference(x, angles, turned, turn);
+            return ops::rope::reference(x, angles, rotated_heads, rotation);
         };
         let half = cos.columns;
-        // Consumed, so that it is turned in place if it can be.
+        // Consumed, so that the rotation is done in place if no one else uses the tensor.
         let mut values = Matrix::new(x).map_or(Vec::new(), Matrix::into_values);
         let angles = [cos.values(), sin.values()];
-        row_wise::rope(&mut values, shape[1], angles, half, turned, turn);
+        row_wise::rope(&mut values, shape[1], angles, half, rotated_heads, rotation);
         tensor(values, shape)
     }
 
@@ -263,7 +265,7 @@ where
             return ops::write_rows::reference(target, rows, new);
         };
         let (shape, width) = (target.dims(), from.columns);
-        // Consumed, so that it is written in place if it can be.
+        // Consumed, so that the rows are written in place if no one else uses the tensor.
         let mut values = Matrix::new(target).map_or(Vec::new(), Matrix::into_values);
         for (index, row) in integers(rows).into_iter().enumerate() {
             values[row * width..][..width].copy_from_slice(from.row(index));
@@ -277,7 +279,7 @@ where
         config: &AttentionConfig,
     ) -> Attended<Self> {
         match Matrix::new(qkv.clone()) {
-            Some(host) => attend(packed(host.values(), config), &host_mask(mask), config),
+            Some(host) => attend(qkv_inputs(host.values(), config), &host_mask(mask), config),
             None => ops::attention::reference_self(qkv, mask, config),
         }
     }
@@ -295,7 +297,7 @@ where
             return ops::attention::reference_self_backward(qkv, attended, grad, mask, config);
         };
         let attention =
-            Attention { inputs: packed(host.values(), config), mask: &host_mask(mask), config };
+            Attention { inputs: qkv_inputs(host.values(), config), mask: &host_mask(mask), config };
         let (output, lse, grad) = (output.values(), lse.values(), g.values());
         tensor(attention.backward(output, lse, grad, host.rows), qkv.dims())
     }
@@ -315,7 +317,7 @@ where
             return ops::swiglu::reference_backward(gate_up, grad);
         };
         let shape = gate_up.dims();
-        // Consumed, so that it is overwritten in place if it can be.
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
         let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
         row_wise::swiglu_backward(&mut d, g.columns, g.values());
         tensor(d, shape)
@@ -340,12 +342,12 @@ where
     }
 
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
-        tensors.into_iter().map(adamw_one).collect()
+        tensors.into_iter().map(adamw_tensor).collect()
     }
 }
 
-/// One tensor's step in one pass.
-fn adamw_one<E, I, Q>(tensor_: AdamWTensor<NdArray<E, I, Q>>) -> AdamWUpdate<NdArray<E, I, Q>>
+/// Updates one tensor and its moments in a single pass.
+fn adamw_tensor<E, I, Q>(tensor_: AdamWTensor<NdArray<E, I, Q>>) -> AdamWUpdate<NdArray<E, I, Q>>
 where
     E: FloatNdArrayElement,
     I: IntNdArrayElement,
@@ -354,7 +356,7 @@ where
 {
     let sides = [&tensor_.param, &tensor_.grad, &tensor_.exp_avg, &tensor_.exp_avg_sq];
     let [Some(param), Some(grad), Some(m), Some(v)] = sides.map(|t| Matrix::new(t.clone())) else {
-        return ops::adamw::reference_of_one(tensor_);
+        return ops::adamw::reference_single(tensor_);
     };
     let shape = [param.rows, param.columns];
     let [mut param, mut m, mut v] = [param, m, v].map(Matrix::into_values);
@@ -366,8 +368,11 @@ where
     }
 }
 
-/// The projections as slices; `None` where some are not f32, or have dropout, which the reference computes.
-fn on_host<E, I, Q>(projections: &[Projection<NdArray<E, I, Q>>]) -> Option<Vec<HostProjection>>
+/// Returns the projections as slices; `None` if some are not f32 or have dropout, which the
+/// reference computes.
+fn host_projections<E, I, Q>(
+    projections: &[Projection<NdArray<E, I, Q>>],
+) -> Option<Vec<HostProjection>>
 where
     E: FloatNdArrayElement,
     I: IntNdArrayElement,
@@ -390,7 +395,8 @@ where
     projections.iter().map(one).collect()
 }
 
-/// A weight on slices; `None` for f64, and for parts, each of which then comes by itself.
+/// Returns a weight as slices; `None` for f64, and for split weights, whose parts are multiplied
+/// one by one.
 fn host_weight<E, I, Q>(weight: &Weight<NdArray<E, I, Q>>) -> Option<HostWeight>
 where
     E: FloatNdArrayElement,
@@ -407,7 +413,7 @@ where
     }
 }
 
-/// The gradient of a norm's input `[T, D]`, given with its weight, and `other` with it.
+/// Returns the gradient of a norm's input `[T, D]`, plus `other` if it is given.
 fn norm_backward<E, I, Q>(
     [x, weight]: [Matrix; 2],
     epsilon: f64,
@@ -421,13 +427,14 @@ where
     NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
 {
     let shape = grad.dims();
-    // Consumed, so that it is overwritten in place if it can be.
+    // Consumed, so that it is overwritten in place if no one else uses the tensor.
     let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
     let other = other.as_ref().map(Matrix::values);
     row_wise::rms_norm_backward(x.values(), weight.values(), epsilon as f32, &mut d, other);
     tensor(d, shape)
 }
 
+/// Copies an attention mask to the host.
 fn host_mask<E, I, Q>(mask: &AttentionMask<NdArray<E, I, Q>>) -> HostMask
 where
     E: FloatNdArrayElement,
@@ -445,14 +452,15 @@ where
     }
 }
 
-/// Queries, keys and values side by side.
-fn packed<'a>(qkv: &'a [f32], config: &AttentionConfig) -> Inputs<'a> {
+/// Returns queries, keys and values that lie side by side in the rows of `qkv`.
+fn qkv_inputs<'a>(qkv: &'a [f32], config: &AttentionConfig) -> Inputs<'a> {
     let AttentionConfig { heads, kv_heads, head_dim, .. } = *config;
     let at =
-        |head: usize| Heads { values: qkv, stride: config.packed_width(), column: head * head_dim };
+        |head: usize| Heads { values: qkv, stride: config.qkv_width(), column: head * head_dim };
     Inputs { query: at(0), key: at(heads), value: at(heads + kv_heads) }
 }
 
+/// Computes attention on slices and returns it as tensors.
 fn attend<E, I, Q>(
     inputs: Inputs<'_>,
     mask: &HostMask,

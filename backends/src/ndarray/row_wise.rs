@@ -1,15 +1,16 @@
-//! RMSNorm, rotary embedding and SwiGLU: one pass over the rows, shared among the threads.
+//! RMSNorm, rotary embedding and SwiGLU: one multithreaded pass over the rows.
 
 use rayon::prelude::*;
 
-use super::matrix::written;
+use super::matrix::filled;
 use super::vector::{exp, sum, sum2, update_pairs, vectorized};
-use crate::Turn;
+use crate::Rotation;
 
-/// Values a thread takes at least: a pass over fewer is not worth waking it.
-const VALUES_A_THREAD: usize = 1 << 14;
+/// The smallest number of values per thread; fewer are not worth waking one.
+const MIN_VALUES_PER_THREAD: usize = 1 << 14;
 
-/// Calls `f(first row, rows)` for runs of rows of `out`, each `columns` long, in parallel and [`vectorized`].
+/// Calls `f(first row, rows)` for ranges of rows of `out`, each `columns` long, in parallel and
+/// [`vectorized`].
 pub(super) fn by_rows(
     out: &mut [f32],
     columns: usize,
@@ -19,31 +20,31 @@ pub(super) fn by_rows(
         return;
     }
     let rows = out.len() / columns;
-    let share = rows.div_ceil(2 * rayon::current_num_threads());
-    let share = share.max(VALUES_A_THREAD.div_ceil(columns)).max(1);
-    let parts = out.par_chunks_mut(share * columns).enumerate();
+    let part_rows = rows.div_ceil(2 * rayon::current_num_threads());
+    let part_rows = part_rows.max(MIN_VALUES_PER_THREAD.div_ceil(columns)).max(1);
+    let parts = out.par_chunks_mut(part_rows * columns).enumerate();
     parts.for_each(|(index, part)| {
         vectorized(
             #[inline(always)]
-            || f(index * share, part),
+            || f(index * part_rows, part),
         )
     });
 }
 
-/// `count` new values, in rows of `columns`, all of which `f` writes: see [`by_rows`].
+/// Returns `count` new values in rows of `columns`, all of which `f` writes (see [`by_rows`]).
 #[inline(always)]
-fn made_by_rows(
+fn collect_by_rows(
     count: usize,
     columns: usize,
     f: impl Fn(usize, &mut [f32]) + Send + Sync,
 ) -> Vec<f32> {
-    written(count, |out| by_rows(out, columns, f))
+    filled(count, |out| by_rows(out, columns, f))
 }
 
-/// See [`crate::ops::rms_norm`].
+/// Computes RMSNorm (see [`crate::ops::rms_norm`]).
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let columns = weight.len();
-    made_by_rows(
+    collect_by_rows(
         x.len(),
         columns,
         #[inline(always)]
@@ -59,7 +60,8 @@ pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     )
 }
 
-/// See [`crate::ops::rms_norm`]; the gradient of `x`, and `other` with it, takes the place of `grad`.
+/// Computes the backward pass of RMSNorm (see [`crate::ops::rms_norm`]). The gradient of `x`, plus
+/// `other`, overwrites `grad`.
 pub(super) fn rms_norm_backward(
     x: &[f32],
     weight: &[f32],
@@ -79,9 +81,9 @@ pub(super) fn rms_norm_backward(
                 for (d, weight) in d.iter_mut().zip(weight) {
                     *d *= weight;
                 }
-                let along = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
+                let projection = sum2(d, x, |d, x| d * x) * inverse * inverse / columns as f32;
                 for (d, x) in d.iter_mut().zip(x) {
-                    *d = (*d - x * along) * inverse;
+                    *d = (*d - x * projection) * inverse;
                 }
                 if let Some(other) = other {
                     for (d, other) in d.iter_mut().zip(&other[(first + row) * columns..]) {
@@ -93,12 +95,14 @@ pub(super) fn rms_norm_backward(
     );
 }
 
+/// Returns the reciprocal of the root mean square.
 #[inline(always)]
 fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (sum(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
 }
 
-/// See [`crate::ops::rms_norm`]. On one thread: the rows of a pass are summed faster than threads wake.
+/// Computes the weight gradient of RMSNorm (see [`crate::ops::rms_norm`]) on one thread: summing
+/// the rows of a pass takes less time than waking threads.
 pub(super) fn rms_norm_weight_gradient(
     x: &[f32],
     columns: usize,
@@ -120,18 +124,19 @@ pub(super) fn rms_norm_weight_gradient(
     d_weight
 }
 
-/// See [`crate::ops::rope`]; `x` has `columns` columns and is turned in place, `cos` and `sin` have `half`.
+/// Rotates the first `rotated_heads` heads of `x` in place (see [`crate::ops::rope`]). `x` has
+/// `columns` columns, `cos` and `sin` have `half`.
 pub(super) fn rope(
     x: &mut [f32],
     columns: usize,
     [cos, sin]: [&[f32]; 2],
     half: usize,
-    turned: usize,
-    turn: Turn,
+    rotated_heads: usize,
+    rotation: Rotation,
 ) {
-    let sign = match turn {
-        Turn::Forward => 1.0,
-        Turn::Back => -1.0,
+    let sign = match rotation {
+        Rotation::Forward => 1.0,
+        Rotation::Inverse => -1.0,
     };
     by_rows(
         x,
@@ -141,7 +146,7 @@ pub(super) fn rope(
             for (index, row) in rows.chunks_exact_mut(columns).enumerate() {
                 let cos = &cos[(first + index) * half..][..half];
                 let sin = &sin[(first + index) * half..][..half];
-                for head in row[..turned * 2 * half].chunks_exact_mut(2 * half) {
+                for head in row[..rotated_heads * 2 * half].chunks_exact_mut(2 * half) {
                     let (a, b) = head.split_at_mut(half);
                     update_pairs(
                         [a, b],
@@ -158,9 +163,9 @@ pub(super) fn rope(
     );
 }
 
-/// See [`crate::ops::swiglu`]; a row of `gate_up` holds `2 * half` values.
+/// Computes SwiGLU (see [`crate::ops::swiglu`]); a row of `gate_up` holds `2 * half` values.
 pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
-    made_by_rows(
+    collect_by_rows(
         gate_up.len() / 2,
         half,
         #[inline(always)]
@@ -176,7 +181,8 @@ pub(super) fn swiglu(gate_up: &[f32], half: usize) -> Vec<f32> {
     )
 }
 
-/// See [`crate::ops::swiglu`]; the gradients take the place of gate and up, of which a row holds `2 * half` values.
+/// Computes the backward pass of SwiGLU (see [`crate::ops::swiglu`]). The gradients overwrite gate
+/// and up, a row of which holds `2 * half` values.
 pub(super) fn swiglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
     by_rows(
         gate_up,

@@ -1,13 +1,14 @@
-//! Sums of the lanes of several vectors at once.
+//! Horizontal sums of several vectors at once.
 //!
-//! Adding up one vector takes eight instructions of which half move lanes about; sixteen together take 45. Each sum is
-//! taken in the order of `reduce_sum_f32s`, halves onto halves, so it does not matter which way it is taken.
+//! The horizontal sum of one vector takes eight instructions, half of which move lanes; sixteen
+//! vectors together take 45. Each sum is added in the order of `reduce_sum_f32s`, halves onto
+//! halves, so the result is the same either way.
 
 use pulp::Simd;
 
-/// The sums of `N` vectors for each of `M` rows.
+/// Returns the horizontal sums of `N` vectors for each of `M` rows.
 #[inline(always)]
-pub(super) fn sums_of<S: Simd, const M: usize, const N: usize>(
+pub(super) fn reduce_sums<S: Simd, const M: usize, const N: usize>(
     simd: S,
     vectors: [[S::f32s; N]; M],
 ) -> [[f32; N]; M] {
@@ -18,7 +19,7 @@ pub(super) fn sums_of<S: Simd, const M: usize, const N: usize>(
         && M * N >= 8
         && let Some(v4) = pulp::x86::V4::try_new()
     {
-        // Every index is known when this is compiled: the vectors stay in registers.
+        // Every index is a compile-time constant, so the vectors stay in registers.
         let mut all = [v4.splat_f32x16(0.0); 32];
         for m in 0..M {
             for n in 0..N {
@@ -26,11 +27,8 @@ pub(super) fn sums_of<S: Simd, const M: usize, const N: usize>(
             }
         }
         let (first, second) = all.split_at(16);
-        let first = x86::sums_of_sixteen(v4, first);
-        let second = match M * N > 16 {
-            true => x86::sums_of_sixteen(v4, second),
-            false => first,
-        };
+        let first = x86::sum_sixteen(v4, first);
+        let second = if M * N > 16 { x86::sum_sixteen(v4, second) } else { first };
         for (m, row) in sums.iter_mut().enumerate() {
             for (n, sum) in row.iter_mut().enumerate() {
                 let at = m * N + n;
@@ -55,17 +53,18 @@ mod x86 {
     use pulp::f32x16;
     use pulp::x86::V4;
 
-    /// Quarters of two vectors, as the instructions choose them: two of the first, two of the second.
+    /// Selections of quarters, or of lanes within quarters: two from the first vector, two from the
+    /// second.
     const FIRST_HALVES: i32 = 0b01_00_01_00;
     const SECOND_HALVES: i32 = 0b11_10_11_10;
     const EVEN: i32 = 0b10_00_10_00;
     const ODD: i32 = 0b11_01_11_01;
 
-    /// The sum of each of 16 vectors.
+    /// Returns the horizontal sum of each of 16 vectors.
     ///
-    /// No closures: they would not be inlined, and so compiled for narrow vectors.
+    /// Closures are avoided: they would not be inlined and would be compiled for narrow vectors.
     #[inline(always)]
-    pub(super) fn sums_of_sixteen(v4: V4, vectors: &[f32x16]) -> [f32; 16] {
+    pub(super) fn sum_sixteen(v4: V4, vectors: &[f32x16]) -> [f32; 16] {
         let mut v = [cast(v4.splat_f32x16(0.0)); 16];
         for at in 0..16 {
             v[at] = cast(vectors[at]);
@@ -79,18 +78,18 @@ mod x86 {
             f._mm512_shuffle_ps::<ODD>(low, high),
         );
         // The sum of vector `4 q + j` is lane `q` of quarter `j`.
-        let place: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
-        cast(f._mm512_permutexvar_ps(cast(place), sums))
+        let lane_order: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        cast(f._mm512_permutexvar_ps(cast(lane_order), sums))
     }
 
-    /// Of four vectors one whose quarters hold a quarter as much of each.
+    /// Adds up four vectors to one whose quarters hold a partial sum of each.
     #[inline(always)]
     fn four(v4: V4, v: [__m512; 4]) -> __m512 {
         let (a, b, f) = (halves(v4, v[0], v[1]), halves(v4, v[2], v[3]), v4.avx512f);
         f._mm512_add_ps(f._mm512_shuffle_f32x4::<EVEN>(a, b), f._mm512_shuffle_f32x4::<ODD>(a, b))
     }
 
-    /// Halves onto halves: the first half is of `a`, the second of `b`.
+    /// Adds halves onto halves: the first half of the result comes from `a`, the second from `b`.
     #[inline(always)]
     fn halves(v4: V4, a: __m512, b: __m512) -> __m512 {
         let f = v4.avx512f;
@@ -100,7 +99,7 @@ mod x86 {
         )
     }
 
-    /// The same within each quarter.
+    /// Adds pairs onto pairs within each quarter.
     #[inline(always)]
     fn pairs(v4: V4, a: __m512, b: __m512) -> __m512 {
         let f = v4.avx512f;
@@ -138,7 +137,7 @@ mod tests {
                 (0..S::F32_LANES).map(|lane| ((at * 31 + lane) as f32 * 1.37).sin()).collect();
             *vector = simd.partial_load_f32s(&values);
         }
-        let together = sums_of(simd, vectors);
+        let together = reduce_sums(simd, vectors);
         for (sums, vectors) in together.iter().zip(vectors) {
             for (sum, vector) in sums.iter().zip(vectors) {
                 assert_eq!(sum.to_bits(), simd.reduce_sum_f32s(vector).to_bits());
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn together_is_one_by_one() {
+    fn joint_sums_equal_single_sums() {
         Arch::new().dispatch(Both);
     }
 }

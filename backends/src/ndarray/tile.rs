@@ -1,130 +1,131 @@
-//! Small matrix products straight from where the operands lie, on the calling thread: attention's.
+//! Small GEMMs on operands in place, on the calling thread, for attention.
 //!
-//! A tile of the result stays in registers while the operands go by, row after row of the right one, of which every
-//! value of the left one takes its multiple. Nothing is copied first, which is what large products gain by and small
-//! ones lose by.
+//! A tile of the result stays in registers while the rows of the right operand are read one by one,
+//! each multiplied by the values of the left operand. Nothing is copied first, which pays off for
+//! large GEMMs and costs time for small ones.
 
 use std::array::from_fn;
 
 use pulp::{Simd, WithSimd};
 
-use super::gemm::Old;
+use super::gemm::WriteMode;
 
-/// Rows of a tile: with four vectors a row, its sums and what it reads just fit into 32 registers.
-pub(super) const ROWS: usize = 6;
+/// Rows of a tile: with four vectors per row, the sums and the operands just fit into 32 registers.
+pub(super) const TILE_ROWS: usize = 6;
 
-/// Vectors of a tile's row, at most: with 16 registers, half as many sums.
+/// Returns the largest number of vectors in a row of a tile; with 16 registers there is room for
+/// half as many sums.
 #[inline(always)]
-pub(super) const fn vectors<S: Simd>() -> usize {
+pub(super) const fn tile_vectors<S: Simd>() -> usize {
     if S::F32_LANES >= 16 { 4 } else { 2 }
 }
 
-/// Rows of values, each `stride` after the one before.
+/// Rows of values whose starts are `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) values: &'a [f32],
     pub(super) stride: usize,
 }
 
-/// An operand of a product, by how it lies in memory.
+/// The left operand of a GEMM, by its layout in memory.
 #[derive(Clone, Copy)]
 pub(super) enum Operand<'a> {
-    AsItIs(Rows<'a>),
-    /// Rows and columns exchanged.
+    RowMajor(Rows<'a>),
+    /// The matrix is the transpose of these rows.
     Transposed(Rows<'a>),
 }
 
 impl Operand<'_> {
-    /// What is left from `row` and `column` on.
+    /// Returns the part of the operand from `row` and `column` on.
     pub(super) fn from(self, row: usize, column: usize) -> Self {
         match self {
-            Self::AsItIs(rows) => Self::AsItIs(rows.from(row, column)),
+            Self::RowMajor(rows) => Self::RowMajor(rows.from(row, column)),
             Self::Transposed(rows) => Self::Transposed(rows.from(column, row)),
         }
     }
 }
 
 impl<'a> Rows<'a> {
-    /// `values` in rows of `columns`.
+    /// Returns `values` as contiguous rows of `columns` values.
     pub(super) fn all(values: &'a [f32], columns: usize) -> Self {
         Self { values, stride: columns }
     }
 
-    /// What is left from `row` and `column` on.
+    /// Returns the part from `row` and `column` on.
     pub(super) fn from(self, row: usize, column: usize) -> Self {
         let values = self.values.get(row * self.stride + column..);
         Self { values: values.unwrap_or_default(), ..self }
     }
 }
 
-/// `target = factor * left right`, or `target += factor * left right`: `rows` rows, `columns` columns, sums over `depth`.
-/// Rows of `target` are `stride` apart.
+/// Computes `target = factor * left right`, or adds it to `target`, for `rows` rows, `columns`
+/// columns, and sums over `depth`. Rows of `target` are `stride` apart.
 ///
 /// # Panics
 /// If an operand or the target is too short.
-pub(super) fn small_product(
+pub(super) fn small_gemm(
     (target, stride): (&mut [f32], usize),
     [rows, depth, columns]: [usize; 3],
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     left: Operand<'_>,
     right: Rows<'_>,
 ) {
-    pulp::Arch::new().dispatch(Product {
+    pulp::Arch::new().dispatch(SmallGemm {
         target,
         stride,
         rows,
         depth,
         columns,
-        old,
+        mode,
         factor,
         left,
         right,
     });
 }
 
-struct Product<'a> {
+struct SmallGemm<'a> {
     target: &'a mut [f32],
     stride: usize,
     rows: usize,
     depth: usize,
     columns: usize,
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     left: Operand<'a>,
     right: Rows<'a>,
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for SmallGemm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let all = self.columns / S::F32_LANES;
-        let mut done = 0;
-        while done < all {
-            let width = (all - done).min(vectors::<S>());
-            let column = done * S::F32_LANES;
+        let whole = self.columns / S::F32_LANES;
+        let mut computed = 0;
+        while computed < whole {
+            let width = (whole - computed).min(tile_vectors::<S>());
+            let column = computed * S::F32_LANES;
             match width {
                 4 => self.column_of_tiles::<S, 4>(simd, column),
                 3 => self.column_of_tiles::<S, 3>(simd, column),
                 2 => self.column_of_tiles::<S, 2>(simd, column),
                 _ => self.column_of_tiles::<S, 1>(simd, column),
             }
-            done += width;
+            computed += width;
         }
-        self.last_columns(all * S::F32_LANES);
+        self.last_columns(whole * S::F32_LANES);
     }
 }
 
-impl Product<'_> {
-    /// All rows of `C` vectors from `column` on.
+impl SmallGemm<'_> {
+    /// Computes all rows of `C` vectors from `column`.
     #[inline(always)]
     fn column_of_tiles<S: Simd, const C: usize>(&mut self, simd: S, column: usize) {
         let mut row = 0;
-        while row + ROWS <= self.rows {
-            self.tile::<S, ROWS, C>(simd, row, column);
-            row += ROWS;
+        while row + TILE_ROWS <= self.rows {
+            self.tile::<S, TILE_ROWS, C>(simd, row, column);
+            row += TILE_ROWS;
         }
         match self.rows - row {
             5 => self.tile::<S, 5, C>(simd, row, column),
@@ -136,7 +137,7 @@ impl Product<'_> {
         }
     }
 
-    /// `R` rows of `C` vectors.
+    /// Computes `R` rows of `C` vectors.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const C: usize>(
         &mut self,
@@ -145,7 +146,7 @@ impl Product<'_> {
         column: usize,
     ) {
         let sums: [[S::f32s; C]; R] = match self.left {
-            Operand::AsItIs(Rows { values, stride }) => {
+            Operand::RowMajor(Rows { values, stride }) => {
                 let left: [_; R] = from_fn(|i| &values[(row + i) * stride..][..self.depth]);
                 self.sums(
                     simd,
@@ -169,15 +170,16 @@ impl Product<'_> {
             let target = &mut self.target[(row + i) * self.stride + column..][..C * S::F32_LANES];
             let (target, _) = S::as_mut_simd_f32s(target);
             for (target, sum) in target.iter_mut().zip(sums) {
-                *target = match self.old {
-                    Old::Replace => simd.mul_f32s(factor, sum),
-                    Old::Add => simd.mul_add_e_f32s(factor, sum, *target),
+                *target = match self.mode {
+                    WriteMode::Overwrite => simd.mul_f32s(factor, sum),
+                    WriteMode::Add => simd.mul_add_e_f32s(factor, sum, *target),
                 };
             }
         }
     }
 
-    /// The sums of `R` rows, of which `left` gives step `k`, and `C` vectors from `column` on.
+    /// Returns the sums of `R` rows, whose values at step `k` are `left(k)`, and `C` vectors from
+    /// `column`.
     #[inline(always)]
     fn sums<S: Simd, const R: usize, const C: usize>(
         &self,
@@ -199,21 +201,21 @@ impl Product<'_> {
         sums
     }
 
-    /// Columns that do not fill a vector.
+    /// Computes the columns that do not fill a vector.
     #[inline(always)]
     fn last_columns(&mut self, first: usize) {
         for row in 0..self.rows {
             for column in first..self.columns {
                 let left = |k: usize| match self.left {
-                    Operand::AsItIs(left) => left.values[row * left.stride + k],
+                    Operand::RowMajor(left) => left.values[row * left.stride + k],
                     Operand::Transposed(left) => left.values[k * left.stride + row],
                 };
                 let right = |k: usize| self.right.values[k * self.right.stride + column];
                 let sum: f32 = (0..self.depth).map(|k| left(k) * right(k)).sum();
                 let target = &mut self.target[row * self.stride + column];
-                *target = match self.old {
-                    Old::Replace => self.factor * sum,
-                    Old::Add => *target + self.factor * sum,
+                *target = match self.mode {
+                    WriteMode::Overwrite => self.factor * sum,
+                    WriteMode::Add => *target + self.factor * sum,
                 };
             }
         }
@@ -222,50 +224,52 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::numbers;
+    use super::super::matrix::small_integers;
     use super::*;
 
-    /// Every size of tile and what is left over, both ways to read the left operand, a target within wider rows.
+    /// Covers every tile size and remainder, both layouts of the left operand, and a target within
+    /// wider rows.
     #[test]
-    fn products_are_the_definition() {
+    fn gemm_equals_a_naive_loop() {
         for rows in (1..14).chain([25]) {
             for (depth, columns) in [(1, 1), (7, 16), (5, 63), (0, 32), (33, 131)] {
-                for exchanged in [false, true] {
-                    check(rows, depth, columns, exchanged);
+                for transposed in [false, true] {
+                    check(rows, depth, columns, transposed);
                 }
             }
         }
     }
 
-    fn check(rows: usize, depth: usize, columns: usize, exchanged: bool) {
-        let left_stride = if exchanged { rows } else { depth } + 2;
+    fn check(rows: usize, depth: usize, columns: usize, transposed: bool) {
+        let left_stride = if transposed { rows } else { depth } + 2;
         let left_rows =
-            Rows { values: &numbers(left_stride * rows.max(depth), 7), stride: left_stride };
+            Rows { values: &small_integers(left_stride * rows.max(depth), 7), stride: left_stride };
         let (right_stride, stride) = (columns + 1, columns + 3);
-        let right = numbers(depth * right_stride, 5);
-        let before = numbers(rows * stride, 3);
-        let at = |i: usize, k: usize| match exchanged {
-            true => left_rows.values[k * left_stride + i],
-            false => left_rows.values[i * left_stride + k],
+        let right = small_integers(depth * right_stride, 5);
+        let before = small_integers(rows * stride, 3);
+        let at = |i: usize, k: usize| {
+            if transposed {
+                left_rows.values[k * left_stride + i]
+            } else {
+                left_rows.values[i * left_stride + k]
+            }
         };
-        let left = match exchanged {
-            true => Operand::Transposed(left_rows),
-            false => Operand::AsItIs(left_rows),
-        };
-        for old in [Old::Replace, Old::Add] {
+        let left =
+            if transposed { Operand::Transposed(left_rows) } else { Operand::RowMajor(left_rows) };
+        for mode in [WriteMode::Overwrite, WriteMode::Add] {
             let mut ours = before.clone();
             let right = Rows { values: &right, stride: right_stride };
-            small_product((&mut ours, stride), [rows, depth, columns], old, 0.5, left, right);
-            for (place, ours) in ours.iter().enumerate() {
-                let (row, column) = (place / stride, place % stride);
-                let mut expected = before[place];
+            small_gemm((&mut ours, stride), [rows, depth, columns], mode, 0.5, left, right);
+            for (index, ours) in ours.iter().enumerate() {
+                let (row, column) = (index / stride, index % stride);
+                let mut expected = before[index];
                 if column < columns {
                     let terms =
                         (0..depth).map(|k| at(row, k) * right.values[k * right_stride + column]);
                     let product = 0.5 * terms.sum::<f32>();
-                    expected = match old {
-                        Old::Replace => product,
-                        Old::Add => expected + product,
+                    expected = match mode {
+                        WriteMode::Overwrite => product,
+                        WriteMode::Add => expected + product,
                     };
                 }
                 assert_eq!(*ours, expected, "{rows}x{depth}x{columns} at {row}, {column}");

@@ -1,21 +1,24 @@
-//! Loops over slices that the compiler turns into vector instructions, and the best such instructions of this processor.
+//! Loops over slices that the compiler vectorizes, compiled for the widest vectors of this
+//! processor.
 
-/// Values the widest vectors hold, and an accumulator: a multiple of what every vector holds.
+/// Number of accumulators: the lanes of the widest vectors, and a multiple of those of every other.
 pub(super) const LANES: usize = 16;
 
-/// Runs `f` compiled for the widest vectors this processor has. It must be `#[inline(always)]`, and so must be what it
-/// calls: what is not inlined here is compiled for the narrowest.
+/// Runs `f` compiled for the widest vectors of this processor. `f` and everything it calls must be
+/// `#[inline(always)]`: functions that are not inlined are compiled for the narrowest vectors.
 #[inline(always)]
 pub(super) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
     pulp::Arch::new().dispatch(f)
 }
 
-/// `e^x` to about two units in the last place, for `x` up to 88; 0 or nearly so below -87.
+/// Returns `e^x` with an error of about two units in the last place for `x` up to 88; 0 or nearly
+/// so below -87, and NaN for NaN.
 ///
-/// Range reduction by `n ln 2`, then a polynomial (Cephes, `expf`); without branches, so that it vectorises.
+/// It reduces the range by `n ln 2` and evaluates a polynomial (Cephes, `expf`), without branches,
+/// so that it vectorizes.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
+    // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.3);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -30,7 +33,7 @@ pub(super) fn exp(x: f32) -> f32 {
     y * f32::from_bits(exponent)
 }
 
-/// The sum of `f(a, b)` over two slices of one length.
+/// Returns the sum of `f(a, b)` over two slices of equal length.
 #[inline(always)]
 pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut sums = [0f32; LANES];
@@ -45,16 +48,16 @@ pub(super) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// The sum of `f(x)`.
+/// Returns the sum of `f(x)`.
 #[inline(always)]
 pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     sum2(x, x, |x, _| f(x))
 }
 
-/// `(a, b) = f(a, b, c, d)` for the elements of four slices of one length.
+/// Sets `(a, b) = f(a, b, c, d)` for the elements of four slices of equal length.
 ///
-/// Vector by vector through locals: where `a` and `b` are parts of one row, the compiler cannot know that they do not
-/// overlap, and would go element by element.
+/// It works on vectors in local variables: if `a` and `b` are parts of one row, the compiler cannot
+/// know that they do not overlap, and would not vectorize.
 #[inline(always)]
 pub(super) fn update_pairs(
     [a, b]: [&mut [f32]; 2],
@@ -79,7 +82,7 @@ pub(super) fn update_pairs(
     }
 }
 
-/// Replaces each value by `f` of it.
+/// Replaces each value by `f(value)`.
 #[inline(always)]
 pub(super) fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     let (blocks, rest) = x.as_chunks_mut::<LANES>();
@@ -93,7 +96,7 @@ pub(super) fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// `(a, b) = f(a, b)` for the elements of two slices of one length.
+/// Sets `(a, b) = f(a, b)` for the elements of two slices of equal length.
 #[inline(always)]
 pub(super) fn update2(a: &mut [f32], b: &mut [f32], f: impl Fn(f32, f32) -> (f32, f32)) {
     let (a, a_rest) = a.as_chunks_mut::<LANES>();
@@ -110,7 +113,7 @@ pub(super) fn update2(a: &mut [f32], b: &mut [f32], f: impl Fn(f32, f32) -> (f32
     }
 }
 
-/// The sum of all values: lane by lane, then what is left over, one after the other.
+/// Returns the sum of all values: first lane by lane, then the remainder in order.
 #[inline(always)]
 pub(super) fn total(x: &[f32]) -> f32 {
     let mut sums = [0f32; LANES];
@@ -123,7 +126,7 @@ pub(super) fn total(x: &[f32]) -> f32 {
     rest.iter().fold(sums.iter().sum(), |total, value| total + value)
 }
 
-/// The largest value; negative infinity of none.
+/// Returns the largest value, ignoring NaN; negative infinity for an empty slice.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];
@@ -151,6 +154,7 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(-1e30) < 2e-38 && exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(f32::NAN).is_nan() && exp(-f32::NAN).is_nan());
     }
 
     #[test]

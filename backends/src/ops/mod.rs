@@ -1,4 +1,4 @@
-//! The operations of [`TrainBackend`](crate::TrainBackend): one file each, with its reference and its tests.
+//! The operations of [`TrainBackend`](crate::TrainBackend): one file each, with its definition and its reference.
 
 pub mod adamw;
 pub mod adapted_linear;
@@ -14,7 +14,8 @@ pub mod write_rows;
 
 use burn::tensor::DType;
 
-/// The type sums are kept in: f64 stays f64 (gradient checks), everything else accumulates in f32.
+/// Returns the dtype that sums over values of `dtype` are kept in: f64 for f64 (gradient checks), f32 for everything
+/// else.
 pub fn accumulator(dtype: DType) -> DType {
     match dtype {
         DType::F64 => DType::F64,

@@ -1,9 +1,9 @@
-//! Frozen weights in few bits: packed as bitsandbytes packs them (QLoRA, arXiv 2305.14314), or two 16-bit values a word.
+//! Quantized frozen weights: in the format of bitsandbytes (QLoRA, arXiv 2305.14314), or two 16-bit values per word.
 //!
-//! A value is `code[index] * absmax` of its block of 64, in f32, then rounded to the type that is computed in. Blocks run
-//! through the flattened weight, so that they may span rows. Indices stand in bitsandbytes' bytes, four of which make a
-//! word, the first the lowest; of two 4-bit indices in a byte the first stands in the high half. A packed weight never
-//! gets a gradient.
+//! A value is `code[index] * absmax` of its block of 64, in f32, then rounded to the dtype of the computation. Blocks
+//! run through the flattened weight and may span rows. The indices are in bitsandbytes' byte order: four bytes make a
+//! word, the first byte is the lowest, and the first of the two 4-bit indices in a byte is in the high half. A
+//! quantized weight never gets a gradient.
 
 mod code;
 pub(super) mod module;
@@ -15,27 +15,27 @@ use burn::tensor::{DType, ElementConversion, Int, Tensor, TensorData, backend::B
 use super::split::SplitWeight;
 use crate::TrainBackend;
 
-/// Values that share a scale.
+/// The number of values that share a scale.
 pub const BLOCK: usize = 64;
 
-/// Scales that share a scale of their own.
+/// The number of quantized scales that share a scale of their own.
 pub const NESTED_BLOCK: usize = 256;
 
-/// How values are packed.
+/// The format of quantized values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 4 bits: quantiles of the normal distribution.
     Nf4,
-    /// 4 bits: sign, two of exponent, one of mantissa.
+    /// 4 bits: a sign, two bits of exponent, one of mantissa.
     Fp4,
     /// 8 bits: bitsandbytes' dynamic map.
     Int8,
-    /// The upper half of an f32, without scales.
+    /// 16 bits: the upper half of an f32, without scales.
     Bf16,
 }
 
 impl Format {
-    /// Bits a value takes.
+    /// Returns the number of bits per value.
     pub fn bits(self) -> usize {
         match self {
             Self::Nf4 | Self::Fp4 => 4,
@@ -44,12 +44,12 @@ impl Format {
         }
     }
 
-    /// Values a word holds.
+    /// Returns the number of values per word.
     pub fn per_word(self) -> usize {
         32 / self.bits()
     }
 
-    /// What each index stands for.
+    /// Returns the codebook: the value of each index.
     pub fn code(self) -> &'static [f32] {
         match self {
             Self::Nf4 => &code::NF4,
@@ -60,45 +60,45 @@ impl Format {
     }
 }
 
-/// What the 8-bit indices of [`Format::Int8`] and of [`Scales::Double`] stand for, rising.
+/// Returns the codebook of [`Format::Int8`] and of the 8-bit scales of [`Scales::Double`], in ascending order.
 pub fn dynamic_code() -> &'static [f32] {
     code::dynamic()
 }
 
-/// A frozen weight: floats of the type that is computed in, or packed; or in parts, because no buffer takes it whole.
+/// A frozen weight: in floats, quantized, or split because no buffer can hold it whole.
 #[derive(Clone, Debug)]
 pub enum Weight<B: Backend> {
-    /// `[D_out, D_in]`
+    /// Floats, `[D_out, D_in]`.
     Float(Tensor<B, 2>),
-    /// In few bits.
+    /// Quantized, `[D_out, D_in]`.
     Packed(PackedWeight<B>),
-    /// One part below the other.
+    /// Parts, one below the other.
     Split(SplitWeight<B>),
 }
 
-/// A weight in few bits.
+/// A quantized weight.
 #[derive(Clone, Debug)]
 pub struct PackedWeight<B: Backend> {
-    /// How.
+    /// The format of its values.
     pub format: Format,
     /// `[D_out, D_in]`
     pub dims: [usize; 2],
-    /// The packed indices, U32; what the last word has too many is 0.
+    /// The indices of the values, U32; unused bits of the last word are 0.
     pub words: Tensor<B, 1, Int>,
-    /// A scale for each block of [`BLOCK`] values of the flattened weight; none for [`Format::Bf16`].
+    /// One scale per block of [`BLOCK`] values of the flattened weight; `None` for [`Format::Bf16`].
     pub scales: Option<Scales<B>>,
 }
 
-/// The largest absolute value of each block.
+/// The scale of each block: its largest absolute value.
 #[derive(Clone, Debug)]
 pub enum Scales<B: Backend> {
-    /// As it is, f32.
+    /// In f32.
     Plain(Tensor<B, 1>),
-    /// In 8 bits ("double quantisation"): `dynamic_code[index] * absmax + offset`.
+    /// In 8 bits ("double quantization"): `dynamic_code[index] * absmax + offset`.
     Double {
-        /// Indices, U32, four a word.
+        /// The indices of the scales, U32, four per word.
         words: Tensor<B, 1, Int>,
-        /// Of each [`NESTED_BLOCK`] scales, f32.
+        /// One scale for every [`NESTED_BLOCK`] scales, f32.
         absmax: Tensor<B, 1>,
         /// The mean of all scales.
         offset: f32,
@@ -124,7 +124,7 @@ impl<B: Backend> From<SplitWeight<B>> for Weight<B> {
 }
 
 impl<B: TrainBackend> Weight<B> {
-    /// `[D_out, D_in]`
+    /// Returns the shape, `[D_out, D_in]`.
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(weight) => weight.dims(),
@@ -133,7 +133,7 @@ impl<B: TrainBackend> Weight<B> {
         }
     }
 
-    /// The whole weight as floats of `dtype`, `[D_out, D_in]`.
+    /// Returns the whole weight as floats of `dtype`, `[D_out, D_in]`.
     pub fn floats(self, dtype: DType) -> Tensor<B, 2> {
         match self {
             Self::Float(weight) if weight.dtype() == dtype => weight,
@@ -145,7 +145,7 @@ impl<B: TrainBackend> Weight<B> {
         }
     }
 
-    /// Some of its rows, as often as named, `[T, D_in]`: floats of `dtype`.
+    /// Returns the rows `ids`, which may repeat, as floats of `dtype`, `[T, D_in]`.
     pub fn rows(self, ids: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
         match self {
             Self::Float(weight) => weight.select(0, ids),
@@ -154,7 +154,8 @@ impl<B: TrainBackend> Weight<B> {
         }
     }
 
-    /// Whether it can be multiplied with what is of `dtype`: floats are, packed values become so.
+    /// Returns whether the weight can be multiplied with tensors of `dtype`. Floats must have that dtype; quantized
+    /// values are converted to it.
     pub fn fits(&self, dtype: DType) -> bool {
         match self {
             Self::Float(weight) => weight.dtype() == dtype,
@@ -168,8 +169,10 @@ impl<B: TrainBackend> Weight<B> {
 }
 
 impl<B: Backend> PackedWeight<B> {
+    /// Asserts that the shapes and dtypes of the tensors match `dims` and `format`.
+    ///
     /// # Panics
-    /// If the parts do not fit together.
+    /// If they do not match.
     pub fn check(&self) {
         let count = self.dims[0] * self.dims[1];
         let blocks = count.div_ceil(BLOCK);
@@ -197,18 +200,18 @@ impl<B: Backend> PackedWeight<B> {
         }
     }
 
-    /// Bytes of all parts.
+    /// Returns the number of bytes of all tensors.
     pub fn bytes(&self) -> usize {
-        let of_scales = match &self.scales {
+        let scale_words = match &self.scales {
             None => 0,
             Some(Scales::Plain(absmax)) => absmax.dims()[0],
             Some(Scales::Double { words, absmax, .. }) => words.dims()[0] + absmax.dims()[0],
         };
-        4 * (self.words.dims()[0] + of_scales)
+        4 * (self.words.dims()[0] + scale_words)
     }
 }
 
-/// The reference body of [`TrainBackend::unpack`]: `rows` of a packed weight, `[rows, D_in]`.
+/// The reference body of [`TrainBackend::unpack`]: dequantizes consecutive rows, `[rows, D_in]`.
 pub fn reference<B: Backend>(
     weight: &PackedWeight<B>,
     rows: Range<usize>,
@@ -216,12 +219,12 @@ pub fn reference<B: Backend>(
 ) -> Tensor<B, 2> {
     let [_, d_in] = weight.dims;
     let [first, end] = [rows.start, rows.end].map(|row| (row * d_in) as i64);
-    let places = Tensor::arange(first..end, &weight.words.device());
-    let values = values_at(weight, places).reshape([rows.len(), d_in]);
+    let positions = Tensor::arange(first..end, &weight.words.device());
+    let values = values_at(weight, positions).reshape([rows.len(), d_in]);
     values.cast(dtype)
 }
 
-/// The reference body of [`TrainBackend::unpack_rows`]: the rows `ids` `[T]` of a packed weight, `[T, D_in]`.
+/// The reference body of [`TrainBackend::unpack_rows`]: dequantizes the rows `ids` `[T]`, `[T, D_in]`.
 pub fn reference_rows<B: Backend>(
     weight: &PackedWeight<B>,
     ids: Tensor<B, 1, Int>,
@@ -229,57 +232,58 @@ pub fn reference_rows<B: Backend>(
 ) -> Tensor<B, 2> {
     let ([count], [_, d_in], device) = (ids.dims(), weight.dims, ids.device());
     let columns = Tensor::<B, 1, Int>::arange(0..d_in as i64, &device).cast(ids.dtype());
-    let places = ids.mul_scalar(d_in as i64).unsqueeze_dim::<2>(1) + columns.unsqueeze();
-    let values = values_at(weight, places.reshape([count * d_in]));
+    let positions = ids.mul_scalar(d_in as i64).unsqueeze_dim::<2>(1) + columns.unsqueeze();
+    let values = values_at(weight, positions.reshape([count * d_in]));
     values.reshape([count, d_in]).cast(dtype)
 }
 
-/// The values at `places` of the flattened weight, f32.
-fn values_at<B: Backend>(weight: &PackedWeight<B>, places: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+/// Returns the values at `positions` of the flattened weight, in f32.
+fn values_at<B: Backend>(weight: &PackedWeight<B>, positions: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     let bits = weight.format.bits();
-    let indices = indices_at(&weight.words, places.clone(), bits);
-    let values = looked_up(weight.format.code(), indices);
+    let indices = indices_at(&weight.words, positions.clone(), bits);
+    let values = look_up(weight.format.code(), indices);
     match &weight.scales {
         None => values,
-        Some(scales) => values * scales_at(scales, over(places, BLOCK)),
+        Some(scales) => values * scales_at(scales, divide_by(positions, BLOCK)),
     }
 }
 
-/// The scales of `blocks`.
+/// Returns the scales of `blocks`.
 fn scales_at<B: Backend>(scales: &Scales<B>, blocks: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     match scales {
         Scales::Plain(absmax) => absmax.clone().select(0, blocks),
         Scales::Double { words, absmax, offset } => {
-            let code = looked_up(dynamic_code(), indices_at(words, blocks.clone(), 8));
-            code * absmax.clone().select(0, over(blocks, NESTED_BLOCK)) + *offset
+            let code = look_up(dynamic_code(), indices_at(words, blocks.clone(), 8));
+            code * absmax.clone().select(0, divide_by(blocks, NESTED_BLOCK)) + *offset
         }
     }
 }
 
-/// The indices of `bits` bits at `places`, of the type of `places`.
+/// Returns the indices of `bits` bits at `positions`, in the dtype of `positions`.
 fn indices_at<B: Backend>(
     words: &Tensor<B, 1, Int>,
-    places: Tensor<B, 1, Int>,
+    positions: Tensor<B, 1, Int>,
     bits: usize,
 ) -> Tensor<B, 1, Int> {
-    let (per_word, dtype) = (32 / bits, places.dtype());
-    let within = places.clone().bitwise_and_scalar((per_word as i64 - 1).elem());
-    let within = match bits {
-        4 => within.bitwise_xor_scalar(1.elem()),
-        _ => within,
+    let (per_word, dtype) = (32 / bits, positions.dtype());
+    let slot = positions.clone().bitwise_and_scalar((per_word as i64 - 1).elem());
+    let slot = match bits {
+        4 => slot.bitwise_xor_scalar(1.elem()),
+        _ => slot,
     };
-    let shift = within.mul_scalar(bits as i64).cast(words.dtype());
-    let words = words.clone().select(0, over(places, per_word));
+    let shift = slot.mul_scalar(bits as i64).cast(words.dtype());
+    let words = words.clone().select(0, divide_by(positions, per_word));
     let indices = words.bitwise_right_shift(shift);
     indices.bitwise_and_scalar(((1i64 << bits) - 1).elem()).cast(dtype)
 }
 
-fn looked_up<B: Backend>(code: &[f32], indices: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+/// Returns the codebook's value for each index.
+fn look_up<B: Backend>(code: &[f32], indices: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     let table = TensorData::new(code.to_vec(), [code.len()]);
     Tensor::from_data(table, (&indices.device(), DType::F32)).select(0, indices)
 }
 
-/// `places / size`, rounded down; `size` is a power of two.
-fn over<B: Backend>(places: Tensor<B, 1, Int>, size: usize) -> Tensor<B, 1, Int> {
-    places.bitwise_right_shift_scalar(size.trailing_zeros().elem())
+/// Returns `positions / size`, rounded down; `size` must be a power of two.
+fn divide_by<B: Backend>(positions: Tensor<B, 1, Int>, size: usize) -> Tensor<B, 1, Int> {
+    positions.bitwise_right_shift_scalar(size.trailing_zeros().elem())
 }

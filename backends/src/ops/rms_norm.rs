@@ -1,20 +1,20 @@
 //! RMSNorm (arXiv 1910.07467): `y = x / sqrt(mean(x^2) + epsilon) * weight`.
 //!
-//! One operation because backward needs no more than `x`, where the separate operations would keep four tensors of its
-//! size.
+//! It is one operation because its backward needs only `x`, whereas the separate operations would keep four tensors
+//! of that size.
 
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::accumulator;
 use crate::TrainBackend;
 
-/// Normalises each row, with Hugging Face's order of casts: statistics and quotient in f32 (f64 for f64 input), cast to
-/// x's dtype, then the weight.
+/// Normalizes each row, with Hugging Face's order of casts: statistics and quotient in f32 (f64 for f64 input), a
+/// cast to x's dtype, then the weight.
 ///
 /// # Shapes
 /// - x: `[T, D]`
-/// - weight: `[D]`, of x's dtype
-/// - returns `[T, D]`, of x's dtype
+/// - weight: `[D]`, in x's dtype
+/// - returns `[T, D]`, in x's dtype
 ///
 /// # Panics
 /// If widths or dtypes differ.
@@ -34,11 +34,11 @@ pub fn rms_norm<B: TrainBackend>(
 /// The reference body of [`TrainBackend::rms_norm`].
 pub fn reference<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
     let dtype = x.dtype();
-    let (normed, _) = normed(x, epsilon);
-    normed.cast(dtype) * weight.unsqueeze()
+    let (normalized, _) = normalized(x, epsilon);
+    normalized.cast(dtype) * weight.unsqueeze()
 }
 
-/// The reference body of [`TrainBackend::rms_norm_backward`]: `[T, D]`.
+/// The reference body of [`TrainBackend::rms_norm_backward`], `[T, D]`.
 ///
 /// With `n = x / rms` and `g = grad * weight`: `dx = (g - n * mean(g n)) / rms`.
 pub fn reference_backward<B: Backend>(
@@ -48,10 +48,10 @@ pub fn reference_backward<B: Backend>(
     grad: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     let dtype = x.dtype();
-    let (normed, rms) = normed(x, epsilon);
-    let grad = (grad * weight.unsqueeze()).cast(normed.dtype());
-    let along = (grad.clone() * normed.clone()).mean_dim(1);
-    ((grad - normed * along) / rms).cast(dtype)
+    let (normalized, rms) = normalized(x, epsilon);
+    let grad = (grad * weight.unsqueeze()).cast(normalized.dtype());
+    let projection = (grad.clone() * normalized.clone()).mean_dim(1);
+    ((grad - normalized * projection) / rms).cast(dtype)
 }
 
 /// The reference body of [`TrainBackend::rms_norm_weight_gradient`]: the sum over tokens of `grad * x / rms`, `[D]`.
@@ -61,12 +61,12 @@ pub fn reference_weight_gradient<B: Backend>(
     grad: Tensor<B, 2>,
 ) -> Tensor<B, 1> {
     let dtype = x.dtype();
-    let (normed, _) = normed(x, epsilon);
-    (grad * normed.cast(dtype)).sum_dim(0).squeeze_dim(0)
+    let (normalized, _) = normalized(x, epsilon);
+    (grad * normalized.cast(dtype)).sum_dim(0).squeeze_dim(0)
 }
 
-/// `x / rms` and `rms = sqrt(mean(x^2) + epsilon)` `[T, 1]`, in the accumulator's dtype.
-fn normed<B: Backend>(x: Tensor<B, 2>, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
+/// Returns `x / rms` and `rms = sqrt(mean(x^2) + epsilon)` `[T, 1]`, in the accumulator's dtype.
+fn normalized<B: Backend>(x: Tensor<B, 2>, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let dtype = accumulator(x.dtype());
     let x = x.cast(dtype);
     let rms = (x.clone().square().mean_dim(1) + epsilon).sqrt();

@@ -1,6 +1,6 @@
-//! A frozen weight cut between its rows, for devices that take no buffer as long as the whole: each part is a [`Weight`] by
-//! itself, and so are the products with it. What is summed over columns is the same as of the whole; what is summed over
-//! rows (`dy W`) is summed part by part.
+//! A frozen weight that is split between its rows, for devices on which no buffer can hold the whole. Each part is a
+//! [`Weight`] of its own and is multiplied on its own. Sums over columns are the same as those of the whole weight;
+//! sums over rows (`dy W`) are added part by part.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use burn::tensor::{DType, Int, Tensor};
 use super::packed::module::without_parameters;
 use crate::{TrainBackend, Weight};
 
-/// Parts of a weight, one below the other. None of them ever gets a gradient.
+/// The parts of a weight, one below the other. None of them ever gets a gradient.
 #[derive(Clone, Debug)]
 pub struct SplitWeight<B: Backend> {
     /// `[D_out of the part, D_in]` each.
@@ -22,8 +22,10 @@ pub struct SplitWeight<B: Backend> {
 }
 
 impl<B: TrainBackend> SplitWeight<B> {
+    /// Stacks `parts`, one below the other.
+    ///
     /// # Panics
-    /// If there is no part, or their widths differ.
+    /// If there is no part, or if their widths differ.
     pub fn new(parts: Vec<Weight<B>>) -> Self {
         let widths: Vec<_> = parts.iter().map(|part| part.dims()[1]).collect();
         assert!(
@@ -33,13 +35,13 @@ impl<B: TrainBackend> SplitWeight<B> {
         Self { parts }
     }
 
-    /// `[D_out, D_in]` of the whole.
+    /// Returns the shape of the whole weight, `[D_out, D_in]`.
     pub fn dims(&self) -> [usize; 2] {
         let dims = self.parts.iter().map(Weight::dims);
-        dims.fold([0, 0], |[rows, _], [more, width]| [rows + more, width])
+        dims.fold([0, 0], |[rows, _], [part_rows, width]| [rows + part_rows, width])
     }
 
-    /// The parts, each with the rows of the whole that it has.
+    /// Returns each part with its range of rows of the whole weight.
     pub fn parts(&self) -> impl Iterator<Item = (Range<usize>, &Weight<B>)> {
         let mut end = 0;
         self.parts.iter().map(move |part| {
@@ -49,34 +51,34 @@ impl<B: TrainBackend> SplitWeight<B> {
         })
     }
 
-    /// As [`Weight::rows`]: of every part those that are nearest, of which the right ones stay.
+    /// Returns the rows `ids`, as [`Weight::rows`] does: reads, for every id, the nearest row of each part and keeps
+    /// that of the part that contains the id.
     pub(crate) fn rows(&self, ids: &Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
         let shape = [ids.dims()[0], self.dims()[1]];
-        let mut found: Option<Tensor<B, 2>> = None;
-        for (place, part) in self.parts() {
-            let (first, last) = (place.start as i64, place.end as i64 - 1);
-            let within = ids.clone().clamp(first, last).sub_scalar(first);
-            let rows = part.clone().rows(within, dtype);
-            found = Some(match found {
+        let mut result: Option<Tensor<B, 2>> = None;
+        for (row_range, part) in self.parts() {
+            let (first, last) = (row_range.start as i64, row_range.end as i64 - 1);
+            let local_ids = ids.clone().clamp(first, last).sub_scalar(first);
+            let rows = part.clone().rows(local_ids, dtype);
+            result = Some(match result {
                 None => rows,
-                Some(found) => {
-                    let here = ids.clone().greater_equal_elem(first);
-                    found.mask_where(here.unsqueeze_dim::<2>(1).expand(shape), rows)
+                Some(result) => {
+                    let in_part = ids.clone().greater_equal_elem(first);
+                    result.mask_where(in_part.unsqueeze_dim::<2>(1).expand(shape), rows)
                 }
             });
         }
-        found.unwrap_or_else(|| unreachable!("a weight without parts"))
+        result.unwrap_or_else(|| unreachable!("a weight without parts"))
     }
 
-    /// `x W^T`, `[T, D_out]`.
-    pub(crate) fn times_transposed(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
-        let parts = self.parts.iter();
-        let products = parts.map(|part| B::frozen_linear(x.clone(), part.clone()));
-        Tensor::cat(products.collect(), 1)
+    /// Returns `x W^T`, `[T, D_out]`.
+    pub(crate) fn project(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
+        let project = |part: &Weight<B>| B::frozen_linear(x.clone(), part.clone());
+        Tensor::cat(self.parts.iter().map(project).collect(), 1)
     }
 
-    /// `dy W`, `[T, D_in]`.
-    pub(crate) fn times(&self, dy: &Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Returns `dy W`, `[T, D_in]`.
+    pub(crate) fn project_backward(&self, dy: &Tensor<B, 2>) -> Tensor<B, 2> {
         let products = self.parts().map(|(rows, part)| {
             let dy = dy.clone().narrow(1, rows.start, rows.len());
             B::frozen_linear_backward(dy, part.clone())
@@ -87,7 +89,7 @@ impl<B: TrainBackend> SplitWeight<B> {
 }
 
 impl<B: Backend> SplitWeight<B> {
-    /// The same with each part replaced.
+    /// Returns the same weight with every part replaced by `change(part)`.
     pub(crate) fn map<A: Backend>(self, change: impl Fn(Weight<B>) -> Weight<A>) -> SplitWeight<A> {
         SplitWeight { parts: self.parts.into_iter().map(change).collect() }
     }

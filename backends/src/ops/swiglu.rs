@@ -1,25 +1,25 @@
-//! `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`: the product inside SwiGLU (arXiv 2002.05202).
+//! `silu(gate) * up`, with `silu(x) = x * sigmoid(x)`: the element-wise product in SwiGLU (arXiv 2002.05202).
 //!
-//! One operation because Burn's sigmoid computes in f32 whatever it is given, and because backward needs no more than
-//! gate and up, where the separate operations would keep four tensors of their size. Gate and up stand side by side, as
-//! the projections of one input leave them.
+//! It is one operation because Burn's sigmoid computes in f32 for any input dtype, and because its backward needs
+//! only gate and up, whereas the separate operations would keep four tensors of that size. Gate and up lie side by
+//! side, as the projections of one input return them.
 
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::accumulator;
 use crate::TrainBackend;
 
-/// Gates `up`. The sigmoid is computed in f32 (f64 for f64 input).
+/// Computes `silu(gate) * up`. The sigmoid is computed in f32 (f64 for f64 input).
 ///
 /// # Shapes
-/// - gate_up: `[T, 2 I]`, the gate in the first half of each row
-/// - returns `[T, I]`, of the same dtype
+/// - gate_up: `[T, 2 I]`, with the gate in the first half of each row
+/// - returns `[T, I]`, in the same dtype
 ///
 /// # Panics
 /// If the width is odd.
 pub fn swiglu<B: TrainBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
     let [tokens, width] = gate_up.dims();
-    assert!(width.is_multiple_of(2), "swiglu: [{tokens}, {width}] does not halve");
+    assert!(width.is_multiple_of(2), "swiglu: the width of [{tokens}, {width}] is odd");
     B::swiglu(gate_up)
 }
 
@@ -31,8 +31,9 @@ pub fn reference<B: Backend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
     (gate.clone() * sigmoid(gate)).cast(dtype) * up
 }
 
-/// The reference body of [`TrainBackend::swiglu_backward`]: the gradients of gate and up, side by side, `[T, 2 I]`. With
-/// `s = sigmoid(gate)`: `d up = grad * gate s`, `d gate = grad * up * s (1 + gate (1 - s))`.
+/// The reference body of [`TrainBackend::swiglu_backward`]: the gradients of gate and up side by side, `[T, 2 I]`.
+///
+/// With `s = sigmoid(gate)`: `d up = grad * gate s`, `d gate = grad * up * s (1 + gate (1 - s))`.
 pub fn reference_backward<B: Backend>(gate_up: Tensor<B, 2>, grad: Tensor<B, 2>) -> Tensor<B, 2> {
     let dtype = gate_up.dtype();
     let [gate, up] = halves(gate_up).map(|t| t.cast(accumulator(dtype)));
@@ -44,12 +45,13 @@ pub fn reference_backward<B: Backend>(gate_up: Tensor<B, 2>, grad: Tensor<B, 2>)
     Tensor::cat(vec![d_gate, d_up], 1).cast(dtype)
 }
 
+/// Returns the gate and up columns.
 fn halves<B: Backend>(gate_up: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
     let half = gate_up.dims()[1] / 2;
     [gate_up.clone().narrow(1, 0, half), gate_up.narrow(1, half, half)]
 }
 
-/// `1 / (1 + exp(-x))`: 0 where the exponential overflows.
+/// Computes `1 / (1 + exp(-x))`, which is 0 where the exponential overflows.
 fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     (x.neg().exp() + 1.0).recip()
 }

@@ -1,18 +1,18 @@
-//! Rows of a matrix replaced: how a key-value cache takes new tokens.
+//! Replacement of rows of a matrix: how new tokens enter a key-value cache.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, backend::Backend};
 
 use crate::TrainBackend;
 
-/// Puts the rows `new` in the places `rows` of `target`, in place where nobody else holds it. Not differentiable.
+/// Writes the rows `new` to the rows `rows` of `target`, in place if nothing else holds `target`. Not differentiable.
 ///
 /// # Shapes
 /// - target, returns: `[N, width]`
 /// - rows: `[T]`, each below `N` and named once
-/// - new: `[T, width]`, of the same dtype as `target`
+/// - new: `[T, width]`, in the dtype of `target`
 ///
 /// # Panics
-/// If shapes or dtypes do not fit together.
+/// If shapes or dtypes do not match.
 pub fn write_rows<B: TrainBackend>(
     target: Tensor<B, 2>,
     rows: &Tensor<B, 1, Int>,
@@ -22,7 +22,7 @@ pub fn write_rows<B: TrainBackend>(
     assert_eq!(
         (new.dims(), new.dtype()),
         ([count, width], target.dtype()),
-        "write_rows: {count} rows of {width}"
+        "write_rows: new rows must be [{count}, {width}] in the target's dtype"
     );
     B::write_rows(target, rows, new)
 }

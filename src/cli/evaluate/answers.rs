@@ -1,4 +1,5 @@
-//! Problems answered by a model, or answers of a file, scored.
+//! Implements `arithmo evaluate gsm8k`, `gsm8k-pot` and `math`: generates answers, or reads them from a file, and scores
+//! them.
 
 use std::path::{Path, PathBuf};
 
@@ -6,96 +7,156 @@ use arithmo_backends::TrainBackend;
 use serde_json::{Value, json};
 
 use super::pages::results_page;
-use super::{EvaluateArgs, missing};
+use super::{AnswersArgs, AnswersTask, missing};
 use crate::cli::print_line;
+use crate::cli::template::TemplateArgs;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::answers::STOP_STRINGS;
-use crate::eval::folder::{Folder, model_settings};
+use crate::eval::answers::{ForeignPrompt, STOP_STRINGS};
+use crate::eval::folder::{Folder, answers_key};
 use crate::eval::judged::{Results, judge_all};
 use crate::eval::pot::{run_programs, write_programs};
-use crate::eval::predict::{Answering, prompts, too_long};
+use crate::eval::predict::{Answer, Answering, prompts, too_long};
 use crate::eval::predictions::{
     Prediction, check_same_problems, predictions, read_predictions, write_predictions,
 };
 use crate::eval::problems::{Problem, read_problems};
 use crate::eval::sandbox::Sandbox;
-use crate::eval::store::{Settings, Store, sha256};
+use crate::eval::settings::{ResultKey, Settings};
+use crate::eval::store::Store;
 use crate::eval::task::Task;
-use crate::generate::{GenerateConfig, stop_ids};
+use crate::generate::{FinishReason, GenerateConfig, stop_ids};
 use crate::model::config::MistralConfig;
+use crate::model::file_hash::hash_file;
+use crate::output::{Lock, check, remove};
 use crate::progress::ProgressMode;
 use crate::report::evaluation::write_evaluation_page;
 
-/// The original project's.
+/// Default of `--max-new-tokens`, as in the original project.
 const MAX_NEW_TOKENS: usize = 1024;
 
-/// Scores a predictions file.
-pub(super) fn score_file(args: &EvaluateArgs, file: &Path, mode: ProgressMode) -> Result<()> {
-    let task = args.task.ok_or_else(|| missing("TASK"))?.task();
-    if task == Task::Preference {
-        let problem = "preference has no predictions: it is measured by log-probabilities";
-        return Err(Error::invalid("--predictions", problem, "give --model and --data"));
-    }
-    args.check(task)?;
-    let sandbox = args.sandbox(task)?;
-    let mut predictions = read_predictions(file)?;
+/// Names of the files that scoring a predictions file writes.
+const SCORED: [&str; 4] = ["results.json", "verdicts.jsonl", "programs.json", "index.html"];
+
+/// Scores the predictions in `file` and writes the results beside it or to `--output`. No model runs.
+///
+/// # Errors
+/// The file is not valid, it does not answer the problems of `--data`, or results of other predictions exist and may not be
+/// replaced.
+pub(super) fn score_file(
+    evaluation: &AnswersTask<'_>,
+    file: &Path,
+    mode: ProgressMode,
+) -> Result<()> {
+    let AnswersTask { task, args, .. } = *evaluation;
+    let sandbox = evaluation.sandbox()?;
+    let foreign = foreign_prompt(file, &args.template, task)?;
+    let mut predictions = read_predictions(file, &foreign)?;
     let problems = args.data.as_deref().map(|data| problems(args, data)).transpose()?;
     match &problems {
         Some(problems) => check_same_problems(file, &predictions, problems)?,
-        None => predictions.truncate(args.limit.unwrap_or(usize::MAX)),
+        None => predictions.truncate(args.output.limit.unwrap_or(usize::MAX)),
     }
     let beside = || file.parent().map(Path::to_path_buf).unwrap_or_default();
-    let folder = Folder(args.output.clone().unwrap_or_else(beside));
-    let scored = Settings::default()
+    let folder = Folder(args.output.output.clone().unwrap_or_else(beside));
+    let mut scored = Settings::default()
         .with("predictions", file.display().to_string())
-        .with("predictions_sha256", sha256(file)?);
-    // Scoring a run's own answers again forgets nothing of the run.
+        .with("predictions_sha256", hash_file(file)?.sha256);
+    if let ForeignPrompt::Given(template) = foreign {
+        scored = scored.with("prompt_template", String::from(template));
+    }
+    folder.check(&SCORED, evaluation.inputs())?;
+    // If this program generated the predictions, their settings are kept when they are scored again.
     let own = |old: &Value| folder.predictions() == *file && old["task"] == task.name();
-    let old = folder.results()?.filter(own).unwrap_or_default();
+    let old = folder.results()?;
+    let again = |old: &Value| {
+        let same = |name: &str| old["settings"][name] == scored.0[name];
+        own(old) || same("predictions_sha256") && old["task"] == task.name()
+    };
+    if old.as_ref().is_some_and(|old| !again(old)) && !args.output.overwrite {
+        return Err(check::exists_error(&folder.file("results.json")));
+    }
+    let _lock = Lock::folder(&folder.0)?;
+    let old = old.filter(own).unwrap_or_default();
     let settings = serde_json::from_value(old["settings"].clone()).unwrap_or(scored);
     let too_long: Vec<usize> =
         serde_json::from_value(old["prompts_too_long"].clone()).unwrap_or_default();
     let scoring = Scoring { task, sandbox, mode };
     let problems = problems.as_deref();
-    scoring.finish(&folder, &predictions, problems, settings, &too_long)
+    scoring.score_and_report(&folder, &predictions, problems, settings, &too_long)
 }
 
-/// Answers the problems and scores the answers.
-pub(super) fn run<B: TrainBackend>(
-    args: &EvaluateArgs,
+/// Returns the prompt template of the predictions in `file`: the one given by flags, else the one in the results beside the
+/// file, else the task's default.
+pub(super) fn foreign_prompt(
+    file: &Path,
+    given: &TemplateArgs,
     task: Task,
+) -> Result<ForeignPrompt> {
+    if let Some(template) = given.given()? {
+        return Ok(ForeignPrompt::Given(template));
+    }
+    let beside = Folder(file.parent().map(Path::to_path_buf).unwrap_or_default());
+    let settings = if beside.predictions() == *file {
+        beside.settings()?.unwrap_or_default()
+    } else {
+        Settings::default()
+    };
+    let template = settings.0.get("prompt_template").and_then(Value::as_str);
+    let template = template.and_then(|text| PromptTemplate::new(text).ok());
+    template.map_or_else(|| task.template(), Ok).map(ForeignPrompt::Usual)
+}
+
+/// Generates the model's answers to the problems, continuing an earlier evaluation, and scores them.
+pub(super) fn run<B: TrainBackend>(
+    evaluation: &AnswersTask<'_>,
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<()> {
-    // What can be checked before any weight is loaded is.
-    let scoring = Scoring { task, sandbox: args.sandbox(task)?, mode };
-    let asked = Asked::read(args, task)?;
-    let mut config = asked.config(args);
+    let AnswersTask { task, args, .. } = *evaluation;
+    // Everything that can be checked without the weights is checked before they are loaded.
+    let scoring = Scoring { task, sandbox: evaluation.sandbox()?, mode };
+    let questions = Questions::read(evaluation)?;
+    let mut config = questions.config(args);
     config.validate()?;
     let model_args = args.model_args()?;
     let model_folder = model_args.folder(mode)?;
-    let settings = asked.settings(args, &model_folder)?;
-    let folder = args.folder(task);
-    if args.overwrite {
-        folder.clear()?;
-    }
+    let model = model_args.evaluated_model(&model_folder)?.settings()?;
+    let key = questions.key(model, config.max_new_tokens);
+    let folder = args.output.folder(task);
+    folder.check(&Folder::FILES, evaluation.inputs())?;
+    let _lock = Lock::folder(&folder.0)?;
     let tokenizer = Tokenizer::from_folder(&model_folder)?;
     let shape = MistralConfig::load(&model_folder)?;
-    let too_long = too_long(&asked.prompts, &tokenizer, shape.max_position_embeddings)?;
-    if folder.is_complete(&settings)? {
+    let too_long = too_long(&questions.prompts, &tokenizer, shape.max_position_embeddings)?;
+    // Remove the old results only once everything that the new evaluation needs is loaded.
+    let mut loaded = None;
+    if args.output.overwrite {
+        loaded = Some(model_args.load::<B>(&model_folder, mode, device)?);
+        folder.clear()?;
+    }
+    let problems = Some(&questions.problems[..]);
+    let rows_done = folder.rows_done(&key)?;
+    let before = match rows_done {
+        0 => Vec::new(),
+        _ => read_predictions(&folder.predictions(), &questions.foreign_prompt())?,
+    };
+    if rows_done == questions.problems.len() {
         if mode != ProgressMode::Quiet {
             let place = folder.0.display();
-            eprintln!("{place}: is complete; its answers are scored again");
+            say!("{place}: is complete; its answers are scored again");
         }
-        let predictions = read_predictions(&folder.predictions())?;
-        let problems = Some(&asked.problems[..]);
-        return scoring.finish(&folder, &predictions, problems, settings, &too_long);
+        check_same_problems(&folder.predictions(), &before, &questions.problems)?;
+        scoring.score_and_report(&folder, &before, problems, key.settings(), &too_long)?;
+        // It exists if an earlier process was killed right after it wrote the results.
+        return remove(&folder.partial());
     }
-    let mut store = Store::open(&folder.partial(), &settings)?;
-    if store.done().len() < asked.problems.len() {
-        let model = model_args.load::<B>(&model_folder, mode, device)?;
+    let mut store = Store::open(&folder.partial(), &key, questions.problems.len())?;
+    copy_answers(&before, &mut store)?;
+    if store.done().len() < questions.problems.len() {
+        let load = || model_args.load::<B>(&model_folder, mode, device);
+        let model = loaded.map_or_else(load, Ok)?;
         config.eos_ids = stop_ids(&model_folder, &model.config, tokenizer.eos_id())?;
         let answering = Answering {
             model: &model,
@@ -104,25 +165,39 @@ pub(super) fn run<B: TrainBackend>(
             scorers: if task == Task::Gsm8kPot { &[] } else { task.scorers() },
             progress: mode,
         };
-        answering.answer(&asked.problems, &asked.prompts, &too_long, &mut store)?;
+        answering.answer(&questions.problems, &questions.prompts, &too_long, &mut store)?;
     }
-    let (texts, partial) = store.finish();
-    let predictions = predictions(&asked.problems, texts);
+    let (answers, partial) = store.finish()?;
+    let predictions = predictions(&questions.problems, questions.prompts, answers);
     write_predictions(&folder.predictions(), &predictions)?;
-    let problems = Some(&asked.problems[..]);
-    scoring.finish(&folder, &predictions, problems, settings, &too_long)?;
+    let problems = Some(&questions.problems[..]);
+    scoring.score_and_report(&folder, &predictions, problems, key.settings(), &too_long)?;
     partial.remove()
 }
 
-/// The first problems of a file, as many as `--limit` says.
-fn problems(args: &EvaluateArgs, data: &Path) -> Result<Vec<Problem>> {
+/// Adds the answers of an earlier evaluation of fewer problems to `store`.
+fn copy_answers(before: &[Prediction], store: &mut Store<Answer>) -> Result<()> {
+    for (index, prediction) in before.iter().enumerate() {
+        if !store.done().contains_key(&index) {
+            let answer = Answer {
+                completion: prediction.completion.clone(),
+                finish_reason: prediction.finish_reason.unwrap_or(FinishReason::Eos),
+            };
+            store.put(index, answer)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the problems of a file, only the first `--limit` ones if that is given.
+fn problems(args: &AnswersArgs, data: &Path) -> Result<Vec<Problem>> {
     let mut problems = read_problems(data)?;
-    problems.truncate(args.limit.unwrap_or(usize::MAX));
+    problems.truncate(args.output.limit.unwrap_or(usize::MAX));
     Ok(problems)
 }
 
-/// Refuses examples that are among the problems.
-fn refuse_given_away(file: &Path, solved: &[Problem], problems: &[Problem]) -> Result<()> {
+/// Returns an error if a solved example is also one of the problems, whose answer the prompt would then contain.
+fn refuse_leaked_examples(file: &Path, solved: &[Problem], problems: &[Problem]) -> Result<()> {
     let asked = |problem: &Problem| solved.iter().any(|shot| shot.question == problem.question);
     match problems.iter().position(asked) {
         Some(at) => Err(Error::file(
@@ -134,70 +209,73 @@ fn refuse_given_away(file: &Path, solved: &[Problem], problems: &[Problem]) -> R
     }
 }
 
-/// What the model is asked.
-struct Asked {
+/// The problems of an evaluation with their prompts.
+struct Questions {
     data: PathBuf,
     problems: Vec<Problem>,
     prompts: Vec<String>,
-    /// What the settings say of the prompt.
-    template: String,
+    template: PromptTemplate,
+    /// Number and hash of the solved examples.
     shots: Option<(usize, String)>,
 }
 
-impl Asked {
-    fn read(args: &EvaluateArgs, task: Task) -> Result<Self> {
+impl Questions {
+    /// Reads the problems and the solved examples, and builds the prompts.
+    fn read(evaluation: &AnswersTask<'_>) -> Result<Self> {
+        let AnswersTask { task, args, shots: examples, .. } = *evaluation;
         let data = args.data.clone().ok_or_else(|| missing("--data"))?;
         let problems = problems(args, &data)?;
-        let template = match &args.prompt_template {
-            Some(text) => PromptTemplate::new(text)?,
+        let template = match args.template.given()? {
+            Some(template) => template,
             None => task.template()?,
         };
         let (mut solved, mut shots) = (Vec::new(), None);
-        if let (Some(count), Some(file)) = (args.shots, &args.shots_from) {
+        if let Some((count, file)) = examples {
             solved = read_problems(file)?;
             if solved.len() < count {
                 let problem = format!("holds {} problems, --shots asks for {count}", solved.len());
                 return Err(Error::file(file, problem, "lower --shots"));
             }
             solved.truncate(count);
-            refuse_given_away(file, &solved, &problems)?;
-            shots = Some((count, sha256(file)?));
+            refuse_leaked_examples(file, &solved, &problems)?;
+            shots = Some((count, hash_file(file)?.sha256));
         }
         let prompts = prompts(&problems, &template, &solved);
-        Ok(Self { data, problems, prompts, template: template.into(), shots })
+        Ok(Self { data, problems, prompts, template, shots })
     }
 
-    fn config(&self, args: &EvaluateArgs) -> GenerateConfig {
+    /// Returns the settings of generation, without end tokens.
+    fn config(&self, args: &AnswersArgs) -> GenerateConfig {
         let stop = match self.shots {
             Some(_) => STOP_STRINGS.map(str::to_string).to_vec(),
             None => Vec::new(),
         };
         GenerateConfig {
             max_new_tokens: args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
-            batch_size: args.batch_size,
+            batch_size: args.output.batch_size,
             stop,
             ..GenerateConfig::default()
         }
     }
 
-    fn settings(&self, args: &EvaluateArgs, model_folder: &Path) -> Result<Settings> {
-        let model = args.model.as_deref().unwrap_or_default();
-        let (packed, adapter) = (args.quantize.quantization()?, args.adapter.as_deref());
-        let settings = model_settings(model, model_folder, packed, adapter)?.asking(
-            &self.data,
-            self.problems.len(),
-            args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
-        )?;
-        Ok(match &self.shots {
+    /// Returns the template for reading predictions that were made with these prompts.
+    fn foreign_prompt(&self) -> ForeignPrompt {
+        ForeignPrompt::Usual(self.template.clone())
+    }
+
+    /// Returns the key that identifies the model's answers to these questions.
+    fn key(&self, model: Settings, max_new_tokens: usize) -> ResultKey {
+        let key = answers_key(model, &self.data, &self.problems, max_new_tokens);
+        match &self.shots {
             Some((shots, sha256)) => {
-                settings.with("shots", *shots).with("shots_sha256", sha256.as_str())
+                key.with("shots", *shots).with("shots_sha256", sha256.as_str())
             }
-            None => settings.with("prompt_template", self.template.as_str()),
-        })
+            None => key.with("prompt_template", String::from(self.template.clone())),
+        }
     }
 }
 
-/// How answers are scored.
+/// Scores answers and writes the results.
 struct Scoring {
     task: Task,
     sandbox: Option<Sandbox>,
@@ -205,8 +283,12 @@ struct Scoring {
 }
 
 impl Scoring {
-    /// Scores `predictions`, writes all there is to say of them, and prints the table.
-    fn finish(
+    /// Scores `predictions`, after running their programs if the task needs that. Writes the results, the verdicts and the
+    /// page to `folder`, and prints the table.
+    ///
+    /// # Errors
+    /// A program cannot be run, a file cannot be written, or the user interrupts.
+    fn score_and_report(
         &self,
         folder: &Folder,
         predictions: &[Prediction],
@@ -215,7 +297,10 @@ impl Scoring {
         too_long: &[usize],
     ) -> Result<()> {
         let (judged, outcomes) = match &self.sandbox {
-            Some(sandbox) => run_programs(sandbox, predictions, self.mode)?,
+            Some(sandbox) => {
+                let partial = folder.file("programs.partial.jsonl");
+                run_programs(sandbox, predictions, &partial, self.mode)?
+            }
             None => (judge_all(predictions, problems, self.task.scorers()), Vec::new()),
         };
         let mut results = Results::new(self.task.name(), &judged, &self.task.rules(), settings);
@@ -228,13 +313,13 @@ impl Scoring {
             results.more.insert("prompts_too_long".into(), json!(too_long));
             let count = too_long.len();
             if self.mode != ProgressMode::Quiet {
-                eprintln!(
+                say!(
                     "note: {count} prompts leave no room for an answer in this model, and count as wrong (results.json lists them)"
                 );
             }
         }
         results.write(&folder.0, &judged)?;
-        let page = results_page(&results, &[]);
+        let page = results_page(&results, &judged, self.task, &[]);
         write_evaluation_page(&folder.file("index.html"), &page)?;
         print_line(&results.table())
     }

@@ -1,24 +1,36 @@
-//! What the pages show.
+//! Builds the pages of evaluations and comparisons.
 
-use crate::eval::compare::{Compared, p_text};
+use crate::eval::compare::{ScorerComparison, SettingDifference, p_text};
 use crate::eval::judged::{Group, Judged, Results};
 use crate::eval::preference::Bucket;
+use crate::eval::settings::Settings;
 use crate::eval::statistics::Rate;
 use crate::eval::task::Task;
-use crate::report::evaluation::{Change, EvaluationPage, NumberTable, Side};
+use crate::generate::FinishReason;
+use crate::report::evaluation::{
+    AnswerList, Change, EvaluationPage, JudgedAnswer, NumberTable, RuleVerdict, Side,
+};
 
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
+/// Maximum number of wrong answers on a page; all are in verdicts.jsonl.
+const MAX_WRONG: usize = 200;
+/// Maximum number of right answers on a page.
+const MAX_RIGHT: usize = 50;
+
+// The spaces between numbers and units do not break: a narrow cell breaks at "to".
+pub(in crate::cli) fn percent(fraction: f64) -> String {
+    format!("{:.2}\u{a0}%", 100.0 * fraction)
 }
 
-fn interval([low, high]: [f64; 2]) -> String {
-    format!("{:.2} to {:.2} %", 100.0 * low, 100.0 * high)
+/// Formats a confidence interval in percent.
+pub(in crate::cli) fn interval([low, high]: [f64; 2]) -> String {
+    format!("{:.2} to {:.2}\u{a0}%", 100.0 * low, 100.0 * high)
 }
 
 fn texts(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
+/// Returns a row of a table: name, correct answers, total, accuracy and its interval.
 fn rate_row(name: &str, rate: &Rate) -> Vec<String> {
     let Rate { correct, total, accuracy, interval_95 } = *rate;
     vec![
@@ -30,8 +42,13 @@ fn rate_row(name: &str, rate: &Rate) -> Vec<String> {
     ]
 }
 
-/// The page of one evaluation; `buckets` are tables of a preference evaluation.
-pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> EvaluationPage {
+/// Builds the page of one evaluation; `buckets` are tables of a preference evaluation.
+pub(in crate::cli) fn results_page(
+    results: &Results,
+    judged: &[Judged],
+    task: Task,
+    buckets: &[(&str, &[Bucket])],
+) -> EvaluationPage {
     let cards =
         results.scorers.iter().map(|((name, _), counted)| (*name, percent(counted.rate.accuracy)));
     let head = ["", "right", "of", "accuracy", "95 % interval"];
@@ -52,22 +69,80 @@ pub(super) fn results_page(results: &Results, buckets: &[(&str, &[Bucket])]) -> 
     }
     let filled = buckets.iter().filter(|(_, buckets)| !buckets.is_empty());
     tables.extend(filled.map(|(title, buckets)| bucket_table(title, buckets)));
-    let plain =
-        |value: &serde_json::Value| value.as_str().map_or(value.to_string(), str::to_string);
-    let settings = results.settings.0.iter();
-    let settings = settings.filter(|(name, _)| !name.ends_with("sha256"));
-    let rules = results.scorers.iter().map(|((name, about), _)| format!("{name}: {about}."));
+    let rules = results.scorers.iter();
+    let mut notes: Vec<String> =
+        rules.map(|((name, about), _)| format!("{name}: {about}.")).collect();
+    if let Some(cut_off @ 1..) = results.cut_off {
+        notes.push(format!(
+            "{cut_off} answers were cut off at the token limit before the model ended them."
+        ));
+    }
     EvaluationPage {
         title: format!("Evaluation: {}", results.task),
-        subtitle: format!("{} in all; what has no answer counts as wrong", results.total),
+        subtitle: format!("{} in total; those without an answer count as wrong", results.total),
         cards: cards.collect(),
-        notes: rules.collect(),
+        notes,
         tables,
-        settings: settings.map(|(name, value)| [name.clone(), plain(value)]).collect(),
+        settings: setting_rows(&results.settings, ""),
         changes: Vec::new(),
+        answers: Some(answer_list(results, judged, task)),
     }
 }
 
+/// Returns the settings as rows, without hashes; `prefix` precedes each name.
+fn setting_rows(settings: &Settings, prefix: &str) -> Vec<[String; 2]> {
+    let plain =
+        |value: &serde_json::Value| value.as_str().map_or(value.to_string(), str::to_string);
+    let settings = settings.0.iter();
+    let settings = settings.filter(|(name, value)| !name.ends_with("sha256") && !value.is_object());
+    settings.map(|(name, value)| [format!("{prefix}{name}"), plain(value)]).collect()
+}
+
+/// Selects the answers that the page shows: the first wrong and the first right ones by the task's main rule.
+fn answer_list(results: &Results, judged: &[Judged], task: Task) -> AnswerList {
+    let names = || results.scorers.iter().map(|((name, _), _)| *name);
+    let main = names().find(|name| *name == task.main_rule());
+    let main = main.or(names().next()).unwrap_or_default();
+    let is_right = |one: &Judged| {
+        let verdict = one.verdicts.get(main);
+        verdict.is_some_and(|verdict| verdict.correct)
+    };
+    let mut list = AnswerList { rule: main.to_string(), ..AnswerList::default() };
+    for (one, number) in judged.iter().zip(1..) {
+        let right = is_right(one);
+        let (count, max) =
+            if right { (&mut list.right, MAX_RIGHT) } else { (&mut list.wrong, MAX_WRONG) };
+        *count += 1;
+        if *count <= max {
+            list.shown.push(judged_answer(one, number, right, results));
+        }
+    }
+    list
+}
+
+/// Describes one answer with its verdicts for the page.
+fn judged_answer(one: &Judged, number: usize, right: bool, results: &Results) -> JudgedAnswer {
+    let verdict = |name: &str| {
+        let verdict = one.verdicts.get(name)?;
+        Some(RuleVerdict {
+            rule: name.to_string(),
+            answer: verdict.answer.clone(),
+            correct: verdict.correct,
+        })
+    };
+    let names = results.scorers.iter().map(|((name, _), _)| *name);
+    JudgedAnswer {
+        number,
+        right,
+        question: one.question.clone(),
+        known: one.ground_truth.clone(),
+        text: one.completion.clone(),
+        cut_off: one.finish_reason == Some(FinishReason::Length),
+        verdicts: names.filter_map(verdict).collect(),
+    }
+}
+
+/// Builds the table of a preference evaluation's buckets.
 fn bucket_table(title: &str, buckets: &[Bucket]) -> NumberTable {
     let row = |bucket: &Bucket| {
         let mut row = rate_row(&bucket.name, &bucket.rate);
@@ -81,23 +156,45 @@ fn bucket_table(title: &str, buckets: &[Bucket]) -> NumberTable {
     }
 }
 
-/// The page of two evaluations; the changes are those of `shown`.
+/// Two evaluations of the same problems.
+pub(super) struct Sides<'a> {
+    /// Their folders or files.
+    pub names: [&'a str; 2],
+    /// Their answers.
+    pub judged: [&'a [Judged]; 2],
+    /// How the answers were made; empty if unknown.
+    pub settings: [&'a Settings; 2],
+    /// Differences between the settings.
+    pub differences: &'a [SettingDifference],
+}
+
+/// Builds the page that compares two evaluations; the listed changes are those of `shown`.
 pub(super) fn comparison_page(
-    compared: &[Compared],
-    shown: &Compared,
-    sides: [&[Judged]; 2],
-    names: [&str; 2],
+    compared: &[ScorerComparison],
+    shown: &ScorerComparison,
+    sides: &Sides<'_>,
     task: Task,
 ) -> EvaluationPage {
     let changed = |numbers: &[usize], won: bool| -> Vec<Change> {
-        numbers.iter().filter_map(|number| change(*number, won, sides, &shown.scorer)).collect()
+        numbers
+            .iter()
+            .filter_map(|number| change(*number, won, sides.judged, &shown.scorer))
+            .collect()
     };
     let mut changes = changed(&shown.won, true);
     changes.extend(changed(&shown.lost, false));
     let test = shown.test;
+    let [a, b] = sides.settings;
+    let mut settings = setting_rows(a, "A: ");
+    settings.extend(setting_rows(b, "B: "));
     EvaluationPage {
         title: format!("{}: A and B", task.name()),
-        subtitle: format!("A: {}. B: {}. {} problems.", names[0], names[1], sides[0].len()),
+        subtitle: format!(
+            "A: {}. B: {}. {} problems.",
+            sides.names[0],
+            sides.names[1],
+            sides.judged[0].len()
+        ),
         cards: vec![
             ("A", percent(shown.rates[0].accuracy)),
             ("B", percent(shown.rates[1].accuracy)),
@@ -105,22 +202,39 @@ pub(super) fn comparison_page(
             ("Lost", test.losses.to_string()),
             ("p", p_text(test.p_value)),
         ],
-        notes: vec![verdict(shown)],
+        notes: vec![verdict(shown), difference_note(sides)],
         tables: vec![compared_table(compared)],
-        settings: Vec::new(),
+        settings,
         changes,
+        answers: None,
     }
 }
 
-/// What the test says, in words.
-fn verdict(shown: &Compared) -> String {
+/// Describes how the settings of the two evaluations differ.
+fn difference_note(sides: &Sides<'_>) -> String {
+    let known = sides.settings.map(|settings| !settings.0.is_empty());
+    let differences = sides.differences.iter().map(|one| {
+        let [a, b] = one.texts().map(|text| text.escape_debug().to_string());
+        format!("{} (A: {a}; B: {b})", one.name)
+    });
+    let differences: Vec<String> = differences.collect();
+    match (known, differences.is_empty()) {
+        ([true, true], true) => "A and B were made with the same settings.".to_string(),
+        ([true, true], false) => format!("A and B differ in {}.", differences.join("; ")),
+        _ => "It is not known of both how the answers were made.".to_string(),
+    }
+}
+
+/// Describes the result of McNemar's test in words.
+fn verdict(shown: &ScorerComparison) -> String {
     let test = shown.test;
-    let verdict = match test.p_value < 0.05 {
-        true => "chance alone seldom does that",
-        false => "chance alone often does that: the data do not say which model is better",
+    let verdict = if test.p_value < 0.05 {
+        "chance alone seldom does that"
+    } else {
+        "chance alone often does that, so the data do not say which model is better"
     };
     format!(
-        "By {}, B solves {} problems that A does not, and fails {} that A solves. Two equally good models part at least as \
+        "By {}, B solves {} problems that A does not, and fails {} that A solves. Two equally good models differ at least as \
          unevenly with probability {} (exact McNemar test): {verdict}.",
         shown.scorer,
         test.wins,
@@ -129,8 +243,9 @@ fn verdict(shown: &Compared) -> String {
     )
 }
 
-fn compared_table(compared: &[Compared]) -> NumberTable {
-    let row = |one: &Compared| {
+/// Builds the table that compares the two evaluations, with one row per scorer.
+fn compared_table(compared: &[ScorerComparison]) -> NumberTable {
+    let row = |one: &ScorerComparison| {
         let [a, b] = one.rates.map(|rate| percent(rate.accuracy));
         let (difference, [low, high]) = one.difference;
         let spread = format!("{:+.2} to {:+.2}", 100.0 * low, 100.0 * high);
@@ -138,7 +253,8 @@ fn compared_table(compared: &[Compared]) -> NumberTable {
         let (won, lost) = (one.test.wins.to_string(), one.test.losses.to_string());
         vec![one.scorer.clone(), a, b, difference, spread, won, lost, p_text(one.test.p_value)]
     };
-    let head = ["", "A", "B", "B \u{2212} A", "95 % interval", "won", "lost", "McNemar p"];
+    let head =
+        ["", "A", "B", "B\u{a0}\u{2212}\u{a0}A", "95 % interval", "won", "lost", "McNemar p"];
     NumberTable {
         title: "Scorers".into(),
         head: texts(&head),
@@ -146,6 +262,7 @@ fn compared_table(compared: &[Compared]) -> NumberTable {
     }
 }
 
+/// Describes a problem that only one of the two evaluations solves.
 fn change(number: usize, won: bool, sides: [&[Judged]; 2], scorer: &str) -> Option<Change> {
     let [a, b] = sides.map(|side| side.get(number - 1));
     let (a, b) = (a?, b?);

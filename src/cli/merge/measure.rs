@@ -1,4 +1,4 @@
-//! What merging changes: each target against the packed base with its adapter, on a few texts.
+//! Measures what merging changes: compares each merge target with the quantized base and its adapter on a few texts.
 
 use arithmo_backends::TrainBackend;
 
@@ -7,7 +7,7 @@ use crate::data::pair::{PreferencePair, read_pairs};
 use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::eval::change::{Change, Texts, change, observe};
+use crate::eval::change::{Change, Texts, change, model_outputs};
 use crate::generate::stop_ids;
 use crate::lora::adapter;
 use crate::lora::merge::{MergeConfig, MergeTarget, merged_model};
@@ -19,13 +19,13 @@ use crate::model::quantize::cache::Cache;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::manifest::RunManifest;
 
-/// Texts measured on.
+/// Number of texts to measure on.
 const TEXTS: usize = 8;
 
-/// Tokens of an answer.
+/// Number of tokens of an answer.
 const ANSWER: usize = 32;
 
-/// Where a run's own pairs are not at hand.
+/// Texts to measure on if the run's own pairs are not available.
 const BUILT_IN: [(&str, &str); TEXTS] = [
     ("What is 12 + 30?", " 12 + 30 = 42."),
     (
@@ -43,7 +43,8 @@ const BUILT_IN: [(&str, &str); TEXTS] = [
     ("What is the area of a circle of radius 2?", " It is pi * 2^2 = 4 pi, about 12.57."),
 ];
 
-/// Says on stderr how far each target is from what was trained.
+/// Prints on stderr how far each merge target is from the trained model. Without a tokenizer in the base, it only prints a
+/// note.
 ///
 /// # Errors
 /// `--data` cannot be read, base and adapter do not fit together, or the user interrupts.
@@ -56,7 +57,7 @@ pub(super) fn measure<B: TrainBackend>(
 ) -> Result<()> {
     let folder = &config.model;
     if !folder.join("tokenizer.json").is_file() {
-        eprintln!("note: the base has no tokenizer.json: what merging changes is not measured");
+        say!("note: the base has no tokenizer.json, so the effect of merging is not measured");
         return Ok(());
     }
     let (shape, tokenizer) = (MistralConfig::load(folder)?, Tokenizer::from_folder(folder)?);
@@ -71,33 +72,35 @@ pub(super) fn measure<B: TrainBackend>(
     let possible = |target| shape.quantization.is_none() || target != MergeTarget::Original;
     let progress = Progress::new("measure", Some(targets.len() as u64 + 1), "models", mode);
     let trained = {
-        let asked = Some(to);
-        let mut model = load_as::<B>(folder, dtype, asked, &Cache::of_user(mode), device)?;
+        let cache = Cache::from_env(mode);
+        let mut model = load_as::<B>(folder, dtype, Some(to), &cache, device)?;
         adapter::load(&mut model, &config.adapter, device)?;
-        observe(&model, &texts, ANSWER, &eos, device)?
+        model_outputs(&model, &texts, ANSWER, &eos, device)?
     };
     progress.inc(1);
-    progress.println(&format!(
+    let mut table = vec![format!(
         "against the base in {} with its adapter, on {} {source} ({} tokens):",
         to.name(),
         texts.len(),
         texts.tokens()
-    ));
-    progress.println(
-        "target        mean |change of log-prob|   KL, nats a token   greedy answers equal",
+    )];
+    table.push(
+        "target        mean |change of log-prob|     KL, nats/token   greedy answers equal".into(),
     );
     for (name, target) in targets.into_iter().filter(|(_, target)| possible(*target)) {
         let one = MergeConfig { target, ..config.clone() };
         let model = merged_model::<B>(&one, dtype, device)?;
-        let merged = observe(&model, &texts, ANSWER, &eos, device)?;
+        let merged = model_outputs(&model, &texts, ANSWER, &eos, device)?;
         let written = if target == config.target { "  <- written" } else { "" };
-        progress.println(&format!("{}{written}", line(name, &change(&texts, &trained, &merged))));
+        table.push(format!("{}{written}", line(name, &change(&texts, &trained, &merged))));
         progress.inc(1);
     }
-    progress.finish();
+    // The table is printed in one piece, below the last line of progress.
+    progress.finish_with(&table);
     Ok(())
 }
 
+/// Formats the effect of a merge target as a line of the table.
 fn line(name: &str, change: &Change) -> String {
     format!(
         "{name:<13} {:>23.6}   {:>16.3e}   {:>13} of {}",
@@ -105,13 +108,13 @@ fn line(name: &str, change: &Change) -> String {
     )
 }
 
-/// The texts, and what they are called: of `--data`, of the run the adapter lies in, or built in.
+/// Returns the texts with a name for them: from `--data`, from the run that contains the adapter, or built in.
 fn texts(
     args: &MergeArgs,
     tokenizer: &Tokenizer,
     positions: usize,
 ) -> Result<(Texts, &'static str)> {
-    let (pairs, template, source) = match (&args.data, of_run(args)) {
+    let (pairs, template, source) = match (&args.data, run_pairs(args)) {
         (Some(data), run) => {
             let template = run.map_or_else(PromptTemplate::default, |(_, own)| own);
             (read_pairs(data)?, template, "texts of --data")
@@ -129,15 +132,17 @@ fn texts(
     Ok((texts, source))
 }
 
-/// The pairs of the run whose folder the adapter lies in, if they are still there: held-out ones if it has any.
-fn of_run(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
-    let run = RunManifest::read(args.adapter.parent()?).ok()??;
+/// Returns the pairs of the run that contains the adapter, if they still exist; held-out ones if it has any.
+fn run_pairs(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
+    let adapter = adapter::adapter_folder(&args.adapter);
+    let run = RunManifest::read(adapter.parent()?).ok()??;
     let data = run.config.data;
     let file = data.eval_file.unwrap_or(data.train_file);
     let template = PromptTemplate::new(&data.prompt_template).ok()?;
     Some((read_pairs(&file).ok()?, template))
 }
 
+/// Returns the built-in texts as pairs with an empty rejected side.
 fn built_in() -> Vec<PreferencePair> {
     let pair = |(prompt, answer): (&str, &str)| PreferencePair {
         id: prompt.to_string(),

@@ -1,49 +1,55 @@
-//! `arithmo merge`: writes base and adapter as one model.
+//! Implements `arithmo merge`: writes base and adapter as one model.
 
 mod measure;
 
 use std::path::PathBuf;
 
 use arithmo_backends::TrainBackend;
+use burn::tensor::DType;
 
 use self::measure::measure;
-use super::model::{WeightType, packed_as};
+use super::model::{note_base_mismatch, quantization_settings};
 use super::print_line;
-use crate::config::Quantization;
+use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
 use crate::lora::adapter;
 use crate::lora::merge::{MergeConfig, MergeTarget, merge};
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::model::quantize;
+use crate::model::weights::WeightFiles;
+use crate::output::list::listed_files;
+use crate::output::refuse_inputs_among;
 use crate::progress::{Progress, ProgressMode};
 
 /// Arguments of `arithmo merge`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MergeArgs {
-    /// Base model: a folder in Hugging Face layout, or a hub id (owner/name)
+    /// Load this base model: a folder in Hugging Face layout, or a hub id OWNER/NAME.
     #[arg(long, value_name = "M")]
     pub model: String,
-    /// Branch, tag or commit, if the model is a hub id
+    /// Use this branch, tag or commit of the hub.
     #[arg(long, default_value = "main")]
     pub revision: String,
-    /// PEFT adapter folder
+    /// Merge the PEFT adapter in this folder.
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
-    /// Model folder to write
+    /// Write the merged model to this folder.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Type of the weights written; auto: as the base stores them
+    /// Set the dtype of the written weights; auto keeps that of the base. With a quantized base, f32 stores exactly
+    /// the trained model, while bf16 and f16 round it.
     #[arg(long, value_enum, default_value = "auto")]
-    pub dtype: WeightType,
-    /// What the base was packed as while the adapter was trained [default: what its folder notes]
+    pub dtype: ModelDtype,
+    /// Set the quantization of the base during training [default: that recorded in the adapter's folder].
     #[arg(long, value_enum, value_name = "none|nf4|fp4|int8", hide_possible_values = true)]
     pub quantization: Option<Quantization>,
-    /// With scales in 8 bits
+    /// Declare that the scales were quantized too (double quantization).
     #[arg(long, requires = "quantization")]
     pub double_quant: bool,
-    /// Of an adapter trained on a packed base, what it is added to: the floats the packed weights stand for, which is what was
-    /// trained; the original weights; or those floats, and the sums are packed again [default: dequantized]
+    /// Choose the weights that an adapter trained on a quantized base is added to: the dequantized weights, which
+    /// gives exactly the trained model; the original weights; or the dequantized weights with the result quantized
+    /// again [default: dequantized].
     #[arg(
         long,
         value_enum,
@@ -51,22 +57,22 @@ pub struct MergeArgs {
         hide_possible_values = true
     )]
     pub target: Option<MergeTarget>,
-    /// Pairs to measure on what each target changes [default: the run's own, or a few texts of this program]
+    /// Measure the effect of each target on the pairs in this file [default: the run's own pairs, or a few built-in
+    /// texts].
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Do not measure what each target changes
+    /// Do not measure the effect of each target.
     #[arg(long, conflicts_with = "data")]
     pub no_measure: bool,
-    /// Replace the output folder if it holds a model
+    /// Replace the output folder if it holds a model.
     #[arg(long)]
     pub overwrite: bool,
 }
 
-/// Merges, computing on `device`, and prints the folder written; where the base was packed, says first what each target
-/// changes.
+/// Merges on `device` and prints the output folder; for a quantized base, it first reports the effect of each target.
 ///
 /// # Errors
-/// As [`merge`], or the base cannot be fetched.
+/// Those of [`merge`], or the base cannot be downloaded.
 pub fn run<B: TrainBackend>(
     args: &MergeArgs,
     mode: ProgressMode,
@@ -74,22 +80,28 @@ pub fn run<B: TrainBackend>(
 ) -> Result<()> {
     let model = Hub::open(mode).resolve(&args.model, &args.revision)?;
     let shape = MistralConfig::load(&model)?;
-    let packed = args.packed(shape.quantization)?;
+    let quantization = args.base_quantization(shape.quantization)?;
     let config = MergeConfig {
         model,
         adapter: args.adapter.clone(),
         output: args.output.clone(),
         dtype: args.dtype.dtype(),
-        packed,
+        base_quantization: quantization,
         target: args.target.unwrap_or_default(),
         overwrite: args.overwrite,
     };
     config.check_output()?;
-    if let Some(to) = packed
+    refuse_inputs_among(&listed_files(&config.output), args.data.as_deref())?;
+    note_base_mismatch(&config.adapter, quantization, mode)?;
+    let _lock = config.lock_output()?;
+    if let Some(to) = quantization
         && !args.no_measure
         && mode != ProgressMode::Quiet
     {
         measure::<B>(args, &config, to, mode, device)?;
+    }
+    if quantization.is_some() && mode != ProgressMode::Quiet {
+        note_rounding(&config)?;
     }
     let tensors = shape.tensors().len();
     let progress = Progress::new("merge", Some(tensors as u64), "weights", mode);
@@ -102,38 +114,53 @@ pub fn run<B: TrainBackend>(
     print_line(&config.output.display().to_string())
 }
 
+/// Prints a note if 16 bits cannot represent the sums of a quantized base and an adapter exactly.
+fn note_rounding(config: &MergeConfig) -> Result<()> {
+    let written = match config.dtype {
+        Some(dtype) => dtype,
+        None => WeightFiles::open(&config.model)?.dtype("model.embed_tokens.weight")?,
+    };
+    if config.target == MergeTarget::Dequantized && ![DType::F32, DType::F64].contains(&written) {
+        say!(
+            "note: the weights are rounded to {}; --dtype f32 stores exactly the trained model, at twice the size",
+            written.name()
+        );
+    }
+    Ok(())
+}
+
 impl MergeArgs {
-    /// What the base was packed as: as asked, as it is stored, or as the adapter's folder notes.
-    fn packed(
+    /// Returns the quantization of the base: that of the flags, of the stored weights, or of the adapter's record.
+    fn base_quantization(
         &self,
         stored: Option<quantize::Quantization>,
     ) -> Result<Option<quantize::Quantization>> {
-        let packed = match (self.quantization, stored) {
-            (Some(asked), stored) => {
-                let asked = packed_as(asked, self.double_quant)?;
-                if stored.is_some() && asked != stored {
+        let quantization = match (self.quantization, stored) {
+            (Some(requested), stored) => {
+                let requested = quantization_settings(requested, self.double_quant)?;
+                if stored.is_some() && requested != stored {
                     return Err(Error::invalid(
                         "--quantization",
-                        "is not what the base is packed as",
-                        "leave it out: the folder says what it is",
+                        "differs from the quantization of the base's files",
+                        "leave it out: the files already say how they are quantized",
                     ));
                 }
-                asked
+                requested
             }
             (None, Some(stored)) => Some(stored),
-            (None, None) => adapter::trained_on(&self.adapter)?,
+            (None, None) => adapter::base_quantization(&self.adapter)?,
         };
         let flag = match (self.target, &self.data) {
             (Some(_), _) => "--target",
             (_, Some(_)) => "--data",
-            _ => return Ok(packed),
+            _ => return Ok(quantization),
         };
-        match packed {
-            Some(packed) => Ok(Some(packed)),
+        match quantization {
+            Some(quantization) => Ok(Some(quantization)),
             None => Err(Error::invalid(
                 flag,
-                "has no effect: nothing says that the adapter was trained on a packed base",
-                "leave it out, or say with --quantization what the base was packed as",
+                "has no effect: nothing says that the adapter was trained on a quantized base",
+                "leave it out, or name the base's quantization with --quantization",
             )),
         }
     }

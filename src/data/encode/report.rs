@@ -1,4 +1,4 @@
-//! What encoding did to the pairs: counted, listed by id, and refused where training would learn nothing.
+//! Report about encoding: which pairs were changed or dropped, and which are refused because they would train on nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,18 +8,18 @@ use serde::Serialize;
 use super::{Compat, EncodeConfig, Outcome};
 use crate::error::{Error, Result};
 
-/// Ids an error message lists of each kind.
-const LISTED: usize = 10;
+/// Maximum number of ids that a message lists for each kind.
+const MAX_LISTED: usize = 10;
 
-/// Why a pair would train on nothing.
+/// Why a pair is refused: training on it would have no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// A completion is empty or white space: only EOS would be learnt.
+    /// A completion is empty or white space, so that only EOS would be learned.
     EmptyCompletion,
-    /// Chosen and rejected are the same text: the gradient is exactly 0.
+    /// Chosen and rejected are the same text, so that the gradient is exactly 0.
     IdenticalSides,
-    /// Truncation left no completion token to score: the loss is ln 2 and the gradient exactly 0.
+    /// Truncation left no completion token to score, so that the loss is ln 2 and the gradient exactly 0.
     LostByTruncation,
 }
 
@@ -36,34 +36,41 @@ impl fmt::Display for Refusal {
 /// Ids of the refused pairs, by reason, in input order.
 pub type Refused = BTreeMap<Refusal, Vec<String>>;
 
-/// Every pair that did not pass unchanged, by id. Serialised into the run's manifest.
+/// Lists every pair that encoding changed or dropped, by id. Serialized into the run's manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EncodeReport {
-    /// The settings used.
+    /// Settings used for encoding.
     pub config: EncodeConfig,
-    /// Pairs given.
+    /// Number of pairs read.
     pub pairs_read: usize,
-    /// Pairs encoded; after [`settle`](super::EncodedDataset::settle) those that are trained on.
+    /// Number of pairs encoded; after [`settle`](super::EncodedDataset::settle), the number of pairs to train on.
     pub pairs_kept: usize,
-    /// Left out as TRL does: the prompt alone fills `max_length`.
+    /// Pairs dropped, as in TRL, because the prompt alone fills `max_length`.
     pub dropped_prompt_too_long: Vec<String>,
-    /// Prompt tokens were cut.
+    /// Pairs whose prompt was truncated.
     pub prompt_truncated: Vec<String>,
-    /// Tokens of the chosen completion were cut.
+    /// Pairs whose chosen completion was truncated.
     pub chosen_truncated: Vec<String>,
-    /// Tokens of the rejected completion were cut.
+    /// Pairs whose rejected completion was truncated.
     pub rejected_truncated: Vec<String>,
-    /// A completion lost its EOS by truncation.
+    /// Pairs of which a completion lost its EOS by truncation.
     pub eos_lost: Vec<String>,
-    /// The EOS token stands inside the text, not only at its end.
+    /// Pairs with an EOS token inside the text, not only at its end.
     pub eos_inside_text: Vec<String>,
-    /// Both sides became equal by truncation. Kept, as TRL does; their gradient is exactly 0.
+    /// Pairs whose sides became equal by truncation. They are kept, as in TRL; their gradient is exactly 0.
     pub identical_after_truncation: Vec<String>,
     /// Pairs that would train on nothing.
     pub refused: Refused,
+    /// Whether the samples are supervised fine-tuning examples, whose completion is counted as `chosen`.
+    #[serde(skip)]
+    pub is_sft: bool,
+    /// Number of examples whose completion follows the prompt without a space, as in `Answer:42`.
+    #[serde(skip)]
+    pub joined: usize,
 }
 
 impl EncodeReport {
+    /// Creates an empty report.
     pub(super) fn new(config: &EncodeConfig) -> Self {
         Self {
             config: config.clone(),
@@ -77,9 +84,12 @@ impl EncodeReport {
             eos_inside_text: Vec::new(),
             identical_after_truncation: Vec::new(),
             refused: Refused::new(),
+            is_sft: false,
+            joined: 0,
         }
     }
 
+    /// Adds the outcome of encoding the pair `id`.
     pub(super) fn count(&mut self, id: &str, outcome: &Outcome) {
         self.pairs_read += 1;
         if let Some(refusal) = outcome.refusal {
@@ -100,34 +110,56 @@ impl EncodeReport {
         }
     }
 
-    /// Pairs refused, for any reason.
+    /// Returns the number of refused pairs, over all reasons.
     pub fn refused_count(&self) -> usize {
         self.refused.values().map(Vec::len).sum()
     }
 
-    /// One line for each thing that happened to some pair, for stderr and `--dry-run`; empty if all passed unchanged.
+    /// Returns one line for each kind of change with its pairs, for stderr and `--dry-run`. Empty if all pairs passed
+    /// unchanged.
     pub fn summary(&self) -> Vec<String> {
-        let kept = [
+        let chosen = if self.is_sft { "completion" } else { "chosen" };
+        let chosen_truncated = format!("{chosen} truncated");
+        let changes = [
             ("dropped: the prompt fills max_length", &self.dropped_prompt_too_long),
             ("prompt truncated", &self.prompt_truncated),
-            ("chosen truncated", &self.chosen_truncated),
+            (&chosen_truncated, &self.chosen_truncated),
             ("rejected truncated", &self.rejected_truncated),
             ("EOS lost by truncation", &self.eos_lost),
             ("EOS token inside the text", &self.eos_inside_text),
             ("identical after truncation (kept, gradient 0)", &self.identical_after_truncation),
         ];
-        let kept = kept.into_iter().map(|(what, ids)| (what.to_string(), ids));
+        let changes = changes.into_iter().map(|(change, ids)| (change.to_string(), ids));
         let refused =
-            self.refused.iter().map(|(why, ids)| (format!("trains on nothing: {why}"), ids));
-        let all = kept.chain(refused).filter(|(_, ids)| !ids.is_empty());
-        all.map(|(what, ids)| format!("{what}: {}", listed(ids))).collect()
+            self.refused.iter().map(|(reason, ids)| (format!("trains on nothing: {reason}"), ids));
+        let all = changes.chain(refused).filter(|(_, ids)| !ids.is_empty());
+        let lines = all.map(|(change, ids)| format!("{change}: {}", listed(ids)));
+        lines.chain(self.missing_space_hint()).collect()
     }
 
-    /// Whether training may start. Refused pairs are an error unless one of the two keys says what to do with them.
+    /// Returns a hint if most completions follow their prompt without a space, where a base model would write one.
+    fn missing_space_hint(&self) -> Option<String> {
+        (2 * self.joined > self.pairs_read).then(|| {
+            format!(
+                "hint: in {} of {} examples the completion follows the prompt without a space, as in `Answer:42`; base models \
+                 write a space there: begin the completions with one, or end data.prompt_template with a line end",
+                self.joined, self.pairs_read
+            )
+        })
+    }
+
+    /// Returns the plural noun for the samples.
+    fn noun(&self) -> &'static str {
+        if self.is_sft { "examples" } else { "pairs" }
+    }
+
+    /// Checks that training may start. Refused pairs are an error unless one of the two keys says how to treat them.
     ///
     /// # Errors
-    /// There are refused pairs and both keys are false; both keys are true; or `max_prompt_length >= max_length` under
-    /// TRL 0.7.4, which empties every completion that is too long, without `allow_empty_completions`.
+    /// - Pairs are refused and both keys are false.
+    /// - Both keys are true.
+    /// - `max_prompt_length >= max_length` under TRL 0.7.4, which empties every completion that is too long, and
+    ///   `allow_empty_completions` is false.
     pub fn check(&self, allow_empty_completions: bool, skip_untrainable: bool) -> Result<()> {
         if allow_empty_completions && skip_untrainable {
             return Err(Error::invalid(
@@ -144,7 +176,7 @@ impl EncodeReport {
             return Err(Error::invalid(
                 "data.max_prompt_length",
                 format!(
-                    "is {max_prompt_length}, not below max_length ({max_length}): every pair that is too long loses \
+                    "is {max_prompt_length}, not less than max_length ({max_length}): every pair that is too long loses \
                      both completions and trains on nothing"
                 ),
                 "lower it, or set data.allow_empty_completions = true to reproduce that",
@@ -154,13 +186,14 @@ impl EncodeReport {
             return Ok(());
         }
         let reasons: Vec<String> =
-            self.refused.iter().map(|(why, ids)| format!("{why}: {}", listed(ids))).collect();
+            self.refused.iter().map(|(reason, ids)| format!("{reason}: {}", listed(ids))).collect();
         Err(Error::invalid(
             "data",
             format!(
-                "{} of {} pairs would train on nothing\n    {}",
+                "{} of {} {} would train on nothing\n    {}",
                 self.refused_count(),
                 self.pairs_read,
+                self.noun(),
                 reasons.join("\n    ")
             ),
             "data.skip_untrainable = true leaves them out, data.allow_empty_completions = true trains on them as TRL \
@@ -169,9 +202,9 @@ impl EncodeReport {
     }
 }
 
-/// `3 (ids 7, 9, 12)`, with at most [`LISTED`] ids.
+/// Formats the number of ids and at most [`MAX_LISTED`] of them, as in `3 (ids 7, 9, 12)`.
 fn listed(ids: &[String]) -> String {
-    let shown: Vec<&str> = ids.iter().take(LISTED).map(String::as_str).collect();
-    let more = if ids.len() > LISTED { ", ..." } else { "" };
+    let shown: Vec<&str> = ids.iter().take(MAX_LISTED).map(String::as_str).collect();
+    let more = if ids.len() > MAX_LISTED { ", ..." } else { "" };
     format!("{} (ids {}{more})", ids.len(), shown.join(", "))
 }

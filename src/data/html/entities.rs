@@ -1,4 +1,4 @@
-//! HTML character references as HTML5 and CPython's `html.unescape` read them.
+//! Decodes HTML character references by the rules of HTML5 and of CPython's `html.unescape`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,23 +6,24 @@ use std::sync::LazyLock;
 
 use memchr::memchr;
 
-/// Longest name, semicolon included, in characters (`CounterClockwiseContourIntegral;`).
+/// Length of the longest name including its semicolon, in characters (`CounterClockwiseContourIntegral;`).
 const LONGEST_NAME: usize = 32;
 
-/// Name without `&`, with its semicolon where it has one, to its character or characters.
+/// Maps a name without `&`, with its semicolon if it has one, to its character or characters.
 static HTML5: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
     let entry = |e: &entities::Entity| (e.entity.trim_start_matches('&'), e.characters);
     entities::ENTITIES.iter().map(entry).collect()
 });
 
-/// What Windows-1252 means by 0x80 to 0x9F; 0 where it has no character and HTML5 keeps the code point.
+/// Code points of the Windows-1252 characters 0x80 to 0x9F. An entry is 0 if there is no character, in which case HTML5
+/// keeps the code point.
 const WINDOWS_1252: [u32; 32] = [
     0x20ac, 0, 0x201a, 0x192, 0x201e, 0x2026, 0x2020, 0x2021, 0x2c6, 0x2030, 0x160, 0x2039, 0x152,
     0, 0x17d, 0, 0, 0x2018, 0x2019, 0x201c, 0x201d, 0x2022, 0x2013, 0x2014, 0x2dc, 0x2122, 0x161,
     0x203a, 0x153, 0, 0x17e, 0x178,
 ];
 
-/// The character of a named reference, its name given without `&` and `;`.
+/// Returns the characters of a named reference by its name without `&` and `;`.
 pub(super) fn named(name: &str) -> Option<&'static str> {
     if name.len() >= LONGEST_NAME {
         return None;
@@ -34,8 +35,8 @@ pub(super) fn named(name: &str) -> Option<&'static str> {
     HTML5.get(with_semicolon).copied()
 }
 
-/// The character of a numeric reference: Windows-1252 for 0x80 to 0x9F, U+FFFD for NUL, surrogates and
-/// anything past Unicode (`None`: the number did not even fit).
+/// Returns the character of a numeric reference: Windows-1252 for 0x80 to 0x9F, and U+FFFD for NUL, surrogates and numbers
+/// beyond Unicode. `None` means that the number did not fit a `u32`.
 pub(super) fn numbered(number: Option<u32>) -> char {
     let mapped = match number {
         Some(n @ 0x80..=0x9f) => match WINDOWS_1252[(n - 0x80) as usize] {
@@ -48,18 +49,16 @@ pub(super) fn numbered(number: Option<u32>) -> char {
     char::from_u32(mapped).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// Code points that `html.unescape` turns into nothing: controls and noncharacters.
-fn vanishes(number: u32) -> bool {
+/// Returns whether `html.unescape` drops references to this code point, as it does for controls and noncharacters.
+fn is_dropped(number: u32) -> bool {
     matches!(number, 0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef)
         || (number & 0xfffe == 0xfffe && number <= 0x10_ffff)
 }
 
-/// Replaces every character reference, as CPython's `html.unescape` does: names need no semicolon where
-/// HTML5 allows it, the longest known name at the start of an unknown one counts, and what is no reference
-/// stays.
+/// Replaces every character reference like CPython's `html.unescape`. Names need no semicolon where HTML5 allows it, an
+/// unknown name is replaced up to the longest known name at its start, and other text is unchanged.
 ///
-/// One known difference: CPython raises an error for a decimal number of more than 4300 digits, which is
-/// U+FFFD here.
+/// One known difference: CPython raises an error for a decimal number of more than 4300 digits, which becomes U+FFFD here.
 pub fn unescape(text: &str) -> Cow<'_, str> {
     let Some(first) = memchr(b'&', text.as_bytes()) else {
         return Cow::Borrowed(text);
@@ -76,7 +75,7 @@ pub fn unescape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Decodes the reference that `rest` (what follows an `&`) begins with into `out`; returns what follows it.
+/// Decodes the reference at the start of `rest`, the text after an `&`, into `out`. Returns the text after the reference.
 fn reference<'a>(rest: &'a str, out: &mut String) -> &'a str {
     let bytes = rest.as_bytes();
     if bytes.first() == Some(&b'#') {
@@ -89,7 +88,7 @@ fn reference<'a>(rest: &'a str, out: &mut String) -> &'a str {
         }
         let end = start + digits;
         let number = u32::from_str_radix(&rest[start..end], radix).ok();
-        if !number.is_some_and(vanishes) {
+        if !number.is_some_and(is_dropped) {
             out.push(numbered(number));
         }
         return rest[end..].strip_prefix(';').unwrap_or(&rest[end..]);
@@ -106,7 +105,7 @@ fn reference<'a>(rest: &'a str, out: &mut String) -> &'a str {
         out.push_str(characters);
         return &rest[with_semicolon..];
     }
-    // Shorter than the name itself and at least two characters; names are ASCII.
+    // The known name must be shorter than this name and have at least two characters. Known names are ASCII.
     let longest = count(name.as_bytes(), |b| b.is_ascii_alphanumeric());
     let known = (2..=longest)
         .rev()
@@ -125,7 +124,7 @@ fn reference<'a>(rest: &'a str, out: &mut String) -> &'a str {
     &rest[with_semicolon..]
 }
 
-/// How many bytes at the start of `bytes` are `wanted`.
+/// Counts the bytes at the start of `bytes` that are `wanted`.
 fn count(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
     bytes.iter().take_while(|&&b| wanted(b)).count()
 }

@@ -1,9 +1,13 @@
-//! HTML to text, in two ways: byte for byte as the original project's Python did, or readable.
+//! Converts HTML to text, either byte for byte like the original project's Python or in a readable form.
 
+mod attributes;
 mod entities;
+mod lists;
+mod mathml;
 mod names;
 mod readable;
 mod roles;
+mod search;
 mod soup;
 mod tokenizer;
 
@@ -11,8 +15,8 @@ pub use entities::unescape;
 pub use readable::readable_text;
 pub use tokenizer::RejectedMarkup;
 
-/// The original project's text of an HTML fragment: `BeautifulSoup(html, "html.parser").get_text(separator=" ")`
-/// of BeautifulSoup 4.15 on CPython 3.11.7, then `html.unescape` once more.
+/// Converts an HTML fragment to text like the original project: `BeautifulSoup(html, "html.parser")
+/// .get_text(separator=" ")` of BeautifulSoup 4.15 on CPython 3.11.7, followed by `html.unescape`.
 ///
 /// ```
 /// let text = arithmo::data::html::original_text("<p>Is $a &amp;lt; b$?<br>Yes</p>");
@@ -20,7 +24,7 @@ pub use tokenizer::RejectedMarkup;
 /// ```
 ///
 /// # Errors
-/// Python's parser gives up on this markup (it raises `ParserRejectedMarkup`).
+/// Python's parser rejects this markup (it raises `ParserRejectedMarkup`).
 pub fn original_text(html: &str) -> Result<String, RejectedMarkup> {
     let text = soup::soup_text(html)?;
     Ok(match unescape(&text) {
@@ -29,10 +33,11 @@ pub fn original_text(html: &str) -> Result<String, RejectedMarkup> {
     })
 }
 
-/// [`original_text`] before its last step: what `get_text(separator=" ")` returns.
+/// Converts an HTML fragment to text like BeautifulSoup's `get_text(separator=" ")`: [`original_text`] without its last
+/// step.
 ///
 /// # Errors
-/// As [`original_text`].
+/// Same as [`original_text`].
 pub fn beautiful_soup_text(html: &str) -> Result<String, RejectedMarkup> {
     soup::soup_text(html)
 }

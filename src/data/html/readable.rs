@@ -1,17 +1,25 @@
-//! HTML to text a person, and a language model, can read.
+//! Converts HTML to text that people and language models can read.
 //!
-//! Blocks are separated by blank lines, list items stand on lines of their own, quotes begin with `> `, code is
-//! fenced or in backticks, `x<sup>2</sup>` is `x^2`, links are their text, images are dropped. TeX
-//! (`$…$`, `$$…$$`, `\(…\)`, `\[…\]`, `\begin…\end`) keeps its whitespace; elsewhere runs of it become one space.
+//! Blocks are separated by blank lines, list items are on separate lines, quotes begin with `> `, code is fenced or in
+//! backticks, `x<sup>2</sup>` becomes `x^2`, links become their text, and images are dropped. TeX (`$…$`, `$$…$$`, `\(…\)`,
+//! `\[…\]`, `\begin…\end`) keeps its white space; elsewhere, white space becomes one space. Ordered lists keep the numbers
+//! that a browser shows. MathML becomes its TeX, or else its elements in a line.
+//!
+//! The time is linear in the length of the text for any markup: the stack of open elements is never searched element by
+//! element, and elements that add a prefix to each line or surround their text are nested only to a limited depth.
 
-use memchr::memchr2;
+mod flow;
+mod marks;
 
+use super::attributes::attribute;
 use super::entities::unescape;
-use super::names::packed;
+use super::lists::List;
+use super::mathml::Formula;
+use super::names::{OpenNames, name_number};
 use super::roles::{Math, Role, role};
-use super::tokenizer::{Dialect, Sink, Tokenizer};
+use super::tokenizer::{Dialect, Sink, StartTag, Tokenizer};
 
-/// The readable text of an HTML fragment, without space at either end.
+/// Converts an HTML fragment to readable text without white space at its ends.
 ///
 /// A `<` that begins no HTML element is text, as in `$x<y$`.
 ///
@@ -20,11 +28,16 @@ use super::tokenizer::{Dialect, Sink, Tokenizer};
 /// assert_eq!(text, "Find $x<y$:\n\n- a^2\n- `b`");
 /// ```
 pub fn readable_text(html: &str) -> String {
-    let mut page = Page { out: String::with_capacity(html.len()), ..Page::default() };
-    // The forgiving dialect still gives up on `<![x`: what was read up to there is kept, the rest is text.
+    let mut page = Page {
+        out: String::with_capacity(html.len()),
+        lookahead: 2 * html.len(),
+        ..Page::default()
+    };
+    // The forgiving dialect still rejects `<![x`. The text from there on is then kept as it is.
     if let Err(rejected) = Tokenizer::run(html, Dialect::Forgiving, &mut page) {
         page.text(&html[rejected.offset..]);
     }
+    page.end_formula();
     while !page.open.is_empty() {
         page.close_last();
     }
@@ -32,156 +45,103 @@ pub fn readable_text(html: &str) -> String {
     page.out
 }
 
-const P: u128 = packed(b"p");
+const P: u128 = name_number(b"p");
+/// Maximum nesting depth of quotes and items that are indented.
+const MAX_MARGINS: usize = 32;
+/// Maximum nesting depth of superscripts and subscripts that are marked.
+const MAX_SCRIPTS: usize = 16;
 
+/// An open element.
 #[derive(Debug)]
 struct Open {
-    name: u128,
     role: Role,
-    /// Length of the output when the element was opened, for what is decided when it closes.
+    /// Whether the element added a margin.
+    margin: bool,
+    /// Length of the output when the element was opened.
     start: usize,
 }
 
-/// What stands before each line inside a quote or an item.
+/// A prefix of each line inside a quote or an item.
 #[derive(Debug)]
 struct Margin {
-    /// Before the first line, until that is written.
+    /// Prefix of the first line, until that is written.
     first: Option<String>,
+    /// Prefix of all other lines.
     rest: String,
 }
 
+/// The readable text and the state of its conversion.
 #[derive(Default)]
 struct Page {
     out: String,
     open: Vec<Open>,
+    /// Names of the elements in `open`.
+    names: OpenNames,
+    /// Indices in `open` of items and lists.
+    items_and_lists: Vec<usize>,
+    /// Indices in `open` of `p` and of the elements that a `p` cannot extend beyond.
+    paragraph_bounds: Vec<usize>,
+    lists: Vec<List>,
     margins: Vec<Margin>,
-    /// Line breaks to write before the next text.
+    /// The MathML formula that is being read.
+    formula: Option<Formula>,
+    /// Number of bytes that may still be read ahead to count list items.
+    lookahead: usize,
+    /// Number of line breaks to write before the next text.
     breaks: u8,
-    /// Whether the next text on this line is separated by a space.
+    /// Whether to write a space before the next text on this line.
     space: bool,
+    /// Number of open elements whose content is not shown.
     hidden: usize,
+    /// Number of open preformatted elements.
     preformatted: usize,
+    /// Number of open code elements.
     code: usize,
+    /// Number of open superscripts and subscripts.
+    scripts: usize,
     math: Math,
-    /// Cells so far in the table row.
+    /// Number of cells so far in the table row.
     cells: usize,
 }
 
 impl Page {
-    /// Asks for at least `breaks` line breaks before the next text.
-    fn break_line(&mut self, breaks: u8) {
-        self.breaks = self.breaks.max(breaks);
-        self.space = false;
-        self.math = Math::None;
-    }
-
-    /// Writes the breaks, margins and space that are due before text.
-    fn begin_text(&mut self) {
-        if self.out.is_empty() || self.breaks > 0 {
-            if !self.out.is_empty() {
-                for _ in 1..self.breaks {
-                    self.out.push('\n');
-                    self.margin(false);
-                    self.out.truncate(self.out.trim_end_matches(' ').len());
-                }
-                self.out.push('\n');
-            }
-            self.margin(true);
-        } else if self.space {
-            self.out.push(' ');
-        }
-        (self.breaks, self.space) = (0, false);
-    }
-
-    /// Writes the margin of a line; a line with text uses up the first-line margins.
-    fn margin(&mut self, has_text: bool) {
-        for margin in &mut self.margins {
-            match (has_text, &margin.first) {
-                (true, Some(first)) => {
-                    self.out.push_str(first);
-                    margin.first = None;
-                }
-                (false, Some(_)) => {}
-                _ => self.out.push_str(&margin.rest),
-            }
-        }
-    }
-
-    /// Text in which every space counts.
-    fn verbatim(&mut self, text: &str) {
-        for (i, line) in text.split('\n').enumerate() {
-            if i > 0 {
-                self.out.push('\n');
-                self.margin(true);
-            }
-            self.out.push_str(line);
-        }
-    }
-
-    fn flowing(&mut self, text: &str) {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let in_math = self.math != Math::None;
-            if !in_math && rest.starts_with(blank) {
-                rest = rest.trim_start_matches(blank);
-                self.space = true;
-                continue;
-            }
-            let plain = if in_math { tex_run(rest) } else { plain_run(rest) };
-            let (next, delimiter) = match plain {
-                0 => self.math.step(rest),
-                _ => (self.math, 0),
-            };
-            let length = match (plain, delimiter) {
-                (0, 0) => 1, // A lone `$` or backslash.
-                (0, n) => n,
-                (n, _) => n,
-            };
-            let (now, later) = rest.split_at(length);
-            if !self.out.is_empty() || !now.trim().is_empty() {
-                if self.breaks > 0 || self.out.is_empty() || self.space {
-                    self.begin_text();
-                }
-                self.verbatim(now);
-            }
-            self.math = next;
-            rest = later;
-        }
-    }
-
-    fn open(&mut self, name: u128, role: Role) {
+    /// Opens an element that is not a line break, a rule or a formula.
+    fn open(&mut self, tag: &StartTag<'_>, role: Role) {
+        let name = name_number(tag.name.as_bytes());
+        let mut margin = false;
         match role {
             Role::Block(breaks) => {
                 self.break_line(breaks);
                 self.cells = 0;
             }
-            Role::List(_) => {
-                let nested = self.open.iter().any(|open| matches!(open.role, Role::List(_)));
-                self.break_line(if nested { 1 } else { 2 });
+            Role::List { ordered } => {
+                self.break_around_list();
+                self.lists.push(if ordered {
+                    List::ordered(tag, &mut self.lookahead)
+                } else {
+                    List::unordered()
+                });
             }
             Role::Item => {
                 self.break_line(1);
-                let bullet = self.bullet();
+                let bullet = match self.lists.last_mut() {
+                    Some(list) => list.bullet(tag),
+                    None => "- ".to_string(),
+                };
                 let rest = " ".repeat(bullet.len());
-                self.margins.push(Margin { first: Some(bullet), rest });
+                margin = self.push_margin(bullet, rest);
             }
             Role::Quote => {
                 self.break_line(2);
-                let (first, rest) = (Some("> ".to_string()), "> ".to_string());
-                self.margins.push(Margin { first, rest });
+                margin = self.push_margin("> ".to_string(), "> ".to_string());
             }
             Role::Preformatted => {
-                self.break_line(2);
+                if self.preformatted == 0 {
+                    self.break_line(2);
+                }
                 self.preformatted += 1;
             }
-            Role::Code | Role::Script(_) => {
-                if role == Role::Code {
-                    self.code += 1;
-                }
-                if self.hidden == 0 && self.preformatted == 0 && (self.space || self.breaks > 0) {
-                    self.begin_text();
-                }
-            }
+            Role::Code | Role::Script(_) => self.open_mark(role),
             Role::Cell => {
                 if self.cells > 0 && self.hidden == 0 {
                     self.space = true;
@@ -190,42 +150,72 @@ impl Page {
                 self.cells += 1;
             }
             Role::Hidden => self.hidden += 1,
-            Role::Inline | Role::LineBreak | Role::Rule | Role::Nothing => {}
+            Role::Inline | Role::Formula | Role::LineBreak | Role::Rule | Role::Nothing => {}
         }
-        self.open.push(Open { name, role, start: self.out.len() });
+        let depth = self.open.len();
+        if matches!(role, Role::Item | Role::List { .. }) {
+            self.items_and_lists.push(depth);
+        }
+        if name == P || matches!(role, Role::Item | Role::Quote | Role::Cell) {
+            self.paragraph_bounds.push(depth);
+        }
+        self.names.push(name);
+        self.open.push(Open { role, margin, start: self.out.len() });
     }
 
-    /// What the next item of the innermost list begins with.
-    fn bullet(&mut self) -> String {
-        let list = self.open.iter_mut().rev().find_map(|open| match &mut open.role {
-            Role::List(number) => Some(number),
-            _ => None,
-        });
-        match list {
-            Some(Some(number)) => {
-                *number += 1;
-                format!("{}. ", *number - 1)
-            }
-            _ => "- ".to_string(),
+    /// Opens code, a superscript or a subscript. Pending breaks and spaces are written first, so that the mark is placed
+    /// directly before the text.
+    fn open_mark(&mut self, role: Role) {
+        if role == Role::Code {
+            self.code += 1;
+        } else {
+            self.scripts += 1;
+        }
+        if self.hidden == 0 && self.preformatted == 0 && (self.space || self.breaks > 0) {
+            self.begin_text();
         }
     }
 
+    /// Adds a margin to the following lines. Returns false if the maximum depth is reached.
+    fn push_margin(&mut self, first: String, rest: String) -> bool {
+        let room = self.margins.len() < MAX_MARGINS;
+        if room {
+            let first = Some(first);
+            self.margins.push(Margin { first, rest });
+        }
+        room
+    }
+
+    /// Breaks the line before or after a list. A nested list has no blank line around it.
+    fn break_around_list(&mut self) {
+        self.break_line(if self.lists.is_empty() { 2 } else { 1 });
+    }
+
+    /// Closes the innermost element.
     fn close_last(&mut self) {
         let Some(open) = self.open.pop() else { return };
+        self.names.pop();
+        for depths in [&mut self.items_and_lists, &mut self.paragraph_bounds] {
+            depths.pop_if(|depth| *depth == self.open.len());
+        }
         match open.role {
             Role::Block(breaks) => self.break_line(breaks),
-            Role::List(_) => {
-                let nested = self.open.iter().any(|open| matches!(open.role, Role::List(_)));
-                self.break_line(if nested { 1 } else { 2 });
+            Role::List { .. } => {
+                self.lists.pop();
+                self.break_around_list();
             }
             Role::Item | Role::Quote => {
                 self.break_line(if open.role == Role::Item { 1 } else { 2 });
-                self.margins.pop();
+                if open.margin {
+                    self.margins.pop();
+                }
             }
             Role::Preformatted => {
                 self.preformatted -= 1;
-                self.fence(open.start);
-                self.break_line(2);
+                if self.preformatted == 0 {
+                    self.fence(open.start);
+                    self.break_line(2);
+                }
             }
             Role::Code => {
                 self.code -= 1;
@@ -233,95 +223,71 @@ impl Page {
                     self.surround_code(open.start);
                 }
             }
-            Role::Script(mark) => self.mark_script(open.start, mark),
+            Role::Script(mark) => {
+                self.scripts -= 1;
+                if self.scripts < MAX_SCRIPTS {
+                    self.mark_script(open.start, mark);
+                }
+            }
             Role::Hidden => self.hidden -= 1,
             _ => {}
         }
     }
 
-    /// Puts the preformatted text that starts at `start`, collected without margins, between fences.
-    fn fence(&mut self, start: usize) {
-        let text = self.out.split_off(start);
-        let text = text.strip_prefix('\n').unwrap_or(&text).trim_end();
-        if text.trim().is_empty() {
-            return;
+    /// Closes the element at `depth` and all elements inside it.
+    fn close_from(&mut self, depth: usize) {
+        while self.open.len() > depth {
+            self.close_last();
         }
-        let fence = "`".repeat(longest_run(text, '`').max(2) + 1);
-        self.begin_text();
-        self.verbatim(&format!("{fence}\n{text}\n{fence}"));
     }
 
-    fn surround_code(&mut self, start: usize) {
-        let code = self.out.split_off(start);
-        let text = code.trim();
-        if !text.is_empty() {
-            let ticks = "`".repeat(if text.contains('`') { longest_run(text, '`') + 1 } else { 1 });
-            let pad = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
-            self.out.extend([&ticks, pad, text, pad, &ticks]);
+    /// Closes the open item of the innermost list before another item begins.
+    fn close_item(&mut self) {
+        let nearest = self.items_and_lists.last().copied();
+        let role = |depth: usize| self.open.get(depth).map(|open| open.role);
+        if let Some(depth) = nearest.filter(|depth| role(*depth) == Some(Role::Item)) {
+            self.close_from(depth);
         }
-        self.space |= code.ends_with(char::is_whitespace);
     }
 
-    /// `^2`, `_i`, or `^(n+1)` for what was written since `start`.
-    fn mark_script(&mut self, start: usize, mark: char) {
-        if self.preformatted > 0 || self.code > 0 || start > self.out.len() {
-            return;
+    /// Closes an open `p` before another `p` begins, unless an item, a quote or a cell is between them.
+    fn close_paragraph(&mut self) {
+        let nearest = self.paragraph_bounds.last().copied();
+        let paragraph = self.names.innermost(P);
+        if let Some(depth) = nearest.filter(|depth| paragraph == Some(*depth)) {
+            self.close_from(depth);
         }
-        let content = self.out.split_off(start);
-        let text = content.trim();
-        if text.is_empty() {
+    }
+
+    /// Ends the current formula, if there is one, and writes it.
+    fn end_formula(&mut self) {
+        let Some(formula) = self.formula.take() else {
             return;
-        }
-        self.out.push(mark);
-        if text.chars().all(char::is_alphanumeric) {
-            self.out.push_str(text);
+        };
+        let text = formula.finish();
+        if self.preformatted > 0 {
+            self.out.push_str(&text);
         } else {
-            self.out.extend(["(", text, ")"]);
+            self.flowing(&text);
         }
     }
 
-    /// Closes elements up to and including the innermost one `wanted`, unless one of `barrier` is in between.
-    fn close_to(&mut self, wanted: impl Fn(&Open) -> bool, barrier: impl Fn(&Open) -> bool) {
-        let found = self.open.iter().rposition(|open| wanted(open) || barrier(open));
-        if let Some(depth) = found.filter(|&depth| self.open.get(depth).is_some_and(&wanted)) {
-            while self.open.len() > depth {
-                self.close_last();
-            }
-        }
+    /// Returns whether an element of this role ends an unclosed formula.
+    fn ends_formula(&self, role: Option<Role>) -> bool {
+        let block = matches!(
+            role,
+            Some(
+                Role::Block(_) | Role::List { .. } | Role::Item | Role::Quote | Role::Preformatted
+            )
+        );
+        block && self.formula.as_ref().is_some_and(|formula| !formula.in_annotation())
     }
 }
 
-fn blank(c: char) -> bool {
-    c.is_ascii_whitespace() || matches!(c, '\u{b}' | '\u{a0}')
-}
-
-/// Bytes up to the next character that may end TeX.
-fn tex_run(text: &str) -> usize {
-    memchr2(b'$', b'\\', text.as_bytes()).unwrap_or(text.len())
-}
-
-/// Bytes that can be copied as they are: up to the next `$`, backslash, or space that is not a single `' '`
-/// between words.
-fn plain_run(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let special = |&b: &u8| b <= b' ' || matches!(b, b'$' | b'\\' | 0xc2);
-    let mut from = 0;
-    while let Some(n) = bytes.get(from..).and_then(|rest| rest.iter().position(special)) {
-        let at = from + n;
-        let single = |next: &u8| !special(next);
-        match bytes.get(at) {
-            Some(b' ') if bytes.get(at + 1).is_some_and(single) => from = at + 1,
-            // 0xc2 begins a no-break space, among others.
-            Some(0xc2) if bytes.get(at + 1) != Some(&0xa0) => from = at + 2,
-            Some(b) if *b < b' ' && !blank(char::from(*b)) => from = at + 1,
-            _ => return at,
-        }
-    }
-    bytes.len()
-}
-
-fn longest_run(text: &str, wanted: char) -> usize {
-    text.split(|c| c != wanted).map(str::len).max().unwrap_or(0)
+/// Returns whether an element repeats the MathML before it as HTML, which KaTeX adds to each formula.
+fn repeats_formula(tag: &StartTag<'_>) -> bool {
+    tag.attributes.contains("katex-html")
+        && attribute(tag.attributes, "class").is_some_and(|class| class.contains("katex-html"))
 }
 
 impl Sink for Page {
@@ -330,16 +296,27 @@ impl Sink for Page {
             return;
         }
         let text = unescape(text);
-        if self.preformatted > 0 {
+        if let Some(formula) = &mut self.formula {
+            formula.text(&text);
+        } else if self.preformatted > 0 {
             self.out.push_str(&text);
         } else {
             self.flowing(&text);
         }
     }
 
-    fn start_tag(&mut self, name: &str, self_closing: bool) {
-        let Some(role) = role(name) else { return };
-        let name = packed(name.as_bytes());
+    fn start_tag(&mut self, tag: StartTag<'_>) {
+        let role = role(tag.name);
+        if self.ends_formula(role) {
+            self.end_formula();
+        }
+        if let Some(formula) = &mut self.formula {
+            return formula.start_tag(&tag);
+        }
+        let Some(mut role) = role else { return };
+        if role == Role::Inline && repeats_formula(&tag) {
+            role = Role::Hidden;
+        }
         match role {
             Role::LineBreak if self.preformatted > 0 => self.out.push('\n'),
             Role::LineBreak => {
@@ -348,18 +325,24 @@ impl Sink for Page {
             }
             Role::Rule => self.break_line(2),
             Role::Nothing => {}
+            Role::Formula => {
+                if self.hidden == 0 {
+                    self.formula = Some(Formula::new(&tag));
+                }
+                if tag.self_closing {
+                    self.end_formula();
+                }
+            }
             _ => {
-                let list = |open: &Open| matches!(open.role, Role::List(_));
                 match role {
-                    Role::Item => self.close_to(|open| open.role == Role::Item, list),
-                    Role::Block(_) if name == P => self.close_to(
-                        |open| open.name == P,
-                        |open| matches!(open.role, Role::Item | Role::Quote | Role::Cell),
-                    ),
+                    Role::Item => self.close_item(),
+                    Role::Block(_) if name_number(tag.name.as_bytes()) == P => {
+                        self.close_paragraph()
+                    }
                     _ => {}
                 }
-                self.open(name, role);
-                if self_closing {
+                self.open(&tag, role);
+                if tag.self_closing {
                     self.close_last();
                 }
             }
@@ -367,9 +350,25 @@ impl Sink for Page {
     }
 
     fn end_tag(&mut self, name: &str) {
-        if role(name).is_some() {
-            let name = packed(name.as_bytes());
-            self.close_to(|open| open.name == name, |_| false);
+        if let Some(formula) = &mut self.formula {
+            let element = role(name);
+            if formula.end_tag(name) || element.is_none() {
+                return;
+            }
+            if element == Some(Role::Formula) {
+                return self.end_formula();
+            }
+            if formula.in_annotation() {
+                return;
+            }
+            if self.ends_formula(element) {
+                self.end_formula();
+            }
+        }
+        if role(name).is_some()
+            && let Some(depth) = self.names.innermost(name_number(name.as_bytes()))
+        {
+            self.close_from(depth);
         }
     }
 
@@ -380,71 +379,9 @@ impl Sink for Page {
     fn hidden(&mut self) {}
 
     fn is_element(&self, name: &str) -> bool {
-        role(name).is_some()
+        self.formula.is_some() || role(name).is_some()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::readable_text;
-
-    fn check(html: &str, expected: &str) {
-        assert_eq!(readable_text(html), expected, "{html}");
-    }
-
-    #[test]
-    fn paragraphs_lists_and_quotes() {
-        check("<p>One\ntwo</p>\n\n<p>Three<br>four</p>\n", "One two\n\nThree\nfour");
-        check("<p>a<p>b", "a\n\nb");
-        check(
-            "<ul>\n<li>x</li>\n<li>y\n<ul>\n<li>z</li>\n</ul></li>\n</ul>\n<p>end</p>",
-            "- x\n- y\n  - z\n\nend",
-        );
-        check("<ol><li>x<li><p>y</p><p>z</p></ol>", "1. x\n\n2. y\n\n   z");
-        check("<blockquote>\n<p>a</p>\n<p>b</p>\n</blockquote>\n<p>c</p>", "> a\n>\n> b\n\nc");
-        check(
-            "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>",
-            "a | b\n1 | 2",
-        );
-    }
-
-    #[test]
-    fn code_keeps_every_space() {
-        check(
-            "<p>Run:</p><pre><code>if x &lt; 1:\n    y()\n</code></pre><p>ok</p>",
-            "Run:\n\n```\nif x < 1:\n    y()\n```\n\nok",
-        );
-        check("<p>use <code>a  &amp;&amp; b</code>, <code>`</code></p>", "use `a && b`, `` ` ``");
-        check(
-            "<blockquote><pre><code>a\n\nb</code></pre></blockquote>",
-            "> ```\n> a\n> \n> b\n> ```",
-        );
-        check("<pre>```</pre>", "````\n```\n````");
-    }
-
-    #[test]
-    fn tex_is_untouched() {
-        check(
-            "<p>$$\\begin{align}\na &amp;= b \\\\\n  c\n\\end{align}$$</p>",
-            "$$\\begin{align}\na &= b \\\\\n  c\n\\end{align}$$",
-        );
-        check(
-            "<p>a  \\(x  y\\)  b \\begin{x}  \\begin{y} \n\\end{y}  \\end{x}  z</p>",
-            "a \\(x  y\\) b \\begin{x}  \\begin{y} \n\\end{y}  \\end{x} z",
-        );
-        check("<p>If $x<y$ and $1<2$, $a<b>c$</p>", "If $x<y$ and $1<2$, $ac$");
-        check(
-            "<p>Let <span class=\"math-container\">$x  \\in \\$ $</span>  be</p>",
-            "Let $x  \\in \\$ $ be",
-        );
-    }
-
-    #[test]
-    fn small_things() {
-        check("x<sup>2</sup>+y<sub>i+1</sub> <a href='u'>link</a><img src=x>", "x^2+y_(i+1) link");
-        check("<script>x</script>a<!-- b -->c &nbsp; d &hellip;", "ac d …");
-        check("<![x a", "<![x a");
-        check("a < b </ x> c <x-y>d</x-y>", "a < b </ x> c <x-y>d</x-y>");
-        check("", "");
-    }
-}
+mod tests;

@@ -1,31 +1,35 @@
-//! What HTML elements mean to readable text, and where TeX begins and ends.
+//! The effect of HTML elements on readable text, and the detection of TeX in text.
 
 use super::names::{LONGEST, lower};
 
-/// What an element does to the text.
+/// The effect of an element on the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Begins and ends with this many line breaks.
+    /// A block that begins and ends with this many line breaks.
     Block(u8),
-    /// `ul`, or `ol` with the number of its next item.
-    List(Option<u32>),
+    /// A list: `ol` if it is ordered, else `ul`.
+    List {
+        ordered: bool,
+    },
     Item,
     Quote,
     Preformatted,
     Code,
-    /// `sup` (`^`) or `sub` (`_`).
+    /// A superscript (`^`) or subscript (`_`), by its mark.
     Script(char),
     Cell,
-    /// Its content is not text.
+    /// An element whose content is not shown.
     Hidden,
+    /// A MathML formula.
+    Formula,
     Inline,
     LineBreak,
     Rule,
-    /// No content, no text.
+    /// An element without content and without text.
     Nothing,
 }
 
-/// The role of an HTML element, in any case; `None` if there is no element of that name.
+/// Returns the role of an HTML element by its name in upper or lower case, or `None` if there is no such element.
 pub(super) fn role(name: &str) -> Option<Role> {
     let mut buffer = [0; LONGEST];
     Some(match lower(name, &mut buffer) {
@@ -35,8 +39,8 @@ pub(super) fn role(name: &str) -> Option<Role> {
         "tr" | "dt" | "dd" | "caption" | "figcaption" | "summary" | "legend" | "option" => {
             Role::Block(1)
         }
-        "ul" => Role::List(None),
-        "ol" => Role::List(Some(1)),
+        "ul" => Role::List { ordered: false },
+        "ol" => Role::List { ordered: true },
         "li" => Role::Item,
         "blockquote" => Role::Quote,
         "pre" | "textarea" => Role::Preformatted,
@@ -45,7 +49,8 @@ pub(super) fn role(name: &str) -> Option<Role> {
         "sub" => Role::Script('_'),
         "td" | "th" => Role::Cell,
         "script" | "style" | "template" | "head" | "title" | "noscript" | "iframe" | "object"
-        | "svg" | "math" | "select" | "audio" | "video" | "canvas" | "rp" => Role::Hidden,
+        | "svg" | "select" | "audio" | "video" | "canvas" | "rp" => Role::Hidden,
+        "math" => Role::Formula,
         "br" => Role::LineBreak,
         "hr" => Role::Rule,
         "img" | "wbr" | "input" | "col" | "link" | "meta" | "area" | "base" | "embed" | "param"
@@ -58,19 +63,20 @@ pub(super) fn role(name: &str) -> Option<Role> {
     })
 }
 
-/// Whether text is inside TeX.
+/// Whether the text at some point is inside TeX.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Math {
     #[default]
     None,
-    /// Ends at this delimiter.
+    /// Inside TeX that ends at this delimiter.
     Until(&'static str),
-    /// This many environments deep.
+    /// Inside this many nested environments.
     Environment(u32),
 }
 
 impl Math {
-    /// The state after the delimiter that `rest` begins with, and that delimiter's length (0: none).
+    /// Returns the state after the delimiter at the start of `rest`, and the delimiter's length, which is 0 if there is
+    /// none.
     pub(super) fn step(self, rest: &str) -> (Self, usize) {
         match self {
             Self::Until(end) if rest.starts_with(end) => (Self::None, end.len()),
@@ -89,7 +95,7 @@ impl Math {
         }
     }
 
-    /// `\$` and `\\` delimit nothing.
+    /// Returns the length of an escape (`\$` or `\\`) at the start of `rest`, which delimits nothing, or 0.
     fn escape(rest: &str) -> usize {
         if rest.starts_with("\\$") || rest.starts_with("\\\\") { 2 } else { 0 }
     }

@@ -1,26 +1,29 @@
-//! The text BeautifulSoup 4.15 finds in HTML: `BeautifulSoup(html, "html.parser").get_text(separator=" ")`.
+//! Extracts the same text from HTML as BeautifulSoup 4.15 does with
+//! `BeautifulSoup(html, "html.parser").get_text(separator=" ")`.
 //!
-//! No tree is built. The text depends on the open elements only (which strings are hidden, where whitespace is
-//! kept) and on where one string ends and the next begins.
+//! No tree is built. The text depends only on the open elements (which strings are hidden, where white space is kept) and
+//! on where one string ends and the next begins.
 
-use super::names::{LONGEST, packed, packed_all};
-use super::tokenizer::{Dialect, RejectedMarkup, Sink, Tokenizer};
+use std::collections::HashMap;
+
+use super::names::{LONGEST, OpenNames, name_number, name_numbers};
+use super::tokenizer::{Dialect, RejectedMarkup, Sink, StartTag, Tokenizer};
 
 /// Elements that never have content.
-const VOID: [u128; 24] = packed_all([
+const VOID: [u128; 24] = name_numbers([
     "area", "base", "br", "col", "embed", "hr", "img", "input", "keygen", "link", "menuitem",
     "meta", "param", "source", "track", "wbr", "basefont", "bgsound", "command", "frame", "image",
     "isindex", "nextid", "spacer",
 ]);
-/// Elements whose strings `get_text` leaves out when asked for the whole document's.
-const HIDDEN: [u128; 5] = packed_all(["rt", "rp", "style", "script", "template"]);
-/// Elements in which a string of spaces stays as it is.
-const PRESERVE: [u128; 2] = packed_all(["pre", "textarea"]);
+/// Elements whose strings `get_text` of the whole document leaves out.
+const HIDDEN: [u128; 5] = name_numbers(["rt", "rp", "style", "script", "template"]);
+/// Elements in which a string of white space is not shortened.
+const PRESERVE: [u128; 2] = name_numbers(["pre", "textarea"]);
 
-/// The strings of `html`, separated by single spaces, as BeautifulSoup's `get_text(separator=" ")` gives them.
+/// Returns the strings of `html` separated by single spaces, like BeautifulSoup's `get_text(separator=" ")`.
 ///
 /// # Errors
-/// The markup is one on which BeautifulSoup raises `ParserRejectedMarkup`.
+/// BeautifulSoup raises `ParserRejectedMarkup` on this markup.
 pub(super) fn soup_text(html: &str) -> Result<String, RejectedMarkup> {
     let mut soup = Soup { out: String::with_capacity(html.len()), ..Soup::default() };
     Tokenizer::run(html, Dialect::Cpython, &mut soup)?;
@@ -28,7 +31,7 @@ pub(super) fn soup_text(html: &str) -> Result<String, RejectedMarkup> {
     Ok(soup.out)
 }
 
-/// What a finished string is.
+/// The kind of a finished string.
 #[derive(PartialEq, Eq)]
 enum Kind {
     Text,
@@ -36,36 +39,36 @@ enum Kind {
     Hidden,
 }
 
+/// The state of BeautifulSoup's tree builder that matters for the text.
 #[derive(Default)]
 struct Soup {
     out: String,
-    /// Length of `out` before the current string's separator, and where the string itself starts.
+    /// Length of `out` before the current string's separator, and the index at which the string itself starts.
     string: Option<(usize, usize)>,
-    /// Whether a string is in `out`, so that the next one needs a separator.
+    /// Whether `out` has a string, so that the next one needs a separator.
     any: bool,
-    open: Vec<u128>,
+    open: OpenNames,
+    /// Number of open elements in [`HIDDEN`].
     hidden: usize,
+    /// Number of open elements in [`PRESERVE`].
     preserve: usize,
-    /// Void elements closed at once, whose own end tag is still to be ignored.
-    already_closed: Vec<u128>,
-    /// Names that do not fit a number.
-    long_names: Vec<String>,
+    /// For each name, the number of void elements whose end tags are to be ignored because they were closed at once.
+    already_closed: Vec<(u128, usize)>,
+    /// Numbers assigned to the names that do not fit a number.
+    long_names: HashMap<String, u128>,
 }
 
 impl Soup {
+    /// Returns the number of a tag name.
     fn name(&mut self, raw: &str) -> u128 {
         if raw.len() <= LONGEST && raw.is_ascii() {
-            return packed(raw.as_bytes());
+            return name_number(raw.as_bytes());
         }
-        let lower = raw.to_lowercase();
-        let index = self.long_names.iter().position(|known| *known == lower);
-        let index = index.unwrap_or_else(|| {
-            self.long_names.push(lower);
-            self.long_names.len() - 1
-        });
-        u128::MAX - index as u128
+        let next = u128::MAX - self.long_names.len() as u128;
+        *self.long_names.entry(raw.to_lowercase()).or_insert(next)
     }
 
+    /// Ends the current string: removes it if it is not visible, and shortens it if it is only white space.
     fn end_string(&mut self, kind: Kind) {
         let Some((before, start)) = self.string.take() else {
             return;
@@ -89,18 +92,20 @@ impl Soup {
         }
     }
 
-    fn count(&mut self, name: u128, up: bool) {
-        let step = |counter: &mut usize| if up { *counter += 1 } else { *counter -= 1 };
+    /// Counts an element as opened or closed if it affects the visibility or white space of strings.
+    fn count(&mut self, name: u128, opened: bool) {
+        let update = |counter: &mut usize| if opened { *counter += 1 } else { *counter -= 1 };
         if HIDDEN.contains(&name) {
-            step(&mut self.hidden);
+            update(&mut self.hidden);
         } else if PRESERVE.contains(&name) {
-            step(&mut self.preserve);
+            update(&mut self.preserve);
         }
     }
 
+    /// Closes the innermost element called `name` and all elements inside it.
     fn close(&mut self, name: u128) {
         self.end_string(Kind::Text);
-        if let Some(depth) = self.open.iter().rposition(|open| *open == name) {
+        if let Some(depth) = self.open.innermost(name) {
             while self.open.len() > depth {
                 if let Some(closed) = self.open.pop() {
                     self.count(closed, false);
@@ -109,6 +114,7 @@ impl Soup {
         }
     }
 
+    /// Adds a complete string that is separate from the text around it.
     fn whole_string(&mut self, text: &str, kind: Kind) {
         self.end_string(Kind::Text);
         self.text(text);
@@ -128,14 +134,17 @@ impl Sink for Soup {
         self.out.push_str(text);
     }
 
-    fn start_tag(&mut self, name: &str, self_closing: bool) {
-        let name = self.name(name);
+    fn start_tag(&mut self, tag: StartTag<'_>) {
+        let name = self.name(tag.name);
         self.end_string(Kind::Text);
-        if self_closing {
+        if tag.self_closing {
             return; // Opened and closed at once.
         }
         if VOID.contains(&name) {
-            self.already_closed.push(name);
+            match self.already_closed.iter_mut().find(|closed| closed.0 == name) {
+                Some((_, count)) => *count += 1,
+                None => self.already_closed.push((name, 1)),
+            }
             return;
         }
         self.open.push(name);
@@ -144,11 +153,10 @@ impl Sink for Soup {
 
     fn end_tag(&mut self, name: &str) {
         let name = self.name(name);
-        match self.already_closed.iter().position(|closed| *closed == name) {
-            // Not even the current string ends here.
-            Some(index) => {
-                self.already_closed.swap_remove(index);
-            }
+        let mut closed = self.already_closed.iter_mut();
+        match closed.find(|closed| closed.0 == name && closed.1 > 0) {
+            // An ignored end tag does not end the current string either.
+            Some((_, count)) => *count -= 1,
             None => self.close(name),
         }
     }

@@ -1,86 +1,135 @@
-//! Splits HTML into text, tags and the rest, exactly as CPython 3.11.7's `html.parser` does.
+//! Splits HTML into text, tags and other markup, exactly as CPython 3.11.7's `html.parser` does.
 //!
-//! Broken markup is where HTML parsers disagree, and the original data went through this one. The behaviour was
-//! taken down from that version's documentation and from running it; `tests/fixtures/html` holds what it says
-//! of 600 random fragments, and its script makes more: among 100 000 of them no difference was found.
+//! HTML parsers disagree on broken markup, and the original data went through this one. Its behavior was determined from
+//! the documentation of that version and by running it. `tests/fixtures/html` contains its results for 600 random
+//! fragments, and a script that makes more; among 100,000 of them no difference was found.
+
+mod references;
+mod start_tags;
+
+use std::collections::HashSet;
 
 use memchr::{memchr, memchr2, memmem};
 
-use super::entities;
+use super::search::{Next, Stops};
 
-/// Where the tokenizer hands its tokens to.
+/// Receives the tokens of a tokenizer.
 pub(super) trait Sink {
-    /// Text, or a piece of it; may be empty.
+    /// Handles text or a piece of it, which may be empty.
     fn text(&mut self, text: &str);
-    /// `<name …>`, or `<name … />`.
-    fn start_tag(&mut self, name: &str, self_closing: bool);
-    /// `</name>`.
+    /// Handles `<name …>` or `<name … />`.
+    fn start_tag(&mut self, tag: StartTag<'_>);
+    /// Handles `</name>`.
     fn end_tag(&mut self, name: &str);
-    /// `<![CDATA[text]]>`.
+    /// Handles `<![CDATA[text]]>`.
     fn cdata(&mut self, text: &str);
-    /// A comment, doctype, declaration or processing instruction.
+    /// Handles a comment, doctype, declaration or processing instruction.
     fn hidden(&mut self);
-    /// Whether a tag of this name is a tag at all; if not, it is text.
+    /// Returns whether a tag of this name is a tag. If not, it is treated as text.
     fn is_element(&self, _name: &str) -> bool {
         true
     }
 }
 
-/// Markup on which `html.parser` gives up, such as `<![x`.
+/// A start tag.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StartTag<'a> {
+    pub(super) name: &'a str,
+    /// Text between the name and the end of the tag.
+    pub(super) attributes: &'a str,
+    /// Whether the tag ends with `/>`.
+    pub(super) self_closing: bool,
+    /// Text after the tag.
+    pub(super) rest: &'a str,
+}
+
+/// Error for markup that `html.parser` rejects, such as `<![x`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RejectedMarkup {
-    /// Byte offset of the declaration it gave up on.
+    /// Byte offset of the rejected declaration.
     pub offset: usize,
 }
 
-/// How faithful to be where `html.parser` loses text.
+/// How malformed markup is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// As CPython with `convert_charrefs=False`: each reference decoded on its own, and everything after a
-    /// malformed one is plain text.
+    /// Like CPython with `convert_charrefs=False`: each reference is decoded on its own, and everything after a malformed
+    /// one is plain text.
     Cpython,
-    /// Text runs are handed over undecoded; what does not parse is text from its `<` on.
+    /// Character references in text are not decoded, and malformed markup is text from its `<` on, so that none is lost.
     Forgiving,
 }
 
-/// What became of a `<…` construct.
+/// Result of handling a `<…` construct.
 enum Markup {
-    /// It was handled and ends before this byte.
+    /// The construct was handled and ends before this byte.
     Until(usize),
-    /// The text ends within it.
+    /// The text ends within the construct.
     Incomplete,
 }
 
-/// Whether the loop goes on.
+/// Whether the main loop continues.
 #[derive(PartialEq, Eq)]
 enum Flow {
     Continue,
     Break,
 }
 
+/// Splits HTML into tokens.
 pub(super) struct Tokenizer<'a, S> {
     raw: &'a str,
+    /// Position of the next byte to handle.
     at: usize,
     dialect: Dialect,
-    /// Inside `<script>` or `<style>`: only its end tag counts.
+    /// The element `script` or `style` whose content is being read, in which only its end tag is recognized.
     raw_text_element: Option<&'static str>,
     sink: &'a mut S,
+    // The following fields cache searches, so that the text after an unclosed construct is searched only once.
+    /// The next byte that ends a tag's name.
+    next_name_end: Next,
+    /// The next `>`.
+    next_gt: Next,
+    /// The `--` that ends the next comment.
+    next_comment_end: Next,
+    /// The first `]` of the end of the next marked section, for ends with one and with two brackets.
+    next_section_end: [Next; 2],
+    /// Positions of attributes in start tags that do not end before the end of the text.
+    endless: HashSet<usize>,
+    /// Positions at which parts of attributes end. Computed at the first start tag that does not end.
+    stops: Option<Stops>,
 }
 
 impl<'a, S: Sink> Tokenizer<'a, S> {
-    /// Hands every token of `raw` to `sink`.
+    /// Passes every token of `raw` to `sink`.
+    ///
+    /// # Errors
+    /// CPython's parser rejects the markup.
     pub(super) fn run(
         raw: &'a str,
         dialect: Dialect,
         sink: &'a mut S,
     ) -> Result<(), RejectedMarkup> {
         let (at, raw_text_element) = (0, None);
-        let mut tokenizer = Self { raw, at, dialect, raw_text_element, sink };
-        // CPython's feed(), then close(): the second pass resumes where the first stopped.
+        let mut tokenizer = Self {
+            raw,
+            at,
+            dialect,
+            raw_text_element,
+            sink,
+            next_name_end: Next::default(),
+            next_gt: Next::default(),
+            next_comment_end: Next::default(),
+            next_section_end: Default::default(),
+            endless: HashSet::new(),
+            stops: None,
+        };
+        // Like CPython's feed() followed by close(): the second call resumes where the first stopped.
         tokenizer.go_ahead(false)?;
         tokenizer.go_ahead(true)
     }
 
+    /// Handles tokens until the text is used up or, unless `end` is set, a construct is incomplete. Named after CPython's
+    /// `goahead`.
     fn go_ahead(&mut self, end: bool) -> Result<(), RejectedMarkup> {
         while self.at < self.raw.len() {
             let Some(next) = self.next_interesting() else {
@@ -107,8 +156,8 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         Ok(())
     }
 
-    /// Where the next `<`, `&` or, in raw text, the end tag stands; the end of the text if nowhere.
-    /// `None` in raw text that never ends.
+    /// Returns the position of the next `<` or `&` or, in raw text, of its end tag. Returns the end of the text if there is
+    /// none, but `None` in raw text.
     fn next_interesting(&self) -> Option<usize> {
         let bytes = &self.raw.as_bytes()[self.at..];
         match (self.raw_text_element, self.dialect) {
@@ -119,6 +168,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         .or(self.raw_text_element.is_none().then_some(self.raw.len()))
     }
 
+    /// Returns the position of the end tag of a raw text element.
     fn find_raw_text_end(&self, element: &str) -> Option<usize> {
         memmem::find_iter(&self.raw.as_bytes()[self.at..], b"</").map(|n| self.at + n).find(|&at| {
             let name = self.skip_spaces(at + 2);
@@ -129,7 +179,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         })
     }
 
-    /// At a `<`.
+    /// Handles the construct that begins with the `<` at the current position.
     fn markup(&mut self, end: bool) -> Result<Flow, RejectedMarkup> {
         let i = self.at;
         let outcome = match (self.byte(i + 1), self.byte(i + 2)) {
@@ -158,95 +208,27 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         Ok(Flow::Continue)
     }
 
-    /// How much of an unfinished construct at `i` becomes text.
-    fn after_incomplete(&self, i: usize) -> usize {
+    /// Returns the end of the part of an incomplete construct at `i` that becomes text.
+    fn after_incomplete(&mut self, i: usize) -> usize {
         if self.dialect == Dialect::Forgiving {
             return i + 1;
         }
+        if let Some(gt) = self.find_gt(i + 1) {
+            return gt + 1;
+        }
         let rest = &self.raw.as_bytes()[i + 1..];
-        let to_gt = memchr(b'>', rest).map(|n| i + 1 + n + 1);
-        to_gt.or_else(|| memchr(b'<', rest).map(|n| i + 1 + n)).unwrap_or(i + 1)
+        memchr(b'<', rest).map_or(i + 1, |n| i + 1 + n)
     }
 
-    fn start_tag(&mut self, i: usize) -> Markup {
-        let name_end = self.name_end(i + 1);
-        let name = &self.raw[i + 1..name_end];
-        if !self.sink.is_element(name) {
-            self.sink.text("<");
-            return Markup::Until(i + 1);
-        }
-        let mut k = self.skip_gap(name_end);
-        while let Some(next) = self.attribute(k) {
-            k = next;
-        }
-        match (self.byte(k), self.byte(k + 1)) {
-            (Some(b'>'), _) => {
-                self.sink.start_tag(name, false);
-                let raw_text = ["script", "style"].into_iter();
-                self.raw_text_element = raw_text.into_iter().find(|e| e.eq_ignore_ascii_case(name));
-                Markup::Until(k + 1)
-            }
-            (Some(b'/'), Some(b'>')) => {
-                self.sink.start_tag(name, true);
-                Markup::Until(k + 2)
-            }
-            (None, _) => Markup::Incomplete,
-            (Some(b), _) if b.is_ascii_alphabetic() || matches!(b, b'=' | b'/') => {
-                Markup::Incomplete
-            }
-            _ => {
-                self.sink.text(&self.raw[i..k]);
-                Markup::Until(k)
-            }
-        }
+    /// Returns the position of the next `>` at or after `from`.
+    fn find_gt(&mut self, from: usize) -> Option<usize> {
+        let bytes = self.raw.as_bytes();
+        self.next_gt.find(from, || memchr(b'>', &bytes[from..]).map(|n| from + n))
     }
 
-    /// Past a tag name, which any of tab, newline, return, form feed, space, `/`, `>` and NUL ends.
-    fn name_end(&self, at: usize) -> usize {
-        let ends = |b: &u8| matches!(b, b'\t' | b'\n' | b'\r' | 0xc | b' ' | b'/' | b'>' | 0);
-        let rest = &self.raw.as_bytes()[at..];
-        at + rest.iter().position(ends).unwrap_or(rest.len())
-    }
-
-    /// Past one attribute and the spaces and slashes that follow it, if an attribute starts here.
-    fn attribute(&self, at: usize) -> Option<usize> {
-        let first = self.raw[at..].chars().next()?;
-        let before = self.raw[..at].chars().next_back()?;
-        let may_follow = matches!(before, '\'' | '"' | '/') || is_space(before);
-        if !may_follow || matches!(first, '/' | '>') || is_space(first) {
-            return None;
-        }
-        let name_end = self
-            .skip_while(at + first.len_utf8(), |c| !matches!(c, '/' | '=' | '>') && !is_space(c));
-        Some(self.skip_gap(self.attribute_value(name_end).unwrap_or(name_end)))
-    }
-
-    /// Past `= value`, if that is what stands here.
-    fn attribute_value(&self, at: usize) -> Option<usize> {
-        let equals = self.skip_spaces(at);
-        let after = self.skip_while(equals, |c| c == '=');
-        if after == equals {
-            return None;
-        }
-        let bare = |at| self.skip_while(at, |c| c != '>' && !is_space(c));
-        let value = self.skip_spaces(after);
-        match self.byte(value) {
-            Some(quote @ (b'"' | b'\'')) => {
-                match memchr(quote, &self.raw.as_bytes()[value + 1..]) {
-                    Some(n) => Some(value + n + 2),
-                    // The quote is never closed. With a space before it the value is empty and the quote begins
-                    // the next attribute; with `==` before it the second `=` begins a bare value.
-                    None if value > after => Some(value),
-                    None if after - equals > 1 => Some(bare(after - 1)),
-                    None => None,
-                }
-            }
-            _ => Some(bare(value)),
-        }
-    }
-
+    /// Handles the end tag at `i`.
     fn end_tag(&mut self, i: usize) -> Markup {
-        let Some(gt) = memchr(b'>', &self.raw.as_bytes()[i + 1..]).map(|n| i + 1 + n) else {
+        let Some(gt) = self.find_gt(i + 1) else {
             return Markup::Incomplete;
         };
         if let Some(name) = self.plain_end_tag(i + 2, gt) {
@@ -268,7 +250,8 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         }
         match self.byte(i + 2) {
             Some(b) if b.is_ascii_alphabetic() => {
-                self.sink.end_tag(&self.raw[i + 2..self.name_end(i + 2)]);
+                let name_end = self.name_end(i + 2);
+                self.sink.end_tag(&self.raw[i + 2..name_end]);
             }
             Some(b'>') => {}
             _ => self.sink.hidden(),
@@ -276,7 +259,7 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         Markup::Until(gt + 1)
     }
 
-    /// The name, if nothing but spaces stands around it between `at` and the `>` at `gt`.
+    /// Returns the name of an end tag if there are only spaces around it between `at` and the `>` at `gt`.
     fn plain_end_tag(&self, at: usize, gt: usize) -> Option<&'a str> {
         let inside = self.raw.get(at..gt)?.trim_matches(is_space);
         let more = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':' | b'_');
@@ -284,39 +267,47 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         plain.then_some(inside)
     }
 
-    /// `<!-- … -- >`.
+    /// Handles the comment `<!-- … -- >` at `i`.
     fn comment(&mut self, i: usize) -> Markup {
-        let start = i + 4;
-        let mut from = start;
-        while let Some(n) = memmem::find(&self.raw.as_bytes()[from..], b"--") {
-            let gt = self.skip_spaces(from + n + 2);
-            if self.byte(gt) == Some(b'>') {
-                self.sink.hidden();
-                return Markup::Until(gt + 1);
+        let (start, bytes) = (i + 4, self.raw.as_bytes());
+        let mut next_end = std::mem::take(&mut self.next_comment_end);
+        let dashes = next_end.find(start, || {
+            let mut from = start;
+            while let Some(n) = memmem::find(&bytes[from..], b"--") {
+                if self.byte(self.skip_spaces(from + n + 2)) == Some(b'>') {
+                    return Some(from + n);
+                }
+                from += n + 1;
             }
-            from += n + 1;
-        }
-        Markup::Incomplete
+            None
+        });
+        self.next_comment_end = next_end;
+        let Some(dashes) = dashes else {
+            return Markup::Incomplete;
+        };
+        self.sink.hidden();
+        Markup::Until(self.skip_spaces(dashes + 2) + 1)
     }
 
+    /// Handles a construct that ends with the next `>` and is not shown.
     fn hidden_until_gt(&mut self, from: usize) -> Markup {
-        match memchr(b'>', &self.raw.as_bytes()[from..]) {
-            Some(n) => {
+        match self.find_gt(from) {
+            Some(gt) => {
                 self.sink.hidden();
-                Markup::Until(from + n + 1)
+                Markup::Until(gt + 1)
             }
             None => Markup::Incomplete,
         }
     }
 
-    /// `<!doctype …>`, or another `<!…>`, which is a comment.
+    /// Handles `<!doctype …>` or another `<!…>`, which is a comment.
     fn declaration(&mut self, i: usize) -> Markup {
         let doctype = self.raw.as_bytes().get(i + 2..i + 9);
         let doctype = doctype.is_some_and(|found| found.eq_ignore_ascii_case(b"doctype"));
         self.hidden_until_gt(if doctype { i + 9 } else { i + 2 })
     }
 
-    /// `<![CDATA[ … ]]>` and its relatives.
+    /// Handles `<![CDATA[ … ]]>` and other marked sections.
     fn marked_section(&mut self, i: usize) -> Result<Markup, RejectedMarkup> {
         let start = i + 3;
         let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -346,109 +337,47 @@ impl<'a, S: Sink> Tokenizer<'a, S> {
         Ok(Markup::Until(end))
     }
 
-    /// Start and end of the first `]>` (or `]]>`, by `brackets`), spaces allowed between its characters.
-    fn find_section_end(&self, from: usize, brackets: usize) -> Option<(usize, usize)> {
-        let bytes = &self.raw.as_bytes()[from..];
-        memchr::memchr_iter(b']', bytes).map(|n| from + n).find_map(|close| {
-            let mut at = self.skip_spaces(close + 1);
-            for _ in 1..brackets {
-                at = (self.byte(at) == Some(b']')).then(|| self.skip_spaces(at + 1))?;
-            }
-            (self.byte(at) == Some(b'>')).then_some((close, at + 1))
-        })
+    /// Returns the start and the end of the first `]>` (or `]]>` if `brackets` is 2) at or after `from`. Spaces are allowed
+    /// between its characters.
+    fn find_section_end(&mut self, from: usize, brackets: usize) -> Option<(usize, usize)> {
+        let bytes = self.raw.as_bytes();
+        let mut all_next = std::mem::take(&mut self.next_section_end);
+        let next = &mut all_next[usize::from(brackets > 1)];
+        let close = next.find(from, || {
+            let mut closes = memchr::memchr_iter(b']', &bytes[from..]).map(|n| from + n);
+            closes.find(|close| self.section_end(*close, brackets).is_some())
+        });
+        self.next_section_end = all_next;
+        close.and_then(|close| Some((close, self.section_end(close, brackets)?)))
     }
 
-    /// At `&#`.
-    fn numeric_reference(&mut self, _end: bool) -> Flow {
-        let i = self.at;
-        let hexadecimal = matches!(self.byte(i + 2), Some(b'x' | b'X'));
-        let (start, radix) = if hexadecimal { (i + 3, 16) } else { (i + 2, 10) };
-        let digits_end = self.skip_while(start, |c| c.is_digit(radix));
-        // A character that is no hexadecimal digit must follow, in decimal references too.
-        let follows = self.byte(digits_end).is_some_and(|b| !b.is_ascii_hexdigit());
-        if digits_end == start || !follows {
-            if memchr(b';', &self.raw.as_bytes()[i..]).is_some() {
-                self.sink.text("&#");
-                self.at = i + 2;
-            }
-            return Flow::Break;
+    /// Returns the end of the marked section whose end begins with the `]` at `close`, if it does.
+    fn section_end(&self, close: usize, brackets: usize) -> Option<usize> {
+        let mut at = self.skip_spaces(close + 1);
+        for _ in 1..brackets {
+            at = (self.byte(at) == Some(b']')).then(|| self.skip_spaces(at + 1))?;
         }
-        let number = u32::from_str_radix(&self.raw[start..digits_end], radix).ok();
-        self.sink.text(entities::numbered(number).encode_utf8(&mut [0; 4]));
-        self.at = digits_end + usize::from(self.byte(digits_end) == Some(b';'));
-        Flow::Continue
+        (self.byte(at) == Some(b'>')).then_some(at + 1)
     }
 
-    /// At `&` and no `#`.
-    fn named_reference(&mut self, end: bool) -> Flow {
-        let i = self.at;
-        match self.byte(i + 1) {
-            Some(b) if b.is_ascii_alphabetic() => {}
-            Some(_) => {
-                self.sink.text("&");
-                self.at = i + 1;
-                return Flow::Continue;
-            }
-            None => return Flow::Break,
-        }
-        let Some(name_end) = self.reference_name_end(i + 1) else {
-            // Two characters left, `&x`: CPython forgets the `&`.
-            if end && i + 2 == self.raw.len() {
-                self.at = i + 1;
-            }
-            return Flow::Break;
-        };
-        let name = &self.raw[i + 1..name_end];
-        match entities::named(name) {
-            Some(characters) => self.sink.text(characters),
-            None => {
-                self.sink.text("&");
-                self.sink.text(name);
-            }
-        }
-        self.at = name_end + usize::from(self.byte(name_end) == Some(b';'));
-        Flow::Continue
-    }
-
-    /// End of a reference's name: something that is no letter or digit must follow, be it the name's own last
-    /// `-` or `.` at the end of the text.
-    fn reference_name_end(&self, start: usize) -> Option<usize> {
-        let more = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        let end = self.skip_while(start, more);
-        if end < self.raw.len() {
-            return Some(end);
-        }
-        let last = self.raw.as_bytes()[start + 1..].iter().rposition(|b| matches!(b, b'-' | b'.'));
-        last.map(|n| start + 1 + n)
-    }
-
+    /// Returns the byte at `at`, or `None` at the end of the text.
     fn byte(&self, at: usize) -> Option<u8> {
         self.raw.as_bytes().get(at).copied()
     }
 
+    /// Returns the position after the `wanted` characters at `at`.
     fn skip_while(&self, at: usize, wanted: impl Fn(char) -> bool) -> usize {
         let rest = &self.raw[at..];
         at + rest.find(|c| !wanted(c)).unwrap_or(rest.len())
     }
 
+    /// Returns the position after the white space at `at`.
     fn skip_spaces(&self, at: usize) -> usize {
         self.skip_while(at, is_space)
     }
-
-    /// Past spaces and slashes, but not a slash that closes the tag.
-    fn skip_gap(&self, at: usize) -> usize {
-        let mut at = at;
-        loop {
-            let next = self.skip_spaces(at);
-            match (self.byte(next), self.byte(next + 1)) {
-                (Some(b'/'), after) if after != Some(b'>') => at = next + 1,
-                _ => return next,
-            }
-        }
-    }
 }
 
-/// Whitespace as Python's `\s` has it: Unicode's, and the four information separators.
+/// Returns whether Python's `\s` matches the character: Unicode's white space and the four information separators.
 pub(super) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t'..='\r' | '\u{1c}'..='\u{1f}') || (c > '\u{7f}' && c.is_whitespace())
 }

@@ -1,20 +1,15 @@
-//! Pairs from a parquet table: the few flat columns a pair needs, a row group at a time.
+//! Reads rows from a parquet table, using only the few flat columns that they need, some hundred rows at a time.
 
-use std::fs::File;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
-use parquet::basic::Compression;
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, DataType};
-use parquet::errors::ParquetError;
-use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::{Row, conversational, from_row};
+use crate::data::columnar::{self, Cell, Column, Kind, Table};
+use crate::data::{json_lines, row_limit};
 use crate::error::{Error, Result};
 
-/// Columns read where the table has them.
+/// Names of the columns that are read if the table has them.
 const WANTED: [&str; 8] = [
     "id",
     "prompt",
@@ -26,136 +21,169 @@ const WANTED: [&str; 8] = [
     "rejected_score",
 ];
 
+/// Maximum ratio of the rows' size in memory to the size of the file. Text compresses to a tenth, while a crafted table
+/// compresses to nearly nothing.
+const MAX_EXPANSION: u64 = 1000;
+/// Size in memory, in bytes, that every table may have regardless of [`MAX_EXPANSION`].
+const MIN_MEMORY_LIMIT: u64 = 256 << 20;
+/// Approximate number of bytes that a row takes in memory besides its texts.
+const ROW_BYTES: u64 = 256;
+
 /// Reads every row of the table at `path`.
 pub(super) fn read_parquet<T: Row>(path: &Path) -> Result<Vec<T>> {
-    let damaged = |what: String, e: ParquetError| {
-        Error::file(path, format!("{what} is damaged: {e}"), "fetch the file again")
+    let damaged = |part: String, e| {
+        let (problem, too_large) = columnar::explain(&e);
+        if too_large {
+            Error::file(path, format!("{part}: {problem}"), row_limit::REMEDY)
+        } else {
+            Error::file(path, format!("{part} is damaged: {problem}"), "fetch the file again")
+        }
     };
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let reader =
-        SerializedFileReader::new(file).map_err(|e| damaged("the footer".to_string(), e))?;
-    let columns = find_columns::<T>(path, &reader)?;
-    let mut pairs = Vec::new();
-    for group in 0..reader.num_row_groups() {
-        let first = pairs.len() + 1;
-        let rows = reader.metadata().row_group(group).num_rows();
-        let what = || format!("row group {group} ({rows} rows from row {first})");
-        let values = read_group(&reader, group, &columns).map_err(|e| damaged(what(), e))?;
-        let mut values: Vec<_> = values.into_iter().map(Vec::into_iter).collect();
-        for _ in 0..rows {
-            let cells = columns.iter().zip(&mut values);
-            let row: Map<String, Value> = cells
-                .map(|((name, _), column)| (name.to_string(), column.next().unwrap_or(Value::Null)))
-                .collect();
-            let number = pairs.len() + 1;
-            let place = || format!("{}: row {number}", path.display());
-            pairs.push(from_row(Value::Object(row), number).map_err(|e| e.at(place()))?);
-        }
-    }
-    Ok(pairs)
-}
-
-/// Names and leaf indices of the wanted columns, which must be flat and of a type that is read here.
-fn find_columns<T: Row>(
-    path: &Path,
-    reader: &SerializedFileReader<File>,
-) -> Result<Vec<(&'static str, usize)>> {
-    let schema = reader.metadata().file_metadata().schema_descr();
-    let mut found = Vec::new();
-    for name in WANTED {
-        let leaf = schema.columns().iter().position(|c| c.path().parts()[0] == name);
-        let Some(index) = leaf else { continue };
-        if schema.column(index).path().parts().len() > 1 || schema.column(index).max_rep_level() > 0
-        {
-            return Err(conversational(name).at(path.display().to_string()));
-        }
-        for group in reader.metadata().row_groups() {
-            let codec = group.column(index).compression();
-            if matches!(codec, Compression::ZSTD(_) | Compression::LZO) {
-                return Err(Error::file(
-                    path,
-                    format!("column {name} is compressed with {codec}, which is not built in"),
-                    "write the table again with snappy compression, or as .jsonl",
-                ));
+    let opened = Table::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let table = opened.map_err(|e| damaged("the footer".to_string(), e))?;
+    let columns = find_columns::<T>(path, &table)?;
+    let memory_limit = MAX_EXPANSION.saturating_mul(table.length()).max(MIN_MEMORY_LIMIT);
+    let (mut rows, mut used) = (Vec::new(), 0);
+    for group in 0..table.groups() {
+        let total = table.rows(group);
+        let part = format!("row group {group} ({total} rows from row {})", rows.len() + 1);
+        let mut batches =
+            Batches::open(&table, group, &columns).map_err(|e| damaged(part.clone(), e))?;
+        while let Some(batch) = batches.next().map_err(|e| damaged(part.clone(), e))? {
+            for row in batch {
+                let number = rows.len() + 1;
+                let place = || format!("{}: row {number}", path.display());
+                let row = row.map_err(|problem| Error::invalid(place(), problem, T::COLUMNS))?;
+                json_lines::check_size(&row)
+                    .map_err(|problem| Error::invalid(place(), problem, row_limit::REMEDY))?;
+                used += memory(&row);
+                if used > memory_limit {
+                    let problem = format!(
+                        "its first {number} rows take more memory than the limit of {memory_limit} bytes for a file of {} bytes",
+                        table.length()
+                    );
+                    return Err(Error::file(
+                        path,
+                        problem,
+                        "is the file damaged? if not, convert it to .jsonl",
+                    ));
+                }
+                rows.push(from_row(row, number).map_err(|e| e.at(place()))?);
             }
         }
-        found.push((name, index));
     }
-    let has = |name: &&str| found.iter().any(|(found, _)| found == name);
-    if !T::REQUIRED.iter().any(|all| all.iter().all(has)) {
-        let wanted: Vec<String> = T::REQUIRED.iter().map(|all| all.join(" and ")).collect();
-        let have: Vec<&str> = schema.root_schema().get_fields().iter().map(|f| f.name()).collect();
-        let problem = format!("has no columns {}, only {}", wanted.join(" or "), have.join(", "));
+    Ok(rows)
+}
+
+/// Estimates the number of bytes that a row takes in memory.
+fn memory(row: &Value) -> u64 {
+    let texts = row.as_object().into_iter().flat_map(Map::values);
+    let bytes = texts.filter_map(Value::as_str).map(|text| text.len() as u64);
+    ROW_BYTES + bytes.sum::<u64>()
+}
+
+/// A column to read.
+struct Wanted {
+    name: &'static str,
+    index: usize,
+}
+
+/// Finds the columns to read and checks that each holds one value per row, of a readable type.
+fn find_columns<T: Row>(path: &Path, table: &Table) -> Result<Vec<Wanted>> {
+    let place = || path.display().to_string();
+    let mut found = Vec::new();
+    for name in WANTED {
+        let column = table.flat(name).map_err(|problem| {
+            if problem.contains("a list") {
+                conversational(name).at(place())
+            } else {
+                Error::file(path, problem, "rename one of them")
+            }
+        })?;
+        let Some(column) = column else { continue };
+        if let Kind::Other(kind) = &column.kind {
+            let problem = format!("column {name} is of type {kind}");
+            return Err(Error::file(path, problem, T::COLUMNS));
+        }
+        found.push(Wanted { name, index: column.index });
+    }
+    let indices: Vec<usize> = found.iter().map(|column| column.index).collect();
+    if let Some(codec) = table.unreadable_codec(&indices) {
+        return Err(Error::file(
+            path,
+            format!("is compressed with {codec}, which is not supported"),
+            "write the table again with zstd compression, or as .jsonl",
+        ));
+    }
+    let has = |name: &&str| found.iter().any(|column| column.name == *name);
+    if !T::REQUIRED.iter().any(|set| set.iter().all(has)) {
+        let wanted: Vec<String> = T::REQUIRED.iter().map(|set| set.join(" and ")).collect();
+        let problem =
+            format!("has no columns {}, only {}", wanted.join(" or "), table.names().join(", "));
         return Err(Error::file(path, problem, T::COLUMNS));
     }
     Ok(found)
 }
 
-/// The wanted columns of one row group.
-fn read_group(
-    reader: &SerializedFileReader<File>,
-    group: usize,
-    columns: &[(&str, usize)],
-) -> std::result::Result<Vec<Vec<Value>>, ParquetError> {
-    let read = || {
-        let group = reader.get_row_group(group)?;
-        columns.iter().map(|(_, index)| read_column(group.as_ref(), *index)).collect()
-    };
-    // The parquet crate asserts on some damaged pages instead of returning an error; nothing of the reader is used
-    // after that.
-    panic::catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(ParquetError::General("pages and footer disagree".to_string())))
+/// Reads the rows of a row group batch by batch.
+struct Batches {
+    columns: Vec<(&'static str, Column)>,
+    remaining: u64,
+    batch: u64,
 }
 
-/// All values of one column of a row group, one a row; absent ones are null.
-fn read_column(
-    group: &dyn RowGroupReader,
-    index: usize,
-) -> std::result::Result<Vec<Value>, ParquetError> {
-    let rows = usize::try_from(group.metadata().num_rows())
-        .map_err(|_| ParquetError::General("negative number of rows".to_string()))?;
-    match group.get_column_reader(index)? {
-        ColumnReader::ByteArrayColumnReader(reader) => {
-            read_values(reader, rows, |bytes| text(&bytes))
+/// The rows of a batch: each a JSON object, or the problem with it.
+type Decoded = Vec<std::result::Result<Value, String>>;
+
+impl Batches {
+    /// Opens the `wanted` columns of the row group `group`.
+    fn open(table: &Table, group: usize, wanted: &[Wanted]) -> parquet::errors::Result<Self> {
+        let columns = wanted
+            .iter()
+            .map(|column| Ok((column.name, table.column(group, column.index)?)))
+            .collect::<parquet::errors::Result<_>>()?;
+        let indices: Vec<usize> = wanted.iter().map(|column| column.index).collect();
+        Ok(Self { columns, remaining: table.rows(group), batch: table.batch(group, &indices) })
+    }
+
+    /// Decodes the next rows, or returns `None` after the last one.
+    fn next(&mut self) -> parquet::errors::Result<Option<Decoded>> {
+        let rows = self.batch.min(self.remaining) as usize;
+        if rows == 0 {
+            return Ok(None);
         }
-        ColumnReader::Int32ColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
-        ColumnReader::Int64ColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
-        ColumnReader::FloatColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
-        ColumnReader::DoubleColumnReader(reader) => read_values(reader, rows, |n| Ok(n.into())),
-        ColumnReader::BoolColumnReader(reader) => read_values(reader, rows, |b| Ok(b.into())),
-        _ => Err(ParquetError::NYI("a column of a type other than text and numbers".to_string())),
-    }
-}
-
-fn text(bytes: &ByteArray) -> std::result::Result<Value, ParquetError> {
-    let text = bytes.as_utf8()?;
-    Ok(Value::String(text.to_string()))
-}
-
-fn read_values<T: DataType>(
-    mut reader: ColumnReaderImpl<T>,
-    rows: usize,
-    convert: impl Fn(T::T) -> std::result::Result<Value, ParquetError>,
-) -> std::result::Result<Vec<Value>, ParquetError> {
-    let (mut values, mut levels, mut read) = (Vec::new(), Vec::new(), 0);
-    while read < rows {
-        let (records, ..) =
-            reader.read_records(rows - read, Some(&mut levels), None, &mut values)?;
-        if records == 0 {
-            return Err(ParquetError::General(format!(
-                "a column ends after {read} of {rows} rows"
-            )));
+        self.remaining -= rows as u64;
+        let mut cells = Vec::with_capacity(self.columns.len());
+        for (name, column) in &mut self.columns {
+            cells.push((*name, column.read_flat(rows)?.into_iter()));
         }
-        read += records;
+        let mut row = || {
+            let mut row = Map::new();
+            for (name, column) in &mut cells {
+                row.insert((*name).to_string(), value(name, column.next().flatten())?);
+            }
+            Ok(Value::Object(row))
+        };
+        Ok(Some((0..rows).map(|_| row()).collect()))
     }
-    // A required column has no levels; an optional one has level 1 where a value is present.
-    let mut values = values.into_iter();
-    if levels.is_empty() {
-        return values.map(convert).collect();
-    }
-    let mut cell = |level| match level {
-        0 => Ok(Value::Null),
-        _ => values.next().map_or(Ok(Value::Null), &convert),
-    };
-    levels.into_iter().map(&mut cell).collect()
+}
+
+/// Converts the cell of the column `name` to JSON.
+fn value(name: &str, cell: Option<Cell>) -> std::result::Result<Value, String> {
+    Ok(match cell {
+        None => Value::Null,
+        Some(Cell::Text(bytes)) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(e) => {
+                return Err(format!("{name}: is not UTF-8 from byte {} on", e.valid_up_to()));
+            }
+        },
+        Some(Cell::Integer(number)) => match (i64::try_from(number), u64::try_from(number)) {
+            (Ok(number), _) => number.into(),
+            (_, Ok(number)) => number.into(),
+            _ => Value::Null,
+        },
+        Some(Cell::Real(number)) => Number::from_f64(number).map_or(Value::Null, Value::Number),
+        Some(Cell::Flag(flag)) => flag.into(),
+    })
 }

@@ -1,3 +1,4 @@
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use parquet::schema::parser::parse_message_type;
 
 use super::*;
 
-/// Writes `bytes` under `name` and reads pairs from it.
+/// Writes `bytes` to a file called `name` and reads pairs from it.
 fn read(name: &str, bytes: &[u8]) -> Result<Vec<PreferencePair>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -84,7 +85,7 @@ fn every_bad_line_is_named_with_its_number_and_key() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_named_with_their_place() {
+fn errors_name_the_place_of_bytes_that_are_not_utf8() {
     let line = b"{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"d\"}\n";
     let bad = [&line[..], &line[..], b"\"ab\xffc\"\n"].concat();
     assert!(message("a.jsonl", &bad).contains("a.jsonl:3: is not UTF-8 at byte 4"));
@@ -93,16 +94,16 @@ fn bytes_that_are_no_text_are_named_with_their_place() {
     for name in ["a.json", "a.jsonl"] {
         assert!(message(name, &wide).contains("UTF-16"));
         for empty in ["", "\u{feff}", " \n\n"] {
-            assert!(message(name, empty.as_bytes()).contains("holds no pairs"));
+            assert!(message(name, empty.as_bytes()).contains("contains no pairs"));
         }
     }
-    assert!(message("a.json", b"[]").contains("holds no pairs"));
+    assert!(message("a.json", b"[]").contains("contains no pairs"));
     assert!(message("a.csv", b"x").contains("\"csv\" is not one of jsonl, json, parquet"));
     assert!(message("a.parquet", b"").contains("footer"));
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn written_pairs_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/pairs.jsonl");
     let pairs = read("a.jsonl", LINES.as_bytes()).unwrap();
@@ -114,7 +115,7 @@ fn what_is_written_is_read_back() {
     ));
 }
 
-/// A table of two row groups; the second chosen of each group is null where `with_null`.
+/// Writes a table of two row groups. The second `chosen` of each group is null if `with_null` is set.
 fn parquet_file(schema: &str, with_null: bool) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
@@ -197,7 +198,7 @@ fn no_damaged_byte_of_a_table_makes_it_panic() {
         let mut damaged = whole.clone();
         damaged[at] ^= 0xff;
         fs::write(&path, &damaged).unwrap();
-        // A byte of the text or of a statistic may well change unnoticed.
+        // A change in a text or a statistic need not be detected.
         errors += usize::from(read_pairs(&path).is_err());
     }
     assert!(errors > whole.len() / 9, "{errors} of {}", whole.len());

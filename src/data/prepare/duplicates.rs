@@ -1,12 +1,12 @@
-//! Questions that repeat one met before, exactly or nearly.
+//! Finds questions that repeat an earlier one, exactly or nearly.
 //!
-//! Near duplicates are found by MinHash (Broder 1997, "On the resemblance and containment of documents"): 64 minima
-//! of a question's five-token shingles, of which equal ones estimate the share of shingles two questions have in
-//! common; 16 bands of 4 minima find the candidates (two questions that share 80 % of their shingles meet in some
-//! band with probability 0.9998).
+//! Near duplicates are found by MinHash (Broder 1997, "On the resemblance and containment of documents"). A question has 64
+//! minima over its five-token shingles, and the fraction of equal minima of two questions estimates the fraction of
+//! shingles that they share. Candidates are questions with an equal band of 4 minima, of which there are 16: two questions
+//! that share 80 % of their shingles have an equal band with probability 0.9998.
 //!
-//! Memory: hashes of whole questions, 10 to 21 bytes for each question kept; minima of some 230,000 questions (70 MB), older
-//! ones on disk (`remembered`). Nothing for questions refused.
+//! Memory use is 10 to 21 bytes for the hash of each question kept, and 70 MB for the minima of the latest 230,000
+//! questions; older minima are on disk (`remembered`). Questions that are not kept take no memory.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -15,32 +15,33 @@ use super::remembered::{MINIMA, Minima, Remembered};
 use super::words::{self, mix};
 use crate::error::Result;
 
-/// Tokens per shingle.
+/// Number of tokens per shingle.
 const SHINGLE: usize = 5;
-/// Shingles hashed at a time: the hashes of one follow from each other, so the processor would wait for each.
-const ABREAST: usize = 8;
-/// Questions with fewer shingles are compared exactly only.
-const FEWEST_SHINGLES: usize = 8;
+/// Number of shingles hashed at a time. The hashes of one shingle depend on each other, so that interleaving several
+/// shingles hides their latency.
+const HASH_LANES: usize = 8;
+/// Minimum number of shingles of a question that is compared for near duplicates.
+const MIN_SHINGLES: usize = 8;
 
-/// What is remembered of a question.
+/// Hashes of a question, for finding duplicates.
 #[derive(Clone, Debug)]
 pub struct Fingerprint {
-    /// Hash of its tokens: equal for questions that differ in case and spaces only.
+    /// Hash of all tokens. It is equal for questions that differ only in case and spaces.
     pub exact: u64,
     minima: Option<Box<Minima>>,
 }
 
 impl Fingerprint {
-    /// The fingerprint of a question's text; its minima only if `near` duplicates are looked for.
+    /// Computes the fingerprint of a question's text, with minima only if `near` is set.
     pub fn new(question: &str, near: bool) -> Self {
         let tokens = words::token_hashes(question);
         let exact = tokens.iter().fold(0, |hash, &token| mix(hash ^ token));
-        let enough = tokens.len() >= SHINGLE + FEWEST_SHINGLES - 1;
+        let enough = tokens.len() >= SHINGLE + MIN_SHINGLES - 1;
         let minima = (near && enough).then(|| minima(&tokens));
         Self { exact, minima }
     }
 
-    /// Estimated share of shingles in common.
+    /// Estimates the fraction of shingles that two questions share.
     fn similarity(&self, other: &Minima) -> f64 {
         let Some(own) = &self.minima else { return 0.0 };
         let equal = own.iter().zip(other).filter(|(a, b)| a == b).count();
@@ -48,61 +49,63 @@ impl Fingerprint {
     }
 }
 
+/// Computes the minima over the shingles of a question. Minimum `i` is over the `i`-fold hashed shingles.
 fn minima(tokens: &[u64]) -> Box<Minima> {
     let shingle = |tokens: &[u64]| tokens.iter().fold(0, |hash, &token| mix(hash ^ token));
     let shingles: Vec<u64> = tokens.windows(SHINGLE).map(shingle).collect();
-    let mut least = [u64::MAX; MINIMA];
-    for group in shingles.chunks(ABREAST) {
-        // A group that is not full repeats its first, which changes no minimum.
-        let mut hashes = [group.first().copied().unwrap_or_default(); ABREAST];
+    let mut minima = [u64::MAX; MINIMA];
+    for group in shingles.chunks(HASH_LANES) {
+        // The last group is filled up with its first shingle, which changes no minimum.
+        let mut hashes = [group.first().copied().unwrap_or_default(); HASH_LANES];
         hashes.iter_mut().zip(group).for_each(|(to, &hash)| *to = hash);
-        for minimum in &mut least {
+        for minimum in &mut minima {
             hashes = hashes.map(mix);
-            *minimum = hashes.iter().fold(*minimum, |least, &hash| least.min(hash));
+            *minimum = hashes.iter().fold(*minimum, |minimum, &hash| minimum.min(hash));
         }
     }
-    Box::new(least.map(|minimum| minimum as u16))
+    Box::new(minima.map(|minimum| minimum as u16))
 }
 
-/// How a question repeats another.
+/// How a question repeats another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeats {
-    /// Up to case and spaces.
+    /// Both are equal, ignoring case and spaces.
     Exactly,
-    /// In most of its shingles.
+    /// Both share most of their shingles.
     Nearly,
 }
 
-/// The questions met so far.
+/// The questions seen so far. Each has a split key, by which it is assigned to the training or the held-out split.
 #[derive(Debug)]
 pub struct Seen {
     /// Hashes of the questions.
     exact: HashSet<u64>,
-    /// The split keys of those that nearly repeat another: anyone else's is its hash.
-    moved: HashMap<u64, u64>,
+    /// Split keys of questions that nearly repeat another one. The split key of all others is their hash.
+    inherited_keys: HashMap<u64, u64>,
     near: Remembered,
     threshold: f64,
 }
 
 impl Seen {
-    /// Nothing met yet; near duplicates share `threshold` of their shingles. Temporary files go to `folder`.
+    /// Creates an empty set. Near duplicates share at least the fraction `threshold` of their shingles. Temporary files are
+    /// created in `folder`.
     pub fn new(threshold: f64, folder: &Path) -> Self {
         Self {
             exact: HashSet::new(),
-            moved: HashMap::new(),
+            inherited_keys: HashMap::new(),
             near: Remembered::new(folder),
             threshold,
         }
     }
 
-    /// Whether a question like this was met, and that one's split key.
+    /// Finds an earlier question that this one repeats. Returns how it repeats it, and the split key of the earlier one.
     ///
     /// # Errors
     /// A temporary file cannot be read.
     pub fn find(&self, question: &Fingerprint) -> Result<Option<(Repeats, u64)>> {
         let exact = question.exact;
         if self.exact.contains(&exact) {
-            let key = self.moved.get(&exact).copied().unwrap_or(exact);
+            let key = self.inherited_keys.get(&exact).copied().unwrap_or(exact);
             return Ok(Some((Repeats::Exactly, key)));
         }
         let Some(minima) = &question.minima else {
@@ -113,7 +116,7 @@ impl Seen {
         Ok(found.map(|key| (Repeats::Nearly, key)))
     }
 
-    /// Remembers a question with its split key, unless an equal one is remembered.
+    /// Adds a question with its split key, unless an equal one was added before.
     ///
     /// # Errors
     /// A temporary file cannot be written.
@@ -122,7 +125,7 @@ impl Seen {
             return Ok(());
         }
         if key != question.exact {
-            self.moved.insert(question.exact, key);
+            self.inherited_keys.insert(question.exact, key);
         }
         match &question.minima {
             Some(minima) => self.near.insert(minima, key),
@@ -141,13 +144,13 @@ mod tests {
 
     #[test]
     fn case_and_spaces_make_no_difference_but_signs_do() {
-        let of = |text| Fingerprint::new(text, false).exact;
-        assert_eq!(of("Calculate  3+4."), of("calculate\n3 + 4 ."));
-        assert_ne!(of("calculate 3+4"), of("calculate 3-4"));
-        assert_ne!(of("calculate 34"), of("calculate 3 4"));
+        let hash = |text| Fingerprint::new(text, false).exact;
+        assert_eq!(hash("Calculate  3+4."), hash("calculate\n3 + 4 ."));
+        assert_ne!(hash("calculate 3+4"), hash("calculate 3-4"));
+        assert_ne!(hash("calculate 34"), hash("calculate 3 4"));
     }
 
-    /// Questions of 200 words that share 90 %, 80 % ± and 50 % of their words from the start on.
+    /// Questions of 200 words that share about 90 % or about 50 % of their shingles.
     #[test]
     fn near_duplicates_are_found_and_others_are_not() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,72 +1,67 @@
-//! Questions of test sets (GSM8K, MATH) that no training pair may repeat.
+//! Excludes questions of test sets (GSM8K, MATH) from the training pairs.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use super::words::{mix, word_hashes};
+use crate::data::json_lines;
 use crate::error::{Error, Result};
 
-/// Words per compared sequence.
+/// Number of words per compared sequence.
 const NGRAM: usize = 8;
-/// Questions of fewer words are compared as a whole only.
-const FEWEST_WORDS: usize = 5;
+/// Minimum number of words of a question whose sequences are compared. Shorter ones must match as a whole.
+const MIN_WORDS: usize = 5;
 
-/// A set of questions to keep out.
+/// A set of questions that no training pair may repeat.
 #[derive(Debug, Default)]
 pub struct Excluded {
+    /// Hashes of all words of each question.
     whole: HashSet<u64>,
-    /// Word sequence to the questions that contain it.
+    /// Maps the hash of a word sequence to the questions that contain it.
     ngrams: HashMap<u64, Vec<u32>>,
-    /// Different word sequences of each question.
+    /// Number of distinct word sequences of each question.
     sizes: Vec<u32>,
-    /// Sequence lengths that occur.
+    /// Lengths of the word sequences in `ngrams`.
     lengths: Vec<usize>,
+    /// Fraction of a question's sequences that a text must contain to repeat it.
     overlap: f64,
 }
 
 impl Excluded {
-    /// Reads JSON Lines files whose objects have a `question` (as GSM8K) or a `problem` (as MATH). A question is
-    /// repeated by a text that has the same words, or contains the share `overlap` of its eight-word sequences
-    /// (of its one whole sequence, for five to eight words).
+    /// Reads questions from files of JSON Lines or of a JSON array, whose objects have a `question` (as in GSM8K) or a
+    /// `problem` (as in MATH).
+    ///
+    /// A text repeats a question if it has the same words, or contains at least the fraction `overlap` of the question's
+    /// eight-word sequences. For a question of five to eight words this is the sequence of all its words.
     ///
     /// # Errors
-    /// A file cannot be read, or a line lacks both keys: with its number.
+    /// A file cannot be read, or a line lacks both keys. The error names the line.
     pub fn load(paths: &[impl AsRef<Path>], overlap: f64) -> Result<Self> {
         let mut excluded = Self { overlap, ..Self::default() };
         for path in paths {
             let path = path.as_ref();
-            let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-            for (i, line) in BufReader::new(file).split(b'\n').enumerate() {
-                let line = line.map_err(|e| Error::io(path, "read", e))?;
-                let line = line.trim_ascii();
-                if line.is_empty() {
-                    continue;
-                }
-                let place = || format!("{}:{}", path.display(), i + 1);
-                let remedy = "give JSON Lines with the key \"question\" or \"problem\"";
-                let value: serde_json::Value =
-                    serde_json::from_slice(line).map_err(|e| Error::invalid(place(), e, remedy))?;
+            let remedy = "give JSON Lines with the key \"question\" or \"problem\"";
+            json_lines::read_values(path, remedy, |place, _, value| {
                 let question = value.get("question").or_else(|| value.get("problem"));
                 let Some(question) = question.and_then(|q| q.as_str()) else {
-                    let problem = "neither \"question\" nor \"problem\" is a text here";
-                    return Err(Error::invalid(place(), problem, remedy));
+                    let problem = "neither \"question\" nor \"problem\" is a text";
+                    return Err(Error::invalid(place, problem, remedy));
                 };
                 excluded.insert(question);
-            }
+                Ok(())
+            })?;
         }
         excluded.lengths.sort_unstable();
         excluded.lengths.dedup();
         Ok(excluded)
     }
 
-    /// Number of questions with at least five words.
+    /// Returns the number of distinct questions.
     pub fn len(&self) -> usize {
         self.whole.len()
     }
 
-    /// Whether nothing is excluded.
+    /// Returns whether no question is excluded.
     pub fn is_empty(&self) -> bool {
         self.whole.is_empty()
     }
@@ -76,8 +71,8 @@ impl Excluded {
         if words.is_empty() {
             return;
         }
-        self.whole.insert(whole(&words));
-        if words.len() < FEWEST_WORDS {
+        self.whole.insert(hash_all(&words));
+        if words.len() < MIN_WORDS {
             return;
         }
         let length = words.len().min(NGRAM);
@@ -90,10 +85,10 @@ impl Excluded {
         self.lengths.push(length);
     }
 
-    /// Whether `text` repeats an excluded question.
+    /// Returns whether `text` repeats an excluded question.
     pub fn is_repeated_by(&self, text: &str) -> bool {
         let words = word_hashes(text);
-        if self.whole.contains(&whole(&words)) {
+        if self.whole.contains(&hash_all(&words)) {
             return true;
         }
         let mut shared: HashMap<u32, u32> = HashMap::new();
@@ -111,11 +106,12 @@ impl Excluded {
     }
 }
 
-fn whole(words: &[u64]) -> u64 {
+/// Hashes a sequence of words.
+fn hash_all(words: &[u64]) -> u64 {
     words.iter().fold(0, |hash, &word| mix(hash ^ word))
 }
 
-/// Hashes of the different runs of `length` words.
+/// Returns the hashes of the distinct sequences of `length` consecutive words.
 fn sequences(words: &[u64], length: usize) -> HashSet<u64> {
     let seed = length as u64;
     words.windows(length).map(|run| run.iter().fold(seed, |hash, &word| mix(hash ^ word))).collect()
@@ -141,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_questions_are_recognised() {
+    fn repeated_questions_are_recognized() {
         let excluded = excluded();
         assert_eq!(excluded.len(), 3);
         for text in [

@@ -1,11 +1,11 @@
-//! Whether a row becomes a pair: the rules that look at one row alone, which run in parallel.
+//! Decides whether a row becomes a pair, by the rules that depend on this row alone. Rows can be processed in parallel.
 
 use regex::RegexSet;
 
 use super::duplicates::Fingerprint;
 use super::exclude::Excluded;
 use super::output::Form;
-use super::rules::{Rules, TextForm};
+use super::rules::{Rules, TextForm, TitleRule};
 use super::stats::Reason;
 use crate::data::html;
 use crate::data::pair::PreferencePair;
@@ -13,21 +13,22 @@ use crate::data::preference::best_and_worst;
 use crate::data::stack_exchange::{Answer, Row};
 use crate::error::{Error, Result};
 
-/// A pair that only a duplicate can still keep out.
+/// A pair that passed all rules except those about duplicates.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    /// The pair as it stands in the output file.
+    /// The pair in the format of the output file.
     pub(super) encoded: Vec<u8>,
-    /// Characters of prompt, chosen and rejected.
+    /// Numbers of characters of prompt, chosen and rejected.
     pub(super) lengths: [usize; 3],
-    /// Whether a side has no text, or both have the same.
+    /// Whether prompt, chosen or rejected has no text.
     pub(super) blank: bool,
+    /// Whether both answers have the same text.
     pub(super) identical: bool,
-    /// Needed for the split and for duplicates only.
+    /// Fingerprint of the question, if the rules remove duplicates or hold out pairs.
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-/// The rules, compiled.
+/// Applies the rules to single rows.
 pub(super) struct Judge {
     rules: Rules,
     filters: RegexSet,
@@ -38,17 +39,17 @@ pub(super) struct Judge {
 impl Judge {
     pub(super) fn new(rules: &Rules, excluded: Excluded, form: Form) -> Result<Self> {
         let filters = RegexSet::new(&rules.question_filters)
-            .map_err(|e| Error::invalid("question_filters", e, "mend the regular expression"))?;
+            .map_err(|e| Error::invalid("question_filters", e, "correct the regular expression"))?;
         Ok(Self { rules: rules.clone(), filters, excluded, form })
     }
 
-    /// The pair of a row, or why it has none.
+    /// Returns the pair of a row, or why it has none.
     pub(super) fn judge(&self, row: &Row) -> std::result::Result<Candidate, Reason> {
         let (best, worst) = self.pick(&row.answers)?;
         self.pair(row, best, worst)
     }
 
-    /// Indices of the better and the worse answer by their scores alone, or why there are none.
+    /// Returns the indices of the better and the worse answer by their scores alone, or why there is no such pair.
     pub(super) fn pick(&self, answers: &[Answer]) -> std::result::Result<(usize, usize), Reason> {
         if answers.len() < self.rules.min_answers {
             return Err(Reason::TooFewAnswers);
@@ -63,7 +64,7 @@ impl Judge {
         }
     }
 
-    /// The pair of a row and two of its answers, or why they are none.
+    /// Returns the pair of a row's question and two of its answers, or why the texts make no pair.
     pub(super) fn pair(
         &self,
         row: &Row,
@@ -74,7 +75,7 @@ impl Judge {
         let (Some(best), Some(worst)) = (row.answers.get(best), row.answers.get(worst)) else {
             return Err(Reason::TooFewAnswers);
         };
-        let prompt = self.text(&row.question)?;
+        let prompt = self.prompt(row)?;
         if !self.filters.is_empty() && !self.filters.is_match(&prompt.to_lowercase()) {
             return Err(Reason::NotMatched);
         }
@@ -87,18 +88,29 @@ impl Judge {
             rejected_score: Some(worst.pm_score),
         };
         let lengths = self.check_texts(&pair)?;
-        let all =
+        let needed =
             rules.drop_duplicates || rules.drop_near_duplicates || rules.held_out_fraction > 0.0;
-        // Where there is a held-out part, near duplicates are looked for even if they may stay: they must not
-        // stand on both sides.
+        // If pairs are held out, near duplicates are searched for even if they are kept, because they must be in the
+        // same split.
         let near = rules.drop_near_duplicates || rules.held_out_fraction > 0.0;
-        let fingerprint = all.then(|| Fingerprint::new(&pair.prompt, near));
+        let fingerprint = needed.then(|| Fingerprint::new(&pair.prompt, near));
         let blank =
             [&pair.prompt, &pair.chosen, &pair.rejected].iter().any(|t| t.trim().is_empty());
         let identical = pair.chosen == pair.rejected;
         Ok(Candidate { encoded: self.form.encode(&pair), lengths, blank, identical, fingerprint })
     }
 
+    /// Returns the question as text: the title, unless the rules drop it, and the body.
+    fn prompt(&self, row: &Row) -> std::result::Result<String, Reason> {
+        let body = self.text(&row.question)?;
+        let title = match self.rules.title {
+            TitleRule::Prepend => row.title.split_whitespace().collect::<Vec<_>>().join(" "),
+            TitleRule::Drop => String::new(),
+        };
+        Ok(with_title(&title, body))
+    }
+
+    /// Converts HTML to text in the way that the rules ask for.
     fn text(&self, html: &str) -> std::result::Result<String, Reason> {
         match self.rules.text {
             TextForm::BeautifulSoup => html::original_text(html).map_err(|_| Reason::RejectedHtml),
@@ -106,7 +118,7 @@ impl Judge {
         }
     }
 
-    /// The lengths of a pair's texts in characters, if they and the question are acceptable.
+    /// Checks the texts of a pair against the rules. Returns their lengths in characters.
     fn check_texts(&self, pair: &PreferencePair) -> std::result::Result<[usize; 3], Reason> {
         let rules = &self.rules;
         let blank = |text: &str| text.trim().is_empty();
@@ -140,6 +152,64 @@ impl Judge {
     }
 }
 
-fn exceeds(length: usize, most: usize) -> bool {
-    most != 0 && length > most
+/// Joins title and body with a blank line between them. A body that already begins with the title is returned unchanged.
+fn with_title(title: &str, body: String) -> String {
+    let start = body.trim_start();
+    if title.is_empty() || start.lines().next().is_some_and(|line| line.trim() == title) {
+        body
+    } else if start.is_empty() {
+        title.to_string()
+    } else {
+        format!("{title}\n\n{start}")
+    }
+}
+
+/// Returns whether `length` is greater than `max`, where 0 means no limit.
+fn exceeds(length: usize, max: usize) -> bool {
+    max != 0 && length > max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_is_written_before_the_body_once() {
+        for (title, body, expected) in [
+            ("Title", "Body", "Title\n\nBody"),
+            ("Title", " \nBody", "Title\n\nBody"),
+            ("", "Body", "Body"),
+            ("Title", "", "Title"),
+            ("Title", "Title\n\nBody", "Title\n\nBody"),
+            ("Title", "Titles differ", "Title\n\nTitles differ"),
+        ] {
+            assert_eq!(with_title(title, body.to_string()), expected);
+        }
+    }
+
+    /// Filters, length limits and excluded questions apply to title and body together.
+    #[test]
+    fn every_rule_applies_to_the_title_too() {
+        let row = Row {
+            qid: "1".into(),
+            title: "Calculate  $x<y$ &amp; z".into(),
+            question: "<p>No hints?</p>".into(),
+            answers: [("best", 5), ("worst", 1)]
+                .map(|(text, pm_score)| Answer { text: text.into(), pm_score, selected: false })
+                .into(),
+        };
+        let judge = |change: fn(&mut Rules)| {
+            let mut rules = Rules::default();
+            change(&mut rules);
+            let judge = Judge::new(&rules, Excluded::default(), Form::Lines).unwrap();
+            judge.judge(&row).map(|pair| pair.lengths[0])
+        };
+        // "Calculate $x<y$ &amp; z", two line ends, "No hints?".
+        assert_eq!(judge(|_| {}).unwrap(), 23 + 2 + 9);
+        assert_eq!(
+            judge(|rules| rules.max_prompt_chars = 33).unwrap_err(),
+            Reason::QuestionTooLong
+        );
+        assert_eq!(judge(|rules| rules.title = TitleRule::Drop).unwrap_err(), Reason::NotMatched);
+    }
 }

@@ -1,9 +1,9 @@
-//! The minima of all questions kept, found by band: the latest ones in memory, those before in temporary files, so that
-//! memory does not grow with the questions.
+//! An index of the minima of all questions kept, searched by band. The latest questions are in memory and older ones in
+//! temporary files, so that memory does not grow with the number of questions.
 //!
-//! The older questions' bands are one file: band after band, entries of a hash and the number of the question that was
-//! first with it, sorted by hash; the hash of every 512th entry is in memory, and a look-up reads 4 KiB. When enough
-//! latest ones have come together, they are merged into a new such file.
+//! The bands of older questions are in one file, band after band. Its entries, sorted by hash, are the hash of a band and
+//! the number of the first question with it. The hash of every 512th entry is kept in memory, so that a lookup reads 4 KiB.
+//! When memory holds enough latest questions, they are merged into a new file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,58 +14,62 @@ use super::words::mix;
 use crate::error::{Error, Result};
 use crate::read_at::read_exact_at;
 
-/// Minima per question.
+/// Number of minima per question.
 pub(super) const MINIMA: usize = 64;
-/// Minima per band.
+/// Number of minima per band.
 const BAND: usize = 4;
+/// Number of bands per question.
 const BANDS: usize = MINIMA / BAND;
-/// Questions held in memory, 300 bytes each: as many as a hash table of 2^18 places takes.
-const LATEST: usize = 7 << 15;
-/// Entries of a page, and bytes of an entry.
+/// Maximum number of questions in memory, which take 300 bytes each. A hash table of 2^18 slots holds as many.
+const MAX_IN_MEMORY: usize = 7 << 15;
+/// Number of entries per page.
 const PAGE: usize = 512;
+/// Size of an entry in bytes.
 const ENTRY: usize = 8;
-/// Bytes of a question in the file of minima.
+/// Size of a question in the file of minima, in bytes.
 const QUESTION: usize = 2 * MINIMA + 8;
 
+/// The MinHash minima of a question.
 pub(super) type Minima = [u16; MINIMA];
 
-/// Questions with their split keys.
+/// The minima and split keys of all questions, searched by band.
 #[derive(Debug)]
 pub(super) struct Remembered {
     folder: PathBuf,
-    /// When so many are in memory, they go to disk.
-    most: usize,
+    /// Number of questions in memory at which they are written to disk.
+    max_in_memory: usize,
+    /// Minima and split keys of the questions in memory.
     minima: Vec<(Minima, u64)>,
-    /// Band to the question that was first in it, counted from the first in memory.
+    /// For each band, maps its hash to the index in `minima` of the first question with it.
     bands: Vec<HashMap<u32, u32>>,
     older: Option<Older>,
 }
 
 impl Remembered {
-    /// None yet; temporary files go to `folder`.
+    /// Creates an empty index. Temporary files are created in `folder`.
     pub(super) fn new(folder: &Path) -> Self {
-        Self::with_most(LATEST, folder)
+        Self::with_max_in_memory(MAX_IN_MEMORY, folder)
     }
 
-    pub(super) fn with_most(most: usize, folder: &Path) -> Self {
+    fn with_max_in_memory(max_in_memory: usize, folder: &Path) -> Self {
         Self {
             folder: folder.to_path_buf(),
-            most,
+            max_in_memory,
             minima: Vec::new(),
             bands: vec![HashMap::new(); BANDS],
             older: None,
         }
     }
 
-    /// The split key of the first of the questions that share a band with `minima`, of those that were first in it,
-    /// that is `similar`.
+    /// Finds a question that is `similar` and shares a band with `minima`, and returns its split key. Of each band, only
+    /// the first question with an equal hash is considered.
     pub(super) fn find(
         &self,
         minima: &Minima,
         similar: impl Fn(&Minima) -> bool,
     ) -> Result<Option<u64>> {
         for (band, hash) in bands(minima).enumerate() {
-            // What is on disk came first.
+            // Questions on disk are older, so they take precedence.
             let older = self.older.as_ref().map(|older| older.find(band, hash));
             let found = older.transpose().map_err(|e| self.fail(e))?.flatten();
             let latest = || {
@@ -81,13 +85,14 @@ impl Remembered {
         Ok(None)
     }
 
+    /// Adds a question with its split key.
     pub(super) fn insert(&mut self, minima: &Minima, key: u64) -> Result<()> {
         let index = self.minima.len() as u32;
         self.minima.push((*minima, key));
-        for (hash, seen) in bands(minima).zip(&mut self.bands) {
-            seen.entry(hash).or_insert(index);
+        for (hash, band) in bands(minima).zip(&mut self.bands) {
+            band.entry(hash).or_insert(index);
         }
-        if self.minima.len() == self.most {
+        if self.minima.len() == self.max_in_memory {
             let merged =
                 Older::merge(self.older.take(), &self.minima, &mut self.bands, &self.folder);
             self.older = Some(merged.map_err(|e| self.fail(e))?);
@@ -101,7 +106,7 @@ impl Remembered {
     }
 }
 
-/// Hashes of the bands.
+/// Returns the hash of each band.
 fn bands(minima: &Minima) -> impl Iterator<Item = u32> {
     minima.chunks_exact(BAND).map(|band| {
         let hash = |hash, &minimum| mix(hash ^ u64::from(minimum));
@@ -109,26 +114,31 @@ fn bands(minima: &Minima) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Questions on disk.
+/// The questions on disk.
 #[derive(Debug)]
 struct Older {
+    /// Number of questions.
     questions: u32,
+    /// File of the minima and split keys of each question.
     minima: File,
+    /// File of the entries of all bands.
     entries: File,
     bands: Vec<Band>,
 }
 
-/// Where a band's entries are.
+/// The entries of one band in the file.
 #[derive(Debug, Default)]
 struct Band {
-    /// Number of entries before it, and in it.
+    /// Number of entries before the band.
     start: u64,
+    /// Number of entries in the band.
     len: u64,
-    /// The first hash of each page.
+    /// First hash of each page.
     pages: Vec<u32>,
 }
 
 impl Older {
+    /// Returns the minima and the split key of the first question whose band `band` has this hash.
     fn find(&self, band: usize, hash: u32) -> io::Result<Option<(Minima, u64)>> {
         let Some(band) = self.bands.get(band) else {
             return Ok(None);
@@ -147,6 +157,7 @@ impl Older {
         found.map(|(_, question)| self.question(question)).transpose()
     }
 
+    /// Reads the minima and the split key of a question.
     fn question(&self, index: u32) -> io::Result<(Minima, u64)> {
         let mut bytes = [0; QUESTION];
         let start = u64::from(index) * QUESTION as u64;
@@ -157,7 +168,7 @@ impl Older {
         Ok((std::array::from_fn(half), key))
     }
 
-    /// The questions of `older` and those of `minima` and `bands`, which is emptied.
+    /// Merges the questions in memory, `minima` and `bands`, into `older`. Empties `bands`.
     fn merge(
         older: Option<Self>,
         minima: &[(Minima, u64)],
@@ -201,8 +212,8 @@ impl Older {
 }
 
 impl Band {
-    /// Writes the entries of this band and the `latest` to `out`, where `start` entries are before them. Of two with one
-    /// hash, the older stays.
+    /// Merges the entries of this band with the `latest` ones and writes them to `out`, after `start` other entries. Of two
+    /// entries with the same hash, the older one is kept.
     fn merge(
         &self,
         mut entries: &File,
@@ -237,7 +248,7 @@ impl Band {
     }
 }
 
-/// An entry's hash and question.
+/// Returns the hash and the question number of an entry.
 fn split(entry: [u8; ENTRY]) -> (u32, u32) {
     let both = u64::from_le_bytes(entry);
     (both as u32, (both >> 32) as u32)
@@ -247,13 +258,13 @@ fn split(entry: [u8; ENTRY]) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    /// Few in memory or all: the same questions are found, the first ones met.
+    /// An index with few questions in memory finds the same questions as one with all in memory.
     #[test]
-    fn what_is_on_disk_is_found_as_what_is_in_memory() {
+    fn questions_on_disk_are_found_like_those_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let mut all = Remembered::new(folder.path());
-        let mut few = Remembered::with_most(100, folder.path());
-        // 12 values, 4 to a band: bands are met again and again, over several pages.
+        let mut few = Remembered::with_max_in_memory(100, folder.path());
+        // With 12 values and 4 minima per band, bands occur again and again, over several pages.
         let mut state = 1u64;
         let mut found = 0;
         for n in 0..3000u64 {
@@ -263,8 +274,8 @@ mod tests {
             });
             let look = |seen: &Remembered, nth: usize| {
                 let count = std::cell::Cell::new(0);
-                let nth_met = |_: &Minima| count.replace(count.get() + 1) == nth;
-                seen.find(&minima, nth_met).unwrap()
+                let is_nth = |_: &Minima| count.replace(count.get() + 1) == nth;
+                seen.find(&minima, is_nth).unwrap()
             };
             for nth in 0..3 {
                 assert_eq!(look(&all, nth), look(&few, nth), "question {n}");

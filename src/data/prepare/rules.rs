@@ -1,4 +1,4 @@
-//! The rules of `prepare`: two presets, and `prepare.toml`, which changes any of them by name.
+//! The rules of `prepare`: two presets, and the file `prepare.toml`, which can change each rule by its name.
 
 use std::path::Path;
 
@@ -6,19 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::preference::TieRule;
 use crate::error::{Error, Result};
+use crate::input_file;
 
-/// A complete set of rules to start from.
+/// A complete set of rules, which a `prepare.toml` can change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
-    /// What the original project did, to the byte.
+    /// The rules of the original project, with byte-identical results.
     Original,
-    /// Readable text, cleaner pairs, a held-out part.
+    /// Readable text, cleaner pairs and a held-out part.
     #[default]
     Default,
 }
 
-/// How HTML becomes text.
+/// How HTML is converted to text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TextForm {
@@ -28,43 +29,56 @@ pub enum TextForm {
     Readable,
 }
 
-/// Every rule, by its name in `prepare.toml`. Lengths are in characters (Unicode scalar values) of the text.
+/// How the title of a question is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TitleRule {
+    /// The question is the title, a blank line, and the body.
+    Prepend,
+    /// The question is the body alone.
+    Drop,
+}
+
+/// All rules, under their names in `prepare.toml`. Lengths are in characters (Unicode scalar values) of the text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {
-    /// The preset these rules started from.
+    /// Preset that these rules are based on.
     pub preset: Preset,
-    /// How HTML becomes text.
+    /// How HTML is converted to text.
     pub text: TextForm,
-    /// Regular expressions; a question is kept if its lower-cased text matches any of them, or if there are none.
+    /// Whether the title, if the source has one, is part of the question: of the prompt, and of the text to which
+    /// filters, length limits, duplicates and excluded questions apply.
+    pub title: TitleRule,
+    /// Regular expressions. A question is kept if its lower-cased text matches any of them, or if there are none.
     pub question_filters: Vec<String>,
-    /// Which answer counts among those of equal score.
+    /// Which of several answers of equal score is chosen.
     pub ties: TieRule,
-    /// Fewest answers a question must have (at least 2).
+    /// Minimum number of answers that a question must have (at least 2).
     pub min_answers: usize,
-    /// Least difference of the vote scores (at least 1). Scores are logarithmic: 2 means about four times the votes.
+    /// Minimum difference of the vote scores (at least 1). Scores are logarithmic: 2 means about four times the votes.
     pub min_score_gap: i64,
-    /// Whether pairs with an empty question or answer are refused.
+    /// Whether pairs with an empty question or answer are removed.
     pub refuse_empty: bool,
-    /// Whether pairs of two equal answers are refused.
+    /// Whether pairs of two equal answers are removed.
     pub refuse_identical: bool,
-    /// Shortest question.
+    /// Minimum length of a question.
     pub min_prompt_chars: usize,
-    /// Longest question; 0: no bound.
+    /// Maximum length of a question; 0 means no limit.
     pub max_prompt_chars: usize,
-    /// Shortest answer.
+    /// Minimum length of an answer.
     pub min_answer_chars: usize,
-    /// Longest answer; 0: no bound.
+    /// Maximum length of an answer; 0 means no limit.
     pub max_answer_chars: usize,
-    /// Whether questions met before, up to case and spaces, are refused.
+    /// Whether questions equal to an earlier one, ignoring case and spaces, are removed.
     pub drop_duplicates: bool,
-    /// Whether questions that nearly repeat one met before are refused.
+    /// Whether questions that nearly repeat an earlier one are removed.
     pub drop_near_duplicates: bool,
-    /// Share of five-token shingles two questions must have in common to be near duplicates, in (0, 1].
+    /// Fraction of five-token shingles that two questions must share to be near duplicates, in (0, 1].
     pub near_duplicate_threshold: f64,
-    /// Share of an excluded question's eight-word sequences that a question must contain to be refused, in (0, 1].
+    /// Fraction of an excluded question's eight-word sequences that a question must contain to be removed, in (0, 1].
     pub exclude_overlap: f64,
-    /// Share of the questions written to the held-out file, in [0, 1).
+    /// Fraction of the questions that is written to the held-out file, in [0, 1).
     pub held_out_fraction: f64,
 }
 
@@ -75,11 +89,12 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// The rules of a preset.
+    /// Returns the rules of a preset.
     pub fn preset(preset: Preset) -> Self {
         let default = Self {
             preset,
             text: TextForm::Readable,
+            title: TitleRule::Prepend,
             question_filters: vec![r"\bcalculate\b".to_string()],
             ties: TieRule::AcceptedThenFirst,
             min_answers: 2,
@@ -100,6 +115,7 @@ impl Rules {
             Preset::Default => default,
             Preset::Original => Self {
                 text: TextForm::BeautifulSoup,
+                title: TitleRule::Drop,
                 ties: TieRule::Last,
                 min_score_gap: 1,
                 refuse_empty: false,
@@ -116,22 +132,22 @@ impl Rules {
         }
     }
 
-    /// Reads `prepare.toml`. `preset`, if given, takes the place of the file's own.
+    /// Reads rules from a `prepare.toml`. A given `preset` overrides the one in the file.
     ///
     /// # Errors
-    /// The file cannot be read, is not TOML, has an unknown key (the nearest known one is named) or a value out of
-    /// range.
+    /// The file cannot be read, is not TOML, has an unknown key (the error names the nearest known one), or a value is out
+    /// of range.
     pub fn load(path: &Path, preset: Option<Preset>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+        let text = input_file::read_once(path).map_err(|e| Error::io(path, "read", e))?;
         Self::parse(&text, &path.display().to_string(), preset)
     }
 
-    /// Parses the text of a `prepare.toml` called `name`.
+    /// Parses the text of a `prepare.toml`. Errors call it `name`.
     ///
     /// # Errors
-    /// As [`Rules::load`].
+    /// Same as [`Rules::load`].
     pub fn parse(text: &str, name: &str, preset: Option<Preset>) -> Result<Self> {
-        // Once as it stands, for errors that know their line; then on top of the preset it asks for.
+        // The file is parsed twice: alone, for errors with line numbers, and then on top of its preset.
         let own: Self = toml::from_str(text).map_err(|e| explain(&e, text, name))?;
         let preset = preset.unwrap_or(own.preset);
         let inner =
@@ -155,10 +171,10 @@ impl Rules {
         Ok(rules)
     }
 
-    /// Checks every value's range; `place` names a key's position.
+    /// Checks that every value is in range. `place` returns the place of a key for the error.
     ///
     /// # Errors
-    /// The first value out of range.
+    /// A value is out of range. The error is about the first one.
     pub fn validate(&self, place: impl Fn(&str) -> String) -> Result<()> {
         let refuse = |key: &str, problem: String, remedy: &str| {
             Err(Error::invalid(place(key), problem, remedy))
@@ -169,15 +185,19 @@ impl Rules {
         }
         if self.min_score_gap < 1 {
             let problem = format!("must be at least 1, is {}", self.min_score_gap);
-            return refuse("min_score_gap", problem, "answers of equal score are no preference");
+            return refuse(
+                "min_score_gap",
+                problem,
+                "answers of equal score express no preference",
+            );
         }
-        for (key, least, most) in [
+        for (key, min, max) in [
             ("max_prompt_chars", self.min_prompt_chars, self.max_prompt_chars),
             ("max_answer_chars", self.min_answer_chars, self.max_answer_chars),
         ] {
-            if most != 0 && most < least {
-                let problem = format!("is {most}, below the least length {least}");
-                return refuse(key, problem, "raise it, or set 0 for no bound");
+            if max != 0 && max < min {
+                let problem = format!("is {max}, less than the minimum length {min}");
+                return refuse(key, problem, "raise it, or set 0 for no limit");
             }
         }
         for (key, value) in [
@@ -204,7 +224,7 @@ impl Rules {
     }
 }
 
-/// An error of the TOML parser, with its line, and for an unknown key the nearest known one.
+/// Converts an error of the TOML parser. The result names the line, and for an unknown key the nearest known one.
 fn explain(error: &toml::de::Error, text: &str, name: &str) -> Error {
     let line = error
         .span()
@@ -216,8 +236,8 @@ fn explain(error: &toml::de::Error, text: &str, name: &str) -> Error {
     if message.starts_with("unknown field")
         && let Some(unknown) = quoted.next()
     {
-        let near = |key: &&str| (strsim::jaro_winkler(unknown, key) * 1e6) as u64;
-        let nearest = quoted.max_by_key(near).unwrap_or_default();
+        let similarity = |key: &&str| (strsim::jaro_winkler(unknown, key) * 1e6) as u64;
+        let nearest = quoted.max_by_key(similarity).unwrap_or_default();
         return Error::invalid(
             format!("{place}: {unknown}"),
             "there is no such rule",
@@ -264,6 +284,6 @@ mod tests {
         assert!(
             message("question_filters = ['(']").contains("question_filters: regex parse error")
         );
-        assert!(message("max_prompt_chars = 5").contains("below the least length 10"));
+        assert!(message("max_prompt_chars = 5").contains("less than the minimum length 10"));
     }
 }

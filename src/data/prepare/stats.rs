@@ -1,4 +1,4 @@
-//! What happened to every row: `pairs.stats.json` and the summary on the screen.
+//! Counts of what `prepare` did with every row, for `pairs.stats.json` and for the summary on the screen.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,24 +9,24 @@ use serde::Serialize;
 
 use super::rules::Rules;
 
-/// Most ids listed for one reason; the count is exact whatever it is.
-pub const MOST_LISTED: usize = 10_000;
+/// Maximum number of ids listed for one reason. The count is exact even if it is larger.
+pub const MAX_LISTED: usize = 10_000;
 
-/// Why a row became no pair.
+/// Why a row did not become a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Unreadable, under `--skip-bad-rows`. Listed by its place and problem.
+    /// The row is unreadable and skipped under `--skip-bad-rows`. It is listed by its place and problem.
     UnreadableRow,
-    /// Unreadable from some point on, under `--skip-bad-rows`: a file or a row group counts once.
+    /// A file or row group is unreadable from some point on and skipped under `--skip-bad-rows`. It counts once.
     UnreadableRest,
-    /// Fewer answers than `min_answers`.
+    /// The question has fewer answers than `min_answers`.
     TooFewAnswers,
     /// The best and the worst answer have the same score.
     EqualScores,
-    /// Their scores differ by less than `min_score_gap`.
+    /// The scores of the best and the worst answer differ by less than `min_score_gap`.
     SmallScoreGap,
-    /// HTML on which BeautifulSoup gives up.
+    /// BeautifulSoup cannot parse the HTML.
     RejectedHtml,
     /// No filter matches the question.
     NotMatched,
@@ -36,24 +36,24 @@ pub enum Reason {
     EmptyAnswer,
     /// The two answers have the same text.
     IdenticalAnswers,
-    /// Below `min_prompt_chars`.
+    /// The question is shorter than `min_prompt_chars`.
     QuestionTooShort,
-    /// Above `max_prompt_chars`.
+    /// The question is longer than `max_prompt_chars`.
     QuestionTooLong,
-    /// Below `min_answer_chars`.
+    /// An answer is shorter than `min_answer_chars`.
     AnswerTooShort,
-    /// Above `max_answer_chars`.
+    /// An answer is longer than `max_answer_chars`.
     AnswerTooLong,
-    /// Repeats a question of the `--exclude-questions` files.
+    /// The question repeats one of the `--exclude-questions` files.
     ExcludedQuestion,
-    /// Repeats a question met before.
+    /// The question repeats an earlier one.
     Duplicate,
-    /// Nearly repeats a question met before.
+    /// The question nearly repeats an earlier one.
     NearDuplicate,
 }
 
 impl Reason {
-    /// In words, for people.
+    /// Returns the reason in words for the summary.
     pub fn describe(self) -> &'static str {
         match self {
             Self::UnreadableRow => "unreadable rows",
@@ -77,16 +77,16 @@ impl Reason {
     }
 }
 
-/// Rows lost for one reason.
+/// Rows that did not become a pair for one reason.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Lost {
-    /// How many.
+pub struct Rejected {
+    /// Number of rows.
     pub count: u64,
-    /// Which: the first [`MOST_LISTED`] ids, in input order.
+    /// The first [`MAX_LISTED`] ids, in input order.
     pub ids: Vec<String>,
 }
 
-/// A histogram of text lengths: bin `i` counts lengths in `[2^i, 2^(i+1))`, bin 0 also length 0.
+/// A histogram of text lengths. Bin `i` counts lengths in `[2^i, 2^(i+1))`; bin 0 also counts length 0.
 #[derive(Clone, Debug, Default)]
 pub struct Lengths(Vec<u64>);
 
@@ -118,14 +118,14 @@ impl Serialize for Lengths {
     }
 }
 
-/// Lengths, in characters, of the pairs kept.
+/// Histograms of the lengths, in characters, of the pairs kept.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PairLengths {
-    /// Of the questions.
+    /// Lengths of the questions.
     pub prompt: Lengths,
-    /// Of the chosen answers.
+    /// Lengths of the chosen answers.
     pub chosen: Lengths,
-    /// Of the rejected answers.
+    /// Lengths of the rejected answers.
     pub rejected: Lengths,
 }
 
@@ -137,68 +137,76 @@ impl PairLengths {
     }
 }
 
-/// Posts seen in `Posts.xml` files.
+/// Numbers of posts in the `Posts.xml` files read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PostCounts {
-    /// Questions: the rows read.
+    /// Number of questions. Each is one row.
     pub questions: u64,
-    /// Answers.
+    /// Number of answers.
     pub answers: u64,
-    /// Of these, answers whose question is not in the file.
+    /// Number of answers whose question is not in the file. They are included in `answers`.
     pub orphan_answers: u64,
-    /// Posts of other types (tag wikis and the like), which are not used.
+    /// Number of posts of other types (such as tag wikis), which are not used.
     pub other: u64,
+    /// Number of posts whose id occurred before in the same document, which are not used. They are included in the other
+    /// counts.
+    pub repeated: u64,
 }
 
-/// An input file.
+/// Counts for one input file.
 #[derive(Clone, Debug, Serialize)]
 pub struct InputStats {
-    /// Its path as found.
+    /// Path of the file.
     pub path: String,
-    /// Rows read from it, unreadable ones included.
+    /// Number of rows read from the file, including unreadable ones.
     pub rows: u64,
 }
 
-/// Everything counted; `rows_read = kept + held_out + Σ not_kept.count`.
+/// All counts of a run of `prepare`. `rows_read = kept + held_out + Σ not_kept.count`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Stats {
-    /// Rows read.
+    /// Number of rows read.
     pub rows_read: u64,
-    /// Pairs in the output file.
+    /// Number of pairs in the output file.
     pub kept: u64,
-    /// Pairs in the held-out file.
+    /// Number of pairs in the held-out file.
     pub held_out: u64,
-    /// Every other row, by reason.
-    pub not_kept: BTreeMap<Reason, Lost>,
-    /// Pairs among those kept on which nothing can be learnt (only rules that allow them keep such).
+    /// All other rows, by reason.
+    pub not_kept: BTreeMap<Reason, Rejected>,
+    /// Number of readable rows whose question has a title.
+    pub rows_with_title: u64,
+    /// Number of pairs, including held-out ones, whose prompt includes a title.
+    pub pairs_with_title: u64,
+    /// Number of pairs kept with an empty prompt or answer. Nothing can be learned from them; `refuse_empty` removes them.
     pub kept_with_an_empty_side: u64,
-    /// As `kept_with_an_empty_side`: both answers are the same text.
+    /// Number of pairs kept with two equal answers. Nothing can be learned from them; `refuse_identical` removes them.
     pub kept_with_identical_answers: u64,
-    /// Lengths of the pairs kept, held-out ones included.
+    /// Lengths of the pairs kept, including held-out ones.
     pub lengths_in_characters: PairLengths,
-    /// Posts seen, for `Posts.xml` input.
+    /// Numbers of posts, if the input has `Posts.xml` files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub posts: Option<PostCounts>,
-    /// The input files.
+    /// Counts for each input file.
     pub inputs: Vec<InputStats>,
 }
 
 impl Stats {
-    pub(super) fn lose(&mut self, reason: Reason, id: String) {
-        let lost = self.not_kept.entry(reason).or_default();
-        lost.count += 1;
-        if lost.ids.len() < MOST_LISTED {
-            lost.ids.push(id);
+    /// Counts the row `id`, which did not become a pair for `reason`.
+    pub(super) fn count_rejected(&mut self, reason: Reason, id: String) {
+        let rejected = self.not_kept.entry(reason).or_default();
+        rejected.count += 1;
+        if rejected.ids.len() < MAX_LISTED {
+            rejected.ids.push(id);
         }
     }
 
-    /// Rows lost for `reason`.
-    pub fn lost(&self, reason: Reason) -> u64 {
-        self.not_kept.get(&reason).map_or(0, |lost| lost.count)
+    /// Returns the number of rows that did not become a pair for `reason`.
+    pub fn rejected(&self, reason: Reason) -> u64 {
+        self.not_kept.get(&reason).map_or(0, |rejected| rejected.count)
     }
 }
 
-/// The stats file.
+/// The contents of the stats file.
 #[derive(Serialize)]
 pub(super) struct StatsFile<'a> {
     pub(super) output: &'a Path,
@@ -211,18 +219,18 @@ pub(super) struct StatsFile<'a> {
     pub(super) excluded_questions: usize,
 }
 
-/// What `prepare` did, for the screen.
+/// Summary of a run of `prepare`, which is displayed on the screen.
 #[derive(Clone, Debug)]
 pub struct PrepareSummary {
-    /// The pairs.
+    /// File of the pairs.
     pub output: PathBuf,
-    /// The held-out pairs, if there are such.
+    /// File of the held-out pairs, if the rules hold out any.
     pub held_out: Option<PathBuf>,
-    /// The stats file.
+    /// File of the stats.
     pub stats_file: PathBuf,
-    /// The counts.
+    /// All counts.
     pub stats: Stats,
-    /// Time taken.
+    /// Time that the run took.
     pub elapsed: Duration,
 }
 
@@ -231,20 +239,32 @@ impl fmt::Display for PrepareSummary {
         let stats = &self.stats;
         let seconds = self.elapsed.as_secs_f64().max(1e-3);
         let rate = stats.rows_read as f64 / seconds;
-        writeln!(f, "{:>10} rows read in {seconds:.1} s ({rate:.0} rows/s)", stats.rows_read)?;
-        writeln!(f, "{:>10} pairs        -> {}", stats.kept, self.output.display())?;
-        if let Some(path) = &self.held_out {
-            writeln!(f, "{:>10} held out     -> {}", stats.held_out, path.display())?;
+        let rows = counted(stats.rows_read, "row", "rows");
+        writeln!(f, "{rows} read in {seconds:.1} s ({rate:.0} rows/s)")?;
+        self.fmt_pairs(f)?;
+        let total: u64 = stats.not_kept.values().map(|rejected| rejected.count).sum();
+        if total > 0 {
+            writeln!(f, "{} without a pair:", counted(total, "row", "rows"))?;
         }
-        for (reason, lost) in &stats.not_kept {
-            writeln!(f, "{:>10} not kept: {}", lost.count, reason.describe())?;
+        for (reason, rejected) in &stats.not_kept {
+            writeln!(f, "{:>10}   {}", rejected.count, reason.describe())?;
         }
-        for (count, what) in [
+        if stats.rejected(Reason::UnreadableRest) > 0 && stats.rejected(Reason::TooFewAnswers) > 0 {
+            let note = "note: an input could not be read to its end. Questions may lack answers because those come \
+                later in the file.";
+            writeln!(f, "{note}")?;
+        }
+        if let Some(repeated) = stats.posts.map(|posts| posts.repeated).filter(|n| *n > 0) {
+            let posts = counted(repeated, "post", "posts");
+            writeln!(f, "{posts} left out: the id occurred before in the same document")?;
+        }
+        for (count, defect) in [
             (stats.kept_with_an_empty_side, "an empty side"),
             (stats.kept_with_identical_answers, "identical answers"),
         ] {
             if count > 0 {
-                writeln!(f, "{count:>10} pairs kept although they have {what}: nothing to learn")?;
+                let pairs = counted(count, "pair", "pairs");
+                writeln!(f, "{pairs} kept with {defect}: nothing to learn")?;
             }
         }
         if stats.kept + stats.held_out == 0 && stats.rows_read > 0 {
@@ -254,5 +274,79 @@ impl fmt::Display for PrepareSummary {
             )?;
         }
         write!(f, "every count, with ids -> {}", self.stats_file.display())
+    }
+}
+
+impl PrepareSummary {
+    /// Writes the number of pairs, and how they are split if some are held out.
+    fn fmt_pairs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (stats, output) = (&self.stats, self.output.display());
+        let pairs = counted(stats.kept + stats.held_out, "pair", "pairs");
+        match &self.held_out {
+            None => writeln!(f, "{pairs} -> {output}")?,
+            Some(held_out) => {
+                writeln!(f, "{pairs}, of these")?;
+                writeln!(f, "{:>10}   for training -> {output}", stats.kept)?;
+                let held_out = held_out.display();
+                writeln!(f, "{:>10}   held out     -> {held_out}", stats.held_out)?;
+            }
+        }
+        if stats.pairs_with_title > 0 {
+            let pairs = counted(stats.pairs_with_title, "pair has", "pairs have");
+            writeln!(f, "{pairs} a title in the question")?;
+        }
+        Ok(())
+    }
+}
+
+/// Formats `count` in a column of fixed width, followed by the singular or plural noun.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    let noun = if count == 1 { one } else { many };
+    format!("{count:>10} {noun}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_on_the_screen_add_up() {
+        let mut summary = PrepareSummary {
+            output: "pairs.jsonl".into(),
+            held_out: Some("pairs.held-out.jsonl".into()),
+            stats_file: "pairs.stats.json".into(),
+            stats: Stats {
+                rows_read: 6,
+                kept: 2,
+                held_out: 1,
+                pairs_with_title: 3,
+                ..Stats::default()
+            },
+            elapsed: Duration::from_secs(2),
+        };
+        summary.stats.count_rejected(Reason::TooFewAnswers, "1".into());
+        summary.stats.count_rejected(Reason::TooFewAnswers, "2".into());
+        summary.stats.count_rejected(Reason::UnreadableRest, "x".into());
+        let lines = [
+            "         6 rows read in 2.0 s (3 rows/s)",
+            "         3 pairs, of these",
+            "         2   for training -> pairs.jsonl",
+            "         1   held out     -> pairs.held-out.jsonl",
+            "         3 pairs have a title in the question",
+            "         3 rows without a pair:",
+            "         1   files or row groups unreadable from some point on",
+            "         2   too few answers",
+            "note: an input could not be read to its end. Questions may lack answers because those come later in the file.",
+            "every count, with ids -> pairs.stats.json",
+        ];
+        assert_eq!(summary.to_string(), lines.join("\n"));
+        summary.held_out = None;
+        summary.stats = Stats { rows_read: 1, kept: 1, ..Stats::default() };
+        let text = summary.to_string();
+        assert!(
+            text.contains("         1 row read")
+                && text.contains("\n         1 pair -> pairs.jsonl\n"),
+            "{text}"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! Text as a sequence of hashed words, the same on every machine and in every release.
+//! Splits text into words and hashes them, with the same result on every machine and in every release.
 
-/// Scrambles 64 bits (the finaliser of SplitMix64; Steele et al. 2014).
+/// Hashes 64 bits (the finalizer of SplitMix64; Steele et al. 2014).
 pub(super) fn mix(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -8,7 +8,7 @@ pub(super) fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// FNV-1a over lower-cased characters.
+/// An FNV-1a hash over lower-cased characters.
 #[derive(Clone, Copy)]
 struct Word(u64);
 
@@ -22,16 +22,17 @@ impl Word {
     }
 }
 
-/// Hashes of the words (runs of letters and digits) of `text`, lower-cased.
+/// Returns the hashes of the lower-cased words (runs of letters and digits) of `text`.
 pub(super) fn word_hashes(text: &str) -> Vec<u64> {
     hashes(text, false)
 }
 
-/// Hashes of the words of `text` and of every other character that is no space.
+/// Returns the hashes of the words of `text` and of every other character except white space.
 pub(super) fn token_hashes(text: &str) -> Vec<u64> {
     hashes(text, true)
 }
 
+/// Returns the hashes of the words of `text`, and of its signs if `signs` is set.
 fn hashes(text: &str, signs: bool) -> Vec<u64> {
     let mut all = Vec::with_capacity(text.len() / 5);
     let mut word: Option<Word> = None;

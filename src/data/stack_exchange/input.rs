@@ -1,21 +1,24 @@
-//! Which files `--input` means, and what is in them.
+//! Resolves the values of `--input` to files and detects their formats.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::Format;
 use crate::error::{Error, Result};
+use crate::input_file;
 
-/// Fetches what an `hf://…` address names to the disk; the paths it ends up at.
+/// Downloads the files of an `hf://…` address and returns their local paths.
 pub type Fetch<'a> = &'a dyn Fn(&str) -> Result<Vec<PathBuf>>;
 
-/// The files that `inputs` name, in the order given: each a file, a folder (in it, at any depth and by name, all
-/// `.parquet` and `.jsonl` files and every `Posts.xml`; a dump's other XML files are passed over), a glob pattern, or an `hf://datasets/owner/name[@revision]/path` address,
-/// which `fetch` brings to the disk. A file named twice is read once.
+/// Returns the files that `inputs` name, in the given order and without repetitions.
+///
+/// An input is a file, a folder, a glob pattern, or an `hf://datasets/owner/name[@revision]/path` address, which `fetch`
+/// downloads. A folder stands for all `.parquet` and `.jsonl` files and every `Posts.xml` in it, at any depth, sorted by
+/// name; the other XML files of a dump are skipped.
 ///
 /// # Errors
-/// An input names nothing, or `fetch` fails.
+/// An input matches no file, or `fetch` fails.
 pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = Vec::new();
     for input in inputs {
@@ -29,7 +32,7 @@ pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
             files_matching(input)?
         };
         if found.is_empty() {
-            let problem = "holds no .parquet file, no .jsonl file and no Posts.xml";
+            let problem = "contains no .parquet file, no .jsonl file and no Posts.xml";
             return Err(Error::invalid(format!("--input {input}"), problem, "name a file"));
         }
         found.retain(|path| !files.contains(path));
@@ -38,10 +41,11 @@ pub fn resolve(inputs: &[String], fetch: Fetch<'_>) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Returns the data files that a glob pattern matches.
 fn files_matching(pattern: &str) -> Result<Vec<PathBuf>> {
     let place = format!("--input {pattern}");
     let remedy = "name a file, a folder, a glob pattern in quotes, or an hf://datasets/… address";
-    // As a shell does: `*` stops at folders, and matches no hidden file.
+    // As in a shell, `*` matches neither a path separator nor a hidden file.
     let options = glob::MatchOptions {
         require_literal_separator: true,
         require_literal_leading_dot: true,
@@ -60,7 +64,7 @@ fn files_matching(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// `path` itself, or the data files in that folder, sorted.
+/// Returns `path` itself if it is a file, or the data files in that folder, sorted.
 fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
@@ -85,23 +89,28 @@ fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The format of the file at `path`, by its first bytes.
+/// Detects the format of the file at `path` from its first bytes.
 ///
 /// # Errors
-/// It cannot be read, or begins like none of the formats.
+/// The file cannot be read, or its first bytes match no format.
 pub fn sniff(path: &Path) -> Result<Format> {
     let open = |e| Error::io(path, "read", e);
+    if !fs::metadata(path).map_err(open)?.is_file() {
+        let problem = "is not a regular file, so that its first bytes can be read only once";
+        let remedy = "give its format with --format posts-xml|jsonl";
+        return Err(Error::file(path, problem, remedy));
+    }
     let mut start = Vec::new();
-    File::open(path).map_err(open)?.take(4096).read_to_end(&mut start).map_err(open)?;
+    input_file::open(path).map_err(open)?.take(4096).read_to_end(&mut start).map_err(open)?;
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).trim_ascii_start();
     match start.first() {
         Some(_) if start.starts_with(b"PAR1") => Ok(Format::H4),
         Some(b'<') => Ok(Format::PostsXml),
-        // An empty file is a JSON Lines file of no lines.
+        // An empty file is a JSON Lines file without lines.
         Some(b'{') | None => Ok(Format::Jsonl),
         Some(_) => {
             let problem = "is neither parquet, nor XML, nor JSON Lines by its first bytes";
-            let remedy = "name another file, or say which it is by --format h4|posts-xml|jsonl";
+            let remedy = "name another file, or give its format with --format h4|posts-xml|jsonl";
             Err(Error::file(path, problem, remedy))
         }
     }

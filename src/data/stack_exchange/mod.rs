@@ -1,19 +1,19 @@
-//! Rows of Stack Exchange questions with their answers, from the three forms they come in.
+//! Reads Stack Exchange questions with their answers from three file formats:
 //!
 //! - Parquet files in the schema of the data set `HuggingFaceH4/stack-exchange-preferences` ([`parquet_rows`]);
 //! - the official data dump's `Posts.xml` ([`posts_xml`]);
-//! - JSON Lines, one object of that parquet schema a line ([`jsonl`]).
+//! - JSON Lines, one object of that parquet schema per line ([`jsonl`]).
 //!
-//! Each reader streams and hands out [`Record`]s; what cannot be read is a record too ([`Record::Bad`]), so that
-//! whoever reads decides whether to stop there or to count it and go on.
+//! Each reader is a stream of [`Record`]s. Unreadable input is a record too ([`Record::Bad`]), so that the caller decides
+//! whether to stop there or to count it and continue.
 
 pub mod input;
 pub mod jsonl;
-mod parquet_leaf;
 pub mod parquet_rows;
 pub mod posts_xml;
 mod spill;
 mod unread;
+mod values;
 mod xml_tags;
 
 use std::path::Path;
@@ -24,7 +24,7 @@ pub use unread::UnreadRow;
 
 use crate::error::{Error, Result};
 
-/// An answer, as HTML.
+/// An answer to a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// The answer's HTML.
@@ -35,38 +35,45 @@ pub struct Answer {
     pub selected: bool,
 }
 
-/// A question with its answers, as HTML.
+/// A question with its answers. The texts are HTML, except the title.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Row {
     /// The question's id.
     pub qid: String,
+    /// The question's title as plain text, or empty if it has none.
+    pub title: String,
     /// The question's HTML.
     pub question: String,
-    /// Its answers, in the source's order.
+    /// The answers, in the order of the source.
     pub answers: Vec<Answer>,
 }
 
-/// Input that could not be read: a row, or a file from here on.
+/// An error in the input: an unreadable row, or a file that is unreadable from some point on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadInput {
-    /// File and line, byte, or row group and row.
+    /// File, and the line and byte or the row group and row.
     pub place: String,
-    /// What is wrong there.
+    /// Description of the problem.
     pub problem: String,
-    /// What to do about it.
+    /// How the user can solve it.
     pub remedy: &'static str,
-    /// Whether the rest of the file is lost with it.
+    /// Whether the rest of the file is unreadable too.
     pub rest_of_file: bool,
 }
 
 impl BadInput {
-    /// A row that cannot be read.
+    /// Creates the error for an unreadable row.
     pub(crate) fn row(place: String, problem: impl ToString) -> Self {
-        let remedy = "mend the row, or pass --skip-bad-rows to count and skip such rows";
+        let remedy = "correct the row, or pass --skip-bad-rows to count and skip such rows";
         Self { place, problem: problem.to_string(), remedy, rest_of_file: false }
     }
 
-    /// A file that cannot be read any further.
+    /// Replaces the remedy.
+    pub(crate) fn with_remedy(self, remedy: &'static str) -> Self {
+        Self { remedy, ..self }
+    }
+
+    /// Creates the error for a file that cannot be read any further.
     pub(crate) fn file(place: String, problem: impl ToString, remedy: &'static str) -> Self {
         Self { place, problem: problem.to_string(), remedy, rest_of_file: true }
     }
@@ -78,21 +85,21 @@ impl From<BadInput> for Error {
     }
 }
 
-/// What a reader hands out.
+/// An item of a reader's stream.
 #[derive(Debug)]
 pub enum Record {
-    /// A row whose texts are still to be fetched (by [`UnreadRow::fetch`], which the caller may do in parallel).
+    /// A row whose texts are still to be fetched with [`UnreadRow::fetch`], which the caller may do in parallel.
     Unread(UnreadRow),
-    /// A JSON line still to be parsed (by [`jsonl::parse_line`], which the caller may do in parallel).
+    /// A JSON line still to be parsed with [`jsonl::parse_line`], which the caller may do in parallel.
     Line(jsonl::Line),
-    /// Something unreadable.
+    /// An unreadable row or file.
     Bad(BadInput),
-    /// The reader itself cannot go on (no room for its temporary files, interrupted).
+    /// An error of the reader itself, which ends the stream (no room for temporary files, interruption).
     Failed(Error),
 }
 
 impl Record {
-    /// About how many bytes of text it holds.
+    /// Returns the approximate number of bytes of text in the record.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Unread(row) => row.len(),
@@ -102,48 +109,50 @@ impl Record {
     }
 }
 
-/// A stream of records, shared counters at its side.
+/// A stream of records.
 pub type Records = Box<dyn Iterator<Item = Record> + Send>;
 
-/// What reader and caller tell each other while records flow.
+/// Counters and a stop flag that a reader shares with its caller.
 #[derive(Clone, Debug, Default)]
 pub struct Meter {
     bytes: Arc<AtomicU64>,
     stopped: Arc<AtomicBool>,
-    posts: Arc<[AtomicU64; 4]>,
+    posts: Arc<[AtomicU64; 5]>,
 }
 
 impl Meter {
-    /// Bytes of input consumed so far.
+    /// Returns the number of input bytes consumed so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Adds to the number of input bytes consumed.
     pub(crate) fn consumed(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Tells the reader that nobody listens any more.
+    /// Asks the reader to stop because the caller no longer reads its records.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether to stop: nobody listens, or the user pressed Ctrl-C.
+    /// Returns whether the reader should stop, at the caller's request or because the user pressed Ctrl-C.
     pub(crate) fn must_stop(&self) -> bool {
         self.stopped.load(Ordering::Relaxed) || crate::interrupt::requested()
     }
 
+    /// Counts one post of `kind`.
     pub(crate) fn count_post(&self, kind: PostKind) {
         self.posts[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Posts of `kind` seen in `Posts.xml` files.
+    /// Returns the number of posts of `kind` in the `Posts.xml` files read so far.
     pub fn posts(&self, kind: PostKind) -> u64 {
         self.posts[kind as usize].load(Ordering::Relaxed)
     }
 }
 
-/// What a post of a `Posts.xml` is to us.
+/// Classification of the posts in a `Posts.xml`, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostKind {
     /// A question.
@@ -154,13 +163,15 @@ pub enum PostKind {
     OrphanAnswer,
     /// A tag wiki, a moderator nomination or the like.
     Other,
+    /// A post whose id occurred before in the same document. It is skipped.
+    Repeated,
 }
 
-/// A file format.
+/// File format of the input of `prepare`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// By the file's first bytes.
+    /// Detect the format from the file's first bytes.
     Auto,
     /// Parquet, in the schema of HuggingFaceH4/stack-exchange-preferences.
     H4,
@@ -170,7 +181,10 @@ pub enum Format {
     Jsonl,
 }
 
-/// Opens `path` for reading; `temporary` is a folder for the reader's scratch files.
+/// Opens the file at `path` for reading. The reader writes its temporary files into the folder `temporary`.
+///
+/// # Errors
+/// The file cannot be opened or its format not detected, or a temporary file cannot be created.
 pub fn open(path: &Path, format: Format, temporary: &Path, meter: &Meter) -> Result<Records> {
     let format = match format {
         Format::Auto => input::sniff(path)?,

@@ -1,38 +1,43 @@
-//! Rows from parquet files in the schema of `HuggingFaceH4/stack-exchange-preferences`: columns `qid` (integer),
-//! `question` (HTML), `answers` (list of {`text` HTML, `pm_score` integer, `selected` boolean, …}).
+//! Reads rows from parquet files in the schema of `HuggingFaceH4/stack-exchange-preferences`.
 //!
-//! Read column by column, a few hundred rows at a time: memory holds a page of each column read, never a file.
+//! The columns are `qid` (integer or text), `question` (HTML), `answers` (list of {`text` HTML, `pm_score` integer,
+//! `selected` boolean, …}), and optionally `title` (plain text). `answers` may also be a structure of lists, as Hugging
+//! Face's `Sequence` writes it.
+//!
+//! Files are read column by column, a few hundred rows at a time. Memory holds one page of each column, never a whole file.
 
-use std::fs::File;
 use std::path::Path;
 
-use parquet::basic::{Compression, Type as PhysicalType};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType};
+use parquet::data_type::ByteArray;
 use parquet::errors::{ParquetError, Result as ParquetResult};
-use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::parquet_leaf::{Integers, Leaf};
+use super::unread::RowTexts;
+use super::values::{Field, Flag, Id, Score};
 use super::{Answer, BadInput, Meter, Record, Records, UnreadRow};
+use crate::data::columnar::{self, Cell, Column, Found, Kind, Table};
+use crate::data::row_limit;
 use crate::error::{Error, Result};
 
-/// Rows decoded at a time.
-const BATCH: usize = 256;
-const WHOLE_FILE: &str =
-    "get the file again, or pass --skip-bad-rows to go on with what can be read";
+const WHOLE_FILE: &str = "get the file again, or pass --skip-bad-rows to use what can be read";
+const SCHEMA: &str = "a file of HuggingFaceH4/stack-exchange-preferences has the columns qid, question, and answers with \
+    text (text), pm_score (integer) and optionally selected (boolean)";
+const REWRITE: &str = "write it again with snappy, gzip, brotli, lz4, zstd or no compression (pyarrow: \
+    pq.write_table(pq.read_table(path), path, compression=\"zstd\"))";
 
-/// Opens the parquet file at `path`. One that cannot be read, by its footer or its schema, is a single
-/// [`Record::Bad`].
+/// A decoded value, or the problem with it.
+type Decoded<T> = std::result::Result<T, String>;
+
+/// Opens the parquet file at `path`. If its footer or its schema is unreadable, the only record is a [`Record::Bad`].
 ///
 /// # Errors
 /// The file cannot be opened.
 pub fn open(path: &Path, meter: Meter) -> Result<Records> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let length = file.metadata().map_err(|e| Error::io(path, "open", e))?.len();
+    let opened = Table::open(path).map_err(|e| Error::io(path, "open", e))?;
     let name = path.display().to_string();
-    let opened = SerializedFileReader::new(file).map_err(|e| bad_file(&name, "footer", &e));
-    let rows = opened.and_then(|reader| {
-        let columns = Columns::find(&reader, &name)?;
-        Ok(Rows::new(reader, columns, name, length, meter))
+    let opened = opened.map_err(|e| bad_file(&name, "footer", &e));
+    let rows = opened.and_then(|table| {
+        let columns = Columns::find(&table, &name)?;
+        Ok(Reader::new(table, columns, name, meter))
     });
     Ok(match rows {
         Ok(rows) => Box::new(rows),
@@ -40,16 +45,18 @@ pub fn open(path: &Path, meter: Meter) -> Result<Records> {
     })
 }
 
+/// Creates the error for an unreadable part of the file `name`.
 fn bad_file(name: &str, part: &str, error: &ParquetError) -> BadInput {
-    let text = error.to_string();
-    let text = text.strip_prefix("Parquet error: ").unwrap_or(&text);
-    BadInput::file(format!("{name}: {part}"), text, WHOLE_FILE)
+    let (problem, too_large) = columnar::explain(error);
+    let remedy = if too_large { row_limit::REMEDY } else { WHOLE_FILE };
+    BadInput::file(format!("{name}: {part}"), problem, remedy)
 }
 
-/// Indices of the leaf columns read.
+/// Indices of the columns that are read.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     qid: usize,
+    title: Option<usize>,
     question: usize,
     text: usize,
     pm_score: usize,
@@ -57,122 +64,104 @@ struct Columns {
 }
 
 impl Columns {
-    fn find(
-        reader: &SerializedFileReader<File>,
-        name: &str,
-    ) -> std::result::Result<Self, BadInput> {
-        let schema = reader.metadata().file_metadata().schema_descr();
-        let find = |root: &str, leaf: &str, kinds: &[PhysicalType]| {
-            let found = schema.columns().iter().position(|column| {
-                let path = column.path().parts();
-                path.first().is_some_and(|p| p == root) && path.last().is_some_and(|p| p == leaf)
-            });
-            let column = if root == leaf { leaf.to_string() } else { format!("{root}.{leaf}") };
-            let expected = "a file of HuggingFaceH4/stack-exchange-preferences has the columns qid, question, and \
-                 answers with text and pm_score";
-            let Some(index) = found else {
-                let problem = format!("there is no column {column}");
-                return Err(BadInput::file(name.to_string(), problem, expected));
+    /// Finds the columns and checks their types.
+    fn find(table: &Table, name: &str) -> std::result::Result<Self, BadInput> {
+        let bad = |problem: String| BadInput::file(name.to_string(), problem, SCHEMA);
+        // A column of the wrong type is an error, never treated as missing.
+        let checked =
+            |column: &str, found: Decoded<Option<Found>>, allowed: fn(&Kind) -> bool| match found
+                .map_err(bad)?
+            {
+                Some(found) if !allowed(&found.kind) => {
+                    Err(bad(format!("column {column} is of type {}", found.kind.name())))
+                }
+                found => Ok(found.map(|found| found.index)),
             };
-            let kind = schema.column(index).physical_type();
-            if !kinds.contains(&kind) {
-                let problem = format!("column {column} is of type {kind}");
-                return Err(BadInput::file(name.to_string(), problem, expected));
-            }
-            Ok(index)
+        let required = |column: &str, index: Option<usize>| {
+            index.ok_or_else(|| bad(format!("there is no column {column}")))
         };
-        let (text, integer) =
-            (PhysicalType::BYTE_ARRAY, [PhysicalType::INT64, PhysicalType::INT32]);
+        let text = |kind: &Kind| *kind == Kind::Text;
+        let title = |kind: &Kind| matches!(kind, Kind::Text | Kind::Null);
+        let number = |kind: &Kind| matches!(kind, Kind::Integer { .. } | Kind::Real);
+        let id = |kind: &Kind| matches!(kind, Kind::Integer { .. } | Kind::Real | Kind::Text);
+        let flag = |kind: &Kind| {
+            matches!(kind, Kind::Integer { .. } | Kind::Real | Kind::Flag | Kind::Null)
+        };
+        let flat = |column: &str, allowed| checked(column, table.flat(column), allowed);
+        let answers = |field: &str, allowed| {
+            checked(&format!("answers.{field}"), table.in_list("answers", field), allowed)
+        };
         let columns = Self {
-            qid: find("qid", "qid", &[integer[0], integer[1], text])?,
-            question: find("question", "question", &[text])?,
-            text: find("answers", "text", &[text])?,
-            pm_score: find("answers", "pm_score", &integer)?,
-            selected: find("answers", "selected", &[PhysicalType::BOOLEAN]).ok(),
+            qid: required("qid", flat("qid", id)?)?,
+            title: flat("title", title)?,
+            question: required("question", flat("question", text)?)?,
+            text: required("answers.text", answers("text", text)?)?,
+            pm_score: required("answers.pm_score", answers("pm_score", number)?)?,
+            selected: answers("selected", flag)?,
         };
-        columns.check_codecs(reader, name)?;
-        Ok(columns)
-    }
-
-    fn all(&self) -> impl Iterator<Item = usize> {
-        [self.qid, self.question, self.text, self.pm_score].into_iter().chain(self.selected)
-    }
-
-    /// Refuses codecs this build cannot decode, before any row is read.
-    fn check_codecs(
-        &self,
-        reader: &SerializedFileReader<File>,
-        name: &str,
-    ) -> std::result::Result<(), BadInput> {
-        let groups = reader.metadata().row_groups().iter();
-        let codecs = groups.flat_map(|group| self.all().map(|i| group.column(i).compression()));
-        for codec in codecs {
-            if matches!(codec, Compression::ZSTD(_) | Compression::LZO) {
-                let codec = codec.to_string();
-                let codec = codec.split('(').next().unwrap_or(&codec);
-                let problem = format!("is compressed with {codec}, which is not built in");
-                let remedy = "write it again with snappy, gzip, brotli, lz4 or no compression (pyarrow: \
-                    pq.write_table(pq.read_table(path), path, compression=\"snappy\"))";
-                return Err(BadInput::file(name.to_string(), problem, remedy));
+        match table.unreadable_codec(&columns.all()) {
+            Some(codec) => {
+                let problem = format!("is compressed with {codec}, which is not supported");
+                Err(BadInput::file(name.to_string(), problem, REWRITE))
             }
+            None => Ok(columns),
         }
-        Ok(())
+    }
+
+    /// Returns the indices of all columns.
+    fn all(&self) -> Vec<usize> {
+        let required = [self.qid, self.question, self.text, self.pm_score];
+        let optional = self.title.into_iter().chain(self.selected);
+        required.into_iter().chain(optional).collect()
     }
 }
 
-/// The rows of one file.
-struct Rows {
-    reader: SerializedFileReader<File>,
+/// Reads the rows of one file.
+struct Reader {
+    table: Table,
     columns: Columns,
     name: String,
     meter: Meter,
-    /// Row group being read, and its open columns.
+    /// Index of the row group being read.
     group: usize,
+    /// Columns of that row group, once they are open.
     open: Option<Group>,
-    /// Rows decoded but not handed out, last first.
+    /// Decoded records that were not returned yet, the last one first.
     ready: Vec<Record>,
-    /// Bytes of the file not yet reported as consumed, and per row of the open group.
+    /// Bytes of the file that were not reported as consumed yet.
     unreported: u64,
+    /// Average compressed bytes per row of the row group.
     bytes_per_row: u64,
 }
 
-impl Rows {
-    fn new(
-        reader: SerializedFileReader<File>,
-        columns: Columns,
-        name: String,
-        length: u64,
-        meter: Meter,
-    ) -> Self {
-        let (group, open, ready) = (0, None, Vec::new());
+impl Reader {
+    fn new(table: Table, columns: Columns, name: String, meter: Meter) -> Self {
         Self {
-            reader,
+            unreported: table.length(),
+            table,
             columns,
             name,
             meter,
-            group,
-            open,
-            ready,
-            unreported: length,
+            group: 0,
+            open: None,
+            ready: Vec::new(),
             bytes_per_row: 0,
         }
     }
 
-    /// Decodes the next batch into `ready`; false at the end of the file.
+    /// Decodes the next batch into `ready`. Returns false at the end of the file.
     fn fill(&mut self) -> bool {
         while !self.meter.must_stop() {
             if self.open.is_none() {
-                if self.group >= self.reader.num_row_groups() {
+                if self.group >= self.table.groups() {
                     self.meter.consumed(std::mem::take(&mut self.unreported));
                     return false;
                 }
-                let metadata = self.reader.metadata().row_group(self.group);
-                let rows = metadata.num_rows().max(0) as u64;
-                let size: i64 = metadata.columns().iter().map(|c| c.compressed_size()).sum();
-                self.bytes_per_row = size.max(0) as u64 / rows.max(1);
-                match Group::open(&self.reader, self.group, self.columns, rows) {
+                let rows = self.table.rows(self.group);
+                self.bytes_per_row = self.table.compressed_bytes(self.group) / rows.max(1);
+                match Group::open(&self.table, self.group, self.columns, rows) {
                     Ok(group) => self.open = Some(group),
-                    Err(e) => return self.lose_group(&e, 0),
+                    Err(e) => return self.skip_group(&e, 0),
                 }
             }
             let Some(group) = &mut self.open else {
@@ -185,30 +174,39 @@ impl Rows {
             }
             match group.read_batch() {
                 Ok(rows) => {
-                    let bytes = (self.bytes_per_row * rows.len() as u64).min(self.unreported);
-                    self.unreported -= bytes;
-                    self.meter.consumed(bytes);
-                    let (name, group) = (&self.name, self.group);
-                    let number =
-                        |(i, row): (usize, std::result::Result<UnreadRow, String>)| match row {
-                            Ok(row) => Record::Unread(row),
-                            Err(problem) => {
-                                let row = first + i as u64;
-                                let place = format!("{name}: row group {group}, row {row}");
-                                Record::Bad(BadInput::row(place, problem))
-                            }
-                        };
-                    self.ready = rows.into_iter().enumerate().map(number).rev().collect();
+                    self.set_ready(first, rows);
                     return true;
                 }
-                Err(e) => return self.lose_group(&e, first),
+                Err(e) => return self.skip_group(&e, first),
             }
         }
         false
     }
 
-    /// Goes on with the next row group after an error in this one.
-    fn lose_group(&mut self, error: &ParquetError, row: u64) -> bool {
+    /// Converts `rows`, which begin with row `first` of the group, to records in `ready`.
+    fn set_ready(&mut self, first: u64, rows: Vec<Decoded<UnreadRow>>) {
+        let bytes = (self.bytes_per_row * rows.len() as u64).min(self.unreported);
+        self.unreported -= bytes;
+        self.meter.consumed(bytes);
+        let (name, group, limit) = (&self.name, self.group, row_limit::max_row_bytes());
+        let record = |(row, decoded): (u64, Decoded<UnreadRow>)| {
+            let place = || format!("{name}: row group {group}, row {row}");
+            match decoded {
+                Ok(row) if row.len() as u64 > limit => {
+                    let problem = row_limit::problem(limit);
+                    Record::Bad(BadInput::row(place(), problem).with_remedy(row_limit::REMEDY))
+                }
+                Ok(row) => Record::Unread(row),
+                Err(problem) => Record::Bad(BadInput::row(place(), problem)),
+            }
+        };
+        self.ready = (first..).zip(rows).map(record).collect();
+        self.ready.reverse();
+    }
+
+    /// Records an error of this row group, which occurred at `row`, and continues with the next row group. Returns true
+    /// because `ready` then has a record.
+    fn skip_group(&mut self, error: &ParquetError, row: u64) -> bool {
         let part = format!("row group {}, from row {row}", self.group);
         self.ready.push(Record::Bad(bad_file(&self.name, &part, error)));
         (self.open, self.group) = (None, self.group + 1);
@@ -216,7 +214,7 @@ impl Rows {
     }
 }
 
-impl Iterator for Rows {
+impl Iterator for Reader {
     type Item = Record;
 
     fn next(&mut self) -> Option<Record> {
@@ -229,71 +227,49 @@ impl Iterator for Rows {
 
 /// The open columns of a row group.
 struct Group {
-    qid: Qid,
-    question: Leaf<ByteArrayType>,
-    text: Leaf<ByteArrayType>,
-    pm_score: Integers,
-    selected: Option<Leaf<BoolType>>,
-    /// Rows read, of `rows`.
+    qid: Column,
+    title: Option<Column>,
+    question: Column,
+    text: Column,
+    pm_score: Column,
+    selected: Option<Column>,
+    /// Number of rows read.
     row: u64,
+    /// Number of rows in the group.
     rows: u64,
-}
-
-enum Qid {
-    Number(Integers),
-    Text(Leaf<ByteArrayType>),
+    /// Number of rows to read at a time.
+    batch: u64,
 }
 
 impl Group {
-    fn open(
-        file: &SerializedFileReader<File>,
-        index: usize,
-        columns: Columns,
-        rows: u64,
-    ) -> ParquetResult<Self> {
-        let group = file.get_row_group(index)?;
-        let schema = file.metadata().file_metadata().schema_descr();
-        let reader = |column: usize| group.get_column_reader(column);
-        let column = |column: usize| schema.column(column);
-        let (qid_reader, qid_column) = (reader(columns.qid)?, column(columns.qid));
-        let qid = match qid_column.physical_type() {
-            PhysicalType::BYTE_ARRAY => Qid::Text(Leaf::new(qid_reader, &qid_column)?),
-            _ => Qid::Number(Integers::new(qid_reader, &qid_column)?),
-        };
-        let selected = columns.selected.map(|i| Leaf::new(reader(i)?, &column(i))).transpose()?;
+    fn open(table: &Table, group: usize, columns: Columns, rows: u64) -> ParquetResult<Self> {
+        let column = |index: usize| table.column(group, index);
         Ok(Self {
-            qid,
-            question: Leaf::new(reader(columns.question)?, &column(columns.question))?,
-            text: Leaf::new(reader(columns.text)?, &column(columns.text))?,
-            pm_score: Integers::new(reader(columns.pm_score)?, &column(columns.pm_score))?,
-            selected,
+            qid: column(columns.qid)?,
+            title: columns.title.map(column).transpose()?,
+            question: column(columns.question)?,
+            text: column(columns.text)?,
+            pm_score: column(columns.pm_score)?,
+            selected: columns.selected.map(column).transpose()?,
             row: 0,
             rows,
+            batch: table.batch(group, &columns.all()),
         })
     }
 
-    /// The next rows; for one that lacks a value or is not UTF-8, what is wrong with it.
-    fn read_batch(&mut self) -> ParquetResult<Vec<std::result::Result<UnreadRow, String>>> {
-        let rows = BATCH.min((self.rows - self.row) as usize);
-        let qids: Vec<std::result::Result<String, String>> = match &mut self.qid {
-            Qid::Text(leaf) => leaf
-                .read(rows)?
-                .into_iter()
-                .map(|v| {
-                    one_text(v, "qid").map(|qid| String::from_utf8_lossy(qid.data()).into_owned())
-                })
-                .collect(),
-            Qid::Number(numbers) => {
-                let number = |v: Vec<Option<i64>>| v.into_iter().next().flatten();
-                let text =
-                    |v| number(v).map(|n| n.to_string()).ok_or_else(|| "qid is null".to_string());
-                numbers.read(rows)?.into_iter().map(text).collect()
-            }
-        };
-        let questions = self.question.read(rows)?;
-        let (texts, scores) = (self.text.read(rows)?, self.pm_score.read(rows)?);
+    /// Reads the next rows. A row that lacks a value or is not UTF-8 is returned as its problem.
+    fn read_batch(&mut self) -> ParquetResult<Vec<Decoded<UnreadRow>>> {
+        let rows = self.batch.min(self.rows - self.row) as usize;
+        let qids = self.qid.read_flat(rows)?;
+        let mut titles = match &mut self.title {
+            Some(column) => column.read_flat(rows)?,
+            None => Vec::new(),
+        }
+        .into_iter();
+        let questions = self.question.read_flat(rows)?;
+        let (texts, scores) = (self.text.read_lists(rows)?, self.pm_score.read_lists(rows)?);
         let mut selected = match &mut self.selected {
-            Some(leaf) => leaf.read(rows)?,
+            Some(column) => column.read_lists(rows)?,
             None => Vec::new(),
         }
         .into_iter();
@@ -301,45 +277,57 @@ impl Group {
         let rows = qids.into_iter().zip(questions).zip(texts.into_iter().zip(scores));
         Ok(rows
             .map(|((qid, question), (texts, scores))| {
-                let flags = selected.next().unwrap_or_default();
-                let question = one_text(question, "question")?;
-                let qid = qid?;
-                let answers = answers(texts, scores, &flags)?;
-                Ok(UnreadRow::in_page(qid, question, answers))
+                let (title, flags) = (titles.next().flatten(), selected.next().unwrap_or_default());
+                let title = title.map(|title| text(Some(title), "title")).transpose()?;
+                let (answers, texts) = answers(texts, &scores, &flags)?;
+                let texts = RowTexts {
+                    title: title.filter(|title| !title.data().trim_ascii().is_empty()),
+                    question: text(question, "question")?,
+                    answers: texts,
+                };
+                let Id(qid) = Id::from_cell(qid.as_ref(), "qid")?;
+                Ok(UnreadRow::in_page(qid, answers, texts))
             })
             .collect())
     }
 }
 
-fn one_text(
-    values: Vec<Option<ByteArray>>,
-    column: &str,
-) -> std::result::Result<ByteArray, String> {
-    text(values.into_iter().next().flatten(), column)
-}
-
-/// The value if it is there and UTF-8.
-fn text(value: Option<ByteArray>, column: &str) -> std::result::Result<ByteArray, String> {
-    let value = value.ok_or_else(|| format!("{column} is null"))?;
+/// Returns a text cell if it is not null and is UTF-8, or else the problem.
+fn text(value: Option<Cell>, column: &str) -> Decoded<ByteArray> {
+    let value = match value {
+        Some(Cell::Text(value)) => value,
+        Some(_) => return Err(format!("{column} is not text")),
+        None => return Err(format!("{column} is null")),
+    };
     match std::str::from_utf8(value.data()) {
         Ok(_) => Ok(value),
-        Err(e) => Err(format!("{column} is not UTF-8 from its byte {} on", e.valid_up_to())),
+        Err(e) => Err(format!("{column} is not UTF-8 from byte {} on", e.valid_up_to())),
     }
 }
 
+/// Returns the answers of a row, and separately their texts.
 fn answers(
-    texts: Vec<Option<ByteArray>>,
-    scores: Vec<Option<i64>>,
-    selected: &[Option<bool>],
-) -> std::result::Result<Vec<(Answer, ByteArray)>, String> {
-    if texts.len() != scores.len() {
-        return Err("answers.text and answers.pm_score differ in number".into());
+    texts: Vec<Option<Cell>>,
+    scores: &[Option<Cell>],
+    selected: &[Option<Cell>],
+) -> Decoded<(Vec<Answer>, Vec<ByteArray>)> {
+    let count = texts.len();
+    if count != scores.len() {
+        return Err("answers.text and answers.pm_score differ in length".into());
+    }
+    // If the list of flags is null, no answer is accepted.
+    if !selected.is_empty() && count != selected.len() {
+        return Err("answers.text and answers.selected differ in length".into());
     }
     let each = texts.into_iter().zip(scores).enumerate().map(|(i, (value, score))| {
-        let pm_score = score.ok_or("answers.pm_score is null")?;
-        let selected = selected.get(i).copied().flatten().unwrap_or(false);
+        let Score(pm_score) = Score::from_cell(score.as_ref(), "answers.pm_score")?;
+        let flag = selected.get(i).and_then(Option::as_ref);
+        let Flag(selected) = Flag::from_cell(flag, "answers.selected")?;
         let answer = Answer { text: String::new(), pm_score, selected };
         Ok((answer, text(value, "answers.text")?))
     });
     each.collect()
 }
+
+#[cfg(test)]
+mod tests;

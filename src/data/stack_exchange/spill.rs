@@ -1,32 +1,44 @@
-//! Joins questions with their answers without holding all of them: posts, without their texts, are spread over temporary
-//! files by question, each file is joined in memory, and the joined rows are merged back into the questions' order.
+//! Joins questions with their answers without holding all of them in memory. Posts, without their texts, are partitioned
+//! by question into temporary files. Each file is joined in memory, and the joined rows are merged back into the order of
+//! the questions.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
-use rayon::prelude::*;
-
-use super::unread::{Span, Texts, UnreadRow};
+use super::unread::{RowTexts, Span, Texts, UnreadRow};
 use super::{Answer, Meter, PostKind, Record, Records};
 use crate::data::preference::pm_score;
 use crate::error::{Error, Result};
 
-/// Bytes of input per part: the posts of some megabytes fit a megabyte.
-const PART: u64 = 16 << 20;
-/// Most parts, which are open files.
-const MOST_PARTS: u64 = 512;
-/// Parts joined at once, each in memory.
-const AT_ONCE: usize = 8;
+/// Bytes of input per partition. The posts of several megabytes of input take about one megabyte.
+const PARTITION_BYTES: u64 = 16 << 20;
+/// Maximum number of partitions, each of which is an open file.
+const MAX_PARTITIONS: u64 = 512;
+/// Maximum number of partitions joined at the same time, each in memory.
+const MAX_CONCURRENT_JOINS: usize = 8;
 
 /// A question or an answer, without its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Post {
-    Question { id: i64, accepted: Option<i64>, body: Span },
-    Answer { id: i64, question: i64, score: i64, body: Span },
+    Question {
+        id: i64,
+        /// Id of the accepted answer.
+        accepted: Option<i64>,
+        /// Empty if there is no title.
+        title: Span,
+        body: Span,
+    },
+    Answer {
+        id: i64,
+        question: i64,
+        score: i64,
+        body: Span,
+    },
 }
 
 impl Post {
@@ -37,30 +49,48 @@ impl Post {
         }
     }
 
-    /// As it is stored, `order` being its place among all posts.
+    /// Returns the stored form of the post, which is number `order` among all posts.
     fn stored(&self, order: u64) -> Stored {
         match *self {
-            Self::Question { id, accepted, body } => Stored([
+            Self::Question { id, accepted, title, body } => Stored([
                 id as u64,
                 0,
                 order,
                 u64::from(accepted.is_some()),
                 accepted.unwrap_or(0) as u64,
+                title.start,
+                title.len,
                 body.start,
                 body.len,
             ]),
-            Self::Answer { id, question, score, body } => {
-                Stored([question as u64, 1, order, id as u64, score as u64, body.start, body.len])
-            }
+            Self::Answer { id, question, score, body } => Stored([
+                question as u64,
+                1,
+                order,
+                id as u64,
+                score as u64,
+                0,
+                0,
+                body.start,
+                body.len,
+            ]),
         }
     }
 }
 
-/// A post as numbers: the question it belongs to, 0 for a question or 1 for an answer, its place among all posts; then
-/// whether an answer is accepted and which, or the answer's id and score; where its text is. Sorted, a question is
-/// followed by its answers in their order.
+/// How many numbers store a post.
+const NUMBERS: usize = 9;
+
+/// A post as numbers, so that sorting places each question directly before its answers in their order:
+///
+/// - 0: id of the question it belongs to;
+/// - 1: 0 for a question, 1 for an answer;
+/// - 2: order number among all posts;
+/// - 3 and 4: for a question, whether an answer is accepted (0 or 1) and its id; for an answer, its id and score;
+/// - 5 and 6: start and length of the title;
+/// - 7 and 8: start and length of the body.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stored([u64; 7]);
+struct Stored([u64; NUMBERS]);
 
 impl Stored {
     fn is_question(&self) -> bool {
@@ -76,70 +106,98 @@ impl Stored {
         Span { start, len }
     }
 
-    /// The answer that a question's asker accepted.
+    /// Returns where the title is, if there is one.
+    fn title(&self) -> Option<Span> {
+        let [_, _, _, _, _, start, len, ..] = self.0;
+        (len > 0).then_some(Span { start, len })
+    }
+
+    fn answer_id(&self) -> u64 {
+        self.0[3]
+    }
+
+    /// Returns the id of the question's accepted answer, if there is one.
     fn accepted(&self) -> Option<i64> {
         let [_, _, _, any, accepted, ..] = self.0;
         (any == 1).then_some(accepted as i64)
     }
 
-    /// An answer to a question that accepted `accepted`; its text is not read yet.
-    fn answer(&self, accepted: Option<i64>) -> (Answer, Span) {
+    /// Converts to an answer without its text. `accepted` is the id of the question's accepted answer.
+    fn answer(&self, accepted: Option<i64>) -> Answer {
         let [_, _, _, id, score, ..] = self.0;
         let selected = accepted == Some(id as i64);
-        let answer =
-            Answer { text: String::new(), pm_score: pm_score(score as i64, selected), selected };
-        (answer, self.body())
+        Answer { text: String::new(), pm_score: pm_score(score as i64, selected), selected }
     }
 }
 
-/// Posts on their way to disk.
+/// Writes posts to the temporary files of their partitions.
 pub(super) struct Spill {
-    parts: Vec<BufWriter<File>>,
+    partitions: Vec<BufWriter<File>>,
     folder: PathBuf,
-    /// Posts so far: the order number of the next.
+    /// Number of posts so far, which is the order number of the next one.
     count: u64,
+    documents: Documents,
+}
+
+/// Order numbers of the first post of each document but the first. Ids are unique only within a document.
+#[derive(Clone, Debug, Default)]
+struct Documents(Vec<u64>);
+
+impl Documents {
+    /// Returns the number of the document that contains the post with this order number.
+    fn containing(&self, order: u64) -> usize {
+        self.0.partition_point(|&first| first <= order)
+    }
 }
 
 impl Spill {
-    /// Makes room for posts from `input_bytes` of input, in `folder`.
+    /// Creates temporary files in `folder`, as many as the posts of `input_bytes` of input need.
     pub(super) fn new(input_bytes: u64, folder: &Path) -> Result<Self> {
-        Self::with_parts(input_bytes.div_ceil(PART).clamp(1, MOST_PARTS), folder)
+        let partitions = input_bytes.div_ceil(PARTITION_BYTES).clamp(1, MAX_PARTITIONS);
+        Self::with_partitions(partitions, folder)
     }
 
-    fn with_parts(parts: u64, folder: &Path) -> Result<Self> {
+    fn with_partitions(count: u64, folder: &Path) -> Result<Self> {
         let file = |_| tempfile::tempfile_in(folder).map(BufWriter::new);
-        let parts = (0..parts).map(file).collect::<io::Result<_>>();
-        let parts = parts.map_err(|e| Error::io(folder, "make a temporary file", e))?;
-        Ok(Self { parts, folder: folder.to_path_buf(), count: 0 })
+        let partitions = (0..count).map(file).collect::<io::Result<_>>();
+        let partitions = partitions.map_err(|e| Error::io(folder, "make a temporary file", e))?;
+        let folder = folder.to_path_buf();
+        Ok(Self { partitions, folder, count: 0, documents: Documents::default() })
     }
 
+    /// Starts a new document, to which the following posts belong.
+    pub(super) fn begin_document(&mut self) {
+        self.documents.0.push(self.count);
+    }
+
+    /// Writes a post to the partition of its question.
     pub(super) fn push(&mut self, post: &Post) -> Result<()> {
         let stored = post.stored(self.count);
         self.count += 1;
-        // Fibonacci hashing: neighbouring ids spread evenly.
+        // Fibonacci hashing spreads neighboring ids evenly.
         let hash = stored.0[0].wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let part = (hash % self.parts.len() as u64) as usize;
-        write_numbers(&mut self.parts[part], &stored.0)
+        let partition = (hash % self.partitions.len() as u64) as usize;
+        write_numbers(&mut self.partitions[partition], &stored.0)
             .map_err(|e| Error::io(&self.folder, "write a temporary file", e))
     }
 
-    /// The joined rows, in the order of their questions; `texts` is where their texts are.
+    /// Joins all posts and returns the rows in the order of their questions. Their texts are fetched from `texts`.
     pub(super) fn into_rows(self, meter: &Meter, texts: Texts) -> Result<Records> {
-        let Self { parts, folder, .. } = self;
+        let Self { partitions, folder, documents, .. } = self;
         let texts = Arc::new(texts);
         let fail = |e| Error::io(&folder, "use a temporary file", e);
-        let mut joined = Vec::with_capacity(parts.len());
-        let mut parts = parts.into_iter();
+        let mut joined = Vec::with_capacity(partitions.len());
+        let mut partitions = partitions.into_iter();
+        let concurrency = rayon::current_num_threads().clamp(1, MAX_CONCURRENT_JOINS);
         loop {
-            let some: Vec<_> = parts.by_ref().take(AT_ONCE).collect();
+            let group: Vec<_> = partitions.by_ref().take(concurrency).collect();
             if meter.must_stop() {
                 return Err(Error::Interrupted { note: "nothing was written".into() });
             }
-            if some.is_empty() {
+            if group.is_empty() {
                 break;
             }
-            let some = some.into_par_iter().map(|part| join(part, &folder, meter));
-            joined.extend(some.collect::<io::Result<Vec<_>>>().map_err(fail)?);
+            joined.extend(join_each(group, &documents, &folder, meter).map_err(fail)?);
         }
         let merge = Merge::new(joined).map_err(fail)?;
         Ok(Box::new(merge.map(move |row| match row {
@@ -149,35 +207,85 @@ impl Spill {
     }
 }
 
-/// Writes the questions of a part, each followed by its answers, in the questions' order.
-fn join(part: BufWriter<File>, folder: &Path, meter: &Meter) -> io::Result<BufReader<File>> {
+/// Calls [`join`] for each partition on a separate thread.
+///
+/// Rayon's pool would deadlock here: the main thread is one of its workers (`process::set_up`), on one core the only one,
+/// and it waits for the reader thread, which would wait for the pool.
+fn join_each(
+    partitions: Vec<BufWriter<File>>,
+    documents: &Documents,
+    folder: &Path,
+    meter: &Meter,
+) -> io::Result<Vec<BufReader<File>>> {
+    thread::scope(|scope| {
+        let start = |partition| {
+            thread::Builder::new()
+                .spawn_scoped(scope, move || join(partition, documents, folder, meter))
+        };
+        let threads = partitions.into_iter().map(start);
+        let threads = threads.collect::<io::Result<Vec<_>>>()?;
+        let panicked = |_| Err(io::Error::other("a thread that joins posts panicked"));
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked));
+        joined.collect()
+    })
+}
+
+/// Joins the posts of a partition. Returns a file of its questions in order, each followed by its answers.
+fn join(
+    partition: BufWriter<File>,
+    documents: &Documents,
+    folder: &Path,
+    meter: &Meter,
+) -> io::Result<BufReader<File>> {
     let mut posts = Vec::new();
-    let mut reader = reread(part)?;
+    let mut reader = reread(partition)?;
     while let Some(first) = read_number(&mut reader)? {
         posts.push(read_post(&mut reader, first)?);
     }
     posts.sort_unstable();
-    let mut rows: Vec<(&Stored, &[Stored])> = Vec::new();
-    for family in posts.chunk_by(|a, b| a.0[0] == b.0[0]) {
-        let (questions, answers) =
-            family.split_at(family.partition_point(|post| post.is_question()));
-        if questions.is_empty() {
-            answers.iter().for_each(|_| meter.count_post(PostKind::OrphanAnswer));
-        }
-        // Of two questions with one id, the first gets the answers.
-        let mut answers = Some(answers);
-        rows.extend(
-            questions.iter().map(|question| (question, answers.take().unwrap_or_default())),
-        );
-    }
-    rows.sort_unstable_by_key(|(question, _)| question.order());
+    let groups = posts.chunk_by(|a, b| a.0[0] == b.0[0]);
+    let mut rows: Vec<Joined> =
+        groups.flat_map(|group| join_group(group, documents, meter)).collect();
+    rows.sort_unstable_by_key(|row| row.question.order());
     let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
-    for (question, answers) in rows {
+    for Joined { question, answers } in rows {
         write_numbers(&mut file, &question.0)?;
         write_numbers(&mut file, &[answers.len() as u64])?;
         answers.iter().try_for_each(|answer| write_numbers(&mut file, &answer.0))?;
     }
     reread(file)
+}
+
+/// Joins the posts of one question id. Each document's question gets the answers of its document. An answer whose document
+/// lacks the question is joined to the question of another document if there is only one such question.
+fn join_group(group: &[Stored], documents: &Documents, meter: &Meter) -> Vec<Joined> {
+    let (questions, answers) = group.split_at(group.partition_point(Stored::is_question));
+    let document = |post: &Stored| documents.containing(post.order());
+    let mut rows: Vec<Joined> = Vec::new();
+    for question in questions {
+        // Posts are sorted by order, so that a repeated question follows the first one of its document.
+        let last = rows.last().map(|row| document(&row.question));
+        if last == Some(document(question)) {
+            meter.count_post(PostKind::Repeated);
+        } else {
+            rows.push(Joined { question: *question, answers: Vec::new() });
+        }
+    }
+    let mut seen = HashSet::new();
+    for answer in answers {
+        let own = rows.binary_search_by_key(&document(answer), |row| document(&row.question));
+        let only = (rows.len() == 1).then_some(0);
+        let Some(index) = own.ok().or(only) else {
+            meter.count_post(PostKind::OrphanAnswer);
+            continue;
+        };
+        if !seen.insert((index, answer.answer_id())) {
+            meter.count_post(PostKind::Repeated);
+        } else if let Some(row) = rows.get_mut(index) {
+            row.answers.push(*answer);
+        }
+    }
+    rows
 }
 
 /// A question with its answers.
@@ -187,35 +295,42 @@ struct Joined {
 }
 
 impl Joined {
+    /// Converts to a row whose texts are fetched from `texts`.
     fn unread(self, texts: &Arc<Texts>) -> UnreadRow {
         let accepted = self.question.accepted();
         let answers = self.answers.iter().map(|answer| answer.answer(accepted));
-        let (id, body) = (self.question.0[0] as i64, self.question.body());
-        UnreadRow::in_posts(id, body, answers, texts.clone())
+        let spans = RowTexts {
+            title: self.question.title(),
+            question: self.question.body(),
+            answers: self.answers.iter().map(Stored::body).collect(),
+        };
+        let id = self.question.0[0] as i64;
+        UnreadRow::in_posts(id, answers.collect(), spans, texts.clone())
     }
 }
 
-/// Merges ordered files of rows.
+/// Merges files of rows, each in the order of its questions, into one stream in that order.
 struct Merge {
-    parts: Vec<BufReader<File>>,
-    /// The next question of each part that has one, by its order number.
+    files: Vec<BufReader<File>>,
+    /// The next question of each file that has one, by its order number.
     heads: BinaryHeap<Reverse<(u64, usize, Stored)>>,
 }
 
 impl Merge {
-    fn new(parts: Vec<BufReader<File>>) -> io::Result<Self> {
-        let heads = BinaryHeap::with_capacity(parts.len());
-        let mut merge = Self { parts, heads };
-        for index in 0..merge.parts.len() {
+    fn new(files: Vec<BufReader<File>>) -> io::Result<Self> {
+        let heads = BinaryHeap::with_capacity(files.len());
+        let mut merge = Self { files, heads };
+        for index in 0..merge.files.len() {
             merge.read_head(index)?;
         }
         Ok(merge)
     }
 
+    /// Reads the next question of a file, if there is one.
     fn read_head(&mut self, index: usize) -> io::Result<()> {
-        let part = &mut self.parts[index];
-        if let Some(first) = read_number(part)? {
-            let question = read_post(part, first)?;
+        let file = &mut self.files[index];
+        if let Some(first) = read_number(file)? {
+            let question = read_post(file, first)?;
             self.heads.push(Reverse((question.order(), index, question)));
         }
         Ok(())
@@ -225,10 +340,10 @@ impl Merge {
         let Some(Reverse((_, index, question))) = self.heads.pop() else {
             return Ok(None);
         };
-        let part = &mut self.parts[index];
-        let answers = (0..number(part)?).map(|_| {
-            let first = number(part)?;
-            read_post(part, first)
+        let file = &mut self.files[index];
+        let answers = (0..number(file)?).map(|_| {
+            let first = number(file)?;
+            read_post(file, first)
         });
         let answers = answers.collect::<io::Result<_>>()?;
         self.read_head(index)?;
@@ -244,6 +359,7 @@ impl Iterator for Merge {
     }
 }
 
+/// Flushes a file and opens it for reading from its start.
 fn reread(file: BufWriter<File>) -> io::Result<BufReader<File>> {
     let mut file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.rewind()?;
@@ -254,7 +370,7 @@ fn write_numbers(out: &mut impl Write, numbers: &[u64]) -> io::Result<()> {
     numbers.iter().try_for_each(|number| out.write_all(&number.to_le_bytes()))
 }
 
-/// `None` at the end of the file.
+/// Reads a number, or returns `None` at the end of the file.
 fn read_number(input: &mut impl Read) -> io::Result<Option<u64>> {
     let mut bytes = [0; 8];
     match input.read_exact(&mut bytes) {
@@ -264,13 +380,14 @@ fn read_number(input: &mut impl Read) -> io::Result<Option<u64>> {
     }
 }
 
+/// Reads a number. The end of the file is an error.
 fn number(input: &mut impl Read) -> io::Result<u64> {
     read_number(input)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// A post whose `first` number is already read.
+/// Reads a post whose first number, `first`, is already read.
 fn read_post(input: &mut impl Read, first: u64) -> io::Result<Stored> {
-    let mut numbers = [first; 7];
+    let mut numbers = [first; NUMBERS];
     for rest in &mut numbers[1..] {
         *rest = number(input)?;
     }
@@ -281,17 +398,19 @@ fn read_post(input: &mut impl Read, first: u64) -> io::Result<Stored> {
 mod tests {
     use super::*;
 
-    /// The same posts through one part and through seven give the same rows in the same order.
+    /// The same posts in one partition and in seven give the same rows in the same order.
     #[test]
-    fn parts_do_not_change_the_rows() {
+    fn the_number_of_partitions_does_not_change_the_rows() {
         let folder = tempfile::tempdir().unwrap();
-        let rows = |parts| {
-            let mut spill = Spill::with_parts(parts, folder.path()).unwrap();
+        let rows = |partitions| {
+            let mut spill = Spill::with_partitions(partitions, folder.path()).unwrap();
             for n in 0..500i64 {
                 let id = n * 7919 % 500;
                 let body = Span { start: n as u64, len: 1 };
                 let post = match id % 5 {
-                    0 => Post::Question { id, accepted: Some(id + 1), body },
+                    0 => {
+                        Post::Question { id, accepted: Some(id + 1), title: Span::default(), body }
+                    }
                     _ => Post::Answer { id, question: id - id % 5, score: n - 100, body },
                 };
                 spill.push(&post).unwrap();

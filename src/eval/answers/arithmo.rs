@@ -1,15 +1,15 @@
-//! The rule that Arithmo-Mistral-7B was published with.
+//! The scoring rule with which Arithmo-Mistral-7B was published.
 
 use super::{Scorer, Verdict, gsm8k_answer};
 
-/// Exact text after the last `The answer is`; commas are removed in the known answer only.
+/// Compares the text after the last `The answer is` exactly. Commas are removed in the known answer only.
 pub const ARITHMO: Scorer = Scorer::new(
     "arithmo",
-    "the text after the last \"The answer is\", letter for letter (Arithmo's published rule)",
+    "the text after the last \"The answer is\", compared exactly (Arithmo's published rule)",
     judge,
 );
 
-/// What follows the last `The answer is:`, or else the last `The answer is `, trimmed.
+/// Returns the trimmed text after the last `The answer is:`, or, if there is none, after the last `The answer is `.
 pub fn stated_answer(completion: &str) -> Option<&str> {
     ["The answer is:", "The answer is "]
         .iter()

@@ -1,35 +1,42 @@
-//! Python programs written by a model, run where they can do no harm.
+//! Runs Python programs written by a model in a sandbox where they can do no harm.
 //!
-//! Each program is a process of its own with an empty environment and an empty working folder. Before Python starts, this
-//! program, called anew as `arithmo sandbox-exec`, gives up what Python must not have (see `restrict`): limits on CPU
-//! time, memory and file size (none); system calls other than those for computing and reading; files other than Python's
-//! own. So there is no network, no second process and nothing to write to. A wall clock ends what waits.
+//! Each program runs in its own process with an empty environment and an empty working folder. Before Python starts, this
+//! program, started again as `arithmo sandbox-exec`, restricts itself (`restrict`): it limits CPU time, memory and open
+//! files, and gives up access to files other than Python's own (`interpreter`), signals to other processes, and all system
+//! calls and arguments except those for computing and reading (`syscalls`). So there is no network, no second process and
+//! no file to write to. A program that waits is killed after a time limit (`child`).
 //!
-//! Linux only: [`Sandbox::open`] tries everything that must fail, and refuses to run anything if one of it works.
+//! The sandbox works on Linux only. [`Sandbox::open`] runs a program that tries everything that must fail (`trial`), and
+//! returns an error if one attempt succeeds. `docs/sandbox.md` lists what a program can still learn.
 
+mod child;
+mod interpreter;
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 mod restrict;
+#[cfg(all(target_os = "linux", target_endian = "little"))]
+mod syscalls;
+mod trial;
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use self::child::{ChildResult, End, supervise};
+use self::interpreter::Interpreter;
 use crate::error::{Error, Result};
 
-/// What a program may use.
+/// The resource limits of a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// CPU time, in seconds.
     pub cpu_seconds: u64,
-    /// Time on the wall's clock.
+    /// Wall-clock time.
     pub wall: Duration,
-    /// Address space, in bytes, Python itself included.
+    /// Address space in bytes, including Python itself.
     pub memory_bytes: u64,
-    /// Bytes of output that are kept; more of it ends the program.
+    /// Size of the output in bytes. More output ends the program.
     pub output_bytes: u64,
 }
 
@@ -45,23 +52,23 @@ impl Default for Limits {
 }
 
 /// How a program ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It ended well; this is what it printed.
+    /// It ended successfully.
     Printed {
         /// Standard output.
         output: String,
     },
-    /// It did not: an exception, a limit, something forbidden.
+    /// It failed: an exception, a limit, or a forbidden operation.
     Failed {
-        /// Why, in a line.
+        /// Reason, in one line.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// What it printed, if it ended well.
+    /// Returns the standard output if the program ended successfully.
     pub fn output(&self) -> Option<&str> {
         match self {
             Self::Printed { output } => Some(output),
@@ -70,203 +77,167 @@ impl Outcome {
     }
 }
 
-/// A Python interpreter in a box, checked.
+/// System paths of the shared libraries that every program needs, and of the time zones. All users may read them.
+const LIBRARIES: [&str; 7] = [
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/etc/ld.so.cache",
+    "/usr/share/zoneinfo",
+];
+
+/// A Python interpreter in a sandbox that has passed the trial.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    /// This program, which starts the box.
+    /// Path of this program, which restricts itself and then becomes the interpreter.
     launcher: PathBuf,
-    /// The interpreter itself, no wrapper.
-    python: PathBuf,
-    /// The folders it reads its own files from.
-    readable: Vec<PathBuf>,
+    interpreter: Interpreter,
     limits: Limits,
 }
 
-/// The longest program: the system passes arguments of up to 128 KiB.
-const LONGEST_PROGRAM: usize = 100_000;
-/// Printed by the child's own refusals, before Python starts.
+/// Maximum size of a program in bytes. The system passes arguments of up to 128 KiB.
+const MAX_PROGRAM_BYTES: usize = 100_000;
+/// Maximum length of a failure's reason in characters. The reason is the program's own last line, so it can be long.
+const MAX_REASON_CHARS: usize = 300;
+/// Start of the message printed if the restrictions cannot be applied before Python starts.
 const REFUSED: &str = "the sandbox cannot be closed";
+const REMEDY: &str = "use Linux 5.13 or newer (a container must allow seccomp and Landlock), or score the answers elsewhere";
 
 impl Sandbox {
-    /// Finds the interpreter `python` (a name or a path), and tries that the box holds: `launcher` is this program.
+    /// Finds the interpreter `python` (a name or a path) and checks the sandbox with the trial. `launcher` is the path of
+    /// this program.
     ///
     /// # Errors
-    /// There is no such interpreter, or this system cannot keep a promise of the box: which, is said.
+    /// There is no such interpreter, this system cannot enforce a restriction (the error names it), or the user interrupts.
     pub fn open(launcher: &Path, python: &str, limits: Limits) -> Result<Self> {
         if cfg!(not(all(target_os = "linux", target_endian = "little"))) {
             let problem = "running generated programs needs Linux (seccomp and Landlock)";
             return Err(Error::invalid("--allow-code-execution", problem, REMEDY));
         }
-        let (python, readable) = interpreter(python)?;
-        let sandbox = Self { launcher: launcher.to_path_buf(), python, readable, limits };
+        let sandbox = Self {
+            launcher: launcher.to_path_buf(),
+            interpreter: Interpreter::find(python)?,
+            limits,
+        };
         sandbox.check()?;
         Ok(sandbox)
     }
 
-    /// Runs one program.
+    /// Describes the limits and the interpreter, on which the outcome of a program depends.
+    pub fn conditions(&self) -> String {
+        format!("{:?} {}", self.limits, self.interpreter.program.display())
+    }
+
+    /// Runs one program. A program that fails is an [`Outcome::Failed`], not an error.
     ///
     /// # Errors
-    /// The process cannot be started at all; how the program itself ends is no error.
+    /// The process cannot be started, or the user interrupts, which kills the program at once.
     pub fn run(&self, program: &str) -> Result<Outcome> {
-        if program.len() > LONGEST_PROGRAM {
-            return Ok(failed(format!("a program of {} bytes is too long", program.len())));
+        if program.len() > MAX_PROGRAM_BYTES {
+            return Ok(failed(&format!("a program of {} bytes is too long", program.len())));
         }
         if program.contains('\0') {
-            return Ok(failed("holds a zero byte"));
+            return Ok(failed("contains a zero byte"));
         }
-        let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder", "make", e))?;
-        let mut child = self
-            .command(program)
-            .current_dir(folder.path())
-            .spawn()
-            .map_err(|e| Error::io(&self.launcher, "start", e))?;
-        let most = self.limits.output_bytes;
-        let output = child.stdout.take().map(|pipe| thread::spawn(move || read(pipe, most)));
-        let errors = child.stderr.take().map(|pipe| thread::spawn(move || read(pipe, most)));
-        let status = wait(&mut child, self.limits.wall)
-            .map_err(|e| Error::io(&self.launcher, "wait for", e))?;
-        let text = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
-            reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
-        };
-        let (output, errors) = (text(output), text(errors));
-        Ok(self.outcome(status, &output, &String::from_utf8_lossy(&errors)))
+        let folder = tempfile::tempdir();
+        let folder =
+            folder.map_err(|e| Error::io(std::env::temp_dir(), "make a temporary folder in", e))?;
+        let mut command = self.command(program);
+        command.current_dir(folder.path());
+        let ChildResult { end, output, errors } =
+            supervise(&mut command, self.limits.wall, self.limits.output_bytes)
+                .map_err(|e| Error::io(&self.launcher, "start", e))?;
+        match end {
+            End::Exited(status) => {
+                Ok(self.outcome(status, &output, &String::from_utf8_lossy(&errors)))
+            }
+            End::OutOfTime => {
+                let seconds = self.limits.wall.as_secs_f64();
+                Ok(failed(&format!("stopped after {seconds} s")))
+            }
+            End::Interrupted => Err(interrupted()),
+        }
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(&self.launcher);
         command.args(["sandbox-exec", "--cpu-seconds", &self.limits.cpu_seconds.to_string()]);
         command.args(["--memory-bytes", &self.limits.memory_bytes.to_string()]);
-        for folder in &self.readable {
-            command.arg("--read").arg(folder);
+        command.args(["--parent", &std::process::id().to_string()]);
+        for path in &self.interpreter.readable {
+            command.arg("--read").arg(path);
         }
-        // -I: no user's packages, no PYTHON* variables, nothing from the working folder; -B: no bytecode is written.
-        command.arg("--").arg(&self.python);
-        command.args(["-I", "-B", "-X", "utf8", "-c", PRELUDE, program]);
+        // -I ignores the user's packages, PYTHON* variables and the working folder; -B writes no bytecode.
+        command.arg("--").arg(&self.interpreter.program);
+        command.args(["-I", "-B", "-X", "utf8", "-c"]);
+        command.args([include_str!("prelude.py"), program]);
         command.env_clear().stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        own_group(&mut command);
         command
     }
 
-    /// `status`: `None` if the wall clock ended it.
-    fn outcome(&self, status: Option<ExitStatus>, output: &[u8], errors: &str) -> Outcome {
-        let Some(status) = status else {
-            return failed(format!("stopped after {} s", self.limits.wall.as_secs_f64()));
-        };
+    fn outcome(&self, status: ExitStatus, output: &[u8], errors: &str) -> Outcome {
         if output.len() as u64 > self.limits.output_bytes {
-            return failed(format!("printed more than {} bytes", self.limits.output_bytes));
+            return failed(&format!("printed more than {} bytes", self.limits.output_bytes));
         }
         if !status.success() {
             let refused = errors.lines().find(|line| line.contains(REFUSED));
             let last = refused.or(errors.lines().rfind(|line| !line.trim().is_empty()));
-            return failed(last.map_or_else(|| ended_by(status), str::to_string));
+            return failed(&last.map_or_else(|| ended_by(status), str::to_string));
         }
         match std::str::from_utf8(output) {
             Ok(output) => Outcome::Printed { output: output.to_string() },
-            Err(_) => failed("printed what is not UTF-8"),
+            Err(_) => failed("printed output that is not UTF-8"),
         }
     }
 
-    /// Tries in the box what must not work there.
+    /// Runs the trial: a program that tries in the sandbox everything that must not work there.
     fn check(&self) -> Result<()> {
         let refuse = |problem: String| {
             Err(Error::run(format!("generated programs are not run: {problem}"), REMEDY))
         };
-        match self.run(TRIAL)? {
-            Outcome::Printed { output } if output.trim() == "closed" => Ok(()),
+        // The trial has the default CPU limit and a long time limit, so that it ends on a busy machine too.
+        let patient = Self {
+            limits: Limits {
+                memory_bytes: self.limits.memory_bytes,
+                wall: Duration::from_secs(60),
+                ..Limits::default()
+            },
+            ..self.clone()
+        };
+        match patient.run(&trial::trial(&self.interpreter.readable))? {
+            // A package's .pth file may print something first, so only the last line is read.
+            Outcome::Printed { output } if output.lines().next_back() == Some("closed") => Ok(()),
             Outcome::Printed { output } => {
-                refuse(format!("in the sandbox these still work: {}", output.trim()))
+                refuse(format!("the sandbox does not prevent: {}", output.trim()))
             }
             Outcome::Failed { reason } if reason.contains(REFUSED) => refuse(reason),
-            Outcome::Failed { reason } => {
-                refuse(format!("{} does not start in the sandbox: {reason}", self.python.display()))
-            }
+            Outcome::Failed { reason } => refuse(format!(
+                "{} does not start in the sandbox: {reason}",
+                self.interpreter.program.display()
+            )),
         }
     }
 }
 
-const REMEDY: &str = "use Linux 5.13 or newer, in a container one that allows seccomp and Landlock; or score the answers elsewhere";
-
-/// Runs the program that is its argument, without the files that whoever started the evaluation left open.
-const PRELUDE: &str = r#"
-import os, sys
-os.closerange(3, 1 << 20)
-exec(compile(sys.argv[1], "<program>", "exec"), {"__name__": "__main__"})
-"#;
-
-/// Each attempt must raise; the names of those that do not are printed.
-const TRIAL: &str = r#"
-import os, socket
-def environment():
-    if not set(os.environ) - {"LC_CTYPE"}: raise OSError  # Python itself sets that one
-def open_files():
-    for fd in range(3, 64):
-        try: return os.fstat(fd)
-        except OSError: pass
-    raise OSError
-def folder():
-    if not os.listdir("."): raise OSError
-attempts = {
-    "writing a file": lambda: open("file", "w"),
-    "writing outside": lambda: open(f"../arithmo-{os.getpid()}", "w"),
-    "making a folder": lambda: os.mkdir("folder"),
-    "reading other files": lambda: open("/etc/passwd").read(),
-    "looking at processes": lambda: os.listdir("/proc"),
-    "the network": lambda: socket.socket(),
-    "a second process": lambda: os.fork() or os._exit(0),
-    "signals to others": lambda: os.kill(os.getppid(), 0),
-    "files others opened": open_files,
-    "the environment": environment,
-    "a working folder that is not empty": folder,
-}
-works = []
-for name, attempt in attempts.items():
-    try:
-        attempt()
-        works.append(name)
-    except OSError:
-        pass
-if "writing outside" in works: os.remove(f"../arithmo-{os.getpid()}")
-print(", ".join(works) or "closed")
-"#;
-
-fn failed(reason: impl Into<String>) -> Outcome {
-    Outcome::Failed { reason: reason.into() }
+/// Returns a failure with this reason, shortened to a line that a page can show.
+fn failed(reason: &str) -> Outcome {
+    let reason = reason.replace(char::is_control, " ");
+    Outcome::Failed { reason: cut(&reason, MAX_REASON_CHARS) }
 }
 
-/// Ctrl-C is for the evaluation, not for its programs: those would count as failed.
-#[cfg(unix)]
-fn own_group(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    command.process_group(0);
+/// Returns the first `max_chars` characters of `text`, with an ellipsis if there are more.
+pub(super) fn cut(text: &str, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
 }
 
-#[cfg(not(unix))]
-fn own_group(_command: &mut Command) {}
-
-/// Reads at most one byte more than `most`; closing the pipe then ends a program that prints on.
-fn read(pipe: impl Read, most: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // What was read before an error is what there is.
-    let _ = pipe.take(most + 1).read_to_end(&mut bytes);
-    bytes
-}
-
-/// Waits for the end, at most `wall`: `None` if the child had to be killed.
-fn wait(child: &mut Child, wall: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let begin = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if begin.elapsed() >= wall {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
+fn interrupted() -> Error {
+    Error::Interrupted {
+        note: "programs were stopped; run the same command again to continue".into(),
     }
 }
 
@@ -285,51 +256,57 @@ fn ended_by(status: ExitStatus) -> String {
     status.to_string()
 }
 
-/// The real path of an interpreter and the folders it reads. Asked outside of the box: it may be a wrapper's name.
-fn interpreter(python: &str) -> Result<(PathBuf, Vec<PathBuf>)> {
-    let ask = "import sys; print(*dict.fromkeys([sys.executable, sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]), sep='\\n')";
-    let wrong = |problem: String| {
-        Error::invalid("--python", problem, "name a Python 3 interpreter, or install python3")
-    };
-    let answer = Command::new(python)
-        .args(["-I", "-B", "-c", ask])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| wrong(format!("{python} cannot be started: {e}")))?;
-    if !answer.status.success() {
-        return Err(wrong(format!("{python} ended with {}", answer.status)));
-    }
-    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    let mut paths = text.lines().map(PathBuf::from).filter(|path| path.is_absolute());
-    let python = paths.next().ok_or_else(|| wrong(format!("{python} does not say where it is")))?;
-    Ok((python, paths.filter(|path| path.exists()).collect()))
+/// The restrictions that `arithmo sandbox-exec` applies to itself.
+#[derive(Clone, Debug)]
+pub struct Restriction<'a> {
+    /// CPU time, in seconds.
+    pub cpu_seconds: u64,
+    /// Address space, in bytes.
+    pub memory_bytes: u64,
+    /// Files and folders that may be read.
+    pub readable: &'a [PathBuf],
+    /// Process that started this one. If it ends, this one is killed.
+    pub parent: u32,
 }
 
-/// Gives up, for good, what a generated program must not have, and becomes `command` (a program and its arguments). It
-/// returns only if that fails: then nothing was run.
-pub fn become_restricted(
-    cpu_seconds: u64,
-    memory_bytes: u64,
-    readable: &[PathBuf],
-    command: &[String],
-) -> Error {
-    let reason = start(cpu_seconds, memory_bytes, readable, command);
+/// Restricts this process permanently and replaces it by `command` (a program and its arguments). It returns only if that
+/// fails, and then nothing was run.
+pub fn become_restricted(restriction: &Restriction, command: &[String]) -> Error {
+    let reason = start(restriction, command);
     Error::run(format!("{REFUSED}: {reason}"), REMEDY)
 }
 
 #[cfg(all(target_os = "linux", target_endian = "little"))]
-fn start(cpu_seconds: u64, memory_bytes: u64, readable: &[PathBuf], command: &[String]) -> String {
+fn start(restriction: &Restriction, command: &[String]) -> String {
     use std::os::unix::process::CommandExt;
     let Some((program, arguments)) = command.split_first() else {
-        return "there is no program to run".to_string();
+        return "no program to run is given".to_string();
     };
-    match restrict::restrict(cpu_seconds, memory_bytes, readable, Path::new(program)) {
+    match restrict::apply(restriction, Path::new(program)) {
         Ok(()) => Command::new(program).args(arguments).env_clear().exec().to_string(),
         Err(problem) => problem,
     }
 }
 
 #[cfg(not(all(target_os = "linux", target_endian = "little")))]
-fn start(_: u64, _: u64, _: &[PathBuf], _: &[String]) -> String {
-    "this needs Linux".to_string()
+fn start(_: &Restriction, _: &[String]) -> String {
+    "the sandbox needs Linux".to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_short_lines() {
+        let reason = |text: &str| match failed(text) {
+            Outcome::Failed { reason } => reason,
+            Outcome::Printed { output } => panic!("{output}"),
+        };
+        assert_eq!(reason("NameError: x"), "NameError: x");
+        assert_eq!(reason("a\u{1b}[2Jb"), "a [2Jb");
+        let long = reason(&"é".repeat(65_536));
+        assert_eq!(long.chars().count(), MAX_REASON_CHARS + 1);
+        assert!(long.ends_with("é…"));
+    }
 }

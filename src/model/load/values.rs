@@ -1,4 +1,5 @@
-//! What a model's tensors are made of while it is loaded: numbers, packed ones, random ones; whole, or some rows of them.
+//! The values of a model's tensors while it is loaded: floats, quantized or random values, of whole matrices or some
+//! rows.
 
 use std::ops::Range;
 
@@ -8,38 +9,38 @@ use burn::tensor::{DType, Distribution, Tensor, TensorData};
 use crate::model::limits::HALVES;
 use crate::model::quantize::{Quantized, words};
 
-/// What a tensor is filled with.
+/// The values that fill a tensor.
 pub(super) enum Values {
     Floats(Floats),
-    /// A packed matrix.
-    Packed(Quantized),
-    /// A matrix of bf16, two a word.
+    /// A quantized matrix.
+    Quantized(Quantized),
+    /// A bf16 matrix, two values per word.
     Halves(Vec<u32>),
 }
 
-/// Floats, in the model's dtype.
+/// Floats, converted to the model's dtype.
 pub(super) enum Floats {
-    /// Numbers from the host.
+    /// Values in host memory.
     Host(TensorData),
     Ones,
-    /// Random numbers between plus and minus this.
+    /// Uniform random values between minus and plus this bound.
     Uniform(f64),
 }
 
 impl Values {
-    /// Values that are kept together where a matrix is cut.
+    /// Returns the number of values that must stay together when a matrix is split.
     pub(super) fn unit(&self) -> usize {
         match self {
-            Self::Packed(packed) => packed.quantization().unit(),
+            Self::Quantized(quantized) => quantized.quantization().unit(),
             Self::Halves(_) | Self::Floats(_) => HALVES,
         }
     }
 
-    /// Some rows of a matrix, which begin and end with a [`unit`](Self::unit).
+    /// Returns the given rows of a matrix; both ends lie at a multiple of [`unit`](Self::unit) values.
     pub(super) fn rows(&self, rows: Range<usize>, columns: usize) -> Self {
         let values = rows.start * columns..rows.end * columns;
         match self {
-            Self::Packed(packed) => Self::Packed(packed.rows(rows)),
+            Self::Quantized(quantized) => Self::Quantized(quantized.rows(rows)),
             Self::Halves(words) => {
                 Self::Halves(words[values.start / 2..values.end.div_ceil(2)].to_vec())
             }
@@ -54,7 +55,7 @@ impl Values {
         }
     }
 
-    /// A weight of `dims` on `device`, which computes in `dtype`.
+    /// Creates a weight of `dims` on `device`, which computes in `dtype`.
     pub(super) fn into_weight<B: TrainBackend>(
         self,
         dims: [usize; 2],
@@ -62,21 +63,21 @@ impl Values {
         dtype: DType,
     ) -> Weight<B> {
         match self {
-            Self::Packed(packed) => packed.into_weight(device).into(),
+            Self::Quantized(quantized) => quantized.into_weight(device).into(),
             Self::Halves(words) => halves(words, dims, device).into(),
             Self::Floats(Floats::Host(data))
                 if data.dtype == DType::BF16 && dtype != DType::BF16 =>
             {
                 halves(words(data.as_bytes()), dims, device).into()
             }
-            Self::Floats(floats) => floats.on::<B, 2>(dims, device, dtype).into(),
+            Self::Floats(floats) => floats.into_tensor::<B, 2>(dims, device, dtype).into(),
         }
     }
 }
 
 impl Floats {
-    /// A tensor on `device`.
-    pub(super) fn on<B: TrainBackend, const D: usize>(
+    /// Creates a tensor on `device`.
+    pub(super) fn into_tensor<B: TrainBackend, const D: usize>(
         self,
         shape: [usize; D],
         device: &B::Device,
@@ -93,12 +94,12 @@ impl Floats {
     }
 }
 
-/// Numbers from the host.
+/// Wraps values in host memory.
 pub(super) fn host(data: TensorData) -> Values {
     Values::Floats(Floats::Host(data))
 }
 
-/// A matrix of bf16, two a word.
+/// Creates a bf16 matrix of two values per word.
 fn halves<B: TrainBackend>(
     words: Vec<u32>,
     dims: [usize; 2],

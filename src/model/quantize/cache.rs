@@ -1,8 +1,8 @@
-//! Packed models kept on disk, so that a model is quantised once: each a folder that opens like any other, in
-//! `$XDG_CACHE_HOME/arithmo/quantized` (usually `~/.cache/arithmo/quantized`). Any of them may be removed at any time.
+//! Keeps quantized models on disk, so that a model is quantized once. Each is a folder that opens like any other
+//! model, in `$XDG_CACHE_HOME/arithmo/quantized` (usually `~/.cache/arithmo/quantized`), and may be deleted at any
+//! time.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
@@ -11,52 +11,46 @@ use sha2::{Digest, Sha256};
 use super::{Quantization, Quantized, checksum, is_projection};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
-use crate::model::save::{MAX_SHARD_BYTES, OutTensor, save_folder_with};
+use crate::model::identity::{hex, weights_and_config};
+use crate::model::save::{ModelFolder, OutTensor};
 use crate::model::weights::WeightFiles;
-use crate::output::remove;
+use crate::output::list::{FileList, listed_files, remove_files};
+use crate::output::{is_taken, remove};
 use crate::progress::{Progress, ProgressMode};
 
-/// Changes whenever the same weights would be packed or laid out otherwise.
-const VERSION: &str = "arithmo quantized 1";
+/// Part of each fingerprint; must change whenever the same weights would be quantized or laid out differently.
+const VERSION: &str = "arithmo quantized 2";
 
-/// Bytes of the smallest model that is kept for a user.
+/// Bytes of the smallest model worth keeping on disk.
 const WORTH_KEEPING: u64 = 256 << 20;
 
-/// Where packed models are kept, if anywhere, and who hears about it.
+/// The location of quantized models on disk and where to report progress.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    /// The folder of packed models; `None`: they are quantised at every start.
+    /// Folder of quantized models; `None` quantizes at every start.
     pub folder: Option<PathBuf>,
-    /// Bytes of the smallest model that is kept: smaller ones are packed sooner than found.
+    /// Bytes of the smallest model to keep: a smaller one is quantized faster than found.
     pub worth: u64,
     /// Where progress and messages go.
     pub progress: ProgressMode,
 }
 
 impl Cache {
-    /// The user's cache folder, as the environment gives it.
-    pub fn of_user(progress: ProgressMode) -> Self {
-        let caches = match env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
-            Some(folder) => Some(PathBuf::from(folder)),
-            None => env::home_dir().map(|home| home.join(".cache")),
-        };
-        Self {
-            folder: caches.map(|caches| caches.join("arithmo/quantized")),
-            worth: WORTH_KEEPING,
-            progress,
-        }
+    /// Opens the user's cache folder, as the environment names it.
+    pub fn from_env(progress: ProgressMode) -> Self {
+        Self { folder: user_folder("quantized"), worth: WORTH_KEEPING, progress }
     }
 
-    /// Keeps nothing and says nothing.
+    /// Creates a cache that keeps nothing and prints nothing.
     pub fn none() -> Self {
         Self { folder: None, worth: 0, progress: ProgressMode::Quiet }
     }
 
-    /// The folder with `model` packed as `to`, made now if it is not there; `None` where nothing can be kept.
+    /// Returns the folder with `model` quantized as `to`, writing it first if need be; `None` if nothing can be kept.
     ///
     /// # Errors
     /// The model cannot be read, a weight is not finite, or the user interrupts.
-    pub fn packed(
+    pub fn quantized_folder(
         &self,
         model: &Path,
         config: &MistralConfig,
@@ -73,18 +67,31 @@ impl Cache {
                 return Ok(Some(folder));
             };
             self.say(&format!(
-                "warning: {}: is not as it was written\n  the model is quantised again",
+                "warning: {}: has changed since it was written\n  the model is quantized again",
                 changed.display()
             ));
         }
-        let made = remove(&folder).and_then(|()| self.make(&folder, model, config, files, to));
+        let old = match FileList::read(&folder) {
+            Some(_) => listed_files(&folder),
+            None => unlisted_files(&folder),
+        };
+        // The folder's name contains a hash, so a plain file of that name can only be a leftover.
+        let cleared = if folder.is_file() { remove(&folder) } else { remove_files(&folder, &old) };
+        let made = cleared.and_then(|()| self.make(&folder, model, config, files, to));
         match made {
             Ok(()) => Ok(Some(folder)),
-            // Another process was quicker.
+            // Another process was faster.
             Err(_) if is_whole(&folder, config, to) => Ok(Some(folder)),
+            Err(_) if is_taken(&folder) => {
+                self.say(&format!(
+                    "warning: {}: holds files that do not belong to a quantized model\n  the model is quantized again at every start",
+                    folder.display()
+                ));
+                Ok(None)
+            }
             Err(Error::Io { path, action, source }) if !matches!(action, "open" | "read") => {
                 self.say(&format!(
-                    "warning: {}: cannot keep the quantised model: {source}\n  it is quantised again at every start",
+                    "warning: {}: cannot keep the quantized model: {source}\n  it is quantized again at every start",
                     path.display()
                 ));
                 Ok(None)
@@ -93,7 +100,7 @@ impl Cache {
         }
     }
 
-    /// Quantises `model` into `folder`, which appears when it is whole.
+    /// Quantizes `model` into `folder`, which appears only when it is complete.
     fn make(
         &self,
         folder: &Path,
@@ -105,7 +112,7 @@ impl Cache {
         let tensors = config.tensors();
         let total = tensors.len() as u64;
         let progress = Progress::new("quantize", Some(total), "weights", self.progress);
-        progress.println(&format!("quantising to {}: {}", to.name(), folder.display()));
+        progress.println(&format!("quantizing to {}: {}", to.name(), folder.display()));
         let mut out = Vec::new();
         for (name, shape) in tensors {
             let dtype = match files.dtype(&name)? {
@@ -116,9 +123,9 @@ impl Cache {
             out.push(match (shape.as_slice(), is_projection(&name)) {
                 (&[d_out, d_in], true) => {
                     let dims = [d_out, d_in];
-                    OutTensor::packed(name, dims, dtype, to, move || {
+                    OutTensor::quantized(name, dims, dtype, to, move || {
                         progress.inc(1);
-                        pack(files, &source, dims, to)
+                        quantize_matrix(files, &source, dims, to)
                     })
                 }
                 _ => OutTensor::new(name, shape, dtype, move || {
@@ -127,34 +134,51 @@ impl Cache {
                 }),
             });
         }
-        let packed = MistralConfig { quantization: Some(to), ..config.clone() };
-        let note = |written: &Path| checksum::note(written);
-        save_folder_with(folder, &packed, out, MAX_SHARD_BYTES, Some(model), note)?;
+        let quantized_config = MistralConfig { quantization: Some(to), ..config.clone() };
+        let finish = |written: &Path| checksum::write_checksums(written);
+        ModelFolder::new(folder, &quantized_config).with_tokenizer(model).save_with(out, finish)?;
         progress.finish();
         Ok(())
     }
 
     fn say(&self, message: &str) {
         if self.progress != ProgressMode::Quiet {
-            eprintln!("{message}");
+            say!("{message}");
         }
     }
 }
 
-/// Packs one matrix of a model's files.
+/// Returns this program's folder `name` in the user's cache folder, as the environment names it, without creating it.
+pub(crate) fn user_folder(name: &str) -> Option<PathBuf> {
+    let caches = match env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => env::home_dir()?.join(".cache"),
+    };
+    Some(caches.join("arithmo").join(name))
+}
+
+/// Quantizes one matrix of a model's files.
 ///
 /// # Errors
-/// It cannot be read, or a value is not finite.
-pub fn pack(
+/// The matrix cannot be read, or a value is not finite.
+pub fn quantize_matrix(
     files: &WeightFiles,
     name: &str,
     dims: [usize; 2],
     to: Quantization,
 ) -> Result<Quantized> {
-    Quantized::pack(name, dims, to, |first, values| files.read_f32(name, first, values))
+    Quantized::quantize(name, dims, to, |first, values| files.read_f32(name, first, values))
 }
 
-/// Whether `folder` is a model of this shape, packed so, with nothing missing or cut off.
+/// Lists the files of a quantized model without a file list, as older versions wrote it: all files in the folder,
+/// since no one else uses its hashed name.
+fn unlisted_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path());
+    files.filter(|path| !path.is_dir()).collect()
+}
+
+/// Returns whether `folder` holds a complete model of this shape, quantized as `to`.
 fn is_whole(folder: &Path, config: &MistralConfig, to: Quantization) -> bool {
     let opened = || -> Result<bool> {
         let stored = MistralConfig::load(folder)?;
@@ -162,21 +186,17 @@ fn is_whole(folder: &Path, config: &MistralConfig, to: Quantization) -> bool {
         files.check(&config.tensors())?;
         let mut names = config.tensors().into_iter().map(|(name, _)| name);
         Ok(stored.quantization == Some(to)
-            && names.all(|name| files.is_packed(&name) == is_projection(&name)))
+            && names.all(|name| files.is_quantized(&name) == is_projection(&name)))
     };
     folder.is_dir() && opened().unwrap_or(false)
 }
 
-/// What the packed weights follow from: the configuration, each file's name, size and time, each tensor's place and first
-/// bytes, and how it is packed.
+/// Returns the folder name for these weights quantized as `to`, derived from the contents of configuration and
+/// weights and from the settings.
 fn fingerprint(model: &Path, files: &WeightFiles, to: Quantization) -> Result<String> {
-    let mut hasher = Sha256::new();
-    let config = model.join("config.json");
-    hasher.update(VERSION);
-    hasher.update(fs::read(&config).map_err(|e| Error::io(&config, "read", e))?);
-    files.identify(&mut |bytes| hasher.update(bytes))?;
+    let content = weights_and_config(model, files)?;
+    let digest = hex(Sha256::digest(format!("{VERSION}\n{content}")));
+    let (start, _) = digest.split_at(24);
     let double = if to.double_quant { "-double" } else { "" };
-    let digest = hasher.finalize();
-    let hex: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("{}{double}-{hex}", to.name()))
+    Ok(format!("{}{double}-{start}", to.name()))
 }

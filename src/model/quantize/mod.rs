@@ -1,10 +1,10 @@
-//! Weights in 4 or 8 bits a value, bit for bit as bitsandbytes packs them (QLoRA, arXiv 2305.14314).
+//! Quantization to 4 or 8 bits per value, bit for bit like bitsandbytes (QLoRA, arXiv 2305.14314).
 //!
-//! The flattened matrix is cut into blocks of 64. A block is scaled by its largest magnitude, its `absmax`, and each value
-//! becomes the nearest of the format's codes. Double quantisation packs the scales too: less their mean, in blocks of 256,
-//! in 8 bits. Codes, halfway points and the rule for what lies on one are those of bitsandbytes 0.50's CPU backend
-//! (MIT; `bitsandbytes/functional.py`: `get_4bit_type`, `create_dynamic_map`; 4 bits: `backends/default/ops.py`; 8 bits:
-//! `csrc/cpu_ops.cpp`).
+//! The flattened matrix is divided into blocks of 64 values. A block is scaled by its largest magnitude, its
+//! `absmax`, and each value becomes the nearest code of the format. Double quantization also quantizes the scales:
+//! minus their mean, in blocks of 256, to 8 bits. Codes, midpoints and the rule for ties are those of bitsandbytes
+//! 0.50's CPU backend (MIT; `bitsandbytes/functional.py`: `get_4bit_type`, `create_dynamic_map`; 4 bits:
+//! `backends/default/ops.py`; 8 bits: `csrc/cpu_ops.cpp`).
 
 pub mod bitsandbytes;
 mod blocks;
@@ -20,86 +20,82 @@ use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 
 pub use self::blocks::words;
-use self::blocks::{Codebook, pack_scales};
+use self::blocks::{Codebook, quantize_scales};
 use super::mistral::PROJECTIONS;
 use crate::error::{Error, Result};
 
-/// Values packed by a thread at once: whole blocks, and they stay in its cache.
+/// Number of values that a thread quantizes at once: whole blocks that stay in its cache.
 const PIECE: usize = 1 << 16;
 
-/// How projections are packed.
+/// The quantization of a model's projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
-    /// The codes.
+    /// Format of the codes.
     pub format: Format,
-    /// Whether the scales are packed too.
+    /// Whether the scales are quantized too.
     pub double_quant: bool,
 }
 
 impl Quantization {
-    /// Values that are kept together where a matrix is cut: those that share a scale, or a scale of scales.
+    /// Returns the number of values that must stay together when a matrix is split, because they share a scale or a
+    /// nested scale.
     pub fn unit(&self) -> usize {
-        match self.double_quant {
-            false => BLOCK,
-            true => BLOCK * NESTED_BLOCK,
-        }
+        if self.double_quant { BLOCK * NESTED_BLOCK } else { BLOCK }
     }
 
-    /// Bytes that `count` values take.
+    /// Returns the bytes that `count` values take.
     pub fn bytes(&self, count: usize) -> usize {
         let blocks = count.div_ceil(BLOCK);
-        let of_scales = match self.double_quant {
-            false => 4 * blocks,
-            true => blocks + 4 * blocks.div_ceil(NESTED_BLOCK),
-        };
-        (count * self.format.bits()).div_ceil(8) + of_scales
+        let scale_bytes =
+            if self.double_quant { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) } else { 4 * blocks };
+        (count * self.format.bits()).div_ceil(8) + scale_bytes
     }
 }
 
-/// Whether the weight `name` (`model.layers.0.mlp.up_proj.weight`) is a projection's: these are packed; embeddings, norms
-/// and the head are not.
+/// Returns whether the weight `name` (`model.layers.0.mlp.up_proj.weight`) belongs to a projection. Projections are
+/// quantized; embeddings, norms and the head are not.
 pub fn is_projection(name: &str) -> bool {
     let module = name.strip_suffix(".weight").unwrap_or_default();
     let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
     in_layer.is_some_and(|(_, path)| PROJECTIONS.contains(&path))
 }
 
-/// A packed matrix on the host.
+/// A quantized matrix in host memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
-    /// The codes.
+    /// Format of the codes.
     pub format: Format,
-    /// `[D_out, D_in]`.
+    /// Shape `[D_out, D_in]`.
     pub dims: [usize; 2],
-    /// bitsandbytes' packed bytes, four a word, little-endian.
+    /// bitsandbytes' packed bytes, four per word, little-endian.
     pub words: Vec<u32>,
-    /// A scale for every 64 values.
+    /// Scales, one per 64 values.
     pub scales: HostScales,
 }
 
-/// The scales of a packed matrix.
+/// The scales of a quantized matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostScales {
-    /// As they are.
+    /// Scales in f32.
     Plain(Vec<f32>),
-    /// Packed.
+    /// Quantized scales.
     Double {
-        /// 8-bit codes of `absmax - offset`, four a word.
+        /// 8-bit codes of `absmax - offset`, four per word.
         words: Vec<u32>,
-        /// A scale for every 256 of them.
+        /// Scales of these codes, one per 256.
         absmax: Vec<f32>,
-        /// Their mean.
+        /// Mean of the scales.
         offset: f32,
     },
 }
 
 impl Quantized {
-    /// Packs the matrix `name` of `dims`. `read` gives its values: threads call it, each with the index of an element and
-    /// room for the values from there on.
+    /// Quantizes the matrix `name` of `dims`. Several threads call `read`, each with the index of an element and a
+    /// buffer that it fills with the values from there on.
     ///
     /// # Errors
     /// `read` fails, or a value is not finite.
-    pub fn pack(
+    pub fn quantize(
         name: &str,
         dims: [usize; 2],
         to: Quantization,
@@ -116,23 +112,23 @@ impl Quantized {
             let first = index * PIECE;
             let values = &mut values[..PIECE.min(count - first)];
             read(first, values)?;
-            codebook.pack(values, words, absmax);
-            match absmax.iter().all(|scale| scale.is_finite()) {
-                true => Ok(()),
-                false => Err(not_finite(name, first, values)),
+            codebook.quantize(values, words, absmax);
+            if absmax.iter().all(|scale| scale.is_finite()) {
+                Ok(())
+            } else {
+                Err(not_finite(name, first, values))
             }
         })?;
-        let scales = match to.double_quant {
-            false => HostScales::Plain(absmax),
-            true => {
-                let (words, absmax, offset) = pack_scales(&absmax);
-                HostScales::Double { words, absmax, offset }
-            }
+        let scales = if to.double_quant {
+            let (words, absmax, offset) = quantize_scales(&absmax);
+            HostScales::Double { words, absmax, offset }
+        } else {
+            HostScales::Plain(absmax)
         };
         Ok(Self { format: to.format, dims, words, scales })
     }
 
-    /// Random codes, for measurements: of about this standard deviation.
+    /// Creates a matrix of random codes with about this standard deviation, for measurements.
     pub fn random(dims: [usize; 2], to: Quantization, deviation: f32, rng: &mut impl Rng) -> Self {
         let code = to.format.code();
         let square: f32 = code.iter().map(|value| value * value).sum();
@@ -141,18 +137,19 @@ impl Quantized {
         let blocks = count.div_ceil(BLOCK);
         let mut words = vec![0u32; Codebook::new(to.format).words(count)];
         rng.fill_bytes(bytemuck::cast_slice_mut(&mut words));
-        let scales = match to.double_quant {
-            false => HostScales::Plain(vec![scale; blocks]),
-            true => HostScales::Double {
+        let scales = if to.double_quant {
+            HostScales::Double {
                 words: vec![0; blocks.div_ceil(4)],
                 absmax: vec![0.0; blocks.div_ceil(NESTED_BLOCK)],
                 offset: scale,
-            },
+            }
+        } else {
+            HostScales::Plain(vec![scale; blocks])
         };
         Self { format: to.format, dims, words, scales }
     }
 
-    /// What it is packed as.
+    /// Returns the quantization settings of this matrix.
     pub fn quantization(&self) -> Quantization {
         Quantization {
             format: self.format,
@@ -160,8 +157,8 @@ impl Quantized {
         }
     }
 
-    /// The values it stands for, `code * absmax` in f32.
-    pub fn unpack(&self) -> Vec<f32> {
+    /// Dequantizes the matrix: `code * absmax` in f32.
+    pub fn dequantize(&self) -> Vec<f32> {
         let (code, absmax) = (self.format.code(), self.scales.absmax());
         let count = self.dims[0] * self.dims[1];
         let bytes = self.words.iter().flat_map(|word| word.to_le_bytes());
@@ -174,7 +171,7 @@ impl Quantized {
         values.collect()
     }
 
-    /// Some of the rows, which begin and end with a [`Quantization::unit`].
+    /// Returns some of the rows; both ends lie at a multiple of [`Quantization::unit`] values.
     pub fn rows(&self, rows: Range<usize>) -> Self {
         let [_, columns] = self.dims;
         let (first, end) = (rows.start * columns, rows.end * columns);
@@ -194,7 +191,7 @@ impl Quantized {
         }
     }
 
-    /// The same on a device.
+    /// Copies the matrix to a device.
     pub fn into_weight<B: TrainBackend>(self, device: &B::Device) -> PackedWeight<B> {
         let words = |words: Vec<u32>| {
             let shape = [words.len()];
@@ -219,7 +216,7 @@ impl Quantized {
 }
 
 impl HostScales {
-    /// The scales themselves.
+    /// Returns the scales in f32, dequantized if need be.
     pub fn absmax(&self) -> Vec<f32> {
         match self {
             Self::Plain(absmax) => absmax.clone(),
@@ -236,13 +233,14 @@ impl HostScales {
     }
 }
 
+/// Returns the error for the first value that is not finite.
 fn not_finite(name: &str, first: usize, values: &[f32]) -> Error {
     let at = values.iter().position(|value| !value.is_finite());
     let at = at.unwrap_or_default();
     Error::invalid(
         name,
         format!(
-            "element {} is {}: it cannot be packed",
+            "element {} is {}, which cannot be quantized",
             first + at,
             values.get(at).copied().unwrap_or(f32::NAN)
         ),

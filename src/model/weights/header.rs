@@ -1,4 +1,4 @@
-//! The header of a safetensors file, checked whole before any tensor is used.
+//! Reads the header of a safetensors file and checks all of it before any tensor is used.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{Entry, FETCH_AGAIN};
 use crate::error::{Error, Result};
 
-/// Longest header the format allows, bytes.
+/// Longest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// One tensor as the header describes it.
@@ -24,7 +24,7 @@ struct Info {
     data_offsets: (u64, u64),
 }
 
-/// The header's tensors in written order, duplicates included (a map would hide them).
+/// The header's tensors in file order, with duplicates (a map would hide them).
 struct Header(Vec<(String, Info)>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Reads and checks the header; entries come with `file` 0.
+/// Reads and checks the header; the returned entries have `file` 0.
 pub(super) fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, Entry)>> {
     let bad = |problem: String| Error::file(path, problem, FETCH_AGAIN);
     let io = |e| Error::io(path, "read", e);
@@ -85,7 +85,8 @@ pub(super) fn read_header(file: &mut File, path: &Path) -> Result<Vec<(String, E
     check_header(header, data_start, size).map_err(bad)
 }
 
-/// The format's rules: known types, sizes that fit the shapes, no gap, no overlap, nothing cut off or left over.
+/// Checks the format's rules: known dtypes, sizes that fit the shapes, no gap, no overlap, nothing truncated or left
+/// over.
 fn check_header(
     header: Header,
     data_start: u64,
@@ -104,7 +105,8 @@ fn check_header(
     Ok(entries)
 }
 
-/// Where one tensor lies in the file, if its size fits its shape.
+/// Returns the location of one tensor in the file, or the problem if its dtype is unknown or its size does not fit its
+/// shape.
 fn locate(info: Info, data_start: u64) -> std::result::Result<Entry, String> {
     let Some(dtype) = dtype_named(&info.dtype) else {
         return Err(format!("unknown element type {:?}", info.dtype));
@@ -124,7 +126,7 @@ fn locate(info: Info, data_start: u64) -> std::result::Result<Entry, String> {
     Ok(Entry { file: 0, dtype, shape: info.shape, start, len })
 }
 
-/// Tensors must follow one another without gap or overlap, up to the last byte of the file.
+/// Checks that the tensors follow one another without gap or overlap, up to the last byte of the file.
 fn check_layout(
     entries: &[(String, Entry)],
     data_start: u64,
@@ -141,7 +143,7 @@ fn check_layout(
         if start > end {
             return Err(format!("{name}: at byte {start} leaves a gap after byte {end}"));
         }
-        end = start + entry.len as u64;
+        end = start.saturating_add(entry.len as u64);
         if end > size {
             return Err(format!("ends at byte {size}, but {name} reaches to byte {end}"));
         }
@@ -152,7 +154,7 @@ fn check_layout(
     Ok(())
 }
 
-/// The element types of the format that have a counterpart here.
+/// Returns the dtype for a name in the file format, if there is one.
 fn dtype_named(name: &str) -> Option<DType> {
     Some(match name {
         "F64" => DType::F64,
@@ -166,7 +168,7 @@ fn dtype_named(name: &str) -> Option<DType> {
         "U64" => DType::U64,
         "U32" => DType::U32,
         "U16" => DType::U16,
-        // BOOL and the 8-bit floats are bytes to us: readable through `bytes`, refused as weights.
+        // BOOL and the 8-bit floats are read as bytes; as weights they are refused.
         "U8" | "BOOL" | "F8_E4M3" | "F8_E5M2" => DType::U8,
         _ => return None,
     })

@@ -1,45 +1,45 @@
-//! The names and numbers of a schedule, by their names in transformers' `TrainingArguments`.
+//! The types and parameters of learning-rate schedules, under their names in transformers' `TrainingArguments`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// TrainingArguments' `lr_scheduler_type`.
+/// The type of a schedule: `lr_scheduler_type` of TrainingArguments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
-    /// Straight down to 0 at the last step.
+    /// Linear decay to 0 at the last step.
     Linear,
-    /// Half a cosine wave down to 0.
+    /// Decay to 0 along half a cosine wave.
     #[default]
     Cosine,
-    /// Several half waves, each starting at the peak (`num_cycles`, default 1).
+    /// Decay along several half cosine waves, each starting at the peak (`num_cycles`, default 1).
     CosineWithRestarts,
-    /// A power of the remaining share, down to `lr_end` (default 1e-7; `power` default 1).
+    /// Decay by a power of the remaining fraction of steps, to `lr_end` (default 1e-7; `power` defaults to 1).
     Polynomial,
-    /// The peak throughout, no warmup.
+    /// The peak throughout, without warmup.
     Constant,
     /// The peak after warmup.
     ConstantWithWarmup,
-    /// The square root of warmup over step (of 10000 over step, without warmup).
+    /// The peak times the square root of warmup steps over step (of 10000 over step if there is no warmup).
     InverseSqrt,
-    /// A cosine wave down to `min_lr` or `min_lr_rate`.
+    /// Decay along half a cosine wave to `min_lr` or `min_lr_rate`.
     CosineWithMinLr,
-    /// The same, with warmup starting at `warmup_lr_rate`.
+    /// Same as `CosineWithMinLr`, with a warmup that starts at `warmup_lr_rate`.
     CosineWarmupWithMinLr,
-    /// Warmup, a plateau, a decay (`num_decay_steps`).
+    /// Warmup, a plateau, and a decay (`num_decay_steps`).
     WarmupStableDecay,
-    /// Follows a metric. Not built yet.
+    /// Reduction when a metric stops improving. Not supported yet.
     ReduceLrOnPlateau,
 }
 
 impl SchedulerType {
-    /// Whether the warmup steps count: all but `constant`.
+    /// Returns whether the schedule has a warmup, as all but `constant` do.
     pub fn has_warmup(self) -> bool {
         self != Self::Constant
     }
 
-    /// The `lr_scheduler_kwargs` the schedule has a use for.
+    /// Returns the `lr_scheduler_kwargs` that the schedule uses.
     fn kwargs(self) -> &'static [&'static str] {
         match self {
             Self::Linear | Self::Constant | Self::ConstantWithWarmup => &[],
@@ -62,39 +62,40 @@ impl SchedulerType {
     }
 }
 
-/// TrainingArguments' `lr_scheduler_kwargs`: the numbers of a schedule, by their names in transformers.
+/// The parameters of a schedule: `lr_scheduler_kwargs` of TrainingArguments.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerKwargs {
-    /// Waves: a half is one way down (default 0.5; for restarts 1).
+    /// Number of cosine waves. Half a wave is one decay (default 0.5, and 1 for restarts).
     pub num_cycles: Option<f64>,
     /// Last learning rate of `polynomial`.
     pub lr_end: Option<f64>,
     /// Exponent of `polynomial`.
     pub power: Option<f64>,
-    /// Lowest learning rate of a cosine.
+    /// Minimum learning rate of a cosine.
     pub min_lr: Option<f64>,
-    /// The same as a share of the peak.
+    /// Minimum learning rate of a cosine as a fraction of the peak.
     pub min_lr_rate: Option<f64>,
-    /// First learning rate of `cosine_warmup_with_min_lr`, as a share of the peak.
+    /// First learning rate of `cosine_warmup_with_min_lr` as a fraction of the peak.
     pub warmup_lr_rate: Option<f64>,
-    /// Steps of the last phase of `warmup_stable_decay`.
+    /// Number of steps of the decay of `warmup_stable_decay`.
     pub num_decay_steps: Option<usize>,
-    /// Steps of its middle phase (default: what warmup and decay leave).
+    /// Number of steps of the plateau of `warmup_stable_decay` (default: all steps without warmup and decay).
     pub num_stable_steps: Option<usize>,
-    /// Shape of its first phase.
+    /// Shape of the warmup of `warmup_stable_decay`.
     pub warmup_type: Option<PhaseShape>,
-    /// Shape of its last phase.
+    /// Shape of the decay of `warmup_stable_decay`.
     pub decay_type: Option<PhaseShape>,
-    /// Its lowest learning rate, as a share of the peak.
+    /// Minimum learning rate of `warmup_stable_decay` as a fraction of the peak.
     pub min_lr_ratio: Option<f64>,
 }
 
 impl SchedulerKwargs {
-    /// Refuses what `kind` has no use for, what it lacks, and numbers out of range.
+    /// Checks that the parameters fit the schedule `kind` with its peak at `base_lr`.
     ///
     /// # Errors
-    /// The key, as `train.lr_scheduler_kwargs.num_cycles`.
+    /// A parameter is not used by `kind`, is missing, or is out of range. The error names the key, as in
+    /// `train.lr_scheduler_kwargs.num_cycles`.
     pub fn check(&self, kind: SchedulerType, base_lr: f64) -> Result<()> {
         let at = |key: &str| match key {
             "" => "train.lr_scheduler_kwargs".to_string(),
@@ -102,11 +103,11 @@ impl SchedulerKwargs {
         };
         let shown = serde_json::to_string(&kind).unwrap_or_default();
         if kind == SchedulerType::ReduceLrOnPlateau {
-            let remedy = "choose a schedule that depends on the step alone, as \"cosine\"";
+            let remedy = "choose a schedule that depends on the step alone, such as \"cosine\"";
             let problem = format!("{shown} is not built yet");
             return Err(Error::invalid("train.lr_scheduler_type", problem, remedy));
         }
-        for (key, number) in self.given() {
+        for (key, number) in self.named_values() {
             let known = kind.kwargs();
             if !known.contains(&key) {
                 let problem = format!("{shown} does not use it");
@@ -144,8 +145,8 @@ impl SchedulerKwargs {
         }
     }
 
-    /// Names and values of what is set; a shape counts as 0.
-    fn given(&self) -> Vec<(&'static str, f64)> {
+    /// Returns the names and values of the parameters that are set. A shape has the value 0.
+    fn named_values(&self) -> Vec<(&'static str, f64)> {
         let steps = |value: Option<usize>| value.map(|steps| steps as f64);
         let shape = |value: Option<PhaseShape>| value.map(|_| 0.0);
         [
@@ -170,10 +171,10 @@ impl SchedulerKwargs {
         self.lr_end.unwrap_or(1e-7)
     }
 
-    /// Lowest rate of a cosine as a share of the peak.
-    pub(super) fn min_share(&self, base_lr: f64) -> f64 {
+    /// Returns the minimum rate of a cosine as a fraction of the peak.
+    pub(super) fn min_factor(&self, base_lr: f64) -> f64 {
         match self.min_lr {
-            Some(lowest) => lowest / base_lr,
+            Some(min_lr) => min_lr / base_lr,
             None => self.min_lr_rate.unwrap_or(0.0),
         }
     }
@@ -187,7 +188,7 @@ pub enum PhaseShape {
     Linear,
     /// Half a cosine wave.
     Cosine,
-    /// One minus a square root.
+    /// One minus the square root of the progress.
     #[serde(rename = "1-sqrt")]
     OneMinusSqrt,
 }
@@ -198,7 +199,7 @@ mod tests {
     use SchedulerType::*;
 
     #[test]
-    fn kwargs_a_schedule_cannot_honour_are_refused() {
+    fn kwargs_that_a_schedule_does_not_use_are_refused() {
         let refused = |kind, kwargs: &str| {
             let kwargs: SchedulerKwargs = toml::from_str(kwargs).unwrap();
             kwargs.check(kind, 2e-4).unwrap_err().to_string()

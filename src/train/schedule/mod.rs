@@ -1,4 +1,4 @@
-//! Learning-rate schedules of transformers (`get_scheduler` in `optimization.py`), as pure functions of the step.
+//! The learning-rate schedules of transformers (`get_scheduler` in `optimization.py`) as pure functions of the step.
 
 mod kwargs;
 
@@ -8,16 +8,16 @@ pub use kwargs::{PhaseShape, SchedulerKwargs, SchedulerType};
 
 use crate::error::Result;
 
-/// Steps of warmup as transformers resolves them: `warmup_steps` in (0, 1) is a share of `total_steps`, rounded up;
-/// `warmup_ratio` counts only where `warmup_steps` is 0.
+/// Returns the number of warmup steps by transformers' rules. A `warmup_steps` in (0, 1) is a fraction of `total_steps`,
+/// rounded up. `warmup_ratio` is used only if `warmup_steps` is 0.
 pub fn resolve_warmup(warmup_steps: f64, warmup_ratio: Option<f64>, total_steps: usize) -> usize {
-    let share = |ratio: f64| (ratio * total_steps as f64).ceil() as usize;
+    let steps = |ratio: f64| (ratio * total_steps as f64).ceil() as usize;
     if warmup_steps >= 1.0 {
         warmup_steps as usize
     } else if warmup_steps > 0.0 {
-        share(warmup_steps)
+        steps(warmup_steps)
     } else {
-        share(warmup_ratio.unwrap_or(0.0))
+        steps(warmup_ratio.unwrap_or(0.0))
     }
 }
 
@@ -32,11 +32,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule `kind` with its peak at `base_lr`, over `total_steps` optimizer steps of which the first
-    /// `warmup_steps` (see [`resolve_warmup`]) climb.
+    /// Creates the schedule `kind` with its peak at `base_lr` for `total_steps` optimizer steps, of which the first
+    /// `warmup_steps` (see [`resolve_warmup`]) are the warmup.
     ///
     /// # Errors
-    /// `kwargs` and `kind` do not fit ([`SchedulerKwargs::check`]).
+    /// Same as [`SchedulerKwargs::check`].
     pub fn new(
         kind: SchedulerType,
         base_lr: f64,
@@ -48,30 +48,31 @@ impl Schedule {
         Ok(Self { kind, base_lr, warmup_steps, total_steps, kwargs: kwargs.clone() })
     }
 
-    /// The rate optimizer step `step` (0-based) uses. With warmup, step 0 uses 0, as transformers does.
+    /// Returns the learning rate of optimizer step `step`, counted from 0. With warmup, step 0 has the rate 0, as in
+    /// transformers.
     pub fn rate(&self, step: usize) -> f64 {
         self.base_lr * self.factor(step)
     }
 
-    /// The rate of `step` as a share of the peak.
+    /// Returns the rate of `step` as a fraction of the peak.
     fn factor(&self, step: usize) -> f64 {
         let kwargs = &self.kwargs;
-        let climbing = step < self.warmup_steps;
-        let climb = step as f64 / self.warmup_steps.max(1) as f64;
+        let in_warmup = step < self.warmup_steps;
+        let warmup_factor = step as f64 / self.warmup_steps.max(1) as f64;
         match self.kind {
             SchedulerType::Constant | SchedulerType::ReduceLrOnPlateau => 1.0,
             SchedulerType::WarmupStableDecay => self.three_phases(step),
             SchedulerType::CosineWarmupWithMinLr => self.cosine_shifted(step),
-            _ if climbing => climb,
+            _ if in_warmup => warmup_factor,
             SchedulerType::ConstantWithWarmup => 1.0,
             SchedulerType::Linear => {
-                let left = self.total_steps as f64 - step as f64;
-                (left / self.steps_after_warmup()).max(0.0)
+                let remaining = self.total_steps as f64 - step as f64;
+                (remaining / self.steps_after_warmup()).max(0.0)
             }
             SchedulerType::Cosine => wave(kwargs.num_cycles.unwrap_or(0.5), self.progress(step)),
             SchedulerType::CosineWithMinLr => {
                 let factor = wave(kwargs.num_cycles.unwrap_or(0.5), self.progress(step));
-                above(factor, kwargs.min_share(self.base_lr))
+                with_minimum(factor, kwargs.min_factor(self.base_lr))
             }
             SchedulerType::CosineWithRestarts => {
                 let progress = self.progress(step);
@@ -93,45 +94,47 @@ impl Schedule {
         }
     }
 
+    /// Returns the number of steps after the warmup, at least 1.
     fn steps_after_warmup(&self) -> f64 {
         self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64
     }
 
-    /// 0 at the end of warmup, 1 after the last step.
+    /// Returns the progress of the steps after the warmup, from 0 at its end to 1 after the last step.
     fn progress(&self, step: usize) -> f64 {
         (step as f64 - self.warmup_steps as f64) / self.steps_after_warmup()
     }
 
+    /// Returns the factor of `polynomial`.
     fn polynomial(&self, step: usize) -> f64 {
         let end = self.kwargs.lr_end() / self.base_lr;
         if step > self.total_steps || self.total_steps <= self.warmup_steps {
             return end;
         }
-        let left = 1.0 - self.progress(step);
-        (1.0 - end) * left.powf(self.kwargs.power.unwrap_or(1.0)) + end
+        let remaining = 1.0 - self.progress(step);
+        (1.0 - end) * remaining.powf(self.kwargs.power.unwrap_or(1.0)) + end
     }
 
-    /// `cosine_warmup_with_min_lr` counts every step one further than the other cosines: step 0 is not at 0, and the
-    /// last step is at the minimum.
+    /// Returns the factor of `cosine_warmup_with_min_lr`. It is one step ahead of the other cosines, so that step 0 is not
+    /// at 0 and the last step is at the minimum.
     fn cosine_shifted(&self, step: usize) -> f64 {
         let kwargs = &self.kwargs;
         if step < self.warmup_steps {
             return match kwargs.warmup_lr_rate {
                 None => (step as f64 + 1.0) / self.warmup_steps as f64,
                 Some(first) => {
-                    let climb = step as f64 / self.warmup_steps.saturating_sub(1).max(1) as f64;
-                    first + (1.0 - first) * climb
+                    let progress = step as f64 / self.warmup_steps.saturating_sub(1).max(1) as f64;
+                    first + (1.0 - first) * progress
                 }
             };
         }
         let cycles = kwargs.num_cycles.unwrap_or(0.5);
-        above(wave(cycles, self.progress(step + 1)), kwargs.min_share(self.base_lr))
+        with_minimum(wave(cycles, self.progress(step + 1)), kwargs.min_factor(self.base_lr))
     }
 
-    /// `warmup_stable_decay`: climb, plateau, decay.
+    /// Returns the factor of `warmup_stable_decay`, with its phases warmup, plateau and decay.
     fn three_phases(&self, step: usize) -> f64 {
         let kwargs = &self.kwargs;
-        let lowest = kwargs.min_lr_ratio.unwrap_or(0.0);
+        let min = kwargs.min_lr_ratio.unwrap_or(0.0);
         let (step, warmup) = (step as f64, self.warmup_steps as f64);
         let decay = kwargs.num_decay_steps.unwrap_or(0) as f64;
         let stable = match kwargs.num_stable_steps {
@@ -145,7 +148,7 @@ impl Schedule {
                 PhaseShape::Cosine => 0.5 * (1.0 - (PI * progress).cos()),
                 PhaseShape::OneMinusSqrt => 1.0 - (1.0 - progress).sqrt(),
             };
-            above(factor, lowest)
+            with_minimum(factor, min)
         } else if step < warmup + stable {
             1.0
         } else if step < warmup + stable + decay {
@@ -155,21 +158,21 @@ impl Schedule {
                 PhaseShape::Cosine => wave(kwargs.num_cycles.unwrap_or(0.5), progress),
                 PhaseShape::OneMinusSqrt => 1.0 - progress.sqrt(),
             };
-            above(factor, lowest)
+            with_minimum(factor, min)
         } else {
-            lowest
+            min
         }
     }
 }
 
-/// `cycles` waves between 1 and 0 over a progress of 0 to 1, starting at 1.
+/// Returns a cosine wave between 1 and 0, which starts at 1 and has `cycles` waves over a progress from 0 to 1.
 fn wave(cycles: f64, progress: f64) -> f64 {
     (0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos())).max(0.0)
 }
 
-/// Squeezes a factor from `[0, 1]` into `[lowest, 1]`.
-fn above(factor: f64, lowest: f64) -> f64 {
-    (factor * (1.0 - lowest) + lowest).max(0.0)
+/// Maps a factor from `[0, 1]` to `[min, 1]`.
+fn with_minimum(factor: f64, min: f64) -> f64 {
+    (factor * (1.0 - min) + min).max(0.0)
 }
 
 #[cfg(test)]
@@ -182,9 +185,9 @@ mod tests {
         Schedule::new(kind, 2e-4, warmup, total, &kwargs).unwrap()
     }
 
-    fn assert_rates<const N: usize>(schedule: &Schedule, steps: [usize; N], shares: [f64; N]) {
-        for (step, share) in steps.into_iter().zip(shares) {
-            let (rate, expected) = (schedule.rate(step), 2e-4 * share);
+    fn assert_rates<const N: usize>(schedule: &Schedule, steps: [usize; N], factors: [f64; N]) {
+        for (step, factor) in steps.into_iter().zip(factors) {
+            let (rate, expected) = (schedule.rate(step), 2e-4 * factor);
             let error = (rate - expected).abs();
             assert!(error <= 1e-16, "{:?} step {step}: {rate}, expected {expected}", schedule.kind);
         }
@@ -192,7 +195,7 @@ mod tests {
 
     #[test]
     fn warmup_climbs_from_zero_then_each_shape_falls() {
-        // 4 + 8 steps: two of eight down is a progress of 1/4, cos(pi/4) = 1/sqrt(2).
+        // With 4 + 8 steps, two of the eight are a progress of 1/4, and cos(pi/4) = 1/sqrt(2).
         let quarter = 0.5 * (1.0 + 0.5_f64.sqrt());
         assert_rates(
             &schedule(Cosine, 4, 12, ""),
@@ -208,7 +211,7 @@ mod tests {
 
     #[test]
     fn cycles_and_restarts() {
-        // Three half waves over 12 steps: 4 steps each, halfway down at the second.
+        // Three half waves over 12 steps have 4 steps each and are halfway down at the second.
         let restarts = schedule(CosineWithRestarts, 0, 12, "num_cycles = 3");
         assert_rates(&restarts, [0, 2, 4, 6, 8, 12], [1.0, 0.5, 1.0, 0.5, 1.0, 0.0]);
         // A whole wave comes back up.
@@ -221,10 +224,10 @@ mod tests {
 
     #[test]
     fn polynomial_ends_at_lr_end() {
-        // Peak 2e-4, end 1e-4: half of the range is left; halfway its square is a quarter.
+        // The peak is 2e-4 and the end 1e-4. Halfway, the square of the remaining half is a quarter.
         let squared = schedule(Polynomial, 2, 10, "lr_end = 1e-4\npower = 2.0");
         assert_rates(&squared, [1, 2, 6, 10, 11], [0.5, 1.0, 0.5 + 0.5 * 0.25, 0.5, 0.5]);
-        // Warmup as long as the run: the end value, not a division by zero.
+        // A warmup as long as the run gives the end value, not a division by zero.
         assert_rates(&schedule(Polynomial, 10, 10, "lr_end = 1e-4"), [9, 10], [0.9, 0.5]);
     }
 
@@ -233,7 +236,7 @@ mod tests {
         for kwargs in ["min_lr = 5e-5", "min_lr_rate = 0.25"] {
             let plain = schedule(CosineWithMinLr, 2, 10, kwargs);
             assert_rates(&plain, [0, 1, 2, 6, 10], [0.0, 0.5, 1.0, 0.625, 0.25]);
-            // One step ahead of it, so that the last step (9) uses the minimum.
+            // This one is a step ahead of `plain`, so that the last step (9) has the minimum.
             let shifted = schedule(CosineWarmupWithMinLr, 2, 10, kwargs);
             assert_rates(&shifted, [0, 1, 5, 9], [0.5, 1.0, 0.625, 0.25]);
         }
@@ -260,7 +263,7 @@ mod tests {
         let cosine =
             schedule(WarmupStableDecay, 4, 12, "num_decay_steps = 4\nwarmup_type = \"cosine\"");
         assert_rates(&cosine, [2, 8, 10, 12], [0.5, 1.0, 0.5, 0.0]);
-        // Warmup and decay overlap: the negative plateau of transformers, no panic.
+        // If warmup and decay overlap, the plateau is negative, as in transformers, and nothing panics.
         assert_rates(
             &schedule(WarmupStableDecay, 4, 6, "num_decay_steps = 4\ndecay_type = \"linear\""),
             [4, 5],
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn warmup_given_as_a_share_is_rounded_up() {
+    fn warmup_given_as_a_fraction_is_rounded_up() {
         assert_eq!(resolve_warmup(0.1, None, 61), 7);
         assert_eq!(resolve_warmup(1.0, None, 61), 1);
         assert_eq!(resolve_warmup(0.0, Some(0.1), 61), 7);

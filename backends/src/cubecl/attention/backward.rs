@@ -1,17 +1,21 @@
-//! Backward, without atomics, so that it gives the same bits each time: one kernel sums over keys for the gradient of
-//! the queries, one over rows for that of keys and values. Both recompute the probabilities from the log-sum-exp.
+//! The backward kernels, without atomics, so that every run gives the same bits. One kernel sums over keys for the
+//! gradient of the queries, another over rows for those of keys and values. Both recompute the probabilities from the
+//! log-sum-exp.
 //!
 //! With `P = exp(scores - lse)`: `dv = P^T do`, `dS = P (do v^T - rowsum(do o)) scale`, `dq = dS k`, `dk = dS^T q`.
 
 use cubecl::prelude::*;
 
-use super::mask::{hull_of, key_bounds, load_open, load_ranges, meets, visible};
+use super::mask::{
+    bounding_ranges, is_visible, key_bounds, load_ranges, load_visible, may_overlap,
+};
 use super::tiles::{
-    ACROSS, Place, Plan, SIDE, Tiles, WEIGHT_PITCH, add_keys, add_products, add_rows, clear,
-    keys_at, place, rows_at, store_keys, store_rows, sums, tiles,
+    BlockPosition, Plan, SIDE, TILE_COLUMNS, Tiles, WEIGHT_PITCH, add_row_key_products,
+    add_weighted_keys, add_weighted_rows, block_position, key_slice, new_tiles, row_slice,
+    set_to_zero, store_keys, store_rows, zero_sums,
 };
 
-/// `rowsum(do o)`, `[Q, H]`, a value a unit.
+/// Computes `rowsum(do o)`, `[Q, H]`, one value per thread.
 #[cube(launch)]
 pub(super) fn row_sums<F: Float>(
     grad: &Tensor<F>,
@@ -26,38 +30,38 @@ pub(super) fn row_sums<F: Float>(
     if query >= sums.shape(0) {
         terminate!();
     }
-    let of_grad = query * grad.stride(0) + head * head_dim;
-    let of_output = query * output.stride(0) + head * head_dim;
+    let grad_start = query * grad.stride(0) + head * head_dim;
+    let output_start = query * output.stride(0) + head * head_dim;
     let mut sum = 0.0f32;
     for i in 0..head_dim {
-        sum += f32::cast_from(grad[of_grad + i]) * f32::cast_from(output[of_output + i]);
+        sum += f32::cast_from(grad[grad_start + i]) * f32::cast_from(output[output_start + i]);
     }
     sums[ABSOLUTE_POS] = sum;
 }
 
-/// The hull of the ranges of each tile of [`ACROSS`] folded rows, `[tiles, 4]`, one cube a tile.
+/// Computes the bounds of the ranges of each tile of [`TILE_COLUMNS`] folded rows, `[tiles, 4]`, one block per tile.
 #[cube(launch)]
-pub(super) fn tile_hulls<I: Int>(
+pub(super) fn compute_tile_bounds<I: Int>(
     ranges: &Tensor<I>,
-    hulls: &mut Tensor<i32>,
+    tile_bounds: &mut Tensor<i32>,
     #[comptime] group: usize,
     #[define(I)] _dtype: StorageType,
 ) {
-    let mut seen = SharedMemory::<i32>::new(comptime!(ACROSS * 4));
-    let mut hull = SharedMemory::<i32>::new(4usize);
+    let mut tile_ranges = SharedMemory::<i32>::new(comptime!(TILE_COLUMNS * 4));
+    let mut bounds = SharedMemory::<i32>::new(4usize);
     let tile = CUBE_POS_X as usize;
-    load_ranges::<I>(ranges, &mut seen, tile * ACROSS, group, ACROSS);
+    load_ranges::<I>(ranges, &mut tile_ranges, tile * TILE_COLUMNS, group, TILE_COLUMNS);
     sync_cube();
-    hull_of(&seen, &mut hull, ACROSS);
+    bounding_ranges(&tile_ranges, &mut bounds, TILE_COLUMNS);
     sync_cube();
     if UNIT_POS < 4 {
-        hulls[tile * 4 + UNIT_POS as usize] = hull[UNIT_POS as usize];
+        tile_bounds[tile * 4 + UNIT_POS as usize] = bounds[UNIT_POS as usize];
     }
 }
 
-/// The gradient of the queries. Cubes: tiles of rows, key heads.
+/// Computes the gradient of the queries, one tile of folded rows per block. The grid is tiles of rows by key heads.
 #[cube(launch)]
-pub(super) fn of_queries<F: Float, I: Int>(
+pub(super) fn query_gradient<F: Float, I: Int>(
     qkv: &Tensor<F>,
     grad: &Tensor<F>,
     lse: &Tensor<f32>,
@@ -70,56 +74,64 @@ pub(super) fn of_queries<F: Float, I: Int>(
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let count = comptime!(plan.rows());
-    let place = place::<F, I>(qkv, ranges, plan);
-    let first = CUBE_POS_X as usize * count;
-    let mut tiles = tiles(plan);
-    load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, count);
-    load_row_values(lse, row_sum, &mut tiles.of_row, first, place, plan.group, count);
+    let count = comptime!(plan.tile_rows());
+    let position = block_position::<F, I>(qkv, ranges, plan);
+    let first_row = CUBE_POS_X as usize * count;
+    let mut tiles = new_tiles(plan);
+    load_ranges::<I>(ranges, &mut tiles.ranges, first_row, plan.group, count);
+    load_stats(lse, row_sum, &mut tiles.stats, first_row, position, plan.group, count);
     sync_cube();
-    hull_of(&tiles.seen, &mut tiles.hull, count);
+    bounding_ranges(&tiles.ranges, &mut tiles.bounds, count);
     sync_cube();
 
-    let mut held = sums(comptime!(plan.held()));
-    let mut scores = sums(comptime!(plan.down * 2));
-    let mut products = sums(comptime!(plan.down * 2));
-    let (mut from, end) = key_bounds(&tiles.hull, place.keys);
-    while from < end {
-        if meets(&tiles.hull, from, ACROSS) {
-            let key = from as usize;
-            load_open::<I>(hidden, &mut tiles.open, key, place.keys, plan.hidden, ACROSS);
-            recompute::<F, I>(
+    let mut d_query = zero_sums(comptime!(plan.features_per_thread()));
+    let mut scores = zero_sums(comptime!(plan.rows_per_thread * 2));
+    let mut d_probs = zero_sums(comptime!(plan.rows_per_thread * 2));
+    let (mut start, end) = key_bounds(&tiles.bounds, position.key_count);
+    while start < end {
+        if may_overlap(&tiles.bounds, start, TILE_COLUMNS) {
+            let first_key = start as usize;
+            load_visible::<I>(
+                hidden,
+                &mut tiles.visible,
+                first_key,
+                position.key_count,
+                plan.hidden,
+                TILE_COLUMNS,
+            );
+            recompute_products::<F, I>(
                 qkv,
                 grad,
                 queries,
                 &mut tiles,
                 &mut scores,
-                &mut products,
-                first,
-                key,
-                place,
+                &mut d_probs,
+                first_row,
+                first_key,
+                position,
                 plan,
             );
-            differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
-            write_weights(&products, &mut tiles.weights, plan.down);
-            let keys = keys_at(key, place.key);
-            add_keys::<F>(qkv, &mut tiles, &mut held, keys, plan);
+            softmax_backward(&mut scores, &mut d_probs, &tiles, first_key, scale, plan);
+            write_tile(&d_probs, &mut tiles.weights, plan.rows_per_thread);
+            let keys = key_slice(first_key, position.key_column);
+            add_weighted_keys::<F>(qkv, &mut tiles, &mut d_query, keys, plan);
         }
-        from += ACROSS as i32;
+        start += TILE_COLUMNS as i32;
     }
-    let rows = rows_at(first, place.rows, place.query);
-    store_rows::<F, I>(&held, output, queries, rows, plan, plan.chosen);
+    let rows = row_slice(first_row, position.row_count, position.query_column);
+    store_rows::<F, I>(&d_query, output, queries, rows, plan, plan.gather);
 }
 
-/// The gradients of keys and values. Cubes: tiles of keys, key heads. Here keys are the rows of the tiles.
+/// Computes the gradients of keys and values, one tile of keys per block. The grid is tiles of keys by key heads; the
+/// rows of these tiles are keys.
 #[cube(launch)]
-pub(super) fn of_keys<F: Float, I: Int>(
+pub(super) fn key_value_gradient<F: Float, I: Int>(
     qkv: &Tensor<F>,
     grad: &Tensor<F>,
     lse: &Tensor<f32>,
     row_sum: &Tensor<f32>,
     ranges: &Tensor<I>,
-    hulls: &Tensor<i32>,
+    tile_bounds: &Tensor<i32>,
     hidden: &Tensor<I>,
     queries: &Tensor<I>,
     output: &mut Tensor<F>,
@@ -127,83 +139,111 @@ pub(super) fn of_keys<F: Float, I: Int>(
     #[comptime] plan: Plan,
     #[define(F, I)] _dtypes: [StorageType; 2],
 ) {
-    let count = comptime!(plan.rows());
-    let place = place::<F, I>(qkv, ranges, plan);
-    let key = CUBE_POS_X as usize * count;
-    let mut tiles = tiles(plan);
-    load_open::<I>(hidden, &mut tiles.open, key, place.keys, plan.hidden, count);
-    let mut of_key = sums(comptime!(plan.held()));
-    let mut of_value = sums(comptime!(plan.held()));
-    let mut scores = sums(comptime!(plan.down * 2));
-    let mut products = sums(comptime!(plan.down * 2));
-    for tile in 0..hulls.shape(0) {
-        if tile_meets(hulls, tile, key as i32, count) {
-            let first = tile * ACROSS;
-            load_ranges::<I>(ranges, &mut tiles.seen, first, plan.group, ACROSS);
-            load_row_values(lse, row_sum, &mut tiles.of_row, first, place, plan.group, ACROSS);
-            recompute::<F, I>(
+    let count = comptime!(plan.tile_rows());
+    let position = block_position::<F, I>(qkv, ranges, plan);
+    let first_key = CUBE_POS_X as usize * count;
+    let mut tiles = new_tiles(plan);
+    load_visible::<I>(
+        hidden,
+        &mut tiles.visible,
+        first_key,
+        position.key_count,
+        plan.hidden,
+        count,
+    );
+    let mut d_key = zero_sums(comptime!(plan.features_per_thread()));
+    let mut d_value = zero_sums(comptime!(plan.features_per_thread()));
+    let mut scores = zero_sums(comptime!(plan.rows_per_thread * 2));
+    let mut d_probs = zero_sums(comptime!(plan.rows_per_thread * 2));
+    for tile in 0..tile_bounds.shape(0) {
+        if tile_may_overlap(tile_bounds, tile, first_key as i32, count) {
+            let first_row = tile * TILE_COLUMNS;
+            load_ranges::<I>(ranges, &mut tiles.ranges, first_row, plan.group, TILE_COLUMNS);
+            load_stats(
+                lse,
+                row_sum,
+                &mut tiles.stats,
+                first_row,
+                position,
+                plan.group,
+                TILE_COLUMNS,
+            );
+            recompute_products::<F, I>(
                 qkv,
                 grad,
                 queries,
                 &mut tiles,
                 &mut scores,
-                &mut products,
-                first,
-                key,
-                place,
+                &mut d_probs,
+                first_row,
+                first_key,
+                position,
                 plan,
             );
-            differentiate(&mut scores, &mut products, &tiles, key, scale, plan);
-            write_weights(&scores, &mut tiles.weights, plan.down);
-            let rows = rows_at(first, place.rows, place.head);
-            add_rows::<F, I>(grad, queries, &mut tiles, &mut of_value, rows, plan, false);
-            write_weights(&products, &mut tiles.weights, plan.down);
-            let rows = rows_at(first, place.rows, place.query);
-            add_rows::<F, I>(qkv, queries, &mut tiles, &mut of_key, rows, plan, plan.chosen);
+            softmax_backward(&mut scores, &mut d_probs, &tiles, first_key, scale, plan);
+            write_tile(&scores, &mut tiles.weights, plan.rows_per_thread);
+            let rows = row_slice(first_row, position.row_count, position.output_column);
+            add_weighted_rows::<F, I>(grad, queries, &mut tiles, &mut d_value, rows, plan, false);
+            write_tile(&d_probs, &mut tiles.weights, plan.rows_per_thread);
+            let rows = row_slice(first_row, position.row_count, position.query_column);
+            add_weighted_rows::<F, I>(
+                qkv,
+                queries,
+                &mut tiles,
+                &mut d_key,
+                rows,
+                plan,
+                plan.gather,
+            );
         }
     }
-    store_keys::<F>(&of_key, output, keys_at(key, place.key), plan);
-    store_keys::<F>(&of_value, output, keys_at(key, place.value), plan);
+    store_keys::<F>(&d_key, output, key_slice(first_key, position.key_column), plan);
+    store_keys::<F>(&d_value, output, key_slice(first_key, position.value_column), plan);
 }
 
-/// Whether the tile of rows may see one of `count` keys from `first` on.
+/// Returns whether the tile of rows may see one of the `count` keys from `first` on.
 #[cube]
-fn tile_meets(hulls: &Tensor<i32>, tile: usize, first: i32, #[comptime] count: usize) -> bool {
-    let hull = tile * 4;
+fn tile_may_overlap(
+    tile_bounds: &Tensor<i32>,
+    tile: usize,
+    first: i32,
+    #[comptime] count: usize,
+) -> bool {
+    let start = tile * 4;
     let end = first + count as i32;
-    (first < hulls[hull + 1] && end > hulls[hull])
-        || (first < hulls[hull + 3] && end > hulls[hull + 2])
+    (first < tile_bounds[start + 1] && end > tile_bounds[start])
+        || (first < tile_bounds[start + 3] && end > tile_bounds[start + 2])
 }
 
-/// `q k^T` and `do v^T` of one tile.
+/// Computes `q k^T` and `do v^T` of one tile.
 #[cube]
-fn recompute<F: Float, I: Int>(
+fn recompute_products<F: Float, I: Int>(
     qkv: &Tensor<F>,
     grad: &Tensor<F>,
     queries: &Tensor<I>,
     tiles: &mut Tiles,
     scores: &mut Array<f32>,
-    products: &mut Array<f32>,
+    d_probs: &mut Array<f32>,
     first_row: usize,
     first_key: usize,
-    place: Place,
+    position: BlockPosition,
     #[comptime] plan: Plan,
 ) {
-    clear(scores, comptime!(plan.down * 2));
-    clear(products, comptime!(plan.down * 2));
-    let rows = rows_at(first_row, place.rows, place.query);
-    let keys = keys_at(first_key, place.key);
-    add_products::<F, I>(qkv, qkv, queries, tiles, scores, rows, keys, plan, plan.chosen);
-    let rows = rows_at(first_row, place.rows, place.head);
-    let keys = keys_at(first_key, place.value);
-    add_products::<F, I>(grad, qkv, queries, tiles, products, rows, keys, plan, false);
+    set_to_zero(scores, comptime!(plan.rows_per_thread * 2));
+    set_to_zero(d_probs, comptime!(plan.rows_per_thread * 2));
+    let rows = row_slice(first_row, position.row_count, position.query_column);
+    let keys = key_slice(first_key, position.key_column);
+    add_row_key_products::<F, I>(qkv, qkv, queries, tiles, scores, rows, keys, plan, plan.gather);
+    let rows = row_slice(first_row, position.row_count, position.output_column);
+    let keys = key_slice(first_key, position.value_column);
+    add_row_key_products::<F, I>(grad, qkv, queries, tiles, d_probs, rows, keys, plan, false);
 }
 
-/// Makes `P` of the scores a unit holds, and `dS` of the products.
+/// Replaces a thread's scores by the probabilities `P` and its `do v^T` by `dS`.
 #[cube]
-fn differentiate(
+fn softmax_backward(
     scores: &mut Array<f32>,
-    products: &mut Array<f32>,
+    d_probs: &mut Array<f32>,
     tiles: &Tiles,
     first_key: usize,
     scale: f32,
@@ -212,30 +252,34 @@ fn differentiate(
     let x = UNIT_POS as usize % SIDE;
     let y = UNIT_POS as usize / SIDE;
     #[unroll]
-    for i in 0..plan.down {
+    for i in 0..plan.rows_per_thread {
         #[unroll]
         for j in 0..2usize {
-            let down = y + i * SIDE;
-            let across = x + j * SIDE;
-            let keys_down = comptime!(plan.keys_down).runtime();
-            let row = select(keys_down, across, down);
-            let key = select(keys_down, down, across);
-            let seen = visible(tiles, row, first_key, key);
-            let weight = probability(scores[i * 2 + j] * scale - tiles.of_row[row * 2], seen);
-            let slope = weight * (products[i * 2 + j] - tiles.of_row[row * 2 + 1]) * scale;
-            scores[i * 2 + j] = weight;
-            products[i * 2 + j] = slope;
+            let tile_row = y + i * SIDE;
+            let tile_column = x + j * SIDE;
+            let keys_as_rows = comptime!(plan.keys_as_rows).runtime();
+            let row = select(keys_as_rows, tile_column, tile_row);
+            let key = select(keys_as_rows, tile_row, tile_column);
+            let visible = is_visible(tiles, row, first_key, key);
+            let prob = probability(scores[i * 2 + j] * scale - tiles.stats[row * 2], visible);
+            let d_score = prob * (d_probs[i * 2 + j] - tiles.stats[row * 2 + 1]) * scale;
+            scores[i * 2 + j] = prob;
+            d_probs[i * 2 + j] = d_score;
         }
     }
 }
 
-/// Puts what a unit holds of a tile into shared memory.
+/// Writes a thread's values of a tile into shared memory.
 #[cube]
-fn write_weights(values: &Array<f32>, weights: &mut SharedMemory<f32>, #[comptime] down: usize) {
+fn write_tile(
+    values: &Array<f32>,
+    weights: &mut SharedMemory<f32>,
+    #[comptime] rows_per_thread: usize,
+) {
     let x = UNIT_POS as usize % SIDE;
     let y = UNIT_POS as usize / SIDE;
     #[unroll]
-    for i in 0..down {
+    for i in 0..rows_per_thread {
         #[unroll]
         for j in 0..2usize {
             weights[(y + i * SIDE) * WEIGHT_PITCH + x + j * SIDE] = values[i * 2 + j];
@@ -243,35 +287,36 @@ fn write_weights(values: &Array<f32>, weights: &mut SharedMemory<f32>, #[comptim
     }
 }
 
-/// `exp(shifted)` where the key is seen. What is not seen may lie above the log-sum-exp: it must not overflow.
+/// Returns `exp(shifted)` where the key is visible, else 0; NaN stays NaN. The score of a hidden key may exceed the
+/// log-sum-exp, so the exponent is capped at 0 to avoid overflow.
 #[cube]
 fn probability(shifted: f32, visible: bool) -> f32 {
-    select(visible, select(shifted < 0.0f32, shifted, 0.0f32).exp(), 0.0f32)
+    select(visible, select(shifted > 0.0f32, 0.0f32, shifted).exp(), 0.0f32)
 }
 
-/// The log-sum-exp and the row sum of `count` folded rows, in turns.
+/// Copies the log-sum-exp and the row sum of `count` folded rows into shared memory, interleaved.
 #[cube]
-fn load_row_values(
+fn load_stats(
     lse: &Tensor<f32>,
     row_sum: &Tensor<f32>,
-    of_row: &mut SharedMemory<f32>,
+    stats: &mut SharedMemory<f32>,
     first: usize,
-    place: Place,
+    position: BlockPosition,
     #[comptime] group: usize,
     #[comptime] count: usize,
 ) {
     let i = UNIT_POS as usize;
     if i < count {
         let folded = first + i;
-        let mut log = 0.0f32;
+        let mut log_sum_exp = 0.0f32;
         let mut sum = 0.0f32;
-        if folded < place.rows {
+        if folded < position.row_count {
             let query = folded / group;
-            let head = place.kv_head * group + folded % group;
-            log = lse[query * lse.stride(0) + head];
+            let head = position.kv_head * group + folded % group;
+            log_sum_exp = lse[query * lse.stride(0) + head];
             sum = row_sum[query * row_sum.stride(0) + head];
         }
-        of_row[i * 2] = log;
-        of_row[i * 2 + 1] = sum;
+        stats[i * 2] = log_sum_exp;
+        stats[i * 2 + 1] = sum;
     }
 }

@@ -1,17 +1,17 @@
-//! Who sees whom, tile by tile.
+//! Visibility of keys, tile by tile.
 
 use cubecl::prelude::*;
 
-use super::tiles::{ACROSS, Tiles};
-use crate::cubecl::launch::UNITS;
+use super::tiles::{TILE_COLUMNS, Tiles};
+use crate::cubecl::launch::THREADS;
 
-/// Above every index of a key.
-const BEYOND: i32 = i32::MAX;
+/// An index above that of every key.
+const NO_KEY: i32 = i32::MAX;
 
-/// Copies the ranges of `count` folded rows, empty ones beyond the last.
+/// Copies the ranges of `count` folded rows into shared memory, with empty ranges beyond the last row.
 #[cube]
 pub(super) fn load_ranges<I: Int>(
-    from: &Tensor<I>,
+    source: &Tensor<I>,
     ranges: &mut SharedMemory<i32>,
     first: usize,
     #[comptime] group: usize,
@@ -21,91 +21,96 @@ pub(super) fn load_ranges<I: Int>(
     while i < comptime!(count * 4) {
         let query = (first + i / 4) / group;
         let mut bound = 0i32;
-        if query < from.shape(0) {
-            bound = i32::cast_from(from[query * from.stride(0) + i % 4]);
+        if query < source.shape(0) {
+            bound = i32::cast_from(source[query * source.stride(0) + i % 4]);
         }
         ranges[i] = bound;
-        i += UNITS;
+        i += THREADS;
     }
 }
 
-/// Marks which of `count` keys exist and are not hidden.
+/// Writes 1 for each of `count` keys that exists and is not hidden, else 0.
 #[cube]
-pub(super) fn load_open<I: Int>(
+pub(super) fn load_visible<I: Int>(
     hidden: &Tensor<I>,
-    open: &mut SharedMemory<i32>,
+    visible: &mut SharedMemory<i32>,
     first: usize,
     keys: usize,
-    #[comptime] is_hidden: bool,
+    #[comptime] has_hidden: bool,
     #[comptime] count: usize,
 ) {
     let i = UNIT_POS as usize;
     if i < count {
         let key = first + i;
-        let mut seen = 0i32;
+        let mut flag = 0i32;
         if key < keys {
-            seen = 1i32;
-            if comptime!(is_hidden) {
-                seen = 1i32 - i32::cast_from(hidden[key]);
+            flag = 1i32;
+            if comptime!(has_hidden) {
+                flag = 1i32 - i32::cast_from(hidden[key]);
             }
         }
-        open[i] = seen;
+        visible[i] = flag;
     }
 }
 
-/// Whether row `row` of a tile sees `key`.
+/// Returns whether `key` lies in one of the two ranges of row `row` of a tile.
 #[cube]
-fn sees(ranges: &SharedMemory<i32>, row: usize, key: i32) -> bool {
+fn in_ranges(ranges: &SharedMemory<i32>, row: usize, key: i32) -> bool {
     let first = key >= ranges[row * 4] && key < ranges[row * 4 + 1];
     let second = key >= ranges[row * 4 + 2] && key < ranges[row * 4 + 3];
     first || second
 }
 
-/// The smallest two ranges that hold all ranges of `count` rows, one by one, computed by the first unit. Empty ones do
-/// not count.
+/// Computes, for the first and the second ranges of `count` rows, the smallest range that contains them all. Empty
+/// ranges do not count. Only the first thread computes.
 #[cube]
-pub(super) fn hull_of(
+pub(super) fn bounding_ranges(
     ranges: &SharedMemory<i32>,
-    hull: &mut SharedMemory<i32>,
+    bounds: &mut SharedMemory<i32>,
     #[comptime] count: usize,
 ) {
     if UNIT_POS == 0 {
         #[unroll]
-        for side in 0..2usize {
-            let mut from = BEYOND.runtime();
-            let mut to = 0i32.runtime();
+        for range in 0..2usize {
+            let mut min = NO_KEY.runtime();
+            let mut max = 0i32.runtime();
             for row in 0..count {
-                let start = ranges[row * 4 + side * 2];
-                let end = ranges[row * 4 + side * 2 + 1];
+                let start = ranges[row * 4 + range * 2];
+                let end = ranges[row * 4 + range * 2 + 1];
                 if start < end {
-                    from = select(start < from, start, from);
-                    to = select(end > to, end, to);
+                    min = select(start < min, start, min);
+                    max = select(end > max, end, max);
                 }
             }
-            hull[side * 2] = from;
-            hull[side * 2 + 1] = to;
+            bounds[range * 2] = min;
+            bounds[range * 2 + 1] = max;
         }
     }
 }
 
-/// Whether a row of the tile may see one of `count` keys from `first` on.
+/// Returns whether a row of the tile may see one of the `count` keys from `first` on.
 #[cube]
-pub(super) fn meets(hull: &SharedMemory<i32>, first: i32, #[comptime] count: usize) -> bool {
+pub(super) fn may_overlap(
+    bounds: &SharedMemory<i32>,
+    first: i32,
+    #[comptime] count: usize,
+) -> bool {
     let end = first + count as i32;
-    (first < hull[1] && end > hull[0]) || (first < hull[3] && end > hull[2])
+    (first < bounds[1] && end > bounds[0]) || (first < bounds[3] && end > bounds[2])
 }
 
-/// The keys that rows of the tile may see: the first, on a border of tiles, and the one behind the last.
+/// Returns the bounds of the keys that rows of the tile may see: the first one, rounded down to a multiple of
+/// [`TILE_COLUMNS`], and the one after the last.
 #[cube]
-pub(super) fn key_bounds(hull: &SharedMemory<i32>, keys: usize) -> (i32, i32) {
-    let start = select(hull[0] < hull[2], hull[0], hull[2]);
-    let end = select(hull[1] > hull[3], hull[1], hull[3]);
+pub(super) fn key_bounds(bounds: &SharedMemory<i32>, keys: usize) -> (i32, i32) {
+    let start = select(bounds[0] < bounds[2], bounds[0], bounds[2]);
+    let end = select(bounds[1] > bounds[3], bounds[1], bounds[3]);
     let end = select(end < keys as i32, end, keys as i32);
-    (start / ACROSS as i32 * ACROSS as i32, end)
+    (start / TILE_COLUMNS as i32 * TILE_COLUMNS as i32, end)
 }
 
-/// Whether a row of the tile sees a key of the tile, both counted within it.
+/// Returns whether a row of the tile sees a key of the tile. Both are indices within the tile.
 #[cube]
-pub(super) fn visible(tiles: &Tiles, row: usize, first_key: usize, key: usize) -> bool {
-    sees(&tiles.seen, row, (first_key + key) as i32) && tiles.open[key] == 1i32
+pub(super) fn is_visible(tiles: &Tiles, row: usize, first_key: usize, key: usize) -> bool {
+    in_ranges(&tiles.ranges, row, (first_key + key) as i32) && tiles.visible[key] == 1i32
 }

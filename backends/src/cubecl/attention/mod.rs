@@ -1,5 +1,5 @@
-//! Attention by index ranges, its log-sum-exp and its gradient: see [`crate::ops::attention`]. Scores live tile by tile
-//! in shared memory; tiles of keys that no row of a tile sees are not visited.
+//! Attention by index ranges with its log-sum-exp, and its gradient: see [`crate::ops::attention`]. Scores exist only
+//! tile by tile in shared memory; tiles of keys that no row of a tile sees are skipped.
 
 mod backward;
 mod forward;
@@ -11,12 +11,14 @@ use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, cubes, empty, rows};
-use super::queue::{CubeGpu, Kernel, Queued, fixed, queue, queued, queued_int, tensor};
+use super::launch::{THREADS, block_grid, dense_rows, empty};
+use super::queue::{
+    CubeGpu, Kernel, QueuedTensor, burn_tensor, into_array, queue, queued_int_tensor, queued_tensor,
+};
 use crate::{Attended, AttentionConfig, AttentionMask};
-use tiles::{ACROSS, Plan};
+use tiles::{Plan, TILE_COLUMNS};
 
-/// [`crate::TrainBackend::masked_attention`].
+/// Queues the forward kernel for separate queries, keys and values: see [`crate::TrainBackend::masked_attention`].
 pub(crate) fn masked_attention<B: CubeGpu>(
     query: BurnTensor<B, 2>,
     key: BurnTensor<B, 2>,
@@ -24,21 +26,22 @@ pub(crate) fn masked_attention<B: CubeGpu>(
     mask: &AttentionMask<B>,
     config: &AttentionConfig,
 ) -> Attended<B> {
-    let parts = vec![queued(&query), queued(&key), queued(&value)];
-    attend(parts, query.dtype(), [0; 3], mask, config)
+    let qkv = vec![queued_tensor(&query), queued_tensor(&key), queued_tensor(&value)];
+    queue_forward(qkv, query.dtype(), [0; 3], mask, config)
 }
 
-/// [`crate::TrainBackend::self_attention`].
+/// Queues the forward kernel for queries, keys and values in one tensor: see [`crate::TrainBackend::self_attention`].
 pub(crate) fn self_attention<B: CubeGpu>(
     qkv: BurnTensor<B, 2>,
     mask: &AttentionMask<B>,
     config: &AttentionConfig,
 ) -> Attended<B> {
-    let parts = vec![queued(&qkv), queued(&qkv), queued(&qkv)];
-    attend(parts, qkv.dtype(), packed_columns(config), mask, config)
+    let dtype = qkv.dtype();
+    let qkv = vec![queued_tensor(&qkv), queued_tensor(&qkv), queued_tensor(&qkv)];
+    queue_forward(qkv, dtype, qkv_columns(config), mask, config)
 }
 
-/// [`crate::TrainBackend::self_attention_backward`].
+/// Queues the backward kernels: see [`crate::TrainBackend::self_attention_backward`].
 pub(crate) fn self_attention_backward<B: CubeGpu>(
     qkv: BurnTensor<B, 2>,
     attended: Attended<B>,
@@ -48,43 +51,45 @@ pub(crate) fn self_attention_backward<B: CubeGpu>(
 ) -> BurnTensor<B, 2> {
     let output = (qkv.shape(), qkv.dtype());
     let tensors = [&qkv, &attended.output, &attended.lse, &grad];
-    let inputs = tensors.map(queued).into_iter().chain(indices(mask));
-    let kernel = BackwardPass(Launch::new(packed_columns(config), mask, config));
-    let [d_qkv] = fixed(queue(kernel, inputs.collect(), &[output]));
-    tensor(d_qkv)
+    let inputs = tensors.map(queued_tensor).into_iter().chain(mask_tensors(mask));
+    let kernel = BackwardPass(Launch::new(qkv_columns(config), mask, config));
+    let [d_qkv] = into_array(queue(kernel, inputs.collect(), &[output]));
+    burn_tensor(d_qkv)
 }
 
-fn attend<B: CubeGpu>(
-    parts: Vec<Queued<B::Runtime>>,
+/// Queues the forward kernel. `first_columns` says where queries, keys and values begin in `qkv`.
+fn queue_forward<B: CubeGpu>(
+    qkv: Vec<QueuedTensor<B::Runtime>>,
     dtype: DType,
-    columns: [usize; 3],
+    first_columns: [usize; 3],
     mask: &AttentionMask<B>,
     config: &AttentionConfig,
 ) -> Attended<B> {
     let [queries, _] = mask.ranges.dims();
     let output = ([queries, config.heads * config.head_dim].into(), dtype);
     let lse = ([queries, config.heads].into(), DType::F32);
-    let inputs = parts.into_iter().chain(indices(mask)).collect();
-    let kernel = Forward(Launch::new(columns, mask, config));
-    let [output, lse] = fixed(queue(kernel, inputs, &[output, lse]));
-    Attended { output: tensor(output), lse: tensor(lse) }
+    let inputs = qkv.into_iter().chain(mask_tensors(mask)).collect();
+    let kernel = Forward(Launch::new(first_columns, mask, config));
+    let [output, lse] = into_array(queue(kernel, inputs, &[output, lse]));
+    Attended { output: burn_tensor(output), lse: burn_tensor(lse) }
 }
 
-/// Ranges, hidden keys and chosen queries; where there are none, the ranges stand in for them unread.
-fn indices<B: CubeGpu>(mask: &AttentionMask<B>) -> [Queued<B::Runtime>; 3] {
-    let ranges = || queued_int(&mask.ranges);
+/// Returns the ranges, the hidden keys and the query indices of a mask. Absent ones are bound to the ranges; the
+/// kernels never read them.
+fn mask_tensors<B: CubeGpu>(mask: &AttentionMask<B>) -> [QueuedTensor<B::Runtime>; 3] {
+    let ranges = || queued_int_tensor(&mask.ranges);
     let or_ranges =
-        |part: &Option<BurnTensor<B, 1, Int>>| part.as_ref().map_or_else(ranges, queued_int);
+        |part: &Option<BurnTensor<B, 1, Int>>| part.as_ref().map_or_else(ranges, queued_int_tensor);
     [ranges(), or_ranges(&mask.hidden), or_ranges(&mask.queries)]
 }
 
-/// First columns of queries, keys and values side by side.
-fn packed_columns(config: &AttentionConfig) -> [usize; 3] {
+/// Returns the first columns of the queries, keys and values when they lie side by side.
+fn qkv_columns(config: &AttentionConfig) -> [usize; 3] {
     let (heads, kv_heads) = (config.heads, config.kv_heads);
     [0, heads, heads + kv_heads].map(|head| head * config.head_dim)
 }
 
-/// What a launch is made from, beside its tensors.
+/// The parameters of a launch that do not depend on the number of rows.
 #[derive(Clone, Debug)]
 struct Launch {
     config: AttentionConfig,
@@ -93,7 +98,7 @@ struct Launch {
 
 impl Launch {
     fn new<B: CubeGpu>(
-        columns: [usize; 3],
+        first_columns: [usize; 3],
         mask: &AttentionMask<B>,
         config: &AttentionConfig,
     ) -> Self {
@@ -101,24 +106,24 @@ impl Launch {
         let plan = Plan {
             group,
             head_dim: config.head_dim,
-            columns,
+            first_columns,
             hidden: mask.hidden.is_some(),
-            chosen: mask.queries.is_some(),
-            down: 0,
-            keys_down: false,
+            gather: mask.queries.is_some(),
+            rows_per_thread: 0,
+            keys_as_rows: false,
         };
         Self { config: *config, plan }
     }
 
-    /// The plan for tiles among `count` rows: small ones where there are few, as in decoding.
+    /// Returns the plan for `count` rows. Tiles are small where there are few rows, as in decoding.
     fn plan(&self, count: usize) -> Plan {
-        let down = if count <= 16 { 1 } else { 4 };
-        Plan { down, ..self.plan }
+        let rows_per_thread = if count <= 16 { 1 } else { 4 };
+        Plan { rows_per_thread, ..self.plan }
     }
 
-    /// Cubes for `count` rows.
-    fn cubes(&self, plan: &Plan, count: usize) -> CubeCount {
-        let tiles = count.div_ceil(plan.rows());
+    /// Returns the grid for `count` rows: tiles of rows by key heads.
+    fn grid(&self, plan: &Plan, count: usize) -> CubeCount {
+        let tiles = count.div_ceil(plan.tile_rows());
         CubeCount::Static(tiles as u32, self.config.kv_heads as u32, 1)
     }
 }
@@ -130,7 +135,7 @@ impl Kernel for Forward {
     const NAME: &'static str = "attention";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [query, key, value, ranges, hidden, queries] = fixed(inputs).map(rows);
+        let [query, key, value, ranges, hidden, queries] = into_array(inputs).map(dense_rows);
         let (launch, config) = (&self.0, &self.0.config);
         let [count, _] = ranges.meta.shape().dims();
         let output = empty(&query, [count, config.heads * config.head_dim], query.dtype);
@@ -140,8 +145,8 @@ impl Kernel for Forward {
         let dtypes = [query.dtype.into(), ranges.dtype.into()];
         forward::attend::launch::<R>(
             &output.client,
-            launch.cubes(&plan, folded),
-            CubeDim::new_1d(UNITS as u32),
+            launch.grid(&plan, folded),
+            CubeDim::new_1d(THREADS as u32),
             query.into_tensor_arg(),
             key.into_tensor_arg(),
             value.into_tensor_arg(),
@@ -165,23 +170,24 @@ impl Kernel for BackwardPass {
     const NAME: &'static str = "attention_backward";
 
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let [qkv, output, lse, grad, ranges, hidden, queries] = fixed(inputs).map(rows);
+        let [qkv, output, lse, grad, ranges, hidden, queries] = into_array(inputs).map(dense_rows);
         let launch = &self.0;
         let row_sum = row_sums(&grad, &output, &launch.config);
         let [tokens, width] = qkv.meta.shape().dims();
-        let d_qkv = match launch.plan.chosen {
-            // Queries that nobody chose have a gradient too.
-            true => zeros(qkv.device.clone(), [tokens, width].into(), qkv.dtype),
-            false => empty(&qkv, [tokens, width], qkv.dtype),
+        let d_qkv = if launch.plan.gather {
+            // Tokens that are not queries have a gradient too: zero in the query columns.
+            zeros(qkv.device.clone(), [tokens, width].into(), qkv.dtype)
+        } else {
+            empty(&qkv, [tokens, width], qkv.dtype)
         };
-        let of = Backpropagated { qkv, grad, lse, row_sum, ranges, hidden, queries };
-        of.queries(launch, d_qkv.clone());
-        of.keys(launch, d_qkv.clone());
+        let inputs = BackwardInputs { qkv, grad, lse, row_sum, ranges, hidden, queries };
+        inputs.write_query_gradient(launch, d_qkv.clone());
+        inputs.write_key_value_gradient(launch, d_qkv.clone());
         vec![d_qkv]
     }
 }
 
-/// `rowsum(grad * output)` of each head, `[Q, H]`.
+/// Computes `rowsum(grad * output)` of each head, `[Q, H]`.
 fn row_sums<R: CubeRuntime>(
     grad: &CubeTensor<R>,
     output: &CubeTensor<R>,
@@ -191,8 +197,8 @@ fn row_sums<R: CubeRuntime>(
     let sums = empty(grad, [count, config.heads], DType::F32);
     backward::row_sums::launch::<R>(
         &sums.client,
-        cubes((count * config.heads).div_ceil(UNITS)),
-        CubeDim::new_1d(UNITS as u32),
+        block_grid((count * config.heads).div_ceil(THREADS)),
+        CubeDim::new_1d(THREADS as u32),
         grad.clone().into_tensor_arg(),
         output.clone().into_tensor_arg(),
         sums.clone().into_tensor_arg(),
@@ -202,8 +208,8 @@ fn row_sums<R: CubeRuntime>(
     sums
 }
 
-/// What both backward kernels read.
-struct Backpropagated<R: CubeRuntime> {
+/// The inputs of both backward kernels.
+struct BackwardInputs<R: CubeRuntime> {
     qkv: CubeTensor<R>,
     grad: CubeTensor<R>,
     lse: CubeTensor<R>,
@@ -213,15 +219,16 @@ struct Backpropagated<R: CubeRuntime> {
     queries: CubeTensor<R>,
 }
 
-impl<R: CubeRuntime> Backpropagated<R> {
-    fn queries(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
+impl<R: CubeRuntime> BackwardInputs<R> {
+    /// Writes the gradient of the queries into their columns of `d_qkv`.
+    fn write_query_gradient(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [count, _] = self.ranges.meta.shape().dims();
         let folded = count * launch.plan.group;
         let plan = launch.plan(folded);
-        backward::of_queries::launch::<R>(
+        backward::query_gradient::launch::<R>(
             &self.qkv.client,
-            launch.cubes(&plan, folded),
-            CubeDim::new_1d(UNITS as u32),
+            launch.grid(&plan, folded),
+            CubeDim::new_1d(THREADS as u32),
             self.qkv.clone().into_tensor_arg(),
             self.grad.clone().into_tensor_arg(),
             self.lse.clone().into_tensor_arg(),
@@ -236,19 +243,20 @@ impl<R: CubeRuntime> Backpropagated<R> {
         );
     }
 
-    fn keys(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
+    /// Writes the gradients of the keys and values into their columns of `d_qkv`.
+    fn write_key_value_gradient(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [tokens, _] = self.qkv.meta.shape().dims();
-        let plan = Plan { keys_down: true, ..launch.plan(tokens) };
-        backward::of_keys::launch::<R>(
+        let plan = Plan { keys_as_rows: true, ..launch.plan(tokens) };
+        backward::key_value_gradient::launch::<R>(
             &self.qkv.client,
-            launch.cubes(&plan, tokens),
-            CubeDim::new_1d(UNITS as u32),
+            launch.grid(&plan, tokens),
+            CubeDim::new_1d(THREADS as u32),
             self.qkv.clone().into_tensor_arg(),
             self.grad.clone().into_tensor_arg(),
             self.lse.clone().into_tensor_arg(),
             self.row_sum.clone().into_tensor_arg(),
             self.ranges.clone().into_tensor_arg(),
-            self.hulls(launch.plan.group).into_tensor_arg(),
+            self.tile_bounds(launch.plan.group).into_tensor_arg(),
             self.hidden.clone().into_tensor_arg(),
             self.queries.clone().into_tensor_arg(),
             d_qkv.into_tensor_arg(),
@@ -258,61 +266,61 @@ impl<R: CubeRuntime> Backpropagated<R> {
         );
     }
 
-    /// Which keys the rows of each tile see, `[tiles, 4]`.
-    fn hulls(&self, group: usize) -> CubeTensor<R> {
+    /// Computes the bounds of the ranges of each tile of folded rows, `[tiles, 4]`.
+    fn tile_bounds(&self, group: usize) -> CubeTensor<R> {
         let [count, _] = self.ranges.meta.shape().dims();
-        let tiles = (count * group).div_ceil(ACROSS);
-        let hulls = empty(&self.ranges, [tiles, 4], DType::I32);
-        backward::tile_hulls::launch::<R>(
-            &hulls.client,
+        let tiles = (count * group).div_ceil(TILE_COLUMNS);
+        let tile_bounds = empty(&self.ranges, [tiles, 4], DType::I32);
+        backward::compute_tile_bounds::launch::<R>(
+            &tile_bounds.client,
             CubeCount::Static(tiles as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
+            CubeDim::new_1d(THREADS as u32),
             self.ranges.clone().into_tensor_arg(),
-            hulls.clone().into_tensor_arg(),
+            tile_bounds.clone().into_tensor_arg(),
             group,
             self.ranges.dtype.into(),
         );
-        hulls
+        tile_bounds
     }
 }
 
 #[cfg(all(test, feature = "wgpu"))]
 mod tests {
     use super::*;
-    use crate::cubecl::pitched::{Given, same_when_pitched};
+    use crate::cubecl::pitched::{KernelInput, assert_same_when_pitched};
 
     #[test]
-    fn on_pitched_rows() {
-        for (head_dim, chosen) in [(5, false), (48, true), (100, false)] {
+    fn pitched_rows_give_the_same_values() {
+        for (head_dim, gather) in [(5, false), (48, true), (100, false)] {
             let config = AttentionConfig { heads: 4, kv_heads: 2, head_dim, scale: 0.3 };
             let launch = Launch {
                 config,
                 plan: Plan {
                     group: 2,
                     head_dim,
-                    columns: packed_columns(&config),
+                    first_columns: qkv_columns(&config),
                     hidden: true,
-                    chosen,
-                    down: 0,
-                    keys_down: false,
+                    gather,
+                    rows_per_thread: 0,
+                    keys_as_rows: false,
                 },
             };
             let ranges = (0..9).flat_map(|query| [0, 0, 0, query + 1]).collect::<Vec<_>>();
             let indices = || {
                 [
-                    Given::Ints(ranges.clone(), [9, 4]),
-                    Given::IntVector(vec![0, 0, 1, 0, 0, 0, 1, 0, 0]),
-                    Given::IntVector((0..9).collect()),
+                    KernelInput::Ints(ranges.clone(), [9, 4]),
+                    KernelInput::IntVector(vec![0, 0, 1, 0, 0, 0, 1, 0, 0]),
+                    KernelInput::IntVector((0..9).collect()),
                 ]
             };
-            let qkv = || Given::Floats([9, 8 * head_dim]);
+            let qkv = || KernelInput::Floats([9, 8 * head_dim]);
             let mut inputs = vec![qkv(), qkv(), qkv()];
             inputs.extend(indices());
-            same_when_pitched(&Forward(launch.clone()), &inputs);
-            let heads = || Given::Floats([9, 4 * head_dim]);
-            let mut inputs = vec![qkv(), heads(), Given::Floats([9, 4]), heads()];
+            assert_same_when_pitched(&Forward(launch.clone()), &inputs);
+            let heads = || KernelInput::Floats([9, 4 * head_dim]);
+            let mut inputs = vec![qkv(), heads(), KernelInput::Floats([9, 4]), heads()];
             inputs.extend(indices());
-            same_when_pitched(&BackwardPass(launch), &inputs);
+            assert_same_when_pitched(&BackwardPass(launch), &inputs);
         }
     }
 }

@@ -1,21 +1,21 @@
-//! Projections of a few rows: all that is to be computed is shared out among the threads at once.
+//! Projections of a few rows: all their GEMMs are distributed over the threads at once.
 
 use super::weight::{HostProjection, HostWeight, ranks, width};
 use crate::ndarray::few_rows::{Output, Rows, Term, Weights, compute};
-use crate::ndarray::gemm::{Old, rows_mut};
+use crate::ndarray::gemm::{WriteMode, rows_mut};
 use crate::ndarray::matrix::Matrix;
 
-/// All projections, with their branches, of which `low` is `x A^T`.
+/// Computes all projections with their branches; `low` is `x A^T`.
 pub(super) fn project(
     x: &Matrix,
     projections: &[HostProjection],
     low: &[f32],
-    old: Old,
+    mode: WriteMode,
     output: &mut [f32],
 ) {
     let (width, ranks, mut next) = (width(projections), ranks(projections), 0);
     let terms = projections.iter().map(|projection| {
-        let of_weight = match &projection.weight {
+        let base = match &projection.weight {
             HostWeight::Float(weight) => term(1.0, x.values(), weight),
             HostWeight::Packed(weight) => Term {
                 factor: 1.0,
@@ -23,7 +23,7 @@ pub(super) fn project(
                 w: Weights::Packed(weight, 0),
             },
         };
-        let mut terms = vec![of_weight];
+        let mut terms = vec![base];
         if let Some((_, b, scaling)) = &projection.adapter {
             let mut branch = term(*scaling, &low[next..], b);
             (branch.x.count, branch.x.stride) = (x.rows, ranks);
@@ -32,16 +32,17 @@ pub(super) fn project(
         }
         terms
     });
-    compute(beside(output, width, old, terms));
+    compute(side_by_side(output, width, mode, terms));
 }
 
-/// `x A^T` of all branches.
+/// Computes `x A^T` of all branches.
 pub(super) fn low(x: &Matrix, projections: &[HostProjection], low: &mut [f32]) {
     let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
     let terms = adapters.map(|(a, ..)| vec![term(1.0, x.values(), a)]);
-    compute(beside(low, ranks(projections), Old::Replace, terms));
+    compute(side_by_side(low, ranks(projections), WriteMode::Overwrite, terms));
 }
 
+/// Returns the term `factor * x W^T`.
 fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
     Term {
         factor,
@@ -50,11 +51,12 @@ fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
     }
 }
 
-/// Results side by side in rows of `width` values, each as wide as its terms.
-fn beside<'a>(
+/// Returns outputs side by side in rows of `width` values, each as wide as the weights of its
+/// terms.
+fn side_by_side<'a>(
     output: &'a mut [f32],
     width: usize,
-    old: Old,
+    mode: WriteMode,
     terms: impl Iterator<Item = Vec<Term<'a>>>,
 ) -> Vec<Output<'a>> {
     let mut rest = rows_mut(output, width);
@@ -62,7 +64,7 @@ fn beside<'a>(
     for terms in terms {
         let (target, right) = rest.split_at_col_mut(terms[0].w.count());
         rest = right;
-        outputs.push(Output { target, old, terms });
+        outputs.push(Output { target, mode, terms });
     }
     outputs
 }

@@ -1,14 +1,14 @@
-//! The weights of projections on slices.
+//! The weights of projections as slices.
 
 use faer::MatMut;
 
-use crate::ndarray::gemm::{Old, strided};
+use crate::ndarray::gemm::{WriteMode, strided};
 use crate::ndarray::matrix::Matrix;
 use crate::ndarray::packed::{HostPacked, times, times_transposed};
-use crate::ndarray::panel::{Term, sum_of};
+use crate::ndarray::panel::{Term, gemm_sum};
 use crate::ndarray::tile::{Operand, Rows};
 
-/// A projection's weights.
+/// The weight and the adapter of a projection.
 pub(in crate::ndarray) struct HostProjection {
     /// `[D_out, D_in]`
     pub(in crate::ndarray) weight: HostWeight,
@@ -16,14 +16,14 @@ pub(in crate::ndarray) struct HostProjection {
     pub(in crate::ndarray) adapter: Option<(Matrix, Matrix, f32)>,
 }
 
-/// A weight on slices.
+/// A weight as slices.
 pub(in crate::ndarray) enum HostWeight {
     Float(Matrix),
     Packed(Box<HostPacked>),
 }
 
 impl HostWeight {
-    /// `D_out`
+    /// Returns `D_out`.
     pub(in crate::ndarray) fn rows(&self) -> usize {
         match self {
             Self::Float(weight) => weight.rows,
@@ -31,7 +31,7 @@ impl HostWeight {
         }
     }
 
-    /// `D_in`
+    /// Returns `D_in`.
     pub(in crate::ndarray) fn columns(&self) -> usize {
         match self {
             Self::Float(weight) => weight.columns,
@@ -39,7 +39,7 @@ impl HostWeight {
         }
     }
 
-    /// Row `index` into `row`.
+    /// Copies row `index` to `row`.
     pub(in crate::ndarray) fn copy_row(&self, index: usize, row: &mut [f32]) {
         match self {
             Self::Float(weight) => row.copy_from_slice(weight.row(index)),
@@ -47,44 +47,44 @@ impl HostWeight {
         }
     }
 
-    /// `x W^T` to `target`, on all threads.
+    /// Computes `x W^T` into `target` on all threads.
     pub(in crate::ndarray) fn times_transposed(
         &self,
         target: MatMut<'_, f32>,
-        old: Old,
+        mode: WriteMode,
         x: Rows<'_>,
     ) {
         match self {
-            Self::Float(weight) => sum_of(target, old, &[outputs(x, weight)], threads()),
+            Self::Float(weight) => gemm_sum(target, mode, &[outputs(x, weight)], threads()),
             Self::Packed(weight) => {
                 let x = strided(x.values, target.nrows(), weight.columns, x.stride);
-                times_transposed(target, old, x, weight);
+                times_transposed(target, mode, x, weight);
             }
         }
     }
 
-    /// `factor * y W` to `target`, on all threads.
+    /// Computes `factor * y W` into `target` on all threads.
     pub(in crate::ndarray) fn times(
         &self,
         target: MatMut<'_, f32>,
-        old: Old,
+        mode: WriteMode,
         factor: f32,
         y: Rows<'_>,
     ) {
         match self {
             Self::Float(weight) => {
                 let inputs = inputs(y, weight);
-                sum_of(target, old, &[Term { factor, ..inputs }], threads());
+                gemm_sum(target, mode, &[Term { factor, ..inputs }], threads());
             }
             Self::Packed(weight) => {
                 let y = strided(y.values, target.nrows(), weight.rows, y.stride);
-                times(target, old, factor, y, weight);
+                times(target, mode, factor, y, weight);
             }
         }
     }
 }
 
-/// `x W^T`
+/// Returns the term `x W^T`.
 pub(super) fn outputs<'a>(x: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
     Term {
         left: x,
@@ -94,11 +94,11 @@ pub(super) fn outputs<'a>(x: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
     }
 }
 
-/// `y W`
+/// Returns the term `y W`.
 pub(super) fn inputs<'a>(y: Rows<'a>, weight: &'a Matrix) -> Term<'a> {
     Term {
         left: y,
-        right: Operand::AsItIs(Rows::all(weight.values(), weight.columns)),
+        right: Operand::RowMajor(Rows::all(weight.values(), weight.columns)),
         depth: weight.rows,
         factor: 1.0,
     }
@@ -114,38 +114,40 @@ impl HostProjection {
     }
 }
 
-/// Columns of all projections side by side.
+/// Returns the number of output columns of all projections.
 pub(in crate::ndarray) fn width(projections: &[HostProjection]) -> usize {
     projections.iter().map(|p| p.weight.rows()).sum()
 }
 
-/// Ranks of all branches together.
+/// Returns the sum of the ranks of all branches.
 pub(in crate::ndarray) fn ranks(projections: &[HostProjection]) -> usize {
     projections.iter().map(HostProjection::rank).sum()
 }
 
-pub(super) fn any_packed(projections: &[HostProjection]) -> bool {
+/// Returns whether any weight is quantized.
+pub(super) fn any_quantized(projections: &[HostProjection]) -> bool {
     let packed = |p: &HostProjection| matches!(p.weight, HostWeight::Packed(_));
     projections.iter().any(packed)
 }
 
-/// All `a` below each other, `[sum of r, D_in]`.
-pub(super) fn stacked(projections: &[HostProjection]) -> Vec<f32> {
+/// Returns all `a` concatenated, `[sum of r, D_in]`.
+pub(super) fn stacked_a(projections: &[HostProjection]) -> Vec<f32> {
     let adapters = projections.iter().filter_map(|p| p.adapter.as_ref());
     let all: Vec<&[f32]> = adapters.map(|(a, ..)| a.values()).collect();
     all.concat()
 }
 
-/// A branch among those of several projections.
+/// A LoRA branch among those of several projections.
 pub(super) struct Branch<'a> {
     pub(super) b: &'a Matrix,
     pub(super) scaling: f32,
-    /// Where its projection's output begins.
+    /// The first output column of its projection.
     pub(super) column: usize,
-    /// Where its `x A^T` begins among those of all.
+    /// The first column of its `x A^T` among those of all branches.
     pub(super) first: usize,
 }
 
+/// Returns the branches with their offsets.
 pub(super) fn branches(projections: &[HostProjection]) -> impl Iterator<Item = Branch<'_>> {
     let (mut next_column, mut next) = (0, 0);
     projections.iter().filter_map(move |projection| {
@@ -157,6 +159,7 @@ pub(super) fn branches(projections: &[HostProjection]) -> impl Iterator<Item = B
     })
 }
 
-pub(super) fn width_of_input(projections: &[HostProjection]) -> usize {
+/// Returns the number of input features, which all projections share.
+pub(super) fn input_width(projections: &[HostProjection]) -> usize {
     projections.first().map_or(0, |p| p.weight.columns())
 }

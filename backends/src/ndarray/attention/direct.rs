@@ -1,6 +1,8 @@
-//! Attention of single queries to a cache: keys and values are read where they lie, once for all heads of a group.
+//! Attention of single queries to a cache: keys and values are read in place, once for all heads of
+//! a group.
 //!
-//! Blocks of queries pay for laying keys out anew; a query that is alone with its keys, as in decoding, does not.
+//! Blocks of queries have to transpose the keys; a query that shares its keys with no other, as in
+//! decoding, avoids that.
 
 use std::ops::Range;
 
@@ -9,52 +11,55 @@ use rayon::prelude::*;
 use super::weighted_sums::WeightedSums;
 use super::{Attention, Heads};
 use crate::ndarray::few_rows::{Output, Rows, Term, Weights};
-use crate::ndarray::gemm::{Old, SMALL, columns_of};
-use crate::ndarray::matrix::written;
+use crate::ndarray::gemm::{MIN_PARALLEL_WORK, WriteMode, columns_mut};
+use crate::ndarray::matrix::filled;
 use crate::ndarray::vector::{exp, max, total, update, vectorized};
 
-/// Consecutive queries of one sequence, on average, from which on blocks are faster.
-const BLOCKS_FROM: usize = 16;
+/// Mean number of consecutive queries per sequence from which blocks are faster.
+const MIN_BLOCK_QUERIES: usize = 16;
 
 impl<'a> Attention<'a> {
-    /// Whether most queries are alone with their keys.
+    /// Returns whether most queries share their keys with no other query.
     pub(super) fn is_direct(&self) -> bool {
         let ranges = &self.mask.ranges;
         let follows = |pair: &&[[usize; 4]]| pair[1][3] == pair[0][3] + 1;
-        let following = ranges.windows(2).filter(follows).count();
-        let sequences = ranges.len() - following;
+        let continuations = ranges.windows(2).filter(follows).count();
+        let sequences = ranges.len() - continuations;
         let chosen = !self.mask.hidden.is_empty() || !self.mask.queries.is_empty();
-        !chosen && ranges.len() < BLOCKS_FROM * sequences
+        !chosen && ranges.len() < MIN_BLOCK_QUERIES * sequences
     }
 
-    /// As [`Attention::forward`], query by query.
+    /// Computes the same as [`Attention::forward`], query by query.
     pub(super) fn forward_direct(&self) -> (Vec<f32>, Vec<f32>) {
         let (heads, kv_heads) = (self.config.heads, self.config.kv_heads);
         let (queries, group, head_dim) =
             (self.mask.ranges.len(), self.group(), self.config.head_dim);
         let [mut output, mut lse] =
-            [head_dim, 1].map(|width| written(queries * heads * width, |_| ()));
-        let seen = |range: &[usize; 4]| range[1] - range[0] + range[3] - range[2];
-        let work: usize = self.mask.ranges.iter().map(seen).sum();
-        let one = |(index, (output, lse)): (usize, (&mut [f32], &mut [f32]))| {
+            [head_dim, 1].map(|width| filled(queries * heads * width, |_| ()));
+        let visible_keys = |range: &[usize; 4]| range[1] - range[0] + range[3] - range[2];
+        let work: usize = self.mask.ranges.iter().map(visible_keys).sum();
+        let forward = |(index, (output, lse)): (usize, (&mut [f32], &mut [f32]))| {
             self.query_forward(index / kv_heads, index % kv_heads, output, lse);
         };
-        let (of_output, of_lse) = (group * head_dim, group);
-        match work * heads * head_dim < SMALL {
-            true => {
-                output.chunks_mut(of_output).zip(lse.chunks_mut(of_lse)).enumerate().for_each(one)
-            }
-            false => output
-                .par_chunks_mut(of_output)
-                .zip(lse.par_chunks_mut(of_lse))
+        let (output_width, lse_width) = (group * head_dim, group);
+        if work * heads * head_dim < MIN_PARALLEL_WORK {
+            output
+                .chunks_mut(output_width)
+                .zip(lse.chunks_mut(lse_width))
                 .enumerate()
-                .for_each(one),
+                .for_each(forward)
+        } else {
+            output
+                .par_chunks_mut(output_width)
+                .zip(lse.par_chunks_mut(lse_width))
+                .enumerate()
+                .for_each(forward)
         }
         (output, lse)
     }
 
-    /// The rows in `range` of one head.
-    fn rows_of(&self, heads: &Heads<'a>, range: &Range<usize>, head: usize) -> Rows<'a> {
+    /// Returns the rows in `range` of one head.
+    fn head_rows(&self, heads: &Heads<'a>, range: &Range<usize>, head: usize) -> Rows<'a> {
         let head_dim = self.config.head_dim;
         let start = range.start * heads.stride + heads.column + head * head_dim;
         Rows {
@@ -65,7 +70,8 @@ impl<'a> Attention<'a> {
         }
     }
 
-    /// Output `[group, Dh]` and log-sum-exp `[group]` of one query's heads on one key head.
+    /// Computes the output `[group, Dh]` and log-sum-exp `[group]` of one query for the query heads
+    /// that share one key-value head.
     fn query_forward(&self, query: usize, kv_head: usize, output: &mut [f32], lse: &mut [f32]) {
         let (head_dim, group) = (self.config.head_dim, self.group());
         let [a, b, c, d] = self.mask.ranges[query];
@@ -79,13 +85,13 @@ impl<'a> Attention<'a> {
         let start = query * heads.stride + heads.column + kv_head * group * head_dim;
         let x = Rows::of(&heads.values[start..][..group * head_dim], head_dim);
         let mut column = 0;
-        let mut scores = written(group * keys, |_| ());
+        let mut scores = filled(group * keys, |_| ());
         for range in &ranges {
-            let w = self.rows_of(&self.inputs.key, range, kv_head);
+            let w = self.head_rows(&self.inputs.key, range, kv_head);
             let factor = self.config.scale as f32;
             Output {
-                target: columns_of(&mut scores, keys, column, range.len()),
-                old: Old::Replace,
+                target: columns_mut(&mut scores, keys, column, range.len()),
+                mode: WriteMode::Overwrite,
                 terms: vec![Term { factor, x, w: Weights::Floats(w) }],
             }
             .compute();
@@ -97,7 +103,7 @@ impl<'a> Attention<'a> {
                 let mut totals = lse.iter_mut();
                 for scores in scores.chunks_exact_mut(keys) {
                     if let Some(total) = totals.next() {
-                        *total = weights(scores);
+                        *total = softmax(scores);
                     }
                 }
             },
@@ -113,16 +119,16 @@ impl<'a> Attention<'a> {
                     columns: range.len(),
                     stride: keys,
                 },
-                values: self.rows_of(&self.inputs.value, range, kv_head),
+                values: self.head_rows(&self.inputs.value, range, kv_head),
             });
             column += range.len();
         }
     }
 }
 
-/// Turns scores into their softmax; returns their log-sum-exp.
+/// Replaces scores by their softmax; returns their log-sum-exp.
 #[inline(always)]
-fn weights(scores: &mut [f32]) -> f32 {
+fn softmax(scores: &mut [f32]) -> f32 {
     let max = max(scores);
     update(
         scores,

@@ -1,8 +1,10 @@
-//! Attention on slices, forward and backward, without ever holding scores of more than a block of queries.
+//! Attention on slices, forward and backward, in blocks of queries, so that only one block's scores
+//! are in memory.
 //!
-//! Queries are cut into spans that share no keys (the pairs of a packed row, the rows of a cache); spans and, within one,
-//! key heads are shared among the threads. A span is worked off in blocks of queries: scores of the block to every key
-//! it sees, softmax, product with the values.
+//! Queries are divided into spans that share no keys (the pairs of a packed row, the rows of a
+//! cache). Spans, and the key-value heads within a span, are distributed over the threads. A span
+//! is processed in blocks of queries: the scores of the block and every key it attends to, softmax,
+//! GEMM with the values.
 
 mod blocks;
 mod direct;
@@ -12,58 +14,59 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::blocks::{BLOCK, Seen, Span, blocks, columns_of, spans};
-use super::exchange::exchange;
-use super::gemm::Old;
-use super::matrix::{split, written};
-use super::tile::{Operand, Rows, small_product};
+use self::blocks::{BLOCK, Span, VisibleKeys, blocks, padded_columns, spans};
+use super::gemm::WriteMode;
+use super::matrix::{filled, split};
+use super::tile::{Operand, Rows, small_gemm};
+use super::transpose::transpose;
 use super::vector::{exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
 
-/// Who sees whom, on the host.
+/// An attention mask on the host.
 pub(super) struct HostMask {
-    /// The two ranges of keys each query sees.
+    /// The two ranges of keys that each query attends to.
     pub(super) ranges: Vec<[usize; 4]>,
-    /// Per key: whether nobody sees it; empty: there is none such.
+    /// Whether each key is hidden from all queries; empty if none is.
     pub(super) hidden: Vec<bool>,
-    /// The token each query is; empty: query `i` is token `i`.
+    /// The token of each query; empty if query `i` is token `i`.
     pub(super) queries: Vec<usize>,
 }
 
-/// Columns of one head after another, somewhere in the rows of a slice.
+/// Consecutive columns of attention heads within the rows of a slice.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
     /// The rows.
     pub(super) values: &'a [f32],
     /// Length of a row.
     pub(super) stride: usize,
-    /// Where head 0 begins.
+    /// The first column of head 0.
     pub(super) column: usize,
 }
 
 impl<'a> Heads<'a> {
-    /// The rows of head `head` from row `first` on.
+    /// Returns the rows of head `head` from row `first`.
     fn rows(&self, head: usize, head_dim: usize, first: usize) -> Rows<'a> {
         Rows::all(self.values, self.stride).from(first, self.column + head * head_dim)
     }
 }
 
-/// A span's keys, or values, of one head with rows and columns exchanged, `[Dh, keys]`: copied once, read for every
-/// block of queries.
+/// The transposed keys or values of a span for one head, `[Dh, keys]`: copied once and read for
+/// every block of queries.
 struct Transposed {
     values: Vec<f32>,
     /// The first key.
     first: usize,
-    /// Length of a row: the keys, and zeros that a last vector may read beyond them.
+    /// Length of a row: the keys, and zeros beyond them that the last vector may read.
     stride: usize,
 }
 
 impl Transposed {
+    /// Copies and transposes the rows `keys` of a head.
     fn of(heads: &Heads<'_>, head: usize, head_dim: usize, keys: &Range<usize>) -> Self {
-        let stride = columns_of(keys) + columns_of(&(0..1));
-        let values = written(head_dim * stride, |values| {
+        let stride = padded_columns(keys) + padded_columns(&(0..1));
+        let values = filled(head_dim * stride, |values| {
             let rows = heads.rows(head, head_dim, keys.start);
-            exchange(rows, [keys.len(), head_dim], 1.0, values, stride);
+            transpose(rows, [keys.len(), head_dim], 1.0, values, stride);
             for row in values.chunks_exact_mut(stride) {
                 row[keys.len()..].fill(0.0);
             }
@@ -71,7 +74,7 @@ impl Transposed {
         Self { values, first: keys.start, stride }
     }
 
-    /// The columns from key `key` on.
+    /// Returns the columns from key `key`.
     fn from(&self, key: usize) -> Rows<'_> {
         Rows::all(&self.values, self.stride).from(0, key - self.first)
     }
@@ -80,15 +83,16 @@ impl Transposed {
 /// Queries, keys and values.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
-    /// `H` heads; by query, unless the mask chooses tokens: then by token.
+    /// `H` heads, one row per query, or one row per token if the mask selects queries.
     pub(super) query: Heads<'a>,
-    /// `H_kv` heads, by key.
+    /// `H_kv` heads, one row per key.
     pub(super) key: Heads<'a>,
-    /// `H_kv` heads, by key.
+    /// `H_kv` heads, one row per key.
     pub(super) value: Heads<'a>,
 }
 
-/// What a span and a key head compute in: scores of a block and their gradient, and the block's own queries.
+/// Workspace of a span and a key-value head: a block's scores, their gradient, and the block's
+/// queries.
 #[derive(Default)]
 struct Scratch {
     scores: Vec<f32>,
@@ -96,7 +100,7 @@ struct Scratch {
     query: Vec<f32>,
 }
 
-/// Everything about one call.
+/// The arguments of an attention call.
 pub(super) struct Attention<'a> {
     pub(super) inputs: Inputs<'a>,
     pub(super) mask: &'a HostMask,
@@ -104,11 +108,12 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// Returns the number of query heads per key-value head.
     fn group(&self) -> usize {
         self.config.heads / self.config.kv_heads
     }
 
-    /// Output `[Q, H * Dh]` and log-sum-exp `[Q, H]`.
+    /// Returns the output `[Q, H * Dh]` and the log-sum-exp `[Q, H]`.
     pub(super) fn forward(&self) -> (Vec<f32>, Vec<f32>) {
         if self.is_direct() {
             return self.forward_direct();
@@ -116,7 +121,7 @@ impl Attention<'_> {
         let AttentionConfig { heads, head_dim, .. } = *self.config;
         let (queries, width) = (self.mask.ranges.len(), heads * head_dim);
         // Every query is in a span, and every span writes all of its rows.
-        let [mut output, mut lse] = [width, heads].map(|width| written(queries * width, |_| ()));
+        let [mut output, mut lse] = [width, heads].map(|width| filled(queries * width, |_| ()));
         let spans = spans(&self.mask.ranges);
         let lengths: Vec<usize> = spans.iter().map(|span| span.queries.len()).collect();
         let parts = spans
@@ -124,18 +129,20 @@ impl Attention<'_> {
             .zip(split(&mut output, &lengths, width))
             .zip(split(&mut lse, &lengths, heads));
         parts.for_each(|((span, output), lse)| {
-            let heads_of = |kv_head| self.span_forward(span, kv_head);
-            let by_head: Vec<_> = (0..self.config.kv_heads).into_par_iter().map(heads_of).collect();
+            let head_results = |kv_head| self.span_forward(span, kv_head);
+            let by_head: Vec<_> =
+                (0..self.config.kv_heads).into_par_iter().map(head_results).collect();
             let columns = self.group() * head_dim;
-            for (kv_head, (of_output, of_lse)) in by_head.iter().enumerate() {
-                scatter(output, width, kv_head * columns, of_output, columns);
-                scatter(lse, heads, kv_head * self.group(), of_lse, self.group());
+            for (kv_head, (head_output, head_lse)) in by_head.iter().enumerate() {
+                scatter(output, width, kv_head * columns, head_output, columns);
+                scatter(lse, heads, kv_head * self.group(), head_lse, self.group());
             }
         });
         (output, lse)
     }
 
-    /// Output `[queries of the span, group * Dh]` and log-sum-exp `[queries, group]` of the heads on one key head.
+    /// Returns the output `[queries of the span, group * Dh]` and log-sum-exp `[queries, group]` of
+    /// the query heads that share one key-value head.
     fn span_forward(&self, span: &Span, kv_head: usize) -> (Vec<f32>, Vec<f32>) {
         let (head_dim, group, scale) =
             (self.config.head_dim, self.group(), self.config.scale as f32);
@@ -144,39 +151,39 @@ impl Attention<'_> {
         let mut scratch = Scratch::default();
         let keys_t = Transposed::of(&self.inputs.key, kv_head, head_dim, &span.keys);
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
-            let seen = Seen::of(&self.mask.ranges[block.clone()]);
+            let visible = VisibleKeys::of(&self.mask.ranges[block.clone()]);
             let (first, shape) = (block.start - span.queries.start, [block.len(), head_dim]);
             for head in 0..group {
                 let query = self.block_queries(&mut scratch.query, kv_head * group + head, &block);
-                times_seen(&mut scratch.scores, scale, (query, shape), &keys_t, &seen);
-                let rows = scratch.scores.chunks_exact_mut(seen.width().max(1));
+                visible_scores(&mut scratch.scores, scale, (query, shape), &keys_t, &visible);
+                let rows = scratch.scores.chunks_exact_mut(visible.width().max(1));
                 let mut totals = [1f32; BLOCK];
                 vectorized(
                     #[inline(always)]
                     || {
                         for (index, scores) in rows.enumerate().take(block.len()) {
-                            let place = (first + index) * group + head;
-                            (totals[index], lse[place]) =
-                                self.softmax(scores, block.start + index, &seen);
+                            let lse_index = (first + index) * group + head;
+                            (totals[index], lse[lse_index]) =
+                                self.softmax(scores, block.start + index, &visible);
                         }
                     },
                 );
                 let output = &mut output[first * width..][..block.len() * width];
-                let mut old = Old::Replace;
-                for (column, keys) in seen.placed() {
-                    let weights = scores_from(&scratch.scores, column, &seen);
+                let mut mode = WriteMode::Overwrite;
+                for (column, keys) in visible.columns_and_keys() {
+                    let weights = scores_from(&scratch.scores, column, &visible);
                     let values = self.inputs.value.rows(kv_head, head_dim, keys.start);
-                    small_product(
+                    small_gemm(
                         (&mut output[head * head_dim..], width),
                         [block.len(), keys.len(), head_dim],
-                        old,
+                        mode,
                         1.0,
-                        Operand::AsItIs(weights),
+                        Operand::RowMajor(weights),
                         values,
                     );
-                    old = Old::Add;
+                    mode = WriteMode::Add;
                 }
-                // Weights become probabilities here, where there are fewer numbers to divide.
+                // Normalized here, where there are fewer values to divide than weights.
                 for (row, total) in output.chunks_exact_mut(width).zip(totals) {
                     let inverse = 1.0 / total;
                     for value in &mut row[head * head_dim..][..head_dim] {
@@ -188,7 +195,7 @@ impl Attention<'_> {
         (output, lse)
     }
 
-    /// The block's rows of query head `head`, `[block, Dh]`.
+    /// Returns the block's rows of query head `head`, `[block, Dh]`.
     fn block_queries<'s>(
         &'s self,
         copy: &'s mut Vec<f32>,
@@ -207,52 +214,86 @@ impl Attention<'_> {
         Rows { values: copy, stride: head_dim }
     }
 
-    /// The columns a query sees, of a block's scores.
+    /// Returns the columns of a block's scores that a query attends to.
     #[inline(always)]
-    fn columns(&self, query: usize, seen: &Seen) -> [Range<usize>; 2] {
+    fn columns(&self, query: usize, visible: &VisibleKeys) -> [Range<usize>; 2] {
         let [a, b, c, d] = self.mask.ranges[query];
-        [seen.columns(a..b), seen.columns(c..d)]
+        [visible.columns(a..b), visible.columns(c..d)]
     }
 
-    /// Turns one row of scores into weights `exp(score - max)`, 0 where the query does not see; returns their sum and the
-    /// row's log-sum-exp.
+    /// Turns one row of scores into weights `exp(score - max)`, 0 for masked keys; returns their
+    /// sum and the row's log-sum-exp.
     ///
-    /// Rows are whole vectors, so what the query does not see is computed with the rest and cleared: a remainder, value by
-    /// value, takes longer than all vectors. Sums begin where the query's keys do, so that they do not depend on the block.
+    /// Rows are whole vectors, so masked scores are computed with the rest and then cleared:
+    /// processing a remainder value by value takes longer than all vectors. Sums start at the
+    /// query's first key, so that they do not depend on the block.
     #[inline(always)]
-    fn softmax(&self, scores: &mut [f32], query: usize, seen: &Seen) -> (f32, f32) {
-        let columns = self.columns(query, seen);
-        self.outside(scores, &columns, seen, f32::NEG_INFINITY);
+    fn softmax(&self, scores: &mut [f32], query: usize, visible: &VisibleKeys) -> (f32, f32) {
+        let columns = self.columns(query, visible);
+        self.fill_masked(scores, &columns, visible, f32::NEG_INFINITY);
         let max = max(scores);
         if max == f32::NEG_INFINITY {
-            scores.fill(0.0);
-            return (1.0, 0.0);
+            return self.softmax_of_masked_row(scores, &columns, visible);
         }
         update(
             scores,
             #[inline(always)]
             |score| exp(score - max),
         );
-        self.outside(scores, &columns, seen, 0.0);
+        self.fill_masked(scores, &columns, visible, 0.0);
         let [first, second] = columns;
         let total = total(&scores[first]) + total(&scores[second]);
         (total, total.ln() + max)
     }
 
-    /// Sets the scores of keys that a query with these columns does not see.
-    #[inline(always)]
-    fn outside(&self, scores: &mut [f32], columns: &[Range<usize>; 2], seen: &Seen, value: f32) {
-        fill_outside(scores, columns, value);
-        self.hide(scores, seen, value);
+    /// Computes [`softmax`](Self::softmax) of scores that are all negative infinity or NaN: the
+    /// weights of a query that attends to no key are 0, those of any other are NaN.
+    #[cold]
+    #[inline(never)]
+    fn softmax_of_masked_row(
+        &self,
+        scores: &mut [f32],
+        columns: &[Range<usize>; 2],
+        visible: &VisibleKeys,
+    ) -> (f32, f32) {
+        let hidden = &self.mask.hidden;
+        let mut visible_columns = visible.columns_and_keys().flat_map(|(first, keys)| {
+            (first..).zip(keys).filter(|(column, key)| {
+                columns.iter().any(|columns| columns.contains(column))
+                    && !hidden.get(*key).copied().unwrap_or(false)
+            })
+        });
+        let sees_nothing = visible_columns.next().is_none();
+        scores.fill(0.0);
+        if sees_nothing {
+            return (1.0, 0.0);
+        }
+        for columns in columns {
+            scores[columns.clone()].fill(f32::NAN);
+        }
+        (f32::NAN, f32::NAN)
     }
 
-    /// Sets the scores of hidden keys.
+    /// Sets the scores of masked keys to `value`; the query attends to `columns`.
     #[inline(always)]
-    fn hide(&self, scores: &mut [f32], seen: &Seen, value: f32) {
+    fn fill_masked(
+        &self,
+        scores: &mut [f32],
+        columns: &[Range<usize>; 2],
+        visible: &VisibleKeys,
+        value: f32,
+    ) {
+        fill_outside(scores, columns, value);
+        self.fill_hidden(scores, visible, value);
+    }
+
+    /// Sets the scores of hidden keys to `value`.
+    #[inline(always)]
+    fn fill_hidden(&self, scores: &mut [f32], visible: &VisibleKeys, value: f32) {
         if self.mask.hidden.is_empty() {
             return;
         }
-        for (column, keys) in seen.placed() {
+        for (column, keys) in visible.columns_and_keys() {
             let scores = &mut scores[column..][..keys.len()];
             for (score, hidden) in scores.iter_mut().zip(&self.mask.hidden[keys]) {
                 if *hidden {
@@ -262,7 +303,8 @@ impl Attention<'_> {
         }
     }
 
-    /// Gradient of queries, keys and values side by side, `[T, (H + 2 H_kv) * Dh]`, for a sequence attending to itself.
+    /// Returns the gradient of queries, keys and values side by side, `[T, (H + 2 H_kv) * Dh]`, for
+    /// self-attention.
     pub(super) fn backward(
         &self,
         output: &[f32],
@@ -271,11 +313,12 @@ impl Attention<'_> {
         tokens: usize,
     ) -> Vec<f32> {
         let config = self.config;
-        let (columns, head_dim) = (config.packed_width(), config.head_dim);
-        let (of_queries, of_keys) = (self.group() * head_dim, config.heads * head_dim);
-        let mut d_qkv = written(tokens * columns, |_| ());
+        let (columns, head_dim) = (config.qkv_width(), config.head_dim);
+        let (query_columns, key_column) = (self.group() * head_dim, config.heads * head_dim);
+        let mut d_qkv = filled(tokens * columns, |_| ());
         let spans = spans(&self.mask.ranges);
-        // Rows from the end of one span's keys to the end of the next's; what lies between belongs to nobody.
+        // Rows from the end of one span's keys to the end of the next's; rows in between belong to
+        // no span.
         let ends = spans.iter().map(|span| span.keys.end);
         let lengths: Vec<usize> = ends
             .scan(0, |start, end| {
@@ -296,14 +339,15 @@ impl Attention<'_> {
             let first = span.keys.end - rows.len() / columns;
             let at = |token: usize| (token - first) * columns;
             for (kv_head, [d_query, d_key, d_value]) in by_head.iter().enumerate() {
-                for (query, d) in span.queries.clone().zip(d_query.chunks_exact(of_queries)) {
+                for (query, d) in span.queries.clone().zip(d_query.chunks_exact(query_columns)) {
                     let token = self.mask.queries.get(query).copied().unwrap_or(query);
                     if (first..span.keys.end).contains(&token) {
-                        rows[at(token) + kv_head * of_queries..][..of_queries].copy_from_slice(d);
+                        rows[at(token) + kv_head * query_columns..][..query_columns]
+                            .copy_from_slice(d);
                     }
                 }
                 let rows = &mut rows[at(span.keys.start)..];
-                let column = of_keys + kv_head * head_dim;
+                let column = key_column + kv_head * head_dim;
                 scatter(rows, columns, column, d_key, head_dim);
                 let column = column + config.kv_heads * head_dim;
                 scatter(rows, columns, column, d_value, head_dim);
@@ -312,7 +356,8 @@ impl Attention<'_> {
         d_qkv
     }
 
-    /// Gradients of the span's queries `[queries, group * Dh]`, keys and values `[keys, Dh]`, for one key head.
+    /// Returns the gradients of the span's queries `[queries, group * Dh]`, keys and values `[keys,
+    /// Dh]`, for one key-value head.
     fn span_backward(
         &self,
         span: &Span,
@@ -331,61 +376,61 @@ impl Attention<'_> {
         let [keys_t, values_t] = [&self.inputs.key, &self.inputs.value]
             .map(|side| Transposed::of(side, kv_head, head_dim, &span.keys));
         for block in blocks(&self.mask.ranges, span.queries.clone()) {
-            let seen = Seen::of(&self.mask.ranges[block.clone()]);
+            let visible = VisibleKeys::of(&self.mask.ranges[block.clone()]);
             let d_query = &mut d_query[(block.start - span.queries.start) * width..];
             let shape = [block.len(), head_dim];
             for head in 0..group {
-                let (of_model, column) = (kv_head * group + head, head * head_dim);
-                let query = self.block_queries(&mut scratch.query, of_model, &block);
-                times_seen(&mut scratch.scores, scale, (query, shape), &keys_t, &seen);
+                let (query_head, column) = (kv_head * group + head, head * head_dim);
+                let query = self.block_queries(&mut scratch.query, query_head, &block);
+                visible_scores(&mut scratch.scores, scale, (query, shape), &keys_t, &visible);
                 let d_output =
-                    Rows { values: &grad[block.start * stride + of_model * head_dim..], stride };
-                times_seen(&mut scratch.d_scores, 1.0, (d_output, shape), &values_t, &seen);
-                let head = BlockHead { block: &block, head: of_model, seen: &seen };
+                    Rows { values: &grad[block.start * stride + query_head * head_dim..], stride };
+                visible_scores(&mut scratch.d_scores, 1.0, (d_output, shape), &values_t, &visible);
+                let head = BlockHead { block: &block, head: query_head, visible: &visible };
                 self.probs_and_d_scores(&mut scratch, &head, [output, lse, grad]);
-                for (placed, keys) in seen.placed() {
-                    let probs = scores_from(&scratch.scores, placed, &seen);
-                    let d_scores = scores_from(&scratch.d_scores, placed, &seen);
-                    let of_span = (keys.start - span.keys.start) * head_dim;
-                    let query = self.block_queries(&mut scratch.query, of_model, &block);
+                for (column_start, keys) in visible.columns_and_keys() {
+                    let probs = scores_from(&scratch.scores, column_start, &visible);
+                    let d_scores = scores_from(&scratch.d_scores, column_start, &visible);
+                    let span_offset = (keys.start - span.keys.start) * head_dim;
+                    let query = self.block_queries(&mut scratch.query, query_head, &block);
                     let by_key = [keys.len(), block.len(), head_dim];
                     let [probs, by_score] = [probs, d_scores].map(Operand::Transposed);
-                    let target = (&mut d_value[of_span..], head_dim);
-                    small_product(target, by_key, Old::Add, 1.0, probs, d_output);
-                    let target = (&mut d_key[of_span..], head_dim);
-                    small_product(target, by_key, Old::Add, scale, by_score, query);
+                    let target = (&mut d_value[span_offset..], head_dim);
+                    small_gemm(target, by_key, WriteMode::Add, 1.0, probs, d_output);
+                    let target = (&mut d_key[span_offset..], head_dim);
+                    small_gemm(target, by_key, WriteMode::Add, scale, by_score, query);
                     let by_query = [block.len(), keys.len(), head_dim];
                     let keys = self.inputs.key.rows(kv_head, head_dim, keys.start);
-                    let d_scores = Operand::AsItIs(d_scores);
+                    let d_scores = Operand::RowMajor(d_scores);
                     let target = (&mut d_query[column..], width);
-                    small_product(target, by_query, Old::Add, scale, d_scores, keys);
+                    small_gemm(target, by_query, WriteMode::Add, scale, d_scores, keys);
                 }
             }
         }
         [d_query, d_key, d_value]
     }
 
-    /// Turns scores into probabilities, `exp(score - lse)`, and the gradient of these into that of the scores,
-    /// `P (dP - rowsum(dO O))`, row by row.
+    /// Turns scores into probabilities, `exp(score - lse)`, and the gradient of the probabilities
+    /// into that of the scores, `P (dP - rowsum(dO O))`, row by row.
     fn probs_and_d_scores(
         &self,
         scratch: &mut Scratch,
-        of: &BlockHead<'_>,
+        block_head: &BlockHead<'_>,
         [output, lse, grad]: [&[f32]; 3],
     ) {
         let AttentionConfig { heads, head_dim, .. } = *self.config;
-        let keys = of.seen.width().max(1);
+        let keys = block_head.visible.width().max(1);
         let rows = scratch.scores.chunks_exact_mut(keys);
         let rows = rows.zip(scratch.d_scores.chunks_exact_mut(keys));
         vectorized(
             #[inline(always)]
             || {
-                for (query, (scores, d_scores)) in of.block.clone().zip(rows) {
-                    let place = (query * heads + of.head) * head_dim;
-                    let (output, grad) = (&output[place..], &grad[place..]);
-                    let along = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
-                    let lse = lse[query * heads + of.head];
-                    let columns = self.columns(query, of.seen);
+                for (query, (scores, d_scores)) in block_head.block.clone().zip(rows) {
+                    let index = (query * heads + block_head.head) * head_dim;
+                    let (output, grad) = (&output[index..], &grad[index..]);
+                    let row_dot = sum2(&output[..head_dim], &grad[..head_dim], |o, g| o * g);
+                    let lse = lse[query * heads + block_head.head];
+                    let columns = self.columns(query, block_head.visible);
                     // Whole vectors, as in `softmax`.
                     update2(
                         scores,
@@ -393,11 +438,11 @@ impl Attention<'_> {
                         #[inline(always)]
                         |score, d_score| {
                             let prob = exp(score - lse);
-                            (prob, prob * (d_score - along))
+                            (prob, prob * (d_score - row_dot))
                         },
                     );
                     for values in [scores, d_scores] {
-                        self.outside(values, &columns, of.seen, 0.0);
+                        self.fill_masked(values, &columns, block_head.visible, 0.0);
                     }
                 }
             },
@@ -405,57 +450,56 @@ impl Attention<'_> {
     }
 }
 
-/// `factor * rows key^T` for every key (or value) a block sees, `[block, seen.width()]`, at the start of `products`; what
-/// stands beside a stretch's own columns has no meaning. `rows` are given with their shape.
-fn times_seen(
-    products: &mut Vec<f32>,
+/// Computes `factor * rows key^T` for every key (or value) that a block attends to, `[block,
+/// visible.width()]`, at the start of `scores`; padding columns of a range are undefined. `rows` is
+/// passed with its shape.
+fn visible_scores(
+    scores: &mut Vec<f32>,
     factor: f32,
     (rows, [count, head_dim]): (Rows<'_>, [usize; 2]),
     keys_t: &Transposed,
-    seen: &Seen,
+    visible: &VisibleKeys,
 ) {
-    let stride = seen.width();
-    if products.len() < BLOCK * stride {
-        products.resize(BLOCK * stride, 0.0);
+    let stride = visible.width();
+    if scores.len() < BLOCK * stride {
+        scores.resize(BLOCK * stride, 0.0);
     }
-    for (column, keys) in seen.placed() {
-        small_product(
-            (&mut products[column..], stride),
-            [count, head_dim, columns_of(&keys)],
-            Old::Replace,
+    for (column, keys) in visible.columns_and_keys() {
+        small_gemm(
+            (&mut scores[column..], stride),
+            [count, head_dim, padded_columns(&keys)],
+            WriteMode::Overwrite,
             factor,
-            Operand::AsItIs(rows),
+            Operand::RowMajor(rows),
             keys_t.from(keys.start),
         );
     }
 }
 
-/// A block's scores from `column` on.
-fn scores_from<'s>(scores: &'s [f32], column: usize, seen: &Seen) -> Rows<'s> {
-    Rows { values: &scores[column..], stride: seen.width() }
+/// Returns a block's scores from `column`.
+fn scores_from<'s>(scores: &'s [f32], column: usize, visible: &VisibleKeys) -> Rows<'s> {
+    Rows { values: &scores[column..], stride: visible.width() }
 }
 
-/// A block of queries under one head.
+/// A block of queries and a query head.
 struct BlockHead<'a> {
     block: &'a Range<usize>,
     head: usize,
-    seen: &'a Seen,
+    visible: &'a VisibleKeys,
 }
 
-/// Sets what lies in neither range to `value`; they do not overlap, and either may be empty.
+/// Sets the values outside two ranges to `value`. The ranges do not overlap, and either may be
+/// empty.
 #[inline(always)]
 fn fill_outside(values: &mut [f32], [a, b]: &[Range<usize>; 2], value: f32) {
-    let (a, b) = match a.is_empty() || (!b.is_empty() && b.start < a.start) {
-        true => (b, a),
-        false => (a, b),
-    };
+    let (a, b) = if a.is_empty() || (!b.is_empty() && b.start < a.start) { (b, a) } else { (a, b) };
     let b = if b.is_empty() { &(a.end..a.end) } else { b };
     values[..a.start].fill(value);
     values[a.end..b.start].fill(value);
     values[b.end..].fill(value);
 }
 
-/// Copies rows of `columns` values to `column` of rows that are `stride` long.
+/// Copies rows of `columns` values to `column` of rows of length `stride`.
 fn scatter(rows: &mut [f32], stride: usize, column: usize, values: &[f32], columns: usize) {
     let rows = rows.chunks_mut(stride);
     for (row, values) in rows.zip(values.chunks_exact(columns.max(1))) {

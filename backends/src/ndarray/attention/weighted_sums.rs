@@ -1,19 +1,20 @@
-//! Sums of rows with weights, for several heads at once: what attention of a single query ends with.
+//! Weighted sums of rows for several heads at once: the last step of attention for a single query.
 
 #![allow(
     clippy::needless_range_loop,
-    reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
+    reason = "plain loops: closures would not be inlined and would be compiled for narrow vectors"
 )]
 
 use pulp::{Simd, WithSimd};
 
 use crate::ndarray::few_rows::Rows;
 
-/// Heads and vectors of their columns whose sums stay in registers.
+/// Number of heads, and of vectors along their columns, whose sums stay in registers.
 const HEADS: usize = 4;
 const VECTORS: usize = 4;
 
-/// Adds `weights` `[heads, keys]` times `values` `[keys, Dh]` to `output` `[heads, Dh]`.
+/// Adds the matmul of `weights` `[heads, keys]` and `values` `[keys, Dh]` to `output` `[heads,
+/// Dh]`.
 pub(super) struct WeightedSums<'a> {
     pub(super) output: &'a mut [f32],
     pub(super) weights: Rows<'a>,
@@ -37,6 +38,7 @@ impl WithSimd for WeightedSums<'_> {
 }
 
 impl WeightedSums<'_> {
+    /// Computes all columns of `H` heads.
     #[inline(always)]
     fn heads<S: Simd, const H: usize>(&mut self, simd: S, head: usize) {
         let (width, lanes, mut column) = (self.values.columns, S::F32_LANES, 0);
@@ -58,7 +60,7 @@ impl WeightedSums<'_> {
         }
     }
 
-    /// `V` vectors from `column` on, of `H` heads.
+    /// Computes `V` vectors from `column` for `H` heads.
     #[inline(always)]
     fn columns<S: Simd, const H: usize, const V: usize>(
         &mut self,
@@ -70,8 +72,8 @@ impl WeightedSums<'_> {
         let (mut sums, mut weights) = ([[simd.splat_f32s(0.0); V]; H], [&[][..]; H]);
         for h in 0..H {
             weights[h] = self.weights.row(head + h);
-            let old = &self.output[(head + h) * width + column..][..count];
-            sums[h].copy_from_slice(S::as_simd_f32s(old).0);
+            let initial = &self.output[(head + h) * width + column..][..count];
+            sums[h].copy_from_slice(S::as_simd_f32s(initial).0);
         }
         for key in 0..self.values.count {
             let value = &self.values.row(key)[column..][..count];
@@ -93,15 +95,17 @@ impl WeightedSums<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ndarray::matrix::numbers;
+    use crate::ndarray::matrix::small_integers;
 
-    /// Every remainder of heads, vectors and lanes; rows with gaps; added to what is there.
+    /// Covers every remainder of heads, vectors and lanes, and rows with gaps; the result is added
+    /// to the output.
     #[test]
-    fn sums_are_the_definition() {
+    fn sums_equal_a_naive_loop() {
         for (heads, keys, width) in [(1, 1, 1), (2, 5, 16), (3, 4, 24), (4, 7, 64), (7, 9, 101)] {
             let (weights_stride, stride) = (keys + 3, width + 5);
-            let (weights, values) = (numbers(heads * weights_stride, 7), numbers(keys * stride, 5));
-            let before = numbers(heads * width, 11);
+            let (weights, values) =
+                (small_integers(heads * weights_stride, 7), small_integers(keys * stride, 5));
+            let before = small_integers(heads * width, 11);
             let mut output = before.clone();
             pulp::Arch::new().dispatch(WeightedSums {
                 output: &mut output,

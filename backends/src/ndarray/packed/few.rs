@@ -1,47 +1,48 @@
-//! Products of a few rows with a packed weight, `x W^T`, straight from its words ([`Dots`]).
+//! GEMM of a few rows with a quantized weight, `x W^T`, directly from its words ([`Dots`]).
 
 use faer::MatMut;
 use faer::reborrow::ReborrowMut;
 
-use super::dots::{Arrange, Dots, Of, W_ROWS};
-use super::vectors::Kind;
+use super::dots::{ArrangeRows, Dots, DotsOfRows, TILE_W_ROWS};
+use super::vectors::SimdKind;
 use super::{BLOCK, HostPacked, HostScales};
-use crate::ndarray::few_rows::{Rows, float_product};
-use crate::ndarray::gemm::Old;
-use crate::ndarray::matrix::written;
+use crate::ndarray::few_rows::{Rows, few_rows_gemm};
+use crate::ndarray::gemm::WriteMode;
+use crate::ndarray::matrix::filled;
 
-/// Rows of `x` whose products are computed together.
-const X_ROWS: usize = 4;
+/// Rows of `x` in a tile.
+const TILE_X_ROWS: usize = 4;
 
-/// Values of `W` that all rows of `x` are multiplied with before the next ones, about: their words stay in a near cache.
-const SHARE: usize = 1 << 18;
+/// About how many values of `W` are multiplied by all rows of `x` before the next ones, so that
+/// their words stay in a near cache.
+const VALUES_PER_PART: usize = 1 << 18;
 
-/// `target = factor * x W^T`, or `target += factor * x W^T`, with the rows of `W` from `first` on, as many as `target`
-/// has columns. On the calling thread.
-pub(in crate::ndarray) fn product(
+/// Computes `target = factor * x W^T`, or adds it to `target`, on the calling thread. It uses the
+/// rows of `W` from `first`, as many as `target` has columns.
+pub(in crate::ndarray) fn gemm(
     mut target: MatMut<'_, f32>,
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     x: Rows<'_>,
     (w, first): (&HostPacked, usize),
 ) {
-    if w.rows_begin_words() {
-        return product_by(Kind::best(), target, old, factor, x, (w, first));
+    if w.rows_are_word_aligned() {
+        return gemm_with(SimdKind::best(), target, mode, factor, x, (w, first));
     }
     let count = target.ncols();
-    let mut unpacked = written(W_ROWS * w.columns, |_| ());
-    for start in (0..count).step_by(W_ROWS) {
-        let rows = W_ROWS.min(count - start);
+    let mut unpacked = filled(TILE_W_ROWS * w.columns, |_| ());
+    for start in (0..count).step_by(TILE_W_ROWS) {
+        let rows = TILE_W_ROWS.min(count - start);
         let unpacked = &mut unpacked[..rows * w.columns];
         w.unpack((first + start) * w.columns, unpacked);
         let target = target.rb_mut().get_mut(.., start..start + rows);
-        float_product(target, old, factor, x, Rows::of(unpacked, w.columns));
+        few_rows_gemm(target, mode, factor, x, Rows::of(unpacked, w.columns));
     }
 }
 
 impl HostPacked {
-    /// Whether every row begins a word, and a block.
-    fn rows_begin_words(&self) -> bool {
+    /// Returns whether every row starts a word and a block.
+    fn rows_are_word_aligned(&self) -> bool {
         match self.scales {
             HostScales::None => self.columns.is_multiple_of(self.format.per_word()),
             _ => self.columns.is_multiple_of(BLOCK),
@@ -49,21 +50,21 @@ impl HostPacked {
     }
 }
 
-/// [`product`] by the vectors named.
-fn product_by(
-    kind: Kind,
+/// Computes the same as [`gemm`] with the given instruction set.
+fn gemm_with(
+    kind: SimdKind,
     mut target: MatMut<'_, f32>,
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     x: Rows<'_>,
     (w, first): (&HostPacked, usize),
 ) {
     let mut arranged = Vec::new();
-    let arrange = Arrange { x, arranged: &mut arranged };
+    let arrange = ArrangeRows { x, arranged: &mut arranged };
     kind.run(w.format, arrange);
     let (length, count) = (arranged.len() / x.count.max(1), target.ncols());
     let (per_row, blocks) = (w.columns / w.format.per_word(), w.columns / BLOCK);
-    let share = (SHARE / w.columns.max(1)).next_multiple_of(W_ROWS).max(W_ROWS);
+    let share = (VALUES_PER_PART / w.columns.max(1)).next_multiple_of(TILE_W_ROWS).max(TILE_W_ROWS);
     let mut scales = vec![0f32; share.min(count) * blocks];
     for start in (0..count).step_by(share) {
         let (end, first) = (count.min(start + share), first + start);
@@ -71,11 +72,11 @@ fn product_by(
         let scales = &mut scales[..(end - start) * blocks];
         w.scales(first * blocks, scales);
         let mut target = target.rb_mut().subcols_mut(start, end - start);
-        for x_row in (0..x.count).step_by(X_ROWS) {
-            let rows = X_ROWS.min(x.count - x_row);
+        for x_row in (0..x.count).step_by(TILE_X_ROWS) {
+            let rows = TILE_X_ROWS.min(x.count - x_row);
             let dots = Dots {
                 target: target.rb_mut().subrows_mut(x_row, rows),
-                old,
+                mode,
                 factor,
                 x: &arranged[x_row * length..][..rows * length],
                 words,
@@ -83,10 +84,10 @@ fn product_by(
                 columns: w.columns,
             };
             match rows {
-                1 => kind.run(w.format, Of::<1>(dots)),
-                2 => kind.run(w.format, Of::<2>(dots)),
-                3 => kind.run(w.format, Of::<3>(dots)),
-                _ => kind.run(w.format, Of::<X_ROWS>(dots)),
+                1 => kind.run(w.format, DotsOfRows::<1>(dots)),
+                2 => kind.run(w.format, DotsOfRows::<2>(dots)),
+                3 => kind.run(w.format, DotsOfRows::<3>(dots)),
+                _ => kind.run(w.format, DotsOfRows::<TILE_X_ROWS>(dots)),
             }
         }
     }
@@ -98,7 +99,7 @@ mod tests {
     use burn_ndarray::NdArray;
 
     use super::*;
-    use crate::ndarray::gemm::{columns_of, rows_mut};
+    use crate::ndarray::gemm::{columns_mut, rows_mut};
     use crate::{Format, PackedWeight, Scales};
 
     type Cpu = NdArray<f32>;
@@ -142,9 +143,10 @@ mod tests {
         (Format::Bf16, false),
     ];
 
-    /// Every format on every kind of processor; every remainder of rows and vectors; from a row on; added or not.
+    /// Covers every format on every instruction set, every remainder of rows and vectors, a first
+    /// row, and both write modes.
     #[test]
-    fn sums_of_products_are_the_definition() {
+    fn sums_equal_a_naive_loop() {
         for (format, double) in FORMATS {
             for (rows, first, columns) in [(1, 0, 64), (9, 3, 192), (14, 1, 1088)] {
                 let w = weight(format, [rows, columns], double);
@@ -152,7 +154,7 @@ mod tests {
                 w.unpack(0, &mut unpacked);
                 let count = rows - first;
                 for x_rows in [1, 2, 3, 4, 7] {
-                    for kind in Kind::all() {
+                    for kind in SimdKind::all() {
                         check(kind, &w, &unpacked, [x_rows, first, count]);
                     }
                 }
@@ -160,13 +162,13 @@ mod tests {
         }
     }
 
-    fn check(kind: Kind, w: &HostPacked, unpacked: &[f32], [x_rows, first, count]: [usize; 3]) {
+    fn check(kind: SimdKind, w: &HostPacked, unpacked: &[f32], [x_rows, first, count]: [usize; 3]) {
         let x = random(x_rows * w.columns);
-        for old in [Old::Replace, Old::Add] {
+        for mode in [WriteMode::Overwrite, WriteMode::Add] {
             let mut ours = vec![1f32; x_rows * (count + 2)];
-            let target = columns_of(&mut ours, count + 2, 1, count);
+            let target = columns_mut(&mut ours, count + 2, 1, count);
             let x_rows_of = Rows::of(&x, w.columns);
-            product_by(kind, target, old, 0.5, x_rows_of, (w, first));
+            gemm_with(kind, target, mode, 0.5, x_rows_of, (w, first));
             for m in 0..x_rows {
                 for n in 0..count {
                     let x = &x[m * w.columns..][..w.columns];
@@ -174,7 +176,7 @@ mod tests {
                     let terms = x.iter().zip(w_row).map(|(x, w)| f64::from(*x) * f64::from(*w));
                     let (sum, size) = terms
                         .fold((0f64, 1f64), |(sum, size), term| (sum + term, size + term.abs()));
-                    let expected = 0.5 * sum + f64::from(u8::from(old == Old::Add));
+                    let expected = 0.5 * sum + f64::from(u8::from(mode == WriteMode::Add));
                     let value = f64::from(ours[m * (count + 2) + 1 + n]);
                     assert!(
                         (value - expected).abs() < 1e-6 * size,
@@ -189,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Bit by bit, also where rows begin within words.
+    /// Compares bit by bit, also if rows start within words.
     #[test]
     fn a_row_does_not_depend_on_the_others() {
         for (format, double) in FORMATS {
@@ -200,7 +202,7 @@ mod tests {
                     let mut y = vec![f32::NAN; count * 21];
                     let x = Rows::of(&x[first * columns..][..count * columns], columns);
                     let target = rows_mut(&mut y, 21);
-                    product(target, Old::Replace, 1.0, x, (&w, 0));
+                    gemm(target, WriteMode::Overwrite, 1.0, x, (&w, 0));
                     y
                 };
                 let all = rows(0, 40);

@@ -1,11 +1,11 @@
-//! Packed weights on slices: see [`crate::ops::packed`].
+//! Quantized weights on slices (see [`crate::ops::packed`]).
 //!
-//! Products of many rows take a tile of the weight at a time, unpacked once for all rows ([`tiles`]); those of a few rows
-//! multiply with the indices as they lie ([`few`]).
+//! GEMMs of many rows dequantize a tile of the weight once for all rows ([`tiles`]); GEMMs of a few
+//! rows multiply directly by the stored indices ([`few`]).
 
 #![allow(
     clippy::needless_range_loop,
-    reason = "plain loops: what closures do would not be inlined, and so compiled for narrow vectors"
+    reason = "plain loops: closures would not be inlined and would be compiled for narrow vectors"
 )]
 
 mod dots;
@@ -22,22 +22,22 @@ use burn_ndarray::{
 use pulp::Simd;
 use rayon::prelude::*;
 
-use self::vectors::{Decoder, Job, Kind, Lookup};
-use super::matrix::{Matrix, written};
+use self::vectors::{Decoder, Lookup, SimdJob, SimdKind};
+use super::matrix::{Matrix, filled};
 use super::vector::LANES;
 use crate::ops::packed::{BLOCK, NESTED_BLOCK};
 use crate::{Format, PackedWeight, Scales};
 
-pub(super) use self::few::product as few_product;
+pub(super) use self::few::gemm as quantized_gemm;
 pub(super) use self::tiles::{times, times_transposed};
 
-/// Blocks that are unpacked at a time.
-const SCALES: usize = 128;
+/// Number of blocks that are dequantized at a time.
+const BLOCKS_PER_RUN: usize = 128;
 
-/// Values a thread unpacks at a time.
-const SHARE: usize = 1 << 16;
+/// Number of values that a thread dequantizes at a time.
+const VALUES_PER_PART: usize = 1 << 16;
 
-/// A packed weight whose parts are slices.
+/// A quantized weight as slices.
 pub(super) struct HostPacked {
     pub(super) format: Format,
     pub(super) rows: usize,
@@ -52,10 +52,10 @@ enum HostScales {
     Double { words: Words, absmax: Matrix, offset: f32 },
 }
 
-/// Words in order.
+/// Words in storage order.
 struct Words {
     tensor: NdArrayTensor,
-    /// If they do not lie so in `tensor`, or are of another type.
+    /// The words, if `tensor` does not hold them in order or has another type.
     ordered: Option<Vec<u32>>,
 }
 
@@ -87,7 +87,7 @@ impl Words {
 }
 
 impl HostPacked {
-    /// `None` where a scale is not f32.
+    /// Returns `None` if a scale is not f32.
     pub(super) fn new<E, I, Q>(weight: PackedWeight<NdArray<E, I, Q>>) -> Option<Self>
     where
         E: FloatNdArrayElement,
@@ -108,13 +108,13 @@ impl HostPacked {
         Some(Self { format, rows, columns, words: Words::new(words), scales })
     }
 
-    /// Values of the flattened weight from `start` on, on the calling thread.
+    /// Dequantizes values of the flattened weight from `start` on the calling thread.
     pub(super) fn unpack(&self, start: usize, values: &mut [f32]) {
-        // As many blocks at a time as their scales have room on the stack.
-        let mut scales = [0f32; SCALES];
+        // As many blocks at a time as the stack buffer has room for their scales.
+        let mut scales = [0f32; BLOCKS_PER_RUN];
         let (mut start, mut rest) = (start, values);
         while !rest.is_empty() {
-            let end = (start / BLOCK + SCALES) * BLOCK;
+            let end = (start / BLOCK + BLOCKS_PER_RUN) * BLOCK;
             let (values, behind) = rest.split_at_mut(rest.len().min(end - start));
             let blocks = (start + values.len()).div_ceil(BLOCK) - start / BLOCK;
             let scales = match self.scales {
@@ -122,7 +122,7 @@ impl HostPacked {
                 _ => &mut scales[..blocks],
             };
             self.scales(start / BLOCK, scales);
-            let run = Run {
+            let job = Dequantize {
                 words: self.words.values(),
                 start,
                 values,
@@ -130,21 +130,22 @@ impl HostPacked {
                 block: BLOCK,
                 offset: None,
             };
-            Kind::best().run(self.format, run);
+            SimdKind::best().run(self.format, job);
             (start, rest) = (end, behind);
         }
     }
 
-    /// The scales from block `first` on, as many as `scales` holds; where the format has none, nothing is written.
+    /// Writes the scales from block `first`, as many as `scales` holds; nothing is written if the
+    /// format has none.
     fn scales(&self, first: usize, scales: &mut [f32]) {
         match &self.scales {
             HostScales::None => (),
             HostScales::Plain(absmax) => {
                 scales.copy_from_slice(&absmax.values()[first..][..scales.len()]);
             }
-            HostScales::Double { words, absmax, offset } => Kind::best().run(
+            HostScales::Double { words, absmax, offset } => SimdKind::best().run(
                 Format::Int8,
-                Run {
+                Dequantize {
                     words: words.values(),
                     start: first,
                     values: scales,
@@ -156,7 +157,7 @@ impl HostPacked {
         }
     }
 
-    /// `count` rows from `first` on, of each `columns`, side by side; on the calling thread.
+    /// Dequantizes `columns` of `rows` into a contiguous tile, on the calling thread.
     fn unpack_tile(&self, rows: Range<usize>, columns: Range<usize>, tile: &mut [f32]) {
         if columns.len() == self.columns {
             return self.unpack(rows.start * self.columns, tile);
@@ -166,35 +167,35 @@ impl HostPacked {
         }
     }
 
-    /// One row.
+    /// Dequantizes one row.
     pub(super) fn unpack_row(&self, row: usize, values: &mut [f32]) {
         self.unpack(row * self.columns, values);
     }
 
-    /// `rows`, on all threads.
+    /// Dequantizes `rows` on all threads.
     pub(super) fn unpack_rows(&self, rows: Range<usize>) -> Vec<f32> {
-        written(rows.len() * self.columns, |values| {
-            let parts = values.par_chunks_mut(SHARE).enumerate();
+        filled(rows.len() * self.columns, |values| {
+            let parts = values.par_chunks_mut(VALUES_PER_PART).enumerate();
             parts.for_each(|(part, values)| {
-                self.unpack(rows.start * self.columns + part * SHARE, values);
+                self.unpack(rows.start * self.columns + part * VALUES_PER_PART, values);
             });
         })
     }
 }
 
-/// Values of packed indices from `start` on: `code * scale + offset`.
-struct Run<'a> {
+/// Dequantizes indices from `start`: `code * scale + offset`.
+struct Dequantize<'a> {
     words: &'a [u32],
     start: usize,
     values: &'a mut [f32],
-    /// From the block on that `start` is in; none: 1 everywhere.
+    /// Scales from the block of `start` on; empty if all are 1.
     scales: &'a [f32],
-    /// Values that share a scale, a power of two.
+    /// Number of values that share a scale, a power of two.
     block: usize,
     offset: Option<f32>,
 }
 
-impl Job for Run<'_> {
+impl SimdJob for Dequantize<'_> {
     #[inline(always)]
     fn run<S: Lookup, D: Decoder<S>>(mut self, simd: S, decoder: D) {
         let layout = Layout::of::<D>(simd);
@@ -202,10 +203,10 @@ impl Job for Run<'_> {
         let (start, end) = (self.start, self.start + self.values.len());
         for first in (start / chunk * chunk..end).step_by(chunk) {
             let from = &self.words[(first / D::PER_WORD).min(self.words.len())..];
-            let these = first_of(simd, from);
+            let words = load_first(simd, from);
             if first >= start && first + chunk <= end {
                 for at in 0..D::PER_WORD {
-                    let value = layout.look_up(simd, decoder, these, at);
+                    let value = layout.look_up(simd, decoder, words, at);
                     let value = self.scaled(simd, value, first + at * lanes);
                     let target = &mut self.values[first - start + at * lanes..][..lanes];
                     S::as_mut_simd_f32s(target).0[0] = value;
@@ -213,25 +214,25 @@ impl Job for Run<'_> {
                 continue;
             }
             for at in 0..D::PER_WORD {
-                let place = first + at * lanes;
-                if place + lanes > start && place < end {
-                    let value = layout.look_up(simd, decoder, these, at);
-                    let value = self.scaled(simd, value, place.max(start));
-                    self.store_part(simd, value, place);
+                let position = first + at * lanes;
+                if position + lanes > start && position < end {
+                    let value = layout.look_up(simd, decoder, words, at);
+                    let value = self.scaled(simd, value, position.max(start));
+                    self.store_part(simd, value, position);
                 }
             }
         }
     }
 }
 
-impl Run<'_> {
-    /// A vector of what indices stand for, with the scale of `place` and the offset.
+impl Dequantize<'_> {
+    /// Applies the scale of `position` and the offset to a vector of code values.
     #[inline(always)]
-    fn scaled<S: Simd>(&self, simd: S, mut value: S::f32s, place: usize) -> S::f32s {
+    fn scaled<S: Simd>(&self, simd: S, mut value: S::f32s, position: usize) -> S::f32s {
         if !self.scales.is_empty() {
-            // Blocks are powers of two: no division for each vector.
+            // Blocks are powers of two, so that no division per vector is needed.
             let block = self.block.trailing_zeros();
-            let scale = self.scales[(place >> block) - (self.start >> block)];
+            let scale = self.scales[(position >> block) - (self.start >> block)];
             value = simd.mul_f32s(value, simd.splat_f32s(scale));
         }
         if let Some(offset) = self.offset {
@@ -240,23 +241,23 @@ impl Run<'_> {
         value
     }
 
-    /// Stores what is wanted of a vector that begins at `place`.
+    /// Stores the requested part of a vector that starts at `position`.
     #[inline(always)]
-    fn store_part<S: Simd>(&mut self, simd: S, value: S::f32s, place: usize) {
+    fn store_part<S: Simd>(&mut self, simd: S, value: S::f32s, position: usize) {
         let (lanes, start, end) = (S::F32_LANES, self.start, self.start + self.values.len());
         let mut all = [0f32; LANES];
         simd.partial_store_f32s(&mut all[..lanes], value);
-        let wanted = place.max(start)..(place + lanes).min(end);
-        let of_all = wanted.start - place..wanted.end - place;
-        self.values[wanted.start - start..wanted.end - start].copy_from_slice(&all[of_all]);
+        let wanted = position.max(start)..(position + lanes).min(end);
+        let range = wanted.start - position..wanted.end - position;
+        self.values[wanted.start - start..wanted.end - start].copy_from_slice(&all[range]);
     }
 }
 
-/// How a vector of words is laid out over as many vectors as a word has indices.
+/// How the indices in a vector of words are distributed over vectors of values.
 struct Layout<S: Simd> {
-    /// For each of these vectors the word of each lane.
-    of_lanes: [S::u32s; 8],
-    /// Where in its word each lane's index stands, if a vector has all places of a word.
+    /// For each vector of values, the word of each lane.
+    lane_words: [S::u32s; 8],
+    /// The position of each lane's index in its word, if a vector covers whole words.
     shifts: S::u32s,
 }
 
@@ -264,38 +265,36 @@ impl<S: Lookup> Layout<S> {
     #[inline(always)]
     fn of<D: Decoder<S>>(simd: S) -> Self {
         let lanes = S::F32_LANES;
-        let (mut of_lanes, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
+        let (mut lane_words, mut shifts) = ([simd.splat_u32s(0); 8], simd.splat_u32s(0));
         let mut numbers = [0u32; LANES];
         for at in 0..D::PER_WORD {
             for lane in 0..lanes {
                 numbers[lane] = ((at * lanes + lane) / D::PER_WORD) as u32;
             }
-            of_lanes[at] = first_of(simd, &numbers);
+            lane_words[at] = load_first(simd, &numbers);
         }
         if lanes >= D::PER_WORD {
             for lane in 0..lanes {
                 numbers[lane] = D::shift(lane);
             }
-            shifts = first_of(simd, &numbers);
+            shifts = load_first(simd, &numbers);
         }
-        Self { of_lanes, shifts }
+        Self { lane_words, shifts }
     }
 
-    /// What the indices of vector `at` stand for.
+    /// Returns the code values of vector `at`.
     #[inline(always)]
     fn look_up<D: Decoder<S>>(&self, simd: S, decoder: D, words: S::u32s, at: usize) -> S::f32s {
-        let shift = match S::F32_LANES >= D::PER_WORD {
-            true => self.shifts,
-            false => simd.splat_u32s(D::shift(at)),
-        };
-        let indices = simd.spread(words, self.of_lanes[at]);
+        let shift =
+            if S::F32_LANES >= D::PER_WORD { self.shifts } else { simd.splat_u32s(D::shift(at)) };
+        let indices = simd.permute_words(words, self.lane_words[at]);
         decoder.look_up(simd, simd.wrapping_dyn_shr_u32s(indices, shift))
     }
 }
 
-/// The first vector; what `words` are too few for is 0.
+/// Loads the first vector of `words`; missing words are 0.
 #[inline(always)]
-fn first_of<S: Simd>(simd: S, words: &[u32]) -> S::u32s {
+fn load_first<S: Simd>(simd: S, words: &[u32]) -> S::u32s {
     match S::as_simd_u32s(words).0.first() {
         Some(vector) => *vector,
         None => simd.partial_load_u32s(words),
@@ -306,27 +305,30 @@ fn first_of<S: Simd>(simd: S, words: &[u32]) -> S::u32s {
 mod tests {
     use super::*;
 
-    /// Every format on every kind of processor, from and to places within words, vectors and blocks.
+    /// Covers every format on every instruction set, with starts and ends within words, vectors and
+    /// blocks.
     #[test]
-    fn runs_are_the_definition() {
+    fn dequantized_values_equal_a_naive_loop() {
         let words: Vec<u32> = (0..500u32).map(|at| at.wrapping_mul(2_654_435_769)).collect();
         let scales: Vec<f32> = (0..40).map(|at| 0.5 + at as f32 / 8.0).collect();
         for format in [Format::Nf4, Format::Fp4, Format::Int8, Format::Bf16] {
             let bits = format.bits();
-            let index = |place: usize| {
-                let at = place % format.per_word();
+            let index = |position: usize| {
+                let at = position % format.per_word();
                 let at = if bits == 4 { at ^ 1 } else { at };
                 let mask = (1u64 << bits) - 1;
-                (u64::from(words[place / format.per_word()]) >> (at * bits) & mask) as usize
+                (u64::from(words[position / format.per_word()]) >> (at * bits) & mask) as usize
             };
             for (start, count) in [(0, 1), (0, 64), (3, 5), (60, 10), (64, 640), (77, 801)] {
                 let first = start / BLOCK;
                 let expected: Vec<f32> = (start..start + count)
-                    .map(|place| format.code()[index(place)] * scales[place / BLOCK - first] - 1.5)
+                    .map(|position| {
+                        format.code()[index(position)] * scales[position / BLOCK - first] - 1.5
+                    })
                     .collect();
-                for kind in Kind::all() {
+                for kind in SimdKind::all() {
                     let mut values = vec![f32::NAN; count];
-                    let run = Run {
+                    let job = Dequantize {
                         words: &words,
                         start,
                         values: &mut values,
@@ -334,7 +336,7 @@ mod tests {
                         block: BLOCK,
                         offset: Some(-1.5),
                     };
-                    kind.run(format, run);
+                    kind.run(format, job);
                     let equal = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
                     assert!(
                         values.iter().zip(&expected).all(equal),

@@ -1,6 +1,7 @@
-//! Products of many rows with a packed weight, forward and back: each thread unpacks a tile of the weight, multiplies all
-//! rows with it, and takes the next. Threads share out the columns of the result, so that every value is unpacked once,
-//! and no temporary is larger than a tile.
+//! GEMM of many rows with a quantized weight, forward and backward. Each thread dequantizes a tile
+//! of the weight, multiplies all rows by it, and takes the next one. The columns of the result are
+//! divided among the threads, so that every value is dequantized once and no temporary is larger
+//! than a tile.
 
 use std::ops::Range;
 
@@ -9,92 +10,92 @@ use faer::reborrow::ReborrowMut;
 use rayon::prelude::*;
 
 use super::HostPacked;
-use crate::ndarray::gemm::{Old, SMALL, View, product_here, rows};
-use crate::ndarray::matrix::written;
+use crate::ndarray::gemm::{MIN_PARALLEL_WORK, View, WriteMode, gemm_on_thread, rows};
+use crate::ndarray::matrix::filled;
 
-/// Columns of the result a tile gives, at most.
-const COLUMNS: usize = 512;
+/// The largest number of result columns that a tile computes.
+const TILE_COLUMNS: usize = 512;
 
-/// Terms of a sum that are added up at once.
-const DEPTH: usize = 512;
+/// Depth of a tile.
+const TILE_DEPTH: usize = 512;
 
-/// Rows of the result a thread takes, at least, where it shares a tile's columns with others.
-const ROWS: usize = 256;
+/// The smallest number of result rows per part, if the result is divided by rows too.
+const MIN_ROWS_PER_PART: usize = 256;
 
-/// `target = x W^T`, or `target += x W^T`: `x` `[T, D_in]`, `target` `[T, D_out]`.
+/// Computes `target = x W^T`, or adds it to `target`: `x` `[T, D_in]`, `target` `[T, D_out]`.
 pub(in crate::ndarray) fn times_transposed(
     target: MatMut<'_, f32>,
-    old: Old,
+    mode: WriteMode,
     x: View<'_>,
     w: &HostPacked,
 ) {
-    share(target, x, w.columns, |mut part| {
-        let mut tile = written(part.columns.len() * DEPTH.min(w.columns), |_| ());
-        for (terms, old) in steps(w.columns, old) {
+    for_each_part(target, x, w.columns, |mut part| {
+        let mut tile = filled(part.columns.len() * TILE_DEPTH.min(w.columns), |_| ());
+        for (terms, mode) in steps(w.columns, mode) {
             let tile = &mut tile[..part.columns.len() * terms.len()];
             w.unpack_tile(part.columns.clone(), terms.clone(), tile);
             let w = rows(tile, terms.len()).transpose();
             let x = part.left.subcols(terms.start, terms.len());
-            product_here(part.target.rb_mut(), old, 1.0, x, w);
+            gemm_on_thread(part.target.rb_mut(), mode, 1.0, x, w);
         }
     });
 }
 
-/// `target = factor * y W`, or `target += factor * y W`: `y` `[T, D_out]`, `target` `[T, D_in]`.
+/// Computes `target = factor * y W`, or adds it to `target`: `y` `[T, D_out]`, `target` `[T,
+/// D_in]`.
 pub(in crate::ndarray) fn times(
     target: MatMut<'_, f32>,
-    old: Old,
+    mode: WriteMode,
     factor: f32,
     y: View<'_>,
     w: &HostPacked,
 ) {
-    share(target, y, w.rows, |mut part| {
-        let mut tile = written(part.columns.len() * DEPTH.min(w.rows), |_| ());
-        for (terms, old) in steps(w.rows, old) {
+    for_each_part(target, y, w.rows, |mut part| {
+        let mut tile = filled(part.columns.len() * TILE_DEPTH.min(w.rows), |_| ());
+        for (terms, mode) in steps(w.rows, mode) {
             let tile = &mut tile[..part.columns.len() * terms.len()];
             w.unpack_tile(terms.clone(), part.columns.clone(), tile);
             let w = rows(tile, part.columns.len());
             let y = part.left.subcols(terms.start, terms.len());
-            product_here(part.target.rb_mut(), old, factor, y, w);
+            gemm_on_thread(part.target.rb_mut(), mode, factor, y, w);
         }
     });
 }
 
-/// Terms in runs of at most [`DEPTH`], and what becomes of what stands in the target before each.
-fn steps(terms: usize, old: Old) -> impl Iterator<Item = (Range<usize>, Old)> {
-    let runs = (0..terms).step_by(DEPTH);
+/// Divides the terms of a sum into ranges of at most [`TILE_DEPTH`], each with its write mode.
+fn steps(terms: usize, mode: WriteMode) -> impl Iterator<Item = (Range<usize>, WriteMode)> {
+    let runs = (0..terms).step_by(TILE_DEPTH);
     runs.map(move |start| {
-        let old = if start == 0 { old } else { Old::Add };
-        (start..terms.min(start + DEPTH), old)
+        let mode = if start == 0 { mode } else { WriteMode::Add };
+        (start..terms.min(start + TILE_DEPTH), mode)
     })
 }
 
-/// What one thread computes.
+/// The part of a result that one thread computes.
 struct Part<'a> {
     target: MatMut<'a, f32>,
-    /// Of the whole target.
+    /// Its columns in the whole target.
     columns: Range<usize>,
-    /// The rows of the left operand that belong to the target's.
+    /// The rows of the left operand that belong to the target's rows.
     left: View<'a>,
 }
 
-/// Shares `target` out among the threads: by columns, and by rows too where there are too few columns.
-fn share<'a>(
+/// Divides `target` among the threads, by columns and, if there are too few, by rows too, and calls
+/// `f` for each part. `left` is the left operand, and `terms` is the number of summands per value.
+fn for_each_part<'a>(
     target: MatMut<'a, f32>,
     left: View<'a>,
     terms: usize,
     f: impl Fn(Part<'_>) + Sync + Send,
 ) {
     let (count, width) = (target.nrows(), target.ncols());
-    let threads = match count * width * terms < SMALL {
-        true => 1,
-        false => rayon::current_num_threads(),
-    };
-    // Two parts a thread at least, if that leaves them some vectors wide.
+    let threads =
+        if count * width * terms < MIN_PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+    // At least two parts per thread, if they stay a few vectors wide.
     let columns = width.div_ceil(2 * threads).next_multiple_of(64);
-    let columns = columns.min(COLUMNS);
+    let columns = columns.min(TILE_COLUMNS);
     let by_rows = threads.div_ceil(width.div_ceil(columns).max(1));
-    let by_rows = by_rows.min(count / ROWS).max(1);
+    let by_rows = by_rows.min(count / MIN_ROWS_PER_PART).max(1);
     let (mut parts, mut rest, mut row) = (Vec::new(), target, 0);
     for part in 0..by_rows {
         let end = (part + 1) * count / by_rows;
@@ -103,11 +104,11 @@ fn share<'a>(
         (rest, row) = (below, end);
         let mut column = 0;
         while column < width {
-            let taken = columns.min(width - column);
-            let (part, right) = target.split_at_col_mut(taken);
+            let count_of_columns = columns.min(width - column);
+            let (part, right) = target.split_at_col_mut(count_of_columns);
             target = right;
-            parts.push(Part { target: part, columns: column..column + taken, left });
-            column += taken;
+            parts.push(Part { target: part, columns: column..column + count_of_columns, left });
+            column += count_of_columns;
         }
     }
     match threads {

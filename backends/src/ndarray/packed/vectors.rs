@@ -1,5 +1,5 @@
-//! Packed indices in vectors: looked up, and laid out in order. What the processor's shuffles do is called by the safe
-//! names that `pulp` gives them.
+//! Looks up packed indices in vectors and puts them in order. The shuffles are called through the
+//! safe functions of `pulp`.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512i;
@@ -13,79 +13,79 @@ use pulp::{
     x86::{V3, V4},
 };
 
-/// Vectors that can look up indices.
+/// Vectors that can look up indices in a code.
 pub(super) trait Lookup: Simd {
-    /// A code of 16 values, ready for use.
+    /// A code of 16 values in registers.
     type Code16: Copy;
 
-    /// A code of 256, ready for use: its last value is 1, the others change but their sign with the distance from index
-    /// 127, which stands for 0.
+    /// A code of 256 values, prepared for look-ups. Its last value is 1; apart from it, values at
+    /// equal distances from index 127, whose value is 0, differ only in their sign.
     type Code256: Copy;
 
-    /// Makes `code` ready.
+    /// Prepares a code of 16 values.
     fn code16(self, code: &[f32; 16]) -> Self::Code16;
 
-    /// Makes `code` ready.
+    /// Prepares a code of 256 values.
     fn code256(self, code: &'static [f32; 256]) -> Self::Code256;
 
-    /// What the lowest four bits of each lane stand for.
+    /// Returns the code values of the lowest four bits of each lane.
     fn look_up16(self, code: Self::Code16, indices: Self::u32s) -> Self::f32s;
 
-    /// What byte `at` of each lane stands for, the lowest first.
+    /// Returns the code values of byte `at` of each lane, counted from the lowest.
     fn look_up256(self, code: Self::Code256, words: Self::u32s, at: usize) -> Self::f32s;
 
-    /// For each lane the word whose number stands in `lanes`.
-    fn spread(self, words: Self::u32s, lanes: Self::u32s) -> Self::u32s;
+    /// Returns for each lane the word whose number is in `lanes`.
+    fn permute_words(self, words: Self::u32s, lanes: Self::u32s) -> Self::u32s;
 
-    /// The first in the lower half of the lanes, the second in the others.
-    fn halves(self, low: f32, high: f32) -> Self::f32s;
+    /// Returns a vector with `low` in the lower half of its lanes and `high` in the upper half.
+    fn splat_halves(self, low: f32, high: f32) -> Self::f32s;
 
-    /// Does `f`, which must be `#[inline(always)]`, in a function compiled for these vectors.
+    /// Calls `f`, which must be `#[inline(always)]`, in a function compiled for these vectors.
     fn within(self, f: impl FnOnce());
 }
 
-/// What indices of one format stand for.
+/// Decodes the indices of one format.
 pub(super) trait Decoder<S: Lookup>: Copy {
-    /// Bits of an index.
+    /// Number of bits of an index.
     const BITS: usize;
 
-    /// Indices in a word.
+    /// Number of indices in a word.
     const PER_WORD: usize = 32 / Self::BITS;
 
     /// Whether blocks have scales.
     const SCALED: bool = true;
 
-    /// The values of the lowest [`Self::BITS`] of each lane.
+    /// Returns the values of the lowest [`Self::BITS`] bits of each lane.
     fn look_up(self, simd: S, indices: S::u32s) -> S::f32s;
 
-    /// The values of index `at` of each word.
+    /// Returns the values of index `at` of each word.
     #[inline(always)]
     fn look_up_at(self, simd: S, words: S::u32s, at: usize) -> S::f32s {
         let shift = simd.splat_u32s(Self::shift(at));
         self.look_up(simd, simd.wrapping_dyn_shr_u32s(words, shift))
     }
 
-    /// Bits below index `at` of a word.
+    /// Returns the number of bits below index `at` of a word.
     #[inline(always)]
     fn shift(at: usize) -> u32 {
         let at = at % Self::PER_WORD;
-        // Of two in a byte the first stands higher.
+        // The first of the two indices in a byte is in its upper half.
         let at = if Self::BITS == 4 { at ^ 1 } else { at };
         (at * Self::BITS) as u32
     }
 }
 
-/// [`Format::Nf4`] and [`Format::Fp4`].
+/// Decodes [`Format::Nf4`] and [`Format::Fp4`].
 #[derive(Clone, Copy)]
 pub(super) struct Nibbles<S: Lookup>(S::Code16);
 
-/// [`Format::Int8`].
+/// Decodes [`Format::Int8`].
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<S: Lookup>(S::Code256);
 
-/// [`Format::Bf16`].
+/// Decodes [`Format::Bf16`].
 #[derive(Clone, Copy)]
-pub(super) struct Halves;
+pub(super) struct Bf16Values;
 
 impl<S: Lookup> Decoder<S> for Nibbles<S> {
     const BITS: usize = 4;
@@ -110,7 +110,7 @@ impl<S: Lookup> Decoder<S> for Bytes<S> {
     }
 }
 
-impl<S: Lookup> Decoder<S> for Halves {
+impl<S: Lookup> Decoder<S> for Bf16Values {
     const BITS: usize = 16;
 
     const SCALED: bool = false;
@@ -122,15 +122,15 @@ impl<S: Lookup> Decoder<S> for Halves {
     }
 }
 
-/// Something to do with vectors and a format's decoder. `run` must be `#[inline(always)]`, and so must be what it calls:
-/// what is not inlined is compiled for the narrowest vectors.
-pub(super) trait Job {
+/// A computation on vectors with a format's decoder. `run` and everything it calls must be
+/// `#[inline(always)]`: functions that are not inlined are compiled for the narrowest vectors.
+pub(super) trait SimdJob {
     fn run<S: Lookup, D: Decoder<S>>(self, simd: S, decoder: D);
 }
 
-/// What the processor has.
+/// The instruction sets that are supported.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum SimdKind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     V3(V3),
@@ -138,8 +138,8 @@ pub(super) enum Kind {
     V4(V4),
 }
 
-impl Kind {
-    /// The best there is.
+impl SimdKind {
+    /// Returns the best instruction set of this processor.
     pub(super) fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -153,7 +153,7 @@ impl Kind {
         Self::Scalar
     }
 
-    /// All there are.
+    /// Returns all instruction sets of this processor.
     #[cfg(test)]
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self::Scalar];
@@ -165,8 +165,8 @@ impl Kind {
         all
     }
 
-    /// Does `job` on values of `format`.
-    pub(super) fn run(self, format: Format, job: impl Job) {
+    /// Runs `job` with the decoder of `format`.
+    pub(super) fn run(self, format: Format, job: impl SimdJob) {
         match self {
             Self::Scalar => with_decoder(Scalar, format, job),
             #[cfg(target_arch = "x86_64")]
@@ -177,8 +177,8 @@ impl Kind {
     }
 }
 
-/// A function for each format: what is kept in registers is decided for it alone.
-fn with_decoder<S: Lookup>(simd: S, format: Format, job: impl Job) {
+/// Runs `job` in a function per format, so that registers are allocated for that format alone.
+fn with_decoder<S: Lookup>(simd: S, format: Format, job: impl SimdJob) {
     match format {
         Format::Nf4 | Format::Fp4 => simd.within(
             #[inline(always)]
@@ -190,7 +190,7 @@ fn with_decoder<S: Lookup>(simd: S, format: Format, job: impl Job) {
         ),
         Format::Bf16 => simd.within(
             #[inline(always)]
-            || job.run(simd, Halves),
+            || job.run(simd, Bf16Values),
         ),
     }
 }
@@ -228,12 +228,12 @@ impl Lookup for Scalar {
     }
 
     #[inline(always)]
-    fn spread(self, words: u32, _lanes: u32) -> u32 {
+    fn permute_words(self, words: u32, _lanes: u32) -> u32 {
         words
     }
 
     #[inline(always)]
-    fn halves(self, low: f32, _high: f32) -> f32 {
+    fn splat_halves(self, low: f32, _high: f32) -> f32 {
         low
     }
 
@@ -262,7 +262,7 @@ impl Lookup for V3 {
     fn look_up16(self, code: Self::Code16, indices: pulp::u32x8) -> pulp::f32x8 {
         let (avx, avx2, index) = (self.avx, self.avx2, pulp::cast(indices));
         let [low, high] = code.map(|half| avx2._mm256_permutevar8x32_ps(pulp::cast(half), index));
-        // Bit 3 chooses, from the place of the sign.
+        // Bit 3 selects the upper half of the code, by way of the sign bit.
         let upper = avx._mm256_castsi256_ps(avx2._mm256_slli_epi32::<28>(index));
         pulp::cast(avx._mm256_blendv_ps(low, high, upper))
     }
@@ -274,13 +274,13 @@ impl Lookup for V3 {
     }
 
     #[inline(always)]
-    fn spread(self, words: pulp::u32x8, lanes: pulp::u32x8) -> pulp::u32x8 {
+    fn permute_words(self, words: pulp::u32x8, lanes: pulp::u32x8) -> pulp::u32x8 {
         let (words, lanes) = (pulp::cast(words), pulp::cast(lanes));
         pulp::cast(self.avx2._mm256_permutevar8x32_epi32(words, lanes))
     }
 
     #[inline(always)]
-    fn halves(self, low: f32, high: f32) -> pulp::f32x8 {
+    fn splat_halves(self, low: f32, high: f32) -> pulp::f32x8 {
         pulp::f32x8(low, low, low, low, high, high, high, high)
     }
 
@@ -293,7 +293,7 @@ impl Lookup for V3 {
 #[cfg(target_arch = "x86_64")]
 impl Lookup for V4 {
     type Code16 = pulp::f32x16;
-    /// The lower and the upper halves of 0 and the 127 values behind it, times two.
+    /// The lower and upper 16 bits of the values at index 127 and the 127 after it, times two.
     type Code256 = [[u16x32; 4]; 2];
 
     #[inline(always)]
@@ -317,15 +317,16 @@ impl Lookup for V4 {
         pulp::cast(self.avx512f._mm512_permutexvar_ps(index, code))
     }
 
-    /// Two bytes of each word at once, in lanes of 16 bits: the distance from index 127 has both halves of a value looked
-    /// up, to which the sign is put back. What does not depend on `at`, or not on its half, is computed once.
+    /// Looks up two bytes of each word at once in lanes of 16 bits: both halves of a value are
+    /// found by the distance from index 127, then the sign is restored. The compiler computes once
+    /// what does not depend on `at`, or only on `at / 2`.
     #[inline(always)]
     fn look_up256(self, code: Self::Code256, words: pulp::u32x16, at: usize) -> pulp::f32x16 {
         let (f, bw) = (self.avx512f, self.avx512bw);
         let words = pulp::cast(words);
         let distance = bw._mm512_sub_epi8(words, f._mm512_set1_epi8(127));
         let mut size = bw._mm512_abs_epi8(distance);
-        // 128 looks up 0, and becomes 2, of which the upper byte is all there is.
+        // Index 255, at distance 128, looks up 0. Its doubled value is 2, whose bits are all in the upper byte.
         let sign = f._mm512_and_si512(distance, f._mm512_set1_epi8(i8::MIN));
         let is_last = bw._mm512_cmpeq_epi8_mask(words, f._mm512_set1_epi8(-1));
         let mut upper_byte = bw._mm512_mask_blend_epi8(is_last, sign, f._mm512_set1_epi8(0x40));
@@ -335,8 +336,8 @@ impl Lookup for V4 {
             size = bw._mm512_srli_epi16::<8>(size);
             upper_byte = f._mm512_and_si512(upper_byte, f._mm512_set1_epi16(!0xff));
         }
-        let lower = of_128(self, code[0], size);
-        let upper = f._mm512_or_si512(of_128(self, code[1], size), upper_byte);
+        let lower = look_up_128(self, code[0], size);
+        let upper = f._mm512_or_si512(look_up_128(self, code[1], size), upper_byte);
         let value = match at / 2 {
             0 => {
                 let upper = f._mm512_slli_epi32::<16>(upper);
@@ -351,13 +352,13 @@ impl Lookup for V4 {
     }
 
     #[inline(always)]
-    fn spread(self, words: pulp::u32x16, lanes: pulp::u32x16) -> pulp::u32x16 {
+    fn permute_words(self, words: pulp::u32x16, lanes: pulp::u32x16) -> pulp::u32x16 {
         let (words, lanes) = (pulp::cast(words), pulp::cast(lanes));
         pulp::cast(self.avx512f._mm512_permutexvar_epi32(lanes, words))
     }
 
     #[inline(always)]
-    fn halves(self, low: f32, high: f32) -> pulp::f32x16 {
+    fn splat_halves(self, low: f32, high: f32) -> pulp::f32x16 {
         let [low, high] = [low, high].map(|half| pulp::cast(self.splat_f32s(half)));
         pulp::cast(self.avx512f._mm512_mask_blend_ps(0xff00, low, high))
     }
@@ -368,10 +369,11 @@ impl Lookup for V4 {
     }
 }
 
-/// What the lowest seven bits of each lane of 16 stand for. No closure: it would be compiled for narrow vectors.
+/// Returns the table values of the lowest seven bits of each 16-bit lane. A closure would be
+/// compiled for narrow vectors.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn of_128(simd: V4, table: [u16x32; 4], indices: __m512i) -> __m512i {
+fn look_up_128(simd: V4, table: [u16x32; 4], indices: __m512i) -> __m512i {
     let (f, bw) = (simd.avx512f, simd.avx512bw);
     let [a, b, c, d] = pulp::cast::<_, [__m512i; 4]>(table);
     let low = bw._mm512_permutex2var_epi16(a, indices, b);

@@ -1,4 +1,4 @@
-//! The sums on one thread: a panel is filled, then all rows go by.
+//! Computes sums of GEMMs on one thread: fills a panel, then multiplies all rows by it.
 
 use std::array::from_fn;
 
@@ -6,27 +6,28 @@ use faer::{MatMut, reborrow::ReborrowMut};
 use pulp::{Simd, WithSimd};
 
 use super::Term;
-use crate::ndarray::exchange::exchange;
-use crate::ndarray::few_rows::fetch;
-use crate::ndarray::gemm::Old;
-use crate::ndarray::matrix::written;
-use crate::ndarray::tile::{Operand, ROWS, Rows, vectors};
+use crate::ndarray::few_rows::prefetch;
+use crate::ndarray::gemm::WriteMode;
+use crate::ndarray::matrix::filled;
+use crate::ndarray::tile::{Operand, Rows, TILE_ROWS, tile_vectors};
+use crate::ndarray::transpose::transpose;
 
-/// Rows of a tile at most half as wide as others: fewer sums at once would wait for each other.
-const ROWS_OF_FEW: usize = 12;
+/// Rows of a tile that is at most half as wide as others: with fewer sums, additions would wait for
+/// each other.
+const NARROW_TILE_ROWS: usize = 12;
 
-/// Steps of a sum between two looks at what comes next.
-const STEPS: usize = 16;
+/// Number of steps of a sum between two prefetches.
+const UNROLLED_STEPS: usize = 16;
 
-/// Rows of a right operand that are fetched before they are copied: rows of a weight lie too far apart for the processor
-/// to see what comes.
-const AHEAD: usize = 8;
+/// Number of rows of a right operand that are prefetched before they are copied: rows of a weight
+/// are too far apart for the hardware prefetcher.
+const PREFETCH_ROWS: usize = 8;
 
-/// `target = sum of all terms`, or added to it.
+/// Computes the sum of all terms, which overwrites `target` or is added to it.
 pub(super) struct Sum<'a> {
     pub(super) target: MatMut<'a, f32>,
-    pub(super) old: Old,
-    /// Each fits into a panel.
+    pub(super) mode: WriteMode,
+    /// The terms in groups that fit into a panel each.
     pub(super) groups: Vec<Vec<Term<'a>>>,
 }
 
@@ -35,9 +36,9 @@ impl WithSimd for Sum<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let wide = vectors::<S>() * S::F32_LANES;
+        let wide = tile_vectors::<S>() * S::F32_LANES;
         let depths = self.groups.iter().map(|group| depth(group));
-        let mut panel = written(depths.max().unwrap_or(0) * wide, |_| ());
+        let mut panel = filled(depths.max().unwrap_or(0) * wide, |_| ());
         let columns = self.target.ncols();
         for column in (0..columns).step_by(wide) {
             let width = wide.min(columns - column);
@@ -51,12 +52,13 @@ impl WithSimd for Sum<'_> {
     }
 }
 
+/// Returns the total depth of a group.
 fn depth(group: &[Term<'_>]) -> usize {
     group.iter().map(|term| term.depth).sum()
 }
 
 impl Sum<'_> {
-    /// All rows of `width` columns from `column` on, which are `C` vectors.
+    /// Computes all rows of `width` columns from `column`, which are `C` vectors.
     #[inline(always)]
     fn columns<S: Simd, const C: usize>(
         &mut self,
@@ -66,18 +68,18 @@ impl Sum<'_> {
         panel: &mut [f32],
     ) {
         let mut target = self.target.rb_mut().subcols_mut(column, width);
-        let mut old = self.old;
+        let mut mode = self.mode;
         for group in &self.groups {
             fill::<S, C>(simd, group, column, width, panel);
-            let mut rows = RowsOfSums { target: target.rb_mut(), old, group, panel };
+            let mut rows = GroupSums { target: target.rb_mut(), mode, group, panel };
             let (mut row, count) = (0, rows.target.nrows());
-            while 2 * C <= vectors::<S>() && row + ROWS_OF_FEW <= count {
-                rows.tile::<S, ROWS_OF_FEW, C>(simd, row);
-                row += ROWS_OF_FEW;
+            while 2 * C <= tile_vectors::<S>() && row + NARROW_TILE_ROWS <= count {
+                rows.tile::<S, NARROW_TILE_ROWS, C>(simd, row);
+                row += NARROW_TILE_ROWS;
             }
-            while row + ROWS <= count {
-                rows.tile::<S, ROWS, C>(simd, row);
-                row += ROWS;
+            while row + TILE_ROWS <= count {
+                rows.tile::<S, TILE_ROWS, C>(simd, row);
+                row += TILE_ROWS;
             }
             if row + 4 <= count {
                 rows.tile::<S, 4, C>(simd, row);
@@ -87,13 +89,13 @@ impl Sum<'_> {
                 rows.tile::<S, 1, C>(simd, row);
                 row += 1;
             }
-            old = Old::Add;
+            mode = WriteMode::Add;
         }
     }
 }
 
-/// Copies `width` columns of the right operands from `column` on into the panel, whose rows are `C` vectors, the last
-/// filled up with zeros.
+/// Copies `width` columns of the right operands from `column` into the panel, whose rows are `C`
+/// vectors, the last of which is padded with zeros.
 #[inline(always)]
 fn fill<S: Simd, const C: usize>(
     simd: S,
@@ -108,18 +110,18 @@ fn fill<S: Simd, const C: usize>(
         let (panel, below) = rest.split_at_mut(term.depth * wide);
         rest = below;
         match term.right.from(0, column) {
-            Operand::AsItIs(rows) => copy::<S, C>(simd, (rows, width), term.factor, panel),
+            Operand::RowMajor(rows) => copy::<S, C>(simd, (rows, width), term.factor, panel),
             Operand::Transposed(rows) => {
                 if width < wide {
                     panel.fill(0.0);
                 }
-                exchange(rows, [width, term.depth], term.factor, panel, wide);
+                transpose(rows, [width, term.depth], term.factor, panel, wide);
             }
         }
     }
 }
 
-/// `panel = factor * rows`, the first `width` columns of them.
+/// Copies the first `width` columns of `rows`, times `factor`, into the panel.
 #[inline(always)]
 fn copy<S: Simd, const C: usize>(
     simd: S,
@@ -132,8 +134,8 @@ fn copy<S: Simd, const C: usize>(
     let (vectors, _) = vectors.as_chunks_mut::<C>();
     for (k, vectors) in vectors.iter_mut().enumerate() {
         for vector in 0..C {
-            let ahead = (k + AHEAD) * rows.stride + vector * S::F32_LANES;
-            fetch(rows.values, ahead);
+            let ahead = (k + PREFETCH_ROWS) * rows.stride + vector * S::F32_LANES;
+            prefetch(rows.values, ahead);
         }
         let row = &rows.values[k * rows.stride..][..width];
         let (whole, last) = S::as_simd_f32s(row);
@@ -146,16 +148,16 @@ fn copy<S: Simd, const C: usize>(
     }
 }
 
-/// A group's sums for all rows of some columns.
-struct RowsOfSums<'a> {
+/// The sums of a group for all rows of some columns.
+struct GroupSums<'a> {
     target: MatMut<'a, f32>,
-    old: Old,
+    mode: WriteMode,
     group: &'a [Term<'a>],
     panel: &'a [f32],
 }
 
-impl RowsOfSums<'_> {
-    /// `R` rows.
+impl GroupSums<'_> {
+    /// Computes `R` rows.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const C: usize>(&mut self, simd: S, row: usize) {
         let mut sums = [[simd.splat_f32s(0.0); C]; R];
@@ -166,29 +168,29 @@ impl RowsOfSums<'_> {
             panel = below;
             let (values, stride) = (term.left.values, term.left.stride);
             let left: [_; R] = from_fn(|i| &values[(row + i) * stride..][..term.depth]);
-            let (blocks, last) = right.as_chunks::<STEPS>();
+            let (blocks, last) = right.as_chunks::<UNROLLED_STEPS>();
             for (at, right) in blocks.iter().enumerate() {
-                let left: [&[f32; STEPS]; R] = from_fn(|i| steps(left[i], at));
+                let left: [&[f32; UNROLLED_STEPS]; R] = from_fn(|i| steps(left[i], at));
                 for i in 0..R {
-                    fetch(values, (row + R + i) * stride + at * STEPS);
+                    prefetch(values, (row + R + i) * stride + at * UNROLLED_STEPS);
                 }
-                for k in 0..STEPS {
+                for k in 0..UNROLLED_STEPS {
                     let left: [f32; R] = from_fn(|i| left[i][k]);
-                    add_products::<S, R, C>(simd, &mut sums, left, &right[k]);
+                    multiply_add::<S, R, C>(simd, &mut sums, left, &right[k]);
                 }
             }
-            let done = blocks.len() * STEPS;
+            let unrolled = blocks.len() * UNROLLED_STEPS;
             for (k, right) in last.iter().enumerate() {
-                let left: [f32; R] = from_fn(|i| left[i][done + k]);
-                add_products::<S, R, C>(simd, &mut sums, left, right);
+                let left: [f32; R] = from_fn(|i| left[i][unrolled + k]);
+                multiply_add::<S, R, C>(simd, &mut sums, left, right);
             }
         }
-        self.put(simd, row, sums);
+        self.store(simd, row, sums);
     }
 
-    /// Writes the sums, or adds them to what is there.
+    /// Writes the sums to the target, or adds them to it.
     #[inline(always)]
-    fn put<S: Simd, const R: usize, const C: usize>(
+    fn store<S: Simd, const R: usize, const C: usize>(
         &mut self,
         simd: S,
         row: usize,
@@ -200,13 +202,13 @@ impl RowsOfSums<'_> {
                 unreachable!("a row of a row-major matrix")
             };
             let (whole, last) = S::as_mut_simd_f32s(target.as_slice_mut());
-            // One by one: a copy of them all would have to stand in memory first.
+            // One by one: a copy of all sums would first have to be written to memory.
             for (j, sum) in sums.into_iter().enumerate() {
-                match (whole.get_mut(j), self.old) {
-                    (Some(target), Old::Replace) => *target = sum,
-                    (Some(target), Old::Add) => *target = simd.add_f32s(sum, *target),
-                    (None, Old::Replace) => simd.partial_store_f32s(last, sum),
-                    (None, Old::Add) => {
+                match (whole.get_mut(j), self.mode) {
+                    (Some(target), WriteMode::Overwrite) => *target = sum,
+                    (Some(target), WriteMode::Add) => *target = simd.add_f32s(sum, *target),
+                    (None, WriteMode::Overwrite) => simd.partial_store_f32s(last, sum),
+                    (None, WriteMode::Add) => {
                         let sum = simd.add_f32s(sum, simd.partial_load_f32s(last));
                         simd.partial_store_f32s(last, sum);
                     }
@@ -216,15 +218,15 @@ impl RowsOfSums<'_> {
     }
 }
 
-/// The `at`th steps of a row.
+/// Returns block `at` of a row.
 #[inline(always)]
-fn steps(row: &[f32], at: usize) -> &[f32; STEPS] {
-    &row.as_chunks::<STEPS>().0[at]
+fn steps(row: &[f32], at: usize) -> &[f32; UNROLLED_STEPS] {
+    &row.as_chunks::<UNROLLED_STEPS>().0[at]
 }
 
-/// One step of `R` rows' sums.
+/// Adds one step to the sums of `R` rows.
 #[inline(always)]
-fn add_products<S: Simd, const R: usize, const C: usize>(
+fn multiply_add<S: Simd, const R: usize, const C: usize>(
     simd: S,
     sums: &mut [[S::f32s; C]; R],
     left: [f32; R],

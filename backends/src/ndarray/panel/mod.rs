@@ -1,20 +1,22 @@
-//! Sums of products of many rows: a projection's weight and its branch, or all that a gradient is the sum of.
+//! Sums of GEMMs with many rows: a projection and its LoRA branch, or all summands of a gradient.
 //!
-//! Some columns of the right operands at a time are copied, below each other, into a panel that stays in the second cache
-//! while all rows of the left ones go by, six at a time, whose sums stay in registers. So a branch costs its
-//! multiplications and nothing more, and the result is written once.
+//! A group of columns of the right operands is copied, one below the other, into a panel that stays
+//! in the second-level cache while all rows of the left operands are read, six at a time, with
+//! their sums in registers. So a branch costs only its multiplications, and the result is written
+//! once.
 
 mod kernel;
 
 use faer::MatMut;
 
-use super::gemm::{Old, SMALL, halves};
+use super::gemm::{MIN_PARALLEL_WORK, WriteMode, split_in_two};
 use super::tile::{Operand, Rows};
 
-/// Rows of a panel, at most: with 64 columns, 640 KiB of a second cache of 1 MiB.
-const DEPTH: usize = 2560;
+/// The largest number of rows in a panel: with 64 columns, 640 KiB of a second-level cache of 1
+/// MiB.
+const MAX_DEPTH: usize = 2560;
 
-/// `factor * left right`.
+/// A summand: `factor * left right`.
 #[derive(Clone, Copy)]
 pub(super) struct Term<'a> {
     /// `[rows, depth]`
@@ -26,12 +28,12 @@ pub(super) struct Term<'a> {
 }
 
 impl Term<'_> {
-    /// What belongs to the target from `row` and `column` on.
+    /// Returns the part that contributes to the target from `row` and `column` on.
     fn from(self, row: usize, column: usize) -> Self {
         Self { left: self.left.from(row, 0), right: self.right.from(0, column), ..self }
     }
 
-    /// Some of the depth.
+    /// Returns the part from `start` to `end` of the depth.
     fn part(self, start: usize, end: usize) -> Self {
         Self {
             left: self.left.from(0, start),
@@ -42,36 +44,43 @@ impl Term<'_> {
     }
 }
 
-/// `target = sum of terms`, or added to it, on `threads` threads: rows are shared out, or columns where there are few rows.
-/// What a value becomes does not depend on how.
+/// Computes the sum of `terms`, which overwrites `target` or is added to it, on `threads` threads.
+/// The target is divided by rows, or by columns if there are few rows; this does not change any
+/// value.
 ///
 /// # Panics
 /// If an operand is too short.
-pub(super) fn sum_of(target: MatMut<'_, f32>, old: Old, terms: &[Term<'_>], threads: usize) {
+pub(super) fn gemm_sum(
+    target: MatMut<'_, f32>,
+    mode: WriteMode,
+    terms: &[Term<'_>],
+    threads: usize,
+) {
     let depth: usize = terms.iter().map(|term| term.depth).sum();
-    if threads <= 1 || target.nrows() * target.ncols() * depth < SMALL {
-        return sum_here(target, old, terms);
+    if threads <= 1 || target.nrows() * target.ncols() * depth < MIN_PARALLEL_WORK {
+        return gemm_sum_on_thread(target, mode, terms);
     }
-    let ([first, second], [row, column], [here, there]) = halves(target, threads);
+    let ([first, second], [row, column], [here, there]) = split_in_two(target, threads);
     let rest: Vec<_> = terms.iter().map(|term| term.from(row, column)).collect();
-    rayon::join(|| sum_of(first, old, terms, here), || sum_of(second, old, &rest, there));
+    rayon::join(|| gemm_sum(first, mode, terms, here), || gemm_sum(second, mode, &rest, there));
 }
 
-/// [`sum_of`] on the calling thread.
-fn sum_here(target: MatMut<'_, f32>, old: Old, terms: &[Term<'_>]) {
-    let groups = groups(terms);
-    pulp::Arch::new().dispatch(kernel::Sum { target, old, groups });
+/// Computes the same as [`gemm_sum`] on the calling thread.
+fn gemm_sum_on_thread(target: MatMut<'_, f32>, mode: WriteMode, terms: &[Term<'_>]) {
+    let groups = panel_groups(terms);
+    pulp::Arch::new().dispatch(kernel::Sum { target, mode, groups });
 }
 
-/// Terms, or parts of one, that stand in one panel. Where a weight is parted does not depend on what follows it: with a
-/// branch that is zero a projection is bit for bit what it is without.
-fn groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Term<'a>>> {
+/// Groups terms, or parts of one, so that each group fits into a panel. How a weight is split does
+/// not depend on the terms after it, so a projection with a zero branch is bit for bit the
+/// projection without it.
+fn panel_groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Term<'a>>> {
     let (mut groups, mut filled) = (vec![Vec::new()], 0);
     for term in terms {
-        let parts = term.depth.div_ceil(DEPTH);
+        let parts = term.depth.div_ceil(MAX_DEPTH);
         for part in 0..parts {
             let [start, end] = [part, part + 1].map(|part| part * term.depth / parts);
-            if filled + end - start > DEPTH {
+            if filled + end - start > MAX_DEPTH {
                 groups.push(Vec::new());
                 filled = 0;
             }
@@ -86,13 +95,13 @@ fn groups<'a>(terms: &[Term<'a>]) -> Vec<Vec<Term<'a>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::columns_of;
-    use super::super::matrix::numbers;
+    use super::super::gemm::columns_mut;
+    use super::super::matrix::small_integers;
     use super::*;
 
-    /// Rows of `width` values, each followed by two that are not part of the matrix.
+    /// Returns rows of `width` values, each followed by two that are not part of the matrix.
     fn matrix(rows: usize, width: usize, seed: usize) -> (Vec<f32>, usize) {
-        (numbers(rows * (width + 2), seed), width + 2)
+        (small_integers(rows * (width + 2), seed), width + 2)
     }
 
     /// The operands of a term, its depth, and whether the right one is transposed.
@@ -108,9 +117,10 @@ mod tests {
         fn new([rows, depth, columns]: [usize; 3], transposed: bool) -> Self {
             Self {
                 left: matrix(rows, depth, 7),
-                right: match transposed {
-                    true => matrix(columns, depth, 5),
-                    false => matrix(depth, columns, 11),
+                right: if transposed {
+                    matrix(columns, depth, 5)
+                } else {
+                    matrix(depth, columns, 11)
                 },
                 depth,
                 factor: 0.75,
@@ -118,7 +128,7 @@ mod tests {
             }
         }
 
-        /// With values whose sums depend on their order.
+        /// Replaces the values by some whose sums depend on their order.
         fn inexact(mut self) -> Self {
             for value in self.left.0.iter_mut().chain(&mut self.right.0) {
                 *value = value.sin();
@@ -130,56 +140,56 @@ mod tests {
             let right = Rows::all(&self.right.0, self.right.1);
             Term {
                 left: Rows::all(&self.left.0, self.left.1),
-                right: match self.transposed {
-                    true => Operand::Transposed(right),
-                    false => Operand::AsItIs(right),
+                right: if self.transposed {
+                    Operand::Transposed(right)
+                } else {
+                    Operand::RowMajor(right)
                 },
                 depth: self.depth,
                 factor: self.factor,
             }
         }
 
-        fn by_definition(&self, row: usize, column: usize) -> f64 {
-            let at = |k: usize| match self.transposed {
-                true => column * self.right.1 + k,
-                false => k * self.right.1 + column,
+        fn naive(&self, row: usize, column: usize) -> f64 {
+            let at = |k: usize| {
+                if self.transposed { column * self.right.1 + k } else { k * self.right.1 + column }
             };
             let product = |k| f64::from(self.left.0[row * self.left.1 + k] * self.right.0[at(k)]);
             f64::from(self.factor) * (0..self.depth).map(product).sum::<f64>()
         }
     }
 
-    const BESIDE: usize = 3;
+    const MARGIN: usize = 3;
 
-    /// The sum in the middle of wider rows, and what stood there before.
+    /// Returns wider rows before and after the sum is computed in their middle.
     fn computed(
         [rows, columns]: [usize; 2],
-        old: Old,
+        mode: WriteMode,
         terms: &[Term<'_>],
         threads: usize,
     ) -> (Vec<f32>, Vec<f32>) {
-        let stride = columns + 2 * BESIDE;
+        let stride = columns + 2 * MARGIN;
         let before: Vec<f32> = (0..rows * stride).map(|at| (at % 7) as f32).collect();
         let mut target = before.clone();
-        let view = columns_of(&mut target, stride, BESIDE, columns);
-        sum_of(view, old, terms, threads);
+        let view = columns_mut(&mut target, stride, MARGIN, columns);
+        gemm_sum(view, mode, terms, threads);
         (before, target)
     }
 
-    fn check([rows, columns]: [usize; 2], operands: &[Operands], old: Old) {
+    fn check([rows, columns]: [usize; 2], operands: &[Operands], mode: WriteMode) {
         let terms: Vec<_> = operands.iter().map(Operands::term).collect();
-        let (before, found) = computed([rows, columns], old, &terms, 1);
-        let stride = columns + 2 * BESIDE;
+        let (before, found) = computed([rows, columns], mode, &terms, 1);
+        let stride = columns + 2 * MARGIN;
         for at in 0..rows * stride {
             let (row, column) = (at / stride, at % stride);
-            let inside = (BESIDE..BESIDE + columns).contains(&column);
+            let inside = (MARGIN..MARGIN + columns).contains(&column);
             let sum = || -> f64 {
                 let terms = operands.iter();
-                terms.map(|o| o.by_definition(row, column - BESIDE)).sum()
+                terms.map(|o| o.naive(row, column - MARGIN)).sum()
             };
-            let expected = match (inside, old) {
-                (true, Old::Replace) => sum(),
-                (true, Old::Add) => f64::from(before[at]) + sum(),
+            let expected = match (inside, mode) {
+                (true, WriteMode::Overwrite) => sum(),
+                (true, WriteMode::Add) => f64::from(before[at]) + sum(),
                 (false, _) => f64::from(before[at]),
             };
             let found = f64::from(found[at]);
@@ -187,17 +197,18 @@ mod tests {
         }
     }
 
-    /// As is, and on two threads: all bits.
+    /// Checks that one and two threads give the same bits.
     fn check_threads([rows, columns]: [usize; 2], operands: Vec<Operands>) {
         let operands: Vec<_> = operands.into_iter().map(Operands::inexact).collect();
         let terms: Vec<_> = operands.iter().map(Operands::term).collect();
-        let [one, two] = [1, 2].map(|threads| computed([rows, columns], Old::Add, &terms, threads));
+        let [one, two] =
+            [1, 2].map(|threads| computed([rows, columns], WriteMode::Add, &terms, threads));
         assert!(one == two, "{rows}x{columns}");
     }
 
-    /// Rows beside every tile's, columns beside every vector's, and depths beside every block's.
+    /// Covers rows, columns and depths that are not multiples of a tile, a vector and a block.
     #[test]
-    fn odd_sizes_are_as_defined() {
+    fn odd_sizes_equal_a_naive_loop() {
         for rows in [1, 3, 5, 11, 25, 67] {
             for columns in [1, 15, 16, 33, 50, 64, 131] {
                 for depths in [vec![1], vec![17, 3], vec![64, 5, 0, 40]] {
@@ -206,8 +217,8 @@ mod tests {
                         Operands::new([rows, depth, columns], transposed)
                     });
                     let operands: Vec<_> = terms.collect();
-                    for old in [Old::Replace, Old::Add] {
-                        check([rows, columns], &operands, old);
+                    for mode in [WriteMode::Overwrite, WriteMode::Add] {
+                        check([rows, columns], &operands, mode);
                     }
                     check_threads([rows, columns], operands);
                 }
@@ -215,38 +226,38 @@ mod tests {
         }
     }
 
-    /// A panel does not hold them, and two threads share rows, or columns.
+    /// Covers sums that exceed a panel, and two threads that divide rows or columns.
     #[test]
-    fn deep_sums_are_as_defined() {
+    fn deep_sums_equal_a_naive_loop() {
         for transposed in [false, true] {
             for [rows, columns] in [[150, 21], [7, 150]] {
-                let depths = [2 * DEPTH + 77, 9, DEPTH - 20];
+                let depths = [2 * MAX_DEPTH + 77, 9, MAX_DEPTH - 20];
                 let terms = depths.map(|d| Operands::new([rows, d, columns], transposed));
-                check([rows, columns], &terms, Old::Add);
+                check([rows, columns], &terms, WriteMode::Add);
                 check_threads([rows, columns], terms.into());
             }
         }
     }
 
     #[test]
-    fn nothing_to_sum_is_zero() {
-        check([5, 20], &[], Old::Replace);
-        check([5, 20], &[], Old::Add);
-        check([0, 20], &[], Old::Replace);
-        check([5, 0], &[], Old::Replace);
+    fn an_empty_sum_is_zero() {
+        check([5, 20], &[], WriteMode::Overwrite);
+        check([5, 20], &[], WriteMode::Add);
+        check([0, 20], &[], WriteMode::Overwrite);
+        check([5, 0], &[], WriteMode::Overwrite);
     }
 
-    /// As an adapter at its start is: the loss is then the reference's to the last bit.
+    /// An adapter starts with zeros, and the loss must then equal the reference's to the last bit.
     #[test]
     fn a_term_of_zeros_changes_no_bit() {
         let [rows, columns] = [40, 70];
-        for depth in [100, DEPTH - 1, DEPTH + 30] {
+        for depth in [100, MAX_DEPTH - 1, MAX_DEPTH + 30] {
             let weight = Operands::new([rows, depth, columns], true).inexact();
             let mut branch = Operands::new([rows, 8, columns], true).inexact();
             branch.right.0.fill(0.0);
-            let alone = computed([rows, columns], Old::Replace, &[weight.term()], 2);
+            let alone = computed([rows, columns], WriteMode::Overwrite, &[weight.term()], 2);
             let both = [weight.term(), branch.term()];
-            let both = computed([rows, columns], Old::Replace, &both, 2);
+            let both = computed([rows, columns], WriteMode::Overwrite, &both, 2);
             assert!(alone == both, "{depth}");
         }
     }

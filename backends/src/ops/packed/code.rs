@@ -1,4 +1,4 @@
-//! What packed indices stand for: bitsandbytes' tables.
+//! The codebooks of bitsandbytes: the value of each quantized index.
 
 use std::sync::LazyLock;
 
@@ -22,7 +22,7 @@ pub(super) const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// Sign, two bits of exponent, one of mantissa, over their largest.
+/// FP4: a sign, two bits of exponent and one of mantissa, divided by the largest value.
 pub(super) const FP4: [f32; 16] = {
     let twelfths = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
     let mut code = [0.0; 16];
@@ -34,14 +34,14 @@ pub(super) const FP4: [f32; 16] = {
     code
 };
 
-/// The dynamic map (arXiv 2110.02861, section 2.1): from one power of ten to the next twice as many values, the last also
-/// 1, with both signs, and 0; rising.
+/// Returns the dynamic map (arXiv 2110.02861, section 2.1) in ascending order: from one power of ten to the next
+/// twice as many values, with both signs, plus 0 and 1.
 pub(super) fn dynamic() -> &'static [f32] {
     static CODE: LazyLock<Vec<f32>> = LazyLock::new(|| {
         let mut code = vec![0.0, 1.0];
         for exponent in 0..7 {
             let (parts, scale) = (1 << exponent, 10f64.powi(exponent - 6) as f32);
-            let bounds = evenly(0.1, 1.0, parts);
+            let bounds = linspace(0.1, 1.0, parts);
             for pair in bounds.windows(2) {
                 let value = scale * ((pair[0] + pair[1]) / 2.0);
                 code.extend([value, -value]);
@@ -53,17 +53,21 @@ pub(super) fn dynamic() -> &'static [f32] {
     &CODE
 }
 
-/// The bounds of `parts` equal parts, each rounded once, from the nearer end (torch's `linspace`).
-fn evenly(start: f32, end: f32, parts: usize) -> Vec<f32> {
+/// Returns the bounds of `parts` equal parts, each rounded once and computed from the nearer end (torch's
+/// `linspace`).
+fn linspace(start: f32, end: f32, parts: usize) -> Vec<f32> {
     let step = f64::from((end - start) / parts as f32);
-    let bound = |index: usize| match index < parts.div_ceil(2) {
-        true => (f64::from(start) + step * index as f64) as f32,
-        false => (f64::from(end) - step * (parts - index) as f64) as f32,
+    let bound = |index: usize| {
+        if index < parts.div_ceil(2) {
+            (f64::from(start) + step * index as f64) as f32
+        } else {
+            (f64::from(end) - step * (parts - index) as f64) as f32
+        }
     };
     (0..=parts).map(bound).collect()
 }
 
-/// The f32 of each 16-bit upper half.
+/// Returns the f32 value of each 16-bit upper half.
 pub(super) fn bf16() -> &'static [f32] {
     static CODE: LazyLock<Vec<f32>> = LazyLock::new(|| {
         let value = |half: u16| f32::from_bits(u32::from(half) << 16);

@@ -1,5 +1,5 @@
-//! A packed weight as a part of a Burn module: moved and converted with it, never visited, because nothing in it is a
-//! parameter.
+//! A quantized weight as part of a Burn module. It is moved and converted with the module but never visited, because
+//! nothing in it is a parameter.
 
 use burn::module::{
     AutodiffModule, Content, Devices, EmptyRecord, HasAutodiffModule, Module, ModuleDisplay,
@@ -10,7 +10,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::{PackedWeight, Scales};
 
-/// The part of a [`Module`] of backend `B` that is the same of all weights that are never trained.
+/// Implements the items of [`Module`] of backend `B` that are the same for all weights that are never trained.
 macro_rules! without_parameters {
     () => {
         type Record = EmptyRecord;
@@ -37,8 +37,8 @@ macro_rules! without_parameters {
 pub(in crate::ops) use without_parameters;
 
 impl<B: Backend> PackedWeight<B> {
-    /// The same weight with its integer and float tensors replaced.
-    fn with<A: Backend>(
+    /// Returns the same weight with its integer and float tensors replaced.
+    fn map_tensors<A: Backend>(
         self,
         ints: impl Fn(Tensor<B, 1, Int>) -> Tensor<A, 1, Int>,
         floats: impl Fn(Tensor<B, 1>) -> Tensor<A, 1>,
@@ -58,7 +58,7 @@ impl<B: Backend> Module<B> for PackedWeight<B> {
     without_parameters!();
 
     fn to_device(self, device: &B::Device) -> Self {
-        self.with(|ints| ints.to_device(device), |floats| floats.to_device(device))
+        self.map_tensors(|ints| ints.to_device(device), |floats| floats.to_device(device))
     }
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
@@ -70,11 +70,11 @@ impl<B: AutodiffBackend> AutodiffModule<B> for PackedWeight<B> {
     type InnerModule = PackedWeight<B::InnerBackend>;
 
     fn valid(&self) -> Self::InnerModule {
-        self.clone().with(Tensor::inner, Tensor::inner)
+        self.clone().map_tensors(Tensor::inner, Tensor::inner)
     }
 
     fn from_inner(weight: Self::InnerModule) -> Self {
-        weight.with(Tensor::from_inner, Tensor::from_inner)
+        weight.map_tensors(Tensor::from_inner, Tensor::from_inner)
     }
 }
 

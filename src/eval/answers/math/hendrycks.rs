@@ -1,7 +1,7 @@
-//! When two formulas are written alike: the normalisation of Hendrycks et al. 2021 (arXiv 2103.03874), which results on
-//! MATH are published with. Its oddities are kept, they are part of the number.
+//! Compares formulas as text after the normalization of Hendrycks et al. 2021 (arXiv 2103.03874), with which results on
+//! MATH are published. Its oddities are kept because they affect the published numbers.
 
-/// Whether both are the same text when normalised; as they stand where one of them cannot be.
+/// Returns whether two formulas are the same text after normalization, or without it if one cannot be normalized.
 ///
 /// ```
 /// use arithmo::eval::answers::same_when_normalized;
@@ -15,7 +15,7 @@ pub fn same_when_normalized(one: &str, other: &str) -> bool {
     }
 }
 
-/// Removed, or replaced, in this order, wherever they stand.
+/// Replacements made everywhere in a formula, in this order.
 const REPLACED: [(&str, &str); 11] = [
     ("\n", ""),
     ("\\!", ""),
@@ -27,12 +27,12 @@ const REPLACED: [(&str, &str); 11] = [
     ("^{\\circ}", ""),
     ("^\\circ", ""),
     ("\\$", ""),
-    // The unit is cut off below; it begins with this.
+    // This begins a unit, which `normalized` removes.
     ("\\text{ ", UNIT),
 ];
 const UNIT: &str = "\u{0}";
 
-/// The normal form; `None` where the rules do not know what to do (two units, `\frac` or `\sqrt` at the end).
+/// Returns the normalized formula, or `None` if the rules fail (two units, `\frac` or `\sqrt` at the end).
 pub fn normalized(text: &str) -> Option<String> {
     let mut text = text.to_string();
     for (from, to) in REPLACED {
@@ -64,37 +64,38 @@ pub fn normalized(text: &str) -> Option<String> {
     })
 }
 
-/// Puts braces around the one or two single characters that follow `command` without them.
+/// Adds braces around arguments of `command` that are single characters without braces.
 fn with_braces(text: &str, command: &str, arguments: usize) -> Option<String> {
     let mut parts = text.split(command);
-    let mut done = parts.next()?.to_string();
+    let mut result = parts.next()?.to_string();
     for part in parts {
-        done.push_str(command);
+        result.push_str(command);
         let mut rest = part.chars();
         let first = rest.next()?;
         if first == '{' {
-            done.push_str(part);
+            result.push_str(part);
             continue;
         }
-        done.push_str(&format!("{{{first}}}"));
+        result.push_str(&format!("{{{first}}}"));
         if arguments == 2 {
-            // One argument alone: the text stays as it is.
+            // If the second argument is missing, the text is left unchanged.
             let Some(second) = rest.next() else {
                 return Some(text.to_string());
             };
             match second {
-                '{' => done.push('{'),
-                second => done.push_str(&format!("{{{second}}}")),
+                '{' => result.push('{'),
+                second => result.push_str(&format!("{{{second}}}")),
             }
         }
-        done.push_str(rest.as_str());
+        result.push_str(rest.as_str());
     }
-    Some(done)
+    Some(result)
 }
 
-/// `a/b` of two whole numbers as a `\frac`.
+/// Converts `a/b` of two integers to a `\frac`.
 fn whole_fraction(text: &str) -> Option<String> {
-    let (above, below) = text.split_once('/')?;
+    let (numerator, denominator) = text.split_once('/')?;
     let whole = |text: &str| text.parse::<i128>().is_ok_and(|number| number.to_string() == text);
-    (whole(above) && whole(below)).then(|| format!("\\frac{{{above}}}{{{below}}}"))
+    (whole(numerator) && whole(denominator))
+        .then(|| format!("\\frac{{{numerator}}}{{{denominator}}}"))
 }

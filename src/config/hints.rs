@@ -1,0 +1,208 @@
+//! Hints for options of transformers, TRL and PEFT that `run.toml` does not have.
+
+/// Options that change results and are not built yet, by their name in any table.
+const NOT_BUILT: &[&str] = &[
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "loraplus_lr_ratio",
+    "loraplus_lr_embedding",
+    "use_qalora",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "group_by_length",
+    "reference_free",
+    "assistant_only_loss",
+    "parallelism_config",
+];
+
+/// Options that are unnecessary or have another name, as (name, remedy).
+const REMEDIES: &[(&str, &str)] = &[
+    ("load_best_model_at_end", BEST_MODEL),
+    ("metric_for_best_model", BEST_MODEL),
+    ("greater_is_better", BEST_MODEL),
+    ("early_stopping_patience", BEST_MODEL),
+    ("early_stopping_threshold", BEST_MODEL),
+    ("report_to", LOGS),
+    ("logging_dir", LOGS),
+    ("run_name", LOGS),
+    (
+        "rpo_alpha",
+        "set dpo.loss_type = [\"sigmoid\", \"sft\"] and dpo.loss_weights = [1.0, rpo_alpha]",
+    ),
+    ("bf16", "set model.dtype = \"bf16\""),
+    ("fp16", "set model.dtype = \"f16\""),
+    ("tf32", "set model.dtype; each backend multiplies as accurately as it can"),
+    ("bf16_full_eval", "set model.dtype = \"bf16\", for training and evaluation alike"),
+    ("fp16_full_eval", "set model.dtype = \"f16\", for training and evaluation alike"),
+    ("torch_dtype", "set model.dtype = \"auto\", \"f32\", \"bf16\" or \"f16\""),
+    ("bnb_4bit_compute_dtype", "set model.dtype"),
+    ("load_in_4bit", "set model.quantization = \"nf4\""),
+    ("load_in_8bit", "set model.quantization = \"int8\""),
+    ("bnb_4bit_quant_type", "set model.quantization = \"nf4\" or \"fp4\""),
+    ("bnb_4bit_use_double_quant", "set model.double_quant = true"),
+    (
+        "gradient_checkpointing_kwargs",
+        "remove the key: the only setting is train.gradient_checkpointing = \"auto\", true or false",
+    ),
+    ("dataloader_num_workers", ENCODED_ONCE),
+    ("dataloader_pin_memory", ENCODED_ONCE),
+    ("dataloader_prefetch_factor", ENCODED_ONCE),
+    ("dataloader_persistent_workers", ENCODED_ONCE),
+    ("dataset_num_proc", ENCODED_ONCE),
+    ("remove_unused_columns", ENCODED_ONCE),
+    (
+        "dataloader_drop_last",
+        "remove the key: the last, shorter batch of an epoch is trained on too",
+    ),
+    ("data_seed", "set seed, which also determines the order of the data"),
+    ("full_determinism", "remove the key: runs on the CPU are always repeatable"),
+    ("evaluation_strategy", "set train.eval_strategy, its name since transformers 4.41"),
+    ("logging_first_step", "set train.logging_steps = 1"),
+    (
+        "eval_on_start",
+        "remove the key; `arithmo evaluate preference` without --adapter evaluates the base model",
+    ),
+    ("save_safetensors", "remove the key: weights are always saved as safetensors"),
+    ("save_only_model", "remove the key: checkpoints are always complete"),
+    ("resume_from_checkpoint", "start with `arithmo train --resume`"),
+    ("overwrite_output_dir", "start with `arithmo train --overwrite`"),
+    ("do_train", "remove the key: `arithmo train` trains"),
+    ("do_eval", "remove the key: data.eval_file is evaluated if it is given"),
+    ("do_predict", "remove the key; use `arithmo evaluate`"),
+    ("per_gpu_train_batch_size", "set train.per_device_train_batch_size"),
+    ("per_gpu_eval_batch_size", "set train.per_device_eval_batch_size"),
+    ("auto_find_batch_size", "remove the key; `arithmo plan` shows whether a run fits"),
+    ("use_cpu", CPU),
+    ("device_map", "choose the device with --backend and --device"),
+    ("max_memory", "start with `arithmo train --device-memory`"),
+    ("deepspeed", ONE_DEVICE),
+    ("fsdp", ONE_DEVICE),
+    ("fsdp_config", ONE_DEVICE),
+    ("ddp_backend", ONE_DEVICE),
+    ("local_rank", ONE_DEVICE),
+    ("push_to_hub", HUB),
+    ("hub_model_id", HUB),
+    ("hub_strategy", HUB),
+    ("hub_token", HUB),
+    ("token", "set the environment variable HF_TOKEN"),
+    ("use_auth_token", "set the environment variable HF_TOKEN"),
+    ("trust_remote_code", "remove the key: code from the hub is never run"),
+    (
+        "attn_implementation",
+        "remove the key: each backend has a single, exact attention implementation",
+    ),
+    ("torch_compile", "remove the key: PyTorch is not used"),
+    ("use_liger_kernel", "remove the key: the loss is always fused"),
+    ("use_liger_loss", "remove the key: the loss is always fused"),
+    (
+        "max_completion_length",
+        "set data.max_length, which truncates prompt and completion together",
+    ),
+    (
+        "dataset_name",
+        "set data.train_file; `arithmo prepare --input hf://datasets/OWNER/NAME` fetches pairs",
+    ),
+    ("dataset_text_field", "name the columns of the data prompt and completion"),
+    ("padding_value", "remove the key: sequences are packed, not padded"),
+    ("pad_token", "remove the key: sequences are packed, not padded"),
+    ("label_pad_token_id", "remove the key: prompts are never scored"),
+    (
+        "generate_during_eval",
+        "remove the key; `arithmo generate` completes prompts with the adapter",
+    ),
+    ("task_type", "remove the key: it is always CAUSAL_LM"),
+    ("peft_type", "remove the key: it is always LORA"),
+    ("fan_in_fan_out", "remove the key: it is always false for these models"),
+    ("inference_mode", "remove the key"),
+];
+
+const CPU: &str = "choose the CPU with --backend; `arithmo devices` lists the names";
+const BEST_MODEL: &str = "remove the key: set train.save_steps and train.save_total_limit = 0, and compare checkpoints with \
+     `arithmo evaluate preference --adapter OUTPUT_DIR/checkpoints/step-N`";
+const LOGS: &str = "remove the key: metrics.jsonl and TensorBoard's event files (runs/) are always written to output_dir";
+const ENCODED_ONCE: &str = "remove the key: the data is read and encoded once, before training";
+const ONE_DEVICE: &str =
+    "remove the key: a run uses one device, chosen with --backend and --device";
+const HUB: &str =
+    "remove the key: upload the folder output_dir/adapter, for example with `hf upload`";
+
+/// Returns the problem and the remedy for a key that is an option of another library.
+pub(super) fn other_library_hint(key: &str) -> Option<(&'static str, String)> {
+    let name = key.rsplit('.').next().unwrap_or(key);
+    if NOT_BUILT.contains(&name) {
+        return Some(("not built yet", "remove the key".into()));
+    }
+    let (_, remedy) = REMEDIES.iter().find(|(known, _)| *known == name)?;
+    Some(("not an option of this program", (*remedy).to_string()))
+}
+
+/// Other names of values, as (other name, name in `run.toml`).
+const VALUE_ALIASES: &[(&str, &str)] = &[
+    ("bfloat16", "bf16"),
+    ("float32", "f32"),
+    ("fp32", "f32"),
+    ("float", "f32"),
+    ("float16", "f16"),
+    ("fp16", "f16"),
+    ("half", "f16"),
+    ("int4", "nf4"),
+    ("4bit", "nf4"),
+    ("8bit", "int8"),
+    ("adamw", "adamw_torch"),
+    ("adamw_hf", "adamw_torch"),
+    ("adamw_torch_fused", "adamw_torch"),
+    ("paged_adamw_32bit", "adamw_torch"),
+];
+
+/// Returns the known value that `value` is an alias or a misspelling of.
+pub(super) fn nearest_value<'a>(value: &str, known: &[&'a str]) -> Option<&'a str> {
+    let value = value.to_lowercase();
+    let value = value.strip_prefix("torch.").unwrap_or(&value);
+    let alias = VALUE_ALIASES.iter().find(|(other, _)| *other == value);
+    let name = alias.map_or(value, |(_, ours)| ours);
+    known
+        .iter()
+        .copied()
+        .find(|known| *known == name)
+        .or_else(|| super::suggest::nearest_name(name, known.iter().copied()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_listed_once() {
+        let mut names: Vec<&str> = REMEDIES.iter().map(|(name, _)| *name).collect();
+        names.extend(NOT_BUILT);
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn torch_dtypes_are_recognized() {
+        let dtypes = ["auto", "f32", "bf16", "f16"];
+        for (value, meant) in [
+            ("bfloat16", Some("bf16")),
+            ("torch.float32", Some("f32")),
+            ("BF16", Some("bf16")),
+            ("f8", None),
+            ("yes", None),
+        ] {
+            assert_eq!(nearest_value(value, &dtypes), meant, "{value}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Finds the first weight that holds a NaN or infinity, or the first layer whose activations overflow.
+
+use arithmo_backends::{TrainBackend, Weight};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, ElementConversion, Int, Tensor};
+
+use super::input::ModelInput;
+use super::linear::WeightParam;
+use super::mistral::{DecoderLayer, Mistral, PROJECTIONS};
+use crate::error::Error;
+
+/// Number of values of a matrix that are checked together.
+const PIECE: usize = 1 << 22;
+
+/// Counts of the values in a tensor that are not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct NonFinite {
+    nan: u64,
+    infinite: u64,
+}
+
+/// Returns the error for a model whose log-probabilities or logits on one of `inputs` are not finite. It names the
+/// first weight with such a value, or else the first layer whose activations have one.
+pub fn explain<B: TrainBackend>(
+    model: &Mistral<B>,
+    inputs: impl IntoIterator<Item = ModelInput<B>>,
+) -> Error {
+    let explain_input = |input: ModelInput<B>| explain_activations(model, &input);
+    explain_weights(model).or_else(|| inputs.into_iter().find_map(explain_input)).unwrap_or_else(|| {
+        Error::run(
+            "the model's log-probabilities are not finite, though its weights and activations are",
+            "compute in a wider type (--dtype f32)",
+        )
+    })
+}
+
+/// Returns the error for the first weight of `model` with a value that is not finite, or `None` if all are finite.
+pub fn explain_weights<B: TrainBackend>(model: &Mistral<B>) -> Option<Error> {
+    let layer_weight_name =
+        |index: usize, part: &str| format!("model.layers.{index}.{part}.weight");
+    let device = model.device();
+    let embedding = || {
+        let name = "model.embed_tokens.weight".to_string();
+        check_matrix(name, &model.embed_tokens, &device)
+    };
+    let layers = model.layers.iter().enumerate();
+    let in_layers = || {
+        layers
+            .flat_map(|(index, layer)| {
+                check_layer(layer, &|part| layer_weight_name(index, part), &device)
+            })
+            .next()
+    };
+    let at_the_end = || {
+        let norm = count(model.norm.weight.val());
+        let norm = norm.any().then(|| ("model.norm.weight".to_string(), norm));
+        let head = model.lm_head.as_ref();
+        norm.or_else(|| {
+            head.and_then(|head| check_matrix("lm_head.weight".to_string(), head, &device))
+        })
+    };
+    let (name, found) = embedding().or_else(in_layers).or_else(at_the_end)?;
+    let remedy = if name.contains(".lora_") {
+        "the adapter is broken: take another checkpoint, or train again with a lower learning rate"
+    } else {
+        "the model is broken: fetch or train it again, or take another checkpoint"
+    };
+    Some(Error::run(format!("the weight {name} holds {}", found.describe()), remedy))
+}
+
+/// Returns the weights of a layer that hold values that are not finite, with their counts.
+fn check_layer<B: TrainBackend>(
+    layer: &DecoderLayer<B>,
+    name: &dyn Fn(&str) -> String,
+    device: &B::Device,
+) -> Vec<(String, NonFinite)> {
+    let norms = [
+        ("input_layernorm", &layer.input_layernorm),
+        ("post_attention_layernorm", &layer.post_attention_layernorm),
+    ];
+    let norms = norms.map(|(part, norm)| (name(part), count(norm.weight.val())));
+    let mut found: Vec<_> = norms.into_iter().filter(|(_, found)| found.any()).collect();
+    for (part, linear) in PROJECTIONS.iter().zip(layer.projections()) {
+        found.extend(check_matrix(name(part), &linear.weight, device));
+        if let Some(lora) = &linear.lora {
+            for (side, matrix) in [("lora_A", &lora.lora_a), ("lora_B", &lora.lora_b)] {
+                let counted = count(matrix.val());
+                if counted.any() {
+                    found.push((name(&format!("{part}.{side}")), counted));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Counts the values of a matrix that are not finite, a few rows at a time and dequantized if need be. Returns `None`
+/// if all are finite.
+fn check_matrix<B: TrainBackend>(
+    name: String,
+    matrix: &WeightParam<B>,
+    device: &B::Device,
+) -> Option<(String, NonFinite)> {
+    let [rows, columns] = matrix.dims();
+    let (piece, weight) = ((PIECE / columns.max(1)).max(1), matrix.val());
+    let mut found = NonFinite::default();
+    for start in (0..rows).step_by(piece) {
+        let row_count = rows.min(start + piece) - start;
+        found = found.plus(match &weight {
+            Weight::Float(weight) => count(weight.clone().narrow(0, start, row_count)),
+            packed => {
+                let ids = start as i64..(start + row_count) as i64;
+                let ids = Tensor::<B, 1, Int>::arange(ids, device);
+                count(packed.clone().rows(ids, DType::F32))
+            }
+        });
+    }
+    found.any().then_some((name, found))
+}
+
+/// Returns the error for the first layer whose output on `input` is not finite, or `None` if all are finite.
+fn explain_activations<B: TrainBackend>(
+    model: &Mistral<B>,
+    input: &ModelInput<B>,
+) -> Option<Error> {
+    let mut x = model.embed(input.token_ids.clone());
+    let mut found = count(x.clone());
+    let mut place = "the embedding".to_string();
+    for index in 0..model.layers.len() {
+        if found.any() {
+            break;
+        }
+        x = model.layer(index, x, &input.context);
+        found = count(x.clone());
+        place = format!("layer {index} (model.layers.{index})");
+    }
+    if !found.any() {
+        x = model.norm.forward(x);
+        found = count(x);
+        place = "the final norm (model.norm)".to_string();
+    }
+    let (dtype, remedy) = match model.dtype() {
+        DType::F16 => (
+            "; f16 overflows at 65504",
+            "compute in bf16 or f32: --dtype, or model.dtype in a run's file",
+        ),
+        _ => (
+            "",
+            "the weights are finite but too large: check that weights, config.json and adapter belong together",
+        ),
+    };
+    found.any().then(|| {
+        Error::run(
+            format!("activations are not finite from {place} on: {}{dtype}", found.describe()),
+            remedy,
+        )
+    })
+}
+
+/// Counts the values of `x` that are not finite.
+fn count<B: Backend, const D: usize>(x: Tensor<B, D>) -> NonFinite {
+    let total = |mask: Tensor<B, D, burn::tensor::Bool>| -> u64 {
+        mask.int().sum().into_scalar().elem::<i64>().unsigned_abs()
+    };
+    NonFinite { nan: total(x.clone().is_nan()), infinite: total(x.is_inf()) }
+}
+
+impl NonFinite {
+    fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { nan: self.nan + other.nan, infinite: self.infinite + other.infinite }
+    }
+
+    fn describe(self) -> String {
+        match (self.nan, self.infinite) {
+            (nan, 0) => format!("{nan} NaN"),
+            (0, infinite) => format!("{infinite} infinite values"),
+            (nan, infinite) => format!("{nan} NaN and {infinite} infinite values"),
+        }
+    }
+}

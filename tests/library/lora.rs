@@ -1,0 +1,294 @@
+//! Checks that the LoRA branch equals merged weights, and that adapters are read and written as PEFT does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use crate::suite::adapters::{
+    attach_random, base_and_adapter, base_folder, config, golden_logits, random_logits,
+    refused_dora, runs, save_adapter, write_base,
+};
+use crate::suite::golden::{Tensors, assert_close, json_file, reference};
+use arithmo::lora::adapter;
+use arithmo::lora::linear::{adapter_parameters, attach, trainable};
+use arithmo::model::linear::WeightParam;
+use arithmo::model::load::load;
+use arithmo::model::mistral::Mistral;
+use arithmo::model::save::{load_safetensors_f32, save_safetensors};
+use burn::tensor::{DType, Tensor, TensorData};
+use serde_json::Value;
+
+type B = burn_ndarray::NdArray<f32>;
+
+fn values<const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
+    tensor.to_data().to_vec().unwrap()
+}
+
+/// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights.
+fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
+    let mut model = model.clone();
+    for (_, linear) in model.projections_mut() {
+        let Some(lora) = linear.lora.take() else {
+            continue;
+        };
+        let (d_out, d_in) = linear.dims();
+        let (w, a, b) = (
+            values(&linear.weight.floats(DType::F32)),
+            values(&lora.lora_a.val()),
+            values(&lora.lora_b.val()),
+        );
+        let rank = a.len() / d_in;
+        let sum = (0..d_out * d_in).map(|at| {
+            let (row, column) = (at / d_in, at % d_in);
+            let term = |k: usize| f64::from(b[row * rank + k]) * f64::from(a[k * d_in + column]);
+            (f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()) as f32
+        });
+        let sum = TensorData::new(sum.collect::<Vec<_>>(), [d_out, d_in]);
+        let sum: Tensor<_, 2> = Tensor::from_data(sum, &Default::default());
+        linear.weight = WeightParam::frozen(sum);
+    }
+    model
+}
+
+const TARGETS: [&[&str]; 4] =
+    [&["q_proj", "v_proj"], &["o_proj", "down_proj"], &["layers.1.mlp.up_proj"], &[]];
+
+#[test]
+fn branch_equals_merged_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    write_base(&folder.path().join("base"), DType::F32);
+    let base = load::<B>(&folder.path().join("base"), DType::F32, &Default::default()).unwrap();
+    for targets in TARGETS {
+        for (use_rslora, scaling) in [(false, 7.0 / 3.0), (true, 7.0 / 3f64.sqrt())] {
+            let what = format!("{targets:?}, rsLoRA {use_rslora}");
+            let mut model = base.clone();
+            attach_random(&mut model, &config(targets, use_rslora));
+            let with_branch = random_logits(&model);
+            let merged = random_logits(&merged_by_hand(&model, scaling));
+            assert_close(&what, &with_branch, &merged, 2e-5);
+            let plain = random_logits(&base);
+            let change = with_branch.iter().zip(&plain).map(|(a, b)| (a - b).abs());
+            assert!(change.fold(0.0, f32::max) > 0.05, "{what}: the branch has no effect");
+            assert_eq!(
+                random_logits(&model.without_adapter()),
+                plain,
+                "{what}: the base has changed"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_no_logits_and_has_the_right_number_of_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    write_base(&folder.path().join("base"), DType::F32);
+    let base = load::<B>(&folder.path().join("base"), DType::F32, &Default::default()).unwrap();
+    // Input plus output width of each projection, with D = 20, H * Dh = 24, H_kv * Dh = 8, I = 28.
+    let per_layer = [20 + 24, 20 + 8, 20 + 8, 24 + 20, 20 + 28, 20 + 28, 28 + 20];
+    let expected = [
+        3 * 2 * (per_layer[0] + per_layer[2]),
+        3 * 2 * (per_layer[3] + per_layer[6]),
+        3 * per_layer[5],
+        3 * 2 * per_layer.iter().sum::<usize>(),
+    ];
+    for (targets, expected) in TARGETS.iter().zip(expected) {
+        let mut model = base.clone();
+        attach(&mut model, &config(targets, false), 3, &Default::default()).unwrap();
+        assert_eq!(trainable(&model), expected, "{targets:?}");
+        assert_eq!(random_logits(&model), random_logits(&base), "{targets:?}");
+        for (name, tensor) in adapter_parameters(&model) {
+            let largest = values(&tensor).iter().fold(0f32, |max, x| max.max(x.abs()));
+            let bound = 1.0 / (tensor.dims()[1] as f32).sqrt();
+            if name.ends_with("lora_A.weight") {
+                assert!(largest <= bound && largest > 0.7 * bound, "{name}: {largest}")
+            } else {
+                assert_eq!(largest, 0.0, "{name}")
+            }
+        }
+    }
+    let error =
+        attach(&mut base.clone(), &config(&["q_proj", "qproj"], false), 3, &Default::default());
+    assert!(error.unwrap_err().to_string().contains("`qproj`"));
+}
+
+#[test]
+fn saving_and_loading_changes_no_bit() {
+    for targets in TARGETS {
+        let (_folder, base, adapter_folder, model) =
+            base_and_adapter(&config(targets, true), DType::F32);
+        let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+        let read = adapter::load(&mut again, &adapter_folder, &Default::default()).unwrap();
+        let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
+            let all = adapter_parameters(model).into_iter();
+            all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect())).collect()
+        };
+        assert_eq!(bits(&model), bits(&again));
+        assert_eq!(random_logits(&model), random_logits(&again));
+        let second = adapter_folder.with_file_name("second");
+        fs::create_dir(&second).unwrap();
+        save_adapter(&again, &read, "owner/base", &second);
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let bytes = |folder: &Path| fs::read(folder.join(file)).unwrap();
+            assert_eq!(bytes(&adapter_folder), bytes(&second), "{targets:?}: {file}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused_by_name() {
+    let (_folder, base, adapter_folder, _) =
+        base_and_adapter(&config(&["q_proj", "v_proj"], false), DType::F32);
+    let weights = adapter_folder.join("adapter_model.safetensors");
+    let whole = load_safetensors_f32(&weights).unwrap();
+    let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+    let before = random_logits(&model);
+    let mut error_with = |tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
+        let list: Vec<_> = tensors.into_iter().map(|(name, (shape, v))| (name, shape, v)).collect();
+        save_safetensors(&weights, &list).unwrap();
+        let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
+        assert_eq!(random_logits(&model), before, "the model has changed");
+        error.to_string()
+    };
+    let name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight";
+    let mut missing = whole.clone();
+    missing.remove(name);
+    assert!(error_with(missing).contains(&format!("{name} is missing")));
+    let mut extra = whole.clone();
+    extra.insert("base_model.model.lm_head.lora_A.weight".into(), (vec![1], vec![0.0]));
+    assert!(error_with(extra).contains("lm_head.lora_A.weight has no place"));
+    let mut misshapen = whole.clone();
+    misshapen.get_mut(name).unwrap().0.reverse();
+    let error = error_with(misshapen);
+    assert!(error.contains(&format!("{name} is [3, 8], must be [8, 3]")), "{error}");
+
+    save_safetensors(&weights, &whole.into_iter().map(|(n, (s, v))| (n, s, v)).collect::<Vec<_>>())
+        .unwrap();
+    let bytes = fs::read(&weights).unwrap();
+    for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&weights, &bytes[..length]).unwrap();
+        let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("adapter_model.safetensors"), "cut at {length}: {error}");
+        assert_eq!(random_logits(&model), before, "cut at {length}");
+    }
+    fs::remove_file(&weights).unwrap();
+    assert!(adapter::load(&mut model, &adapter_folder, &Default::default()).is_err());
+}
+
+/// Rewrites the tensors of an adapter under other names.
+fn rename(adapter_folder: &Path, name: impl Fn(&str) -> String) {
+    let weights = adapter_folder.join("adapter_model.safetensors");
+    let renamed: Vec<_> = load_safetensors_f32(&weights)
+        .unwrap()
+        .into_iter()
+        .map(|(old, (shape, values))| (name(&old), shape, values))
+        .collect();
+    save_safetensors(&weights, &renamed).unwrap();
+}
+
+#[test]
+fn errors_name_the_form_of_an_unusable_adapter() {
+    let config = config(&["q_proj", "v_proj"], false);
+    let error = |change: &dyn Fn(&Path)| {
+        let (_folder, base, adapter_folder, _) = base_and_adapter(&config, DType::F32);
+        change(&adapter_folder);
+        let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+        let loaded = adapter::load(&mut model, &adapter_folder, &Default::default());
+        let error = loaded.unwrap_err().to_string();
+        assert!(error.len() < 1500 && error.lines().count() < 10, "{error}");
+        error
+    };
+    let named = error(&|folder| rename(folder, |name| name.replace(".weight", ".default.weight")));
+    assert!(
+        named.contains("has the adapter's name in it") && named.contains("\"default\""),
+        "{named}"
+    );
+    let bare = error(&|folder| rename(folder, |name| name.replace("base_model.model.", "")));
+    assert!(bare.contains("lacks the prefix \"base_model.model.\""), "{bare}");
+    let other = error(&|folder| rename(folder, |name| name.replace("q_proj", "k_proj")));
+    assert!(
+        other.contains("8 tensors do not fit the model: ") && other.contains("and 5 more"),
+        "{other}"
+    );
+    let pickled = error(&|folder| {
+        let weights = folder.join("adapter_model.safetensors");
+        fs::rename(weights, folder.join("adapter_model.bin")).unwrap();
+    });
+    assert!(pickled.contains("pickled weights (adapter_model.bin)"), "{pickled}");
+    let nested = error(&|folder| {
+        let inner = folder.join("default");
+        fs::create_dir(&inner).unwrap();
+        fs::rename(folder.join("adapter_config.json"), inner.join("adapter_config.json")).unwrap();
+    });
+    assert!(nested.contains("holds no adapter_config.json, but folders in it do"), "{nested}");
+    assert!(nested.contains("/default"), "{nested}");
+}
+
+/// Checks that `--adapter RUN` loads the adapter in the run's folder.
+#[test]
+fn a_run_folder_can_be_given_as_its_adapter() {
+    let config = config(&["q_proj", "v_proj"], false);
+    let (_folder, base, adapter_folder, _) = base_and_adapter(&config, DType::F32);
+    let run = tempfile::tempdir().unwrap();
+    fs::rename(&adapter_folder, run.path().join("adapter")).unwrap();
+    let logits = |folder: &Path| {
+        let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+        adapter::load(&mut model, folder, &Default::default()).unwrap();
+        random_logits(&model)
+    };
+    assert_eq!(logits(run.path()), logits(&run.path().join("adapter")));
+}
+
+/// Compares logits for adapters saved by PEFT: plain, rsLoRA, and `target_modules` as a pattern.
+#[test]
+fn logits_with_peft_adapters_equal_pefts() {
+    for name in ["plain", "rslora", "target_regex"] {
+        let folder = reference(&format!("peft_adapters/{name}")).unwrap();
+        let mut model =
+            load::<B>(&reference("models/tiny-a").unwrap(), DType::F32, &Default::default())
+                .unwrap();
+        adapter::load(&mut model, &folder, &Default::default()).unwrap();
+        let expected = Tensors::open(&folder.join("expected.safetensors"));
+        assert_close(name, &golden_logits(&model, &expected), &expected.f32("logits").1, 1e-4);
+    }
+}
+
+#[test]
+fn adapters_are_written_as_peft_writes_them() {
+    let out = tempfile::tempdir().unwrap();
+    for (name, folder, run) in runs() {
+        if refused_dora(&folder) {
+            continue;
+        }
+        let mut model = load::<B>(&base_folder(&run), DType::F32, &Default::default()).unwrap();
+        let config = adapter::load(&mut model, &folder, &Default::default()).unwrap();
+        assert_eq!(config.scaling(), run["lora"]["scaling"].as_f64().unwrap_or(2.0), "{name}");
+        let base = run["model"].as_str().unwrap();
+        save_adapter(&model, &config, base, out.path());
+
+        let read = |folder: &Path| load_safetensors_f32(&folder.join("adapter_model.safetensors"));
+        assert_eq!(read(out.path()).unwrap(), read(&folder).unwrap(), "{name}");
+        let ours = json_file(&out.path().join("adapter_config.json"));
+        let theirs = json_file(&folder.join("adapter_config.json"));
+        for (key, value) in ours.as_object().unwrap() {
+            // PEFT writes a set in any order.
+            let set = |value: &Value| -> BTreeSet<String> {
+                value.as_array().unwrap().iter().map(Value::to_string).collect()
+            };
+            match key.as_str() {
+                "target_modules" => assert_eq!(set(value), set(&theirs[key]), "{name}: {key}"),
+                _ => assert_eq!(Some(value), theirs.get(key), "{name}: {key}"),
+            }
+        }
+        let keys: Vec<&String> = ours.as_object().unwrap().keys().collect();
+        assert!(keys.is_sorted(), "{name}: PEFT sorts keys");
+    }
+}
+
+#[test]
+fn all_linear_is_written_as_names() {
+    let (_folder, _, adapter_folder, _) = base_and_adapter(&config(&[], false), DType::F32);
+    let written = json_file(&adapter_folder.join("adapter_config.json"));
+    let names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+    assert_eq!(written["target_modules"], serde_json::json!(names));
+}

@@ -1,0 +1,215 @@
+//! Tests of merging an adapter into its base: weights and logits equal PEFT's, the output is a complete model folder,
+//! and existing files are kept.
+
+use std::fs;
+use std::path::Path;
+
+use crate::suite::adapters::{
+    base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits,
+    refused_dora, runs, shape,
+};
+use crate::suite::golden::{Tensors, assert_close};
+use arithmo::lora::adapter;
+use arithmo::lora::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
+use arithmo::model::load::{load, load_as};
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
+use arithmo::model::save::{load_safetensors_f32, save_safetensors};
+use arithmo::model::weights::WeightFiles;
+use arithmo_backends::Format;
+use burn::tensor::DType;
+use serde_json::Value;
+
+type B = burn_ndarray::NdArray<f32>;
+
+/// Compares logits with the adapter, and of the merged model, with those after PEFT's `merge_and_unload`.
+#[test]
+fn merged_logits_equal_pefts() {
+    let mut compared = 0;
+    for (name, folder, run) in runs() {
+        let golden = folder.join("merged_logits.safetensors");
+        // In the run on a base of bitsandbytes, nothing was merged.
+        let merged = run["base_precision"] != "bnb4";
+        if golden.is_file() && merged && !refused_dora(&folder) {
+            compare_merged(&name, &run, &folder, &Tensors::open(&golden));
+            compared += 1;
+        }
+    }
+    let wanted = if runs().len() > 50 { 10 } else { 1 };
+    assert!(compared >= wanted, "only {compared} runs compared");
+}
+
+fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
+    let (base, bf16) = (base_folder(run), run["base_precision"] == "bf16");
+    let quantization = base_quantization(run);
+    let (_, theirs) = golden.f32("merged_logits");
+
+    let mut model =
+        load_as::<B>(&base, DType::F32, quantization, &Cache::none(), &Default::default()).unwrap();
+    adapter::load(&mut model, adapter, &Default::default()).unwrap();
+    let active = golden_logits(&model, golden);
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("merged");
+    let settings =
+        MergeConfig { base_quantization: quantization, ..settings(&base, adapter, &output, None) };
+    merge::<B>(&settings, &Default::default(), |_| ()).unwrap();
+    let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
+    let merged = golden_logits(&merged, golden);
+    // PEFT computed the logits of a bf16 model in bf16, so they differ by rounding and allow only a loose comparison.
+    let tolerance = if bf16 { 0.15 } else { 2e-4 };
+    let what = |which: &str| format!("{name}: {which}");
+    assert_close(&what("merged and active"), &merged, &active, tolerance);
+    assert_close(&what("merged"), &merged, &theirs, tolerance);
+    assert_close(&what("active"), &active, &theirs, tolerance);
+
+    let weight = "layers.0.self_attn.v_proj.weight";
+    let files = WeightFiles::open(&output).unwrap();
+    let ours = files.tensor_f32(&format!("model.{weight}")).unwrap();
+    let (_, theirs) = golden.f32(&format!("merged.{weight}"));
+    let largest = theirs.iter().fold(0f32, |max, x| max.max(x.abs()));
+    // PEFT rounds both B A and the sum, this program only the sum. They differ by at most one unit in the last of
+    // bf16's 8 bits.
+    let tolerance = if bf16 { largest / 128.0 } else { 1e-6 };
+    assert_close(&what(weight), &ours, &theirs, tolerance);
+}
+
+fn run_merge(
+    base: &Path,
+    adapter: &Path,
+    output: &Path,
+    dtype: Option<DType>,
+) -> arithmo::Result<MergeSummary> {
+    let config = settings(base, adapter, output, dtype);
+    merge::<B>(&config, &Default::default(), |_| ())
+}
+
+fn settings(base: &Path, adapter: &Path, output: &Path, dtype: Option<DType>) -> MergeConfig {
+    MergeConfig {
+        model: base.to_path_buf(),
+        adapter: adapter.to_path_buf(),
+        output: output.to_path_buf(),
+        dtype,
+        base_quantization: None,
+        target: MergeTarget::default(),
+        overwrite: false,
+    }
+}
+
+/// Merges an adapter of a quantized base into each target. Only the dequantized base gives the model that was trained,
+/// and `merged_model`, which merges in memory, gives the model that `merge` writes.
+#[test]
+fn a_quantized_base_merges_into_three_targets() {
+    for stored in [DType::F32, DType::BF16] {
+        let (folder, base, adapter_folder, _) =
+            base_and_adapter(&config(&["v_proj", "down_proj"], false), stored);
+        for (format, double_quant) in
+            [(Format::Nf4, true), (Format::Fp4, false), (Format::Int8, true)]
+        {
+            let to = Quantization { format, double_quant };
+            let nowhere = Cache::none();
+            let model = load_as::<B>(&base, DType::F32, Some(to), &nowhere, &Default::default());
+            let mut model = model.unwrap();
+            adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap();
+            let trained = random_logits(&model);
+            let max_difference = |logits: &[f32]| {
+                let differences = logits.iter().zip(&trained).map(|(a, b)| (a - b).abs());
+                differences.fold(0f32, f32::max)
+            };
+            let targets =
+                [MergeTarget::Dequantized, MergeTarget::Original, MergeTarget::Requantized];
+            let outputs = targets.map(|target| {
+                let output = folder.path().join(format!("{to:?} {target:?}"));
+                let settings = MergeConfig {
+                    base_quantization: Some(to),
+                    target,
+                    ..settings(&base, &adapter_folder, &output, None)
+                };
+                merge::<B>(&settings, &Default::default(), |_| ()).unwrap();
+                let written = load::<B>(&output, DType::F32, &Default::default()).unwrap();
+                let requantized = (target == MergeTarget::Requantized).then_some(to);
+                assert_eq!(written.config.quantization, requantized);
+                let in_memory = merged_model::<B>(&settings, DType::F32, &Default::default());
+                let (written, in_memory) =
+                    (random_logits(&written), random_logits(&in_memory.unwrap()));
+                assert_close(&format!("{target:?}"), &in_memory, &written, 1e-5);
+                written
+            });
+            let [exact, original, requantized] = outputs.map(|logits| max_difference(&logits));
+            let rounding = if stored == DType::F32 { 3e-5 } else { 0.2 };
+            assert!(exact < rounding, "{to:?}: {exact}");
+            if stored == DType::F32 {
+                assert!(original > 100.0 * exact && requantized > 100.0 * exact, "{to:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn merging_writes_a_complete_model_and_changes_only_targets() {
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 0.2)] {
+        let (folder, base, adapter_folder, model) =
+            base_and_adapter(&config(&["k_proj", "up_proj"], true), dtype);
+        fs::write(base.join("tokenizer.json"), "{}").unwrap();
+        let output = folder.path().join("merged");
+        let summary = run_merge(&base, &adapter_folder, &output, None).unwrap();
+        let total = shape().tensors().len();
+        assert_eq!(summary, MergeSummary { merged: 4, copied: total - 4 });
+        assert!(output.join("tokenizer.json").is_file());
+
+        let (before, after) =
+            (WeightFiles::open(&base).unwrap(), WeightFiles::open(&output).unwrap());
+        for (name, _) in shape().tensors() {
+            assert_eq!(after.dtype(&name).unwrap(), dtype, "{name}");
+            let same = before.bytes(&name).unwrap()[..] == after.bytes(&name).unwrap()[..];
+            let target = name.contains("k_proj") || name.contains("up_proj");
+            assert_eq!(same, !target, "{name}");
+        }
+        let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
+        assert_close("merged", &random_logits(&merged), &random_logits(&model), tolerance);
+
+        let narrow = folder.path().join("narrow");
+        run_merge(&base, &adapter_folder, &narrow, Some(DType::F16)).unwrap();
+        let narrow = WeightFiles::open(&narrow).unwrap();
+        assert!(narrow.names().all(|name| narrow.dtype(name).unwrap() == DType::F16));
+    }
+}
+
+#[test]
+fn merging_keeps_existing_files() {
+    let (folder, base, adapter_folder, _) =
+        base_and_adapter(&config(&["q_proj"], false), DType::F32);
+    let run = |output: &Path, overwrite| {
+        let config = MergeConfig { overwrite, ..settings(&base, &adapter_folder, output, None) };
+        let result = merge::<B>(&config, &Default::default(), |_| ());
+        result.map_err(|error| error.to_string())
+    };
+    let output = folder.path().join("merged");
+    run(&output, false).unwrap();
+    fs::write(output.join("mine.txt"), "kept").unwrap();
+    assert!(run(&output, false).unwrap_err().contains("--overwrite"));
+    assert!(output.join("mine.txt").is_file());
+
+    // A broken adapter replaces nothing and leaves no temporary folder.
+    let weights = adapter_folder.join("adapter_model.safetensors");
+    let good = fs::read(&weights).unwrap();
+    let mut tensors: Vec<_> =
+        load_safetensors_f32(&weights).unwrap().into_iter().map(|(n, (s, v))| (n, s, v)).collect();
+    tensors[0].2[0] = f32::NAN;
+    save_safetensors(&weights, &tensors).unwrap();
+    assert!(run(&output, true).unwrap_err().contains("not finite"));
+    assert!(output.join("mine.txt").is_file());
+    fs::write(&weights, good).unwrap();
+
+    run(&output, true).unwrap();
+    assert!(output.join("mine.txt").is_file());
+    assert!(run(&base, true).unwrap_err().contains("base model"));
+    let plain = folder.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    fs::write(plain.join("notes.txt"), "").unwrap();
+    assert!(run(&plain, true).unwrap_err().contains("not a model folder"));
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    assert!(run(folder.path(), true).unwrap_err().contains("base model"));
+    let names =
+        fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.starts_with(".part")), "a temporary folder is left");
+}

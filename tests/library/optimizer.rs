@@ -1,0 +1,217 @@
+//! Compares schedules, AdamW and gradient clipping with torch and transformers, and with their formulas by hand.
+
+use crate::support;
+
+use arithmo::train::checkpoint::NamedTensors;
+use arithmo::train::optimizer::{
+    AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm, global_norm,
+};
+use arithmo::train::schedule::{Schedule, SchedulerKwargs, SchedulerType, resolve_warmup};
+use arithmo_backends::TrainBackend;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Element, Tensor, TensorData};
+use serde_json::Value;
+
+type F32 = burn_ndarray::NdArray<f32>;
+type F64 = burn_ndarray::NdArray<f64>;
+
+/// Reads the golden file `pure/<name>`.
+fn golden(name: &str) -> Value {
+    let path = support::reference(&format!("pure/{name}")).unwrap();
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    let number = |value: &Value| value.as_f64().unwrap();
+    value.as_array().unwrap().iter().map(number).collect()
+}
+
+fn matrix<B: Backend>(values: &[f64], columns: usize) -> Tensor<B, 2> {
+    let data = TensorData::new(values.to_vec(), [values.len() / columns, columns]);
+    // The dtype is explicit, because a device's default is that of the backend that used it first.
+    Tensor::from_data(data, (&B::Device::default(), B::FloatElem::dtype()))
+}
+
+fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
+    tensor.into_data().convert::<f64>().to_vec().unwrap()
+}
+
+/// Checks that `|a - e| <= tolerance * max(1, |e|)` for all elements `a` of `actual` and `e` of `expected`.
+fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (a, e) in actual.iter().zip(expected) {
+        assert!((a - e).abs() <= tolerance * e.abs().max(1.0), "{what}: {a}, expected {e}");
+    }
+}
+
+#[test]
+fn schedules_equal_those_of_transformers() {
+    let golden = golden("lr_schedules.json");
+    let cases = golden["schedules"].as_array().unwrap();
+    for case in cases {
+        let kind: SchedulerType = serde_json::from_value(case["schedule"].clone()).unwrap();
+        let peak = case["lr"].as_f64().unwrap();
+        let steps = |key: &str| case[key].as_u64().unwrap() as usize;
+        // Serde ignores the case's other fields.
+        let kwargs: SchedulerKwargs = serde_json::from_value(case.clone()).unwrap();
+        let schedule =
+            Schedule::new(kind, peak, steps("warmup_steps"), steps("total_steps"), &kwargs)
+                .unwrap();
+        for (step, expected) in numbers(&case["rates"]).into_iter().enumerate() {
+            let rate = schedule.rate(step);
+            let error = (rate - expected).abs();
+            assert!(error <= 1e-12 * peak, "{kind:?} step {step}: {rate}, expected {expected}");
+        }
+    }
+    assert_eq!(cases.len(), 14);
+    for case in golden["warmup_resolution"].as_array().unwrap() {
+        let total = case["total_steps"].as_u64().unwrap() as usize;
+        let resolved = resolve_warmup(case["warmup_steps"].as_f64().unwrap(), None, total);
+        assert_eq!(resolved as u64, case["resolved"].as_u64().unwrap(), "{case}");
+    }
+}
+
+fn check_adamw<B: TrainBackend>(suffix: &str, tolerance: f64) {
+    let golden = golden("adamw.json");
+    let runs = golden["adamw"].as_array().unwrap();
+    assert_eq!(runs.len(), 5);
+    for run in runs {
+        let betas = numbers(&run["betas"]);
+        let mut optimizer = AdamW::<B>::new(AdamWConfig {
+            beta1: betas[0],
+            beta2: betas[1],
+            epsilon: run["eps"].as_f64().unwrap(),
+            weight_decay: run["weight_decay"].as_f64().unwrap(),
+        });
+        let mut param = matrix::<B>(&numbers(&run["start"]), 4);
+        let rates = numbers(&run["rates"]);
+        let after = run[format!("params_{suffix}")].as_array().unwrap();
+        for (step, (grad, expected)) in
+            run["grads"].as_array().unwrap().iter().zip(after).enumerate()
+        {
+            let update = NamedUpdate { name: "p".into(), param, grad: matrix(&numbers(grad), 4) };
+            param = optimizer.step(rates[step], vec![update]).remove(0);
+            let what = format!("{suffix}, lr {}, step {step}", run["lr"]);
+            assert_close(&values(param.clone()), &numbers(expected), tolerance, &what);
+        }
+        for (name, data) in optimizer.export() {
+            let Some(moment) = name.strip_prefix("p.").filter(|moment| *moment != "step") else {
+                assert_eq!(data.as_slice::<i64>().unwrap(), [12]);
+                continue;
+            };
+            let expected = numbers(&run[format!("{moment}_{suffix}")]);
+            let actual: Vec<f64> = data.convert::<f64>().to_vec().unwrap();
+            assert_close(&actual, &expected, tolerance, moment);
+        }
+    }
+}
+
+#[test]
+fn adamw_equals_torchs_in_f32() {
+    check_adamw::<F32>("f32", 1e-6);
+}
+
+#[test]
+fn adamw_equals_torchs_in_f64() {
+    check_adamw::<F64>("f64", 1e-12);
+}
+
+#[test]
+fn clipping_equals_torchs() {
+    let golden = golden("adamw.json");
+    let cases = golden["clip_grad_norm"].as_array().unwrap();
+    assert_eq!(cases.len(), 5);
+    for case in cases {
+        let lists = |key: &str| -> Vec<Vec<f64>> {
+            case[key].as_array().unwrap().iter().map(numbers).collect()
+        };
+        let grads = lists("grads").iter().map(|grad| matrix::<F32>(grad, 1)).collect();
+        let (clipped, norm) = clip_by_global_norm(grads, case["max_norm"].as_f64().unwrap());
+        assert_close(&values(norm), &[case["norm"].as_f64().unwrap()], 1e-6, "norm");
+        for (actual, expected) in clipped.into_iter().zip(lists("clipped")) {
+            assert_close(&values(actual), &expected, 1e-6, "clipped");
+        }
+    }
+}
+
+/// Compares two steps with the formula.
+#[test]
+fn adamw_by_hand() {
+    let config = AdamWConfig { beta1: 0.8, beta2: 0.9, epsilon: 0.01, weight_decay: 0.5 };
+    let mut optimizer = AdamW::<F64>::new(config);
+    let (start, grads, lr) = (3.0, [2.0, -1.0], 0.1);
+    // Step 1: the bias corrections cancel the averaging: m/c1 = g, sqrt(v/c2) = |g|.
+    let first: f64 = start * 0.95 - 0.1 * 2.0 / 2.01;
+    // Step 2: m = 0.8 * 0.4 - 0.2, v = 0.9 * 0.4 + 0.1, c1 = 1 - 0.64, c2 = 1 - 0.81.
+    let second: f64 = first * 0.95 - 0.1 / 0.36 * 0.12 / ((0.46_f64 / 0.19).sqrt() + 0.01);
+    let mut param = matrix::<F64>(&[start], 1);
+    for (grad, expected) in grads.into_iter().zip([first, second]) {
+        let update = NamedUpdate { name: "p".into(), param, grad: matrix(&[grad], 1) };
+        param = optimizer.step(lr, vec![update]).remove(0);
+        assert_close(&values(param.clone()), &[expected], 1e-14, "by hand");
+    }
+}
+
+#[test]
+fn norm_and_clipping_by_hand() {
+    // 3, 4 and 12 make a norm of 13.
+    let grads = vec![matrix::<F64>(&[3.0, -4.0], 2), matrix(&[12.0], 1)];
+    assert_close(&values(global_norm(&grads)), &[13.0], 1e-15, "norm");
+    let (clipped, norm) = clip_by_global_norm(grads.clone(), 6.5);
+    assert_close(&values(norm), &[13.0], 1e-15, "norm");
+    let factor = 6.5 / (13.0 + 1e-6);
+    assert_close(&values(clipped[0].clone()), &[3.0 * factor, -4.0 * factor], 1e-15, "clipped");
+    for max_norm in [0.0, 14.0] {
+        let (same, _) = clip_by_global_norm(grads.clone(), max_norm);
+        assert_eq!(values(same[1].clone()), [12.0]);
+    }
+    assert_eq!(values(global_norm::<F32>(&[])), [0.0]);
+}
+
+/// Returns `length` pseudorandom numbers in `[-1, 1)`.
+fn noise(seed: u64, length: usize) -> Vec<f64> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as f64 / (1_u64 << 30) as f64 - 1.0
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[test]
+fn optimizer_state_is_exported_and_imported_bit_for_bit() {
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let step = |optimizer: &mut AdamW<F32>, params: Vec<Tensor<F32, 2>>, seed: u64| {
+        let updates = params.into_iter().zip(["layer.10.a", "layer.9.step"]).enumerate();
+        let updates = updates.map(|(i, (param, name))| {
+            let [rows, columns] = param.dims();
+            let grad = matrix(&noise(seed + i as u64, rows * columns), columns);
+            NamedUpdate { name: name.into(), param, grad }
+        });
+        optimizer.step(1e-2, updates.collect())
+    };
+    let start = vec![matrix(&noise(1, 21), 7), matrix(&noise(2, 10), 2)];
+    let mut through = AdamW::new(config);
+    let mut params = start;
+    for seed in 0..3 {
+        params = step(&mut through, params, 100 * seed);
+    }
+    let exported = through.export();
+    assert_eq!(exported.len(), 6);
+    let mut again = AdamW::import(config, exported.clone(), &Default::default()).unwrap();
+    assert_eq!(again.export(), exported);
+    let (a, b) = (step(&mut through, params.clone(), 7), step(&mut again, params, 7));
+    for (a, b) in a.into_iter().zip(b) {
+        assert_eq!(a.into_data(), b.into_data());
+    }
+
+    let refused = |change: &dyn Fn(&mut NamedTensors)| {
+        let mut tensors = exported.clone();
+        change(&mut tensors);
+        AdamW::<F32>::import(config, tensors, &Default::default()).unwrap_err().to_string()
+    };
+    assert!(refused(&|tensors| drop(tensors.remove(0))).contains("layer.10.a.exp_avg: is missing"));
+    assert!(refused(&|tensors| drop(tensors.remove(2))).contains("not part of an optimizer state"));
+    assert!(refused(&|tensors| tensors[0].1 = tensors[2].1.clone()).contains("not a matrix"));
+    assert!(refused(&|tensors| tensors[0].1 = tensors[3].1.clone()).contains("differ in shape"));
+}

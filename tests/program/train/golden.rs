@@ -1,0 +1,290 @@
+//! Compares the metrics and the adapter of `arithmo train` with golden runs of TRL and PEFT.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use arithmo::model::save::load_safetensors_f32;
+use serde_json::{Map, Value};
+
+use super::{ProcessOutput, json_lines, number, program};
+use crate::support;
+
+/// A golden run, and a temporary folder with its initial adapter.
+struct Golden {
+    folder: PathBuf,
+    config: Map<String, Value>,
+    work: tempfile::TempDir,
+}
+
+impl Golden {
+    fn open(name: &str) -> Option<Self> {
+        let folder = support::reference(&format!("trl/{name}"))?;
+        let config =
+            serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let start = work.path().join("start");
+        fs::create_dir(&start).unwrap();
+        for (from, to) in [
+            ("init_adapter.safetensors", "adapter_model.safetensors"),
+            ("adapter_config.json", "adapter_config.json"),
+        ] {
+            fs::copy(folder.join(from), start.join(to)).unwrap();
+        }
+        Some(Self { folder, config, work })
+    }
+
+    fn model(&self) -> String {
+        let name = self.config["model"].as_str().unwrap();
+        self.folder.join("../../models").join(name).display().to_string()
+    }
+
+    fn data(&self, key: &str) -> String {
+        let name = self.config[key].as_str().unwrap();
+        self.folder.join(format!("../_data/{name}.jsonl")).display().to_string()
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.work.path().join(name).display().to_string()
+    }
+
+    /// Returns the golden run's settings with their keys in `run.toml`.
+    fn settings(&self) -> Vec<String> {
+        const DPO: [&str; 2] = ["beta", "precompute_ref_log_probs"];
+        const TRAIN: [&str; 15] = [
+            "learning_rate",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "max_steps",
+            "num_train_epochs",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "max_grad_norm",
+            "eval_steps",
+            "disable_dropout",
+        ];
+        let tables =
+            [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
+        // TRL averages held-out metrics over batches.
+        let mut settings = vec!["train.eval_means=trl".to_string()];
+        for (table, keys) in tables {
+            for key in keys {
+                if let Some(value) = self.config["dpo"].get(key) {
+                    settings.push(format!("{table}.{key}={value}"));
+                }
+            }
+        }
+        match self.config["base_precision"].as_str().unwrap() {
+            "nf4dq" => settings
+                .extend(["model.quantization=nf4", "model.double_quant=true"].map(String::from)),
+            "nf4" => settings.push("model.quantization=nf4".into()),
+            _ => {}
+        }
+        if self.config.contains_key("eval_dataset") {
+            settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
+        }
+        let base = self.config["reference"].as_str().unwrap().starts_with("base");
+        settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
+        settings
+    }
+
+    fn train(&self) -> Vec<Map<String, Value>> {
+        let toml = format!(
+            "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
+             shuffle = false\n[lora]\nadapter = \"{}\"\n",
+            self.path("run"),
+            self.model(),
+            self.data("dataset"),
+            self.path("start")
+        );
+        fs::write(self.path("run.toml"), toml).unwrap();
+        let mut command = program();
+        command.args(["train", "--config", &self.path("run.toml")]);
+        for setting in self.settings() {
+            command.args(["--set", &setting]);
+        }
+        let ended = ProcessOutput::new(command.output().unwrap());
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        json_lines(&self.work.path().join("run/metrics.jsonl"))
+    }
+
+    fn check_adapter(&self) {
+        let read = |path: &Path| load_safetensors_f32(path).unwrap();
+        let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
+        let theirs = read(&self.folder.join("adapter_model.safetensors"));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+        for (name, (shape, values)) in &theirs {
+            let (our_shape, our_values) = &ours[name];
+            assert_eq!(our_shape, shape, "{name}");
+            let worst =
+                our_values.iter().zip(values).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            assert!(worst <= 2e-4, "{name}: off by {worst}");
+        }
+        let config = |path: PathBuf| -> Map<String, Value> {
+            serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+        };
+        let ours = config(self.work.path().join("run/adapter/adapter_config.json"));
+        let theirs = config(self.folder.join("adapter_config.json"));
+        for key in [
+            "peft_type",
+            "task_type",
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "bias",
+            "use_rslora",
+            "fan_in_fan_out",
+        ] {
+            assert_eq!(ours[key].as_f64(), theirs[key].as_f64(), "{key}");
+            assert_eq!(ours[key].as_str(), theirs[key].as_str(), "{key}");
+        }
+        let names = |config: &Map<String, Value>| {
+            let mut names: Vec<String> =
+                serde_json::from_value(config["target_modules"].clone()).unwrap();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&ours), names(&theirs));
+    }
+}
+
+/// Compares every key of `theirs`, within the tolerances of reference/README.md.
+fn check_line(run: &str, ours: &Map<String, Value>, theirs: &Map<String, Value>) {
+    let step = &theirs["step"];
+    for (key, value) in theirs.iter().filter(|(key, _)| *key != "micro") {
+        let (ours, theirs) = (number(ours, key), value.as_f64().unwrap());
+        let tolerance = match key.strip_prefix("eval_").unwrap_or(key) {
+            "loss" => 5e-5 * theirs.abs().max(1.0),
+            "grad_norm" => 2e-4 * theirs.abs(),
+            "learning_rate" => 1e-12,
+            "step" | "num_tokens" => 0.0,
+            "epoch" => 1e-12,
+            "entropy" => 1e-4,
+            key if key.starts_with("rewards/") => 2e-4,
+            key if key.starts_with("logps/") => 2e-3,
+            key if key.starts_with("logits/") => 1e-5,
+            "mean_token_accuracy" => 1e-6,
+            other => panic!("no tolerance for {other}"),
+        };
+        let off = (ours - theirs).abs();
+        assert!(
+            off <= tolerance,
+            "{run} step {step} {key}: got {ours}, expected {theirs} (off by {off:e})"
+        );
+    }
+}
+
+fn replay(name: &str) {
+    let Some(golden) = Golden::open(name) else {
+        return;
+    };
+    let lines = golden.train();
+    let (evaluations, steps): (Vec<_>, Vec<_>) =
+        lines.into_iter().partition(|line| line.contains_key("eval_loss"));
+    let trace = json_lines(&golden.folder.join("trace.jsonl"));
+    assert_eq!(steps.len(), trace.len(), "{name}");
+    for (ours, theirs) in steps.iter().zip(&trace) {
+        check_line(name, ours, theirs);
+    }
+    let expected = golden.folder.join("eval.jsonl");
+    let expected = if expected.is_file() { json_lines(&expected) } else { Vec::new() };
+    assert_eq!(evaluations.len(), expected.len(), "{name}");
+    for (ours, theirs) in evaluations.iter().zip(&expected) {
+        check_line(name, ours, theirs);
+    }
+    golden.check_adapter();
+}
+
+#[test]
+fn sigmoid() {
+    replay("loss_sigmoid");
+}
+
+#[test]
+fn evaluation() {
+    replay("with_eval");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn dropped_pairs_and_partial_accumulation() {
+    replay("dropped_and_partial_accum");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn continued_adapter() {
+    replay("a_continue_adapter");
+}
+
+#[test]
+fn batches_and_a_sliding_window() {
+    replay("b_batch4_accum1");
+}
+
+#[test]
+fn rank_stabilized_lora() {
+    replay("lora_rslora");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn precomputed_reference() {
+    replay("precompute_ref");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn quantized_base() {
+    replay("nf4_dequantised_base");
+    replay("nf4_double_quant_base");
+}
+
+/// Compares the scores of eight pairs, with and without the initial adapter, with the first two steps of a golden run.
+/// With warmup, these steps use the initial weights.
+#[test]
+fn scores() {
+    let Some(golden) = Golden::open("loss_sigmoid") else {
+        return;
+    };
+    let score = |output: &str, further: &[&str]| {
+        let (model, data, output) = (golden.model(), golden.data("dataset"), golden.path(output));
+        let fixed = [
+            "score",
+            "--model",
+            &model,
+            "--data",
+            &data,
+            "--output",
+            &output,
+            "--max-length",
+            "192",
+        ];
+        let ended = ProcessOutput::new(program().args(fixed).args(further).output().unwrap());
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        json_lines(Path::new(&output))
+    };
+    let policy = score("policy.jsonl", &["--adapter", &golden.path("start"), "--per-token"]);
+    let base = score("base.jsonl", &["--batch-size", "7"]);
+    let trace = json_lines(&golden.folder.join("trace.jsonl"));
+    assert_eq!(policy.len(), 48);
+    for pair in 0..8 {
+        let micro = &trace[pair / 4]["micro"];
+        for side in ["chosen", "rejected"] {
+            let at = |key: &str| micro[&format!("{key}/{side}")][pair % 4].as_f64().unwrap();
+            let key = format!("logps/{side}");
+            let policy_logp = number(&policy[pair], &key);
+            assert!((policy_logp - at("logps")).abs() < 2e-3, "{pair} {side}");
+            let base_logp = at("logps") - at("rewards") / 0.1;
+            assert!((number(&base[pair], &key) - base_logp).abs() < 4e-3, "{pair} {side}");
+            // Golden ids are not truncated to max_length, which TRL's collator does later.
+            let whole = &golden.config["samples"][pair][&format!("{side}_ids")];
+            let ours = policy[pair][&format!("token_ids/{side}")].as_array().unwrap();
+            assert_eq!(ours[..], whole.as_array().unwrap()[..ours.len()], "{pair} {side}");
+        }
+    }
+}
