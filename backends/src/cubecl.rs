@@ -13,6 +13,7 @@ pub(crate) mod pitched;
 pub(crate) mod queue;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod runtime;
 pub(crate) mod swiglu;
 mod weight;
 

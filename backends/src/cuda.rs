@@ -1,12 +1,13 @@
 //! NVIDIA GPUs.
 
-pub(crate) mod gemm;
+mod gemm;
 mod library;
 mod problem;
 mod self_test;
 mod stream;
 
 use burn::tensor::{DType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
@@ -14,7 +15,7 @@ use cudarc::driver::CudaContext;
 
 use crate::cubecl::{
     catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
-    reserved_bytes,
+    reserved_bytes, runtime::GpuRuntime,
 };
 use crate::{
     Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider, TrainBackend,
@@ -22,6 +23,16 @@ use crate::{
 
 /// The CUDA backend. Its default float type is f32; base weights and activations may be bf16 or f16.
 pub type Gpu = Cuda<f32>;
+
+impl GpuRuntime for CudaRuntime {
+    fn multiply_by_library(
+        left: &CubeTensor<Self>,
+        right: &CubeTensor<Self>,
+        product: &CubeTensor<Self>,
+    ) -> bool {
+        gemm::multiply(left, right, product)
+    }
+}
 
 impl CubeGpu for Gpu {
     type Runtime = CudaRuntime;

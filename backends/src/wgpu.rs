@@ -12,12 +12,18 @@ use cubecl::Runtime;
 
 use crate::cubecl::{
     catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
-    reserved_bytes,
+    reserved_bytes, runtime::GpuRuntime,
 };
 use crate::{Allocation, BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend};
 
 /// The wgpu backend. Weights are f32, or f16 where the adapter computes in it.
 pub type Gpu = Wgpu<f32>;
+
+impl GpuRuntime for WgpuRuntime {
+    fn autotunes(device: &WgpuDevice) -> bool {
+        autotunes(device)
+    }
+}
 
 impl CubeGpu for Gpu {
     type Runtime = WgpuRuntime;
@@ -98,7 +104,7 @@ const AUTOTUNE: &str = "ARITHMO_AUTOTUNE";
 /// Returns whether matmul kernels are timed on `device` at first use so that the fastest one is kept. By default this
 /// is so on GPUs but not on software drivers, where it takes minutes and gains nothing. The environment variable
 /// `ARITHMO_AUTOTUNE` overrides the default.
-pub(crate) fn autotunes(device: &WgpuDevice) -> bool {
+fn autotunes(device: &WgpuDevice) -> bool {
     static CACHE: Mutex<Vec<(WgpuDevice, bool)>> = Mutex::new(Vec::new());
     let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, autotunes)) = cache.iter().find(|(other, _)| other == device) {

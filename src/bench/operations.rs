@@ -3,9 +3,7 @@
 //! An operation alone has the whole device and overlaps with no other, so the sum is close to the
 //! time of a step but not equal to it.
 
-use arithmo_backends::{
-    Adapter, AttentionConfig, LogProbStats, Projection, Rotation, TrainBackend,
-};
+use arithmo_backends::{Adapter, LogProbStats, Projection, Rotation, TrainBackend};
 use burn::module::AutodiffModule;
 use burn::tensor::{Distribution, Tensor, TensorData};
 use serde_json::{Value, json};
@@ -195,21 +193,9 @@ impl<B: TrainBackend> Pass<'_, B> {
             })?)
     }
 
-    /// Returns the attention configuration of the model.
-    fn attention_config(&self) -> AttentionConfig {
-        let config = &self.setup.config;
-        let head_dim = config.head_dim();
-        AttentionConfig {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim,
-            scale: 1.0 / (head_dim as f64).sqrt(),
-        }
-    }
-
     /// Times the attention of all layers.
     fn attention(&self) -> Result<f64> {
-        let (config, mask) = (self.attention_config(), &self.batch.input.context.mask);
+        let (config, mask) = (self.setup.config.attention(), &self.batch.input.context.mask);
         let qkv = self.random(self.tokens(), config.qkv_width());
         let dy = self.random(self.tokens(), config.heads * config.head_dim);
         let forward = || B::self_attention(qkv.clone(), mask, &config);
@@ -225,7 +211,7 @@ impl<B: TrainBackend> Pass<'_, B> {
 
     /// Times norms, rotations and gates of all layers.
     fn elementwise(&self) -> Result<f64> {
-        let (config, heads) = (&self.setup.config, self.attention_config());
+        let (config, heads) = (&self.setup.config, self.setup.config.attention());
         let ([all, fewer_rows_last], forward) = (self.layers(), self.policy + self.reference);
         let rotated_heads = heads.heads + heads.kv_heads;
         let norm = &self.model.norm;

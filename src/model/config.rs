@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use arithmo_backends::AttentionConfig;
 use serde_json::{Map, Value, json};
 
 use super::quantize::Quantization;
@@ -112,6 +113,17 @@ impl MistralConfig {
     /// Returns the width of one attention head, d. `head_dim * num_attention_heads` need not be `hidden_size`.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Returns the shape of attention.
+    pub fn attention(&self) -> AttentionConfig {
+        let head_dim = self.head_dim();
+        AttentionConfig {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+        }
     }
 
     /// Returns the number of values per token that a decoder layer keeps for the backward pass, without the `x A^T`

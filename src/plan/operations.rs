@@ -4,17 +4,12 @@
 //! kernels write new tensors, compute the base matmul of every projection separately from its LoRA
 //! branch, and compute branches in f32.
 
+use arithmo_backends::ops::attention::AttentionWorkspace;
+use arithmo_backends::ops::log_probs::{cpu_chunk_rows, gpu_chunk_rows};
+
 use super::job::Job;
 use super::layers::Group;
 use super::memory::{Buffer, Category, Memory};
-
-/// Number of queries that the CPU's attention processes as one block.
-const QUERY_BLOCK: usize = 48;
-
-/// The largest number of logits that exist at once on the CPU.
-const MAX_CPU_LOGITS: usize = 1 << 22;
-/// The largest number of logits that exist at once on a GPU.
-const MAX_GPU_LOGITS: usize = 1 << 24;
 
 /// The tensor to which a projection is added.
 #[derive(Clone, Copy)]
@@ -93,8 +88,7 @@ impl Operations<'_> {
 
     /// Returns the number of queries, keys and values per row.
     fn qkv_width(&self) -> usize {
-        let shape = &self.job.shape;
-        (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim()
+        self.job.shape.attention().qkv_width()
     }
 
     /// Simulates projections side by side; returns their output, and `x A^T` if there are branches.
@@ -273,19 +267,18 @@ impl Operations<'_> {
         let lse = 4 * queries * heads;
         let results = [output, lse].map(|bytes| self.memory.allocate(Category::Attention, bytes));
         if self.heap {
-            // Per span: its output, its transposed keys, and the scores of a block of queries.
-            let span_bytes = 4 * self.span.min(queries) * heads * (head_dim + 1);
-            let thread_bytes = 4 * (QUERY_BLOCK + head_dim) * (self.span + 32);
-            self.attention_workspace(span_bytes, thread_bytes);
+            let workspace =
+                self.job.shape.attention().cpu_workspace(self.span.min(queries), self.span);
+            self.attention_workspace(workspace);
         }
         results
     }
 
-    /// Simulates the workspace of attention on the CPU: `thread_bytes` for every thread, and the
-    /// results of a span, of which every thread computes its own or, if there is only one, a part.
-    fn attention_workspace(&mut self, span_bytes: usize, thread_bytes: usize) {
-        let shared = if self.rows > self.span { span_bytes } else { span_bytes / self.threads };
-        let one = shared + thread_bytes;
+    /// Simulates the workspace of attention on the CPU. Every thread computes a span of its own
+    /// or, if there is only one, a part of it.
+    fn attention_workspace(&mut self, AttentionWorkspace { span, thread }: AttentionWorkspace) {
+        let shared = if self.rows > self.span { span } else { span / self.threads };
+        let one = shared + thread;
         let here = self.memory.allocate(Category::Attention, one);
         let there = (self.threads - 1) * one;
         let there = self.memory.allocate_on_helpers(Category::Attention, there);
@@ -299,9 +292,8 @@ impl Operations<'_> {
         let bytes = self.bytes(self.qkv_width());
         let d_qkv = self.memory.allocate(Category::Attention, bytes);
         if self.heap {
-            let span_bytes = 4 * self.span * self.qkv_width();
-            let thread_bytes = 8 * (QUERY_BLOCK + head_dim) * (self.span + 32);
-            self.attention_workspace(span_bytes, thread_bytes);
+            let workspace = self.job.shape.attention().cpu_backward_workspace(self.span);
+            self.attention_workspace(workspace);
         } else {
             self.memory.allocate_scratch(Category::Attention, 4 * queries * heads);
         }
@@ -334,8 +326,7 @@ impl Operations<'_> {
         let columns = self.memory.allocate(Category::Head, 16 * self.rows);
         let state_grads = if self.heap {
             let state_grads = with_grads.then(|| self.memory.allocate(Category::Head, bytes));
-            let chunk = (MAX_CPU_LOGITS / vocabulary.max(1)).clamp(16, 1024);
-            let logits = 4 * chunk.min(self.rows) * vocabulary;
+            let logits = 4 * cpu_chunk_rows(vocabulary).min(self.rows) * vocabulary;
             self.memory.allocate_scratch(Category::Head, logits);
             state_grads
         } else {
@@ -347,10 +338,7 @@ impl Operations<'_> {
 
     fn head_on_gpu(&mut self, with_grads: bool) -> Option<Buffer> {
         let (width, vocabulary) = (self.job.shape.hidden_size, self.job.shape.vocab_size);
-        let chunk = match MAX_GPU_LOGITS / vocabulary.max(1) {
-            many if many > 256 => many / 256 * 256,
-            few => few.max(1),
-        };
+        let chunk = gpu_chunk_rows(vocabulary);
         let size = self.job.size();
         // Widened in pieces if the matrix is split.
         let piece_rows = self.job.piece_rows([vocabulary, width], false);

@@ -3,6 +3,8 @@
 //!
 //! [`super::operations`] simulates the operations; this file simulates the buffers between them.
 
+use arithmo_backends::ops::log_probs::reference_chunk_rows;
+
 use super::blocks::Block;
 use super::job::Job;
 use super::layers::Layer;
@@ -10,10 +12,6 @@ use super::memory::{Buffer, Category, Memory, Table};
 use super::operations::Operations;
 use super::passes::PassShape;
 use super::profile::Profile;
-
-/// The largest number of logits that exist at once while the head is trained (see `head_gradient`
-/// in the backends).
-const HEAD_LOGITS: usize = 1 << 23;
 
 /// Simulates a run; returns the bytes by category at the peak, and the phase in which it occurs.
 pub(super) fn walk(
@@ -272,7 +270,7 @@ impl Walk<'_> {
         let shape = &self.job.shape;
         let head_bytes = 4 * shape.vocab_size * shape.hidden_size;
         // The logits again, their softmax, and its gradient.
-        let rows = (HEAD_LOGITS / shape.vocab_size.max(1)).clamp(1, scored.max(1));
+        let rows = reference_chunk_rows(shape.vocab_size).min(scored.max(1));
         let chunk = 4 * rows * shape.vocab_size;
         let temporaries = [chunk; 3].map(|bytes| self.memory.allocate(Category::Head, bytes));
         self.memory.free_all(temporaries);

@@ -4,12 +4,13 @@
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
 use burn_cubecl::kernel::{cast, slice};
 use burn_cubecl::ops::numeric::{mul, mul_scalar};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, write_columns};
 use super::launch::{empty, transposed};
 use super::queue::{CubeGpu, Kernel, QueuedTensor, burn_tensor, next_input, queue, queued_tensor};
+use super::runtime::GpuRuntime;
 use super::weight::{DeviceWeight, WeightSpec, matmul, matmul_transposed, weight_tensors};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
@@ -129,13 +130,13 @@ struct AdapterSpec {
 }
 
 /// A projection whose tensors are on the device.
-struct DeviceProjection<R: CubeRuntime> {
+struct DeviceProjection<R: GpuRuntime> {
     weight: DeviceWeight<R>,
     d_out: usize,
     adapter: Option<DeviceAdapter<R>>,
 }
 
-struct DeviceAdapter<R: CubeRuntime> {
+struct DeviceAdapter<R: GpuRuntime> {
     a: CubeTensor<R>,
     b: CubeTensor<R>,
     mask: Option<CubeTensor<R>>,
@@ -169,7 +170,7 @@ impl ProjectionSpecs {
     }
 
     /// Takes the tensors of all projections from a kernel's inputs.
-    fn take_tensors<R: CubeRuntime>(
+    fn take_tensors<R: GpuRuntime>(
         &self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> Vec<DeviceProjection<R>> {
@@ -198,7 +199,7 @@ struct Forward {
 impl Kernel for Forward {
     const NAME: &'static str = "adapted_linear";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
         let x = inputs.next().unwrap_or_else(|| unreachable!("no input"));
         let projections = self.specs.take_tensors(&mut inputs);
@@ -231,7 +232,7 @@ impl Kernel for Forward {
 }
 
 /// Computes `x A_i^T` of all branches side by side, in f32. Returns `None` without branches.
-fn low_rank<R: CubeRuntime>(
+fn low_rank<R: GpuRuntime>(
     x: &CubeTensor<R>,
     projections: &[DeviceProjection<R>],
     stacked: Option<CubeTensor<R>>,
@@ -265,7 +266,7 @@ struct BackwardPass {
 impl Kernel for BackwardPass {
     const NAME: &'static str = "adapted_linear_backward";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().unwrap_or_else(|| unreachable!("fewer than queued"));
         let grad = next();
@@ -297,7 +298,7 @@ impl Kernel for BackwardPass {
 }
 
 /// The gradients of a branch.
-struct AdapterGradients<R: CubeRuntime> {
+struct AdapterGradients<R: GpuRuntime> {
     /// The gradients of `a` and `b`.
     gradients: [CubeTensor<R>; 2],
     /// The branch's term of the input gradient.
@@ -305,7 +306,7 @@ struct AdapterGradients<R: CubeRuntime> {
 }
 
 /// Computes the gradients of a branch: `dl = s dy B`, `dB = s dy^T low`, `dA = dl^T x`.
-fn adapter_gradients<R: CubeRuntime>(
+fn adapter_gradients<R: GpuRuntime>(
     dy: CubeTensor<R>,
     adapter: &DeviceAdapter<R>,
     low: CubeTensor<R>,
@@ -328,7 +329,7 @@ fn adapter_gradients<R: CubeRuntime>(
 }
 
 /// Returns `base + branch + sum`, where `sum` is the input gradient of the projections so far.
-fn add_branch<R: CubeRuntime>(
+fn add_branch<R: GpuRuntime>(
     sum: Option<CubeTensor<R>>,
     base: CubeTensor<R>,
     branch: Option<Branch<R>>,
@@ -343,7 +344,7 @@ fn add_branch<R: CubeRuntime>(
 }
 
 /// Multiplies `x` by the branch's dropout mask, if it has one.
-fn apply_dropout<R: CubeRuntime>(x: &CubeTensor<R>, adapter: &DeviceAdapter<R>) -> CubeTensor<R> {
+fn apply_dropout<R: GpuRuntime>(x: &CubeTensor<R>, adapter: &DeviceAdapter<R>) -> CubeTensor<R> {
     match &adapter.mask {
         Some(mask) => mul(x.clone(), mask.clone()),
         None => x.clone(),

@@ -6,6 +6,8 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::CubeCount;
 use cubecl::prelude::*;
 
+use super::runtime::GpuRuntime;
+
 /// Threads per block.
 pub(crate) const THREADS: usize = 256;
 
@@ -52,22 +54,6 @@ pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTenso
     tensor
 }
 
-/// Returns whether matmul kernels are timed on `device` at first use so that the fastest one is kept.
-#[cfg_attr(
-    not(feature = "wgpu"),
-    allow(unused_variables, reason = "only wgpu has software drivers")
-)]
-pub(crate) fn autotunes<D: 'static>(device: &D) -> bool {
-    #[cfg(feature = "wgpu")]
-    {
-        let device: &dyn std::any::Any = device;
-        if let Some(device) = device.downcast_ref() {
-            return crate::wgpu::autotunes(device);
-        }
-    }
-    true
-}
-
 /// Computes `left right` into `output`.
 ///
 /// The vendor's library is used if there is one and it accepts the operands; otherwise Burn's own kernel for these
@@ -76,7 +62,7 @@ pub(crate) fn autotunes<D: 'static>(device: &D) -> bool {
 ///
 /// # Panics
 /// If no kernel accepts the shapes. Burn's own fallback accepts all of them.
-pub(crate) fn matmul_into<R: CubeRuntime>(
+pub(crate) fn matmul_into<R: GpuRuntime>(
     left: CubeTensor<R>,
     right: CubeTensor<R>,
     output: CubeTensor<R>,
@@ -84,10 +70,10 @@ pub(crate) fn matmul_into<R: CubeRuntime>(
     let dtype = output.dtype;
     // Burn reads the right operand as if it had the left one's dtype.
     assert_eq!(left.dtype, right.dtype, "matmul: both operands must have one dtype");
-    if matmul_by_library([&left, &right, &output]) {
+    if R::multiply_by_library(&left, &right, &output) {
         return;
     }
-    let strategy = if autotunes(&output.device) {
+    let strategy = if R::autotunes(&output.device) {
         burn_matmul::MatmulStrategy::default()
     } else {
         burn_matmul::MatmulStrategy::Cube
@@ -95,26 +81,6 @@ pub(crate) fn matmul_into<R: CubeRuntime>(
     if let Err(error) = burn_matmul::matmul(left, right, Some(output), strategy, dtype) {
         panic!("matmul: {error:?}");
     }
-}
-
-/// Computes the GEMM with CUDA's library if the operands are on CUDA and the library accepts them, and returns
-/// whether it did. Kernels are generic over the runtime; only here does the concrete runtime matter.
-#[cfg(feature = "cuda")]
-fn matmul_by_library<R: CubeRuntime>(tensors: [&CubeTensor<R>; 3]) -> bool {
-    let on_cuda = tensors.map(|tensor| {
-        let tensor: &dyn std::any::Any = tensor;
-        tensor.downcast_ref::<CubeTensor<cubecl::cuda::CudaRuntime>>()
-    });
-    match on_cuda {
-        [Some(left), Some(right), Some(output)] => crate::cuda::gemm::multiply(left, right, output),
-        _ => false,
-    }
-}
-
-/// Returns `false`: only CUDA has such a library.
-#[cfg(not(feature = "cuda"))]
-fn matmul_by_library<R: CubeRuntime>(_tensors: [&CubeTensor<R>; 3]) -> bool {
-    false
 }
 
 /// Returns how many values a thread may load at once from all `tensors`: 4, 2 or 1, so that even the largest type

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor};
 use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::add;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::branch::write_columns;
@@ -15,14 +15,9 @@ use super::launch::{
 use super::queue::{
     CubeGpu, Kernel, burn_tensor, next_input, queue, queued_int_tensor, queued_tensor,
 };
+use super::runtime::GpuRuntime;
+use crate::ops::log_probs::{chunks, gpu_chunk_rows};
 use crate::{LogProbStats, LogProbs, Weight};
-
-/// The largest number of logits that exist at once: 2^24 values are 64 MiB in f32.
-const CHUNK_VALUES: usize = 1 << 24;
-
-/// The number of rows of a chunk is a multiple of this where there are enough rows: the rows that a GEMM kernel
-/// processes in one tile.
-const TILE: usize = 256;
 
 /// The largest number of columns that one GEMM sums over. (Mesa's software driver ends every loop after 65,535 steps,
 /// which a GEMM over 2^20 columns reaches.)
@@ -44,7 +39,7 @@ pub(crate) fn completion_log_probs<B: CubeGpu>(
     let target_rows = with_slopes.then(|| lm_head.clone().rows(targets.clone(), dtype));
     let head: Vec<_> = float_parts(lm_head, dtype).iter().map(queued_tensor).collect();
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
-    for (start, len) in chunks(count, vocabulary) {
+    for (start, len) in chunks(count, gpu_chunk_rows(vocabulary)) {
         let chunk_hidden = queued_tensor(&hidden.clone().narrow(0, start, len));
         let chunk_targets = queued_int_tensor(&targets.clone().narrow(0, start, len));
         let mut outputs = vec![([len, stats.columns()].into(), DType::F32)];
@@ -77,15 +72,6 @@ fn float_parts<B: CubeGpu>(head: Weight<B>, dtype: DType) -> Vec<BurnTensor<B, 2
     }
 }
 
-/// Returns `(start, length)` of chunks of rows whose logits stay within [`CHUNK_VALUES`].
-fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
-    let size = match CHUNK_VALUES / vocabulary {
-        many if many > TILE => many / TILE * TILE,
-        few => few.max(1),
-    };
-    (0..rows).step_by(size).map(move |start| (start, size.min(rows - start)))
-}
-
 /// Computes the log-probabilities of one chunk of rows, and their slopes if `with_slopes` is set. Its inputs are the
 /// hidden states, the targets, with slopes the head's rows of the targets, and the head in one or more parts.
 #[derive(Debug)]
@@ -97,7 +83,7 @@ struct LogProbsKernel {
 impl Kernel for LogProbsKernel {
     const NAME: &'static str = "completion_log_probs";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
         let (hidden, targets) = (next_input(&mut inputs), next_input(&mut inputs));
         let target_rows = self.with_slopes.then(|| next_input(&mut inputs));
@@ -121,7 +107,7 @@ impl Kernel for LogProbsKernel {
 impl LogProbsKernel {
     /// Launches `log_probs_kernel` on the logits, with one block per row. It writes the statistics to `columns`, and for
     /// slopes also `one_minus_p` and `neg_probs`.
-    fn launch<R: CubeRuntime>(
+    fn launch<R: GpuRuntime>(
         &self,
         logits: CubeTensor<R>,
         targets: CubeTensor<R>,
@@ -152,7 +138,7 @@ impl LogProbsKernel {
 }
 
 /// Computes the logits `hidden head^T` in f32.
-fn logits<R: CubeRuntime>(hidden: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
+fn logits<R: GpuRuntime>(hidden: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
     let [len, _] = hidden.meta.shape().dims();
     let project = |head: &CubeTensor<R>| {
         let [rows, _] = head.meta.shape().dims();
@@ -175,7 +161,7 @@ fn logits<R: CubeRuntime>(hidden: &CubeTensor<R>, head: &[CubeTensor<R>]) -> Cub
 
 /// Returns `others_grad + one_minus_p * target_rows` of each row, in the head's dtype, where `others_grad` is the
 /// term of all tokens but the target.
-fn add_target_rows<R: CubeRuntime>(
+fn add_target_rows<R: GpuRuntime>(
     others_grad: CubeTensor<R>,
     target_rows: CubeTensor<R>,
     one_minus_p: CubeTensor<R>,
@@ -197,7 +183,7 @@ fn add_target_rows<R: CubeRuntime>(
 }
 
 /// Returns `neg_probs head`, `[rows, D]`, in f32.
-fn matmul_head<R: CubeRuntime>(neg_probs: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
+fn matmul_head<R: GpuRuntime>(neg_probs: &CubeTensor<R>, head: &[CubeTensor<R>]) -> CubeTensor<R> {
     let [len, vocabulary] = neg_probs.meta.shape().dims();
     let mut first = 0;
     let mut sum: Option<CubeTensor<R>> = None;

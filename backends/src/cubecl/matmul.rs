@@ -1,10 +1,11 @@
 //! Matrix multiplication by a kernel that is chosen by rule, for devices on which kernels are not timed.
 
 use burn::tensor::{DType, Tensor as BurnTensor};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 
-use super::launch::{autotunes, empty, matmul_into};
+use super::launch::{empty, matmul_into};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
+use super::runtime::GpuRuntime;
 
 /// Multiplies two tensors of matrices: see [`crate::TrainBackend::matmul`].
 pub(crate) fn matmul<B: CubeGpu, const D: usize>(
@@ -12,7 +13,7 @@ pub(crate) fn matmul<B: CubeGpu, const D: usize>(
     right: BurnTensor<B, D>,
 ) -> BurnTensor<B, D> {
     // Burn's own matmul is autotuned, and Burn fuses it with the operations after it.
-    if autotunes(&left.device()) || left.dtype() == DType::F64 {
+    if B::Runtime::autotunes(&left.device()) || left.dtype() == DType::F64 {
         return left.matmul(right);
     }
     let mut shape = left.shape();
@@ -29,7 +30,7 @@ struct Matmul;
 impl Kernel for Matmul {
     const NAME: &'static str = "matmul";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [left, right] = into_array(inputs);
         let mut shape = left.meta.shape().clone();
         let (last, columns) = (shape.num_dims() - 1, right.meta.num_dims() - 1);

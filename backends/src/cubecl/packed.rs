@@ -6,7 +6,7 @@ mod few_rows;
 use std::ops::Range;
 
 use burn::tensor::{DType, Int as IntKind, Tensor as BurnTensor, TensorData};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
@@ -14,6 +14,7 @@ use super::queue::{
     CubeGpu, Kernel, QueuedTensor, burn_tensor, into_array, next_input, queue, queued_int_tensor,
     queued_tensor,
 };
+use super::runtime::GpuRuntime;
 use crate::ops::packed::{BLOCK, NESTED_BLOCK, dynamic_code};
 use crate::{Format, PackedWeight, Scales};
 
@@ -89,7 +90,7 @@ enum Scaling {
 
 /// The tensors of a quantized weight on the device. Absent ones are bound to another tensor, which the kernels never
 /// read in their place.
-pub(super) struct QuantizedTensors<R: CubeRuntime> {
+pub(super) struct QuantizedTensors<R: GpuRuntime> {
     spec: QuantizedSpec,
     words: CubeTensor<R>,
     absmax: CubeTensor<R>,
@@ -110,7 +111,7 @@ impl QuantizedSpec {
     }
 
     /// Takes the weight's tensors from a kernel's inputs.
-    pub(super) fn take_tensors<R: CubeRuntime>(
+    pub(super) fn take_tensors<R: GpuRuntime>(
         self,
         from: &mut impl Iterator<Item = CubeTensor<R>>,
     ) -> QuantizedTensors<R> {
@@ -163,7 +164,7 @@ struct Dequantize {
 impl Kernel for Dequantize {
     const NAME: &'static str = "unpack";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let mut inputs = inputs.into_iter();
         let weight = self.spec.take_tensors(&mut inputs);
         let values = match (&self.rows, inputs.next()) {
@@ -177,7 +178,7 @@ impl Kernel for Dequantize {
     }
 }
 
-impl<R: CubeRuntime> QuantizedTensors<R> {
+impl<R: GpuRuntime> QuantizedTensors<R> {
     /// Dequantizes the whole weight, `[D_out, D_in]`.
     pub(super) fn dequantize(&self, dtype: DType) -> CubeTensor<R> {
         self.dequantize_rows(0..self.spec.d_out, None, dtype)

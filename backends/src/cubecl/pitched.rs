@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use burn::tensor::DType;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use burn_wgpu::WgpuRuntime;
 use cubecl::Runtime;
 use cubecl::prelude::ComputeClient;
 
 use super::queue::Kernel;
+use super::runtime::GpuRuntime;
 
 /// An input of a kernel.
 pub(crate) enum KernelInput {
@@ -90,7 +91,7 @@ fn bits(values: &[i32]) -> Vec<u32> {
     values.iter().map(|value| value.cast_unsigned()).collect()
 }
 
-fn values<R: CubeRuntime>(tensor: CubeTensor<R>) -> Vec<f32> {
+fn values<R: GpuRuntime>(tensor: CubeTensor<R>) -> Vec<f32> {
     let tensor = burn_cubecl::kernel::into_contiguous(tensor);
     let bytes = tensor.client.read_one(tensor.handle).unwrap();
     let floats = bytes.chunks_exact(4);

@@ -11,7 +11,9 @@ use burn_cubecl::{CubeBackend, CubeRuntime, tensor::CubeTensor};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
+use cubecl::Runtime;
 
+use super::runtime::GpuRuntime;
 use crate::TrainBackend;
 
 /// A tensor of the fusion backend: already on the device, or the output of a queued operation.
@@ -25,7 +27,7 @@ pub(crate) trait CubeGpu:
     >
 {
     /// The CubeCL runtime of the backend.
-    type Runtime: CubeRuntime;
+    type Runtime: GpuRuntime + Runtime<Device = Self::Device>;
 
     /// Returns whether a vendor library multiplies matrices on the device, faster than Burn's kernels even with their
     /// fusion.
@@ -41,11 +43,11 @@ pub(crate) trait Kernel: Debug + Send + Sync + 'static {
 
     /// Launches the kernels, once the inputs are on the device. The outputs must have the shapes and dtypes given to
     /// [`queue`].
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>>;
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>>;
 }
 
 /// Queues `kernel` and returns its future outputs. `outputs` lists their shapes and dtypes.
-pub(crate) fn queue<R: CubeRuntime, K: Kernel>(
+pub(crate) fn queue<R: GpuRuntime, K: Kernel>(
     kernel: K,
     inputs: Vec<QueuedTensor<R>>,
     outputs: &[(Shape, DType)],
@@ -69,7 +71,7 @@ struct QueuedKernel<K> {
     record: CustomOpIr,
 }
 
-impl<R: CubeRuntime, K: Kernel> Operation<FusionCubeRuntime<R>> for QueuedKernel<K> {
+impl<R: GpuRuntime, K: Kernel> Operation<FusionCubeRuntime<R>> for QueuedKernel<K> {
     fn execute(
         &self,
         handles: &mut HandleContainer<<FusionCubeRuntime<R> as FusionRuntime>::FusionHandle>,

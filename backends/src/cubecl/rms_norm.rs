@@ -1,11 +1,12 @@
 //! Root-mean-square norm and its gradient; one block per row, statistics in f32. See [`crate::ops::rms_norm`].
 
 use burn::tensor::Tensor as BurnTensor;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{THREADS, block_grid, block_sum, dense_rows, empty, vector_size, vector_sum};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
+use super::runtime::GpuRuntime;
 
 /// Queues the forward kernel: see [`crate::TrainBackend::rms_norm`].
 pub(crate) fn rms_norm<B: CubeGpu>(
@@ -40,7 +41,7 @@ struct Forward {
 impl Kernel for Forward {
     const NAME: &'static str = "rms_norm";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [x, weight] = into_array(inputs).map(dense_rows);
         let [tokens, width] = x.meta.shape().dims();
         let output = empty(&x, [tokens, width], x.dtype);
@@ -69,7 +70,7 @@ struct BackwardPass {
 impl Kernel for BackwardPass {
     const NAME: &'static str = "rms_norm_backward";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [x, weight, grad] = into_array(inputs).map(dense_rows);
         let [tokens, width] = x.meta.shape().dims();
         let output = empty(&x, [tokens, width], x.dtype);

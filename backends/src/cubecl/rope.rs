@@ -1,11 +1,12 @@
 //! Rotary position embedding and its inverse. See [`crate::ops::rope`].
 
 use burn::tensor::Tensor as BurnTensor;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
+use super::runtime::GpuRuntime;
 use crate::{RotaryAngles, Rotation};
 
 /// Queues the rotation kernel: see [`crate::TrainBackend::rope`].
@@ -30,7 +31,7 @@ struct Rope {
 impl Kernel for Rope {
     const NAME: &'static str = "rope";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [x, cos, sin] = into_array(inputs).map(dense_rows);
         let [tokens, width] = x.meta.shape().dims();
         let [_, half] = cos.meta.shape().dims();

@@ -1,11 +1,12 @@
 //! SwiGLU, `silu(gate) * up`, and its gradient; one vector per thread. See [`crate::ops::swiglu`].
 
 use burn::tensor::Tensor as BurnTensor;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
+use super::runtime::GpuRuntime;
 
 /// Queues the forward kernel: see [`crate::TrainBackend::swiglu`].
 pub(crate) fn swiglu<B: CubeGpu>(gate_up: BurnTensor<B, 2>) -> BurnTensor<B, 2> {
@@ -32,7 +33,7 @@ struct Forward;
 impl Kernel for Forward {
     const NAME: &'static str = "swiglu";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [gate_up] = into_array(inputs).map(dense_rows);
         let [tokens, width] = gate_up.meta.shape().dims();
         let output = empty(&gate_up, [tokens, width / 2], gate_up.dtype);
@@ -58,7 +59,7 @@ struct BackwardPass;
 impl Kernel for BackwardPass {
     const NAME: &'static str = "swiglu_backward";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [gate_up, grad] = into_array(inputs).map(dense_rows);
         let [tokens, width] = gate_up.meta.shape().dims();
         let output = empty(&gate_up, [tokens, width], gate_up.dtype);

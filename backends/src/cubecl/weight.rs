@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::add;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 
 use super::branch::write_columns;
 use super::launch::{empty, matmul_into, transposed};
 use super::packed::{self, QuantizedSpec, QuantizedTensors};
 use super::queue::{CubeGpu, QueuedTensor, next_input, queued_tensor};
+use super::runtime::GpuRuntime;
 use crate::Weight;
 
 /// Appends the tensors of `weight` to `tensors`, in the order in which [`WeightSpec::take_tensors`] reads them.
@@ -46,7 +47,7 @@ impl WeightSpec {
     }
 
     /// Takes the weight's tensors from a kernel's inputs.
-    pub(super) fn take_tensors<R: CubeRuntime, I: Iterator<Item = CubeTensor<R>>>(
+    pub(super) fn take_tensors<R: GpuRuntime, I: Iterator<Item = CubeTensor<R>>>(
         &self,
         from: &mut I,
     ) -> DeviceWeight<R> {
@@ -64,13 +65,13 @@ impl WeightSpec {
 
 /// A weight whose tensors are on the device.
 #[allow(clippy::large_enum_variant, reason = "at most three are alive, for one launch")]
-pub(super) enum DeviceWeight<R: CubeRuntime> {
+pub(super) enum DeviceWeight<R: GpuRuntime> {
     Float(CubeTensor<R>),
     Packed(QuantizedTensors<R>),
     Split(Vec<(Range<usize>, Self)>),
 }
 
-impl<R: CubeRuntime> DeviceWeight<R> {
+impl<R: GpuRuntime> DeviceWeight<R> {
     /// Returns `x W^T`. A quantized weight is dequantized for it, unless x has few rows; the floats are freed
     /// afterwards.
     pub(super) fn project(self, x: &CubeTensor<R>) -> CubeTensor<R> {
@@ -110,7 +111,7 @@ impl<R: CubeRuntime> DeviceWeight<R> {
 }
 
 /// Returns the matrix product `left right`.
-pub(super) fn matmul<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
+pub(super) fn matmul<R: GpuRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>) -> CubeTensor<R> {
     let ([rows, _], [_, columns]) = (left.meta.shape().dims(), right.meta.shape().dims());
     let output = empty(left, [rows, columns], left.dtype);
     matmul_into(left.clone(), right, output.clone());
@@ -118,7 +119,7 @@ pub(super) fn matmul<R: CubeRuntime>(left: &CubeTensor<R>, right: CubeTensor<R>)
 }
 
 /// Returns the matrix product `left right^T`.
-pub(super) fn matmul_transposed<R: CubeRuntime>(
+pub(super) fn matmul_transposed<R: GpuRuntime>(
     left: &CubeTensor<R>,
     right: CubeTensor<R>,
 ) -> CubeTensor<R> {

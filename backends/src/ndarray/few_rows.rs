@@ -15,6 +15,7 @@ use super::awake::keep_awake;
 use super::gemm::{MIN_PARALLEL_WORK, WriteMode};
 use super::packed::{HostPacked, quantized_gemm};
 use super::sums::reduce_sums;
+use super::tile::Rows;
 use super::vector::LANES;
 
 /// The largest number of rows for which this GEMM is faster than a general one.
@@ -27,36 +28,34 @@ const TILE_W_ROWS: usize = 6;
 /// Longer rows are processed in groups of columns, so that the operands of a tile stay cached.
 const MAX_COLUMNS: usize = 1024;
 
-/// Rows of `columns` values whose starts are `stride` apart.
+/// `count` rows of `columns` values.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) values: &'a [f32],
+pub(super) struct RowBlock<'a> {
+    pub(super) rows: Rows<'a>,
     pub(super) count: usize,
     pub(super) columns: usize,
-    pub(super) stride: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowBlock<'a> {
     /// Returns rows without gaps.
     pub(super) fn of(values: &'a [f32], columns: usize) -> Self {
-        Self { values, count: values.len() / columns.max(1), columns, stride: columns }
+        Self { rows: Rows::all(values, columns), count: values.len() / columns.max(1), columns }
     }
 
     /// Returns one row.
     #[inline(always)]
     pub(super) fn row(&self, index: usize) -> &'a [f32] {
-        &self.values[index * self.stride..][..self.columns]
+        &self.rows.values[index * self.rows.stride..][..self.columns]
     }
 
     /// Returns the rows `start..start + count`.
     fn part(&self, start: usize, count: usize) -> Self {
-        let values = &self.values[start * self.stride..];
-        Self { values, count, ..*self }
+        Self { rows: self.rows.from(start, 0), count, ..*self }
     }
 
     /// Returns the same rows, restricted to `columns`.
     fn columns(&self, columns: Range<usize>) -> Self {
-        Self { values: &self.values[columns.start..], columns: columns.len(), ..*self }
+        Self { rows: self.rows.from(0, columns.start), columns: columns.len(), ..*self }
     }
 
     /// Returns `N` consecutive rows from `start`. This is a loop for the reason given at [`dots`].
@@ -74,14 +73,14 @@ impl<'a> Rows<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Term<'a> {
     pub(super) factor: f32,
-    pub(super) x: Rows<'a>,
+    pub(super) x: RowBlock<'a>,
     pub(super) w: Weights<'a>,
 }
 
 /// Rows of a weight.
 #[derive(Clone, Copy)]
 pub(super) enum Weights<'a> {
-    Floats(Rows<'a>),
+    Floats(RowBlock<'a>),
     /// The rows of a quantized weight from an index on.
     Packed(&'a HostPacked, usize),
 }
@@ -175,8 +174,8 @@ pub(super) fn few_rows_gemm(
     mut target: MatMut<'_, f32>,
     mut mode: WriteMode,
     factor: f32,
-    x: Rows<'_>,
-    w: Rows<'_>,
+    x: RowBlock<'_>,
+    w: RowBlock<'_>,
 ) {
     let parts = x.columns.div_ceil(MAX_COLUMNS).max(1);
     let width = x.columns.div_ceil(parts).next_multiple_of(LANES);
@@ -198,8 +197,8 @@ struct FewRowsGemm<'a> {
     target: MatMut<'a, f32>,
     mode: WriteMode,
     factor: f32,
-    x: Rows<'a>,
-    w: Rows<'a>,
+    x: RowBlock<'a>,
+    w: RowBlock<'a>,
 }
 
 impl WithSimd for FewRowsGemm<'_> {
@@ -221,7 +220,7 @@ impl WithSimd for FewRowsGemm<'_> {
 impl FewRowsGemm<'_> {
     /// Computes the columns that belong to `N` rows of `W`.
     #[inline(always)]
-    fn rows<S: Simd, const N: usize>(&mut self, simd: S, x: Rows<'_>, w_row: usize) {
+    fn rows<S: Simd, const N: usize>(&mut self, simd: S, x: RowBlock<'_>, w_row: usize) {
         let tiles = x.count.div_ceil(TILE_X_ROWS);
         for tile in 0..tiles {
             // Each tile prefetches a part of the next rows of `W`. With a single row of `x` this
@@ -248,8 +247,9 @@ impl FewRowsGemm<'_> {
         next_rows: Range<usize>,
     ) {
         let (factor, x, w) = (self.factor, self.x, self.w);
-        let next_rows = w.values.get(next_rows.start * w.stride..next_rows.end * w.stride);
-        let next_rows = (next_rows.unwrap_or_default(), w.stride);
+        let Rows { values, stride } = w.rows;
+        let next_rows = values.get(next_rows.start * stride..next_rows.end * stride);
+        let next_rows = (next_rows.unwrap_or_default(), stride);
         let sums = dots::<S, M, N>(simd, x.several(x_row), w.several(w_row), next_rows);
         for (row, sums) in sums.iter().enumerate() {
             let target = self.target.as_mut().row_mut(x_row + row);
@@ -343,12 +343,19 @@ mod tests {
             let before = small_integers(m * stride, 13);
             for mode in [WriteMode::Overwrite, WriteMode::Add] {
                 let mut ours = before.clone();
-                let base =
-                    Term { factor: 1.0, x: Rows::of(&x, k), w: Weights::Floats(Rows::of(&w, k)) };
+                let base = Term {
+                    factor: 1.0,
+                    x: RowBlock::of(&x, k),
+                    w: Weights::Floats(RowBlock::of(&w, k)),
+                };
                 let branch = Term {
                     factor: 0.5,
-                    x: Rows { values: &low[3..], count: m, columns: 2, stride: 5 },
-                    w: Weights::Floats(Rows::of(&b, 2)),
+                    x: RowBlock {
+                        rows: Rows { values: &low[3..], stride: 5 },
+                        count: m,
+                        columns: 2,
+                    },
+                    w: Weights::Floats(RowBlock::of(&b, 2)),
                 };
                 compute(vec![Output {
                     target: columns_mut(&mut ours, stride, column, n),
@@ -386,8 +393,8 @@ mod tests {
                 mode: WriteMode::Overwrite,
                 terms: vec![Term {
                     factor: 1.0,
-                    x: Rows::of(&x, k).part(first, count),
-                    w: Weights::Floats(Rows::of(&w, k)),
+                    x: RowBlock::of(&x, k).part(first, count),
+                    w: Weights::Floats(RowBlock::of(&w, k)),
                 }],
             }]);
             y

@@ -8,9 +8,7 @@ use super::matrix::{Matrix, filled};
 use super::tile::Rows;
 use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
-
-/// The largest number of logits in memory at once: 2^22 values are 16 MiB.
-const CHUNK_VALUES: usize = 1 << 22;
+use crate::ops::log_probs::cpu_chunk_rows;
 
 /// Returns the statistics `[T, 1 or 4]` and, if asked for, the gradients of the log-probabilities
 /// with respect to the hidden states `[T, D]`.
@@ -22,7 +20,7 @@ pub(super) fn forward(
     with_slopes: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     let (vocabulary, width, count) = (head.rows(), head.columns(), stats.columns());
-    let size = (CHUNK_VALUES / vocabulary.max(1)).clamp(16, 1024);
+    let size = cpu_chunk_rows(vocabulary);
     let mut columns = vec![0f32; targets.len() * count];
     let mut slopes = with_slopes.then(|| vec![0f32; targets.len() * width]);
     let mut logits = filled(size.min(targets.len()) * vocabulary, |_| ());

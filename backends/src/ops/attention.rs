@@ -35,6 +35,41 @@ impl AttentionConfig {
     }
 }
 
+/// The largest number of queries that the CPU's kernel processes as one block: a multiple of the tile rows of its GEMM.
+/// With more queries, more keys would be attended to by only some of them.
+pub const CPU_BLOCK: usize = 48;
+
+/// The bytes that the CPU's kernel allocates beside its result. Memory plans ask for them; a test of the kernel
+/// compares them with its buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionWorkspace {
+    /// The results of one span (queries that share no key with others), which all threads on the span share.
+    pub span: usize,
+    /// What every thread allocates for itself: keys (backward: and values) transposed, and the scores of a block.
+    pub thread: usize,
+}
+
+impl AttentionConfig {
+    /// Returns the workspace of the CPU's forward kernel for a span of `queries` queries and `keys` keys.
+    pub fn cpu_workspace(&self, queries: usize, keys: usize) -> AttentionWorkspace {
+        AttentionWorkspace {
+            span: 4 * queries * self.heads * (self.head_dim + 1),
+            thread: 4 * (CPU_BLOCK + self.head_dim) * (keys + CPU_PADDING),
+        }
+    }
+
+    /// Returns the workspace of the CPU's backward kernel for a span of `tokens` queries and keys.
+    pub fn cpu_backward_workspace(&self, tokens: usize) -> AttentionWorkspace {
+        AttentionWorkspace {
+            span: 4 * tokens * self.qkv_width(),
+            thread: 2 * self.cpu_workspace(tokens, tokens).thread,
+        }
+    }
+}
+
+/// The largest number of columns by which the CPU's kernel pads the keys of a block.
+const CPU_PADDING: usize = 32;
+
 /// Which keys each query sees, by index.
 #[derive(Clone, Debug)]
 pub struct AttentionMask<B: Backend> {

@@ -10,8 +10,31 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, backend::Backend};
 use super::accumulator;
 use crate::{TrainBackend, Weight};
 
-/// The largest number of logits that exist at once: 2^23 values are 32 MiB in f32.
-const CHUNK_VALUES: usize = 1 << 23;
+/// Returns how many rows the reference and [`head_gradient`] process at once: those of at most 2^23 logits, which are
+/// 32 MiB in f32. Memory plans ask these functions as the kernels do.
+pub fn reference_chunk_rows(vocabulary: usize) -> usize {
+    ((1 << 23) / vocabulary.max(1)).max(1)
+}
+
+/// Returns how many rows the CPU's kernel processes at once: those of at most 2^22 logits, within bounds.
+pub fn cpu_chunk_rows(vocabulary: usize) -> usize {
+    ((1 << 22) / vocabulary.max(1)).clamp(16, 1024)
+}
+
+/// Returns how many rows the GPU's kernels process at once: those of at most 2^24 logits. Where it can, this is a
+/// multiple of the 256 rows that a GEMM kernel processes in one tile.
+pub fn gpu_chunk_rows(vocabulary: usize) -> usize {
+    const TILE: usize = 256;
+    match (1 << 24) / vocabulary.max(1) {
+        many if many > TILE => many / TILE * TILE,
+        few => few.max(1),
+    }
+}
+
+/// Returns `(start, length)` of the chunks of `rows` rows.
+pub(crate) fn chunks(rows: usize, chunk_rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(chunk_rows).map(move |start| (start, chunk_rows.min(rows - start)))
+}
 
 /// The statistics to return beside the log-probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +101,8 @@ pub fn reference<B: TrainBackend>(
     stats: LogProbStats,
     with_slopes: bool,
 ) -> LogProbs<B> {
-    let (chunks, dtype) = (chunks(hidden.dims()[0], lm_head.dims()[0]), hidden.dtype());
+    let chunks = chunks(hidden.dims()[0], reference_chunk_rows(lm_head.dims()[0]));
+    let dtype = hidden.dtype();
     let (mut columns, mut slopes) = (Vec::new(), Vec::new());
     for (start, len) in chunks {
         let logits = logits(hidden.clone().narrow(0, start, len), &lm_head);
@@ -110,7 +134,7 @@ pub fn head_gradient<B: TrainBackend>(
     grad: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     let mut sum = None;
-    for (start, len) in chunks(hidden.dims()[0], lm_head.dims()[0]) {
+    for (start, len) in chunks(hidden.dims()[0], reference_chunk_rows(lm_head.dims()[0])) {
         let hidden = hidden.clone().narrow(0, start, len);
         let targets = targets.clone().narrow(0, start, len).unsqueeze_dim::<2>(1);
         let grad = grad.clone().narrow(0, start, len);
@@ -143,12 +167,6 @@ fn columns_of<B: Backend>(
     let correct = logits.clone().argmax(1).equal(target).int().float();
     let correct = correct.cast(logps.dtype());
     Tensor::cat(vec![logps, entropy, correct, logits.mean_dim(1)], 1)
-}
-
-/// Returns `(start, length)` of chunks of rows whose logits stay within [`CHUNK_VALUES`].
-fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
-    let size = (CHUNK_VALUES / vocabulary).max(1);
-    (0..rows).step_by(size).map(move |start| (start, size.min(rows - start)))
 }
 
 /// Returns `hidden W^T` in the accumulator's dtype, `[rows, V]`.

@@ -6,6 +6,7 @@ mod packed;
 mod refusals;
 mod resume;
 mod runs;
+mod strategies;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -8,13 +8,14 @@ mod tiles;
 
 use burn::tensor::{DType, Int, Tensor as BurnTensor};
 use burn_cubecl::ops::numeric::zeros;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::launch::{THREADS, block_grid, dense_rows, empty};
 use super::queue::{
     CubeGpu, Kernel, QueuedTensor, burn_tensor, into_array, queue, queued_int_tensor, queued_tensor,
 };
+use super::runtime::GpuRuntime;
 use crate::{Attended, AttentionConfig, AttentionMask};
 use tiles::{Plan, TILE_COLUMNS};
 
@@ -134,7 +135,7 @@ struct Forward(Launch);
 impl Kernel for Forward {
     const NAME: &'static str = "attention";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [query, key, value, ranges, hidden, queries] = into_array(inputs).map(dense_rows);
         let (launch, config) = (&self.0, &self.0.config);
         let [count, _] = ranges.meta.shape().dims();
@@ -169,7 +170,7 @@ struct BackwardPass(Launch);
 impl Kernel for BackwardPass {
     const NAME: &'static str = "attention_backward";
 
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+    fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [qkv, output, lse, grad, ranges, hidden, queries] = into_array(inputs).map(dense_rows);
         let launch = &self.0;
         let row_sum = row_sums(&grad, &output, &launch.config);
@@ -188,7 +189,7 @@ impl Kernel for BackwardPass {
 }
 
 /// Computes `rowsum(grad * output)` of each head, `[Q, H]`.
-fn row_sums<R: CubeRuntime>(
+fn row_sums<R: GpuRuntime>(
     grad: &CubeTensor<R>,
     output: &CubeTensor<R>,
     config: &AttentionConfig,
@@ -209,7 +210,7 @@ fn row_sums<R: CubeRuntime>(
 }
 
 /// The inputs of both backward kernels.
-struct BackwardInputs<R: CubeRuntime> {
+struct BackwardInputs<R: GpuRuntime> {
     qkv: CubeTensor<R>,
     grad: CubeTensor<R>,
     lse: CubeTensor<R>,
@@ -219,7 +220,7 @@ struct BackwardInputs<R: CubeRuntime> {
     queries: CubeTensor<R>,
 }
 
-impl<R: CubeRuntime> BackwardInputs<R> {
+impl<R: GpuRuntime> BackwardInputs<R> {
     /// Writes the gradient of the queries into their columns of `d_qkv`.
     fn write_query_gradient(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [count, _] = self.ranges.meta.shape().dims();

@@ -2,11 +2,12 @@
 //! dequantizing the weight first would write and read many times the bytes of the words.
 
 use burn::tensor::DType;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{Plan, QuantizedTensors, block_scale, dequantize_word, load_codebooks};
 use crate::cubecl::launch::{THREADS, block_grid, dense_rows, empty, vector_size, vector_sum};
+use crate::cubecl::runtime::GpuRuntime;
 use crate::ops::packed::BLOCK;
 
 /// The largest number of rows of `x`.
@@ -28,7 +29,7 @@ const WORDS_AHEAD: usize = 4;
 /// read different banks.
 const PITCH: usize = GROUP_THREADS + 1;
 
-impl<R: CubeRuntime> QuantizedTensors<R> {
+impl<R: GpuRuntime> QuantizedTensors<R> {
     /// Computes `x W^T` for a few rows `[T, D_in]` into `dtype`, accumulated in f32. Returns `None` for more than
     /// [`MAX_ROWS`] rows, and where a row of the weight begins within a word.
     pub(in crate::cubecl) fn few_rows_matmul(
@@ -211,7 +212,7 @@ mod tests {
     impl Kernel for FewRowsMatmul {
         const NAME: &'static str = "few_product";
 
-        fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
+        fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
             let mut inputs = inputs.into_iter();
             let x = inputs.next();
             let weight = self.0.take_tensors(&mut inputs);

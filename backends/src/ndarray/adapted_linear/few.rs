@@ -1,7 +1,7 @@
 //! Projections of a few rows: all their GEMMs are distributed over the threads at once.
 
 use super::weight::{HostProjection, HostWeight, ranks, width};
-use crate::ndarray::few_rows::{Output, Rows, Term, Weights, compute};
+use crate::ndarray::few_rows::{Output, RowBlock, Term, Weights, compute};
 use crate::ndarray::gemm::{WriteMode, rows_mut};
 use crate::ndarray::matrix::Matrix;
 
@@ -19,7 +19,7 @@ pub(super) fn project(
             HostWeight::Float(weight) => term(1.0, x.values(), weight),
             HostWeight::Packed(weight) => Term {
                 factor: 1.0,
-                x: Rows::of(x.values(), weight.columns),
+                x: RowBlock::of(x.values(), weight.columns),
                 w: Weights::Packed(weight, 0),
             },
         };
@@ -46,8 +46,8 @@ pub(super) fn low(x: &Matrix, projections: &[HostProjection], low: &mut [f32]) {
 fn term<'a>(factor: f32, x: &'a [f32], weight: &'a Matrix) -> Term<'a> {
     Term {
         factor,
-        x: Rows::of(x, weight.columns),
-        w: Weights::Floats(Rows::of(weight.values(), weight.columns)),
+        x: RowBlock::of(x, weight.columns),
+        w: Weights::Floats(RowBlock::of(weight.values(), weight.columns)),
     }
 }
 

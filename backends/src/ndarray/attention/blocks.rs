@@ -3,10 +3,7 @@
 use std::ops::Range;
 
 use crate::ndarray::vector::LANES;
-
-/// The largest number of queries in a block: a multiple of the tile rows of the GEMM kernel. With
-/// more queries, more keys would be attended to by only some of them.
-pub(super) const BLOCK: usize = 48;
+use crate::ops::attention::CPU_BLOCK as BLOCK;
 
 /// Queries that attend to a range of keys to which the queries of no other span attend.
 #[derive(Clone, Debug, PartialEq, Eq)]

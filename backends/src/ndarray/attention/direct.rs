@@ -10,9 +10,10 @@ use rayon::prelude::*;
 
 use super::weighted_sums::WeightedSums;
 use super::{Attention, Heads};
-use crate::ndarray::few_rows::{Output, Rows, Term, Weights};
+use crate::ndarray::few_rows::{Output, RowBlock, Term, Weights};
 use crate::ndarray::gemm::{MIN_PARALLEL_WORK, WriteMode, columns_mut};
 use crate::ndarray::matrix::filled;
+use crate::ndarray::tile::Rows;
 use crate::ndarray::vector::{exp, max, total, update, vectorized};
 
 /// Mean number of consecutive queries per sequence from which blocks are faster.
@@ -59,15 +60,10 @@ impl<'a> Attention<'a> {
     }
 
     /// Returns the rows in `range` of one head.
-    fn head_rows(&self, heads: &Heads<'a>, range: &Range<usize>, head: usize) -> Rows<'a> {
+    fn head_rows(&self, heads: &Heads<'a>, range: &Range<usize>, head: usize) -> RowBlock<'a> {
         let head_dim = self.config.head_dim;
-        let start = range.start * heads.stride + heads.column + head * head_dim;
-        Rows {
-            values: heads.values.get(start..).unwrap_or_default(),
-            count: range.len(),
-            columns: head_dim,
-            stride: heads.stride,
-        }
+        let rows = heads.rows(head, head_dim, range.start);
+        RowBlock { rows, count: range.len(), columns: head_dim }
     }
 
     /// Computes the output `[group, Dh]` and log-sum-exp `[group]` of one query for the query heads
@@ -83,7 +79,7 @@ impl<'a> Attention<'a> {
         }
         let heads = &self.inputs.query;
         let start = query * heads.stride + heads.column + kv_head * group * head_dim;
-        let x = Rows::of(&heads.values[start..][..group * head_dim], head_dim);
+        let x = RowBlock::of(&heads.values[start..][..group * head_dim], head_dim);
         let mut column = 0;
         let mut scores = filled(group * keys, |_| ());
         for range in &ranges {
@@ -113,11 +109,10 @@ impl<'a> Attention<'a> {
         for range in &ranges {
             pulp::Arch::new().dispatch(WeightedSums {
                 output: &mut *output,
-                weights: Rows {
-                    values: &scores[column..],
+                weights: RowBlock {
+                    rows: Rows::all(&scores, keys).from(0, column),
                     count: group,
                     columns: range.len(),
-                    stride: keys,
                 },
                 values: self.head_rows(&self.inputs.value, range, kv_head),
             });

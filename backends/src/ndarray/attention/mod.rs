@@ -14,13 +14,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::blocks::{BLOCK, Span, VisibleKeys, blocks, padded_columns, spans};
+use self::blocks::{Span, VisibleKeys, blocks, padded_columns, spans};
 use super::gemm::WriteMode;
 use super::matrix::{filled, split};
 use super::tile::{Operand, Rows, small_gemm};
 use super::transpose::transpose;
 use super::vector::{exp, max, sum2, total, update, update2, vectorized};
 use crate::AttentionConfig;
+use crate::ops::attention::CPU_BLOCK as BLOCK;
 
 /// An attention mask on the host.
 pub(super) struct HostMask {
@@ -504,5 +505,50 @@ fn scatter(rows: &mut [f32], stride: usize, column: usize, values: &[f32], colum
     let rows = rows.chunks_mut(stride);
     for (row, values) in rows.zip(values.chunks_exact(columns.max(1))) {
         row[column..column + columns].copy_from_slice(values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory plans ask [`AttentionConfig`] for the workspace; here it is compared with the buffers of a span.
+    #[test]
+    fn the_declared_workspace_holds_the_buffers() {
+        for (heads, kv_heads, head_dim, count) in
+            [(4, 2, 64, 1000), (6, 3, 40, 517), (2, 2, 96, 33)]
+        {
+            let config = AttentionConfig { heads, kv_heads, head_dim, scale: 1.0 };
+            let values = vec![0f32; count * config.qkv_width()];
+            let side = |column| Heads { values: &values, stride: config.qkv_width(), column };
+            let (query, key, value) =
+                (side(0), side(heads * head_dim), side((heads + kv_heads) * head_dim));
+            let ranges =
+                (0..count).map(|token| [0, count / 3, count / 3, token.max(count / 3) + 1]);
+            let mask =
+                HostMask { ranges: ranges.collect(), hidden: Vec::new(), queries: Vec::new() };
+            let inputs = Inputs { query, key, value };
+            let attention = Attention { inputs, mask: &mask, config: &config };
+            let span = &spans(&mask.ranges)[0];
+            assert_eq!((span.queries.len(), span.keys.len()), (count, count));
+
+            let transposed = Transposed::of(&inputs.key, 0, head_dim, &span.keys).values.len();
+            let scores = BLOCK * VisibleKeys::of(&mask.ranges).width();
+            let declared = config.cpu_workspace(count, count);
+            let thread = 4 * (transposed + scores);
+            assert!(
+                (thread..thread + thread / 2).contains(&declared.thread),
+                "{thread} {declared:?}"
+            );
+            let (output, lse) = attention.forward();
+            assert_eq!(declared.span, 4 * (output.len() + lse.len()));
+
+            let declared = config.cpu_backward_workspace(count);
+            assert!((2 * thread..3 * thread).contains(&declared.thread), "{thread} {declared:?}");
+            let grads = (0..kv_heads)
+                .map(|head| attention.span_backward(span, head, &output, &lse, &output));
+            let bytes = grads.flatten().map(|grad| 4 * grad.len());
+            assert_eq!(declared.span, bytes.sum::<usize>());
+        }
     }
 }

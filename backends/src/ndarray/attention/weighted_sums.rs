@@ -17,8 +17,8 @@ const VECTORS: usize = 4;
 /// Dh]`.
 pub(super) struct WeightedSums<'a> {
     pub(super) output: &'a mut [f32],
-    pub(super) weights: Rows<'a>,
-    pub(super) values: Rows<'a>,
+    pub(super) weights: RowBlock<'a>,
+    pub(super) values: RowBlock<'a>,
 }
 
 impl WithSimd for WeightedSums<'_> {
@@ -96,6 +96,7 @@ impl WeightedSums<'_> {
 mod tests {
     use super::*;
     use crate::ndarray::matrix::small_integers;
+    use crate::ndarray::tile::Rows;
 
     /// Covers every remainder of heads, vectors and lanes, and rows with gaps; the result is added
     /// to the output.
@@ -109,13 +110,12 @@ mod tests {
             let mut output = before.clone();
             pulp::Arch::new().dispatch(WeightedSums {
                 output: &mut output,
-                weights: Rows {
-                    values: &weights,
+                weights: RowBlock {
+                    rows: Rows::all(&weights, weights_stride),
                     count: heads,
                     columns: keys,
-                    stride: weights_stride,
                 },
-                values: Rows { values: &values, count: keys, columns: width, stride },
+                values: RowBlock { rows: Rows::all(&values, stride), count: keys, columns: width },
             });
             for head in 0..heads {
                 for column in 0..width {

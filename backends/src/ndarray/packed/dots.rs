@@ -11,7 +11,7 @@ use faer::reborrow::ReborrowMut;
 
 use super::BLOCK;
 use super::vectors::{Decoder, Lookup, SimdJob};
-use crate::ndarray::few_rows::{Rows, prefetch};
+use crate::ndarray::few_rows::{RowBlock, prefetch};
 use crate::ndarray::gemm::WriteMode;
 use crate::ndarray::vector::LANES;
 
@@ -23,7 +23,7 @@ const MAX_PER_WORD: usize = 8;
 
 /// Rearranges `x` to the order of the indices in vectors of words, padded with 0.
 pub(super) struct ArrangeRows<'a> {
-    pub(super) x: Rows<'a>,
+    pub(super) x: RowBlock<'a>,
     pub(super) arranged: &'a mut Vec<f32>,
 }
 

@@ -6,7 +6,7 @@ use faer::reborrow::ReborrowMut;
 use super::dots::{ArrangeRows, Dots, DotsOfRows, TILE_W_ROWS};
 use super::vectors::SimdKind;
 use super::{BLOCK, HostPacked, HostScales};
-use crate::ndarray::few_rows::{Rows, few_rows_gemm};
+use crate::ndarray::few_rows::{RowBlock, few_rows_gemm};
 use crate::ndarray::gemm::WriteMode;
 use crate::ndarray::matrix::filled;
 
@@ -23,7 +23,7 @@ pub(in crate::ndarray) fn gemm(
     mut target: MatMut<'_, f32>,
     mode: WriteMode,
     factor: f32,
-    x: Rows<'_>,
+    x: RowBlock<'_>,
     (w, first): (&HostPacked, usize),
 ) {
     if w.rows_are_word_aligned() {
@@ -36,7 +36,7 @@ pub(in crate::ndarray) fn gemm(
         let unpacked = &mut unpacked[..rows * w.columns];
         w.unpack((first + start) * w.columns, unpacked);
         let target = target.rb_mut().get_mut(.., start..start + rows);
-        few_rows_gemm(target, mode, factor, x, Rows::of(unpacked, w.columns));
+        few_rows_gemm(target, mode, factor, x, RowBlock::of(unpacked, w.columns));
     }
 }
 
@@ -56,7 +56,7 @@ fn gemm_with(
     mut target: MatMut<'_, f32>,
     mode: WriteMode,
     factor: f32,
-    x: Rows<'_>,
+    x: RowBlock<'_>,
     (w, first): (&HostPacked, usize),
 ) {
     let mut arranged = Vec::new();
@@ -167,7 +167,7 @@ mod tests {
         for mode in [WriteMode::Overwrite, WriteMode::Add] {
             let mut ours = vec![1f32; x_rows * (count + 2)];
             let target = columns_mut(&mut ours, count + 2, 1, count);
-            let x_rows_of = Rows::of(&x, w.columns);
+            let x_rows_of = RowBlock::of(&x, w.columns);
             gemm_with(kind, target, mode, 0.5, x_rows_of, (w, first));
             for m in 0..x_rows {
                 for n in 0..count {
@@ -200,7 +200,7 @@ mod tests {
                 let x = random(40 * columns);
                 let rows = |first: usize, count: usize| {
                     let mut y = vec![f32::NAN; count * 21];
-                    let x = Rows::of(&x[first * columns..][..count * columns], columns);
+                    let x = RowBlock::of(&x[first * columns..][..count * columns], columns);
                     let target = rows_mut(&mut y, 21);
                     gemm(target, WriteMode::Overwrite, 1.0, x, (&w, 0));
                     y
