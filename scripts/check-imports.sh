@@ -21,19 +21,19 @@ read_at:
 data:
 report:
 model: data
-config: data model lora dpo train
+config: data model lora objective train
 lora: data model
-dpo: data model lora
+objective: data model lora
 generate: data model lora config
-train: data model lora dpo config
-eval: data model lora dpo generate config
+train: data model lora objective config
+eval: data model lora objective generate config
 doctor: data
 inspect: data eval
-bench: config data model lora dpo train doctor
+bench: config data model lora objective train doctor
 plan: config data model lora train doctor bench
-iterate: config data model lora dpo train generate eval
-demo: config data model lora dpo train generate eval iterate report
-cli: config data model lora dpo generate train eval iterate report demo doctor bench plan inspect
+iterate: config data model lora objective train generate eval
+demo: config data model lora objective train generate eval iterate report
+cli: config data model lora objective generate train eval iterate report demo doctor bench plan inspect
 "
 
 # Prints the modules that module $1 may import; returns 1 if there is no rule for it.

@@ -6,7 +6,7 @@
 //!
 //! 1. [`data::preference`] and [`data::prepare`]: turn voted answers into pairs of a chosen and a rejected
 //!    completion.
-//! 2. [`dpo::loss`], then [`dpo::log_probs`]: the loss, and the log-probabilities it is a function of.
+//! 2. [`objective::losses`], then [`objective::log_probs`]: the loss, and the log-probabilities it is a function of.
 //! 3. [`model::linear`] and [`lora::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
 //! 4. [`model::mistral`]: the model, with Hugging Face's field names.
 //! 5. [`train::learner`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
@@ -44,7 +44,6 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod doctor;
-pub mod dpo;
 pub mod error;
 pub mod eval;
 pub mod generate;
@@ -54,6 +53,7 @@ pub mod interrupt;
 pub mod iterate;
 pub mod lora;
 pub mod model;
+pub mod objective;
 pub mod output;
 pub mod plan;
 pub mod process;

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::step::{Run, Setup};
 use crate::data::batch::PreferenceBatch;
 use crate::doctor::speed::median_seconds;
-use crate::dpo::log_probs::DeviceBatch;
 use crate::error::Result;
 use crate::lora::linear::adapter_parameters;
 use crate::model::linear::Linear;
 use crate::model::mistral::Mistral;
+use crate::objective::log_probs::DeviceBatch;
 use crate::train::optimizer::{AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm};
 use crate::train::pass::passes;
 

@@ -13,14 +13,14 @@ use crate::config::{GradientCheckpointing, TargetModules};
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
 use crate::doctor::speed::{median, timed};
-use crate::dpo::loss::{DpoLoss, DpoLossType};
-use crate::dpo::reference::Reference;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
 use crate::lora::linear::{attach, trainable};
 use crate::model::config::MistralConfig;
 use crate::model::load::random_on_device;
+use crate::objective::preference::PreferenceLoss;
+use crate::objective::reference::Reference;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::pass::passes;
@@ -85,12 +85,7 @@ impl<B: TrainBackend> Setup<B> {
             GradientCheckpointing::Auto => choose_activations::<B>(&policy, None, device),
         };
         let learner_config = LearnerConfig {
-            loss: DpoLoss {
-                loss_type: DpoLossType::Sigmoid,
-                beta: 0.1,
-                weight: 1.0,
-                sft_weight: 0.0,
-            },
+            loss: PreferenceLoss::sigmoid(0.1),
             step: StepConfig {
                 max_grad_norm: Some(1.0),
                 activations,

@@ -9,8 +9,8 @@ use crate::data::encode::{Compat, EncodeConfig, TruncationMode, encode_pairs};
 use crate::data::pair::read_pairs;
 use crate::data::prompt::PLAIN;
 use crate::data::tokenizer::Tokenizer;
-use crate::dpo::score::{ScoreOptions, Truncated, write_marked_scores};
 use crate::error::Result;
+use crate::objective::score::{ScoreOptions, Truncated, write_marked_scores};
 use crate::output::OutputFile;
 use crate::progress::ProgressMode;
 

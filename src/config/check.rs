@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    FDivergence, InitLoraWeights, IntervalStrategy, LossType, Method, ModelDtype, Quantization,
-    TargetModules,
+    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Quantization, Reference, TargetModules,
 };
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
@@ -15,9 +14,8 @@ use crate::data::encode::Compat;
 use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
 use crate::model::mistral::projection_names;
-
-/// The losses that are built; the others are known by name only.
-const BUILT_LOSSES: [LossType; 3] = [LossType::Sigmoid, LossType::SigmoidNorm, LossType::Sft];
+use crate::objective::f_divergence::FDivergence;
+use crate::objective::losses::{LossType, Uses};
 
 /// Returns an error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -277,14 +275,6 @@ impl DpoSection {
             "is empty: nothing would be trained",
             "set loss_type = \"sigmoid\"",
         )?;
-        for loss in &self.loss_type {
-            ensure_built(BUILT_LOSSES.contains(loss), "dpo.loss_type", loss)?;
-        }
-        // Exactly one preference loss, and optionally the cross-entropy of the chosen completions.
-        let sft_losses = self.loss_type.iter().filter(|loss| **loss == LossType::Sft);
-        let preference_count = self.loss_type.len() - sft_losses.clone().count();
-        let is_built = preference_count == 1 && sft_losses.count() <= 1;
-        ensure_built(is_built, "dpo.loss_type", &self.loss_type)?;
         self.validate_weights()?;
         positive(self.beta, "dpo.beta")?;
         check_number(self.label_smoothing, "dpo.label_smoothing")?;
@@ -294,17 +284,76 @@ impl DpoSection {
             "TRL 0.7.4 has no label smoothing",
             "remove the key",
         )?;
-        let plain = self.f_divergence_type == FDivergence::ReverseKl;
-        ensure_built(plain, "dpo.f_divergence_type", self.f_divergence_type)?;
-        let coefficient = self.f_alpha_divergence_coef;
-        ensure_built(coefficient == 0.5, "dpo.f_alpha_divergence_coef", coefficient)?;
+        self.validate_loss_settings(compat)?;
+        self.validate_reference()?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
         }
-        ensure_built(self.ld_alpha.is_none(), "dpo.ld_alpha", self.ld_alpha)?;
-        ensure_built(!self.use_weighting, "dpo.use_weighting", self.use_weighting)?;
-        ensure_built(self.discopop_tau == 0.05, "dpo.discopop_tau", self.discopop_tau)?;
         ensure_built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
+    }
+
+    /// Checks that every setting of the loss has an effect on one of the losses, and has a value with which that is defined.
+    fn validate_loss_settings(&self, compat: Compat) -> Result<()> {
+        check_number(self.f_alpha_divergence_coef, "dpo.f_alpha_divergence_coef")?;
+        check_number(self.discopop_tau, "dpo.discopop_tau")?;
+        check_number(self.dpop_lambda, "dpo.dpop_lambda")?;
+        let default = Self::default();
+        let has = |loss| self.loss_type.contains(&loss);
+        let uses =
+            |setting: fn(Uses) -> bool| self.loss_type.iter().any(|loss| setting(loss.uses()));
+        let no_effect = "has no effect on dpo.loss_type";
+        let is_alpha = self.f_divergence_type == FDivergence::AlphaDivergence;
+        let plain = self.f_divergence_type == FDivergence::ReverseKl;
+        ensure(
+            plain || uses(|uses| uses.scores),
+            "dpo.f_divergence_type",
+            no_effect,
+            "remove the key, or choose a loss of the scores' difference, such as \"sigmoid\"",
+        )?;
+        ensure(
+            is_alpha || self.f_alpha_divergence_coef == default.f_alpha_divergence_coef,
+            "dpo.f_alpha_divergence_coef",
+            "has no effect: dpo.f_divergence_type is not \"alpha_divergence\"",
+            "remove the key, or set dpo.f_divergence_type = \"alpha_divergence\"",
+        )?;
+        for (key, loss, is_default) in [
+            ("dpo.discopop_tau", LossType::Discopop, self.discopop_tau == default.discopop_tau),
+            ("dpo.dpop_lambda", LossType::Dpop, self.dpop_lambda == default.dpop_lambda),
+        ] {
+            ensure(is_default || has(loss), key, no_effect, "remove the key")?;
+        }
+        ensure(
+            !has(LossType::ExoPair) || self.label_smoothing > 0.0,
+            "dpo.label_smoothing",
+            "must be above 0 for the loss \"exo_pair\", which contains its logarithm",
+            "set it to 1e-3, the value of the paper",
+        )?;
+        let known_to_0_7_4 = |loss: &LossType| matches!(loss, LossType::Sigmoid | LossType::Hinge);
+        ensure(
+            compat == Compat::Trl1 || self.loss_type.iter().all(known_to_0_7_4),
+            "dpo.loss_type",
+            "TRL 0.7.4 has only \"sigmoid\" and \"hinge\" of these formulas",
+            "choose one of them, or remove data.compat",
+        )
+    }
+
+    /// Checks that no key about the reference is set that `reference_free` makes void.
+    fn validate_reference(&self) -> Result<()> {
+        if !self.reference_free {
+            return Ok(());
+        }
+        for (key, given) in [
+            ("dpo.reference", self.reference != Reference::Auto),
+            ("dpo.precompute_ref_log_probs", self.precompute_ref_log_probs),
+        ] {
+            ensure(
+                !given,
+                key,
+                "has no effect: dpo.reference_free is true",
+                "remove the key, or dpo.reference_free",
+            )?;
+        }
+        Ok(())
     }
 
     fn validate_weights(&self) -> Result<()> {

@@ -21,7 +21,6 @@ const NOT_BUILT: &[&str] = &[
     "label_smoothing_factor",
     "neftune_noise_alpha",
     "group_by_length",
-    "reference_free",
     "assistant_only_loss",
     "parallelism_config",
 ];
@@ -36,10 +35,6 @@ const REMEDIES: &[(&str, &str)] = &[
     ("report_to", LOGS),
     ("logging_dir", LOGS),
     ("run_name", LOGS),
-    (
-        "rpo_alpha",
-        "set dpo.loss_type = [\"sigmoid\", \"sft\"] and dpo.loss_weights = [1.0, rpo_alpha]",
-    ),
     ("bf16", "set model.dtype = \"bf16\""),
     ("fp16", "set model.dtype = \"f16\""),
     ("tf32", "set model.dtype; each backend multiplies as accurately as it can"),

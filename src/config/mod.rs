@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use options::{
-    EvalMeans, FDivergence, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
-    LossType, Method, ModelDtype, Optim, Quantization, Reference, TargetModules,
+    EvalMeans, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias, Method,
+    ModelDtype, Optim, Quantization, Reference, TargetModules,
 };
 pub use ranges::range_in_words;
 pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSection, TrainSection};

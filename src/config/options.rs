@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::quantize;
+use crate::objective::losses::LossType;
 
 /// Training method.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,57 +110,6 @@ pub enum Reference {
     Base,
     /// A frozen copy of the initial adapter.
     Initial,
-}
-
-/// TRL's `loss_type`. Formulas: TRL 1.x, `DPOTrainer._compute_loss`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossType {
-    /// DPO (Rafailov et al. 2023, eq. 7).
-    Sigmoid,
-    /// SLiC (Zhao et al. 2023).
-    Hinge,
-    /// IPO (Azar et al. 2023), averaged over tokens.
-    Ipo,
-    /// EXO (Ji et al. 2024).
-    ExoPair,
-    /// NCA (Chen et al. 2024).
-    NcaPair,
-    /// Robust DPO (Chowdhury et al. 2024).
-    Robust,
-    /// BCO (Jung et al. 2024), pairwise.
-    BcoPair,
-    /// SPPO with hard labels (Wu et al. 2024).
-    SppoHard,
-    /// AOT (Melnyk et al. 2024), paired.
-    Aot,
-    /// AOT (Melnyk et al. 2024), unpaired.
-    AotUnpaired,
-    /// APO-zero (D'Oosterlinck et al. 2024).
-    ApoZero,
-    /// APO-down (D'Oosterlinck et al. 2024).
-    ApoDown,
-    /// DiscoPOP (Lu et al. 2024).
-    Discopop,
-    /// Cross-entropy on the chosen completions.
-    Sft,
-    /// DPO on log-probabilities averaged over tokens.
-    SigmoidNorm,
-}
-
-/// Divergence from the reference that the loss penalizes (Wang et al. 2023, f-DPO).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FDivergence {
-    /// KL(policy || reference): plain DPO.
-    #[default]
-    ReverseKl,
-    /// KL(reference || policy).
-    ForwardKl,
-    /// Jensen-Shannon.
-    JsDivergence,
-    /// Alpha-divergence with `dpo.f_alpha_divergence_coef`.
-    AlphaDivergence,
 }
 
 /// The `optim` of transformers' `TrainingArguments`. Only one optimizer is built.

@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EvalMeans, FDivergence, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
-    LossType, ModelDtype, Optim, Quantization, Reference, TargetModules, one_or_many,
+    EvalMeans, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias, ModelDtype,
+    Optim, Quantization, Reference, TargetModules, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
 use crate::data::prompt::PLAIN;
 use crate::model::quantize;
+use crate::objective::f_divergence::FDivergence;
+use crate::objective::losses::{LossSettings, LossType};
+use crate::objective::preference::PreferenceLoss;
 use crate::train::sampler::steps_per_epoch;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
@@ -192,23 +195,30 @@ pub struct DpoSection {
     /// Reference model: the base, or the initial adapter. `"auto"`: the initial adapter if `lora.adapter` is given,
     /// else the base.
     pub reference: Reference,
-    /// Probability that a preference label is flipped, for losses with label smoothing.
+    /// Probability that a preference label is flipped, for `robust`, `exo_pair`, `aot`, `aot_unpaired` and `cdpo`.
     pub label_smoothing: f64,
-    /// Divergence from the reference that the loss penalizes.
+    /// Divergence from the reference that the loss penalizes (Wang et al. 2023, f-DPO).
     pub f_divergence_type: FDivergence,
-    /// Alpha of the alpha-divergence.
+    /// Alpha of `"alpha_divergence"`.
     pub f_alpha_divergence_coef: f64,
     /// Whether to compute all reference log-probabilities once before training instead of at every step.
     pub precompute_ref_log_probs: bool,
     /// Pairs per batch when precomputing. Default: `train.per_device_train_batch_size`.
     pub precompute_ref_batch_size: Option<usize>,
-    /// Weight of the tokens of a completion beyond the length of the shorter one (Liu et al. 2024, LD-DPO). Not built
-    /// yet.
+    /// Weight of the tokens of a completion beyond the length of the shorter one (Liu et al. 2024, LD-DPO). Default: 1.
     pub ld_alpha: Option<f64>,
-    /// Whether to use weighted preference optimization (Zhou et al. 2024). Not built yet.
+    /// Whether to multiply the loss of each pair by the probability of its completions (Zhou et al. 2024, WPO).
     pub use_weighting: bool,
-    /// Temperature of the DiscoPOP loss.
+    /// Temperature of `discopop`.
     pub discopop_tau: f64,
+    /// Weight of `dpop`'s penalty on chosen completions that become less likely.
+    pub dpop_lambda: f64,
+    /// Weight of the cross-entropy of the chosen completions, which is added to the loss (Pang et al. 2024, RPO). The same
+    /// as `sft` in `loss_type` with this weight.
+    pub rpo_alpha: Option<f64>,
+    /// Whether the reference's log-probabilities count as 0. The reference is then not computed, and rewards are
+    /// `beta * logp`.
+    pub reference_free: bool,
     /// Whether to move the reference towards the policy during training (Gorbatovski et al. 2024, TR-DPO). Not built
     /// yet.
     pub sync_ref_model: bool,
@@ -229,7 +239,32 @@ impl Default for DpoSection {
             ld_alpha: None,
             use_weighting: false,
             discopop_tau: 0.05,
+            dpop_lambda: 50.0,
+            rpo_alpha: None,
+            reference_free: false,
             sync_ref_model: false,
+        }
+    }
+}
+
+impl DpoSection {
+    /// Returns the loss that the section describes.
+    pub fn loss(&self) -> PreferenceLoss {
+        let weights = self.loss_weights.clone().unwrap_or(vec![1.0; self.loss_type.len()]);
+        let sft = self.rpo_alpha.map(|weight| (LossType::Sft, weight));
+        PreferenceLoss {
+            terms: self.loss_type.iter().copied().zip(weights).chain(sft).collect(),
+            settings: LossSettings {
+                beta: self.beta,
+                label_smoothing: self.label_smoothing,
+                discopop_tau: self.discopop_tau,
+                dpop_lambda: self.dpop_lambda,
+            },
+            f_divergence: self.f_divergence_type,
+            f_alpha: self.f_alpha_divergence_coef,
+            use_weighting: self.use_weighting,
+            ld_alpha: self.ld_alpha,
+            reference_free: self.reference_free,
         }
     }
 }

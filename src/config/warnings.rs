@@ -21,9 +21,11 @@ impl RunConfig {
             warn(true, sentence.into());
         }
         warn(
-            self.dpo.label_smoothing > 0.0,
+            self.dpo.label_smoothing > 0.0
+                && !self.dpo.loss_type.iter().any(|loss| loss.uses().label_smoothing),
             format!(
-                "dpo.label_smoothing: {} has no effect: TRL 1.x ignores it for this loss",
+                "dpo.label_smoothing: {} has no effect: TRL 1.x ignores it for this loss; dpo.loss_type = \"cdpo\" is \
+                 DPO with label smoothing",
                 self.dpo.label_smoothing
             ),
         );

@@ -13,10 +13,10 @@ use super::store::Store;
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::data::pair::PreferencePair;
-use crate::dpo::log_probs::{DeviceBatch, finite_sums, score};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
+use crate::objective::log_probs::{DeviceBatch, finite_sums, score};
 use crate::progress::{Progress, ProgressMode};
 
 /// The rules by which a pair is judged. The first needs an adapter: without one, policy and reference are the same model.

@@ -261,14 +261,12 @@ impl Operations<'_> {
 
     /// Simulates attention of `queries` rows; returns its output and log-sum-exp.
     pub(super) fn attention(&mut self, _qkv: Buffer, queries: usize) -> [Buffer; 2] {
-        let shape = &self.job.shape;
-        let (heads, head_dim) = (shape.num_attention_heads, shape.head_dim());
-        let output = queries * heads * head_dim * self.job.size();
-        let lse = 4 * queries * heads;
+        let config = self.job.shape.attention();
+        let output = queries * config.heads * config.head_dim * self.job.size();
+        let lse = 4 * queries * config.heads;
         let results = [output, lse].map(|bytes| self.memory.allocate(Category::Attention, bytes));
         if self.heap {
-            let workspace =
-                self.job.shape.attention().cpu_workspace(self.span.min(queries), self.span);
+            let workspace = config.cpu_workspace(self.span.min(queries), self.span);
             self.attention_workspace(workspace);
         }
         results
@@ -287,15 +285,14 @@ impl Operations<'_> {
 
     /// Simulates the backward pass of attention; returns the gradient of queries, keys and values.
     pub(super) fn attention_backward(&mut self, queries: usize) -> Buffer {
-        let shape = &self.job.shape;
-        let (heads, head_dim) = (shape.num_attention_heads, shape.head_dim());
+        let config = self.job.shape.attention();
         let bytes = self.bytes(self.qkv_width());
         let d_qkv = self.memory.allocate(Category::Attention, bytes);
         if self.heap {
-            let workspace = self.job.shape.attention().cpu_backward_workspace(self.span);
+            let workspace = config.cpu_backward_workspace(self.span);
             self.attention_workspace(workspace);
         } else {
-            self.memory.allocate_scratch(Category::Attention, 4 * queries * heads);
+            self.memory.allocate_scratch(Category::Attention, 4 * queries * config.heads);
         }
         d_qkv
     }

@@ -4,7 +4,7 @@ use super::job::Job;
 use super::profile::Profile;
 use crate::config::Method;
 use crate::data::lengths::SampleLengths;
-use crate::train::pass::grouped;
+use crate::train::pass::{PassLimits, grouped_with};
 use crate::train::sampler::Sampler;
 use crate::train::setup::fitting_tokens;
 
@@ -64,6 +64,13 @@ impl Job {
         })
     }
 
+    /// Returns what a pass may hold.
+    fn pass_limits(&self, profile: &Profile) -> PassLimits {
+        let is_dpo = self.config.method == Method::Dpo;
+        let whole_micro_batches = is_dpo && self.config.dpo.loss().needs_whole_micro_batches();
+        PassLimits { tokens: self.pass_tokens(profile), whole_micro_batches }
+    }
+
     /// Returns the number of sequences of a sample.
     pub(super) fn sides(&self) -> usize {
         match self.config.method {
@@ -107,7 +114,7 @@ impl Job {
             accumulation: train.gradient_accumulation_steps.max(1),
             shuffle_seed: self.config.data.shuffle.then_some(self.config.seed),
         };
-        let budget = self.pass_tokens(profile);
+        let limits = self.pass_limits(profile);
         let total = if self.knows_samples() {
             train.total_steps(samples.len()).clamp(1, MAX_STEPS_EXAMINED)
         } else {
@@ -116,7 +123,8 @@ impl Job {
         let (mut largest, mut max_passes) = (PassShape::default(), 0);
         for order in sampler.steps(total) {
             let step_tokens: Vec<usize> = order.iter().map(|index| tokens[*index]).collect();
-            let passes = grouped(&step_tokens, budget);
+            let sizes = vec![sampler.batch_size; order.len().div_ceil(sampler.batch_size)];
+            let passes = grouped_with(&step_tokens, &sizes, limits);
             max_passes = max_passes.max(passes.len());
             for pass in passes {
                 let size: usize = step_tokens[pass.clone()].iter().sum();
@@ -137,10 +145,10 @@ impl Job {
             self.truncate(&self.samples.eval)
         };
         let size = self.config.train.per_device_eval_batch_size.max(1);
-        let budget = self.pass_tokens(profile);
+        let limits = self.pass_limits(profile);
         let passes = samples.chunks(size).flat_map(|batch| {
             let tokens: Vec<usize> = batch.iter().map(SampleLengths::packed).collect();
-            let passes = grouped(&tokens, budget).into_iter();
+            let passes = grouped_with(&tokens, &[tokens.len()], limits).into_iter();
             passes.map(|pass| PassShape::of(&batch[pass])).collect::<Vec<_>>()
         });
         passes.max_by_key(|pass| pass.tokens)

@@ -8,10 +8,10 @@ use burn::backend::Autodiff;
 
 use crate::config::RunConfig;
 use crate::data::encode::EncodedPair;
-use crate::dpo::metrics::{KEYS, MicroBatchMetrics};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
+use crate::objective::metrics::{KEYS, MicroBatchMetrics};
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::Checkpoint;
 use crate::train::learner::Learner;
@@ -103,15 +103,16 @@ impl<B: TrainBackend> Method<B> for Learner<B> {
             } else {
                 0.0
             };
-            let is_single_loss =
-                config.dpo.loss_type.len() == 1 && config.dpo.loss_weights.is_none();
-            let error = (micro.loss - std::f64::consts::LN_2).abs();
-            let is_ln_2 = !is_single_loss || error < 1e-6 + tolerance;
-            if !is_ln_2 || rewards.iter().any(|reward| reward.abs() > tolerance) {
+            // A loss that is not linear in the rewards may change faster than they do.
+            let expected = config.dpo.loss().at_zero().filter(|_| tolerance == 0.0);
+            let is_expected =
+                expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
+            if !is_expected || rewards.iter().any(|reward| reward.abs() > tolerance) {
+                let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
                 return Err(Error::run(
                     format!(
                         "self-check failed: before the first update policy and reference are the same \
-                         function, but the loss is {} (not ln 2) and the rewards {rewards:?} (not 0)",
+                         function, but the loss is {}{expected} and the rewards {rewards:?} (not 0)",
                         micro.loss
                     ),
                     "this backend computes wrong results: try another --backend, and report this",

@@ -6,30 +6,31 @@
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
-use crate::dpo::log_probs::{CompletionLogProbs, DeviceBatch, score};
-use crate::dpo::loss::{DpoLoss, PairLogProbs, chosen_token_weights};
-use crate::dpo::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
-use crate::dpo::reference::Reference;
 use crate::error::Result;
 use crate::lora::linear::adapter_parameters;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
+use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
+use crate::objective::losses::{PairLogProbs, vector_like};
+use crate::objective::metrics::{CompletionOutput, MicroBatchMetrics, PairOutput};
+use crate::objective::preference::{PassLogProbs, PreferenceLoss, chosen_token_weights};
+use crate::objective::reference::Reference;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::method::{add_all, apply, mix};
 use crate::train::optimizer::{AdamW, clip_by_global_norm};
-use crate::train::pass::passes;
+use crate::train::pass::{Pass, PassLimits, passes};
 
 pub use crate::train::method::{Activations, StepConfig, StepOutput};
 
 /// Settings of a [`Learner`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LearnerConfig {
-    /// DPO loss.
-    pub loss: DpoLoss,
+    /// The preference loss.
+    pub loss: PreferenceLoss,
     /// Settings common to all methods.
     pub step: StepConfig,
 }
@@ -65,7 +66,8 @@ impl<B: TrainBackend> Learner<B> {
         // The copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under
         // dropout too.
         let is_same = reference.is_copy() && config.step.dropout_seed.is_none();
-        let starts_as_reference = is_same || adapter_is_zero(&policy);
+        let is_same = is_same || adapter_is_zero(&policy);
+        let starts_as_reference = is_same && !config.loss.reference_free;
         Self {
             policy,
             reference,
@@ -84,8 +86,39 @@ impl<B: TrainBackend> Learner<B> {
     /// A log-probability is not finite.
     pub fn precompute_reference(&mut self, pairs: &[&EncodedPair]) -> Result<()> {
         let batch = PreferenceBatch::new(pairs);
-        let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
+        let on_device = self.on_device(&batch);
         self.reference.precompute(&batch, &on_device)
+    }
+
+    /// Copies a batch to the device, with the weights of the loss's `ld_alpha`.
+    fn on_device(&self, batch: &PreferenceBatch) -> DeviceBatch<B> {
+        let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
+        if let Some(alpha) = self.config.loss.ld_alpha {
+            on_device.completions.weigh_tails(batch, alpha);
+        }
+        on_device
+    }
+
+    /// Returns the statistics that the loss and the metrics need.
+    fn stats(&self) -> LogProbStats {
+        if self.config.loss.use_weighting { LogProbStats::Squares } else { LogProbStats::All }
+    }
+
+    /// Returns what a pass may hold.
+    fn pass_limits(&self) -> PassLimits {
+        PassLimits {
+            tokens: self.config.step.pass_tokens,
+            whole_micro_batches: self.config.loss.needs_whole_micro_batches(),
+        }
+    }
+
+    /// Returns the reference's log-probabilities of the completions of a training batch, `[2N]`; zeros if the loss needs
+    /// none.
+    fn reference_logps(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
+        if self.config.loss.reference_free {
+            return Tensor::zeros([batch.counts.len()], &self.device);
+        }
+        self.reference.log_probs(batch, on_device)
     }
 
     /// Returns whether policy and reference were the same function when the learner was created. They are if every `lora_b`
@@ -115,7 +148,7 @@ impl<B: TrainBackend> Learner<B> {
         learning_rate: f64,
         micro_batches: &[Vec<&EncodedPair>],
     ) -> StepOutput {
-        let passes = passes(micro_batches, self.config.step.pass_tokens);
+        let passes = passes(micro_batches, self.pass_limits());
         let weights: Vec<f64> =
             micro_batches.iter().flat_map(|pairs| micro_batch_token_weights(pairs)).collect();
         let mut token_weights = weights.as_slice();
@@ -125,7 +158,7 @@ impl<B: TrainBackend> Learner<B> {
             let batch = PreferenceBatch::new(&pass.pairs);
             let (pass_weights, rest) = token_weights.split_at(pass.pairs.len());
             token_weights = rest;
-            let (output, grads) = self.one_pass(&batch, &pass.weights, pass_weights, seed);
+            let (output, grads) = self.one_pass(&batch, pass, pass_weights, seed);
             outputs.push(output);
             batches.push(batch);
             sum = add_all(sum, grads);
@@ -135,14 +168,14 @@ impl<B: TrainBackend> Learner<B> {
         outputs.push(norm);
 
         let numbers: Vec<f64> = Tensor::cat(outputs, 0).into_data().iter::<f64>().collect();
-        let pairs = split_outputs(&batches, &numbers);
+        let pairs = split_outputs(&batches, &numbers, self.stats());
         let mut rest = pairs.as_slice();
         let micro_batches: Vec<MicroBatchMetrics> = micro_batches
             .iter()
             .map(|micro| {
                 let (pairs, remaining) = rest.split_at(micro.len());
                 rest = remaining;
-                MicroBatchMetrics::new(pairs, self.config.loss.beta)
+                MicroBatchMetrics::new(pairs, self.config.loss.settings.beta)
             })
             .collect();
         let grad_norm = numbers.last().copied().unwrap_or(0.0);
@@ -163,50 +196,49 @@ impl<B: TrainBackend> Learner<B> {
     pub fn evaluate(&self, pairs: &[&EncodedPair]) -> MicroBatchMetrics {
         let mut outputs = Vec::new();
         let policy = self.policy.valid();
-        let config = &self.config.loss;
-        for pass in passes(&[pairs.to_vec()], self.config.step.pass_tokens) {
+        let (loss, sft_weight) = self.config.loss.without_sft();
+        let token_weights = micro_batch_token_weights(pairs);
+        for pass in passes(&[pairs.to_vec()], self.pass_limits()) {
             let batch = PreferenceBatch::new(&pass.pairs);
-            let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
-            let policy = score(&policy, &on_device, LogProbStats::All);
-            let reference = self.reference.compute(&on_device);
-            let policy_logps = PairLogProbs::split(policy.sums.clone());
-            let reference_logps = PairLogProbs::split(reference.clone());
-            let loss = config.forward(&policy_logps, &reference_logps, &batch.counts);
-            let output = concat_outputs(loss, policy, reference);
+            let on_device = self.on_device(&batch);
+            let policy = score(&policy, &on_device, self.stats());
+            let reference = if loss.reference_free {
+                Tensor::zeros([batch.counts.len()], &self.device)
+            } else {
+                self.reference.compute(&on_device)
+            };
+            let token_weights = &token_weights[..pass.pairs.len()];
+            let log_probs =
+                pass_log_probs(&policy, reference.clone(), &batch, &pass, token_weights);
+            let output = concat_outputs(loss.losses(&log_probs), policy, reference);
             let numbers: Vec<f64> = output.into_data().iter::<f64>().collect();
-            outputs.extend(split_outputs(std::slice::from_ref(&batch), &numbers));
+            outputs.extend(split_outputs(std::slice::from_ref(&batch), &numbers, self.stats()));
         }
-        MicroBatchMetrics::with_sft(&outputs, config.beta, config.sft_weight)
+        MicroBatchMetrics::with_sft(&outputs, loss.settings.beta, sft_weight)
     }
 
     /// Runs forward and backward of one pass. Returns its outputs in one vector (see [`concat_outputs`]) and the gradient
-    /// of the sum of its losses times `weights`.
+    /// of the sum of its losses times the weights of its pairs.
     fn one_pass(
         &self,
         batch: &PreferenceBatch,
-        weights: &[f64],
+        pass: &Pass<'_>,
         token_weights: &[f64],
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
-        let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
-        let reference = self.reference.log_probs(batch, &on_device);
+        let mut on_device = self.on_device(batch);
+        let reference = self.reference_logps(batch, &on_device);
         on_device.input.context.dropout_seed = dropout_seed;
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
         let head = self.policy.head();
-        let reference_logps = PairLogProbs::split(Tensor::from_inner(reference.clone()));
         let keep = self.config.step.activations.keep(batch.tokens.length);
         gradients(&self.policy, &on_device.input, keep, |hidden| {
-            let policy = completions.score(hidden, head, LogProbStats::All);
-            let policy_logps = PairLogProbs::split(policy.sums.clone());
-            let config = &self.config.loss;
-            let losses = config.forward(&policy_logps, &reference_logps, &batch.counts);
-            let losses = config.add_sft(losses, &policy_logps, token_weights);
-            let dtype = losses.dtype();
-            let weights = TensorData::new(weights.to_vec(), [weights.len()]).convert_dtype(dtype);
-            let weights = Tensor::from_data(weights, (&self.device, dtype));
-            let scored =
-                CompletionLogProbs { sums: policy.sums.inner(), tokens: policy.tokens.inner() };
-            let output = concat_outputs(losses.clone().inner(), scored, reference);
+            let policy = completions.score(hidden, head, self.stats());
+            let reference_logps = Tensor::from_inner(reference.clone());
+            let log_probs = pass_log_probs(&policy, reference_logps, batch, pass, token_weights);
+            let losses = self.config.loss.losses(&log_probs);
+            let weights = vector_like(&losses, pass.weights.clone());
+            let output = concat_outputs(losses.clone().inner(), policy.inner(), reference);
             Loss { loss: (losses * weights).sum(), output }
         })
     }
@@ -221,6 +253,25 @@ impl<B: TrainBackend> Learner<B> {
             let sums = pair.reference.map(|sum| sum as f32);
             self.reference.remember(id, sums);
         }
+    }
+}
+
+/// Collects what the loss of a pass is computed from.
+fn pass_log_probs<'a, B: TrainBackend>(
+    policy: &CompletionLogProbs<B>,
+    reference: Tensor<B, 1>,
+    batch: &'a PreferenceBatch,
+    pass: &'a Pass<'_>,
+    token_weights: &'a [f64],
+) -> PassLogProbs<'a, B> {
+    PassLogProbs {
+        policy: PairLogProbs::split(policy.weighted_sums.clone()),
+        reference: PairLogProbs::split(reference),
+        chosen_sums: PairLogProbs::split(policy.sums.clone()).chosen,
+        weights: policy.weights.clone(),
+        counts: &batch.counts,
+        token_weights,
+        micro_batches: &pass.micro_batches,
     }
 }
 
@@ -248,13 +299,17 @@ fn concat_outputs<B: TrainBackend>(
 ) -> Tensor<B, 1> {
     let tokens = policy.tokens.clone().reshape([-1]);
     match policy.tokens.dims()[0] {
-        0 => Tensor::cat(vec![losses, policy.sums, reference], 0),
-        _ => Tensor::cat(vec![losses, policy.sums, reference, tokens], 0),
+        0 => Tensor::cat(vec![losses, policy.weighted_sums, reference], 0),
+        _ => Tensor::cat(vec![losses, policy.weighted_sums, reference, tokens], 0),
     }
 }
 
 /// Splits the concatenated outputs of several passes (see [`concat_outputs`]) into one output per pair.
-fn split_outputs(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput> {
+fn split_outputs(
+    batches: &[PreferenceBatch],
+    numbers: &[f64],
+    stats: LogProbStats,
+) -> Vec<PairOutput> {
     let (mut rest, mut outputs) = (numbers, Vec::new());
     let mut take = |count: usize| {
         let (head, tail) = rest.split_at(count);
@@ -266,8 +321,9 @@ fn split_outputs(batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<PairOutput
         let (losses, sums) = (take(pairs), take(2 * pairs));
         let reference = take(2 * pairs);
         let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {
-            let (tokens, _) = take(LogProbStats::All.columns() * count).as_chunks::<4>();
-            CompletionOutput { logps: *logps, tokens: tokens.to_vec() }
+            let tokens = take(stats.columns() * count).chunks_exact(stats.columns());
+            let tokens = tokens.map(|token| std::array::from_fn(|column| token[column]));
+            CompletionOutput { logps: *logps, tokens: tokens.collect() }
         });
         let chosen: Vec<_> = completions.by_ref().take(pairs).collect();
         let both = chosen.into_iter().zip(completions).enumerate();

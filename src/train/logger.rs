@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Number, Value};
 
 use super::tensorboard::{self, EventFile};
-use crate::dpo::metrics::KEYS;
 use crate::error::{Error, Result};
 use crate::input_file;
+use crate::objective::metrics::KEYS;
 use crate::output::{FileList, open_to_append, parent, write_whole};
 use crate::train::checkpoint::TrainState;
 use crate::train::folder::RunFolder;

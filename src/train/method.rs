@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 
 use crate::config::RunConfig;
 use crate::data::sample::Sample;
-use crate::dpo::metrics::MicroBatchMetrics;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
+use crate::objective::metrics::MicroBatchMetrics;
 use crate::progress::ProgressMode;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::optimizer::{AdamW, NamedUpdate};

@@ -15,13 +15,34 @@ pub struct Pass<'a, S = EncodedPair> {
     pub pairs: Vec<&'a S>,
     /// Weight of each pair's loss in the loss of the step.
     pub weights: Vec<f64>,
+    /// The pairs of each micro-batch, or of the part of it that is in this pass.
+    pub micro_batches: Vec<Range<usize>>,
     /// Number of tokens in the packed row.
     pub tokens: usize,
 }
 
-/// Groups the pairs of a step's micro-batches, in order, into passes of at most `budget` tokens. A longer pair is a pass by
+/// What a pass may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassLimits {
+    /// The largest number of tokens.
+    pub tokens: usize,
+    /// Whether a micro-batch is always in one pass, even if it has more tokens.
+    pub whole_micro_batches: bool,
+}
+
+impl From<usize> for PassLimits {
+    /// Limits the tokens alone.
+    fn from(tokens: usize) -> Self {
+        Self { tokens, whole_micro_batches: false }
+    }
+}
+
+/// Groups the pairs of a step's micro-batches, in order, into passes. A pair that is longer than the limit is a pass by
 /// itself. The weights make the loss of the step the mean over micro-batches of their mean losses.
-pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec<Pass<'a, S>> {
+pub fn passes<'a, S: Sample>(
+    micro_batches: &[Vec<&'a S>],
+    limits: impl Into<PassLimits>,
+) -> Vec<Pass<'a, S>> {
     let (mut pairs, mut weights) = (Vec::new(), Vec::new());
     for micro_batch in micro_batches {
         let weight = 1.0 / (micro_batches.len() * micro_batch.len()) as f64;
@@ -29,17 +50,47 @@ pub fn passes<'a, S: Sample>(micro_batches: &[Vec<&'a S>], budget: usize) -> Vec
         weights.resize(pairs.len(), weight);
     }
     let tokens: Vec<usize> = pairs.iter().map(|pair| pair.packed_tokens()).collect();
+    let sizes: Vec<usize> = micro_batches.iter().map(Vec::len).collect();
     let pass = |range: Range<usize>| Pass {
         pairs: pairs[range.clone()].to_vec(),
         weights: weights[range.clone()].to_vec(),
+        micro_batches: parts(&sizes, &range),
         tokens: tokens[range].iter().sum(),
     };
-    grouped(&tokens, budget).into_iter().map(pass).collect()
+    grouped_with(&tokens, &sizes, limits.into()).into_iter().map(pass).collect()
+}
+
+/// Returns the part of each micro-batch, of which `sizes` has the numbers of pairs, that lies in `range`, counted from its
+/// start.
+fn parts(sizes: &[usize], range: &Range<usize>) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let parts = sizes.iter().map(|size| {
+        end += size;
+        (end - size).max(range.start)..end.min(range.end)
+    });
+    let parts = parts.filter(|part| part.start < part.end);
+    parts.map(|part| part.start - range.start..part.end - range.start).collect()
+}
+
+/// Groups consecutive samples as [`grouped`] does; under [`PassLimits::whole_micro_batches`], groups consecutive
+/// micro-batches, of which `sizes` has the numbers of samples (the last one may be incomplete).
+pub fn grouped_with(tokens: &[usize], sizes: &[usize], limits: PassLimits) -> Vec<Range<usize>> {
+    if !limits.whole_micro_batches {
+        return grouped(tokens, limits.tokens);
+    }
+    let mut starts = vec![0];
+    for size in sizes {
+        starts.push((starts[starts.len() - 1] + size).min(tokens.len()));
+    }
+    let batch_tokens: Vec<usize> =
+        starts.windows(2).map(|ends| tokens[ends[0]..ends[1]].iter().sum()).collect();
+    let groups = grouped(&batch_tokens, limits.tokens).into_iter();
+    groups.map(|group| starts[group.start]..starts[group.end]).collect()
 }
 
 /// Groups consecutive samples with the given numbers of tokens so that each group has at most `budget` tokens or a single
 /// sample. Returns the index range of each group.
-pub fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
+fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut group_tokens = 0;
     for (index, tokens) in tokens.iter().enumerate() {
@@ -81,5 +132,19 @@ mod tests {
         assert_eq!(passes[2].weights, [0.25; 2]);
         let sum: f64 = passes.iter().flat_map(|pass| &pass.weights).sum();
         assert!((sum - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn micro_batches_stay_whole_or_are_divided() {
+        let pairs = [3, 4, 9, 2, 2, 1].map(pair);
+        let micro_batches =
+            [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]], vec![&pairs[5]]];
+        let parts = |tokens, whole_micro_batches| -> Vec<_> {
+            let passes = passes(&micro_batches, PassLimits { tokens, whole_micro_batches });
+            passes.into_iter().map(|pass| pass.micro_batches).collect()
+        };
+        assert_eq!(parts(7, true), [vec![0..3], vec![0..2, 2..3]]);
+        assert_eq!(parts(100, true), [vec![0..3, 3..5, 5..6]]);
+        assert_eq!(parts(13, false), [vec![0..2], vec![0..1, 1..3], vec![0..1]]);
     }
 }

@@ -10,16 +10,13 @@ use burn::tensor::{DType, Element};
 use serde_json::{Value, json};
 
 use crate::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, Reference as ReferenceChoice, RunConfig,
-    TargetModules,
+    GradientCheckpointing, InitLoraWeights, Reference as ReferenceChoice, RunConfig, TargetModules,
 };
 use crate::data::encode::{EncodeConfig, EncodeReport, EncodedPair};
 use crate::data::lengths::histogram;
 use crate::data::prompt::PromptTemplate;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
-use crate::dpo::loss::{DpoLoss, DpoLossType};
-use crate::dpo::reference::Reference;
 use crate::error::{Error, Result};
 use crate::lora::adapter::{self, WEIGHTS};
 use crate::lora::config::LoraInit;
@@ -31,6 +28,7 @@ use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
+use crate::objective::reference::Reference;
 use crate::progress::ProgressMode;
 use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{RunManifest, StartingModel};
@@ -129,7 +127,7 @@ pub fn learner<B: TrainBackend>(
         _ => Reference::base(policy.valid()),
     };
     let learner_config = LearnerConfig {
-        loss: dpo_loss(config)?,
+        loss: config.dpo.loss(),
         step: step_config(config, lora.as_ref(), &policy, memory, device),
     };
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
@@ -277,29 +275,6 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
             InitLoraWeights::LoftQ => LoraInit::LoftQ,
         },
     }
-}
-
-/// Returns the DPO loss from the configuration: one preference loss, and optionally `sft`, each with its weight.
-fn dpo_loss(config: &RunConfig) -> Result<DpoLoss> {
-    let dpo = &config.dpo;
-    let weight = |index: usize| {
-        let weights = dpo.loss_weights.as_ref();
-        weights.and_then(|weights| weights.get(index)).copied().unwrap_or(1.0)
-    };
-    let (mut preference, mut sft_weight) = (None, 0.0);
-    for (index, loss) in dpo.loss_type.iter().enumerate() {
-        match loss {
-            LossType::Sigmoid => preference = Some((DpoLossType::Sigmoid, weight(index))),
-            LossType::SigmoidNorm => preference = Some((DpoLossType::SigmoidNorm, weight(index))),
-            LossType::Sft => sft_weight = weight(index),
-            other => {
-                let problem = format!("{other:?} is not built yet");
-                return Err(Error::invalid("dpo.loss_type", problem, "use \"sigmoid\""));
-            }
-        }
-    }
-    let (loss_type, weight) = preference.unwrap_or((DpoLossType::Sigmoid, 0.0));
-    Ok(DpoLoss { loss_type, beta: dpo.beta, weight, sft_weight })
 }
 
 /// Returns the settings of a step from the configuration and the device.

@@ -8,10 +8,10 @@ use burn::tensor::Tensor;
 
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedExample;
-use crate::dpo::log_probs::{DeviceBatch, score};
-use crate::dpo::metrics::{MicroBatchMetrics, Sum};
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
+use crate::objective::log_probs::{DeviceBatch, score};
+use crate::objective::metrics::{MicroBatchMetrics, Sum};
 use crate::train::gradient::{Loss, gradients};
 use crate::train::method::{Method, StepConfig, StepOutput, add_all, apply, mix};
 use crate::train::optimizer::{AdamW, clip_by_global_norm};

@@ -2,9 +2,9 @@
 
 use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
-use arithmo::dpo::log_probs::{DeviceBatch, score};
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
+use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::parameters::{set_trained_parameters, train_all, trained_parameters};
 use arithmo_backends::LogProbStats;

@@ -18,9 +18,6 @@ use std::f64::consts::LN_2;
 
 use arithmo::data::batch::{PreferenceBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::dpo::log_probs::{DeviceBatch, score};
-use arithmo::dpo::loss::{DpoLoss, DpoLossType, PairLogProbs};
-use arithmo::dpo::reference::Reference;
 use arithmo::lora::config::LoraInit;
 use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::lora::{LoraConfig, TargetModules};
@@ -28,6 +25,10 @@ use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
+use arithmo::objective::log_probs::{DeviceBatch, score};
+use arithmo::objective::losses::PairLogProbs;
+use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
+use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
@@ -141,10 +142,6 @@ fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
     (0..pairs).map(loss).sum::<f64>() / pairs as f64
 }
 
-fn dpo_loss() -> DpoLoss {
-    DpoLoss { loss_type: DpoLossType::Sigmoid, beta: BETA, weight: 1.0, sft_weight: 0.0 }
-}
-
 fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
     let reference = Reference::base(policy.valid());
     let optimizer =
@@ -154,7 +151,7 @@ fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
 
 fn learner_config() -> LearnerConfig {
     LearnerConfig {
-        loss: dpo_loss(),
+        loss: PreferenceLoss::sigmoid(BETA),
         step: StepConfig {
             max_grad_norm: Some(1.0),
             activations: Activations::Keep,
@@ -179,7 +176,17 @@ fn backward(
     let (_, grads) = gradients(policy, &on_device.input, keep, |hidden| {
         let scored = completions.score(hidden, policy.head(), LogProbStats::All);
         let policy_logps = PairLogProbs::split(scored.sums);
-        let loss = dpo_loss().forward(&policy_logps, &reference, &batch.counts).mean();
+        let pairs = batch.pairs();
+        let losses = PreferenceLoss::sigmoid(BETA).losses(&PassLogProbs {
+            chosen_sums: policy_logps.chosen.clone(),
+            policy: policy_logps,
+            reference: reference.clone(),
+            weights: None,
+            counts: &batch.counts,
+            token_weights: &vec![1.0; pairs],
+            micro_batches: &[0..pairs],
+        });
+        let loss = losses.mean();
         Loss { loss, output: () }
     });
     grads.into_iter().map(Tensor::into_data).collect()

@@ -9,6 +9,7 @@ mod html;
 mod hub;
 mod loftq;
 mod lora;
+mod losses;
 mod merge;
 mod not_finite;
 mod optimizer;

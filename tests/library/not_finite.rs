@@ -4,13 +4,13 @@ use crate::suite::adapters::{attach_random, config, shape, write_base};
 use crate::suite::tiny::{write_changed_model, write_not_finite};
 use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::dpo::log_probs::DeviceBatch;
-use arithmo::dpo::reference::Reference;
-use arithmo::dpo::score::{ScoreOptions, write_scores};
 use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::load::{load, load_as};
 use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::cache::Cache;
+use arithmo::objective::log_probs::DeviceBatch;
+use arithmo::objective::reference::Reference;
+use arithmo::objective::score::{ScoreOptions, write_scores};
 use arithmo::progress::ProgressMode;
 use burn::tensor::{DType, Tensor};
 

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::config::{
-    GradientCheckpointing, InitLoraWeights, LossType, Method, ModelDtype, Optim, Quantization,
-    RunConfig, TargetModules,
+    GradientCheckpointing, InitLoraWeights, Method, ModelDtype, Optim, Quantization, RunConfig,
+    TargetModules,
 };
 use arithmo::data::encode::{Compat, TruncationMode};
 use arithmo::iterate::rounds::IterateConfig;
+use arithmo::objective::losses::LossType;
 use arithmo::train::schedule::SchedulerType;
 use arithmo::train::setup::lora_config;
 
@@ -178,15 +179,19 @@ const REFUSED: &str = r#"
     [lora] ; use_dora = true | lora.use_dora | not built yet
     [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
     [dpo] ; beta = 0 | dpo.beta | above 0
-    [dpo] ; loss_type = 'ipo' | dpo.loss_type | "ipo" is not built yet
-    [dpo] ; loss_type = ['sigmoid', 'sigmoid_norm'] | dpo.loss_type | not built yet
     [dpo] ; loss_type = [] | dpo.loss_type | is empty
     [dpo] ; loss_weights = [1.0, 2.0] | dpo.loss_weights | 2 weights for 1 losses
     [dpo] ; loss_weights = [-0.5] | dpo.loss_weights | 0 or more
-    [dpo] ; loss_type = ['sft'] | dpo.loss_type | not built yet
     [dpo] ; label_smoothing = 0.5 | dpo.label_smoothing | less than 0.5
-    [dpo] ; ld_alpha = 0.5 | dpo.ld_alpha | not built yet
-    [dpo] ; f_divergence_type = 'js_divergence' | dpo.f_divergence_type | not built yet
+    [dpo] ; ld_alpha = 1.5 | dpo.ld_alpha | 0 to 1
+    [dpo] ; f_divergence_type = 'js_divergence' ; loss_type = 'nca_pair' | dpo.f_divergence_type | no effect
+    [dpo] ; f_alpha_divergence_coef = 0.7 | dpo.f_alpha_divergence_coef | no effect
+    [dpo] ; discopop_tau = 0.1 | dpo.discopop_tau | no effect
+    [dpo] ; discopop_tau = 0 ; loss_type = 'discopop' | dpo.discopop_tau | above 0
+    [dpo] ; dpop_lambda = 10 | dpo.dpop_lambda | no effect
+    [dpo] ; loss_type = 'exo_pair' | dpo.label_smoothing | above 0
+    [dpo] ; reference_free = true ; reference = 'base' | dpo.reference | no effect
+    [dpo] ; reference_free = true ; precompute_ref_log_probs = true | dpo.precompute_ref_log_probs | no effect
     [dpo] ; precompute_ref_batch_size = 0 | dpo.precompute_ref_batch_size | at least 1
     [train] ; per_device_train_batch_size = 0 | train.per_device_train_batch_size | at least 1
     [train] ; gradient_accumulation_steps = 0 | train.gradient_accumulation_steps | at least 1
@@ -308,7 +313,7 @@ fn configurations_are_read_back_from_toml_and_json() {
     let config = good(
         "data.compat = 'trl-0.7.4'\ndata.eval_file = 'e.jsonl'\nlora.target_modules = 'all-linear'\n\
          train.gradient_checkpointing = true\ntrain.learning_rate = 1.2345678901234567e-5\n\
-         train.num_train_epochs = 1.5\nlora.init_lora_weights = 'gaussian'\ndpo.loss_type = 'sigmoid_norm'\n",
+         train.num_train_epochs = 1.5\nlora.init_lora_weights = 'gaussian'\ndpo.loss_type = 'hinge'\n",
     );
     assert_eq!(good(&config.to_toml().unwrap()), config);
     let json = serde_json::to_string(&config).unwrap();
@@ -396,7 +401,6 @@ fn errors_for_options_of_other_libraries_name_the_replacement() {
         r#"
         [train] ; load_best_model_at_end = true | save_total_limit | adam_beta2
         [train] ; report_to = 'wandb' | TensorBoard | warmup_ratio
-        [dpo] ; rpo_alpha = 1.0 | loss_weights | ld_alpha
         [train] ; dataloader_num_workers = 4 | encoded once | did you mean
         [train] ; bf16 = true | model.dtype = "bf16" | did you mean
         [train] ; gradient_checkpointing_kwargs = {} | train.gradient_checkpointing | did you mean

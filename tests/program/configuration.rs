@@ -8,15 +8,17 @@ use std::path::PathBuf;
 use arithmo::config::{RunConfig, range_in_words};
 use arithmo::data::prepare::Rules;
 use arithmo::iterate::rounds::SampleSection;
+use arithmo::objective::losses::LossType;
 use serde_json::Value;
 
 const PAGE: &str = "docs/configuration.md";
 
 /// Files that define the structs and enums of the configuration.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "src/config/mod.rs",
     "src/config/sections.rs",
     "src/config/options.rs",
+    "src/objective/f_divergence.rs",
     "src/train/schedule/kwargs.rs",
     "src/data/encode.rs",
     "src/iterate/config.rs",
@@ -50,11 +52,10 @@ const OTHER_DEFAULTS: [(&str, &str); 19] = [
 ];
 
 /// Descriptions of types that the rules of [`Types::words`] do not cover.
-const TYPES: [(&str, &str); 4] = [
+const TYPES: [(&str, &str); 3] = [
     ("TargetModules", "list of names, or `\"all-linear\"`"),
     ("InitLoraWeights", "`true`, `\"gaussian\"` or `\"loftq\"`"),
     ("GradientCheckpointing", "`\"auto\"`, `true` or `false`"),
-    ("Vec<LossType>", "name of a loss, or a list of names"),
 ];
 
 fn read(name: &str) -> String {
@@ -119,6 +120,10 @@ impl Types {
     fn words(&self, kind: &str) -> String {
         if let Some((_, words)) = TYPES.iter().find(|(name, _)| *name == kind) {
             return (*words).to_string();
+        }
+        if kind == "Vec<LossType>" {
+            let names = LossType::ALL.iter().map(|loss| format!("`{}`", serde_json::json!(loss)));
+            return format!("{}, or a list of them", names.collect::<Vec<_>>().join(", "));
         }
         if let Some(inner) = kind.strip_prefix("Option<") {
             return self.words(inner.trim_end_matches('>'));

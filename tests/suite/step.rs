@@ -4,15 +4,15 @@ use std::path::Path;
 
 use arithmo::data::batch::TokenRows;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::dpo::loss::{DpoLoss, DpoLossType};
-use arithmo::dpo::metrics::KEYS;
-use arithmo::dpo::reference::Reference;
 use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
 use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
+use arithmo::objective::metrics::KEYS;
+use arithmo::objective::preference::PreferenceLoss;
+use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
@@ -88,7 +88,7 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
     let optimizer =
         AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
     let config = LearnerConfig {
-        loss: DpoLoss { loss_type: DpoLossType::Sigmoid, beta: 0.3, weight: 1.0, sft_weight: 0.0 },
+        loss: PreferenceLoss::sigmoid(0.3),
         step: StepConfig {
             max_grad_norm: Some(1.0),
             activations: activations(recompute),

@@ -9,13 +9,14 @@ use arithmo::data::encode::{
 use arithmo::data::pair::PreferencePair;
 use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
-use arithmo::dpo::loss::{DpoLoss, DpoLossType};
-use arithmo::dpo::metrics::{KEYS, MicroBatchMetrics};
-use arithmo::dpo::reference::Reference;
 use arithmo::lora::{adapter, linear::adapter_parameters};
 use arithmo::model::load::load_as;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::load_safetensors_f32;
+use arithmo::objective::losses::LossType;
+use arithmo::objective::metrics::{KEYS, MicroBatchMetrics};
+use arithmo::objective::preference::PreferenceLoss;
+use arithmo::objective::reference::Reference;
 use arithmo::train::learner::{Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::sampler::Sampler;
@@ -147,14 +148,12 @@ impl Run {
         } else {
             Reference::initial(policy.valid())
         };
-        let loss_type = match self.config["dpo"]["loss_type"][0].as_str().unwrap() {
-            "sigmoid" => DpoLossType::Sigmoid,
-            "sigmoid_norm" => DpoLossType::SigmoidNorm,
-            other => panic!("{other}"),
-        };
+        let losses: Vec<LossType> =
+            serde_json::from_value(self.config["dpo"]["loss_type"].clone()).unwrap();
+        let terms = losses.into_iter().map(|loss| (loss, 1.0)).collect();
         let max_grad_norm = Some(self.number("max_grad_norm")).filter(|norm| *norm > 0.0);
         let config = LearnerConfig {
-            loss: DpoLoss { loss_type, beta: self.number("beta"), weight: 1.0, sft_weight: 0.0 },
+            loss: PreferenceLoss { terms, ..PreferenceLoss::sigmoid(self.number("beta")) },
             step: StepConfig {
                 max_grad_norm,
                 activations: activations(recompute),

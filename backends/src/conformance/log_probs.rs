@@ -29,8 +29,8 @@ pub struct LogProbs {
     head: HostWeight,
     targets: Vec<i64>,
     dy: Host,
-    /// The log-probability, and all four columns.
-    columns: [Expected; 2],
+    /// The columns of each of [`LogProbStats`]: one, four and five.
+    columns: [Expected; 3],
     slopes: Expected,
     d_hidden: Expected,
 }
@@ -50,20 +50,21 @@ fn margin(logits: &[f64], target: usize) -> f64 {
     logits[target] - others.map(|(_, logit)| *logit).fold(f64::NEG_INFINITY, f64::max)
 }
 
-/// Returns the four columns of a row, and its slope: `W[target] - softmax(z) W`.
-fn score(logits: &[f64], target: usize, head: &Host) -> ([f64; 4], Vec<f64>) {
+/// Returns the five columns of a row, and its slope: `W[target] - softmax(z) W`.
+fn score(logits: &[f64], target: usize, head: &Host) -> ([f64; 5], Vec<f64>) {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lse = max + logits.iter().map(|logit| (logit - max).exp()).sum::<f64>().ln();
     let mut slope = head.row(target).to_vec();
-    let mut entropy = 0.0;
+    let (mut entropy, mut squares) = (0.0, 0.0);
     for (token, logit) in logits.iter().enumerate() {
         let prob = (logit - lse).exp();
         entropy -= prob * (logit - lse);
+        squares += prob * prob;
         add_scaled(&mut slope, -prob, head.row(token));
     }
     let correct = f64::from(margin(logits, target) > 0.0);
     let mean = logits.iter().sum::<f64>() / logits.len() as f64;
-    ([logits[target] - lse, entropy, correct, mean], slope)
+    ([logits[target] - lse, entropy, correct, mean, f64::ln(squares)], slope)
 }
 
 impl Operation for LogProbs {
@@ -134,13 +135,13 @@ impl Operation for LogProbs {
             columns.extend(row);
             slopes.extend(slope);
         }
-        let columns = Host { shape: [tokens, 4], values: columns };
+        let columns = Host { shape: [tokens, 5], values: columns };
         let slopes = Host { shape: [tokens, width], values: slopes };
         let d_hidden =
             Host::from_fn(slopes.shape, |token, i| dy.row(token)[0] * slopes.row(token)[i]);
         // In 16 bits the logits are rounded before they are summed.
         let slack = if matches!(dtype, DType::F16 | DType::BF16) { 2.0 } else { 1.0 };
-        let columns = [columns.columns(0, 1), columns]
+        let columns = [columns.columns(0, 1), columns.columns(0, 4), columns]
             .map(|columns| Expected::new(columns, dtype).slack(slack));
         let [slopes, d_hidden] = [slopes, d_hidden].map(|values| Expected::new(values, dtype));
         Self { hidden, head, targets, dy, columns, slopes, d_hidden }
@@ -154,9 +155,11 @@ impl Operation for LogProbs {
             let result = B::completion_log_probs(hidden, head, targets, stats, with_slopes);
             std::iter::once(result.columns).chain(result.slopes).collect::<Vec<_>>()
         };
-        let [alone, all] = &self.columns;
+        let [alone, all, squares] = &self.columns;
         let compute = || score(LogProbStats::None, false);
         checker.compare("completion_log_probs", compute, &[alone]);
+        let compute = || score(LogProbStats::Squares, false);
+        checker.compare("completion_log_probs squares", compute, &[squares]);
         let compute = || score(LogProbStats::All, true);
         checker.compare("completion_log_probs slopes", compute, &[all, &self.slopes]);
     }
@@ -174,7 +177,7 @@ impl Operation for LogProbs {
         let logps = columns.clone().narrow(1, 0, 1);
         let mut results = backpropagate(logps, place.wide(&self.dy), &[hidden]);
         results.push(columns.inner());
-        let [alone, all] = &self.columns;
+        let [alone, all, _] = &self.columns;
         (results, vec![alone, &self.d_hidden, all])
     }
 }

@@ -10,7 +10,7 @@ use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
 use crate::ops::log_probs::cpu_chunk_rows;
 
-/// Returns the statistics `[T, 1 or 4]` and, if asked for, the gradients of the log-probabilities
+/// Returns the statistics `[T, 1, 4 or 5]` and, if asked for, the gradients of the log-probabilities
 /// with respect to the hidden states `[T, D]`.
 pub(super) fn forward(
     hidden: &Matrix,
@@ -47,7 +47,7 @@ pub(super) fn forward(
 
 /// Turns logits into probabilities in place, and writes to each row of `columns` as many as it
 /// holds of: the target's log-probability, the entropy, whether the target is the most likely
-/// token, and the mean logit.
+/// token, the mean logit, and the logarithm of the sum of squared probabilities.
 fn reduce_rows(logits: &mut [f32], vocabulary: usize, targets: &[usize], columns: &mut [f32]) {
     let count = columns.len() / targets.len();
     let part_rows = targets.len().div_ceil(2 * rayon::current_num_threads());
@@ -59,16 +59,18 @@ fn reduce_rows(logits: &mut [f32], vocabulary: usize, targets: &[usize], columns
             #[inline(always)]
             || {
                 for ((row, target), columns) in rows.zip(columns.chunks_exact_mut(count)) {
-                    columns.copy_from_slice(&reduce_row(row, *target)[..count]);
+                    let with_squares = count == LogProbStats::Squares.columns();
+                    columns.copy_from_slice(&reduce_row(row, *target, with_squares)[..count]);
                 }
             },
         );
     });
 }
 
-/// Turns one row of logits into probabilities and returns the four statistics of [`reduce_rows`].
+/// Turns one row of logits into probabilities and returns the five statistics of [`reduce_rows`];
+/// the last one is NaN unless `with_squares` is set.
 #[inline(always)]
-fn reduce_row(row: &mut [f32], target: usize) -> [f32; 4] {
+fn reduce_row(row: &mut [f32], target: usize, with_squares: bool) -> [f32; 5] {
     let (max, target_logit) = (max(row), row[target]);
     let mean = sum(row, |z| z) / row.len() as f32;
     let total = sum(row, |z| exp(z - max));
@@ -79,5 +81,6 @@ fn reduce_row(row: &mut [f32], target: usize) -> [f32; 4] {
     for z in row.iter_mut() {
         *z = exp(*z - max) * inverse;
     }
-    [target_logit - max - log_total, log_total - weighted * inverse, is_best, mean]
+    let squares = if with_squares { sum(row, |p| p * p).ln() } else { f32::NAN };
+    [target_logit - max - log_total, log_total - weighted * inverse, is_best, mean, squares]
 }

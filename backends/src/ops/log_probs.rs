@@ -44,6 +44,9 @@ pub enum LogProbStats {
     /// Four columns, `[T, 4]`: log-probability; entropy of the distribution in nats; 1 where the target is the most
     /// likely token, else 0; mean of the logits over the vocabulary. Only the first column carries a gradient.
     All,
+    /// Five columns, `[T, 5]`: those of [`All`](Self::All), and the logarithm of the sum of the squared probabilities of all
+    /// tokens.
+    Squares,
 }
 
 impl LogProbStats {
@@ -52,6 +55,7 @@ impl LogProbStats {
         match self {
             Self::None => 1,
             Self::All => 4,
+            Self::Squares => 5,
         }
     }
 }
@@ -62,7 +66,7 @@ impl LogProbStats {
 /// - hidden: `[T, D]`, the states after the final norm that predict the targets
 /// - lm_head: `[V, D]`, in hidden's dtype or quantized, whole or in parts
 /// - targets: `[T]`, ids below `V`
-/// - returns `[T, 1]` or `[T, 4]`: see [`LogProbStats`]
+/// - returns `[T, 1]`, `[T, 4]` or `[T, 5]`: see [`LogProbStats`]
 ///
 /// # Panics
 /// If shapes or dtypes do not match.
@@ -86,7 +90,7 @@ pub fn completion_log_probs<B: TrainBackend>(
 /// Log-probabilities and the slopes that their gradient is computed from.
 #[derive(Clone, Debug)]
 pub struct LogProbs<B: Backend> {
-    /// `[T, 1]` or `[T, 4]`: see [`LogProbStats`].
+    /// `[T, 1]`, `[T, 4]` or `[T, 5]`: see [`LogProbStats`].
     pub columns: Tensor<B, 2>,
     /// If asked for: the gradient of each log-probability with respect to its own hidden state, `[T, D]`, in hidden's
     /// dtype.
@@ -163,10 +167,13 @@ fn columns_of<B: Backend>(
     if stats == LogProbStats::None {
         return logps;
     }
+    let squares =
+        (stats == LogProbStats::Squares).then(|| (shifted.clone() * 2.0).exp().sum_dim(1).log());
     let entropy = (shifted.clone().exp() * shifted).sum_dim(1).neg();
     let correct = logits.clone().argmax(1).equal(target).int().float();
     let correct = correct.cast(logps.dtype());
-    Tensor::cat(vec![logps, entropy, correct, logits.mean_dim(1)], 1)
+    let columns = [logps, entropy, correct, logits.mean_dim(1)];
+    Tensor::cat(columns.into_iter().chain(squares).collect(), 1)
 }
 
 /// Returns `hidden W^T` in the accumulator's dtype, `[rows, V]`.

@@ -26,7 +26,7 @@ pub(super) fn project(
         let mut terms = vec![base];
         if let Some((_, b, scaling)) = &projection.adapter {
             let mut branch = term(*scaling, &low[next..], b);
-            (branch.x.count, branch.x.stride) = (x.rows, ranks);
+            (branch.x.count, branch.x.rows.stride) = (x.rows, ranks);
             terms.push(branch);
             next += b.columns;
         }

@@ -7,7 +7,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::ndarray::few_rows::Rows;
+use crate::ndarray::few_rows::RowBlock;
 
 /// Number of heads, and of vectors along their columns, whose sums stay in registers.
 const HEADS: usize = 4;

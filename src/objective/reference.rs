@@ -80,9 +80,10 @@ impl<B: TrainBackend> Reference<B> {
         Tensor::from_data(TensorData::new(both, shape), &device)
     }
 
-    /// Computes the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`, without using
+    /// Computes the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`, with the
+    /// weights of [`Completions::weigh_tails`](super::log_probs::Completions::weigh_tails), without using
     /// those that are kept. This is for pairs outside the training set, which may have ids of training pairs.
     pub fn compute(&self, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
-        score(&self.model, on_device, LogProbStats::None).sums
+        score(&self.model, on_device, LogProbStats::None).weighted_sums
     }
 }

@@ -16,7 +16,7 @@ pub struct PairOutput {
 /// The outputs of the policy for one completion.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompletionOutput {
-    /// Summed log-probability.
+    /// Log-probability, summed with the weights of `ld_alpha`.
     pub logps: f64,
     /// Statistics of each scored token: log-probability, entropy, argmax match, mean logit.
     pub tokens: Vec<[f64; 4]>,
@@ -98,9 +98,10 @@ impl MicroBatchMetrics {
             return Self::new(pairs, beta);
         }
         let loss = Sum::of(pairs.iter().map(|pair| pair.loss));
+        let tokens = pairs.iter().flat_map(|pair| &pair.policy[0].tokens);
         let cross_entropy = Sum {
-            total: pairs.iter().map(|pair| -sft_weight * pair.policy[0].logps).sum(),
-            count: pairs.iter().map(|pair| pair.policy[0].tokens.len()).sum(),
+            total: tokens.clone().map(|token| -sft_weight * token[0]).sum(),
+            count: tokens.count(),
         };
         let losses = vec![loss, cross_entropy];
         Self::from_sums(pairs.len(), losses, pair_sums(pairs, beta))
@@ -190,10 +191,11 @@ mod tests {
 
     /// Returns a pair whose chosen completion has `chosen` tokens, of which `right` match the argmax.
     fn pair(loss: f64, margin: f64, chosen: usize, right: usize) -> PairOutput {
-        let token = |index: usize| [-0.5, 1.0, f64::from(index < right), 2.0];
         let side = |logps: f64, count: usize| CompletionOutput {
             logps,
-            tokens: (0..count).map(token).collect(),
+            tokens: (0..count)
+                .map(|index| [logps / count as f64, 1.0, f64::from(index < right), 2.0])
+                .collect(),
         };
         PairOutput { loss, policy: [side(margin, chosen), side(0.0, 1)], reference: [0.0, 0.0] }
     }
@@ -222,14 +224,14 @@ mod tests {
         assert_eq!(MicroBatchMetrics::loss_by_pairs(&batches), 5.5);
     }
 
-    /// The cross-entropy is a mean over tokens, 0.1 * (3 + 5) / (2 + 6), even if the two pairs are in separate batches.
+    /// The cross-entropy is a mean over tokens, 0.125 * (3 + 6) / (2 + 6), even if the two pairs are in separate batches.
     #[test]
     fn the_sft_loss_is_pooled_over_tokens() {
-        let pairs = [pair(1.0, -3.0, 2, 0), pair(2.0, -5.0, 6, 0)];
-        let batch = |pairs: &[PairOutput]| MicroBatchMetrics::with_sft(pairs, 1.0, 0.1);
+        let pairs = [pair(1.0, -3.0, 2, 0), pair(2.0, -6.0, 6, 0)];
+        let batch = |pairs: &[PairOutput]| MicroBatchMetrics::with_sft(pairs, 1.0, 0.125);
         let pooled = MicroBatchMetrics::pooled(&[batch(&pairs[..1]), batch(&pairs[1..])]);
-        assert_eq!(pooled.loss, 1.5 + 0.1 * 8.0 / 8.0);
+        assert_eq!(pooled.loss, 1.5 + 0.125 * 9.0 / 8.0);
         assert_eq!(pooled, batch(&pairs));
-        assert_eq!(batch(&pairs[..1]).loss, 1.0 + 0.1 * 3.0 / 2.0);
+        assert_eq!(batch(&pairs[..1]).loss, 1.0 + 0.125 * 3.0 / 2.0);
     }
 }

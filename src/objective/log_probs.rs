@@ -32,6 +32,8 @@ pub struct Completions<B: TrainBackend> {
     by_sequence: Tensor<B, 1, Int>,
     /// 1 for a token and 0 for padding, `[rows, C]`.
     mask: Tensor<B, 2>,
+    /// The weight of each token in the sums, 0 for padding, `[rows, C]`; `None` if it is `mask`.
+    token_weights: Option<Tensor<B, 2>>,
 }
 
 /// Log-probabilities of the completions of a batch.
@@ -39,7 +41,13 @@ pub struct Completions<B: TrainBackend> {
 pub struct CompletionLogProbs<B: TrainBackend> {
     /// Summed log-probability of each completion, `[rows]`.
     pub sums: Tensor<B, 1>,
-    /// Log-probability of each token and, if requested, the other columns of [`LogProbStats`], `[T, 1 or 4]`.
+    /// The sums with the weights of [`Completions::weigh_tails`], `[rows]`.
+    pub weighted_sums: Tensor<B, 1>,
+    /// With [`LogProbStats::Squares`]: how likely the tokens of each completion are compared to those that the policy would
+    /// draw, `exp(mean over tokens of (log p - log of the sum of squared probabilities))`, `[rows]`. It carries no
+    /// gradient. It is the weight of WPO (arXiv 2406.11827, equation 2).
+    pub weights: Option<Tensor<B, 1>>,
+    /// Log-probability of each token and, if requested, the other columns of [`LogProbStats`], `[T, 1, 4 or 5]`.
     pub tokens: Tensor<B, 2>,
 }
 
@@ -77,7 +85,33 @@ impl<B: TrainBackend> Completions<B> {
             targets: ints(batch.targets.clone()),
             by_sequence: ints(by_sequence),
             mask: Tensor::from_data(TensorData::new(mask, [rows, longest]), (device, dtype)),
+            token_weights: None,
         }
+    }
+
+    /// Makes the weighted sums count the tokens of each completion beyond the length of the pair's shorter completion with
+    /// the weight `alpha` (LD-DPO, arXiv 2409.06411).
+    ///
+    /// # Panics
+    /// If `batch` is not the batch of pairs that this was made from.
+    pub fn weigh_tails(&mut self, batch: &PreferenceBatch, alpha: f64) {
+        let [rows, longest] = self.mask.dims();
+        assert_eq!(batch.counts.len(), rows, "weigh_tails: rows");
+        let (chosen, rejected) = batch.counts.split_at(rows / 2);
+        let shared = || chosen.iter().zip(rejected).map(|(chosen, rejected)| chosen.min(rejected));
+        let rows_weights = batch.counts.iter().zip(shared().chain(shared()));
+        let weights: Vec<f64> = rows_weights
+            .flat_map(|(count, shared)| {
+                (0..longest).map(move |at| match at {
+                    _ if at < *shared => 1.0,
+                    _ if at < *count => alpha,
+                    _ => 0.0,
+                })
+            })
+            .collect();
+        let (device, dtype) = (self.mask.device(), self.mask.dtype());
+        let weights = TensorData::new(weights, [rows, longest]).convert_dtype(dtype);
+        self.token_weights = Some(Tensor::from_data(weights, (&device, dtype)));
     }
 
     /// Computes the log-probabilities of the completions.
@@ -95,15 +129,33 @@ impl<B: TrainBackend> Completions<B> {
         if longest == 0 {
             // Under `allow_empty_completions` a batch may have no scored token. Every sum is then zero.
             let device = hidden.device();
-            let none = Tensor::zeros([0, stats.columns()], &device);
-            return CompletionLogProbs { sums: Tensor::zeros([rows], &device), tokens: none };
+            let sums = Tensor::zeros([rows], &device);
+            return CompletionLogProbs {
+                weighted_sums: sums.clone(),
+                weights: (stats == LogProbStats::Squares).then(|| sums.ones_like()),
+                sums,
+                tokens: Tensor::zeros([0, stats.columns()], &device),
+            };
         }
         let predicting = hidden.select(0, self.predicting.clone());
         let tokens = completion_log_probs(predicting, head, self.targets.clone(), stats);
-        let logps = tokens.clone().narrow(1, 0, 1).squeeze_dim::<1>(1);
-        let padded = logps.select(0, self.by_sequence.clone()).reshape([rows, longest]);
-        let sums = (padded * self.mask.clone()).sum_dim(1).squeeze_dim(1);
-        CompletionLogProbs { sums, tokens }
+        let logps = self.by_sequence(tokens.clone().narrow(1, 0, 1));
+        let sum = |mask: &Tensor<B, 2>| (logps.clone() * mask.clone()).sum_dim(1).squeeze_dim(1);
+        let sums: Tensor<B, 1> = sum(&self.mask);
+        let weighted_sums = self.token_weights.as_ref().map_or_else(|| sums.clone(), sum);
+        let weights = (stats == LogProbStats::Squares).then(|| {
+            let squares = self.by_sequence(tokens.clone().narrow(1, 4, 1));
+            let excess = ((logps.clone() - squares) * self.mask.clone()).detach().sum_dim(1);
+            let counts = self.mask.clone().sum_dim(1).clamp_min(1.0);
+            (excess / counts).exp().squeeze_dim(1)
+        });
+        CompletionLogProbs { sums, weighted_sums, weights, tokens }
+    }
+
+    /// Arranges one column of token statistics, `[T, 1]`, by sequence, `[rows, C]`; padding holds any token's value.
+    fn by_sequence(&self, column: Tensor<B, 2>) -> Tensor<B, 2> {
+        let values = column.squeeze_dim::<1>(1);
+        values.select(0, self.by_sequence.clone()).reshape(self.mask.dims())
     }
 
     /// Converts to an autodiff backend over `B`. Copies only handles.
@@ -116,6 +168,22 @@ impl<B: TrainBackend> Completions<B> {
             targets: Tensor::from_inner(self.targets.clone()),
             by_sequence: Tensor::from_inner(self.by_sequence.clone()),
             mask: Tensor::from_inner(self.mask.clone()),
+            token_weights: self.token_weights.clone().map(Tensor::from_inner),
+        }
+    }
+}
+
+impl<B: TrainBackend + AutodiffBackend> CompletionLogProbs<B>
+where
+    B::InnerBackend: TrainBackend,
+{
+    /// Returns the values without their graph.
+    pub fn inner(self) -> CompletionLogProbs<B::InnerBackend> {
+        CompletionLogProbs {
+            sums: self.sums.inner(),
+            weighted_sums: self.weighted_sums.inner(),
+            weights: self.weights.map(Tensor::inner),
+            tokens: self.tokens.inner(),
         }
     }
 }

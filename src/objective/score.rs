@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::{EncodeReport, EncodedPair};
-use crate::dpo::log_probs::{DeviceBatch, finite_sums, score};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
+use crate::objective::log_probs::{DeviceBatch, finite_sums, score};
 use crate::output::WholeFile;
 use crate::progress::{Progress, ProgressMode};
 

@@ -1,0 +1,25 @@
+//! AOT, paired: cDPO's loss of `δ = sort(log p(chosen) - log p(rejected)) - sort(the same under the reference)`, both sorted
+//! within the micro-batch. Melnyk et al. 2024, arXiv 2406.05882.
+
+use std::f64::consts::LN_2;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::cdpo::smoothed;
+use super::sort::sorted;
+use super::{LossInput, LossSettings, Uses};
+
+/// The settings that change this loss.
+pub(super) const USES: Uses = Uses { scores: false, label_smoothing: true, batch: true };
+
+/// Computes the loss of each pair, `[N]`.
+pub(super) fn losses<B: Backend>(pairs: &LossInput<'_, B>) -> Tensor<B, 1> {
+    let policy = sorted(pairs.policy.difference(), pairs.micro_batches);
+    let reference = sorted(pairs.reference.difference(), pairs.micro_batches);
+    smoothed(policy - reference, pairs.settings)
+}
+
+/// Returns the loss of a policy that equals its reference.
+pub(super) fn at_zero(_settings: &LossSettings) -> Option<f64> {
+    Some(LN_2)
+}
