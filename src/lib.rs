@@ -9,7 +9,7 @@
 //! 2. [`objective::losses`], then [`objective::log_probs`]: the loss, and the log-probabilities it is a function of.
 //! 3. [`model::linear`] and [`lora::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
 //! 4. [`model::mistral`]: the model, with Hugging Face's field names.
-//! 5. [`train::learner`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
+//! 5. [`train::step`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
 //!    it.
 //! 6. [`arithmo_backends`]: the trait that each backend implements.
 //!

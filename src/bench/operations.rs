@@ -16,8 +16,8 @@ use crate::lora::linear::adapter_parameters;
 use crate::model::linear::Linear;
 use crate::model::mistral::Mistral;
 use crate::objective::log_probs::DeviceBatch;
+use crate::objective::pass::{mean_weights, passes};
 use crate::train::optimizer::{AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm};
-use crate::train::pass::passes;
 
 /// Seconds that a step spends in each class of operations.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,7 +86,7 @@ pub(super) fn time_operations<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<OperationTimes> {
     let step = [run.pairs.iter().collect::<Vec<_>>()];
-    let passes = passes(&step, B::pass_tokens());
+    let passes = passes(&step, &mean_weights(&step), B::pass_tokens());
     let Some(first) = passes.first() else {
         return Ok(OperationTimes::default());
     };

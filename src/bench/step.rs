@@ -19,12 +19,13 @@ use crate::lora::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
 use crate::lora::linear::{attach, trainable};
 use crate::model::config::MistralConfig;
 use crate::model::load::random_on_device;
+use crate::objective::dpo::ReferenceTiming;
+use crate::objective::pass::{mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
-use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::optimizer::{AdamW, AdamWConfig};
-use crate::train::pass::passes;
 use crate::train::setup::choose_activations;
+use crate::train::step::{Activations, Learner, StepConfig};
 
 /// The smallest number of tokens in a step.
 pub(super) const MIN_TOKENS: usize = 16;
@@ -84,20 +85,25 @@ impl<B: TrainBackend> Setup<B> {
             GradientCheckpointing::Off => Activations::Keep,
             GradientCheckpointing::Auto => choose_activations::<B>(&policy, None, device),
         };
-        let learner_config = LearnerConfig {
-            loss: PreferenceLoss::sigmoid(0.1),
-            step: StepConfig {
-                max_grad_norm: Some(1.0),
-                activations,
-                pass_tokens: B::pass_tokens(),
-                dropout_seed: None,
-            },
+        let step = StepConfig {
+            max_grad_norm: Some(1.0),
+            activations,
+            pass_tokens: B::pass_tokens(),
+            dropout_seed: None,
         };
         let optimizer =
             AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
         let (reference, trainable) = (Reference::base(policy.valid()), trainable(&policy));
         Ok(Self {
-            learner: Learner::new(policy, reference, optimizer, learner_config, device),
+            learner: Learner::dpo(
+                policy,
+                optimizer,
+                PreferenceLoss::sigmoid(0.1),
+                reference,
+                ReferenceTiming::EveryStep,
+                step,
+                device,
+            ),
             pair_tokens: pair_tokens(config.max_position_embeddings),
             config,
             dtype,
@@ -116,10 +122,10 @@ impl<B: TrainBackend> Setup<B> {
     ) -> Result<Run> {
         let pairs = pairs(tokens, self.pair_tokens, self.config.vocab_size);
         let step = [pairs.iter().collect::<Vec<_>>()];
-        let passes = passes(&step, B::pass_tokens());
+        let passes = passes(&step, &mean_weights(&step), B::pass_tokens());
         if options.precomputed {
             for pass in &passes {
-                self.learner.precompute_reference(&pass.pairs)?;
+                self.learner.precompute_batch(&pass.pairs)?;
             }
         }
         self.step(&step, device)?;

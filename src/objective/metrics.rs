@@ -2,15 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The outputs of one pair, which are read from the device once per step.
+/// The outputs of one pair or example, which are read from the device once per step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PairOutput {
-    /// Loss of the pair.
+pub struct SampleOutput {
+    /// Loss of the sample.
     pub loss: f64,
-    /// Outputs of the policy for chosen and rejected.
-    pub policy: [CompletionOutput; 2],
-    /// Summed log-probabilities of chosen and rejected under the reference.
-    pub reference: [f64; 2],
+    /// Outputs of the policy for each completion: chosen and rejected, or the only one.
+    pub policy: Vec<CompletionOutput>,
+    /// Log-probabilities of the completions under the reference; empty if there is no reference.
+    pub reference: Vec<f64>,
 }
 
 /// The outputs of the policy for one completion.
@@ -86,14 +86,14 @@ impl MicroBatchMetrics {
     /// Computes the metrics of a micro-batch of pairs by TRL 1.x's definitions. Rewards are `beta * (policy - reference)`,
     /// ties count as wrong, `logits/*` are means over the vocabulary and then over completion tokens,
     /// `mean_token_accuracy` is over chosen tokens, and `entropy` over all completion tokens.
-    pub fn new(pairs: &[PairOutput], beta: f64) -> Self {
+    pub fn new(pairs: &[SampleOutput], beta: f64) -> Self {
         let loss = Sum::of(pairs.iter().map(|pair| pair.loss));
         Self::from_sums(pairs.len(), vec![loss], pair_sums(pairs, beta))
     }
 
     /// Computes the metrics like [`Self::new`], but adds `sft_weight` times the mean cross-entropy of the chosen tokens to
     /// the loss. The losses in `pairs` must be the preference losses alone.
-    pub fn with_sft(pairs: &[PairOutput], beta: f64, sft_weight: f64) -> Self {
+    pub fn with_sft(pairs: &[SampleOutput], beta: f64, sft_weight: f64) -> Self {
         if sft_weight == 0.0 {
             return Self::new(pairs, beta);
         }
@@ -163,7 +163,7 @@ impl MicroBatchMetrics {
 }
 
 /// Computes the sum for each of [`KEYS`].
-fn pair_sums(pairs: &[PairOutput], beta: f64) -> Vec<Sum> {
+fn pair_sums(pairs: &[SampleOutput], beta: f64) -> Vec<Sum> {
     let reward = |side: usize| {
         let rewards = pairs.iter();
         rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
@@ -190,14 +190,18 @@ mod tests {
     use super::*;
 
     /// Returns a pair whose chosen completion has `chosen` tokens, of which `right` match the argmax.
-    fn pair(loss: f64, margin: f64, chosen: usize, right: usize) -> PairOutput {
+    fn pair(loss: f64, margin: f64, chosen: usize, right: usize) -> SampleOutput {
         let side = |logps: f64, count: usize| CompletionOutput {
             logps,
             tokens: (0..count)
                 .map(|index| [logps / count as f64, 1.0, f64::from(index < right), 2.0])
                 .collect(),
         };
-        PairOutput { loss, policy: [side(margin, chosen), side(0.0, 1)], reference: [0.0, 0.0] }
+        SampleOutput {
+            loss,
+            policy: vec![side(margin, chosen), side(0.0, 1)],
+            reference: vec![0.0, 0.0],
+        }
     }
 
     /// Six of twelve pairs are right: 3 of the first eight and 3 of the last four. The mean of these two batch means is
@@ -205,7 +209,7 @@ mod tests {
     #[test]
     fn pooled_means_do_not_depend_on_the_batches() {
         let margins = [1, 1, 1, -1, -1, -1, -1, -1, 1, 1, 1, -1];
-        let pairs: Vec<PairOutput> = (margins.iter().enumerate())
+        let pairs: Vec<SampleOutput> = (margins.iter().enumerate())
             .map(|(i, m)| pair(i as f64, f64::from(*m), 1 + i, i.min(3)))
             .collect();
         let whole = MicroBatchMetrics::new(&pairs, 1.0);
@@ -228,7 +232,7 @@ mod tests {
     #[test]
     fn the_sft_loss_is_pooled_over_tokens() {
         let pairs = [pair(1.0, -3.0, 2, 0), pair(2.0, -6.0, 6, 0)];
-        let batch = |pairs: &[PairOutput]| MicroBatchMetrics::with_sft(pairs, 1.0, 0.125);
+        let batch = |pairs: &[SampleOutput]| MicroBatchMetrics::with_sft(pairs, 1.0, 0.125);
         let pooled = MicroBatchMetrics::pooled(&[batch(&pairs[..1]), batch(&pairs[1..])]);
         assert_eq!(pooled.loss, 1.5 + 0.125 * 9.0 / 8.0);
         assert_eq!(pooled, batch(&pairs));

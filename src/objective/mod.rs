@@ -1,10 +1,143 @@
-//! What preference training optimizes (Direct Preference Optimization, arXiv 2305.18290, and its relatives):
-//! log-probabilities of completions, the reference model, the losses and the metrics.
+//! What training optimizes: the trait [`Objective`] and its kinds, preference optimization (Direct Preference Optimization,
+//! arXiv 2305.18290, and its relatives) and supervised fine-tuning; log-probabilities of completions, the reference model,
+//! the losses and the metrics.
 
+pub mod dpo;
 pub mod f_divergence;
 pub mod log_probs;
 pub mod losses;
 pub mod metrics;
+pub mod pass;
 pub mod preference;
 pub mod reference;
 pub mod score;
+pub mod sft;
+
+use std::fmt::Debug;
+
+use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::tensor::Tensor;
+
+use self::log_probs::{CompletionLogProbs, DeviceBatch};
+use self::metrics::{MicroBatchMetrics, SampleOutput};
+use self::pass::{Pass, PassLimits, mean_weights};
+use crate::data::batch::PreferenceBatch;
+use crate::data::sample::Sample;
+use crate::error::Result;
+
+/// What a run optimizes. The [step](crate::train::step) computes the log-probabilities of the samples' completions; the
+/// objective makes a loss and metrics of them.
+pub trait Objective<B: TrainBackend>: Debug {
+    /// The training samples.
+    type Sample: Sample;
+
+    /// Keys of [`MicroBatchMetrics::values`], under TRL's names.
+    const KEYS: &'static [&'static str];
+
+    /// Keys shown in the status line, with their short names.
+    const STATUS_KEYS: &'static [(&'static str, &'static str)];
+
+    /// Whether there is a reference, with one log-probability for each completion.
+    const HAS_REFERENCE: bool;
+
+    /// Name of the checkpoint file with [`Self::state`]; `None` if there is no state.
+    const STATE_FILE: Option<&'static str> = None;
+
+    /// Packs samples into one row.
+    fn batch(samples: &[&Self::Sample]) -> PreferenceBatch;
+
+    /// Returns what a pass may hold if it may hold `tokens` tokens.
+    fn pass_limits(&self, tokens: usize) -> PassLimits {
+        tokens.into()
+    }
+
+    /// Returns the weight of each sample's loss in the loss of a step.
+    fn weights(&self, micro_batches: &[Vec<&Self::Sample>]) -> Vec<f64> {
+        mean_weights(micro_batches)
+    }
+
+    /// Changes how a batch is scored.
+    fn prepare(&self, _batch: &PreferenceBatch, _on_device: &mut DeviceBatch<B>) {}
+
+    /// Returns the statistics that losses and metrics need.
+    fn stats(&self) -> LogProbStats {
+        LogProbStats::All
+    }
+
+    /// Returns the reference's log-probabilities of all completions, or a vector of length 0 without a reference. They are
+    /// computed on the inner backend, without a graph.
+    fn reference(
+        &self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Tensor<B, 1>;
+
+    /// Computes the loss of each sample of a pass, `[N]`, on the backend with or without autodiff.
+    fn losses<A: TrainBackend>(
+        &self,
+        policy: &CompletionLogProbs<A>,
+        reference: Tensor<A, 1>,
+        batch: &PreferenceBatch,
+        pass: &Pass<'_, Self::Sample>,
+        usage: Usage,
+    ) -> Tensor<A, 1>;
+
+    /// Computes the metrics of a micro-batch.
+    fn metrics(&self, samples: &[SampleOutput], usage: Usage) -> MicroBatchMetrics;
+
+    /// Returns the loss of a step, as transformers' `Trainer` logs it.
+    fn step_loss(&self, micro_batches: &[MicroBatchMetrics]) -> f64 {
+        MicroBatchMetrics::mean(micro_batches).0
+    }
+
+    /// Checks the metrics of the micro-batches of a run's first step.
+    ///
+    /// # Errors
+    /// They cannot be right.
+    fn check_first_step(&self, _micro_batches: &[MicroBatchMetrics]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Returns the number of samples per batch to call [`Self::precompute`] with before the first step; `None` if there is
+    /// nothing to compute then.
+    fn precompute_batch_size(&self) -> Option<usize> {
+        None
+    }
+
+    /// Computes what later steps need of a batch of training samples.
+    ///
+    /// # Errors
+    /// A computed value is not finite.
+    fn precompute(&mut self, _batch: &PreferenceBatch, _on_device: &DeviceBatch<B>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Keeps what later steps need of a training sample of an applied step.
+    fn remember(&mut self, _id: &str, _output: &SampleOutput) {}
+
+    /// Returns the content of [`Self::STATE_FILE`]; `None` if there is nothing to keep.
+    ///
+    /// # Errors
+    /// It cannot be serialized, which is a defect of the program.
+    fn state(&self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    /// Restores what [`Self::state`] returned.
+    ///
+    /// # Errors
+    /// Returns the problem if the content cannot be read.
+    fn restore(&mut self, _state: &[u8]) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+/// What samples are computed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// A training step.
+    Training,
+    /// Held-out metrics. Losses whose mean is over tokens are left out of the losses of the samples; the metrics add them.
+    Evaluation,
+}

@@ -43,7 +43,7 @@ pub struct PassLogProbs<'a, B: Backend> {
     pub weights: Option<Tensor<B, 1>>,
     /// Numbers of completion tokens of all chosen, then all rejected completions, `[2N]`.
     pub counts: &'a [usize],
-    /// The [`chosen_token_weights`] of the pairs, `[N]`.
+    /// The [token weights](super::pass::Pass::token_weights) of the pairs, `[N]`.
     pub token_weights: &'a [f64],
     /// The pairs of each micro-batch.
     pub micro_batches: &'a [Range<usize>],
@@ -152,13 +152,6 @@ fn means<B: Backend>(values: Tensor<B, 1>, micro_batches: &[Range<usize>]) -> Te
     Tensor::cat(means.collect::<Vec<_>>(), 0)
 }
 
-/// Returns the weight of each pair's summed cross-entropy in a micro-batch: the number of pairs divided by the number of
-/// chosen tokens of the micro-batch. `counts` are the chosen tokens of each pair.
-pub fn chosen_token_weights(counts: &[usize]) -> Vec<f64> {
-    let tokens: usize = counts.iter().sum();
-    vec![counts.len() as f64 / tokens.max(1) as f64; counts.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,7 +188,7 @@ mod tests {
     fn weighted_losses_are_sums() {
         let terms = vec![(LossType::Sigmoid, 0.5), (LossType::Sft, 0.1)];
         let loss = PreferenceLoss { terms, ..PreferenceLoss::sigmoid(0.5) };
-        let token_weights = chosen_token_weights(&[2, 6]);
+        let token_weights = [2.0 / 8.0; 2];
         let sigmoid = |margin: f64| (-0.5 * margin).exp().ln_1p();
         let expected =
             [0.5 * sigmoid(1.0) + 0.1 * 3.0 / 4.0, 0.5 * sigmoid(-2.0) + 0.1 * 5.0 / 4.0];

@@ -13,8 +13,8 @@ use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
 use crate::model::limits::{HALVES, Pieces};
 use crate::model::quantize::{Quantization, is_projection};
-use crate::train::method::Activations;
 use crate::train::setup::{ACTIVATIONS_SHARE, RECOMPUTE_ABOVE, lora_config, weights};
+use crate::train::step::Activations;
 
 /// Everything that determines how much memory and time a run needs.
 #[derive(Clone, Debug)]

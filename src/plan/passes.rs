@@ -4,7 +4,7 @@ use super::job::Job;
 use super::profile::Profile;
 use crate::config::Method;
 use crate::data::lengths::SampleLengths;
-use crate::train::pass::{PassLimits, grouped_with};
+use crate::objective::pass::{PassLimits, grouped_with};
 use crate::train::sampler::Sampler;
 use crate::train::setup::fitting_tokens;
 

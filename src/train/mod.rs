@@ -1,23 +1,19 @@
 //! Training: the learners, the training loop, learning-rate schedules, the optimizer, checkpoints and logs.
 
 pub mod checkpoint;
-mod dpo;
 pub mod folder;
 pub mod gradient;
-pub mod learner;
 pub mod logger;
 pub mod manifest;
-pub mod method;
 pub mod optimizer;
 pub mod parameters;
-pub mod pass;
 pub mod result;
 mod resume;
 pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod setup;
-pub mod sft;
+pub mod step;
 pub mod steps;
 pub mod tensorboard;
 pub mod trainer;

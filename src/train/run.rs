@@ -4,24 +4,23 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 
-use crate::config::{Method as MethodName, RunConfig};
+use crate::config::{Method, RunConfig};
 use crate::data::encode::EncodeReport;
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
 use crate::lora::LoraConfig;
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
+use crate::objective::Objective;
 use crate::output::Lock;
 use crate::progress::ProgressMode;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::folder::{Existing, RunFolder};
-use crate::train::learner::Learner;
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::manifest::RunManifest;
-use crate::train::method::Method;
 use crate::train::resume::{Resumption, nothing_to_resume};
 use crate::train::setup::{self, RunData};
-use crate::train::sft::SftLearner;
+use crate::train::step::Learner;
 use crate::train::trainer::Trainer;
 
 /// Options for starting a run.
@@ -94,28 +93,29 @@ pub fn run_from<B: TrainBackend>(
 ) -> Result<RunSummary> {
     let memory = start.device_memory;
     match config.method {
-        MethodName::Dpo => {
-            let learner =
-                |folder: &Path| setup::learner(config, folder, options.progress, memory, device);
-            run_method::<B, Learner<B>>(config, options, start, device, learner)
-        }
-        MethodName::Sft => {
+        Method::Dpo => {
             let learner = |folder: &Path| {
-                setup::sft_learner(config, folder, options.progress, memory, device)
+                setup::learner::<B>(config, folder, options.progress, memory, device)
             };
-            run_method::<B, SftLearner<B>>(config, options, start, device, learner)
+            run_objective(config, options, start, device, learner)
+        }
+        Method::Sft => {
+            let learner = |folder: &Path| {
+                setup::sft_learner::<B>(config, folder, options.progress, memory, device)
+            };
+            run_objective(config, options, start, device, learner)
         }
     }
 }
 
-/// Runs the training with one method. `learner` loads the model in a folder and returns the method's learner, with the
-/// adapter's settings if an adapter is trained.
-fn run_method<B: TrainBackend, M: Method<B>>(
+/// Runs the training with one objective. `learner` loads the model in a folder and returns its learner, with the adapter's
+/// settings if an adapter is trained.
+fn run_objective<B: TrainBackend, O: Objective<B>>(
     config: &RunConfig,
     options: &RunOptions,
     start: Start<'_>,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(M, Option<LoraConfig>)>,
+    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     if !options.dry_run {
@@ -133,13 +133,13 @@ fn run_method<B: TrainBackend, M: Method<B>>(
             folder.check_model(options.existing, &model_folder)?;
         }
     }
-    let data = setup::load_data::<M::Sample>(config, &model_folder, &mut |file, report| {
+    let data = setup::load_data::<O::Sample>(config, &model_folder, &mut |file, report| {
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
         print_warnings(config, data.train.len());
     }
-    let lengths = |samples: &[M::Sample]| samples.iter().map(SampleLengths::of).collect();
+    let lengths = |samples: &[O::Sample]| samples.iter().map(SampleLengths::of).collect();
     (start.ready)(&Prepared {
         shape: MistralConfig::load(&model_folder)?,
         train: lengths(&data.train),
@@ -148,17 +148,17 @@ fn run_method<B: TrainBackend, M: Method<B>>(
     if options.dry_run {
         return Ok(RunSummary { steps: 0, output: None, last: None });
     }
-    begin::<B, M>(config, options, &data, &model_folder, device, learner)
+    begin(config, options, &data, &model_folder, device, learner)
 }
 
 /// Trains on `data` and writes the result, while holding the lock of the run's folder.
-fn begin<B: TrainBackend, M: Method<B>>(
+fn begin<B: TrainBackend, O: Objective<B>>(
     config: &RunConfig,
     options: &RunOptions,
-    data: &RunData<M::Sample>,
+    data: &RunData<O::Sample>,
     model_folder: &Path,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(M, Option<LoraConfig>)>,
+    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     let manifest = setup::manifest::<B, _>(config, data, model_folder, device)?;

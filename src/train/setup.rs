@@ -28,15 +28,16 @@ use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
+use crate::objective::dpo::ReferenceTiming;
 use crate::objective::reference::Reference;
+use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
-use crate::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use crate::train::manifest::{RunManifest, StartingModel};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::parameters::train_all;
 use crate::train::resume::STEPS;
 use crate::train::sampler::Sampler;
-use crate::train::sft::SftLearner;
+use crate::train::step::{Activations, Learner, StepConfig};
 
 /// Fraction of the free memory that kept activations may take. The rest is for the temporaries of a layer.
 pub(crate) const ACTIVATIONS_SHARE: f64 = 0.6;
@@ -126,13 +127,25 @@ pub fn learner<B: TrainBackend>(
         }
         _ => Reference::base(policy.valid()),
     };
-    let learner_config = LearnerConfig {
-        loss: config.dpo.loss(),
-        step: step_config(config, lora.as_ref(), &policy, memory, device),
-    };
+    let (loss, timing) = (config.dpo.loss(), reference_timing(config));
+    let step = step_config(config, lora.as_ref(), &policy, memory, device);
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
-    let learner = Learner::new(policy, reference, optimizer, learner_config, device);
-    Ok((learner, lora))
+    Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, device), lora))
+}
+
+/// Returns when the reference is computed. A second epoch needs its log-probabilities again, and since every run can be
+/// extended to a second epoch, they are kept in the first. An extended run then has the same result as one that had this
+/// length from the start.
+fn reference_timing(config: &RunConfig) -> ReferenceTiming {
+    let dpo = &config.dpo;
+    if dpo.reference_free {
+        ReferenceTiming::EveryStep
+    } else if dpo.precompute_ref_log_probs {
+        let size = dpo.precompute_ref_batch_size;
+        ReferenceTiming::Before(size.unwrap_or(config.train.per_device_train_batch_size))
+    } else {
+        ReferenceTiming::Once
+    }
 }
 
 /// Loads the model and creates the learner for supervised fine-tuning. `memory` is the device memory in bytes that the run
@@ -146,11 +159,11 @@ pub fn sft_learner<B: TrainBackend>(
     mode: ProgressMode,
     memory: Option<u64>,
     device: &B::Device,
-) -> Result<(SftLearner<B>, Option<LoraConfig>)> {
+) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
     let optimizer = AdamW::new(AdamWConfig::from(&config.train));
-    Ok((SftLearner::new(policy, optimizer, step, device), lora))
+    Ok((Learner::new(policy, optimizer, Sft, step, device), lora))
 }
 
 /// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all

@@ -14,25 +14,26 @@ use crate::error::{Error, Result, first_few};
 use crate::interrupt;
 use crate::lora::LoraConfig;
 use crate::model::not_finite;
+use crate::objective::Objective;
 use crate::objective::metrics::MicroBatchMetrics;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
-use crate::train::method::{Method, StepOutput};
 use crate::train::optimizer::{AdamW, AdamWConfig};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
 use crate::train::setup::{self, RunData};
+use crate::train::step::{Learner, StepOutput};
 use crate::train::unsaved::unsaved_warning;
 
 /// Runs the training loop: the learner with its data, schedule, log and state.
 #[derive(Debug)]
-pub struct Trainer<'a, B: TrainBackend, M: Method<B>> {
+pub struct Trainer<'a, B: TrainBackend, O: Objective<B>> {
     config: &'a RunConfig,
-    data: &'a RunData<M::Sample>,
-    learner: M,
+    data: &'a RunData<O::Sample>,
+    learner: Learner<B, O>,
     weights: TrainedWeights,
     log: MetricsLog,
     sampler: Sampler,
@@ -56,15 +57,15 @@ struct Window {
     since: f64,
 }
 
-impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
+impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// Creates the trainer of a run at its first step.
     ///
     /// # Errors
     /// The parameters of the learning-rate schedule are invalid.
     pub fn new(
         config: &'a RunConfig,
-        data: &'a RunData<M::Sample>,
-        mut learner: M,
+        data: &'a RunData<O::Sample>,
+        learner: Learner<B, O>,
         lora: Option<LoraConfig>,
         log: MetricsLog,
         device: &B::Device,
@@ -74,7 +75,6 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
-        learner.begin(config);
         let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
         let state = TrainState { seed: config.seed, ..TrainState::default() };
         let window = Window::default();
@@ -102,10 +102,9 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let tensors = checkpoint.tensors("optimizer")?;
         let restored = AdamW::import(AdamWConfig::from(&self.config.train), tensors, &self.device)?;
-        let (policy, optimizer) = self.learner.policy_and_optimizer();
-        self.weights.restore(policy, checkpoint, &self.device)?;
-        *optimizer = restored;
-        self.learner.restore_files(checkpoint)?;
+        self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
+        self.learner.optimizer = restored;
+        self.restore_objective(checkpoint)?;
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {
             serde_json::Value::Null => Window::default(),
@@ -119,15 +118,28 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         Ok(())
     }
 
-    /// Computes what the method needs from all training samples, unless all steps are done.
+    /// Restores the state of the objective.
+    fn restore_objective(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let Some(name) = O::STATE_FILE.filter(|name| checkpoint.has_file(name)) else {
+            return Ok(());
+        };
+        let restored = self.learner.objective.restore(&checkpoint.file(name)?);
+        restored.map_err(|error| {
+            let problem = format!("{name} cannot be read: {error}");
+            let remedy = "remove this checkpoint folder, so that the one before it is used";
+            Error::file(checkpoint.path(), problem, remedy)
+        })
+    }
+
+    /// Computes what the objective needs of all training samples, unless all steps are done.
     ///
     /// # Errors
-    /// Same as [`Method::precompute`].
+    /// Same as [`Learner::precompute`].
     pub fn precompute(&mut self, mode: ProgressMode) -> Result<()> {
         if self.state.step >= self.total_steps {
             return Ok(());
         }
-        self.learner.precompute(&self.data.train, self.config, mode)
+        self.learner.precompute(&self.data.train, mode)
     }
 
     /// Trains to the last step and returns the last record of metrics.
@@ -191,7 +203,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let started = Instant::now();
         let step = self.state.step;
         let plan = self.sampler.plan(step);
-        let batches: Vec<Vec<&M::Sample>> = plan
+        let batches: Vec<Vec<&O::Sample>> = plan
             .micro_batches
             .iter()
             .map(|indices| indices.iter().map(|i| &self.data.train[*i]).collect())
@@ -202,7 +214,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             return Err(self.not_finite(&output, &batches));
         }
         if step == 0 {
-            self.learner.check_first_step(&output, self.config)?;
+            self.learner.objective.check_first_step(&output.micro_batches)?;
         }
         let samples = batches.iter().flatten();
         let tokens: usize = samples.map(|sample| sample.attended_tokens()).sum();
@@ -219,7 +231,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         }
         let record = self.record(plan.epoch, rate, output.grad_norm);
         self.log.log(&record)?;
-        progress.set_message(status(&record, M::STATUS_KEYS));
+        progress.set_message(status(&record, O::STATUS_KEYS));
         Ok(Some(record))
     }
 
@@ -241,7 +253,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
             .with("num_tokens", self.state.num_tokens as f64)
             .with("tokens_per_second", window.tokens as f64 / seconds.max(1e-9))
             .with("seconds", self.state.seconds);
-        for (key, value) in M::KEYS.iter().zip(values) {
+        for (key, value) in O::KEYS.iter().zip(values) {
             record = record.with(*key, value);
         }
         match B::peak_memory_bytes(&self.device) {
@@ -271,7 +283,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let mut metrics = Vec::new();
         let size = self.config.train.per_device_eval_batch_size.max(1);
         for samples in self.data.eval.chunks(size) {
-            let samples: Vec<&M::Sample> = samples.iter().collect();
+            let samples: Vec<&O::Sample> = samples.iter().collect();
             metrics.push(self.learner.evaluate(&samples));
         }
         let (loss, values) = match self.config.train.eval_means {
@@ -287,17 +299,17 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         let mut record = Record::new(step as u64)
             .with("eval_loss", loss)
             .with("eval_num_tokens", self.state.num_tokens as f64);
-        for (key, value) in M::KEYS.iter().zip(values) {
+        for (key, value) in O::KEYS.iter().zip(values) {
             record = record.with(format!("eval_{key}"), value);
         }
-        progress.println(&format!("step {step} eval: {}", status(&record, M::STATUS_KEYS)));
+        progress.println(&format!("step {step} eval: {}", status(&record, O::STATUS_KEYS)));
         self.log.log(&record)
     }
 
     /// Saves the last good state and returns the error of a step that is not finite, with the samples of the step.
-    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&M::Sample>]) -> Error {
+    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&O::Sample>]) -> Error {
         if self.state.step == 0
-            && let Some(error) = not_finite::explain_weights(&self.learner.policy().valid())
+            && let Some(error) = not_finite::explain_weights(&self.learner.policy.valid())
         {
             return error;
         }
@@ -317,7 +329,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
                 "step {} is not finite: losses {losses:?}, gradient norm {}, {} {}; {saved}",
                 self.state.step + 1,
                 output.grad_norm,
-                M::Sample::NAME,
+                O::Sample::NAME,
                 first_few(ids, ", ")
             ),
             match self.state.step {
@@ -331,7 +343,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
 
     /// Saves a checkpoint and prunes all but the newest `keep` checkpoints (0 keeps all).
     fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
-        let weights = self.weights.tensors(self.learner.policy());
+        let weights = self.weights.tensors(&self.learner.policy);
         check_finite(self.state.step, &weights)?;
         self.log.sync()?;
         let done = self.state.step % self.sampler.steps_per_epoch();
@@ -339,13 +351,14 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
         self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
         self.state.log_lines = Some(self.log.lines());
         let metrics = serde_json::to_value(&self.window).map_err(defect)?;
-        let mut files = self.weights.files(self.learner.policy());
-        files.extend(self.learner.files()?);
+        let mut files = self.weights.files(&self.learner.policy);
+        let state = self.learner.objective.state()?;
+        files.extend(O::STATE_FILE.map(String::from).zip(state));
         let snapshot = Snapshot {
             state: TrainState { metrics, ..self.state.clone() },
             groups: vec![
                 (self.weights.group().to_string(), weights),
-                ("optimizer".to_string(), self.learner.optimizer().export()),
+                ("optimizer".to_string(), self.learner.optimizer.export()),
             ],
             files,
         };
@@ -369,7 +382,7 @@ impl<'a, B: TrainBackend, M: Method<B>> Trainer<'a, B, M> {
     /// The folder cannot be written.
     pub fn save(&self, carried: &CarriedFiles) -> Result<PathBuf> {
         let folder = RunFolder::new(&self.config.output_dir);
-        self.weights.save(self.learner.policy(), &folder, carried)
+        self.weights.save(&self.learner.policy, &folder, carried)
     }
 }
 

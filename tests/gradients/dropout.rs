@@ -3,11 +3,11 @@
 use arithmo::lora::TargetModules;
 use arithmo::lora::linear::adapter_parameters;
 use arithmo::model::linear::{Linear, LowRank, project};
-use arithmo::train::learner::Activations;
+use arithmo::train::step::Activations;
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use super::{B, learner, learner_config, micro_batch, pairs, policy};
+use super::{B, learner, micro_batch, pairs, policy, step_config};
 
 /// Checks the distribution and scale of the mask. With a zero weight, A and B the identity and all inputs 1, the output
 /// of a projection is its mask.
@@ -53,8 +53,8 @@ fn dropout_needs_a_rate_and_a_seed_and_repeats_with_the_seed() {
     let batches = pairs.each_ref().map(|pairs| micro_batch(pairs));
     let train = |dropout: f64, dropout_seed: Option<u64>, activations: Activations| {
         let (policy, _) = policy(false, TargetModules::AllLinear, dropout);
-        let mut config = learner_config();
-        (config.step.dropout_seed, config.step.activations) = (dropout_seed, activations);
+        let mut config = step_config();
+        (config.dropout_seed, config.activations) = (dropout_seed, activations);
         let mut learner = learner(policy, config);
         for step in 0..4 {
             learner.step(step, 0.01, &batches);

@@ -25,13 +25,14 @@ use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
+use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::objective::losses::PairLogProbs;
 use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
 use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::step::{Activations, Learner, StepConfig};
 use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Param};
@@ -142,22 +143,20 @@ fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
     (0..pairs).map(loss).sum::<f64>() / pairs as f64
 }
 
-fn learner(policy: Mistral<A>, config: LearnerConfig) -> Learner<B> {
+fn learner(policy: Mistral<A>, config: StepConfig) -> Learner<B> {
     let reference = Reference::base(policy.valid());
     let optimizer =
         AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 });
-    Learner::new(policy, reference, optimizer, config, &Default::default())
+    let (loss, timing) = (PreferenceLoss::sigmoid(BETA), ReferenceTiming::EveryStep);
+    Learner::dpo(policy, optimizer, loss, reference, timing, config, &Default::default())
 }
 
-fn learner_config() -> LearnerConfig {
-    LearnerConfig {
-        loss: PreferenceLoss::sigmoid(BETA),
-        step: StepConfig {
-            max_grad_norm: Some(1.0),
-            activations: Activations::Keep,
-            pass_tokens: 1000,
-            dropout_seed: None,
-        },
+fn step_config() -> StepConfig {
+    StepConfig {
+        max_grad_norm: Some(1.0),
+        activations: Activations::Keep,
+        pass_tokens: 1000,
+        dropout_seed: None,
     }
 }
 
@@ -273,7 +272,7 @@ fn check_loss(policy: Mistral<A>, plain: &Plain, pairs: &[EncodedPair], sums: &[
         plain::summed(&base.logits(&side.ids), &side.ids, side.completion_start)
     };
     let reference: Vec<f64> = sides(pairs).iter().map(base_logps).collect();
-    let output = learner(policy, learner_config()).step(0, 0.0, &[micro_batch(pairs)]);
+    let output = learner(policy, step_config()).step(0, 0.0, &[micro_batch(pairs)]);
     let micro = &output.micro_batches[0];
     assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
@@ -326,8 +325,8 @@ fn the_learner_averages_gradients_over_micro_batches() {
     let norm = sum.iter().map(|grad| grad * grad).sum::<f64>().sqrt();
     // The norm does not depend on the passes: one for all pairs, passes across micro-batches, one per pair.
     for pass_tokens in [1000, 25, 1] {
-        let mut config = learner_config();
-        config.step.pass_tokens = pass_tokens;
+        let mut config = step_config();
+        config.pass_tokens = pass_tokens;
         let micro_batches = micro_batches.each_ref().map(|pairs| micro_batch(pairs));
         let output = learner(policy.clone(), config).step(0, 0.0, &micro_batches);
         let ours = output.grad_norm;
@@ -378,7 +377,7 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
         adapter_parameters(&policy).into_iter().map(|(_, t)| t.into_data()).collect();
     let pairs = pairs(4, 7);
     let batches = [micro_batch(&pairs)];
-    let mut learner = learner(policy, learner_config());
+    let mut learner = learner(policy, step_config());
     let first = learner.step(0, 0.02, &batches).micro_batches.remove(0);
     for step in 1..60 {
         learner.step(step, 0.02, &batches);

@@ -1,7 +1,7 @@
 //! Compares losses and their gradients with TRL's, run with given log-probabilities.
 
 use arithmo::objective::losses::{LossSettings, LossType, PairLogProbs};
-use arithmo::objective::preference::{PassLogProbs, PreferenceLoss, chosen_token_weights};
+use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::{Element, Tensor, TensorData};
@@ -74,13 +74,14 @@ impl Case {
             Tensor::<Autodiff<B>, 1>::from_data(data, (&Default::default(), dtype))
         };
         let [chosen, rejected] = [0, 1].map(|index| column(index).require_grad());
+        let chosen_tokens: usize = self.counts[..pairs].iter().sum();
         let loss = self.loss.losses(&PassLogProbs {
             policy: PairLogProbs { chosen: chosen.clone(), rejected: rejected.clone() },
             reference: PairLogProbs { chosen: column(2), rejected: column(3) },
             chosen_sums: chosen.clone(),
             weights: None,
             counts: &self.counts,
-            token_weights: &chosen_token_weights(&self.counts[..pairs]),
+            token_weights: &vec![pairs as f64 / chosen_tokens as f64; pairs],
             micro_batches: &[0..pairs],
         });
         let loss = loss.mean();

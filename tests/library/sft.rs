@@ -9,14 +9,14 @@ use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::load::load;
 use arithmo::model::weights::WeightFiles;
+use arithmo::objective::Objective;
+use arithmo::objective::sft::Sft;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
-use arithmo::train::learner::{Activations, StepConfig};
-use arithmo::train::method::Method;
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::parameters::{train_all, trained_parameters};
 use arithmo::train::run::{RunOptions, run};
-use arithmo::train::sft::SftLearner;
+use arithmo::train::step::{Activations, Learner, StepConfig};
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 use burn_ndarray::NdArray;
@@ -68,7 +68,7 @@ fn ten_steps_equal_torchs() {
             pass_tokens,
             dropout_seed: None,
         };
-        let mut learner = SftLearner::new(train_all(policy), optimizer, config, &device);
+        let mut learner = Learner::new(train_all(policy), optimizer, Sft, config, &device);
         let micro: Vec<Vec<usize>> =
             serde_json::from_value(golden["micro_batches"].clone()).unwrap();
         let batches: Vec<Vec<&EncodedExample>> = micro
@@ -84,12 +84,12 @@ fn ten_steps_equal_torchs() {
             for (ours, theirs) in
                 output.micro_batches.iter().zip(expected["micro_batches"].as_array().unwrap())
             {
-                for (key, value) in SftLearner::<B>::KEYS.iter().zip(&ours.values) {
+                for (key, value) in <Sft as Objective<B>>::KEYS.iter().zip(&ours.values) {
                     assert_near(&format!("{what}: {key}"), *value, &theirs[*key], 2e-5);
                 }
             }
         }
-        for (name, weight) in trained_parameters(learner.policy()) {
+        for (name, weight) in trained_parameters(&learner.policy) {
             let theirs = golden["weights_after"][&name].as_array().unwrap();
             let ours: Vec<f32> = weight.into_data().to_vec().unwrap();
             assert_eq!(ours.len(), theirs.len(), "{name}");

@@ -10,12 +10,13 @@ use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
+use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::metrics::KEYS;
 use arithmo::objective::preference::PreferenceLoss;
 use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::learner::{Activations, Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::step::{Activations, Learner, StepConfig, StepOutput};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -87,16 +88,14 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
     let reference = Reference::base(policy.valid());
     let optimizer =
         AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
-    let config = LearnerConfig {
-        loss: PreferenceLoss::sigmoid(0.3),
-        step: StepConfig {
-            max_grad_norm: Some(1.0),
-            activations: activations(recompute),
-            pass_tokens: 100,
-            dropout_seed: None,
-        },
+    let config = StepConfig {
+        max_grad_norm: Some(1.0),
+        activations: activations(recompute),
+        pass_tokens: 100,
+        dropout_seed: None,
     };
-    Learner::new(policy, reference, optimizer, config, device)
+    let (loss, timing) = (PreferenceLoss::sigmoid(0.3), ReferenceTiming::EveryStep);
+    Learner::dpo(policy, optimizer, loss, reference, timing, config, device)
 }
 
 /// Runs four steps of two micro-batches of three pairs.

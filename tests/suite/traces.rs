@@ -13,14 +13,15 @@ use arithmo::lora::{adapter, linear::adapter_parameters};
 use arithmo::model::load::load_as;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::load_safetensors_f32;
+use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::losses::LossType;
 use arithmo::objective::metrics::{KEYS, MicroBatchMetrics};
 use arithmo::objective::preference::PreferenceLoss;
 use arithmo::objective::reference::Reference;
-use arithmo::train::learner::{Learner, LearnerConfig, StepConfig, StepOutput};
 use arithmo::train::optimizer::{AdamW, AdamWConfig};
 use arithmo::train::sampler::Sampler;
 use arithmo::train::schedule::{Schedule, SchedulerKwargs};
+use arithmo::train::step::{Learner, StepConfig, StepOutput};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -152,15 +153,13 @@ impl Run {
             serde_json::from_value(self.config["dpo"]["loss_type"].clone()).unwrap();
         let terms = losses.into_iter().map(|loss| (loss, 1.0)).collect();
         let max_grad_norm = Some(self.number("max_grad_norm")).filter(|norm| *norm > 0.0);
-        let config = LearnerConfig {
-            loss: PreferenceLoss { terms, ..PreferenceLoss::sigmoid(self.number("beta")) },
-            step: StepConfig {
-                max_grad_norm,
-                activations: activations(recompute),
-                // So small that passes and micro-batches differ.
-                pass_tokens: 500,
-                dropout_seed: None,
-            },
+        let loss = PreferenceLoss { terms, ..PreferenceLoss::sigmoid(self.number("beta")) };
+        let config = StepConfig {
+            max_grad_norm,
+            activations: activations(recompute),
+            // So small that passes and micro-batches differ.
+            pass_tokens: 500,
+            dropout_seed: None,
         };
         let optimizer = AdamW::new(AdamWConfig {
             beta1: self.number("adam_beta1"),
@@ -168,7 +167,8 @@ impl Run {
             epsilon: self.number("adam_epsilon"),
             weight_decay: self.number("weight_decay"),
         });
-        Learner::new(policy, reference, optimizer, config, device)
+        let timing = ReferenceTiming::EveryStep;
+        Learner::dpo(policy, optimizer, loss, reference, timing, config, device)
     }
 }
 
@@ -195,12 +195,12 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     let mut learner = run.learner::<B>(recompute, device);
     let steps = steps.min(run.trace.len());
     if steps > sampler.steps_per_epoch() {
-        learner.remember_reference();
+        learner.objective.timing = ReferenceTiming::Once;
     }
     if run.config["dpo"]["precompute_ref_log_probs"] == true {
         for step in 0..sampler.steps_per_epoch() {
             for indices in &sampler.plan(step).micro_batches {
-                learner.precompute_reference(&batch(indices)).unwrap();
+                learner.precompute_batch(&batch(indices)).unwrap();
             }
         }
     }

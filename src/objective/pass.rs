@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::data::encode::EncodedPair;
+use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
 
 /// Pairs (or examples) computed in one forward and backward pass.
@@ -15,6 +15,9 @@ pub struct Pass<'a, S = EncodedPair> {
     pub pairs: Vec<&'a S>,
     /// Weight of each pair's loss in the loss of the step.
     pub weights: Vec<f64>,
+    /// For each pair, the pairs of its micro-batch divided by the scored tokens of their first sides. With them as factors
+    /// of summed log-probabilities, a mean over pairs is a mean over tokens.
+    pub token_weights: Vec<f64>,
     /// The pairs of each micro-batch, or of the part of it that is in this pass.
     pub micro_batches: Vec<Range<usize>>,
     /// Number of tokens in the packed row.
@@ -38,26 +41,38 @@ impl From<usize> for PassLimits {
 }
 
 /// Groups the pairs of a step's micro-batches, in order, into passes. A pair that is longer than the limit is a pass by
-/// itself. The weights make the loss of the step the mean over micro-batches of their mean losses.
+/// itself. `weights` are those of all pairs, such as [`mean_weights`].
 pub fn passes<'a, S: Sample>(
     micro_batches: &[Vec<&'a S>],
+    weights: &[f64],
     limits: impl Into<PassLimits>,
 ) -> Vec<Pass<'a, S>> {
-    let (mut pairs, mut weights) = (Vec::new(), Vec::new());
-    for micro_batch in micro_batches {
-        let weight = 1.0 / (micro_batches.len() * micro_batch.len()) as f64;
-        pairs.extend(micro_batch.iter().copied());
-        weights.resize(pairs.len(), weight);
-    }
+    let pairs: Vec<&S> = micro_batches.iter().flatten().copied().collect();
+    let token_weights: Vec<f64> =
+        micro_batches.iter().flat_map(|micro| token_weights(micro)).collect();
     let tokens: Vec<usize> = pairs.iter().map(|pair| pair.packed_tokens()).collect();
     let sizes: Vec<usize> = micro_batches.iter().map(Vec::len).collect();
     let pass = |range: Range<usize>| Pass {
         pairs: pairs[range.clone()].to_vec(),
         weights: weights[range.clone()].to_vec(),
+        token_weights: token_weights[range.clone()].to_vec(),
         micro_batches: parts(&sizes, &range),
         tokens: tokens[range].iter().sum(),
     };
     grouped_with(&tokens, &sizes, limits.into()).into_iter().map(pass).collect()
+}
+
+/// Returns the weights that make the loss of a step the mean over micro-batches of their mean losses.
+pub fn mean_weights<S>(micro_batches: &[Vec<&S>]) -> Vec<f64> {
+    let weight = |micro: &Vec<&S>| 1.0 / (micro_batches.len() * micro.len()) as f64;
+    micro_batches.iter().flat_map(|micro| vec![weight(micro); micro.len()]).collect()
+}
+
+/// Returns [`Pass::token_weights`] of a micro-batch.
+fn token_weights<S: Sample>(pairs: &[&S]) -> Vec<f64> {
+    let first_sides = pairs.iter().filter_map(|pair| pair.sides().first().copied());
+    let tokens: usize = first_sides.map(EncodedSequence::scored_tokens).sum();
+    vec![pairs.len() as f64 / tokens.max(1) as f64; pairs.len()]
 }
 
 /// Returns the part of each micro-batch, of which `sizes` has the numbers of pairs, that lies in `range`, counted from its
@@ -109,7 +124,6 @@ fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::encode::EncodedSequence;
 
     /// Returns a pair that takes `tokens` tokens in a packed row, of which two are shared and the others belong to chosen.
     fn pair(tokens: usize) -> EncodedPair {
@@ -125,7 +139,7 @@ mod tests {
     fn pairs_fill_passes_in_order_and_keep_their_weight() {
         let pairs = [3, 4, 9, 2, 2].map(pair);
         let micro_batches = [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]]];
-        let passes = passes(&micro_batches, 7);
+        let passes = passes(&micro_batches, &mean_weights(&micro_batches), 7);
         let tokens: Vec<_> = passes.iter().map(|pass| pass.tokens).collect();
         assert_eq!(tokens, [7, 9, 4]);
         assert_eq!(passes[0].weights, [1.0 / 6.0; 2]);
@@ -140,7 +154,8 @@ mod tests {
         let micro_batches =
             [vec![&pairs[0], &pairs[1], &pairs[2]], vec![&pairs[3], &pairs[4]], vec![&pairs[5]]];
         let parts = |tokens, whole_micro_batches| -> Vec<_> {
-            let passes = passes(&micro_batches, PassLimits { tokens, whole_micro_batches });
+            let limits = PassLimits { tokens, whole_micro_batches };
+            let passes = passes(&micro_batches, &[1.0; 6], limits);
             passes.into_iter().map(|pass| pass.micro_batches).collect()
         };
         assert_eq!(parts(7, true), [vec![0..3], vec![0..2, 2..3]]);

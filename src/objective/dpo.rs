@@ -1,0 +1,195 @@
+//! Preference optimization against a reference model.
+
+use std::collections::BTreeMap;
+
+use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::tensor::Tensor;
+
+use super::log_probs::{CompletionLogProbs, DeviceBatch};
+use super::losses::PairLogProbs;
+use super::metrics::{KEYS, MicroBatchMetrics, SampleOutput};
+use super::pass::{Pass, PassLimits};
+use super::preference::{PassLogProbs, PreferenceLoss};
+use super::reference::Reference;
+use super::{Objective, Usage};
+use crate::data::batch::PreferenceBatch;
+use crate::data::encode::EncodedPair;
+use crate::error::{Error, Result};
+
+/// The objective of preference optimization: the loss and the reference.
+#[derive(Debug)]
+pub struct Dpo<B: TrainBackend> {
+    /// The loss.
+    pub loss: PreferenceLoss,
+    /// The reference model.
+    pub reference: Reference<B>,
+    /// When the reference's log-probabilities of training pairs are computed.
+    pub timing: ReferenceTiming,
+    /// Whether policy and reference are the same function before the first step.
+    pub starts_as_reference: bool,
+}
+
+/// When the reference's log-probabilities of training pairs are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceTiming {
+    /// In every step.
+    EveryStep,
+    /// In the first step that has the pair. They are kept for later epochs.
+    Once,
+    /// Before the first step, in batches of this many pairs.
+    Before(usize),
+}
+
+impl<B: TrainBackend> Objective<B> for Dpo<B> {
+    type Sample = EncodedPair;
+
+    const KEYS: &'static [&'static str] = &KEYS;
+
+    const STATUS_KEYS: &'static [(&'static str, &'static str)] =
+        &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
+
+    const HAS_REFERENCE: bool = true;
+
+    /// The reference's log-probabilities of the pairs seen so far, by pair id. If a resumed run computed them again in
+    /// batches of other pairs, they would round differently, and its result would differ from that of an uninterrupted run.
+    const STATE_FILE: Option<&'static str> = Some("reference_log_probs.json");
+
+    fn batch(samples: &[&EncodedPair]) -> PreferenceBatch {
+        PreferenceBatch::new(samples)
+    }
+
+    fn pass_limits(&self, tokens: usize) -> PassLimits {
+        PassLimits { tokens, whole_micro_batches: self.loss.needs_whole_micro_batches() }
+    }
+
+    fn prepare(&self, batch: &PreferenceBatch, on_device: &mut DeviceBatch<B>) {
+        if let Some(alpha) = self.loss.ld_alpha {
+            on_device.completions.weigh_tails(batch, alpha);
+        }
+    }
+
+    fn stats(&self) -> LogProbStats {
+        if self.loss.use_weighting { LogProbStats::Squares } else { LogProbStats::All }
+    }
+
+    fn reference(
+        &self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Tensor<B, 1> {
+        if self.loss.reference_free {
+            return Tensor::zeros([batch.counts.len()], &on_device.input.token_ids.device());
+        }
+        match usage {
+            Usage::Training => self.reference.log_probs(batch, on_device),
+            // Held-out pairs may have ids of training pairs.
+            Usage::Evaluation => self.reference.compute(on_device),
+        }
+    }
+
+    fn losses<A: TrainBackend>(
+        &self,
+        policy: &CompletionLogProbs<A>,
+        reference: Tensor<A, 1>,
+        batch: &PreferenceBatch,
+        pass: &Pass<'_>,
+        usage: Usage,
+    ) -> Tensor<A, 1> {
+        let log_probs = PassLogProbs {
+            policy: PairLogProbs::split(policy.weighted_sums.clone()),
+            reference: PairLogProbs::split(reference),
+            chosen_sums: PairLogProbs::split(policy.sums.clone()).chosen,
+            weights: policy.weights.clone(),
+            counts: &batch.counts,
+            token_weights: &pass.token_weights,
+            micro_batches: &pass.micro_batches,
+        };
+        match usage {
+            Usage::Training => self.loss.losses(&log_probs),
+            Usage::Evaluation => self.loss.without_sft().0.losses(&log_probs),
+        }
+    }
+
+    fn metrics(&self, samples: &[SampleOutput], usage: Usage) -> MicroBatchMetrics {
+        let beta = self.loss.settings.beta;
+        match usage {
+            Usage::Training => MicroBatchMetrics::new(samples, beta),
+            Usage::Evaluation => {
+                MicroBatchMetrics::with_sft(samples, beta, self.loss.without_sft().1)
+            }
+        }
+    }
+
+    /// Checks that the loss has its value at zero and every reward is 0 if policy and reference are the same function. Both
+    /// are exact unless the reference was precomputed, because sums round differently in batches of other sizes.
+    fn check_first_step(&self, micro_batches: &[MicroBatchMetrics]) -> Result<()> {
+        if !self.starts_as_reference {
+            return Ok(());
+        }
+        for micro in micro_batches {
+            let rewards = &micro.values[..2];
+            let logps = micro.values[4].abs().max(micro.values[5].abs());
+            let tolerance = match self.timing {
+                ReferenceTiming::Before(_) => 1e-2 * self.loss.settings.beta * logps,
+                ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
+            };
+            // A loss that is not linear in the rewards may change faster than they do.
+            let expected = self.loss.at_zero().filter(|_| tolerance == 0.0);
+            let is_expected =
+                expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
+            if !is_expected || rewards.iter().any(|reward| reward.abs() > tolerance) {
+                let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
+                return Err(Error::run(
+                    format!(
+                        "self-check failed: before the first update policy and reference are the same \
+                         function, but the loss is {}{expected} and the rewards {rewards:?} (not 0)",
+                        micro.loss
+                    ),
+                    "this backend computes wrong results: try another --backend, and report this",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn precompute_batch_size(&self) -> Option<usize> {
+        match self.timing {
+            ReferenceTiming::Before(size) => Some(size),
+            ReferenceTiming::EveryStep | ReferenceTiming::Once => None,
+        }
+    }
+
+    fn precompute(&mut self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Result<()> {
+        self.reference.precompute(batch, on_device)
+    }
+
+    fn remember(&mut self, id: &str, output: &SampleOutput) {
+        if self.timing == ReferenceTiming::Once
+            && let [chosen, rejected] = output.reference.as_slice()
+        {
+            self.reference.remember(id, [*chosen as f32, *rejected as f32]);
+        }
+    }
+
+    fn state(&self) -> Result<Option<Vec<u8>>> {
+        let cached = self.reference.cached();
+        if self.timing != ReferenceTiming::Once || cached.is_empty() {
+            return Ok(None);
+        }
+        let json = serde_json::to_vec(cached);
+        json.map(Some).map_err(|e| Error::run(e, "this is a defect of the program: report it"))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> std::result::Result<(), String> {
+        if self.timing != ReferenceTiming::Once {
+            return Ok(());
+        }
+        let cached: BTreeMap<String, [f32; 2]> =
+            serde_json::from_slice(state).map_err(|error| error.to_string())?;
+        for (id, sums) in cached {
+            self.reference.remember(&id, sums);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Supervised fine-tuning. The loss is the mean cross-entropy of a step's completion tokens, as in TRL's `SFTTrainer` with
+//! prompts and completions.
+
+use arithmo_backends::TrainBackend;
+use burn::tensor::Tensor;
+
+use super::log_probs::{CompletionLogProbs, DeviceBatch};
+use super::metrics::{MicroBatchMetrics, SampleOutput, Sum};
+use super::pass::Pass;
+use super::{Objective, Usage};
+use crate::data::batch::PreferenceBatch;
+use crate::data::encode::EncodedExample;
+
+/// The objective of supervised fine-tuning.
+#[derive(Clone, Copy, Debug)]
+pub struct Sft;
+
+impl<B: TrainBackend> Objective<B> for Sft {
+    type Sample = EncodedExample;
+
+    const KEYS: &'static [&'static str] = &["mean_token_accuracy", "entropy"];
+
+    const STATUS_KEYS: &'static [(&'static str, &'static str)] =
+        &[("loss", "loss"), ("mean_token_accuracy", "acc")];
+
+    const HAS_REFERENCE: bool = false;
+
+    fn batch(samples: &[&EncodedExample]) -> PreferenceBatch {
+        PreferenceBatch::from_examples(samples)
+    }
+
+    /// Returns weights that make the loss of a step the mean over all its completion tokens (`num_items_in_batch` in
+    /// transformers' `Trainer`).
+    fn weights(&self, micro_batches: &[Vec<&EncodedExample>]) -> Vec<f64> {
+        let examples = micro_batches.iter().flatten();
+        let tokens: usize = examples.clone().map(|example| example.sequence.scored_tokens()).sum();
+        vec![1.0 / tokens.max(1) as f64; examples.count()]
+    }
+
+    fn reference(
+        &self,
+        _batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        _usage: Usage,
+    ) -> Tensor<B, 1> {
+        Tensor::zeros([0], &on_device.input.token_ids.device())
+    }
+
+    /// Returns the summed cross-entropy of each example.
+    fn losses<A: TrainBackend>(
+        &self,
+        policy: &CompletionLogProbs<A>,
+        _reference: Tensor<A, 1>,
+        _batch: &PreferenceBatch,
+        _pass: &Pass<'_, EncodedExample>,
+        _usage: Usage,
+    ) -> Tensor<A, 1> {
+        policy.sums.clone().neg()
+    }
+
+    /// Computes TRL's metrics, which are means over completion tokens.
+    fn metrics(&self, samples: &[SampleOutput], _usage: Usage) -> MicroBatchMetrics {
+        let completions = samples.iter().flat_map(|sample| &sample.policy);
+        let tokens = completions.flat_map(|completion| &completion.tokens);
+        let sum = |value: fn(&[f64; 4]) -> f64| Sum::of(tokens.clone().map(value));
+        let values = vec![sum(|token| token[2]), sum(|token| token[1])];
+        MicroBatchMetrics::from_sums(samples.len(), vec![sum(|token| -token[0])], values)
+    }
+
+    fn step_loss(&self, micro_batches: &[MicroBatchMetrics]) -> f64 {
+        MicroBatchMetrics::pooled(micro_batches).loss
+    }
+}
