@@ -30,7 +30,7 @@ eval: data model lora objective generate config
 doctor: data
 inspect: data eval
 bench: config data model lora objective train doctor
-plan: config data model lora train doctor bench
+plan: config data model lora objective train doctor bench
 iterate: config data model lora objective train generate eval
 demo: config data model lora objective train generate eval iterate report
 cli: config data model lora objective generate train eval iterate report demo doctor bench plan inspect

@@ -17,7 +17,7 @@ use crate::model::linear::Linear;
 use crate::model::mistral::Mistral;
 use crate::objective::log_probs::DeviceBatch;
 use crate::objective::pass::{mean_weights, passes};
-use crate::train::optimizer::{AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm};
+use crate::train::optimizer::{AdamW, NamedUpdate, Optimizer, clip_by_global_norm};
 
 /// Seconds that a step spends in each class of operations.
 #[derive(Clone, Copy, Debug, Default)]
@@ -252,7 +252,7 @@ impl<B: TrainBackend> Pass<'_, B> {
     fn optimizer(&self) -> Result<f64> {
         let parameters = adapter_parameters(self.model);
         let grads: Vec<_> = parameters.iter().map(|(_, p)| p.ones_like()).collect();
-        let step = |optimizer: &mut AdamW<B>| {
+        let step = |optimizer: &mut Optimizer<B>| {
             let (clipped, _) = clip_by_global_norm(grads.clone(), 1.0);
             let updates = parameters.iter().zip(clipped);
             let updates = updates.map(|((name, param), grad)| NamedUpdate {
@@ -263,7 +263,7 @@ impl<B: TrainBackend> Pass<'_, B> {
             optimizer.step(1e-6, updates.collect())
         };
         let mut optimizer =
-            AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
+            Optimizer::new(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
         step(&mut optimizer);
         self.seconds(1.0, || step(&mut optimizer.clone()))
     }

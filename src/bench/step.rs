@@ -23,7 +23,7 @@ use crate::objective::dpo::ReferenceTiming;
 use crate::objective::pass::{mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
-use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::optimizer::{AdamW, Optimizer};
 use crate::train::setup::choose_activations;
 use crate::train::step::{Activations, Learner, StepConfig};
 
@@ -92,7 +92,7 @@ impl<B: TrainBackend> Setup<B> {
             dropout_seed: None,
         };
         let optimizer =
-            AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
+            Optimizer::new(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
         let (reference, trainable) = (Reference::base(policy.valid()), trainable(&policy));
         Ok(Self {
             learner: Learner::dpo(

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Quantization, Reference, TargetModules,
+    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Optim, Quantization, Reference,
+    TargetModules,
 };
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::mistral::projection_names;
 use crate::objective::f_divergence::FDivergence;
 use crate::objective::losses::{LossType, Uses};
+use crate::train::optimizer::Rule;
 
 /// Returns an error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -66,6 +68,7 @@ impl RunConfig {
         self.validate_loftq()?;
         ranges::check(self)?;
         self.train.validate_strategies()?;
+        self.train.validate_optimizer()?;
         let evaluated = [
             ("train.eval_steps", self.train.eval_steps > 0),
             ("train.eval_strategy", self.train.eval_strategy == IntervalStrategy::Epoch),
@@ -288,6 +291,12 @@ impl DpoSection {
         self.validate_reference()?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
+            ensure(
+                self.precompute_ref_log_probs,
+                "dpo.precompute_ref_batch_size",
+                "has no effect: dpo.precompute_ref_log_probs is false",
+                "remove the key, or set dpo.precompute_ref_log_probs = true",
+            )?;
         }
         ensure_built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
     }
@@ -345,11 +354,13 @@ impl DpoSection {
         for (key, given) in [
             ("dpo.reference", self.reference != Reference::Auto),
             ("dpo.precompute_ref_log_probs", self.precompute_ref_log_probs),
+            // A divergence of unbounded log-probabilities would overflow.
+            ("dpo.f_divergence_type", self.f_divergence_type != FDivergence::ReverseKl),
         ] {
             ensure(
                 !given,
                 key,
-                "has no effect: dpo.reference_free is true",
+                "needs a reference, and dpo.reference_free is true",
                 "remove the key, or dpo.reference_free",
             )?;
         }
@@ -364,7 +375,13 @@ impl DpoSection {
         let (given, wanted) = (weights.len(), self.loss_type.len());
         let problem = format!("has {given} weights for {wanted} losses");
         ensure(given == wanted, key, problem, "give one weight per loss, or remove the key")?;
-        weights.iter().try_for_each(|weight| not_negative(*weight, key))
+        weights.iter().try_for_each(|weight| not_negative(*weight, key))?;
+        ensure(
+            weights.iter().any(|weight| *weight > 0.0) || self.rpo_alpha.is_some(),
+            key,
+            "are all 0: nothing would be trained",
+            "give one loss a weight above 0",
+        )
     }
 }
 
@@ -384,6 +401,27 @@ impl TrainSection {
         self.validate_length()?;
         self.validate_warmup()?;
         self.lr_scheduler_kwargs.check(self.lr_scheduler_type, self.learning_rate)
+    }
+
+    /// Checks that no key is set that the optimizer does not have.
+    fn validate_optimizer(&self) -> Result<()> {
+        Rule::of(self)?;
+        let default = Self::default();
+        let is_adamw = matches!(self.optim, Optim::AdamwTorch | Optim::AdamwTorchFused);
+        let has_betas = is_adamw || self.optim == Optim::Lion32bit;
+        let keys = [
+            ("train.adam_beta1", has_betas, self.adam_beta1 == default.adam_beta1),
+            ("train.adam_beta2", has_betas, self.adam_beta2 == default.adam_beta2),
+            ("train.adam_epsilon", is_adamw, self.adam_epsilon == default.adam_epsilon),
+        ];
+        keys.into_iter().try_for_each(|(key, is_used, is_default)| {
+            ensure(
+                is_used || is_default,
+                key,
+                "has no effect on this train.optim",
+                "remove the key, or set train.optim = \"adamw_torch\"",
+            )
+        })
     }
 
     /// Checks that no interval in steps is set for a strategy other than `"steps"`.

@@ -3,6 +3,7 @@
 use arithmo_backends::Format;
 use burn::tensor::DType;
 use clap::ValueEnum;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::quantize;
@@ -112,13 +113,22 @@ pub enum Reference {
     Initial,
 }
 
-/// The `optim` of transformers' `TrainingArguments`. Only one optimizer is built.
+/// The `optim` of transformers' `TrainingArguments`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Optim {
     /// AdamW as in PyTorch.
     #[default]
     AdamwTorch,
+    /// The same numbers as `adamw_torch`.
+    AdamwTorchFused,
+    /// Stochastic gradient descent as in PyTorch.
+    Sgd,
+    /// RMSprop as in PyTorch, the optimizer of the DPO paper.
+    Rmsprop,
+    /// Lion as in bitsandbytes.
+    #[serde(rename = "lion_32bit")]
+    Lion32bit,
 }
 
 /// How metrics are averaged over several batches.
@@ -260,13 +270,22 @@ pub(super) fn one_or_many<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<LossType>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected the name of a loss of TRL, or a list of names")]
+    #[serde(untagged)]
     enum OneOrMany {
         One(LossType),
         Many(Vec<LossType>),
     }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(loss) => vec![loss],
-        OneOrMany::Many(losses) => losses,
-    })
+    match OneOrMany::deserialize(deserializer) {
+        Ok(OneOrMany::One(loss)) => Ok(vec![loss]),
+        Ok(OneOrMany::Many(losses)) => Ok(losses),
+        Err(_) => {
+            let names = LossType::ALL.iter().filter_map(|loss| serde_json::to_value(loss).ok());
+            let names: Vec<String> =
+                names.filter_map(|name| name.as_str().map(String::from)).collect();
+            let names = names.join(", ");
+            Err(D::Error::custom(format!(
+                "expected the name of a loss, or a list of them: {names}"
+            )))
+        }
+    }
 }

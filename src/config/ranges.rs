@@ -153,7 +153,8 @@ mod tests {
     /// Keys without a default may be numeric too, except the texts, lists and shapes named here.
     #[test]
     fn every_number_has_a_range() {
-        let text_or_list = ["data.eval_file", "lora.adapter", "lora.modules_to_save"];
+        let text_or_list =
+            ["data.eval_file", "lora.adapter", "lora.modules_to_save", "train.optim_args"];
         let shapes = ["warmup_type", "decay_type"];
         for (key, value) in leaves(&RunConfig::default()) {
             let may_be_number = value.is_number() || value.is_null();

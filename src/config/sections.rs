@@ -195,7 +195,8 @@ pub struct DpoSection {
     /// Reference model: the base, or the initial adapter. `"auto"`: the initial adapter if `lora.adapter` is given,
     /// else the base.
     pub reference: Reference,
-    /// Probability that a preference label is flipped, for `robust`, `exo_pair`, `aot`, `aot_unpaired` and `cdpo`.
+    /// Probability that a preference label is flipped, for `robust`, `exo_pair` (which needs a value above 0),
+    /// `aot`, `aot_unpaired` and `cdpo`.
     pub label_smoothing: f64,
     /// Divergence from the reference that the loss penalizes (Wang et al. 2023, f-DPO).
     pub f_divergence_type: FDivergence,
@@ -281,7 +282,7 @@ pub struct TrainSection {
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Learning-rate schedule.
+    /// Learning-rate schedule; `"reduce_lr_on_plateau"` is not built yet.
     pub lr_scheduler_type: SchedulerType,
     /// Settings of the schedule, with their names in transformers.
     pub lr_scheduler_kwargs: SchedulerKwargs,
@@ -297,7 +298,7 @@ pub struct TrainSection {
     pub num_train_epochs: Option<f64>,
     /// Maximum global L2 norm of the gradient; 0 disables clipping.
     pub max_grad_norm: f64,
-    /// Decoupled weight decay of all trained weights except those of norms.
+    /// Weight decay of all trained weights except those of norms.
     pub weight_decay: f64,
     /// Decay rate of the first moment.
     pub adam_beta1: f64,
@@ -305,8 +306,11 @@ pub struct TrainSection {
     pub adam_beta2: f64,
     /// Constant added to the square root of the second moment.
     pub adam_epsilon: f64,
-    /// Optimizer.
+    /// Optimizer. Weight decay is decoupled for AdamW and Lion, and added to the gradient for the others, as in torch.
     pub optim: Optim,
+    /// Arguments of the optimizer: for `"sgd"` momentum, dampening and nesterov, for `"rmsprop"` alpha, eps, momentum and
+    /// centered, such as `"momentum=0.9,nesterov=True"`.
+    pub optim_args: Option<String>,
     /// When to log metrics: `"steps"` (every `logging_steps`), `"epoch"`, or `"no"` (only after the last step).
     pub logging_strategy: IntervalStrategy,
     /// Optimizer steps between log lines.
@@ -329,8 +333,9 @@ pub struct TrainSection {
     /// Whether activations are recomputed in the backward pass (slower, less memory). `"auto"`: only if they would not
     /// fit.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Maximum number of tokens computed together, independent of the micro-batches. Default: the fastest for the
-    /// backend. Changes speed and memory, not results.
+    /// Maximum number of tokens computed together, independent of the micro-batches. A longer pair, and a micro-batch of
+    /// `aot` or `aot_unpaired`, is computed together all the same. Default: the fastest for the backend. Changes speed and
+    /// memory, not results.
     pub max_tokens_per_pass: Option<usize>,
     /// Whether to disable all dropout, including LoRA's; true is TRL's default for DPO.
     pub disable_dropout: bool,
@@ -355,6 +360,7 @@ impl Default for TrainSection {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             optim: Optim::AdamwTorch,
+            optim_args: None,
             logging_strategy: IntervalStrategy::Steps,
             logging_steps: 1,
             eval_strategy: IntervalStrategy::Steps,

@@ -10,7 +10,7 @@ const LARGE_RATE: f64 = 0.1;
 impl RunConfig {
     /// Returns one sentence for each setting that is valid but probably not intended. The sentence begins with the key.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.loss_warnings();
         let mut warn = |applies: bool, sentence: String| {
             if applies {
                 warnings.push(sentence);
@@ -20,15 +20,6 @@ impl RunConfig {
         if let Some(sentence) = self.reference_warning() {
             warn(true, sentence.into());
         }
-        warn(
-            self.dpo.label_smoothing > 0.0
-                && !self.dpo.loss_type.iter().any(|loss| loss.uses().label_smoothing),
-            format!(
-                "dpo.label_smoothing: {} has no effect: TRL 1.x ignores it for this loss; dpo.loss_type = \"cdpo\" is \
-                 DPO with label smoothing",
-                self.dpo.label_smoothing
-            ),
-        );
         warn(
             self.lora.lora_dropout > 0.0 && train.disable_dropout,
             format!(
@@ -66,6 +57,26 @@ impl RunConfig {
             "data.max_prompt_length: is not less than max_length: every pair longer than max_length trains on nothing"
                 .into(),
         );
+        warnings
+    }
+
+    /// Returns warnings about settings of the preference loss that have no effect.
+    fn loss_warnings(&self) -> Vec<String> {
+        let (dpo, mut warnings) = (&self.dpo, Vec::new());
+        if dpo.label_smoothing > 0.0 && !dpo.loss_type.iter().any(|l| l.uses().label_smoothing) {
+            warnings.push(format!(
+                "dpo.label_smoothing: {} has no effect: TRL 1.x ignores it for this loss; dpo.loss_type = \"cdpo\" is DPO \
+                 with label smoothing",
+                dpo.label_smoothing
+            ));
+        }
+        let sorts = dpo.loss_type.iter().any(|loss| loss.uses().batch);
+        if sorts && self.train.per_device_train_batch_size == 1 {
+            warnings.push(
+                "train.per_device_train_batch_size: is 1: the loss sorts the pairs of a micro-batch, and one pair is sorted already"
+                    .into(),
+            );
+        }
         warnings
     }
 

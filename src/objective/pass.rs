@@ -59,7 +59,7 @@ pub fn passes<'a, S: Sample>(
         micro_batches: parts(&sizes, &range),
         tokens: tokens[range].iter().sum(),
     };
-    grouped_with(&tokens, &sizes, limits.into()).into_iter().map(pass).collect()
+    grouped(&tokens, &sizes, limits.into()).into_iter().map(pass).collect()
 }
 
 /// Returns the weights that make the loss of a step the mean over micro-batches of their mean losses.
@@ -87,11 +87,12 @@ fn parts(sizes: &[usize], range: &Range<usize>) -> Vec<Range<usize>> {
     parts.map(|part| part.start - range.start..part.end - range.start).collect()
 }
 
-/// Groups consecutive samples as [`grouped`] does; under [`PassLimits::whole_micro_batches`], groups consecutive
-/// micro-batches, of which `sizes` has the numbers of samples (the last one may be incomplete).
-pub fn grouped_with(tokens: &[usize], sizes: &[usize], limits: PassLimits) -> Vec<Range<usize>> {
+/// Groups consecutive samples with the given numbers of tokens so that each group has at most [`PassLimits::tokens`] tokens
+/// or a single sample. Under [`PassLimits::whole_micro_batches`], micro-batches take the place of samples; `sizes` has their
+/// numbers of samples (the last one may be incomplete). Returns the index range of each group.
+pub fn grouped(tokens: &[usize], sizes: &[usize], limits: PassLimits) -> Vec<Range<usize>> {
     if !limits.whole_micro_batches {
-        return grouped(tokens, limits.tokens);
+        return group_within(tokens, limits.tokens);
     }
     let mut starts = vec![0];
     for size in sizes {
@@ -99,13 +100,12 @@ pub fn grouped_with(tokens: &[usize], sizes: &[usize], limits: PassLimits) -> Ve
     }
     let batch_tokens: Vec<usize> =
         starts.windows(2).map(|ends| tokens[ends[0]..ends[1]].iter().sum()).collect();
-    let groups = grouped(&batch_tokens, limits.tokens).into_iter();
+    let groups = group_within(&batch_tokens, limits.tokens).into_iter();
     groups.map(|group| starts[group.start]..starts[group.end]).collect()
 }
 
-/// Groups consecutive samples with the given numbers of tokens so that each group has at most `budget` tokens or a single
-/// sample. Returns the index range of each group.
-fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
+/// Groups consecutive items of the given sizes so that each group has at most the size `budget` or a single item.
+fn group_within(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut group_tokens = 0;
     for (index, tokens) in tokens.iter().enumerate() {
@@ -122,6 +122,7 @@ fn grouped(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 mod tests {
     use super::*;
 

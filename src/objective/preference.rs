@@ -153,6 +153,7 @@ fn means<B: Backend>(values: Tensor<B, 1>, micro_batches: &[Range<usize>]) -> Te
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 mod tests {
     use super::*;
     use crate::objective::losses::tests::{B, vector};

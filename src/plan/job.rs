@@ -6,13 +6,14 @@ use burn::tensor::DType;
 use super::layers::Layer;
 use super::passes::Samples;
 use super::profile::Profile;
-use crate::config::{GradientCheckpointing, Method, Reference, RunConfig};
+use crate::config::{GradientCheckpointing, Method, Optim, Reference, RunConfig};
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
 use crate::model::limits::{HALVES, Pieces};
 use crate::model::quantize::{Quantization, is_projection};
+use crate::train::optimizer::{Rule, UpdateRule};
 use crate::train::setup::{ACTIVATIONS_SHARE, RECOMPUTE_ABOVE, lora_config, weights};
 use crate::train::step::Activations;
 
@@ -111,6 +112,17 @@ impl Job {
     /// Returns whether projections are quantized.
     pub(super) fn is_quantized(&self) -> bool {
         self.quantization.is_some()
+    }
+
+    /// Returns the number of matrices that the optimizer keeps for each trained one.
+    pub(super) fn optimizer_states(&self) -> usize {
+        let rule = Rule::of(&self.config.train);
+        rule.map_or(2, |rule| rule.state_names().len())
+    }
+
+    /// Returns whether the optimizer updates all tensors in one kernel, without temporaries.
+    pub(super) fn updates_in_one_pass(&self) -> bool {
+        matches!(self.config.train.optim, Optim::AdamwTorch | Optim::AdamwTorchFused)
     }
 
     /// Returns the number of values of each trained matrix.

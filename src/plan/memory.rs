@@ -19,7 +19,7 @@ pub enum Category {
     Adapter,
     /// Gradients of the trained weights.
     Gradients,
-    /// The two moments of AdamW.
+    /// The state of the optimizer: AdamW has two moments.
     Optimizer,
     /// Activations that blocks keep for the backward pass: their inputs alone, or all.
     Activations,

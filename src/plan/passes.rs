@@ -4,7 +4,7 @@ use super::job::Job;
 use super::profile::Profile;
 use crate::config::Method;
 use crate::data::lengths::SampleLengths;
-use crate::objective::pass::{PassLimits, grouped_with};
+use crate::objective::pass::{PassLimits, grouped};
 use crate::train::sampler::Sampler;
 use crate::train::setup::fitting_tokens;
 
@@ -124,7 +124,7 @@ impl Job {
         for order in sampler.steps(total) {
             let step_tokens: Vec<usize> = order.iter().map(|index| tokens[*index]).collect();
             let sizes = vec![sampler.batch_size; order.len().div_ceil(sampler.batch_size)];
-            let passes = grouped_with(&step_tokens, &sizes, limits);
+            let passes = grouped(&step_tokens, &sizes, limits);
             max_passes = max_passes.max(passes.len());
             for pass in passes {
                 let size: usize = step_tokens[pass.clone()].iter().sum();
@@ -148,7 +148,7 @@ impl Job {
         let limits = self.pass_limits(profile);
         let passes = samples.chunks(size).flat_map(|batch| {
             let tokens: Vec<usize> = batch.iter().map(SampleLengths::packed).collect();
-            let passes = grouped_with(&tokens, &[tokens.len()], limits).into_iter();
+            let passes = grouped(&tokens, &[tokens.len()], limits).into_iter();
             passes.map(|pass| PassShape::of(&batch[pass])).collect::<Vec<_>>()
         });
         passes.max_by_key(|pass| pass.tokens)

@@ -279,15 +279,21 @@ impl Walk<'_> {
         grads.to_vec()
     }
 
-    /// Simulates gradient clipping and AdamW.
+    /// Simulates gradient clipping and the optimizer.
     fn optimizer(&mut self, grads: Vec<Buffer>, moments: &mut Vec<Buffer>) {
         self.memory.set_phase("the optimizer");
         let trained = self.job.trained_sizes();
+        let states = self.job.optimizer_states();
         if moments.is_empty() {
             for count in &trained {
-                let both = [4 * count; 2].map(|b| self.memory.allocate(Category::Optimizer, b));
-                moments.extend(both);
+                let sizes = std::iter::repeat_n(4 * count, states);
+                moments.extend(sizes.map(|bytes| self.memory.allocate(Category::Optimizer, bytes)));
             }
+        }
+        if !self.job.updates_in_one_pass() {
+            // The direction, its summands and the new state of one tensor.
+            let largest = trained.iter().max().copied().unwrap_or(0);
+            self.memory.allocate_scratch(Category::Optimizer, 4 * (2 + states) * largest);
         }
         // The old values are freed only after all new ones are computed.
         let category = if self.job.trains_all() { Category::Weights } else { Category::Adapter };
@@ -297,17 +303,18 @@ impl Walk<'_> {
         self.memory.free_all(new);
     }
 
-    /// Simulates the host copies of trained weights and moments from which a checkpoint is written.
+    /// Simulates the host copies of trained weights and optimizer state from which a checkpoint is written.
     fn checkpoint(&mut self) {
         if !self.heap {
             return;
         }
         self.memory.set_phase("writing a checkpoint");
+        let states = self.job.optimizer_states();
         let copies: Vec<Buffer> = self
             .job
             .trained_sizes()
             .into_iter()
-            .map(|count| self.memory.allocate(Category::Checkpoint, 12 * count))
+            .map(|count| self.memory.allocate(Category::Checkpoint, 4 * (1 + states) * count))
             .collect();
         self.memory.free_all(copies);
     }

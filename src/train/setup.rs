@@ -33,7 +33,7 @@ use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
 use crate::train::manifest::{RunManifest, StartingModel};
-use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::optimizer::{Optimizer, Rule};
 use crate::train::parameters::train_all;
 use crate::train::resume::STEPS;
 use crate::train::sampler::Sampler;
@@ -129,7 +129,7 @@ pub fn learner<B: TrainBackend>(
     };
     let (loss, timing) = (config.dpo.loss(), reference_timing(config));
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
+    let optimizer = Optimizer::new(Rule::of(&config.train)?);
     Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, device), lora))
 }
 
@@ -162,7 +162,7 @@ pub fn sft_learner<B: TrainBackend>(
 ) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = AdamW::new(AdamWConfig::from(&config.train));
+    let optimizer = Optimizer::new(Rule::of(&config.train)?);
     Ok((Learner::new(policy, optimizer, Sft, step, device), lora))
 }
 

@@ -25,7 +25,7 @@ use crate::objective::reference::Reference;
 use crate::objective::{Objective, Usage};
 use crate::progress::{Progress, ProgressMode};
 use crate::train::gradient::{Loss, gradients};
-use crate::train::optimizer::{AdamW, NamedUpdate, clip_by_global_norm};
+use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
 use crate::train::parameters::{set_trained_parameters, trained_parameters};
 
 /// Settings that are the same for every step and every objective.
@@ -89,7 +89,7 @@ pub struct Learner<B: TrainBackend, O = Dpo<B>> {
     /// The model that is trained: its tensors that require a gradient, which are those of an adapter or all.
     pub policy: Mistral<Autodiff<B>>,
     /// The optimizer of the trained tensors.
-    pub optimizer: AdamW<B>,
+    pub optimizer: Optimizer<B>,
     /// The objective.
     pub objective: O,
     /// Table of rotary angles.
@@ -102,7 +102,7 @@ impl<B: TrainBackend> Learner<B> {
     /// Creates a learner that optimizes `loss` against `reference`. The adapter of `policy` is already attached.
     pub fn dpo(
         policy: Mistral<Autodiff<B>>,
-        optimizer: AdamW<B>,
+        optimizer: Optimizer<B>,
         loss: PreferenceLoss,
         reference: Reference<B>,
         timing: ReferenceTiming,
@@ -122,7 +122,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// Creates a learner for `policy`, which trains the tensors that require a gradient.
     pub fn new(
         policy: Mistral<Autodiff<B>>,
-        optimizer: AdamW<B>,
+        optimizer: Optimizer<B>,
         objective: O,
         config: StepConfig,
         device: &B::Device,

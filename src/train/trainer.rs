@@ -20,7 +20,7 @@ use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
-use crate::train::optimizer::{AdamW, AdamWConfig};
+use crate::train::optimizer::{Optimizer, Rule};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
@@ -101,7 +101,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// The checkpoint does not fit the trained model.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let tensors = checkpoint.tensors("optimizer")?;
-        let restored = AdamW::import(AdamWConfig::from(&self.config.train), tensors, &self.device)?;
+        let restored = Optimizer::import(Rule::of(&self.config.train)?, tensors, &self.device)?;
         self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
         self.learner.optimizer = restored;
         self.restore_objective(checkpoint)?;
@@ -334,7 +334,8 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
             ),
             match self.state.step {
                 0 => {
-                    "the untrained model already gives values that are not finite: check its weights, or use model.dtype = \"f32\""
+                    "the weights are finite: use model.dtype = \"f32\", or a loss without an exponential (which \"discopop\" and \
+                     dpo.f_divergence_type have) if policy and reference differ much"
                 }
                 _ => "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
             },

@@ -4,6 +4,7 @@
 //! These tests are a program of their own, because Burn keeps one default float dtype per device and process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 
 mod dropout;
 mod full;
@@ -31,7 +32,7 @@ use arithmo::objective::losses::PairLogProbs;
 use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
 use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::optimizer::{AdamW, Optimizer};
 use arithmo::train::step::{Activations, Learner, StepConfig};
 use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
@@ -146,7 +147,7 @@ fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
 fn learner(policy: Mistral<A>, config: StepConfig) -> Learner<B> {
     let reference = Reference::base(policy.valid());
     let optimizer =
-        AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 });
+        Optimizer::new(AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 });
     let (loss, timing) = (PreferenceLoss::sigmoid(BETA), ReferenceTiming::EveryStep);
     Learner::dpo(policy, optimizer, loss, reference, timing, config, &Default::default())
 }

@@ -1,5 +1,7 @@
 //! Compares losses and their gradients with TRL's, run with given log-probabilities.
 
+#![allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
+
 use arithmo::objective::losses::{LossSettings, LossType, PairLogProbs};
 use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
 use arithmo_backends::TrainBackend;
@@ -52,9 +54,10 @@ impl Case {
             ..plain
         };
         let rows = case["logps"].as_array().unwrap();
-        let logps: Vec<Vec<f64>> = match rows[0].is_array() {
-            true => rows.iter().map(numbers).collect(),
-            false => vec![numbers(&case["logps"])],
+        let logps: Vec<Vec<f64>> = if rows[0].is_array() {
+            rows.iter().map(numbers).collect()
+        } else {
+            vec![numbers(&case["logps"])]
         };
         let logps: Vec<[f64; 4]> = logps.into_iter().map(|row| row.try_into().unwrap()).collect();
         let counts = match case.get("lengths") {

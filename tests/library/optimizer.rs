@@ -3,9 +3,7 @@
 use crate::support;
 
 use arithmo::train::checkpoint::NamedTensors;
-use arithmo::train::optimizer::{
-    AdamW, AdamWConfig, NamedUpdate, clip_by_global_norm, global_norm,
-};
+use arithmo::train::optimizer::{AdamW, NamedUpdate, Optimizer, clip_by_global_norm, global_norm};
 use arithmo::train::schedule::{Schedule, SchedulerKwargs, SchedulerType, resolve_warmup};
 use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
@@ -77,7 +75,7 @@ fn check_adamw<B: TrainBackend>(suffix: &str, tolerance: f64) {
     assert_eq!(runs.len(), 5);
     for run in runs {
         let betas = numbers(&run["betas"]);
-        let mut optimizer = AdamW::<B>::new(AdamWConfig {
+        let mut optimizer = Optimizer::<B>::new(AdamW {
             beta1: betas[0],
             beta2: betas[1],
             epsilon: run["eps"].as_f64().unwrap(),
@@ -137,8 +135,8 @@ fn clipping_equals_torchs() {
 /// Compares two steps with the formula.
 #[test]
 fn adamw_by_hand() {
-    let config = AdamWConfig { beta1: 0.8, beta2: 0.9, epsilon: 0.01, weight_decay: 0.5 };
-    let mut optimizer = AdamW::<F64>::new(config);
+    let config = AdamW { beta1: 0.8, beta2: 0.9, epsilon: 0.01, weight_decay: 0.5 };
+    let mut optimizer = Optimizer::<F64>::new(config);
     let (start, grads, lr) = (3.0, [2.0, -1.0], 0.1);
     // Step 1: the bias corrections cancel the averaging: m/c1 = g, sqrt(v/c2) = |g|.
     let first: f64 = start * 0.95 - 0.1 * 2.0 / 2.01;
@@ -180,8 +178,8 @@ fn noise(seed: u64, length: usize) -> Vec<f64> {
 
 #[test]
 fn optimizer_state_is_exported_and_imported_bit_for_bit() {
-    let config = AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-    let step = |optimizer: &mut AdamW<F32>, params: Vec<Tensor<F32, 2>>, seed: u64| {
+    let config = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let step = |optimizer: &mut Optimizer<F32>, params: Vec<Tensor<F32, 2>>, seed: u64| {
         let updates = params.into_iter().zip(["layer.10.a", "layer.9.step"]).enumerate();
         let updates = updates.map(|(i, (param, name))| {
             let [rows, columns] = param.dims();
@@ -191,14 +189,14 @@ fn optimizer_state_is_exported_and_imported_bit_for_bit() {
         optimizer.step(1e-2, updates.collect())
     };
     let start = vec![matrix(&noise(1, 21), 7), matrix(&noise(2, 10), 2)];
-    let mut through = AdamW::new(config);
+    let mut through = Optimizer::new(config);
     let mut params = start;
     for seed in 0..3 {
         params = step(&mut through, params, 100 * seed);
     }
     let exported = through.export();
     assert_eq!(exported.len(), 6);
-    let mut again = AdamW::import(config, exported.clone(), &Default::default()).unwrap();
+    let mut again = Optimizer::import(config, exported.clone(), &Default::default()).unwrap();
     assert_eq!(again.export(), exported);
     let (a, b) = (step(&mut through, params.clone(), 7), step(&mut again, params, 7));
     for (a, b) in a.into_iter().zip(b) {
@@ -208,7 +206,7 @@ fn optimizer_state_is_exported_and_imported_bit_for_bit() {
     let refused = |change: &dyn Fn(&mut NamedTensors)| {
         let mut tensors = exported.clone();
         change(&mut tensors);
-        AdamW::<F32>::import(config, tensors, &Default::default()).unwrap_err().to_string()
+        Optimizer::<F32>::import(config, tensors, &Default::default()).unwrap_err().to_string()
     };
     assert!(refused(&|tensors| drop(tensors.remove(0))).contains("layer.10.a.exp_avg: is missing"));
     assert!(refused(&|tensors| drop(tensors.remove(2))).contains("not part of an optimizer state"));

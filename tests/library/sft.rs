@@ -13,7 +13,7 @@ use arithmo::objective::Objective;
 use arithmo::objective::sft::Sft;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
-use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::optimizer::{AdamW, Optimizer};
 use arithmo::train::parameters::{train_all, trained_parameters};
 use arithmo::train::run::{RunOptions, run};
 use arithmo::train::step::{Activations, Learner, StepConfig};
@@ -56,7 +56,7 @@ fn ten_steps_equal_torchs() {
     for (pass_tokens, activations) in [(4096, Activations::Keep), (24, Activations::Recompute)] {
         let policy = load::<Autodiff<B>>(&fixture("sft/model"), DType::F32, &device).unwrap();
         let setting = |name: &str| golden["settings"][name].as_f64().unwrap();
-        let optimizer = AdamW::new(AdamWConfig {
+        let optimizer = Optimizer::new(AdamW {
             beta1: setting("beta1"),
             beta2: setting("beta2"),
             epsilon: setting("epsilon"),

@@ -130,7 +130,7 @@ fn wrong_types_name_file_line_and_key() {
         lora = [8, 16.0] | run.toml:1: lora: | expected a table, found array
         [[lora]] | run.toml:1: lora: | expected a table
         lora = 3 | run.toml:1: lora: | expected a table, found integer
-        [train] ; optim = 'sgd' | run.toml:2: train.optim: | adamw_torch
+        [train] ; optim = 'adafactor' | run.toml:2: train.optim: | adamw_torch
         [train] ; gradient_checkpointing = 'yes' | run.toml:2: train.gradient_checkpointing: | auto
         [train] ; max_steps = 99999999999999999999 | run.toml:2: | integer
         [train] ; lr_scheduler_kwargs = 3 | run.toml:2: train.lr_scheduler_kwargs: | expected a table, found integer
@@ -189,9 +189,10 @@ const REFUSED: &str = r#"
     [dpo] ; discopop_tau = 0.1 | dpo.discopop_tau | no effect
     [dpo] ; discopop_tau = 0 ; loss_type = 'discopop' | dpo.discopop_tau | above 0
     [dpo] ; dpop_lambda = 10 | dpo.dpop_lambda | no effect
-    [dpo] ; loss_type = 'exo_pair' | dpo.label_smoothing | above 0
-    [dpo] ; reference_free = true ; reference = 'base' | dpo.reference | no effect
-    [dpo] ; reference_free = true ; precompute_ref_log_probs = true | dpo.precompute_ref_log_probs | no effect
+    [dpo] ; label_smoothing = 0.0 ; loss_type = 'exo_pair' | dpo.label_smoothing | above 0
+    [dpo] ; reference = 'base' ; reference_free = true | dpo.reference | needs a reference
+    [dpo] ; reference_free = true ; precompute_ref_log_probs = true | dpo.precompute_ref_log_probs | needs a reference
+    [dpo] ; reference_free = true ; f_divergence_type = 'forward_kl' | dpo.f_divergence_type | needs a reference
     [dpo] ; precompute_ref_batch_size = 0 | dpo.precompute_ref_batch_size | at least 1
     [train] ; per_device_train_batch_size = 0 | train.per_device_train_batch_size | at least 1
     [train] ; gradient_accumulation_steps = 0 | train.gradient_accumulation_steps | at least 1
@@ -206,6 +207,10 @@ const REFUSED: &str = r#"
     [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | not built yet
     [train] ; lr_scheduler_kwargs.power = 2 | train.lr_scheduler_kwargs.power | does not use it
     [train] ; eval_steps = 5 | train.eval_steps | data.eval_file
+    [train] ; optim = 'sgd' ; optim_args = 'alpha=0.9' | train.optim_args | `alpha`
+    [train] ; optim_args = 'momentum=0.9' | train.optim_args | `momentum`
+    [train] ; optim = 'rmsprop' ; adam_epsilon = 1e-6 | train.adam_epsilon | no effect
+    [train] ; optim = 'lion_32bit' ; adam_epsilon = 1e-6 | train.adam_epsilon | no effect
 "#;
 
 #[test]

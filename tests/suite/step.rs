@@ -15,7 +15,7 @@ use arithmo::objective::metrics::KEYS;
 use arithmo::objective::preference::PreferenceLoss;
 use arithmo::objective::reference::Reference;
 use arithmo::train::gradient::{Loss, gradients};
-use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::optimizer::{AdamW, Optimizer};
 use arithmo::train::step::{Activations, Learner, StepConfig, StepOutput};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -87,7 +87,7 @@ fn learner<B: TrainBackend>(dtype: DType, recompute: bool, device: &B::Device) -
     let policy = policy::<B>(dtype, device);
     let reference = Reference::base(policy.valid());
     let optimizer =
-        AdamW::new(AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
+        Optimizer::new(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 });
     let config = StepConfig {
         max_grad_norm: Some(1.0),
         activations: activations(recompute),

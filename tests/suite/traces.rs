@@ -18,7 +18,7 @@ use arithmo::objective::losses::LossType;
 use arithmo::objective::metrics::{KEYS, MicroBatchMetrics};
 use arithmo::objective::preference::PreferenceLoss;
 use arithmo::objective::reference::Reference;
-use arithmo::train::optimizer::{AdamW, AdamWConfig};
+use arithmo::train::optimizer::{AdamW, Optimizer};
 use arithmo::train::sampler::Sampler;
 use arithmo::train::schedule::{Schedule, SchedulerKwargs};
 use arithmo::train::step::{Learner, StepConfig, StepOutput};
@@ -161,7 +161,7 @@ impl Run {
             pass_tokens: 500,
             dropout_seed: None,
         };
-        let optimizer = AdamW::new(AdamWConfig {
+        let optimizer = Optimizer::new(AdamW {
             beta1: self.number("adam_beta1"),
             beta2: self.number("adam_beta2"),
             epsilon: self.number("adam_epsilon"),

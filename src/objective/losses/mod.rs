@@ -4,7 +4,7 @@
 //! DPO), `Δ = s_chosen - s_rejected`, `ε` the label smoothing. The formulas are those of TRL 1.x; `cdpo` and `dpop`,
 //! which TRL lacks, are their papers'.
 //!
-//! To add a loss, write its file and add it to [`losses!`] below.
+//! To add a loss, write its file and add it to `losses!` below.
 
 mod aot;
 mod aot_unpaired;
@@ -220,6 +220,7 @@ pub(crate) fn vector_like<B: Backend>(like: &Tensor<B, 1>, values: Vec<f64>) -> 
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 pub(crate) mod tests {
     use burn::backend::Autodiff;
 

@@ -13,10 +13,10 @@ pub(super) const USES: Uses = Uses { scores: true, label_smoothing: true, batch:
 
 /// Computes the loss of each pair, `[N]`.
 pub(super) fn losses<B: Backend>(pairs: &LossInput<'_, B>) -> Tensor<B, 1> {
+    // With `log σ(-x) = log σ(x) - x`, nothing is divided by the small difference of two large terms.
     let logits = pairs.delta() * pairs.settings.beta;
     let epsilon = pairs.settings.label_smoothing;
-    let flipped = log_sigmoid(logits.clone().neg()) * epsilon;
-    (flipped - log_sigmoid(logits) * (1.0 - epsilon)) / (1.0 - 2.0 * epsilon)
+    log_sigmoid(logits.clone()).neg() - logits * (epsilon / (1.0 - 2.0 * epsilon))
 }
 
 /// Returns the loss of a policy that equals its reference.

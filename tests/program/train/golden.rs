@@ -17,8 +17,9 @@ struct Golden {
 }
 
 impl Golden {
-    fn open(name: &str) -> Option<Self> {
-        let folder = support::reference(&format!("trl/{name}"))?;
+    /// Opens the run `GROUP/NAME`.
+    fn open(path: &str) -> Option<Self> {
+        let folder = support::reference(path)?;
         let config =
             serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
         let work = tempfile::tempdir().unwrap();
@@ -40,7 +41,7 @@ impl Golden {
 
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        self.folder.join(format!("../_data/{name}.jsonl")).display().to_string()
+        self.folder.join(format!("../../trl/_data/{name}.jsonl")).display().to_string()
     }
 
     fn path(&self, name: &str) -> String {
@@ -61,7 +62,9 @@ impl Golden {
             "use_weighting",
             "precompute_ref_log_probs",
         ];
-        const TRAIN: [&str; 15] = [
+        const TRAIN: [&str; 17] = [
+            "optim",
+            "optim_args",
             "learning_rate",
             "lr_scheduler_type",
             "warmup_steps",
@@ -87,6 +90,11 @@ impl Golden {
                 if let Some(value) = self.config["dpo"].get(key).filter(|value| !value.is_null()) {
                     settings.push(format!("{table}.{key}={value}"));
                 }
+            }
+        }
+        if let Some(Value::Object(kwargs)) = self.config["dpo"].get("lr_scheduler_kwargs") {
+            for (key, value) in kwargs {
+                settings.push(format!("train.lr_scheduler_kwargs.{key}={value}"));
             }
         }
         match self.config["base_precision"].as_str().unwrap() {
@@ -192,8 +200,14 @@ fn check_line(run: &str, ours: &Map<String, Value>, theirs: &Map<String, Value>)
     }
 }
 
+/// Replays the run `trl/NAME`.
 fn replay(name: &str) {
-    let Some(golden) = Golden::open(name) else {
+    replay_run("trl", name);
+}
+
+/// Replays the run `GROUP/NAME`.
+fn replay_run(group: &str, name: &str) {
+    let Some(golden) = Golden::open(&format!("{group}/{name}")) else {
         return;
     };
     let lines = golden.train();
@@ -257,6 +271,33 @@ fn divergences() {
     assert!([0, 5].contains(&replay_all("fdiv_")));
 }
 
+/// The optimizers of torch and bitsandbytes, with weight decay and with arguments.
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn optimizers() {
+    for name in [
+        "adamw_torch_fused",
+        "adamw_torch_wd",
+        "lion_32bit",
+        "rmsprop",
+        "rmsprop_args",
+        "sgd",
+        "sgd_momentum",
+    ] {
+        replay_run("optim", name);
+    }
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn schedules() {
+    for name in
+        ["sched_cosine_warmup_with_min_lr", "sched_cosine_with_min_lr", "sched_warmup_stable_decay"]
+    {
+        replay_run("optim", name);
+    }
+}
+
 #[test]
 #[ignore = "compares with data that are not in the tree"]
 fn weighted_tokens_and_pairs() {
@@ -291,7 +332,7 @@ fn quantized_base() {
 /// With warmup, these steps use the initial weights.
 #[test]
 fn scores() {
-    let Some(golden) = Golden::open("loss_sigmoid") else {
+    let Some(golden) = Golden::open("trl/loss_sigmoid") else {
         return;
     };
     let score = |output: &str, further: &[&str]| {

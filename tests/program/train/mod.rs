@@ -1,5 +1,6 @@
 //! Tests of `arithmo train` and `arithmo score` on a model of a few thousand weights.
 
+mod combinations;
 mod golden;
 mod longer;
 mod packed;

@@ -1,0 +1,362 @@
+//! Optimizers with the arithmetic of torch and bitsandbytes for a list of named matrices. Each [`UpdateRule`] has a file;
+//! [`Optimizer`] keeps the state of every parameter under its name.
+//!
+//! Burn 0.21's optimizers are not used because the state must be saved and restored bit for bit by name, and because its
+//! `AdamW` computes `1 - beta^t` in f32, which makes the first steps with `beta2 = 0.999` wrong by more than 1e-5 of their
+//! size.
+
+mod adamw;
+mod args;
+mod clip;
+mod lion;
+mod rmsprop;
+mod sgd;
+
+use std::collections::BTreeMap;
+
+use arithmo_backends::TrainBackend;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::config::{Optim, TrainSection};
+use crate::error::{Error, Result};
+use crate::train::checkpoint::NamedTensors;
+
+pub use adamw::AdamW;
+pub use clip::{clip_by_global_norm, global_norm};
+pub use lion::Lion;
+pub use rmsprop::RmsProp;
+pub use sgd::Sgd;
+
+/// How an optimizer changes parameters.
+pub trait UpdateRule {
+    /// Returns the names of the matrices that the rule keeps for each parameter, under torch's names.
+    fn state_names(&self) -> &'static [&'static str];
+
+    /// Runs one step at learning rate `lr`. Returns the new parameters and states, in the order of `updates`. Nothing is
+    /// transferred from the device.
+    fn step<B: TrainBackend>(&self, lr: f64, updates: Vec<Update<B>>) -> Vec<Updated<B>>;
+}
+
+/// One parameter of a step.
+#[derive(Clone, Debug)]
+pub struct Update<B: Backend> {
+    /// Parameter, `[rows, columns]`.
+    pub param: Tensor<B, 2>,
+    /// Clipped gradient of the same shape and type.
+    pub grad: Tensor<B, 2>,
+    /// The matrices of [`UpdateRule::state_names`]; zeros in the first step.
+    pub state: Vec<Tensor<B, 2>>,
+    /// The number of this step for the parameter, from 1.
+    pub step: u64,
+    /// Whether weight decay applies. The weights of norms are not decayed, as in transformers' `Trainer`.
+    pub decays: bool,
+}
+
+/// The result of a step for one parameter.
+#[derive(Clone, Debug)]
+pub struct Updated<B: Backend> {
+    /// The new parameter.
+    pub param: Tensor<B, 2>,
+    /// The new matrices of [`UpdateRule::state_names`].
+    pub state: Vec<Tensor<B, 2>>,
+}
+
+/// The rules by name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// AdamW.
+    AdamW(AdamW),
+    /// Stochastic gradient descent.
+    Sgd(Sgd),
+    /// RMSprop.
+    RmsProp(RmsProp),
+    /// Lion.
+    Lion(Lion),
+}
+
+impl Rule {
+    /// Returns the rule of the configuration.
+    ///
+    /// # Errors
+    /// `train.optim_args` cannot be read, or does not fit the optimizer.
+    pub fn of(train: &TrainSection) -> Result<Self> {
+        let mut args = args::Args::read(train)?;
+        let (betas, weight_decay) = ([train.adam_beta1, train.adam_beta2], train.weight_decay);
+        let rule = match train.optim {
+            Optim::AdamwTorch | Optim::AdamwTorchFused => Self::AdamW(AdamW {
+                beta1: betas[0],
+                beta2: betas[1],
+                epsilon: train.adam_epsilon,
+                weight_decay,
+            }),
+            Optim::Lion32bit => Self::Lion(Lion { beta1: betas[0], beta2: betas[1], weight_decay }),
+            Optim::Sgd => Self::Sgd(Sgd {
+                momentum: args.number("momentum", 0.0, 1.0)?,
+                dampening: args.number("dampening", 0.0, 1.0)?,
+                nesterov: args.flag("nesterov")?,
+                weight_decay,
+            }),
+            Optim::Rmsprop => Self::RmsProp(RmsProp {
+                alpha: args.number("alpha", 0.99, 1.0)?,
+                epsilon: args.number("eps", 1e-8, 1e6)?,
+                momentum: args.number("momentum", 0.0, 1.0)?,
+                centered: args.flag("centered")?,
+                weight_decay,
+            }),
+        };
+        args.finish()?;
+        if let Self::Sgd(Sgd { momentum, dampening, nesterov, .. }) = rule {
+            let error = |problem, remedy| Err(Error::invalid("train.optim_args", problem, remedy));
+            if momentum == 0.0 && (dampening != 0.0 || nesterov) {
+                return error("dampening and nesterov need a momentum above 0", "add momentum=0.9");
+            }
+            if nesterov && dampening != 0.0 {
+                return error("nesterov allows no dampening", "remove one of them");
+            }
+        }
+        Ok(rule)
+    }
+}
+
+impl UpdateRule for Rule {
+    fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::AdamW(rule) => rule.state_names(),
+            Self::Sgd(rule) => rule.state_names(),
+            Self::RmsProp(rule) => rule.state_names(),
+            Self::Lion(rule) => rule.state_names(),
+        }
+    }
+
+    fn step<B: TrainBackend>(&self, lr: f64, updates: Vec<Update<B>>) -> Vec<Updated<B>> {
+        match self {
+            Self::AdamW(rule) => rule.step(lr, updates),
+            Self::Sgd(rule) => rule.step(lr, updates),
+            Self::RmsProp(rule) => rule.step(lr, updates),
+            Self::Lion(rule) => rule.step(lr, updates),
+        }
+    }
+}
+
+impl From<AdamW> for Rule {
+    fn from(rule: AdamW) -> Self {
+        Self::AdamW(rule)
+    }
+}
+
+/// A parameter and its gradient, the input of [`Optimizer::step`].
+#[derive(Clone, Debug)]
+pub struct NamedUpdate<B: Backend> {
+    /// Name of the parameter, under which its state is kept.
+    pub name: String,
+    /// Parameter, `[rows, columns]`.
+    pub param: Tensor<B, 2>,
+    /// Clipped gradient of the same shape and type.
+    pub grad: Tensor<B, 2>,
+}
+
+/// State of one parameter.
+#[derive(Clone, Debug)]
+struct ParameterState<B: Backend> {
+    /// Number of steps that updated this parameter.
+    step: u64,
+    /// The matrices of [`UpdateRule::state_names`].
+    tensors: Vec<Tensor<B, 2>>,
+}
+
+/// An update rule and the state of every parameter. `B` is the inner backend, without autodiff.
+#[derive(Clone, Debug)]
+pub struct Optimizer<B: Backend> {
+    rule: Rule,
+    state: BTreeMap<String, ParameterState<B>>,
+}
+
+impl<B: TrainBackend> Optimizer<B> {
+    /// Creates an optimizer without state.
+    pub fn new(rule: impl Into<Rule>) -> Self {
+        Self { rule: rule.into(), state: BTreeMap::new() }
+    }
+
+    /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`.
+    pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+        let names = self.rule.state_names();
+        let mut steps = Vec::with_capacity(updates.len());
+        let mut tensors = Vec::with_capacity(updates.len());
+        for NamedUpdate { name, param, grad } in updates {
+            let state = self.state.remove(&name).unwrap_or_else(|| ParameterState {
+                step: 0,
+                tensors: names.iter().map(|_| grad.zeros_like()).collect(),
+            });
+            let (step, decays) = (state.step + 1, !name.contains("norm."));
+            tensors.push(Update { param, grad, state: state.tensors, step, decays });
+            steps.push((name, step));
+        }
+        let updates = self.rule.step(lr, tensors).into_iter().zip(steps);
+        let updates = updates.map(|(updated, (name, step))| {
+            self.state.insert(name, ParameterState { step, tensors: updated.state });
+            updated.param
+        });
+        updates.collect()
+    }
+
+    /// Returns the state, sorted by name: for each parameter one matrix `NAME.STATE` for each of
+    /// [`UpdateRule::state_names`], and `NAME.step` (one i64).
+    pub fn export(&self) -> NamedTensors {
+        let mut tensors = Vec::new();
+        for (name, state) in &self.state {
+            for (kind, tensor) in self.rule.state_names().iter().zip(&state.tensors) {
+                tensors.push((format!("{name}.{kind}"), tensor.to_data()));
+            }
+            let step = TensorData::new(vec![state.step as i64], [1]);
+            tensors.push((format!("{name}.step"), step));
+        }
+        tensors
+    }
+
+    /// Restores the optimizer from the `tensors` that [`Optimizer::export`] returned, bit for bit.
+    ///
+    /// # Errors
+    /// A tensor is missing, unknown, or of the wrong shape or type.
+    pub fn import(
+        rule: impl Into<Rule>,
+        tensors: NamedTensors,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let rule = rule.into();
+        let mut tensors: BTreeMap<String, TensorData> = tensors.into_iter().collect();
+        let names: Vec<String> = tensors
+            .keys()
+            .filter_map(|key| key.strip_suffix(".step").map(str::to_string))
+            .collect();
+        let mut state = BTreeMap::new();
+        for name in names {
+            let step = take(&mut tensors, &format!("{name}.step"))?;
+            let step = step_count(&name, &step)?;
+            let kinds = rule.state_names().iter();
+            let matrices =
+                kinds.map(|kind| matrix(&mut tensors, &format!("{name}.{kind}"), device));
+            let matrices = matrices.collect::<Result<Vec<Tensor<B, 2>>>>()?;
+            if matrices.windows(2).any(|pair| pair[0].dims() != pair[1].dims()) {
+                return Err(wrong_state(&name, "its matrices differ in shape"));
+            }
+            state.insert(name, ParameterState { step, tensors: matrices });
+        }
+        match tensors.keys().next() {
+            Some(key) => Err(wrong_state(key, "is not part of an optimizer state")),
+            None => Ok(Self { rule, state }),
+        }
+    }
+}
+
+/// Returns `grad + weight_decay * param`, the gradient with L2 regularization.
+fn regularized<B: Backend>(update: &Update<B>, weight_decay: f64) -> Tensor<B, 2> {
+    if weight_decay == 0.0 || !update.decays {
+        return update.grad.clone();
+    }
+    update.grad.clone() + update.param.clone() * weight_decay
+}
+
+/// Returns the factor of decoupled weight decay, by which a parameter is multiplied first: `1 - lr * weight_decay`.
+fn shrink(lr: f64, weight_decay: f64, decays: bool) -> f64 {
+    if decays { 1.0 - lr * weight_decay } else { 1.0 }
+}
+
+/// Returns the error for an invalid tensor of the optimizer state.
+fn wrong_state(name: &str, problem: &str) -> Error {
+    let remedy = "resume from another checkpoint, or start again with --overwrite";
+    Error::invalid(format!("optimizer state: {name}"), problem, remedy)
+}
+
+fn take(tensors: &mut BTreeMap<String, TensorData>, key: &str) -> Result<TensorData> {
+    tensors.remove(key).ok_or_else(|| wrong_state(key, "is missing"))
+}
+
+/// Reads the step count of a parameter.
+fn step_count(name: &str, data: &TensorData) -> Result<u64> {
+    match data.as_slice::<i64>() {
+        Ok([step]) if *step >= 1 => Ok(step.unsigned_abs()),
+        _ => Err(wrong_state(name, "its step is not a positive number")),
+    }
+}
+
+/// Takes a matrix of floats out of `tensors` and moves it to the device.
+fn matrix<B: Backend>(
+    tensors: &mut BTreeMap<String, TensorData>,
+    key: &str,
+    device: &B::Device,
+) -> Result<Tensor<B, 2>> {
+    let data = take(tensors, key)?;
+    if data.shape.len() != 2 || !matches!(data.dtype, DType::F32 | DType::F64) {
+        return Err(wrong_state(key, "is not a matrix of floats"));
+    }
+    let dtype = data.dtype;
+    Ok(Tensor::from_data(data, (device, dtype)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(optim: Optim, args: &str) -> std::result::Result<Rule, String> {
+        let train = TrainSection { optim, optim_args: Some(args.into()), ..Default::default() };
+        Rule::of(&train).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn arguments_are_read_or_refused_by_name() {
+        let sgd = Sgd { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 0.0 };
+        assert_eq!(rule(Optim::Sgd, "momentum=0.9, nesterov=True"), Ok(Rule::Sgd(sgd)));
+        for (optim, args, part) in [
+            (Optim::AdamwTorch, "momentum=0.9", "`momentum`"),
+            (Optim::Rmsprop, "momentum", "NAME=VALUE"),
+            (Optim::Rmsprop, "alpha=x", "`x`"),
+            (Optim::Rmsprop, "centered=1", "neither True nor False"),
+            (Optim::Rmsprop, "eps=1,eps=2", "twice"),
+            (Optim::Sgd, "momentum=-1", "from 0"),
+            (Optim::Sgd, "nesterov=True", "momentum above 0"),
+            (Optim::Sgd, "dampening=0.5", "momentum above 0"),
+            (Optim::Sgd, "momentum=0.9,nesterov=True,dampening=0.5", "no dampening"),
+            (Optim::Rmsprop, "alpha=2", "from 0 to 1"),
+        ] {
+            let error = rule(optim, args).unwrap_err();
+            assert!(error.contains("train.optim_args") && error.contains(part), "{args}: {error}");
+        }
+    }
+
+    /// Two steps of every rule with every state, computed by hand for a parameter of 2 with the gradients 1 and 3.
+    #[test]
+    fn steps_equal_the_formulas() {
+        type B = burn_ndarray::NdArray<f64>;
+        let steps = |rule: Rule| {
+            let mut optimizer = Optimizer::<B>::new(rule);
+            let tensor = |value: f64| {
+                let data = TensorData::new(vec![value], [1, 1]);
+                Tensor::from_data(data, (&Default::default(), DType::F64))
+            };
+            let mut param = tensor(2.0);
+            for grad in [1.0, 3.0] {
+                let update = NamedUpdate { name: "w".into(), param, grad: tensor(grad) };
+                param = optimizer.step(0.1, vec![update]).remove(0);
+            }
+            param.into_data().iter::<f64>().next().unwrap()
+        };
+        let near = |ours: f64, expected: f64| {
+            assert!((ours - expected).abs() < 1e-12, "{ours} {expected}")
+        };
+        let sgd = Sgd { momentum: 0.5, dampening: 0.2, nesterov: false, weight_decay: 0.0 };
+        // Buffers 1 and 0.5 + 0.8 * 3.
+        near(steps(Rule::Sgd(sgd)), 2.0 - 0.1 * 1.0 - 0.1 * 2.9);
+        let rmsprop =
+            RmsProp { alpha: 0.5, epsilon: 1.0, momentum: 0.5, centered: true, weight_decay: 0.0 };
+        // Squares 0.5 and 4.75, means 0.5 and 1.75.
+        let first = 1.0 / (0.25f64.sqrt() + 1.0);
+        let second = 0.5 * first + 3.0 / ((4.75f64 - 1.75 * 1.75).sqrt() + 1.0);
+        near(steps(Rule::RmsProp(rmsprop)), 2.0 - 0.1 * first - 0.1 * second);
+        let lion = Lion { beta1: 0.9, beta2: 0.5, weight_decay: 0.5 };
+        near(steps(Rule::Lion(lion)), (2.0 * 0.95 - 0.1) * 0.95 - 0.1);
+        let decayed = Sgd { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.5 };
+        let after_first = 2.0 - 0.1 * (1.0 + 0.5 * 2.0);
+        near(steps(Rule::Sgd(decayed)), after_first - 0.1 * (3.0 + 0.5 * after_first));
+    }
+}
