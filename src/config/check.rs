@@ -303,6 +303,9 @@ impl DpoSection {
 
     /// Checks that every setting of the loss has an effect on one of the losses, and has a value with which that is defined.
     fn validate_loss_settings(&self, compat: Compat) -> Result<()> {
+        for (alpha, key) in [(self.ld_alpha, "dpo.ld_alpha"), (self.rpo_alpha, "dpo.rpo_alpha")] {
+            alpha.map_or(Ok(()), |alpha| check_number(alpha, key))?;
+        }
         check_number(self.f_alpha_divergence_coef, "dpo.f_alpha_divergence_coef")?;
         check_number(self.discopop_tau, "dpo.discopop_tau")?;
         check_number(self.dpop_lambda, "dpo.dpop_lambda")?;
@@ -317,7 +320,7 @@ impl DpoSection {
             plain || uses(|uses| uses.scores),
             "dpo.f_divergence_type",
             no_effect,
-            "remove the key, or choose a loss of the scores' difference, such as \"sigmoid\"",
+            "remove the key, or choose a loss that uses the divergence, such as \"sigmoid\"",
         )?;
         ensure(
             is_alpha || self.f_alpha_divergence_coef == default.f_alpha_divergence_coef,
@@ -354,14 +357,15 @@ impl DpoSection {
         for (key, given) in [
             ("dpo.reference", self.reference != Reference::Auto),
             ("dpo.precompute_ref_log_probs", self.precompute_ref_log_probs),
-            // A divergence of unbounded log-probabilities would overflow.
+            // A divergence of unbounded log-probabilities would overflow, and DPO-Positive's penalty be always on.
             ("dpo.f_divergence_type", self.f_divergence_type != FDivergence::ReverseKl),
+            ("dpo.loss_type", self.loss_type.contains(&LossType::Dpop)),
         ] {
             ensure(
                 !given,
                 key,
                 "needs a reference, and dpo.reference_free is true",
-                "remove the key, or dpo.reference_free",
+                "change the key, or remove dpo.reference_free",
             )?;
         }
         Ok(())
@@ -377,7 +381,8 @@ impl DpoSection {
         ensure(given == wanted, key, problem, "give one weight per loss, or remove the key")?;
         weights.iter().try_for_each(|weight| not_negative(*weight, key))?;
         ensure(
-            weights.iter().any(|weight| *weight > 0.0) || self.rpo_alpha.is_some(),
+            weights.iter().any(|weight| *weight > 0.0)
+                || self.rpo_alpha.is_some_and(|alpha| alpha > 0.0),
             key,
             "are all 0: nothing would be trained",
             "give one loss a weight above 0",

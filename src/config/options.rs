@@ -135,7 +135,8 @@ pub enum Optim {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EvalMeans {
-    /// Means over all pairs, or over all completion tokens for per-token metrics. They do not depend on the batch size.
+    /// Means over all pairs, or over all completion tokens for per-token metrics. They do not depend on the batch size,
+    /// except for losses that compare the pairs of a batch (`aot`, `aot_unpaired`, WPO with `sft`).
     #[default]
     Pairs,
     /// Means of the batch means, as TRL logs them: a shorter last batch counts as much as a full one.

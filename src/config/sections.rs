@@ -208,7 +208,7 @@ pub struct DpoSection {
     pub precompute_ref_batch_size: Option<usize>,
     /// Weight of the tokens of a completion beyond the length of the shorter one (Liu et al. 2024, LD-DPO). Default: 1.
     pub ld_alpha: Option<f64>,
-    /// Whether to multiply the loss of each pair by the probability of its completions (Zhou et al. 2024, WPO).
+    /// Whether to multiply the loss of each pair by how likely its completions are under the policy (Zhou et al. 2024, WPO).
     pub use_weighting: bool,
     /// Temperature of `discopop`.
     pub discopop_tau: f64,
@@ -333,8 +333,8 @@ pub struct TrainSection {
     /// Whether activations are recomputed in the backward pass (slower, less memory). `"auto"`: only if they would not
     /// fit.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Maximum number of tokens computed together, independent of the micro-batches. A longer pair, and a micro-batch of
-    /// `aot` or `aot_unpaired`, is computed together all the same. Default: the fastest for the backend. Changes speed and
+    /// Maximum number of tokens computed together, independent of the micro-batches. A longer pair is computed by
+    /// itself; micro-batches stay whole for `aot`, `aot_unpaired`, and `use_weighting` with `sft` or `rpo_alpha`. Default: the fastest for the backend. Changes speed and
     /// memory, not results.
     pub max_tokens_per_pass: Option<usize>,
     /// Whether to disable all dropout, including LoRA's; true is TRL's default for DPO.

@@ -128,6 +128,9 @@ impl RunConfig {
 
     /// Returns a warning if the reference does not suit the initial adapter.
     fn reference_warning(&self) -> Option<&'static str> {
+        if self.dpo.reference_free {
+            return None;
+        }
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
         match (self.dpo.reference, loftq) {
             (Reference::Initial, false) if self.lora.adapter.is_none() => Some(

@@ -30,8 +30,8 @@ pub enum FDivergence {
 impl FDivergence {
     /// Returns the scores of completions with the log-ratios `ratios`, `[N]`.
     ///
-    /// `alpha` is the coefficient of the alpha-divergence. Its limit at 1 is the reverse KL divergence. Exponents are
-    /// bounded by 80, so that scores stay finite in f32.
+    /// `alpha` is the coefficient of the alpha-divergence. Its limit at 1 is the reverse KL divergence. Its
+    /// exponent is at most 80, as in TRL; that of the forward KL divergence has no bound.
     pub fn scores<B: Backend>(self, ratios: Tensor<B, 1>, alpha: f64) -> Tensor<B, 1> {
         match self {
             Self::ReverseKl => ratios,

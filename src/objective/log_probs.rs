@@ -43,11 +43,11 @@ pub struct CompletionLogProbs<B: TrainBackend> {
     pub sums: Tensor<B, 1>,
     /// The sums with the weights of [`Completions::weigh_tails`], `[rows]`.
     pub weighted_sums: Tensor<B, 1>,
-    /// With [`LogProbStats::Squares`]: how likely the tokens of each completion are compared to those that the policy would
-    /// draw, `exp(mean over tokens of (log p - log of the sum of squared probabilities))`, `[rows]`. It carries no
-    /// gradient. It is the weight of WPO (arXiv 2406.11827, equation 2).
+    /// With [`LogProbStats::Squares`]: the weight of each completion in WPO (arXiv 2406.11827, equation 2),
+    /// `exp(mean over tokens of (log p - log of the sum of squared probabilities))`, `[rows]`. The sum is the expected
+    /// probability of a token that is drawn from the policy. It carries no gradient.
     pub weights: Option<Tensor<B, 1>>,
-    /// Log-probability of each token and, if requested, the other columns of [`LogProbStats`], `[T, 1, 4 or 5]`.
+    /// Log-probability of each token and, if requested, the other columns of [`LogProbStats`], `[T, 1]`, `[T, 4]` or `[T, 5]`.
     pub tokens: Tensor<B, 2>,
 }
 

@@ -1,6 +1,5 @@
-//! What training optimizes: the trait [`Objective`] and its kinds, preference optimization (Direct Preference Optimization,
-//! arXiv 2305.18290, and its relatives) and supervised fine-tuning; log-probabilities of completions, the reference model,
-//! the losses and the metrics.
+//! Training objectives: the trait [`Objective`], preference optimization (Direct Preference Optimization, arXiv 2305.18290,
+//! and its relatives) and supervised fine-tuning, with their losses, reference model and metrics.
 
 pub mod dpo;
 pub mod f_divergence;
@@ -25,8 +24,8 @@ use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::Result;
 
-/// What a run optimizes. The [step](crate::train::step) computes the log-probabilities of the samples' completions; the
-/// objective makes a loss and metrics of them.
+/// An objective of training. The [step](crate::train::step) computes the log-probabilities of the samples' completions; the
+/// objective computes the loss and the metrics from them.
 pub trait Objective<B: TrainBackend>: Debug {
     /// The training samples.
     type Sample: Sample;
@@ -46,7 +45,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     /// Packs samples into one row.
     fn batch(samples: &[&Self::Sample]) -> PreferenceBatch;
 
-    /// Returns what a pass may hold if it may hold `tokens` tokens.
+    /// Returns the limits of a pass, given its largest number of tokens.
     fn pass_limits(&self, tokens: usize) -> PassLimits {
         tokens.into()
     }
@@ -56,7 +55,7 @@ pub trait Objective<B: TrainBackend>: Debug {
         mean_weights(micro_batches)
     }
 
-    /// Changes how a batch is scored.
+    /// Adjusts a batch on the device before it is scored, such as the weights of its tokens.
     fn prepare(&self, _batch: &PreferenceBatch, _on_device: &mut DeviceBatch<B>) {}
 
     /// Returns the statistics that losses and metrics need.
@@ -94,7 +93,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     /// Checks the metrics of the micro-batches of a run's first step.
     ///
     /// # Errors
-    /// They cannot be right.
+    /// The loss or a reward differs from the value that it must have before the first update.
     fn check_first_step(&self, _micro_batches: &[MicroBatchMetrics]) -> Result<()> {
         Ok(())
     }
@@ -133,7 +132,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     }
 }
 
-/// What samples are computed for.
+/// Whether samples are used for training or for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
     /// A training step.

@@ -24,7 +24,7 @@ pub struct Pass<'a, S = EncodedPair> {
     pub tokens: usize,
 }
 
-/// What a pass may hold.
+/// Limits on the size of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassLimits {
     /// The largest number of tokens.

@@ -19,7 +19,7 @@ pub struct PreferenceLoss {
     pub f_divergence: FDivergence,
     /// The coefficient of the alpha-divergence.
     pub f_alpha: f64,
-    /// Whether each pair's loss is multiplied by the probability of its completions under the policy (WPO, Zhou et al. 2024,
+    /// Whether each pair's loss is multiplied by the weights of its two completions in WPO (Zhou et al. 2024,
     /// arXiv 2406.11827, equation 2).
     pub use_weighting: bool,
     /// The weight of a completion's tokens beyond the length of the pair's shorter completion (LD-DPO, Liu et al. 2024,
@@ -38,8 +38,8 @@ pub struct PassLogProbs<'a, B: Backend> {
     pub reference: PairLogProbs<B>,
     /// Sums of the chosen completions without these weights, `[N]`.
     pub chosen_sums: Tensor<B, 1>,
-    /// The factor by which a completion's tokens are as likely as others that the policy could write, `[2N]`; only WPO
-    /// needs it (see [`CompletionLogProbs::weights`](super::log_probs::CompletionLogProbs::weights)).
+    /// The weight of each completion in WPO, `[2N]`; `None` without WPO (see
+    /// [`CompletionLogProbs::weights`](super::log_probs::CompletionLogProbs::weights)).
     pub weights: Option<Tensor<B, 1>>,
     /// Numbers of completion tokens of all chosen, then all rejected completions, `[2N]`.
     pub counts: &'a [usize],

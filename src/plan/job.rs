@@ -75,6 +75,11 @@ impl Job {
         !self.config.model.use_peft
     }
 
+    /// Returns whether a step computes the reference.
+    pub(super) fn has_reference(&self) -> bool {
+        self.config.method == Method::Dpo && !self.config.dpo.reference_free
+    }
+
     /// Returns whether the reference needs a copy of the trained weights: the frozen adapter of
     /// TR-DPO, or the initial model.
     pub(super) fn copies_reference(&self) -> bool {
@@ -83,7 +88,7 @@ impl Job {
             Reference::Auto => self.config.lora.adapter.is_some(),
             Reference::Base => false,
         };
-        self.config.method == Method::Dpo && (initial || self.trains_all())
+        self.has_reference() && (initial || self.trains_all())
     }
 
     /// Returns the bytes of a frozen matrix as it is stored.

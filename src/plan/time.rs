@@ -10,7 +10,7 @@ use super::Plan;
 use super::job::Job;
 use super::profile::Profile;
 use crate::bench::{BenchOptions, Probe, probe};
-use crate::config::{GradientCheckpointing, Method};
+use crate::config::GradientCheckpointing;
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
 
@@ -154,7 +154,7 @@ fn cost((job, plan): (&Job, &Plan)) -> f64 {
 /// Returns the FLOP per weight and token that the reference adds to a step.
 fn reference_flop(job: &Job) -> f64 {
     let known = job.config.dpo.precompute_ref_log_probs;
-    if job.config.method == Method::Dpo && !known { 2.0 } else { 0.0 }
+    if job.has_reference() && !known { 2.0 } else { 0.0 }
 }
 
 /// Returns the fraction of blocks that are recomputed.

@@ -131,7 +131,9 @@ impl Walk<'_> {
     fn evaluate(&mut self, pass: PassShape) {
         let tables = self.tables(pass);
         self.score(pass, true);
-        self.score(pass, false);
+        if self.job.has_reference() {
+            self.score(pass, false);
+        }
         self.memory.free_all(tables);
     }
 
@@ -191,7 +193,7 @@ impl Walk<'_> {
     /// Simulates the reference's forward pass, then forward and backward of the policy.
     fn one_pass(&mut self, pass: PassShape) -> Vec<Buffer> {
         let tables = self.tables(pass);
-        if self.job.sides() == 2 {
+        if self.job.has_reference() {
             self.memory.set_phase("the reference's forward pass");
             self.score(pass, false);
         }

@@ -191,6 +191,11 @@ const REFUSED: &str = r#"
     [dpo] ; dpop_lambda = 10 | dpo.dpop_lambda | no effect
     [dpo] ; label_smoothing = 0.0 ; loss_type = 'exo_pair' | dpo.label_smoothing | above 0
     [dpo] ; reference = 'base' ; reference_free = true | dpo.reference | needs a reference
+    [dpo] ; ld_alpha = nan | dpo.ld_alpha | 0 to 1
+    [dpo] ; rpo_alpha = nan | dpo.rpo_alpha | must be
+    [dpo] ; loss_weights = [0.0] | dpo.loss_weights | nothing would be trained
+    [dpo] ; precompute_ref_batch_size = 4 | dpo.precompute_ref_batch_size | no effect
+    [dpo] ; loss_type = 'dpop' ; reference_free = true | dpo.loss_type | needs a reference
     [dpo] ; reference_free = true ; precompute_ref_log_probs = true | dpo.precompute_ref_log_probs | needs a reference
     [dpo] ; reference_free = true ; f_divergence_type = 'forward_kl' | dpo.f_divergence_type | needs a reference
     [dpo] ; precompute_ref_batch_size = 0 | dpo.precompute_ref_batch_size | at least 1

@@ -1,4 +1,4 @@
-//! What the kernels ask of a CubeCL runtime beyond CubeCL.
+//! What the kernels need from a GPU runtime and CubeCL does not provide.
 
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 

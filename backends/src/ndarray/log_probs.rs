@@ -10,7 +10,7 @@ use super::vector::{exp, max, sum, sum2, vectorized};
 use crate::LogProbStats;
 use crate::ops::log_probs::cpu_chunk_rows;
 
-/// Returns the statistics `[T, 1, 4 or 5]` and, if asked for, the gradients of the log-probabilities
+/// Returns the statistics `[T, 1]`, `[T, 4]` or `[T, 5]` and, if asked for, the gradients of the log-probabilities
 /// with respect to the hidden states `[T, D]`.
 pub(super) fn forward(
     hidden: &Matrix,

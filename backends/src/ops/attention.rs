@@ -39,8 +39,8 @@ impl AttentionConfig {
 /// With more queries, more keys would be attended to by only some of them.
 pub const CPU_BLOCK: usize = 48;
 
-/// The bytes that the CPU's kernel allocates beside its result. Memory plans ask for them; a test of the kernel
-/// compares them with its buffers.
+/// The bytes that the CPU's kernel allocates beside its result. Memory plans use these numbers; a test of the
+/// kernel compares them with its buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWorkspace {
     /// The results of one span (queries that share no key with others), which all threads on the span share.

@@ -13,10 +13,10 @@ pub(super) const USES: Uses = Uses { scores: true, label_smoothing: false, batch
 /// Computes the loss of each pair, `[N]`.
 pub(super) fn losses<B: Backend>(pairs: &LossInput<'_, B>) -> Tensor<B, 1> {
     let logits = pairs.delta() * pairs.settings.beta;
-    let exponential_share = sigmoid(logits.clone() / pairs.settings.discopop_tau);
-    let logistic = log_sigmoid(logits.clone()).neg();
-    let exponential = logits.neg().exp();
-    logistic * (exponential_share.clone().neg() + 1.0) + exponential * exponential_share
+    let scaled = logits.clone() / pairs.settings.discopop_tau;
+    let logistic = log_sigmoid(logits.clone()).neg() * sigmoid(scaled.clone().neg());
+    // `exp(-β Δ) m` as one exponential: the first factor alone may overflow where `m` is 0.
+    logistic + (log_sigmoid(scaled) - logits).exp()
 }
 
 /// Returns the loss of a policy that equals its reference.

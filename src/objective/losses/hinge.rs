@@ -1,4 +1,4 @@
-//! SLiC's hinge loss: `max(0, 1 - β Δ)`. Zhao et al. 2023, arXiv 2305.10425, with the calibration of
+//! SLiC's hinge loss: `max(0, 1 - β Δ)`. Zhao et al. 2023, arXiv 2305.10425, with log-ratios to the reference as in
 //! arXiv 2309.06657.
 
 use burn::tensor::activation::relu;

@@ -133,9 +133,9 @@ pub struct Uses {
 /// Log-probabilities of the two completions of `N` pairs, in nats.
 #[derive(Clone, Debug)]
 pub struct PairLogProbs<B: Backend> {
-    /// Those of the chosen completions, `[N]`.
+    /// Log-probabilities of the chosen completions, `[N]`.
     pub chosen: Tensor<B, 1>,
-    /// Those of the rejected completions, `[N]`.
+    /// Log-probabilities of the rejected completions, `[N]`.
     pub rejected: Tensor<B, 1>,
 }
 
@@ -146,7 +146,7 @@ impl<B: Backend> PairLogProbs<B> {
         Self { chosen: both.clone().narrow(0, 0, pairs), rejected: both.narrow(0, pairs, pairs) }
     }
 
-    /// Returns `f` of both sides.
+    /// Applies `f` to both sides.
     pub fn map(self, f: impl Fn(Tensor<B, 1>) -> Tensor<B, 1>) -> Self {
         Self { chosen: f(self.chosen), rejected: f(self.rejected) }
     }
@@ -165,7 +165,7 @@ impl<B: Backend> PairLogProbs<B> {
     }
 }
 
-/// What a loss may use of `N` pairs.
+/// The inputs of a loss for `N` pairs.
 #[derive(Clone, Debug)]
 pub struct LossInput<'a, B: Backend> {
     /// Summed log-probabilities under the policy.

@@ -1,5 +1,5 @@
-//! Cross-entropy of the chosen completions, averaged over the tokens of the micro-batch: the second term of equation 1 of
-//! arXiv 2404.19733. It keeps chosen answers likely when `log p` of both sides would decrease.
+//! Cross-entropy of the chosen completions, averaged over the tokens of the micro-batch as in TRL (arXiv 2404.19733,
+//! equation 1, averages over each completion). It keeps chosen answers likely when `log p` of both sides would decrease.
 
 use burn::tensor::{Tensor, backend::Backend};
 

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 /// Returns `values` `[N]`, with the values of each micro-batch in ascending order. The micro-batches must cover `0..N`.
 ///
-/// The gradient of a sorted value goes to the value that stands there. The order is computed from comparisons of all pairs
+/// The gradient of each sorted value flows to the input that was moved to its place. The order is computed from comparisons of all pairs
 /// of values, because a sort on a GPU would wait for the host.
 pub(super) fn sorted<B: Backend>(
     values: Tensor<B, 1>,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 const KEY: &str = "train.optim_args";
 
-/// The arguments that were not read yet.
+/// The arguments that no setting has used yet.
 pub(super) struct Args<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> Args<'a> {
@@ -31,25 +31,25 @@ impl<'a> Args<'a> {
         Ok(Self(args))
     }
 
-    /// Takes a number from 0 to `max`.
+    /// Removes argument `name` and returns its value, or `default` if it is not given.
     ///
     /// # Errors
-    /// It is no such number.
-    pub(super) fn number(&mut self, name: &str, default: f64, max: f64) -> Result<f64> {
+    /// The value is not a number from `min` to `max`.
+    pub(super) fn number(&mut self, name: &str, default: f64, [min, max]: [f64; 2]) -> Result<f64> {
         let Some(text) = self.0.remove(name) else { return Ok(default) };
         match text.parse::<f64>() {
-            Ok(number) if (0.0..=max).contains(&number) => Ok(number),
+            Ok(number) if (min..=max).contains(&number) => Ok(number),
             _ => {
-                let problem = format!("{name} is `{text}`, not a number from 0 to {max}");
+                let problem = format!("{name} is `{text}`, not a number from {min} to {max}");
                 Err(Error::invalid(KEY, problem, format!("write it like \"{name}={default}\"")))
             }
         }
     }
 
-    /// Takes a truth value, false by default.
+    /// Removes argument `name` and returns whether it is true; false if it is not given.
     ///
     /// # Errors
-    /// It is none.
+    /// The value is neither true nor false.
     pub(super) fn flag(&mut self, name: &str) -> Result<bool> {
         match self.0.remove(name) {
             None | Some("False" | "false") => Ok(false),
@@ -61,10 +61,10 @@ impl<'a> Args<'a> {
         }
     }
 
-    /// Checks that every argument was read.
+    /// Checks that every argument was used.
     ///
     /// # Errors
-    /// One was not: the optimizer does not have it.
+    /// The optimizer does not have one of them.
     pub(super) fn finish(self) -> Result<()> {
         match self.0.keys().next() {
             None => Ok(()),

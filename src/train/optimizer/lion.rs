@@ -7,7 +7,7 @@ use super::{Update, UpdateRule, Updated, shrink};
 /// Lion.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lion {
-    /// Share of the momentum in the step's direction, in `[0, 1)`.
+    /// Weight of the momentum in the direction of the update, in `[0, 1)`.
     pub beta1: f64,
     /// Decay of the momentum, in `[0, 1)`.
     pub beta2: f64,

@@ -92,15 +92,15 @@ impl Rule {
             }),
             Optim::Lion32bit => Self::Lion(Lion { beta1: betas[0], beta2: betas[1], weight_decay }),
             Optim::Sgd => Self::Sgd(Sgd {
-                momentum: args.number("momentum", 0.0, 1.0)?,
-                dampening: args.number("dampening", 0.0, 1.0)?,
+                momentum: args.number("momentum", 0.0, [0.0, 1.0])?,
+                dampening: args.number("dampening", 0.0, [0.0, 1.0])?,
                 nesterov: args.flag("nesterov")?,
                 weight_decay,
             }),
             Optim::Rmsprop => Self::RmsProp(RmsProp {
-                alpha: args.number("alpha", 0.99, 1.0)?,
-                epsilon: args.number("eps", 1e-8, 1e6)?,
-                momentum: args.number("momentum", 0.0, 1.0)?,
+                alpha: args.number("alpha", 0.99, [0.0, 0.999_999_9])?,
+                epsilon: args.number("eps", 1e-8, [1e-30, 1e6])?,
+                momentum: args.number("momentum", 0.0, [0.0, 1.0])?,
                 centered: args.flag("centered")?,
                 weight_decay,
             }),
@@ -317,7 +317,8 @@ mod tests {
             (Optim::Sgd, "nesterov=True", "momentum above 0"),
             (Optim::Sgd, "dampening=0.5", "momentum above 0"),
             (Optim::Sgd, "momentum=0.9,nesterov=True,dampening=0.5", "no dampening"),
-            (Optim::Rmsprop, "alpha=2", "from 0 to 1"),
+            (Optim::Rmsprop, "alpha=1", "from 0 to 0.9999999"),
+            (Optim::Rmsprop, "eps=0", "`0`"),
         ] {
             let error = rule(optim, args).unwrap_err();
             assert!(error.contains("train.optim_args") && error.contains(part), "{args}: {error}");

@@ -9,9 +9,9 @@ use super::{Update, UpdateRule, Updated, regularized};
 pub struct Sgd {
     /// Decay of the running sum of gradients; 0 for none.
     pub momentum: f64,
-    /// Share of the gradient that does not enter the running sum, except in the first step.
+    /// Fraction of the gradient that is left out of the running sum after the first step.
     pub dampening: f64,
-    /// Whether the step looks ahead by one decay (Nesterov).
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
     /// L2 regularization, added to the gradient.
     pub weight_decay: f64,
