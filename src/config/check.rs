@@ -291,6 +291,7 @@ impl DpoSection {
         self.validate_reference()?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
+            check_number(size as f64, "dpo.precompute_ref_batch_size")?;
             ensure(
                 self.precompute_ref_log_probs,
                 "dpo.precompute_ref_batch_size",
