@@ -83,6 +83,13 @@ const NEUTRAL_KEYS: [&str; 10] = [
 const LENGTH_KEYS: [&str; 2] = ["train.max_steps", "train.num_train_epochs"];
 
 impl RunConfig {
+    /// Returns the pairs per batch in which the reference is computed before training; `None` if it is not.
+    pub fn reference_batch_size(&self) -> Option<usize> {
+        let size = self.dpo.precompute_ref_batch_size;
+        let size = size.unwrap_or(self.train.per_device_train_batch_size);
+        self.dpo.precompute_ref_log_probs.then_some(size)
+    }
+
     /// Reads and checks a configuration file. Each of `overrides` is a `table.key=value` of `--set` and takes
     /// precedence over the file.
     ///

@@ -235,7 +235,9 @@ impl Search<'_> {
                 train.gradient_checkpointing = GradientCheckpointing::On;
                 setting("train.gradient_checkpointing=true".into())
             }
-            Adjustment::PrecomputedBatch if self.reference_batch_size() > 1 => {
+            Adjustment::PrecomputedBatch
+                if self.current.config.reference_batch_size().is_some_and(|size| size > 1) =>
+            {
                 config.dpo.precompute_ref_batch_size = Some(1);
                 setting("dpo.precompute_ref_batch_size=1".into())
             }
@@ -313,13 +315,5 @@ impl Search<'_> {
         };
         *config = with(value);
         Ok(Some(vec![format!("{key}={value}")]))
-    }
-
-    /// Returns the batch size in which the reference is computed before training; 1 if it is not.
-    fn reference_batch_size(&self) -> usize {
-        let config = &self.current.config;
-        let size = config.dpo.precompute_ref_batch_size;
-        let size = size.unwrap_or(config.train.per_device_train_batch_size);
-        if config.dpo.precompute_ref_log_probs { size } else { 1 }
     }
 }

@@ -157,11 +157,7 @@ impl Job {
     /// Returns the largest batch for which the reference is computed before training; these batches
     /// are not split into passes.
     pub(super) fn precomputed_pass(&self) -> Option<PassShape> {
-        if !self.config.dpo.precompute_ref_log_probs {
-            return None;
-        }
-        let size = self.config.dpo.precompute_ref_batch_size;
-        let size = size.unwrap_or(self.config.train.per_device_train_batch_size);
+        let size = self.config.reference_batch_size()?;
         let samples = self.train_samples();
         let batches = samples.chunks(size.max(1)).map(PassShape::of);
         batches.max_by_key(|pass| pass.tokens)

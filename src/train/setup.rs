@@ -137,15 +137,10 @@ pub fn learner<B: TrainBackend>(
 /// extended to a second epoch, they are kept in the first. An extended run then has the same result as one that had this
 /// length from the start.
 fn reference_timing(config: &RunConfig) -> ReferenceTiming {
-    let dpo = &config.dpo;
-    if dpo.reference_free {
-        ReferenceTiming::EveryStep
-    } else if dpo.precompute_ref_log_probs {
-        let size = dpo.precompute_ref_batch_size;
-        ReferenceTiming::Before(size.unwrap_or(config.train.per_device_train_batch_size))
-    } else {
-        ReferenceTiming::Once
+    if config.dpo.reference_free {
+        return ReferenceTiming::EveryStep;
     }
+    config.reference_batch_size().map_or(ReferenceTiming::Once, ReferenceTiming::Before)
 }
 
 /// Loads the model and creates the learner for supervised fine-tuning. `memory` is the device memory in bytes that the run

@@ -28,16 +28,12 @@ pub struct AttentionConfig {
     pub scale: f64,
 }
 
-impl AttentionConfig {
-    /// Returns the width of queries, keys and values side by side: `(H + 2 H_kv) Dh`.
-    pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-}
-
 /// The largest number of queries that the CPU's kernel processes as one block: a multiple of the tile rows of its GEMM.
 /// With more queries, more keys would be attended to by only some of them.
 pub const CPU_BLOCK: usize = 48;
+
+/// The largest number of columns by which the CPU's kernel pads the keys of a block.
+const CPU_PADDING: usize = 32;
 
 /// The bytes that the CPU's kernel allocates beside its result. Memory plans use these numbers; a test of the
 /// kernel compares them with its buffers.
@@ -45,11 +41,16 @@ pub const CPU_BLOCK: usize = 48;
 pub struct AttentionWorkspace {
     /// The results of one span (queries that share no key with others), which all threads on the span share.
     pub span: usize,
-    /// What every thread allocates for itself: keys (backward: and values) transposed, and the scores of a block.
+    /// What every thread allocates for itself: the transposed keys (in backward also values), and the scores of a block.
     pub thread: usize,
 }
 
 impl AttentionConfig {
+    /// Returns the width of queries, keys and values side by side: `(H + 2 H_kv) Dh`.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
     /// Returns the workspace of the CPU's forward kernel for a span of `queries` queries and `keys` keys.
     pub fn cpu_workspace(&self, queries: usize, keys: usize) -> AttentionWorkspace {
         AttentionWorkspace {
@@ -66,9 +67,6 @@ impl AttentionConfig {
         }
     }
 }
-
-/// The largest number of columns by which the CPU's kernel pads the keys of a block.
-const CPU_PADDING: usize = 32;
 
 /// Which keys each query sees, by index.
 #[derive(Clone, Debug)]

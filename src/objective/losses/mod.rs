@@ -120,7 +120,7 @@ pub struct LossSettings {
 }
 
 /// Which settings change a loss, besides β.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uses {
     /// The f-divergence.
     pub scores: bool,
