@@ -21,19 +21,19 @@ read_at:
 data:
 report:
 model: data
-config: data model lora objective train
-lora: data model
-objective: data model lora
-generate: data model lora config
-train: data model lora objective config
-eval: data model lora objective generate config
+config: data model adapter objective train
+adapter: data model
+objective: data model adapter
+generate: data model adapter config
+train: data model adapter objective config
+eval: data model adapter objective generate config
 doctor: data
 inspect: data eval
-bench: config data model lora objective train doctor
-plan: config data model lora objective train doctor bench
-iterate: config data model lora objective train generate eval
-demo: config data model lora objective train generate eval iterate report
-cli: config data model lora objective generate train eval iterate report demo doctor bench plan inspect
+bench: config data model adapter objective train doctor
+plan: config data model adapter objective train doctor bench
+iterate: config data model adapter objective train generate eval
+demo: config data model adapter objective train generate eval iterate report
+cli: config data model adapter objective generate train eval iterate report demo doctor bench plan inspect
 "
 
 # Prints the modules that module $1 may import; returns 1 if there is no rule for it.

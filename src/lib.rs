@@ -7,7 +7,7 @@
 //! 1. [`data::preference`] and [`data::prepare`]: turn voted answers into pairs of a chosen and a rejected
 //!    completion.
 //! 2. [`objective::losses`], then [`objective::log_probs`]: the loss, and the log-probabilities it is a function of.
-//! 3. [`model::linear`] and [`lora::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
+//! 3. [`model::linear`] and [`adapter::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
 //! 4. [`model::mistral`]: the model, with Hugging Face's field names.
 //! 5. [`train::step`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
 //!    it.
@@ -38,6 +38,7 @@
 #[macro_use]
 pub mod message;
 
+pub mod adapter;
 pub mod bench;
 pub mod cli;
 pub mod config;
@@ -51,7 +52,6 @@ pub mod input_file;
 pub mod inspect;
 pub mod interrupt;
 pub mod iterate;
-pub mod lora;
 pub mod model;
 pub mod objective;
 pub mod output;

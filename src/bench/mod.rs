@@ -22,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::quantize::{Quantization, is_projection};
-use crate::train::setup::weights;
 
 /// The fraction of the available memory that weights may take; a step needs some too.
 const MAX_WEIGHTS_FRACTION: f64 = 0.9;
@@ -249,7 +248,7 @@ impl BenchOptions {
             if self.precomputed { "reference known beforehand" } else { "reference computed" };
         let weights = format!(
             "{:.2} M random weights in {}{}; rank {} on {}: {:.2} M trainable; {reference}",
-            weights(&setup.config) as f64 / 1e6,
+            setup.config.weights() as f64 / 1e6,
             setup.dtype.name(),
             self.quantization_text(),
             self.rank,
@@ -284,7 +283,7 @@ impl BenchOptions {
             "shape": self.name,
             "layers": setup.config.num_hidden_layers,
             "layers_of_shape": self.shape.num_hidden_layers,
-            "weights": weights(&setup.config),
+            "weights": setup.config.weights(),
             "dtype": setup.dtype.name(),
             "quantization": self.quantize.map(|quantization| quantization.description()),
             "device": device,

@@ -9,10 +9,10 @@ use burn::tensor::{Distribution, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::step::{Run, Setup};
+use crate::adapter::linear::adapter_parameters;
 use crate::data::batch::PreferenceBatch;
 use crate::doctor::speed::median_seconds;
 use crate::error::Result;
-use crate::lora::linear::adapter_parameters;
 use crate::model::linear::Linear;
 use crate::model::mistral::Mistral;
 use crate::objective::log_probs::DeviceBatch;

@@ -9,23 +9,23 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::{BenchOptions, Probe};
+use crate::adapter::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
+use crate::adapter::linear::{attach, trainable};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
 use crate::doctor::speed::{median, timed};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::lora::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
-use crate::lora::linear::{attach, trainable};
 use crate::model::config::MistralConfig;
 use crate::model::load::random_on_device;
 use crate::objective::dpo::ReferenceTiming;
 use crate::objective::pass::{mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
+use crate::train::activations::choose_activations;
 use crate::train::optimizer::{AdamW, Optimizer};
-use crate::train::setup::choose_activations;
-use crate::train::step::{Activations, Learner, StepConfig};
+use crate::train::step::{Learner, StepConfig};
 
 /// The smallest number of tokens in a step.
 pub(super) const MIN_TOKENS: usize = 16;

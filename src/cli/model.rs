@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use arithmo_backends::TrainBackend;
 use clap::Args;
 
+use crate::adapter::peft;
 use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
-use crate::lora::adapter;
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
@@ -112,7 +112,7 @@ impl ModelArgs {
     ) -> Result<Mistral<B>> {
         if let Some(adapter) = &self.load.adapter {
             // A mistake in the adapter is found before the model is loaded.
-            adapter::read_config(adapter)?;
+            peft::read_config(adapter)?;
         }
         let shape = MistralConfig::load(folder)?;
         let dtype = choose::<B>(&shape, self.load.dtype.dtype(), Purpose::Hold, device)?;
@@ -120,7 +120,7 @@ impl ModelArgs {
         limits::check::<B>(&shape, to, dtype, device)?;
         let mut model = load_as(folder, dtype, to, &cache, device)?;
         if let Some(folder) = &self.load.adapter {
-            adapter::load(&mut model, folder, device)?;
+            peft::load(&mut model, folder, device)?;
             note_base_mismatch(folder, model.config.quantization, mode)?;
         }
         Ok(model)
@@ -137,7 +137,7 @@ pub(super) fn note_base_mismatch(
     now: Option<quantize::Quantization>,
     mode: ProgressMode,
 ) -> Result<()> {
-    let Some(then) = adapter::base_quantization(adapter)? else {
+    let Some(then) = peft::base_quantization(adapter)? else {
         return Ok(());
     };
     if Some(then) != now && mode != ProgressMode::Quiet {

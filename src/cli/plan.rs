@@ -15,7 +15,7 @@ use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::plan::{Planned, Profile, Samples, Timing, parse_bytes};
 use crate::progress::ProgressMode;
-use crate::train::setup::encode_config;
+use crate::train::data::encode_config;
 
 /// Estimate a run's memory and time on a device before loading anything: bytes by category, the largest batch. The
 /// exit status is 1 if the run does not fit.

@@ -16,6 +16,7 @@ use burn::tensor::DType;
 pub use folder::{DemoFolder, DemoSize, Training};
 pub use summary::DemoSummary;
 
+use crate::adapter::peft;
 use crate::config::RunConfig;
 use crate::data::prepare::{PrepareOptions, Rules, Source, prepare};
 use crate::data::stack_exchange::Format;
@@ -30,7 +31,6 @@ use crate::generate::{GenerateConfig, stop_ids};
 use crate::interrupt;
 use crate::iterate::measure::{Measured, measure};
 use crate::iterate::sample::{SampleOptions, sample_pairs};
-use crate::lora::adapter;
 use crate::model::load::load;
 use crate::model::mistral::Mistral;
 use crate::progress::ProgressMode;
@@ -116,7 +116,7 @@ impl Demo {
             "5/6  After. The same problems, answered with the adapter.",
             &[folder.evaluate_command("after"), folder.compare_command()],
         )?;
-        adapter::load(&mut model, &folder.adapter(Training::Own), device)?;
+        peft::load(&mut model, &folder.adapter(Training::Own), device)?;
         let after = self.measure(&model, "after")?;
         self.say(
             "6/6  Reports. All curves and numbers of each run on a page.",

@@ -12,6 +12,7 @@ use arithmo_backends::TrainBackend;
 use super::measure::{Measured, Measurement, measure};
 use super::sample::{SampleOptions, partial_path, sample_pairs, stats_path};
 use super::stats::SampleStats;
+use crate::adapter::peft;
 use crate::config::RunConfig;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
@@ -22,7 +23,6 @@ use crate::eval::settings::{ResultKey, Settings};
 use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::input_file;
-use crate::lora::adapter;
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
@@ -100,7 +100,7 @@ pub fn iterate<B: TrainBackend>(
         if !skipped {
             rounds.train::<B>(round, trained, device)?;
             trained = Some(round);
-            adapter::load(&mut model, &rounds.adapter(round), device)?;
+            peft::load(&mut model, &rounds.adapter(round), device)?;
             rounds.measure(&model, trained, &mut summary)?;
         }
         done(&summary)?;

@@ -143,6 +143,11 @@ impl MistralConfig {
         (widest * size).max(4 * self.intermediate_size.max(queries))
     }
 
+    /// Returns the number of weights.
+    pub fn weights(&self) -> usize {
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// Lists the name and shape of every weight as `MistralForCausalLM` stores them (`[out, in]`), without
     /// `lm_head.weight` if the embeddings are tied.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {

@@ -1,7 +1,7 @@
 //! A frozen projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`.
 //!
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
-//! *is* (its initialization, its files, which projections get one) is decided in [`crate::lora`].
+//! *is* (its initialization, its files, which projections get one) is decided in [`crate::adapter`].
 
 use arithmo_backends::{
     Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight, ops,

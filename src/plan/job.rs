@@ -6,16 +6,16 @@ use burn::tensor::DType;
 use super::layers::Layer;
 use super::passes::Samples;
 use super::profile::Profile;
+use crate::adapter::{LoraConfig, peft};
 use crate::config::{GradientCheckpointing, Method, Optim, Reference, RunConfig};
 use crate::error::{Error, Result};
 use crate::input_file;
-use crate::lora::{LoraConfig, adapter};
 use crate::model::config::MistralConfig;
 use crate::model::limits::{HALVES, Pieces};
 use crate::model::quantize::{Quantization, is_projection};
+use crate::train::activations::{ACTIVATIONS_SHARE, Activations, RECOMPUTE_ABOVE};
 use crate::train::optimizer::{Rule, UpdateRule};
-use crate::train::setup::{ACTIVATIONS_SHARE, RECOMPUTE_ABOVE, lora_config, weights};
-use crate::train::step::Activations;
+use crate::train::policy::lora_config;
 
 /// Everything that determines how much memory and time a run needs.
 #[derive(Clone, Debug)]
@@ -204,7 +204,7 @@ impl Job {
     }
 
     /// Returns how many blocks keep their activations in a pass of `tokens` tokens.
-    /// [`crate::train::setup::choose_activations`] decides the same once the model is loaded.
+    /// [`crate::train::activations::choose_activations`] decides the same once the model is loaded.
     pub(super) fn kept_blocks(&self, profile: &Profile, tokens: usize) -> usize {
         let activations = match self.config.train.gradient_checkpointing {
             GradientCheckpointing::On => Activations::Recompute,
@@ -218,7 +218,7 @@ impl Job {
                         per_token: self.shape.block_values_per_token() as u64 * self.size() as u64,
                     }
                 }
-                None if weights(&self.shape) > RECOMPUTE_ABOVE => Activations::Recompute,
+                None if self.shape.weights() > RECOMPUTE_ABOVE => Activations::Recompute,
                 None => Activations::Keep,
             },
         };
@@ -241,7 +241,7 @@ fn trained_adapter(config: &RunConfig) -> Result<Option<LoraConfig>> {
     let Some(folder) = &config.lora.adapter else {
         return Ok(Some(lora_config(config)));
     };
-    let path = folder.join(adapter::CONFIG);
+    let path = folder.join(peft::CONFIG);
     let text = input_file::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
     LoraConfig::from_json(&text, &path.display().to_string()).map(Some)
 }

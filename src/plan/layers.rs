@@ -1,7 +1,7 @@
 //! The projections of a model's layers: their sizes, and which of them have a LoRA branch.
 
+use crate::adapter::LoraConfig;
 use crate::error::Result;
-use crate::lora::LoraConfig;
 use crate::model::config::MistralConfig;
 use crate::model::mistral::PROJECTIONS;
 

@@ -5,8 +5,8 @@ use super::profile::Profile;
 use crate::config::Method;
 use crate::data::lengths::SampleLengths;
 use crate::objective::pass::{PassLimits, grouped};
+use crate::train::activations::fitting_tokens;
 use crate::train::sampler::Sampler;
-use crate::train::setup::fitting_tokens;
 
 /// Number of steps that are examined to find the largest pass.
 const MAX_STEPS_EXAMINED: usize = 5000;

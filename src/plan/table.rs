@@ -155,7 +155,7 @@ impl Report<'_> {
 
     /// Returns the number of weights and how they are stored.
     fn model(&self) -> String {
-        let weights: usize = crate::train::setup::weights(&self.job.shape);
+        let weights = self.job.shape.weights();
         let quantized = self.job.quantization.map(|quantization| {
             let double = if quantization.double_quant { ", double quantization" } else { "" };
             format!("projections in {}{double}, the rest ", quantization.name())

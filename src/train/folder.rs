@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::adapter::peft;
 use crate::data::tokenizer::TOKENIZER_FILES;
 use crate::error::{Error, Result};
-use crate::lora::adapter;
 use crate::model::save::{check_replaceable, is_model_file};
 use crate::output::list::{self, FileList, listed_files, remove_files};
 use crate::output::lock;
@@ -344,7 +344,7 @@ fn by_other_writer(file: &Path) -> bool {
 
 /// Returns the names of all files that an adapter's folder can have.
 fn adapter_files() -> impl Iterator<Item = &'static str> {
-    let own = [adapter::WEIGHTS, adapter::CONFIG, adapter::BASE_QUANTIZATION];
+    let own = [peft::WEIGHTS, peft::CONFIG, peft::BASE_QUANTIZATION];
     own.into_iter().chain(TOKENIZER_FILES)
 }
 
@@ -376,13 +376,13 @@ mod tests {
         let old = RunManifest::new(RunConfig::default(), StartingModel::default(), "ndarray");
         folder.begin(&old).unwrap();
         fs::create_dir_all(folder.adapter()).unwrap();
-        for name in [adapter::WEIGHTS, "notes"] {
+        for name in [peft::WEIGHTS, "notes"] {
             fs::write(folder.adapter().join(name), "").unwrap();
         }
         let mut new = old;
         new.command = vec!["new".into()];
         folder.make_room(false).unwrap();
-        assert!(path.is_file() && !folder.adapter().join(adapter::WEIGHTS).exists());
+        assert!(path.is_file() && !folder.adapter().join(peft::WEIGHTS).exists());
         folder.check(Existing::Overwrite).unwrap();
         folder.prepare(Existing::Overwrite, &new, false).unwrap();
         assert_eq!(RunManifest::read(&folder.path).unwrap().unwrap().command, ["new"]);

@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arithmo_backends::TrainBackend;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::adapter::peft::WEIGHTS;
 use crate::config::RunConfig;
+use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::model::file_hash::hash_file;
 use crate::model::identity::ModelIdentity;
 use crate::output::write_whole;
+use crate::train::data::{RunData, lengths};
 use crate::train::resume::STEPS;
 
 /// Name of the manifest in a run's folder.
@@ -103,6 +107,38 @@ impl RunManifest {
             data: Value::Null,
             counts: BTreeMap::new(),
         }
+    }
+
+    /// Creates the manifest of the run: configuration, model, data and counts.
+    ///
+    /// # Errors
+    /// A file that was read before cannot be read again for hashing.
+    pub fn of_run<B: TrainBackend, S: Sample>(
+        config: &RunConfig,
+        data: &RunData<S>,
+        model_folder: &Path,
+        device: &B::Device,
+    ) -> Result<Self> {
+        let model = StartingModel::of(model_folder, config)?;
+        let device = format!("{} {device:?}", B::name(device));
+        let mut manifest = Self::new(config.clone(), model, &device);
+        let eval_hash = config.data.eval_file.as_deref().map(hash_file).transpose()?;
+        let adapter = config.lora.adapter.as_deref().map(|folder| hash_file(&folder.join(WEIGHTS)));
+        manifest.data = json!({
+            "adapter": adapter.transpose()?,
+            "train_file": hash_file(&config.data.train_file)?,
+            "eval_file": eval_hash,
+            "train": data.train_report,
+            "eval": data.eval_report,
+            "lengths": lengths(&data.train),
+        });
+        let steps = config.train.total_steps(data.train.len()) as u64;
+        manifest.counts = BTreeMap::from([
+            (format!("train_{}", S::NAME), data.train.len() as u64),
+            (format!("eval_{}", S::NAME), data.eval.len() as u64),
+            (STEPS.to_string(), steps),
+        ]);
+        Ok(manifest)
     }
 
     /// Returns the path of the manifest of the run in `output_dir`.

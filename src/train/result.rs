@@ -7,10 +7,10 @@ use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor};
 
+use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
 use crate::error::{Error, Result};
-use crate::lora::{LoraConfig, adapter};
 use crate::model::mistral::Mistral;
 use crate::model::save::{ModelFolder, OutTensor};
 use crate::train::checkpoint::{Checkpoint, NamedTensors};
@@ -42,7 +42,7 @@ impl TrainedWeights {
     /// Returns the name of the checkpoint's group of tensors.
     pub fn group(&self) -> &'static str {
         match self.lora {
-            Some(_) => adapter::CHECKPOINT_GROUP,
+            Some(_) => peft::CHECKPOINT_GROUP,
             None => WEIGHTS,
         }
     }
@@ -50,7 +50,7 @@ impl TrainedWeights {
     /// Returns the trained tensors for a checkpoint.
     pub fn tensors<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> NamedTensors {
         if self.lora.is_some() {
-            return adapter::tensors(policy);
+            return peft::tensors(policy);
         }
         let named = trained_parameters(policy).into_iter();
         named.map(|(name, tensor)| (name, tensor.into_data())).collect()
@@ -59,7 +59,7 @@ impl TrainedWeights {
     /// Returns the names and contents of the files that a checkpoint has beside the tensors.
     pub fn files<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Vec<(String, Vec<u8>)> {
         let config = self.adapter_config(policy);
-        let file = config.map(|json| (adapter::CONFIG.to_string(), json.into_bytes()));
+        let file = config.map(|json| (peft::CONFIG.to_string(), json.into_bytes()));
         file.into_iter().collect()
     }
 
@@ -75,7 +75,7 @@ impl TrainedWeights {
     ) -> Result<()> {
         let saved = checkpoint.tensors(self.group())?;
         if self.lora.is_some() {
-            return adapter::restore(policy, saved, checkpoint.path(), device);
+            return peft::restore(policy, saved, checkpoint.path(), device);
         }
         let mut saved: BTreeMap<_, _> = saved.into_iter().collect();
         let mut values = Vec::new();
@@ -113,7 +113,7 @@ impl TrainedWeights {
     ) -> Result<PathBuf> {
         if let Some(config) = self.adapter_config(policy) {
             let folder = run.adapter();
-            adapter::save(policy, &config, &folder)?;
+            peft::save(policy, &config, &folder)?;
             carried.write(&folder)?;
             return Ok(folder);
         }
@@ -135,6 +135,6 @@ impl TrainedWeights {
     fn adapter_config<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Option<String> {
         let lora = self.lora.as_ref()?;
         let revision = Some(self.revision.as_str());
-        Some(adapter::config_json(policy, lora, &self.base_model, revision))
+        Some(peft::config_json(policy, lora, &self.base_model, revision))
     }
 }

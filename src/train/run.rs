@@ -4,22 +4,23 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 
+use crate::adapter::LoraConfig;
 use crate::config::{Method, RunConfig};
 use crate::data::encode::EncodeReport;
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
-use crate::lora::LoraConfig;
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::objective::Objective;
 use crate::output::Lock;
 use crate::progress::ProgressMode;
 use crate::train::checkpoint::Checkpoint;
+use crate::train::data::{RunData, load_data};
 use crate::train::folder::{Existing, RunFolder};
+use crate::train::learner::{dpo_learner, sft_learner};
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::manifest::RunManifest;
 use crate::train::resume::{Resumption, nothing_to_resume};
-use crate::train::setup::{self, RunData};
 use crate::train::step::Learner;
 use crate::train::trainer::Trainer;
 
@@ -94,15 +95,13 @@ pub fn run_from<B: TrainBackend>(
     let memory = start.device_memory;
     match config.method {
         Method::Dpo => {
-            let learner = |folder: &Path| {
-                setup::learner::<B>(config, folder, options.progress, memory, device)
-            };
+            let learner =
+                |folder: &Path| dpo_learner::<B>(config, folder, options.progress, memory, device);
             run_objective(config, options, start, device, learner)
         }
         Method::Sft => {
-            let learner = |folder: &Path| {
-                setup::sft_learner::<B>(config, folder, options.progress, memory, device)
-            };
+            let learner =
+                |folder: &Path| sft_learner::<B>(config, folder, options.progress, memory, device);
             run_objective(config, options, start, device, learner)
         }
     }
@@ -133,7 +132,7 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
             folder.check_model(options.existing, &model_folder)?;
         }
     }
-    let data = setup::load_data::<O::Sample>(config, &model_folder, &mut |file, report| {
+    let data = load_data::<O::Sample>(config, &model_folder, &mut |file, report| {
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
@@ -161,7 +160,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
-    let manifest = setup::manifest::<B, _>(config, data, model_folder, device)?;
+    let manifest = RunManifest::of_run::<B, _>(config, data, model_folder, device)?;
     // The message must be composed before the lock creates the folder.
     let nothing = nothing_to_resume(&config.output_dir);
     let _lock = Lock::folder(&config.output_dir)?;

@@ -4,6 +4,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::config::RunConfig;
+
 /// Determines the order of the training data.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
@@ -34,6 +36,16 @@ pub struct StepPlan {
 }
 
 impl Sampler {
+    /// Creates the sampler of a run with `samples` training samples.
+    pub fn of_run(config: &RunConfig, samples: usize) -> Self {
+        Self {
+            samples,
+            batch_size: config.train.per_device_train_batch_size,
+            accumulation: config.train.gradient_accumulation_steps,
+            shuffle_seed: config.data.shuffle.then_some(config.seed),
+        }
+    }
+
     /// Returns the number of optimizer steps in one epoch.
     pub fn steps_per_epoch(&self) -> usize {
         steps_per_epoch(self.samples, self.batch_size, self.accumulation)

@@ -8,11 +8,11 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
+use crate::adapter::linear::adapter_parameters;
 use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::lora::linear::adapter_parameters;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
@@ -24,6 +24,7 @@ use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
 use crate::objective::{Objective, Usage};
 use crate::progress::{Progress, ProgressMode};
+use crate::train::activations::Activations;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
 use crate::train::parameters::{set_trained_parameters, trained_parameters};
@@ -39,35 +40,6 @@ pub struct StepConfig {
     pub pass_tokens: usize,
     /// Seed of the adapter's dropout. `None` disables dropout.
     pub dropout_seed: Option<u64>,
-}
-
-/// Which decoder layers keep their activations for the backward pass. The others recompute them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    /// All layers keep their activations.
-    Keep,
-    /// No layer keeps its activations (gradient checkpointing, arXiv 1604.06174).
-    Recompute,
-    /// As many layers keep their activations as fit into memory.
-    Fit {
-        /// Available memory in bytes.
-        available: u64,
-        /// Bytes that a layer keeps per token.
-        per_token: u64,
-    },
-}
-
-impl Activations {
-    /// Returns how many of the upper layers keep their activations in a pass of `tokens` tokens.
-    pub fn keep(self, tokens: usize) -> usize {
-        match self {
-            Self::Keep => usize::MAX,
-            Self::Recompute => 0,
-            Self::Fit { available, per_token } => {
-                (available / (per_token * tokens as u64).max(1)) as usize
-            }
-        }
-    }
 }
 
 /// Result of a step.

@@ -7,24 +7,24 @@ use arithmo_backends::TrainBackend;
 use burn::module::AutodiffModule;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::LoraConfig;
 use crate::config::{EvalMeans, IntervalStrategy, RunConfig};
 use crate::data::sample::Sample;
 use crate::data::tokenizer::CarriedFiles;
 use crate::error::{Error, Result, first_few};
 use crate::interrupt;
-use crate::lora::LoraConfig;
 use crate::model::not_finite;
 use crate::objective::Objective;
 use crate::objective::metrics::MicroBatchMetrics;
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
+use crate::train::data::RunData;
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::optimizer::{Optimizer, Rule};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
-use crate::train::setup::{self, RunData};
 use crate::train::step::{Learner, StepOutput};
 use crate::train::unsaved::unsaved_warning;
 
@@ -70,7 +70,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         log: MetricsLog,
         device: &B::Device,
     ) -> Result<Self> {
-        let sampler = setup::sampler(config, data);
+        let sampler = Sampler::of_run(config, data.train.len());
         let train = &config.train;
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);

@@ -1,9 +1,9 @@
 //! Tests of LoRA's dropout: its mask, and when it is applied.
 
-use arithmo::lora::TargetModules;
-use arithmo::lora::linear::adapter_parameters;
+use arithmo::adapter::TargetModules;
+use arithmo::adapter::linear::adapter_parameters;
 use arithmo::model::linear::{Linear, LowRank, project};
-use arithmo::train::step::Activations;
+use arithmo::train::activations::Activations;
 use burn::module::Param;
 use burn::tensor::Tensor;
 

@@ -17,11 +17,11 @@ mod tiny;
 
 use std::f64::consts::LN_2;
 
+use arithmo::adapter::config::LoraInit;
+use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::{PreferenceBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::lora::config::LoraInit;
-use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
-use arithmo::lora::{LoraConfig, TargetModules};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
@@ -31,9 +31,10 @@ use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::objective::losses::PairLogProbs;
 use arithmo::objective::preference::{PassLogProbs, PreferenceLoss};
 use arithmo::objective::reference::Reference;
+use arithmo::train::activations::Activations;
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::optimizer::{AdamW, Optimizer};
-use arithmo::train::step::{Activations, Learner, StepConfig};
+use arithmo::train::step::{Learner, StepConfig};
 use arithmo_backends::LogProbStats;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Param};

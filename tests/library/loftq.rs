@@ -5,9 +5,9 @@ use std::path::Path;
 
 use crate::suite::adapters::random_logits;
 use crate::suite::tiny::write_model;
-use arithmo::lora::config::LoraInit;
-use arithmo::lora::linear::{adapter_parameters, attach};
-use arithmo::lora::{LoraConfig, TargetModules, loftq};
+use arithmo::adapter::config::LoraInit;
+use arithmo::adapter::linear::{adapter_parameters, attach};
+use arithmo::adapter::{LoraConfig, TargetModules, loftq};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::load::{load, load_as};
 use arithmo::model::mistral::Mistral;

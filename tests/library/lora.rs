@@ -9,8 +9,8 @@ use crate::suite::adapters::{
     refused_dora, runs, save_adapter, write_base,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
-use arithmo::lora::adapter;
-use arithmo::lora::linear::{adapter_parameters, attach, trainable};
+use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
+use arithmo::adapter::peft;
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
@@ -117,7 +117,7 @@ fn saving_and_loading_changes_no_bit() {
         let (_folder, base, adapter_folder, model) =
             base_and_adapter(&config(targets, true), DType::F32);
         let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
-        let read = adapter::load(&mut again, &adapter_folder, &Default::default()).unwrap();
+        let read = peft::load(&mut again, &adapter_folder, &Default::default()).unwrap();
         let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
             let all = adapter_parameters(model).into_iter();
             all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect())).collect()
@@ -145,7 +145,7 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     let mut error_with = |tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
         let list: Vec<_> = tensors.into_iter().map(|(name, (shape, v))| (name, shape, v)).collect();
         save_safetensors(&weights, &list).unwrap();
-        let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
+        let error = peft::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
         assert_eq!(random_logits(&model), before, "the model has changed");
         error.to_string()
     };
@@ -166,13 +166,13 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     let bytes = fs::read(&weights).unwrap();
     for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&weights, &bytes[..length]).unwrap();
-        let error = adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
+        let error = peft::load(&mut model, &adapter_folder, &Default::default()).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("adapter_model.safetensors"), "cut at {length}: {error}");
         assert_eq!(random_logits(&model), before, "cut at {length}");
     }
     fs::remove_file(&weights).unwrap();
-    assert!(adapter::load(&mut model, &adapter_folder, &Default::default()).is_err());
+    assert!(peft::load(&mut model, &adapter_folder, &Default::default()).is_err());
 }
 
 /// Rewrites the tensors of an adapter under other names.
@@ -193,7 +193,7 @@ fn errors_name_the_form_of_an_unusable_adapter() {
         let (_folder, base, adapter_folder, _) = base_and_adapter(&config, DType::F32);
         change(&adapter_folder);
         let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
-        let loaded = adapter::load(&mut model, &adapter_folder, &Default::default());
+        let loaded = peft::load(&mut model, &adapter_folder, &Default::default());
         let error = loaded.unwrap_err().to_string();
         assert!(error.len() < 1500 && error.lines().count() < 10, "{error}");
         error
@@ -233,7 +233,7 @@ fn a_run_folder_can_be_given_as_its_adapter() {
     fs::rename(&adapter_folder, run.path().join("adapter")).unwrap();
     let logits = |folder: &Path| {
         let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
-        adapter::load(&mut model, folder, &Default::default()).unwrap();
+        peft::load(&mut model, folder, &Default::default()).unwrap();
         random_logits(&model)
     };
     assert_eq!(logits(run.path()), logits(&run.path().join("adapter")));
@@ -247,7 +247,7 @@ fn logits_with_peft_adapters_equal_pefts() {
         let mut model =
             load::<B>(&reference("models/tiny-a").unwrap(), DType::F32, &Default::default())
                 .unwrap();
-        adapter::load(&mut model, &folder, &Default::default()).unwrap();
+        peft::load(&mut model, &folder, &Default::default()).unwrap();
         let expected = Tensors::open(&folder.join("expected.safetensors"));
         assert_close(name, &golden_logits(&model, &expected), &expected.f32("logits").1, 1e-4);
     }
@@ -261,7 +261,7 @@ fn adapters_are_written_as_peft_writes_them() {
             continue;
         }
         let mut model = load::<B>(&base_folder(&run), DType::F32, &Default::default()).unwrap();
-        let config = adapter::load(&mut model, &folder, &Default::default()).unwrap();
+        let config = peft::load(&mut model, &folder, &Default::default()).unwrap();
         assert_eq!(config.scaling(), run["lora"]["scaling"].as_f64().unwrap_or(2.0), "{name}");
         let base = run["model"].as_str().unwrap();
         save_adapter(&model, &config, base, out.path());

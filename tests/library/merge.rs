@@ -9,8 +9,8 @@ use crate::suite::adapters::{
     refused_dora, runs, shape,
 };
 use crate::suite::golden::{Tensors, assert_close};
-use arithmo::lora::adapter;
-use arithmo::lora::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
+use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
+use arithmo::adapter::peft;
 use arithmo::model::load::{load, load_as};
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
@@ -46,7 +46,7 @@ fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
 
     let mut model =
         load_as::<B>(&base, DType::F32, quantization, &Cache::none(), &Default::default()).unwrap();
-    adapter::load(&mut model, adapter, &Default::default()).unwrap();
+    peft::load(&mut model, adapter, &Default::default()).unwrap();
     let active = golden_logits(&model, golden);
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("merged");
@@ -109,7 +109,7 @@ fn a_quantized_base_merges_into_three_targets() {
             let nowhere = Cache::none();
             let model = load_as::<B>(&base, DType::F32, Some(to), &nowhere, &Default::default());
             let mut model = model.unwrap();
-            adapter::load(&mut model, &adapter_folder, &Default::default()).unwrap();
+            peft::load(&mut model, &adapter_folder, &Default::default()).unwrap();
             let trained = random_logits(&model);
             let max_difference = |logits: &[f32]| {
                 let differences = logits.iter().zip(&trained).map(|(a, b)| (a - b).abs());

@@ -10,7 +10,7 @@ use crate::suite::golden::{Tensors, assert_close, reference};
 use crate::support::json_file;
 use crate::tiny::fixture;
 use arithmo::Result;
-use arithmo::lora::adapter;
+use arithmo::adapter::peft;
 use arithmo::model::config::MistralConfig;
 use arithmo::model::linear::Linear;
 use arithmo::model::load::{load, load_as};
@@ -469,7 +469,7 @@ fn logits_with_an_adapter_on_a_quantized_base_equal_pefts() {
     let to = to(Format::Nf4, false);
     let model = load_as::<B>(&plain, DType::F32, Some(to), &Cache::none(), &Default::default());
     let mut model = model.unwrap();
-    adapter::load(&mut model, &run, &Default::default()).unwrap();
+    peft::load(&mut model, &run, &Default::default()).unwrap();
     let golden = Tensors::open(&run.join("merged_logits.safetensors"));
     let theirs = golden.f32("adapter_logits").1;
     assert_close("adapter_logits", &golden_logits(&model, &golden), &theirs, 0.15);

@@ -10,8 +10,8 @@ use arithmo::config::{
 use arithmo::data::encode::{Compat, TruncationMode};
 use arithmo::iterate::rounds::IterateConfig;
 use arithmo::objective::losses::LossType;
+use arithmo::train::policy::lora_config;
 use arithmo::train::schedule::SchedulerType;
-use arithmo::train::setup::lora_config;
 
 fn load(text: &str, overrides: &[&str]) -> Result<RunConfig, String> {
     let folder = tempfile::tempdir().unwrap();

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use arithmo::adapter::linear::attach;
+use arithmo::adapter::{LoraConfig, TargetModules, config::LoraInit, peft};
 use arithmo::data::batch::TokenRows;
-use arithmo::lora::linear::attach;
-use arithmo::lora::{LoraConfig, TargetModules, adapter, config::LoraInit};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
@@ -81,8 +81,8 @@ pub fn base_and_adapter(
 }
 
 pub fn save_adapter(model: &Mistral<B>, config: &LoraConfig, base: &str, folder: &Path) {
-    let json = adapter::config_json(model, config, base, None);
-    adapter::save(model, &json, folder).unwrap();
+    let json = peft::config_json(model, config, base, None);
+    peft::save(model, &json, folder).unwrap();
 }
 
 pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
@@ -145,7 +145,7 @@ pub fn base_quantization(run: &Value) -> Option<Quantization> {
 pub fn refused_dora(folder: &Path) -> bool {
     let theirs = json_file(&folder.join("adapter_config.json"));
     if theirs["use_dora"] == true {
-        let error = adapter::read_config(folder).unwrap_err().to_string();
+        let error = peft::read_config(folder).unwrap_err().to_string();
         assert!(error.contains("use_dora"), "{error}");
     }
     theirs["use_dora"] == true

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use arithmo::adapter::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
-use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
-use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::limits::Pieces;

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use arithmo::adapter::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::lora::config::{LoraConfig, LoraInit, TargetModules};
-use arithmo::lora::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
@@ -14,9 +14,10 @@ use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::metrics::KEYS;
 use arithmo::objective::preference::PreferenceLoss;
 use arithmo::objective::reference::Reference;
+use arithmo::train::activations::Activations;
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::optimizer::{AdamW, Optimizer};
-use arithmo::train::step::{Activations, Learner, StepConfig, StepOutput};
+use arithmo::train::step::{Learner, StepConfig, StepOutput};
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;

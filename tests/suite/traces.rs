@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use arithmo::adapter::{linear::adapter_parameters, peft};
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };
 use arithmo::data::pair::PreferencePair;
 use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
-use arithmo::lora::{adapter, linear::adapter_parameters};
 use arithmo::model::load::load_as;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::load_safetensors_f32;
@@ -143,7 +143,7 @@ impl Run {
         };
         copy("init_adapter.safetensors", "adapter_model.safetensors");
         copy("adapter_config.json", "adapter_config.json");
-        adapter::load(&mut policy, start.path(), device).unwrap();
+        peft::load(&mut policy, start.path(), device).unwrap();
         let reference = if self.config["reference"].as_str().unwrap().starts_with("base") {
             Reference::base(policy.valid())
         } else {

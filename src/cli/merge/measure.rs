@@ -3,14 +3,14 @@
 use arithmo_backends::TrainBackend;
 
 use super::MergeArgs;
+use crate::adapter::merge::{MergeConfig, MergeTarget, merged_model};
+use crate::adapter::peft;
 use crate::data::pair::{PreferencePair, read_pairs};
 use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::eval::change::{Change, Texts, change, model_outputs};
 use crate::generate::stop_ids;
-use crate::lora::adapter;
-use crate::lora::merge::{MergeConfig, MergeTarget, merged_model};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::load::load_as;
@@ -74,7 +74,7 @@ pub(super) fn measure<B: TrainBackend>(
     let trained = {
         let cache = Cache::from_env(mode);
         let mut model = load_as::<B>(folder, dtype, Some(to), &cache, device)?;
-        adapter::load(&mut model, &config.adapter, device)?;
+        peft::load(&mut model, &config.adapter, device)?;
         model_outputs(&model, &texts, ANSWER, &eos, device)?
     };
     progress.inc(1);
@@ -134,7 +134,7 @@ fn texts(
 
 /// Returns the pairs of the run that contains the adapter, if they still exist; held-out ones if it has any.
 fn run_pairs(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
-    let adapter = adapter::adapter_folder(&args.adapter);
+    let adapter = peft::adapter_folder(&args.adapter);
     let run = RunManifest::read(adapter.parent()?).ok()??;
     let data = run.config.data;
     let file = data.eval_file.unwrap_or(data.train_file);

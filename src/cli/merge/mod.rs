@@ -10,10 +10,10 @@ use burn::tensor::DType;
 use self::measure::measure;
 use super::model::{note_base_mismatch, quantization_settings};
 use super::print_line;
+use crate::adapter::merge::{MergeConfig, MergeTarget, merge};
+use crate::adapter::peft;
 use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
-use crate::lora::adapter;
-use crate::lora::merge::{MergeConfig, MergeTarget, merge};
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::model::quantize;
@@ -148,7 +148,7 @@ impl MergeArgs {
                 requested
             }
             (None, Some(stored)) => Some(stored),
-            (None, None) => adapter::base_quantization(&self.adapter)?,
+            (None, None) => peft::base_quantization(&self.adapter)?,
         };
         let flag = match (self.target, &self.data) {
             (Some(_), _) => "--target",

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
-use super::adapter::{self, Branches};
+use super::peft::{self, Branches};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::load::from_values;
@@ -155,7 +155,7 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
             ));
         }
         let quantization = shape.quantization.or(config.base_quantization);
-        let (lora, branches) = adapter::read(&shape, &config.adapter)?;
+        let (lora, branches) = peft::read(&shape, &config.adapter)?;
         let result = MistralConfig {
             quantization: quantization.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
