@@ -23,7 +23,7 @@ use crate::objective::dpo::ReferenceTiming;
 use crate::objective::pass::{mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
-use crate::train::activations::choose_activations;
+use crate::train::activations::{Activations, choose_activations};
 use crate::train::optimizer::{AdamW, Optimizer};
 use crate::train::step::{Learner, StepConfig};
 

@@ -3,7 +3,6 @@
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 
-use crate::model::config::MistralConfig;
 use crate::model::mistral::Mistral;
 
 /// Fraction of the free memory that kept activations may take. The rest is for the temporaries of a layer.
