@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Optim, Quantization, Reference,
-    TargetModules,
+    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Quantization, Reference, TargetModules,
 };
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
@@ -299,7 +298,7 @@ impl DpoSection {
                 "remove the key, or set dpo.precompute_ref_log_probs = true",
             )?;
         }
-        ensure_built(!self.sync_ref_model, "dpo.sync_ref_model", self.sync_ref_model)
+        self.validate_sync()
     }
 
     /// Checks that every setting of the loss has an effect on one of the losses, and has a value with which that is defined.
@@ -372,6 +371,50 @@ impl DpoSection {
         Ok(())
     }
 
+    /// Checks the keys about a reference that follows the policy.
+    fn validate_sync(&self) -> Result<()> {
+        check_number(self.ref_model_mixup_alpha, "dpo.ref_model_mixup_alpha")?;
+        check_number(self.ref_model_sync_steps as f64, "dpo.ref_model_sync_steps")?;
+        let default = Self::default();
+        if !self.sync_ref_model {
+            for (key, is_default) in [
+                (
+                    "dpo.ref_model_mixup_alpha",
+                    self.ref_model_mixup_alpha == default.ref_model_mixup_alpha,
+                ),
+                (
+                    "dpo.ref_model_sync_steps",
+                    self.ref_model_sync_steps == default.ref_model_sync_steps,
+                ),
+            ] {
+                ensure(
+                    is_default,
+                    key,
+                    "has no effect: dpo.sync_ref_model is false",
+                    "remove the key, or set dpo.sync_ref_model = true",
+                )?;
+            }
+            return Ok(());
+        }
+        for (key, given) in [
+            ("dpo.reference_free", self.reference_free),
+            ("dpo.precompute_ref_log_probs", self.precompute_ref_log_probs),
+        ] {
+            ensure(
+                !given,
+                key,
+                "contradicts dpo.sync_ref_model = true: the reference changes during training",
+                "remove one of the two keys",
+            )?;
+        }
+        ensure(
+            self.reference != Reference::Base,
+            "dpo.reference",
+            "is \"base\", but under dpo.sync_ref_model = true the reference starts as the initial policy",
+            "remove dpo.reference, or dpo.sync_ref_model",
+        )
+    }
+
     fn validate_weights(&self) -> Result<()> {
         let key = "dpo.loss_weights";
         let Some(weights) = &self.loss_weights else {
@@ -413,12 +456,12 @@ impl TrainSection {
     fn validate_optimizer(&self) -> Result<()> {
         Rule::of(self)?;
         let default = Self::default();
-        let is_adamw = matches!(self.optim, Optim::AdamwTorch | Optim::AdamwTorchFused);
-        let has_betas = is_adamw || self.optim == Optim::Lion32bit;
+        let has_epsilon = self.optim.is_adamw() || self.optim.is_ademamix();
+        let has_betas = has_epsilon || self.optim.is_lion();
         let keys = [
             ("train.adam_beta1", has_betas, self.adam_beta1 == default.adam_beta1),
             ("train.adam_beta2", has_betas, self.adam_beta2 == default.adam_beta2),
-            ("train.adam_epsilon", is_adamw, self.adam_epsilon == default.adam_epsilon),
+            ("train.adam_epsilon", has_epsilon, self.adam_epsilon == default.adam_epsilon),
         ];
         keys.into_iter().try_for_each(|(key, is_used, is_default)| {
             ensure(

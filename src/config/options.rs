@@ -129,6 +129,68 @@ pub enum Optim {
     /// Lion as in bitsandbytes.
     #[serde(rename = "lion_32bit")]
     Lion32bit,
+    /// Adagrad as in PyTorch.
+    Adagrad,
+    /// Adafactor as in transformers, without relative steps.
+    Adafactor,
+    /// AdEMAMix as in bitsandbytes.
+    #[serde(rename = "ademamix")]
+    AdEmaMix,
+    /// AdamW whose state takes 8 bits per value, as in bitsandbytes.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+    /// The same as `adamw_8bit`.
+    #[serde(rename = "adamw_bnb_8bit")]
+    AdamwBnb8bit,
+    /// The same as `adamw_8bit`: the state stays on the device.
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamw8bit,
+    /// The same numbers as `adamw_torch`: the state stays on the device.
+    #[serde(rename = "paged_adamw_32bit")]
+    PagedAdamw32bit,
+    /// Lion whose state takes 8 bits per value, as in bitsandbytes.
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
+    /// AdEMAMix whose state takes 8 bits per value, as in bitsandbytes.
+    #[serde(rename = "ademamix_8bit")]
+    AdEmaMix8bit,
+}
+
+impl Optim {
+    /// Returns whether the optimizer is AdamW.
+    pub fn is_adamw(self) -> bool {
+        matches!(
+            self,
+            Self::AdamwTorch
+                | Self::AdamwTorchFused
+                | Self::Adamw8bit
+                | Self::AdamwBnb8bit
+                | Self::PagedAdamw8bit
+                | Self::PagedAdamw32bit
+        )
+    }
+
+    /// Returns whether the optimizer is AdEMAMix.
+    pub fn is_ademamix(self) -> bool {
+        matches!(self, Self::AdEmaMix | Self::AdEmaMix8bit)
+    }
+
+    /// Returns whether the optimizer is Lion.
+    pub fn is_lion(self) -> bool {
+        matches!(self, Self::Lion32bit | Self::Lion8bit)
+    }
+
+    /// Returns whether the state of large matrices takes 8 bits per value.
+    pub fn is_eight_bit(self) -> bool {
+        matches!(
+            self,
+            Self::Adamw8bit
+                | Self::AdamwBnb8bit
+                | Self::PagedAdamw8bit
+                | Self::Lion8bit
+                | Self::AdEmaMix8bit
+        )
+    }
 }
 
 /// How metrics are averaged over several batches.

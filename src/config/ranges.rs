@@ -51,6 +51,8 @@ pub(super) const RANGES: &[(&str, LowerBound, UpperBound)] = &[
     ("dpo.ld_alpha", From(0.0), AtMost(1.0)),
     ("dpo.discopop_tau", Above0, AtMost(1e6)),
     ("dpo.dpop_lambda", From(0.0), AtMost(1e6)),
+    ("dpo.ref_model_mixup_alpha", From(0.0), AtMost(1.0)),
+    ("dpo.ref_model_sync_steps", From(1.0), AtMost(MAX_STEPS)),
     ("dpo.rpo_alpha", From(0.0), AtMost(1e6)),
     ("train.per_device_train_batch_size", From(1.0), AtMost(MAX_BATCH)),
     ("train.per_device_eval_batch_size", From(1.0), AtMost(MAX_BATCH)),

@@ -16,6 +16,7 @@ use crate::model::quantize;
 use crate::objective::f_divergence::FDivergence;
 use crate::objective::losses::{LossSettings, LossType};
 use crate::objective::preference::PreferenceLoss;
+use crate::objective::reference::ReferenceSync;
 use crate::train::sampler::steps_per_epoch;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
@@ -220,9 +221,13 @@ pub struct DpoSection {
     /// Whether the reference's log-probabilities count as 0. The reference is then not computed, and rewards are
     /// `beta * logp`.
     pub reference_free: bool,
-    /// Whether to move the reference towards the policy during training (Gorbatovski et al. 2024, TR-DPO). Not built
-    /// yet.
+    /// Whether the reference follows the policy during training (Gorbatovski et al. 2024, TR-DPO). It starts as the
+    /// initial policy. With an adapter, the reference is a second adapter on the same base.
     pub sync_ref_model: bool,
+    /// Weight of the policy in the new reference, for `sync_ref_model`.
+    pub ref_model_mixup_alpha: f64,
+    /// Optimizer steps between two updates of the reference, for `sync_ref_model`.
+    pub ref_model_sync_steps: usize,
 }
 
 impl Default for DpoSection {
@@ -244,11 +249,18 @@ impl Default for DpoSection {
             rpo_alpha: None,
             reference_free: false,
             sync_ref_model: false,
+            ref_model_mixup_alpha: 0.6,
+            ref_model_sync_steps: 512,
         }
     }
 }
 
 impl DpoSection {
+    /// Returns how the reference follows the policy, for `sync_ref_model`.
+    pub fn sync(&self) -> ReferenceSync {
+        ReferenceSync { alpha: self.ref_model_mixup_alpha, steps: self.ref_model_sync_steps }
+    }
+
     /// Returns the loss that the section describes.
     pub fn loss(&self) -> PreferenceLoss {
         let weights = self.loss_weights.clone().unwrap_or(vec![1.0; self.loss_type.len()]);
@@ -309,7 +321,7 @@ pub struct TrainSection {
     /// Optimizer. Weight decay is decoupled for AdamW and Lion, and added to the gradient for the others, as in torch.
     pub optim: Optim,
     /// Arguments of the optimizer: for `"sgd"` momentum, dampening and nesterov, for `"rmsprop"` alpha, eps, momentum and
-    /// centered, such as `"momentum=0.9,nesterov=True"`.
+    /// centered, for `"adagrad"` lr_decay and eps, for `"ademamix"` beta3 and alpha, such as `"momentum=0.9,nesterov=True"`.
     pub optim_args: Option<String>,
     /// When to log metrics: `"steps"` (every `logging_steps`), `"epoch"`, or `"no"` (only after the last step).
     pub logging_strategy: IntervalStrategy,

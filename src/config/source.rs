@@ -23,8 +23,6 @@ const ALIASES: &[(&str, &str)] = &[
     ("steps", "train.max_steps"),
     ("clip_grad_norm", "train.max_grad_norm"),
     ("dataset", "data.train_file"),
-    ("padding_free", "train.max_tokens_per_pass"),
-    ("packing", "train.max_tokens_per_pass"),
 ];
 
 /// The key of the prompt template.

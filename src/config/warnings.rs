@@ -128,7 +128,7 @@ impl RunConfig {
 
     /// Returns a warning if the reference does not suit the initial adapter.
     fn reference_warning(&self) -> Option<&'static str> {
-        if self.dpo.reference_free {
+        if self.dpo.reference_free || self.dpo.sync_ref_model {
             return None;
         }
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
@@ -15,6 +16,7 @@ use super::{Objective, Usage};
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
+use crate::model::mistral::Mistral;
 
 /// The objective of preference optimization: the loss and the reference.
 #[derive(Debug)]
@@ -164,12 +166,40 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         self.reference.precompute(batch, on_device)
     }
 
+    fn precomputed(&self, ids: &[&str]) -> Option<Vec<f32>> {
+        let cached = self.reference.cached();
+        let sums =
+            ids.iter().map(|id| cached.get(*id).map(|(chosen, rejected)| [*chosen, *rejected]));
+        sums.collect::<Option<Vec<_>>>().map(|sums| sums.concat())
+    }
+
+    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32]) -> bool {
+        let (sums, rest) = numbers.as_chunks::<2>();
+        let fits = rest.is_empty() && sums.len() == ids.len();
+        if fits {
+            ids.iter().zip(sums).for_each(|(id, sums)| self.reference.remember(id, *sums));
+        }
+        fits
+    }
+
     fn remember(&mut self, id: &str, output: &SampleOutput) {
         if self.timing == ReferenceTiming::Once
             && let [chosen, rejected] = output.reference.as_slice()
         {
             self.reference.remember(id, [*chosen as f32, *rejected as f32]);
         }
+    }
+
+    fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
+        self.reference.after_update(step, policy);
+    }
+
+    fn tensors(&self) -> &[(String, Tensor<B, 2>)] {
+        self.reference.moving()
+    }
+
+    fn set_tensors(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
+        self.reference.set_moving(values, policy);
     }
 
     fn state(&self) -> Result<Option<Vec<u8>>> {

@@ -15,6 +15,7 @@ pub mod sft;
 use std::fmt::Debug;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 
 use self::log_probs::{CompletionLogProbs, DeviceBatch};
@@ -23,6 +24,7 @@ use self::pass::{Pass, PassLimits, mean_weights};
 use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::Result;
+use crate::model::mistral::Mistral;
 
 /// An objective of training. The [step](crate::train::step) computes the log-probabilities of the samples' completions; the
 /// objective computes the loss and the metrics from them.
@@ -112,8 +114,29 @@ pub trait Objective<B: TrainBackend>: Debug {
         Ok(())
     }
 
+    /// Returns what [`Self::precompute`] kept of the samples with these ids, as numbers; `None` if it is not complete.
+    fn precomputed(&self, _ids: &[&str]) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Keeps `numbers` as [`Self::precompute`] does with those that it computes. Returns whether their count fits.
+    fn set_precomputed(&mut self, _ids: &[&str], _numbers: &[f32]) -> bool {
+        false
+    }
+
     /// Keeps what later steps need of a training sample of an applied step.
     fn remember(&mut self, _id: &str, _output: &SampleOutput) {}
+
+    /// Adjusts the objective to the policy after optimizer step number `step` (from 1).
+    fn after_update(&mut self, _step: usize, _policy: &Mistral<Autodiff<B>>) {}
+
+    /// Returns the tensors that a resumed run needs, with their names.
+    fn tensors(&self) -> &[(String, Tensor<B, 2>)] {
+        &[]
+    }
+
+    /// Replaces [`Self::tensors`].
+    fn set_tensors(&mut self, _values: Vec<Tensor<B, 2>>, _policy: &Mistral<Autodiff<B>>) {}
 
     /// Returns the content of [`Self::STATE_FILE`]; `None` if there is nothing to keep.
     ///

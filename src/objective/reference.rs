@@ -1,14 +1,29 @@
-//! The reference model: the policy's base weights without an adapter, or with a frozen copy of the starting adapter.
+//! The reference model: the policy's base weights without an adapter, with a frozen copy of the starting adapter, or with a
+//! moving average of the trained tensors.
 
 use std::collections::BTreeMap;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 
 use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::data::batch::PreferenceBatch;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
+use crate::model::parameters::{set_trained_parameters, trained_parameters};
+
+/// How the reference follows the policy (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656), as TRL's
+/// `SyncRefModelCallback` does. Every trained tensor becomes `alpha * policy + (1 - alpha) * reference`; for an adapter, these
+/// are its factors, not their product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReferenceSync {
+    /// Weight of the policy, in `[0, 1]`.
+    pub alpha: f64,
+    /// Number of optimizer steps between two updates of the reference, at least 1.
+    pub steps: usize,
+}
 
 /// The reference model with a cache of log-probabilities.
 #[derive(Debug)]
@@ -19,18 +34,61 @@ pub struct Reference<B: TrainBackend> {
     copy: bool,
     /// Summed log-probabilities (chosen, rejected) of the pairs computed so far, by pair id.
     cached: BTreeMap<String, (f32, f32)>,
+    /// How the reference follows the policy; `None` if it never changes.
+    sync: Option<ReferenceSync>,
+    /// The tensors of the reference that follow the policy's trained ones, with their names.
+    moving: Vec<(String, Tensor<B, 2>)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
     /// Creates a reference that is `policy` without its adapter.
     pub fn base(policy: Mistral<B>) -> Self {
-        Self { model: policy.without_adapter(), copy: false, cached: BTreeMap::new() }
+        Self::new(policy.without_adapter(), false)
     }
 
     /// Creates a reference that is `policy` as it is now, including its adapter. Later changes to the policy do not affect
     /// it.
     pub fn initial(policy: Mistral<B>) -> Self {
-        Self { model: policy, copy: true, cached: BTreeMap::new() }
+        Self::new(policy, true)
+    }
+
+    /// Creates a reference that is `policy` as it is now and follows it.
+    pub fn following(policy: &Mistral<Autodiff<B>>, sync: ReferenceSync) -> Self {
+        let moving = trained_parameters(policy);
+        Self { sync: Some(sync), moving, ..Self::initial(policy.valid()) }
+    }
+
+    fn new(model: Mistral<B>, copy: bool) -> Self {
+        Self { model, copy, cached: BTreeMap::new(), sync: None, moving: Vec::new() }
+    }
+
+    /// Moves a reference that follows the policy if an update is due after optimizer step number `step` (from 1).
+    pub fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
+        let Some(ReferenceSync { alpha, steps }) = self.sync else { return };
+        if !step.is_multiple_of(steps) {
+            return;
+        }
+        let pairs = self.moving.iter().zip(trained_parameters(policy));
+        let mixed = pairs.map(|((_, reference), (_, policy))| {
+            policy * alpha + reference.clone() * (1.0 - alpha)
+        });
+        self.set_moving(mixed.collect(), policy);
+    }
+
+    /// Returns the tensors of a reference that follows the policy, with their names; empty for others.
+    pub fn moving(&self) -> &[(String, Tensor<B, 2>)] {
+        &self.moving
+    }
+
+    /// Replaces the tensors of [`Self::moving`]. All other weights are those of `policy`.
+    ///
+    /// # Panics
+    /// If the number or the sizes of `values` differ from the trained tensors of `policy`.
+    pub fn set_moving(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
+        let mut model = policy.clone();
+        set_trained_parameters(&mut model, values.clone());
+        self.model = model.valid();
+        self.moving.iter_mut().zip(values).for_each(|((_, old), new)| *old = new);
     }
 
     /// Returns whether this is a copy of the policy, created by [`Self::initial`].

@@ -14,7 +14,7 @@ use crate::model::config::MistralConfig;
 use crate::model::limits::{HALVES, Pieces};
 use crate::model::quantize::{Quantization, is_projection};
 use crate::train::activations::{ACTIVATIONS_SHARE, Activations, RECOMPUTE_ABOVE};
-use crate::train::optimizer::{Rule, UpdateRule};
+use crate::train::optimizer::{Rule, UpdateRule, eight_bit};
 use crate::train::policy::lora_config;
 
 /// Everything that determines how much memory and time a run needs.
@@ -88,7 +88,7 @@ impl Job {
             Reference::Auto => self.config.lora.adapter.is_some(),
             Reference::Base => false,
         };
-        self.has_reference() && (initial || self.trains_all())
+        self.has_reference() && (initial || self.trains_all() || self.config.dpo.sync_ref_model)
     }
 
     /// Returns the bytes of a frozen matrix as it is stored.
@@ -125,9 +125,23 @@ impl Job {
         rule.map_or(2, |rule| rule.state_names().len())
     }
 
+    /// Returns the bytes of each matrix that the optimizer keeps for a trained matrix of `count` values.
+    pub(super) fn optimizer_bytes(&self, count: usize) -> usize {
+        match self.config.train.optim {
+            // A row and a column; the estimate is for a square matrix.
+            Optim::Adafactor => 4 * (count as f64).sqrt() as usize,
+            optim if optim.is_eight_bit() && count >= eight_bit::MIN_VALUES => {
+                let blocks = count.div_ceil(eight_bit::BLOCK);
+                blocks * (eight_bit::BLOCK + 4)
+            }
+            _ => 4 * count,
+        }
+    }
+
     /// Returns whether the optimizer updates all tensors in one kernel, without temporaries.
     pub(super) fn updates_in_one_pass(&self) -> bool {
-        matches!(self.config.train.optim, Optim::AdamwTorch | Optim::AdamwTorchFused)
+        let optim = self.config.train.optim;
+        optim.is_adamw() && !optim.is_eight_bit()
     }
 
     /// Returns the number of values of each trained matrix.

@@ -111,7 +111,9 @@ impl Timing {
         } else {
             steps
         };
-        let (computed, known) = (step_seconds(reference_flop(job)), step_seconds(0.0));
+        let computed = step_seconds(reference_flop(job));
+        // A reference that changes is never known from an earlier epoch.
+        let known = if job.config.dpo.sync_ref_model { computed } else { step_seconds(0.0) };
         let beforehand = if job.config.dpo.precompute_ref_log_probs {
             flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0) / rate
         } else {

@@ -288,7 +288,7 @@ impl Walk<'_> {
         let states = self.job.optimizer_states();
         if moments.is_empty() {
             for count in &trained {
-                let sizes = std::iter::repeat_n(4 * count, states);
+                let sizes = std::iter::repeat_n(self.job.optimizer_bytes(*count), states);
                 moments.extend(sizes.map(|bytes| self.memory.allocate(Category::Optimizer, bytes)));
             }
         }
@@ -316,7 +316,10 @@ impl Walk<'_> {
             .job
             .trained_sizes()
             .into_iter()
-            .map(|count| self.memory.allocate(Category::Checkpoint, 4 * (1 + states) * count))
+            .map(|count| {
+                let bytes = 4 * count + states * self.job.optimizer_bytes(count);
+                self.memory.allocate(Category::Checkpoint, bytes)
+            })
             .collect();
         self.memory.free_all(copies);
     }

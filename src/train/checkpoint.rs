@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -174,6 +175,27 @@ impl Checkpoint {
         }
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(tensors)
+    }
+
+    /// Reads the tensors of `group` that have the names and shapes of `like`, in its order.
+    ///
+    /// # Errors
+    /// The group cannot be read, or a tensor is missing or has another shape.
+    pub fn values<B: Backend>(
+        &self,
+        group: &str,
+        like: &[(String, Tensor<B, 2>)],
+        device: &B::Device,
+    ) -> Result<Vec<Tensor<B, 2>>> {
+        let mut saved: BTreeMap<_, _> = self.tensors(group)?.into_iter().collect();
+        let values = like.iter().map(|(name, tensor)| {
+            let data = saved.remove(name).filter(|data| data.shape == tensor.shape());
+            data.map(|data| Tensor::from_data(data, device)).ok_or_else(|| {
+                let problem = format!("{name} is missing or not {:?}", tensor.dims());
+                Error::file(&self.path, problem, "remove this checkpoint folder")
+            })
+        });
+        values.collect()
     }
 
     /// Returns whether the checkpoint has a file of this name.

@@ -15,7 +15,7 @@ use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
 use crate::train::activations::{Activations, choose_activations, fitting_tokens};
-use crate::train::optimizer::{Optimizer, Rule};
+use crate::train::optimizer::Optimizer;
 use crate::train::policy::policy;
 use crate::train::step::{Learner, StepConfig};
 
@@ -34,6 +34,7 @@ pub fn dpo_learner<B: TrainBackend>(
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     // Weights are never changed in place, so that the base stays the original model even if all weights are trained.
     let reference = match (config.dpo.reference, &config.lora.adapter) {
+        _ if config.dpo.sync_ref_model => Reference::following(&policy, config.dpo.sync()),
         (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
             Reference::initial(policy.valid())
         }
@@ -41,7 +42,7 @@ pub fn dpo_learner<B: TrainBackend>(
     };
     let (loss, timing) = (config.dpo.loss(), reference_timing(config));
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = Optimizer::new(Rule::of(&config.train)?);
+    let optimizer = Optimizer::of(&config.train)?;
     Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, device), lora))
 }
 
@@ -49,7 +50,7 @@ pub fn dpo_learner<B: TrainBackend>(
 /// extended to a second epoch, they are kept in the first. An extended run then has the same result as one that had this
 /// length from the start.
 fn reference_timing(config: &RunConfig) -> ReferenceTiming {
-    if config.dpo.reference_free {
+    if config.dpo.reference_free || config.dpo.sync_ref_model {
         return ReferenceTiming::EveryStep;
     }
     config.reference_batch_size().map_or(ReferenceTiming::Once, ReferenceTiming::Before)
@@ -69,7 +70,7 @@ pub fn sft_learner<B: TrainBackend>(
 ) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = Optimizer::new(Rule::of(&config.train)?);
+    let optimizer = Optimizer::of(&config.train)?;
     Ok((Learner::new(policy, optimizer, Sft, step, device), lora))
 }
 

@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::mistral::Mistral;
+use crate::model::parameters::train_all;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
 use crate::progress::ProgressMode;
-use crate::train::parameters::train_all;
 
 /// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all
 /// weights.

@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 
 use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::mistral::Mistral;
+use crate::model::parameters::{set_trained_parameters, trained_parameters};
 use crate::model::save::{ModelFolder, OutTensor};
 use crate::train::checkpoint::{Checkpoint, NamedTensors};
 use crate::train::folder::RunFolder;
-use crate::train::parameters::{set_trained_parameters, trained_parameters};
 
 /// Name of the checkpoint's group of all weights. Its names are those in the model's files, and norms are `[1, D]`.
 const WEIGHTS: &str = "weights";
@@ -73,21 +73,11 @@ impl TrainedWeights {
         checkpoint: &Checkpoint,
         device: &B::Device,
     ) -> Result<()> {
-        let saved = checkpoint.tensors(self.group())?;
         if self.lora.is_some() {
+            let saved = checkpoint.tensors(self.group())?;
             return peft::restore(policy, saved, checkpoint.path(), device);
         }
-        let mut saved: BTreeMap<_, _> = saved.into_iter().collect();
-        let mut values = Vec::new();
-        for (name, tensor) in trained_parameters(policy) {
-            let data = saved.remove(&name).filter(|data| data.shape == tensor.shape());
-            let Some(data) = data else {
-                let problem = format!("{name} is missing or not {:?}", tensor.dims());
-                let remedy = "remove this checkpoint folder";
-                return Err(Error::file(checkpoint.path(), problem, remedy));
-            };
-            values.push(Tensor::from_data(data, device));
-        }
+        let values = checkpoint.values(self.group(), &trained_parameters(policy), device)?;
         set_trained_parameters(policy, values);
         Ok(())
     }

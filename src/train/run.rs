@@ -182,6 +182,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
 
     let step = resumed.as_ref().map(|checkpoint| checkpoint.state().step as u64);
     let log = MetricsLog::create(&config.output_dir, step)?;
+    let (model, device_name) = (manifest.model.content.clone(), manifest.device.clone());
     let log = log.with_manifest(longer.unwrap_or(manifest));
     if let Some(checkpoint) = &resumed {
         log.warn_about_gaps(checkpoint.state(), config.train.logging_interval(data.train.len()));
@@ -191,7 +192,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     if let Some(checkpoint) = &resumed {
         trainer.restore(checkpoint)?;
     }
-    trainer.precompute(options.progress)?;
+    trainer.precompute(model.as_ref(), &device_name, options.progress)?;
     let last = trainer.run(options.progress)?;
     Ok(RunSummary { steps: trainer.steps(), output: Some(trainer.save(&carried)?), last })
 }

@@ -14,6 +14,7 @@ use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
+use crate::model::parameters::{set_trained_parameters, trained_parameters};
 use crate::model::positions::PositionTable;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
 use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
@@ -27,7 +28,7 @@ use crate::progress::{Progress, ProgressMode};
 use crate::train::activations::Activations;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
-use crate::train::parameters::{set_trained_parameters, trained_parameters};
+use crate::train::reference_cache::{ReferenceCache, agrees};
 
 /// Settings that are the same for every step and every objective.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +145,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
                 self.objective.remember(id, sample);
             }
             self.update(learning_rate, clipped);
+            self.objective.after_update(step + 1, &self.policy);
         }
         StepOutput { loss, micro_batches, grad_norm, applied }
     }
@@ -168,14 +170,26 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         self.objective.metrics(&outputs, usage)
     }
 
-    /// Computes what the objective needs of all training samples before the first step.
+    /// Computes what the objective needs of all training samples before the first step, or reads it from `cache` and
+    /// computes only the first batch, to compare.
     ///
     /// # Errors
     /// A computed value is not finite, or the user interrupts.
-    pub fn precompute(&mut self, samples: &[O::Sample], mode: ProgressMode) -> Result<()> {
+    pub fn precompute(
+        &mut self,
+        samples: &[O::Sample],
+        cache: Option<&ReferenceCache>,
+        mode: ProgressMode,
+    ) -> Result<()> {
         let Some(size) = self.objective.precompute_batch_size() else {
             return Ok(());
         };
+        let ids: Vec<&str> = samples.iter().map(Sample::id).collect();
+        if let Some(cache) = cache {
+            if self.use_cached(samples, &ids, cache, mode)? {
+                return Ok(());
+            }
+        }
         let progress =
             Progress::new("reference", Some(samples.len() as u64), O::Sample::NAME, mode);
         for samples in samples.chunks(size.max(1)) {
@@ -187,7 +201,47 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
             }
         }
         progress.finish();
+        let numbers = self.objective.precomputed(&ids);
+        if let (Some(cache), Some(numbers)) = (cache, numbers)
+            && let Err(error) = cache.write(&numbers)
+        {
+            say!(
+                "warning: the reference's log-probabilities are not kept for further runs: {error}"
+            );
+        }
         Ok(())
+    }
+
+    /// Takes what the objective needs from `cache`, unless the first batch, computed again, differs from it. Returns whether
+    /// it was taken.
+    ///
+    /// # Errors
+    /// A computed value is not finite.
+    fn use_cached(
+        &mut self,
+        samples: &[O::Sample],
+        ids: &[&str],
+        cache: &ReferenceCache,
+        mode: ProgressMode,
+    ) -> Result<bool> {
+        let (Some(size), Some(numbers)) = (self.objective.precompute_batch_size(), cache.read())
+        else {
+            return Ok(false);
+        };
+        let count = size.clamp(1, samples.len());
+        self.precompute_batch(&samples[..count].iter().collect::<Vec<_>>())?;
+        let computed = self.objective.precomputed(&ids[..count]).unwrap_or_default();
+        let cached = numbers.get(..computed.len()).unwrap_or_default();
+        let taken = agrees(cached, &computed) && self.objective.set_precomputed(ids, &numbers);
+        let path = cache.path().display();
+        if !taken {
+            say!(
+                "warning: {path}: does not agree with values computed again\n  the reference is computed anew"
+            );
+        } else if mode != ProgressMode::Quiet {
+            say!("the reference's log-probabilities are those of an earlier run: {path}");
+        }
+        Ok(taken)
     }
 
     /// Computes what the objective needs of a batch of training samples.

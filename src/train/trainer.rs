@@ -13,7 +13,9 @@ use crate::data::sample::Sample;
 use crate::data::tokenizer::CarriedFiles;
 use crate::error::{Error, Result, first_few};
 use crate::interrupt;
+use crate::model::identity::ModelIdentity;
 use crate::model::not_finite;
+use crate::model::parameters::trained_parameters;
 use crate::objective::Objective;
 use crate::objective::metrics::MicroBatchMetrics;
 use crate::progress::{Progress, ProgressMode};
@@ -21,12 +23,16 @@ use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
 use crate::train::data::RunData;
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
-use crate::train::optimizer::{Optimizer, Rule};
+use crate::train::optimizer::Optimizer;
+use crate::train::reference_cache::{ReferenceCache, ReferenceOrigin};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Learner, StepOutput};
 use crate::train::unsaved::unsaved_warning;
+
+/// Name of the checkpoint's group of the objective's tensors.
+const OBJECTIVE_GROUP: &str = "reference";
 
 /// Runs the training loop: the learner with its data, schedule, log and state.
 #[derive(Debug)]
@@ -101,7 +107,9 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// The checkpoint does not fit the trained model.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let tensors = checkpoint.tensors("optimizer")?;
-        let restored = Optimizer::import(Rule::of(&self.config.train)?, tensors, &self.device)?;
+        let trained = trained_parameters(&self.learner.policy);
+        let optimizer = Optimizer::of(&self.config.train)?;
+        let restored = optimizer.restored(tensors, &trained, &self.device)?;
         self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
         self.learner.optimizer = restored;
         self.restore_objective(checkpoint)?;
@@ -118,8 +126,14 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         Ok(())
     }
 
-    /// Restores the state of the objective.
+    /// Restores the state of the objective, after that of the policy.
     fn restore_objective(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let learner = &mut self.learner;
+        if !learner.objective.tensors().is_empty() {
+            let values =
+                checkpoint.values(OBJECTIVE_GROUP, learner.objective.tensors(), &self.device)?;
+            learner.objective.set_tensors(values, &learner.policy);
+        }
         let Some(name) = O::STATE_FILE.filter(|name| checkpoint.has_file(name)) else {
             return Ok(());
         };
@@ -131,15 +145,26 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         })
     }
 
-    /// Computes what the objective needs of all training samples, unless all steps are done.
+    /// Computes what the objective needs of all training samples, unless all steps are done or an earlier run with the same
+    /// `model` on the same `device` kept it.
     ///
     /// # Errors
     /// Same as [`Learner::precompute`].
-    pub fn precompute(&mut self, mode: ProgressMode) -> Result<()> {
+    pub fn precompute(
+        &mut self,
+        model: Option<&ModelIdentity>,
+        device: &str,
+        mode: ProgressMode,
+    ) -> Result<()> {
         if self.state.step >= self.total_steps {
             return Ok(());
         }
-        self.learner.precompute(&self.data.train, mode)
+        let (config, dtype) = (self.config, self.learner.policy.dtype());
+        let cache = model.and_then(|model| {
+            let origin = ReferenceOrigin { config, model, dtype, device };
+            ReferenceCache::open(origin, &self.data.train)
+        });
+        self.learner.precompute(&self.data.train, cache.as_ref(), mode)
     }
 
     /// Trains to the last step and returns the last record of metrics.
@@ -355,14 +380,17 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         let mut files = self.weights.files(&self.learner.policy);
         let state = self.learner.objective.state()?;
         files.extend(O::STATE_FILE.map(String::from).zip(state));
-        let snapshot = Snapshot {
-            state: TrainState { metrics, ..self.state.clone() },
-            groups: vec![
-                (self.weights.group().to_string(), weights),
-                ("optimizer".to_string(), self.learner.optimizer.export()),
-            ],
-            files,
-        };
+        let mut groups = vec![
+            (self.weights.group().to_string(), weights),
+            ("optimizer".to_string(), self.learner.optimizer.export()),
+        ];
+        let tensors = self.learner.objective.tensors();
+        if !tensors.is_empty() {
+            let data = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_data()));
+            groups.push((OBJECTIVE_GROUP.to_string(), data.collect()));
+        }
+        let state = TrainState { metrics, ..self.state.clone() };
+        let snapshot = Snapshot { state, groups, files };
         let folder = RunFolder::new(&self.config.output_dir).checkpoints();
         Checkpoint::save(&folder, &snapshot, keep)?;
         Ok(())

@@ -14,6 +14,7 @@ mod merge;
 mod not_finite;
 mod optimizer;
 mod quantize;
+mod reference;
 mod sft;
 #[path = "../suite/signal.rs"]
 mod signal;

@@ -15,6 +15,7 @@ mod generate;
 mod guide;
 mod inspect;
 mod iterate;
+mod options;
 mod outputs;
 mod pages;
 mod plan;

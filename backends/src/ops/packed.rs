@@ -65,6 +65,11 @@ pub fn dynamic_code() -> &'static [f32] {
     code::dynamic()
 }
 
+/// Returns the codebook of 8-bit values that are never negative, in ascending order.
+pub fn unsigned_dynamic_code() -> &'static [f32] {
+    code::unsigned_dynamic()
+}
+
 /// A frozen weight: in floats, quantized, or split because no buffer can hold it whole.
 #[derive(Clone, Debug)]
 pub enum Weight<B: Backend> {

@@ -70,7 +70,8 @@ impl<'a> Args<'a> {
             None => Ok(()),
             Some(name) => {
                 let problem = format!("has `{name}`, which train.optim does not take");
-                let remedy = "sgd takes momentum, dampening and nesterov; rmsprop alpha, eps, momentum and centered; the others none";
+                let remedy = "sgd takes momentum, dampening and nesterov; rmsprop alpha, eps, momentum and centered; adagrad lr_decay and eps; ademamix beta3 and alpha; \
+                     the others none";
                 Err(Error::invalid(KEY, problem, remedy))
             }
         }

@@ -5,9 +5,13 @@
 //! `AdamW` computes `1 - beta^t` in f32, which makes the first steps with `beta2 = 0.999` wrong by more than 1e-5 of their
 //! size.
 
+mod adafactor;
+mod adagrad;
 mod adamw;
+mod ademamix;
 mod args;
 mod clip;
+pub mod eight_bit;
 mod lion;
 mod rmsprop;
 mod sgd;
@@ -22,7 +26,12 @@ use crate::config::{Optim, TrainSection};
 use crate::error::{Error, Result};
 use crate::train::checkpoint::NamedTensors;
 
+use self::eight_bit::{Blocks, MIN_VALUES, PARTS};
+
+pub use adafactor::Adafactor;
+pub use adagrad::Adagrad;
 pub use adamw::AdamW;
+pub use ademamix::AdEmaMix;
 pub use clip::{clip_by_global_norm, global_norm};
 pub use lion::Lion;
 pub use rmsprop::RmsProp;
@@ -32,6 +41,11 @@ pub use sgd::Sgd;
 pub trait UpdateRule {
     /// Returns the names of the matrices that the rule keeps for each parameter, under torch's names.
     fn state_names(&self) -> &'static [&'static str];
+
+    /// Returns the shapes of the matrices that the rule keeps for a parameter of shape `dims`.
+    fn state_dims(&self, dims: [usize; 2]) -> Vec<[usize; 2]> {
+        vec![dims; self.state_names().len()]
+    }
 
     /// Runs one step at learning rate `lr`. Returns the new parameters and states, in the order of `updates`. Nothing is
     /// transferred from the device.
@@ -73,6 +87,27 @@ pub enum Rule {
     RmsProp(RmsProp),
     /// Lion.
     Lion(Lion),
+    /// Adagrad.
+    Adagrad(Adagrad),
+    /// Adafactor.
+    Adafactor(Adafactor),
+    /// AdEMAMix.
+    AdEmaMix(AdEmaMix),
+}
+
+/// Calls a method of the rule, whichever it is.
+macro_rules! each_rule {
+    ($self:expr, $rule:ident => $call:expr) => {
+        match $self {
+            Rule::AdamW($rule) => $call,
+            Rule::Sgd($rule) => $call,
+            Rule::RmsProp($rule) => $call,
+            Rule::Lion($rule) => $call,
+            Rule::Adagrad($rule) => $call,
+            Rule::Adafactor($rule) => $call,
+            Rule::AdEmaMix($rule) => $call,
+        }
+    };
 }
 
 impl Rule {
@@ -84,13 +119,24 @@ impl Rule {
         let mut args = args::Args::read(train)?;
         let (betas, weight_decay) = ([train.adam_beta1, train.adam_beta2], train.weight_decay);
         let rule = match train.optim {
-            Optim::AdamwTorch | Optim::AdamwTorchFused => Self::AdamW(AdamW {
+            optim if optim.is_adamw() => Self::AdamW(AdamW {
                 beta1: betas[0],
                 beta2: betas[1],
                 epsilon: train.adam_epsilon,
                 weight_decay,
             }),
-            Optim::Lion32bit => Self::Lion(Lion { beta1: betas[0], beta2: betas[1], weight_decay }),
+            optim if optim.is_ademamix() => Self::AdEmaMix(AdEmaMix {
+                betas: [betas[0], betas[1], args.number("beta3", 0.9999, [0.0, 0.999_999_9])?],
+                alpha: args.number("alpha", 5.0, [0.0, 1e6])?,
+                epsilon: train.adam_epsilon,
+                weight_decay,
+            }),
+            Optim::Adagrad => Self::Adagrad(Adagrad {
+                lr_decay: args.number("lr_decay", 0.0, [0.0, 1e6])?,
+                epsilon: args.number("eps", 1e-10, [1e-30, 1e6])?,
+                weight_decay,
+            }),
+            Optim::Adafactor => Self::Adafactor(Adafactor { weight_decay }),
             Optim::Sgd => Self::Sgd(Sgd {
                 momentum: args.number("momentum", 0.0, [0.0, 1.0])?,
                 dampening: args.number("dampening", 0.0, [0.0, 1.0])?,
@@ -104,6 +150,8 @@ impl Rule {
                 centered: args.flag("centered")?,
                 weight_decay,
             }),
+            // All others are Lion's.
+            _ => Self::Lion(Lion { beta1: betas[0], beta2: betas[1], weight_decay }),
         };
         args.finish()?;
         if let Self::Sgd(Sgd { momentum, dampening, nesterov, .. }) = rule {
@@ -121,21 +169,15 @@ impl Rule {
 
 impl UpdateRule for Rule {
     fn state_names(&self) -> &'static [&'static str] {
-        match self {
-            Self::AdamW(rule) => rule.state_names(),
-            Self::Sgd(rule) => rule.state_names(),
-            Self::RmsProp(rule) => rule.state_names(),
-            Self::Lion(rule) => rule.state_names(),
-        }
+        each_rule!(self, rule => rule.state_names())
+    }
+
+    fn state_dims(&self, dims: [usize; 2]) -> Vec<[usize; 2]> {
+        each_rule!(self, rule => rule.state_dims(dims))
     }
 
     fn step<B: TrainBackend>(&self, lr: f64, updates: Vec<Update<B>>) -> Vec<Updated<B>> {
-        match self {
-            Self::AdamW(rule) => rule.step(lr, updates),
-            Self::Sgd(rule) => rule.step(lr, updates),
-            Self::RmsProp(rule) => rule.step(lr, updates),
-            Self::Lion(rule) => rule.step(lr, updates),
-        }
+        each_rule!(self, rule => rule.step(lr, updates))
     }
 }
 
@@ -162,51 +204,110 @@ struct ParameterState<B: Backend> {
     /// Number of steps that updated this parameter.
     step: u64,
     /// The matrices of [`UpdateRule::state_names`].
-    tensors: Vec<Tensor<B, 2>>,
+    matrices: Vec<StateMatrix<B>>,
+}
+
+/// How a matrix of the state is kept.
+#[derive(Clone, Debug)]
+enum StateMatrix<B: Backend> {
+    /// As floats.
+    Float(Tensor<B, 2>),
+    /// In 8 bits.
+    EightBit(Blocks<B>),
+}
+
+impl<B: Backend> StateMatrix<B> {
+    fn floats(&self, dtype: DType) -> Tensor<B, 2> {
+        match self {
+            Self::Float(tensor) => tensor.clone(),
+            Self::EightBit(blocks) => blocks.floats(dtype),
+        }
+    }
 }
 
 /// An update rule and the state of every parameter. `B` is the inner backend, without autodiff.
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: Backend> {
     rule: Rule,
+    /// Whether the state of large matrices is kept in 8 bits.
+    eight_bit: bool,
     state: BTreeMap<String, ParameterState<B>>,
 }
 
 impl<B: TrainBackend> Optimizer<B> {
     /// Creates an optimizer without state.
     pub fn new(rule: impl Into<Rule>) -> Self {
-        Self { rule: rule.into(), state: BTreeMap::new() }
+        Self { rule: rule.into(), eight_bit: false, state: BTreeMap::new() }
     }
 
-    /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`.
-    pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+    /// Creates the optimizer of the configuration, without state.
+    ///
+    /// # Errors
+    /// Same as [`Rule::of`].
+    pub fn of(train: &TrainSection) -> Result<Self> {
+        Ok(Self { eight_bit: train.optim.is_eight_bit(), ..Self::new(Rule::of(train)?) })
+    }
+
+    /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`. With state in 8 bits, the
+    /// parameters are updated one after the other, so that the state of only one of them is in floats at a time.
+    pub fn step(&mut self, lr: f64, mut updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+        if !self.eight_bit {
+            return self.step_together(lr, updates);
+        }
+        updates.drain(..).flat_map(|update| self.step_together(lr, vec![update])).collect()
+    }
+
+    fn step_together(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
         let names = self.rule.state_names();
         let mut steps = Vec::with_capacity(updates.len());
         let mut tensors = Vec::with_capacity(updates.len());
         for NamedUpdate { name, param, grad } in updates {
-            let state = self.state.remove(&name).unwrap_or_else(|| ParameterState {
-                step: 0,
-                tensors: names.iter().map(|_| grad.zeros_like()).collect(),
-            });
-            let (step, decays) = (state.step + 1, !name.contains("norm."));
-            tensors.push(Update { param, grad, state: state.tensors, step, decays });
+            let (step, state) = match self.state.remove(&name) {
+                Some(ParameterState { step, matrices }) => {
+                    (step + 1, matrices.iter().map(|matrix| matrix.floats(grad.dtype())).collect())
+                }
+                None => {
+                    let options = (&grad.device(), grad.dtype());
+                    let dims = self.rule.state_dims(grad.dims()).into_iter();
+                    (1, dims.map(|dims| Tensor::zeros(dims, options)).collect())
+                }
+            };
+            let decays = !name.contains("norm.");
+            tensors.push(Update { param, grad, state, step, decays });
             steps.push((name, step));
         }
         let updates = self.rule.step(lr, tensors).into_iter().zip(steps);
         let updates = updates.map(|(updated, (name, step))| {
-            self.state.insert(name, ParameterState { step, tensors: updated.state });
+            let matrices = names.iter().zip(updated.state).map(|(kind, matrix)| {
+                let [rows, columns] = matrix.dims();
+                if self.eight_bit && rows * columns >= MIN_VALUES {
+                    StateMatrix::EightBit(Blocks::new(kind, matrix))
+                } else {
+                    StateMatrix::Float(matrix)
+                }
+            });
+            self.state.insert(name, ParameterState { step, matrices: matrices.collect() });
             updated.param
         });
         updates.collect()
     }
 
     /// Returns the state, sorted by name: for each parameter one matrix `NAME.STATE` for each of
-    /// [`UpdateRule::state_names`], and `NAME.step` (one i64).
+    /// [`UpdateRule::state_names`], and `NAME.step` (one i64). A matrix in 8 bits is `NAME.STATE.words` and
+    /// `NAME.STATE.absmax` (see [`Blocks`]).
     pub fn export(&self) -> NamedTensors {
         let mut tensors = Vec::new();
         for (name, state) in &self.state {
-            for (kind, tensor) in self.rule.state_names().iter().zip(&state.tensors) {
-                tensors.push((format!("{name}.{kind}"), tensor.to_data()));
+            for (kind, matrix) in self.rule.state_names().iter().zip(&state.matrices) {
+                let name = format!("{name}.{kind}");
+                match matrix {
+                    StateMatrix::Float(tensor) => tensors.push((name, tensor.to_data())),
+                    StateMatrix::EightBit(blocks) => {
+                        let data = [blocks.words.to_data(), blocks.absmax.to_data()];
+                        let parts = PARTS.into_iter().zip(data);
+                        tensors.extend(parts.map(|(part, data)| (format!("{name}.{part}"), data)));
+                    }
+                }
             }
             let step = TensorData::new(vec![state.step as i64], [1]);
             tensors.push((format!("{name}.step"), step));
@@ -214,37 +315,30 @@ impl<B: TrainBackend> Optimizer<B> {
         tensors
     }
 
-    /// Restores the optimizer from the `tensors` that [`Optimizer::export`] returned, bit for bit.
+    /// Restores the state of the parameters `like` from the `tensors` that [`Optimizer::export`] returned, bit for bit.
     ///
     /// # Errors
     /// A tensor is missing, unknown, or of the wrong shape or type.
-    pub fn import(
-        rule: impl Into<Rule>,
+    pub fn restored(
+        mut self,
         tensors: NamedTensors,
+        like: &[(String, Tensor<B, 2>)],
         device: &B::Device,
     ) -> Result<Self> {
-        let rule = rule.into();
         let mut tensors: BTreeMap<String, TensorData> = tensors.into_iter().collect();
-        let names: Vec<String> = tensors
-            .keys()
-            .filter_map(|key| key.strip_suffix(".step").map(str::to_string))
-            .collect();
-        let mut state = BTreeMap::new();
-        for name in names {
+        self.state.clear();
+        for (name, param) in like {
             let step = take(&mut tensors, &format!("{name}.step"))?;
-            let step = step_count(&name, &step)?;
-            let kinds = rule.state_names().iter();
+            let step = step_count(name, &step)?;
+            let kinds = self.rule.state_names().iter().zip(self.rule.state_dims(param.dims()));
             let matrices =
-                kinds.map(|kind| matrix(&mut tensors, &format!("{name}.{kind}"), device));
-            let matrices = matrices.collect::<Result<Vec<Tensor<B, 2>>>>()?;
-            if matrices.windows(2).any(|pair| pair[0].dims() != pair[1].dims()) {
-                return Err(wrong_state(&name, "its matrices differ in shape"));
-            }
-            state.insert(name, ParameterState { step, tensors: matrices });
+                kinds.map(|(kind, dims)| state_matrix(&mut tensors, (name, kind), dims, device));
+            let matrices = matrices.collect::<Result<_>>()?;
+            self.state.insert(name.clone(), ParameterState { step, matrices });
         }
         match tensors.keys().next() {
             Some(key) => Err(wrong_state(key, "is not part of an optimizer state")),
-            None => Ok(Self { rule, state }),
+            None => Ok(self),
         }
     }
 }
@@ -280,18 +374,27 @@ fn step_count(name: &str, data: &TensorData) -> Result<u64> {
     }
 }
 
-/// Takes a matrix of floats out of `tensors` and moves it to the device.
-fn matrix<B: Backend>(
+/// Takes the state matrix `kind` of the parameter `name` out of `tensors` and moves it to the device.
+fn state_matrix<B: Backend>(
     tensors: &mut BTreeMap<String, TensorData>,
-    key: &str,
+    (name, kind): (&str, &str),
+    dims: [usize; 2],
     device: &B::Device,
-) -> Result<Tensor<B, 2>> {
-    let data = take(tensors, key)?;
-    if data.shape.len() != 2 || !matches!(data.dtype, DType::F32 | DType::F64) {
-        return Err(wrong_state(key, "is not a matrix of floats"));
+) -> Result<StateMatrix<B>> {
+    let key = format!("{name}.{kind}");
+    let parts = PARTS.map(|part| format!("{key}.{part}"));
+    if tensors.contains_key(&parts[0]) {
+        let data = [take(tensors, &parts[0])?, take(tensors, &parts[1])?];
+        let blocks = Blocks::from_parts(kind, dims, data, device);
+        let problem = format!("is not a matrix {dims:?} in 8 bits");
+        return blocks.map(StateMatrix::EightBit).ok_or_else(|| wrong_state(&key, &problem));
+    }
+    let data = take(tensors, &key)?;
+    if data.shape != dims.into() || !matches!(data.dtype, DType::F32 | DType::F64) {
+        return Err(wrong_state(&key, &format!("is not a matrix {dims:?} of floats")));
     }
     let dtype = data.dtype;
-    Ok(Tensor::from_data(data, (device, dtype)))
+    Ok(StateMatrix::Float(Tensor::from_data(data, (device, dtype))))
 }
 
 #[cfg(test)]

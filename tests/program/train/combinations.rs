@@ -43,6 +43,7 @@ const OPTIONS: [&[&[&str]]; 9] = [
         &["dpo.reference=initial"],
         &["dpo.precompute_ref_log_probs=true"],
         &["dpo.reference_free=true"],
+        &["dpo.sync_ref_model=true", "dpo.ref_model_sync_steps=1"],
     ],
     &[
         &[],

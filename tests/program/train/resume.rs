@@ -117,6 +117,17 @@ fn killed_with_a_precomputed_reference_and_evaluation() {
 }
 
 #[test]
+fn killed_with_a_reference_that_follows() {
+    let settings = [
+        "train.save_steps=1",
+        "dpo.sync_ref_model=true",
+        "dpo.ref_model_sync_steps=2",
+        "dpo.ref_model_mixup_alpha=0.3",
+    ];
+    check_killed_runs(&settings, 3, 4);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_skipped_and_the_one_before_is_used() {
     let workshop = Workshop::new();
     let settings = ["train.save_steps=4", "train.save_total_limit=2"];

@@ -37,20 +37,29 @@ pub(super) const FP4: [f32; 16] = {
 /// Returns the dynamic map (arXiv 2110.02861, section 2.1) in ascending order: from one power of ten to the next
 /// twice as many values, with both signs, plus 0 and 1.
 pub(super) fn dynamic() -> &'static [f32] {
-    static CODE: LazyLock<Vec<f32>> = LazyLock::new(|| {
-        let mut code = vec![0.0, 1.0];
-        for exponent in 0..7 {
-            let (parts, scale) = (1 << exponent, 10f64.powi(exponent - 6) as f32);
-            let bounds = linspace(0.1, 1.0, parts);
-            for pair in bounds.windows(2) {
-                let value = scale * ((pair[0] + pair[1]) / 2.0);
-                code.extend([value, -value]);
-            }
-        }
-        code.sort_by(f32::total_cmp);
-        code
-    });
+    static CODE: LazyLock<Vec<f32>> = LazyLock::new(|| dynamic_map(true));
     &CODE
+}
+
+/// Returns the dynamic map without negative values, which has twice as many values in each power of ten.
+pub(super) fn unsigned_dynamic() -> &'static [f32] {
+    static CODE: LazyLock<Vec<f32>> = LazyLock::new(|| dynamic_map(false));
+    &CODE
+}
+
+fn dynamic_map(signed: bool) -> Vec<f32> {
+    let mut code = vec![0.0, 1.0];
+    for exponent in 0..7 {
+        let parts = 1 << if signed { exponent } else { exponent + 1 };
+        let scale = 10f64.powi(exponent - 6) as f32;
+        for pair in linspace(0.1, 1.0, parts).windows(2) {
+            let value = scale * ((pair[0] + pair[1]) / 2.0);
+            code.push(value);
+            code.extend(signed.then_some(-value));
+        }
+    }
+    code.sort_by(f32::total_cmp);
+    code
 }
 
 /// Returns the bounds of `parts` equal parts, each rounded once and computed from the nearer end (torch's

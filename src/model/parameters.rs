@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::model::mistral::Mistral;
+use super::mistral::Mistral;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
 
@@ -86,7 +86,7 @@ pub fn set_trained_parameters<B: TrainBackend>(
 
 /// Returns the gradients of the trained tensors of a part of the model, in the order of [`trained_parameters`]. A tensor
 /// on which the loss does not depend has a zero gradient.
-pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
+pub(crate) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
     part: &M,
     grads: &Gradients<B>,
 ) -> Vec<Tensor<B, 2>> {
@@ -110,7 +110,7 @@ pub(super) fn gradients_of<B: TrainBackend, M: Module<Autodiff<B>>>(
 }
 
 /// Returns whether a part of the model has a trained tensor.
-pub(super) fn is_trained<B: TrainBackend, M: Module<Autodiff<B>>>(part: &M) -> bool {
+pub(crate) fn is_trained<B: TrainBackend, M: Module<Autodiff<B>>>(part: &M) -> bool {
     struct Any(bool);
     impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Any {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
