@@ -272,7 +272,7 @@ fn states_in_eight_bits_equal_bitsandbytes() {
             _ => (1e-3, 0.999, 0.01),
         };
         let train = TrainSection { optim, adam_beta2: beta2, weight_decay, ..Default::default() };
-        for step in 1..=4 {
+        for step in 1i64..=4 {
             let before = match step {
                 1 => golden_values(&inputs, "start"),
                 _ => golden_values(&file, &format!("param.{}", step - 1)),

@@ -94,6 +94,25 @@ fn bench_measures_each_size() {
     assert_eq!(runs[0]["attended_tokens"], 64 + 20 + 2);
 }
 
+/// The vocabularies of Qwen and Gemma, on a model of one small layer.
+#[test]
+fn bench_measures_large_vocabularies() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(root().join(TINY)).unwrap()).unwrap();
+    for vocabulary in [151_936, 262_144] {
+        config["vocab_size"] = vocabulary.into();
+        let shape = folder.path().join("config.json");
+        std::fs::write(&shape, config.to_string()).unwrap();
+        let shape = shape.display().to_string();
+        let arguments = ["bench", "--shape", &shape, "--tokens", "64", "--steps", "1"];
+        let result = last_line(&printed(&root(), &arguments));
+        positive(&result["runs"][0]["pairs_per_second"]);
+        let weights = result["weights"].as_u64().unwrap();
+        assert!(weights > 20 * vocabulary, "{weights}");
+    }
+}
+
 #[test]
 fn bench_reports_the_work_of_its_settings() {
     let arguments = ["bench", "--shape", TINY, "--tokens", "64", "--steps", "1"];

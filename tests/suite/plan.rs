@@ -22,6 +22,9 @@ type Shape = [usize; 6];
 pub const SMALL: Shape = [2000, 256, 704, 6, 4, 2];
 pub const WIDE: Shape = [4000, 512, 1408, 4, 8, 4];
 pub const LONG_HEAD: Shape = [32000, 256, 512, 2, 4, 4];
+/// The vocabularies of Qwen and Gemma.
+pub const LARGE_VOCABULARIES: [Shape; 2] =
+    [[151_936, 64, 128, 1, 2, 2], [262_144, 48, 96, 1, 2, 2]];
 
 /// A training run to compare.
 pub struct Case {
@@ -84,6 +87,18 @@ pub const CASES: &[Case] = &[
     Case {
         shape: LONG_HEAD,
         tokens: [300, 16],
+        settings: &["train.gradient_checkpointing=false"],
+        packed: false,
+    },
+    Case {
+        shape: LARGE_VOCABULARIES[0],
+        tokens: [200, 16],
+        settings: &["train.gradient_checkpointing=false"],
+        packed: false,
+    },
+    Case {
+        shape: LARGE_VOCABULARIES[1],
+        tokens: [200, 16],
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
     },
