@@ -25,6 +25,10 @@ const VERSION: &str = "arithmo reference 1";
 /// Name of the tensor.
 const LOG_PROBS: &str = "log_probs";
 
+/// Name of the metadata entry with the key and the hash of the tensor. There is only one entry, because the order of several
+/// is random.
+const HASHES: &str = "key and sha256";
+
 /// Largest difference from a value computed again, relative to the value if that is above 1. Kernels of a GPU may add in
 /// another order.
 const TOLERANCE: f32 = 1e-3;
@@ -78,8 +82,7 @@ impl ReferenceCache {
         let metadata = metadata.metadata().as_ref()?;
         let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let data = tensors.tensor(LOG_PROBS).ok().filter(|data| data.dtype() == Dtype::F32)?;
-        let is_whole = metadata.get("sha256") == Some(&hex(Sha256::digest(data.data())));
-        if metadata.get("key") != Some(&self.key) || !is_whole {
+        if metadata.get(HASHES) != Some(&self.hashes(data.data())) {
             return None;
         }
         let (values, _) = data.data().as_chunks::<4>();
@@ -93,13 +96,15 @@ impl ReferenceCache {
     pub fn write(&self, log_probs: &[f32]) -> Result<()> {
         let defect = |e| Error::file(&self.path, e, "this is a defect of the program: report it");
         let bytes: Vec<u8> = log_probs.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let metadata = HashMap::from([
-            ("key".to_string(), self.key.clone()),
-            ("sha256".to_string(), hex(Sha256::digest(&bytes))),
-        ]);
+        let metadata = HashMap::from([(HASHES.to_string(), self.hashes(&bytes))]);
         let view = TensorView::new(Dtype::F32, vec![log_probs.len()], &bytes).map_err(defect)?;
         let file = serialize([(LOG_PROBS, view)], Some(metadata)).map_err(defect)?;
         write_whole(&self.path, &file)
+    }
+
+    /// Returns the key and the hash of the tensor's bytes.
+    fn hashes(&self, bytes: &[u8]) -> String {
+        format!("{} {}", self.key, hex(Sha256::digest(bytes)))
     }
 }
 

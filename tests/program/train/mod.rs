@@ -4,6 +4,7 @@ mod combinations;
 mod golden;
 mod longer;
 mod packed;
+mod reference_cache;
 mod refusals;
 mod resume;
 mod runs;
