@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
+use super::linear::Branch;
 use super::peft::{self, Branches};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
@@ -137,7 +138,6 @@ struct Merger<'a, B: TrainBackend> {
     result: MistralConfig,
     files: WeightFiles,
     branches: Branches,
-    scaling: f64,
     device: &'a B::Device,
 }
 
@@ -155,12 +155,12 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
             ));
         }
         let quantization = shape.quantization.or(config.base_quantization);
-        let (lora, branches) = peft::read(&shape, &config.adapter)?;
+        let (_, branches) = peft::read(&shape, &config.adapter)?;
         let result = MistralConfig {
             quantization: quantization.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
         };
-        Ok(Self { config, shape, result, files, branches, scaling: lora.scaling(), device })
+        Ok(Self { config, shape, result, files, branches, device })
     }
 
     /// Returns the dtype in which the weight `name` is written; for a quantized one, the dtype of its dequantized
@@ -182,7 +182,7 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
     fn values(&self, name: &str, dtype: DType) -> Result<Vec<f32>> {
         let (values, dims) = self.base(name)?;
         let values = match self.branches.get(name.trim_end_matches(".weight")) {
-            Some(branch) => self.add(values, dims, branch.clone()),
+            Some(branch) => self.add(values, dims, branch),
             None => values,
         };
         check_finite(name, &values, dtype)?;
@@ -207,11 +207,11 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
     }
 
     /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
-    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: [TensorData; 2]) -> Vec<f32> {
+    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: &Branch) -> Vec<f32> {
         let tensor = |data| Tensor::<B, 2>::from_data(data, (self.device, DType::F32));
         let weight = tensor(TensorData::new(weight, shape));
-        let [a, b] = branch.map(tensor);
-        let merged = weight + b.matmul(a) * self.scaling;
+        let [a, b] = [&branch.a, &branch.b].map(|data| tensor(data.clone()));
+        let merged = weight + b.matmul(a) * branch.scaling;
         merged.into_data().iter::<f32>().collect()
     }
 }

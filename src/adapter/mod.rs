@@ -4,6 +4,8 @@ pub mod config;
 pub mod linear;
 pub mod loftq;
 pub mod merge;
+pub mod modules;
 pub mod peft;
 
-pub use config::{LoraConfig, TargetModules};
+pub use config::LoraConfig;
+pub use modules::TargetModules;

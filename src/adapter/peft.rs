@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use arithmo_backends::TrainBackend;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
+use serde_json::{Value, json};
 
-use super::config::{LoraConfig, TargetModules};
-use super::linear::{adapter_parameters, attach_one, set_adapter_parameters};
+use super::config::{BranchConfig, LoraConfig};
+use super::linear::{Branch, adapter_parameters, attach_one, set_adapter_parameters};
+use super::modules::TargetModules;
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
 use crate::model::config::MistralConfig;
@@ -35,9 +37,8 @@ const RUN_ADAPTER: &str = "adapter";
 /// the file.
 pub const BASE_QUANTIZATION: &str = "base_quantization.json";
 
-/// The two matrices of each low-rank branch by module name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
-/// then `lora_b` `[D_out, r]`, in f32.
-pub type Branches = BTreeMap<String, [TensorData; 2]>;
+/// Each low-rank branch by module name (`model.layers.0.self_attn.q_proj`), in f32.
+pub type Branches = BTreeMap<String, Branch>;
 
 /// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
 ///
@@ -51,8 +52,8 @@ pub fn load<B: TrainBackend>(
     let (config, mut branches) = read(&model.config, folder)?;
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         linear.lora = None;
-        if let Some(weights) = branches.remove(&name) {
-            attach_one(linear, &config, site, weights, device);
+        if let Some(branch) = branches.remove(&name) {
+            attach_one(linear, config.lora_dropout, site, branch, device);
         }
     }
     Ok(config)
@@ -72,13 +73,13 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branche
     }
     let mut tensors = load_safetensors_f32(&path)?;
     let targets = targets(model, &config)?;
-    check(&config, &targets, &tensors, &path)?;
+    check(&targets, &tensors, &path)?;
     let mut branches = Branches::new();
-    for (name, _) in targets {
+    for Target { name, branch, .. } in targets {
         let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
         if let (Some(a), Some(b)) = (take("A"), take("B")) {
-            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
-            branches.insert(name, data);
+            let [a, b] = [a, b].map(|(shape, values)| TensorData::new(values, shape));
+            branches.insert(name, Branch { a, b, scaling: branch.scaling });
         }
     }
     Ok((config, branches))
@@ -242,54 +243,53 @@ pub fn config_json<B: TrainBackend>(
     config.to_json(&written_targets(model, config), base_model, revision)
 }
 
-/// Returns the target modules as names, as PEFT writes them: `all-linear` and patterns are resolved, and the names
-/// are sorted.
-fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Vec<String> {
+/// Returns the target modules as PEFT writes them: sorted names, with `all-linear` resolved, or the pattern.
+fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Value {
     let names: BTreeSet<String> = match &config.target_modules {
         TargetModules::Names(names) => names.iter().cloned().collect(),
         TargetModules::AllLinear => {
             let last = |name: String| name.rsplit('.').next().map(String::from);
             model.projections().filter_map(|(name, _)| last(name)).collect()
         }
-        TargetModules::Pattern(_) => (model.projections())
-            .filter(|(_, linear)| linear.lora.is_some())
-            .map(|(name, _)| name)
-            .collect(),
+        TargetModules::Pattern(pattern) => return json!(pattern),
     };
-    names.into_iter().collect()
+    json!(names)
 }
 
-/// Lists the targeted projections of a model, each with the shape `[D_out, D_in]` of its weight. The list is empty if
-/// `config` targets none.
+/// A projection with a branch.
+struct Target {
+    /// Module name.
+    name: String,
+    d_out: usize,
+    d_in: usize,
+    branch: BranchConfig,
+}
+
+/// Lists the projections of a model that get a branch. The list is empty if `config` targets none.
 ///
 /// # Errors
-/// Those of [`TargetModules::matches`](super::config::TargetModules::matches).
-fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<(String, [usize; 2])>> {
+/// Those of [`LoraConfig::at`].
+fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     for (name, shape) in model.tensors() {
         let name = name.trim_end_matches(".weight");
         let projection = PROJECTIONS.iter().any(|path| name.ends_with(path));
-        if let ([d_out, d_in], true) = (shape.as_slice(), projection)
-            && config.target_modules.matches(name)?
+        if let (&[d_out, d_in], true) = (shape.as_slice(), projection)
+            && let Some(branch) = config.at(name)?
         {
-            targets.push((name.to_string(), [*d_out, *d_in]));
+            targets.push(Target { name: name.to_string(), d_out, d_in, branch });
         }
     }
     Ok(targets)
 }
 
 /// Checks that the tensors of the file are those of the targeted projections.
-fn check(
-    config: &LoraConfig,
-    targets: &[(String, [usize; 2])],
-    tensors: &NamedTensors,
-    path: &Path,
-) -> Result<()> {
+fn check(targets: &[Target], tensors: &NamedTensors, path: &Path) -> Result<()> {
     let mut expected = BTreeMap::new();
-    for (name, [d_out, d_in]) in targets {
+    for Target { name, d_out, d_in, branch } in targets {
         let tensor_name = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
-        expected.insert(tensor_name("A"), vec![config.r, *d_in]);
-        expected.insert(tensor_name("B"), vec![*d_out, config.r]);
+        expected.insert(tensor_name("A"), vec![branch.r, *d_in]);
+        expected.insert(tensor_name("B"), vec![*d_out, branch.r]);
     }
     let problem = if expected.is_empty() {
         Some("its target_modules match no projection of this model".to_string())

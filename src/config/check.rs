@@ -18,6 +18,7 @@ use crate::model::mistral::projection_names;
 use crate::objective::f_divergence::FDivergence;
 use crate::objective::losses::{LossType, Uses};
 use crate::train::optimizer::Rule;
+use crate::train::policy::lora_config;
 
 /// Returns an error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -67,6 +68,7 @@ impl RunConfig {
         self.validate_method()?;
         self.validate_loftq()?;
         ranges::check(self)?;
+        self.validate_modules()?;
         self.train.validate_strategies()?;
         self.train.validate_optimizer()?;
         let evaluated = [
@@ -80,6 +82,18 @@ impl RunConfig {
                 "there is nothing to evaluate: data.eval_file is not given",
                 "set data.eval_file, or remove the key",
             )
+        })
+    }
+
+    /// Checks the choice of layers and every regular expression for modules.
+    fn validate_modules(&self) -> Result<()> {
+        let lora = lora_config(self);
+        lora.check_layers(|key| format!("lora.{key}"))?;
+        lora.check_expressions().map_err(|error| match error {
+            Error::Invalid { place, problem, remedy } => {
+                Error::invalid(format!("lora.{place}"), problem, remedy)
+            }
+            other => other,
         })
     }
 
@@ -256,7 +270,8 @@ impl LoraSection {
         let known = format!("choose from {known}, or \"all-linear\"");
         ensure(!names.is_empty(), key, "is empty: nothing would be trained", &known)?;
         for (index, name) in names.iter().enumerate() {
-            let exists = projection_names().any(|known| known == name);
+            let last = name.rsplit('.').next().unwrap_or_default();
+            let exists = projection_names().any(|known| known == last);
             ensure(
                 exists,
                 key,

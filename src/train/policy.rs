@@ -1,14 +1,16 @@
 //! Loads the model that a run trains and marks its trained tensors: an adapter, or all weights.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Element};
 
-use crate::adapter::config::LoraInit;
+use crate::adapter::config::{BranchConfig, LoraInit};
+use crate::adapter::modules::{LayerChoice, Patterns};
 use crate::adapter::{self, LoraConfig, loftq, peft};
-use crate::config::{InitLoraWeights, RunConfig, TargetModules};
+use crate::config::{InitLoraWeights, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
@@ -79,8 +81,8 @@ fn full_dtype<B: TrainBackend>() -> DType {
     <B::FloatElem as Element>::dtype()
 }
 
-/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings. A key with its default value
-/// is ignored.
+/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings: setting the key in the
+/// adapter must not change it. A key with its default value is ignored.
 ///
 /// # Errors
 /// A key has another value than its default and than the adapter.
@@ -89,38 +91,59 @@ fn check_against_adapter<B: TrainBackend>(
     adapter: &LoraConfig,
     policy: &Mistral<Autodiff<B>>,
 ) -> Result<()> {
-    let (requested, default) = (lora_config(config), lora_config(&RunConfig::default()));
-    let sites = |lora: &LoraConfig| -> Result<Vec<bool>> {
-        let names = policy.projections().map(|(name, _)| name);
-        names.map(|name| lora.target_modules.matches(&name)).collect()
+    let names: Vec<String> = policy.projections().map(|(name, _)| name).collect();
+    let branches = |lora: &LoraConfig| -> Result<Vec<Option<BranchConfig>>> {
+        names.iter().map(|name| lora.at(name)).collect()
     };
-    let (requested_sites, adapter_sites) = (sites(&requested)?, sites(adapter)?);
-    let differs = [
-        ("lora.r", requested.r != default.r && requested.r != adapter.r),
+    let (own, default) = (lora_config(config), lora_config(&RunConfig::default()));
+    let old = || adapter.clone();
+    let (target_modules, exclude_modules) =
+        (own.target_modules.clone(), own.exclude_modules.clone());
+    let indices = LayerChoice { indices: own.layers.indices.clone(), ..old().layers };
+    let patterns = LayerChoice { patterns: own.layers.patterns.clone(), ..old().layers };
+    let (rank_pattern, alpha_pattern) = (own.rank_pattern.clone(), own.alpha_pattern.clone());
+    // The adapter with one key set, and whether the key has a value of its own.
+    let changed = [
+        ("r", own.r != default.r, LoraConfig { r: own.r, ..old() }),
         (
-            "lora.lora_alpha",
-            requested.lora_alpha != default.lora_alpha
-                && requested.lora_alpha != adapter.lora_alpha,
+            "lora_alpha",
+            own.lora_alpha != default.lora_alpha,
+            LoraConfig { lora_alpha: own.lora_alpha, ..old() },
         ),
         (
-            "lora.lora_dropout",
-            requested.lora_dropout != default.lora_dropout
-                && requested.lora_dropout != adapter.lora_dropout,
+            "lora_dropout",
+            own.lora_dropout != default.lora_dropout,
+            LoraConfig { lora_dropout: own.lora_dropout, ..old() },
         ),
-        ("lora.use_rslora", requested.use_rslora && !adapter.use_rslora),
+        ("use_rslora", own.use_rslora, LoraConfig { use_rslora: true, ..old() }),
         (
-            "lora.target_modules",
-            requested.target_modules != default.target_modules && requested_sites != adapter_sites,
+            "target_modules",
+            target_modules != default.target_modules,
+            LoraConfig { target_modules, ..old() },
         ),
+        ("exclude_modules", !exclude_modules.is_empty(), LoraConfig { exclude_modules, ..old() }),
+        (
+            "layers_to_transform",
+            !indices.indices.is_empty(),
+            LoraConfig { layers: indices, ..old() },
+        ),
+        ("layers_pattern", !patterns.patterns.is_empty(), LoraConfig { layers: patterns, ..old() }),
+        ("rank_pattern", !rank_pattern.0.is_empty(), LoraConfig { rank_pattern, ..old() }),
+        ("alpha_pattern", !alpha_pattern.0.is_empty(), LoraConfig { alpha_pattern, ..old() }),
+        ("bias", own.bias != default.bias, LoraConfig { bias: own.bias, ..old() }),
     ];
-    match differs.iter().find(|(_, differs)| *differs) {
-        Some((key, _)) => Err(Error::invalid(
-            key,
-            "differs from the settings of the adapter in lora.adapter, which are used",
-            format!("remove {key}, or lora.adapter"),
-        )),
-        None => Ok(()),
+    for (key, is_set, changed) in changed {
+        let same_settings =
+            (changed.lora_dropout, changed.bias) == (adapter.lora_dropout, adapter.bias);
+        if is_set && !(same_settings && branches(&changed)? == branches(adapter)?) {
+            return Err(Error::invalid(
+                format!("lora.{key}"),
+                "differs from the settings of the adapter in lora.adapter, which are used",
+                format!("remove lora.{key}, or lora.adapter"),
+            ));
+        }
     }
+    Ok(())
 }
 
 /// Returns the settings of a new adapter from the configuration.
@@ -130,15 +153,25 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         r: lora.r,
         lora_alpha: lora.lora_alpha,
         lora_dropout: lora.lora_dropout,
-        target_modules: match &lora.target_modules {
-            TargetModules::Names(names) => adapter::TargetModules::Names(names.clone()),
-            TargetModules::AllLinear => adapter::TargetModules::AllLinear,
-        },
+        target_modules: lora.target_modules.clone(),
         use_rslora: lora.use_rslora,
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
             InitLoraWeights::LoftQ => LoraInit::LoftQ,
         },
+        rank_pattern: patterns(lora.rank_pattern.as_ref()),
+        alpha_pattern: patterns(lora.alpha_pattern.as_ref()),
+        exclude_modules: lora.exclude_modules.clone().unwrap_or_default(),
+        layers: LayerChoice {
+            indices: lora.layers_to_transform.clone().unwrap_or_default(),
+            patterns: lora.layers_pattern.clone().unwrap_or_default(),
+        },
+        bias: lora.bias,
     }
+}
+
+fn patterns<T: Copy>(table: Option<&BTreeMap<String, T>>) -> Patterns<T> {
+    let entries = table.into_iter().flatten();
+    Patterns(entries.map(|(pattern, value)| (pattern.clone(), *value)).collect())
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use crate::suite::adapters::{
     base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits,
-    refused_dora, runs, shape,
+    refused_dora, runs, runs_of, shape,
 };
-use crate::suite::golden::{Tensors, assert_close};
+use crate::suite::golden::{Tensors, assert_close, json_file};
 use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
 use arithmo::adapter::peft;
 use arithmo::model::load::{load, load_as};
@@ -39,6 +39,29 @@ fn merged_logits_equal_pefts() {
     assert!(compared >= wanted, "only {compared} runs compared");
 }
 
+/// Compares logits with and without the adapter, and of the merged model, for every option of an adapter.
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn merged_logits_of_every_kind_of_adapter_equal_pefts() {
+    let mut compared = 0;
+    for (name, folder, run) in runs_of("adapter") {
+        let config = json_file(&folder.join("adapter_config.json"));
+        let changes_base =
+            ["pissa", "olora"].iter().any(|kind| config["init_lora_weights"] == *kind);
+        if changes_base || refused_dora(&folder) {
+            continue;
+        }
+        compare_merged(
+            &name,
+            &run,
+            &folder,
+            &Tensors::open(&folder.join("merged_logits.safetensors")),
+        );
+        compared += 1;
+    }
+    assert!(runs_of("adapter").is_empty() || compared >= 8, "only {compared} runs compared");
+}
+
 fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
     let (base, bf16) = (base_folder(run), run["base_precision"] == "bf16");
     let quantization = base_quantization(run);
@@ -61,6 +84,9 @@ fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
     assert_close(&what("merged and active"), &merged, &active, tolerance);
     assert_close(&what("merged"), &merged, &theirs, tolerance);
     assert_close(&what("active"), &active, &theirs, tolerance);
+    let (_, disabled) = golden.f32("disabled_logits");
+    let ours = golden_logits(&model.without_adapter(), golden);
+    assert_close(&what("without adapter"), &ours, &disabled, tolerance);
 
     let weight = "layers.0.self_attn.v_proj.weight";
     let files = WeightFiles::open(&output).unwrap();

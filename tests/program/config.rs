@@ -76,7 +76,8 @@ fn every_key_of_the_documented_form_is_read() {
     assert_eq!(config.data.truncation_mode, TruncationMode::KeepEnd);
     assert_eq!(config.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(config.lora.init_lora_weights, InitLoraWeights::Gaussian);
-    assert_eq!(lora_config(&config).scaling(), 0.5);
+    let branch = lora_config(&config).at("model.layers.0.mlp.up_proj").unwrap().unwrap();
+    assert_eq!(branch.scaling, 0.5);
     assert_eq!(config.dpo.loss_type, [LossType::SigmoidNorm]);
     let train = &config.train;
     assert_eq!(train.gradient_checkpointing, GradientCheckpointing::Off);
@@ -106,7 +107,7 @@ fn unknown_keys_name_file_line_and_the_nearest_known_key() {
     }
     // The error names the first of several unknown keys in the file.
     assert!(refused("[train]\nzzz = 1\n[lora]\naaa = 1\n").starts_with("run.toml:2: train.zzz"));
-    assert!(refused("[lora]\nrank_pattern = {}\n").contains("not built yet"));
+    assert!(refused("[lora]\ntarget_parameters = []\n").contains("not built yet"));
 }
 
 #[test]
@@ -176,6 +177,15 @@ const REFUSED: &str = r#"
     [lora] ; target_modules = [] | lora.target_modules | is empty
     [lora] ; target_modules = ['q_proj', 'lm_head'] | lora.target_modules | `lm_head`
     [lora] ; target_modules = ['q_proj', 'q_proj'] | lora.target_modules | twice
+    [lora] ; target_modules = '(q_proj' | lora.target_modules | not a usable regular expression
+    [lora] ; exclude_modules = '(?q' | lora.exclude_modules | not a usable regular expression
+    [lora] ; rank_pattern = { '[' = 2 } | lora.rank_pattern | not a usable regular expression
+    [lora] ; rank_pattern = { q_proj = 0 } | lora.rank_pattern | 1 to 65536
+    [lora] ; alpha_pattern = { q_proj = -1.5 } | lora.alpha_pattern | above 0
+    [lora] ; rank_pattern = { q_proj = 'a' } | lora.rank_pattern | invalid type
+    [lora] ; target_modules = 'all-linear' ; layers_to_transform = 1 | lora.layers_to_transform | needs a list of names
+    [lora] ; layers_pattern = 'layers' | lora.layers_pattern | has no effect without layers_to_transform
+    [lora] ; layers_to_transform = [0] ; layers_pattern = ['(']| lora.layers_pattern | not a usable regular expression
     [lora] ; use_dora = true | lora.use_dora | not built yet
     [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
     [dpo] ; beta = 0 | dpo.beta | above 0

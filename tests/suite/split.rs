@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arithmo::adapter::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::adapter::config::{LoraConfig, TargetModules};
 use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
@@ -108,10 +108,8 @@ fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::
     let config = LoraConfig {
         r: 3,
         lora_alpha: 6.0,
-        lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        init: LoraInit::KaimingUniform,
+        ..LoraConfig::default()
     };
     attach(model, &config, 7, device).unwrap();
     let values = (0..).zip(adapter_parameters(model)).map(|(seed, (_, tensor))| {
