@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::modules::is_part_of;
 pub use super::modules::{ExcludeModules, LayerChoice, Patterns, TargetModules};
 use crate::error::{Error, Result};
 
@@ -52,6 +53,10 @@ pub struct LoraConfig {
     pub layers: LayerChoice,
     /// Biases that are trained too.
     pub bias: LoraBias,
+    /// Whether each `lora_b` has a bias.
+    pub lora_bias: bool,
+    /// Ends of the names of modules that are trained in full: see [`saved_modules`](super::saved::saved_modules).
+    pub modules_to_save: Vec<String>,
 }
 
 /// Biases of the model that are trained too (PEFT's `bias`). The projections of a Mistral model have none, so this only
@@ -92,6 +97,8 @@ impl Default for LoraConfig {
             exclude_modules: ExcludeModules::default(),
             layers: LayerChoice::default(),
             bias: LoraBias::None,
+            lora_bias: false,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -116,7 +123,8 @@ impl LoraConfig {
     fn targets(&self, module: &str) -> Result<bool> {
         Ok(self.target_modules.matches(module)?
             && self.layers.contains(module)?
-            && !self.exclude_modules.matches(module)?)
+            && !self.exclude_modules.matches(module)?
+            && !is_part_of(&self.modules_to_save, module)?)
     }
 
     /// Parses `adapter_config.json`; errors name `place`. Absent keys, and a `target_modules` of `null`, get PEFT's
@@ -162,6 +170,8 @@ impl LoraConfig {
                 patterns: keys.texts("layers_pattern")?,
             },
             bias: keys.bias()?,
+            lora_bias: keys.flag("lora_bias")?,
+            modules_to_save: keys.names("modules_to_save")?,
         };
         config.check_layers(|key| format!("{place}: {key}"))?;
         Ok(config)
@@ -178,6 +188,7 @@ impl LoraConfig {
         for pattern in &self.layers.patterns {
             LayerChoice { indices: vec![0], patterns: vec![pattern.clone()] }.contains(NAME)?;
         }
+        is_part_of(&self.modules_to_save, NAME)?;
         for (pattern, _) in &self.rank_pattern.0 {
             Patterns(vec![(pattern.clone(), ())]).get("rank_pattern", NAME)?;
         }
@@ -223,7 +234,7 @@ impl LoraConfig {
             LoraInit::Gaussian => json!("gaussian"),
         };
         let mut config = json!({
-            "alpha_pattern": sorted(&self.alpha_pattern, |alpha| number(alpha)),
+            "alpha_pattern": sorted(&self.alpha_pattern, number),
             "auto_mapping": null,
             "base_model_name_or_path": base_model,
             "bias": self.bias,
@@ -237,7 +248,10 @@ impl LoraConfig {
             },
             "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
-            "modules_to_save": null,
+            "modules_to_save": match self.modules_to_save.as_slice() {
+                [] => Value::Null,
+                names => json!(names),
+            },
             "peft_type": "LORA",
             "r": self.r,
             "rank_pattern": sorted(&self.rank_pattern, |r| json!(r)),
@@ -247,12 +261,17 @@ impl LoraConfig {
             "use_dora": false,
             "use_rslora": self.use_rslora,
         });
-        if let (Some(keys), false) = (config.as_object_mut(), self.exclude_modules.is_empty()) {
-            let excluded = match &self.exclude_modules {
-                ExcludeModules::Names(names) => json!(BTreeSet::from_iter(names)),
-                ExcludeModules::Pattern(pattern) => json!(pattern),
-            };
-            keys.insert("exclude_modules".into(), excluded);
+        let excluded = match &self.exclude_modules {
+            ExcludeModules::Names(names) => json!(BTreeSet::from_iter(names)),
+            ExcludeModules::Pattern(pattern) => json!(pattern),
+        };
+        let later = [
+            ("exclude_modules", !self.exclude_modules.is_empty(), excluded),
+            ("lora_bias", self.lora_bias, json!(true)),
+        ];
+        if let Some(keys) = config.as_object_mut() {
+            let used = later.into_iter().filter(|(_, is_used, _)| *is_used);
+            keys.extend(used.map(|(key, _, value)| (key.to_string(), value)));
             keys.sort_keys();
         }
         format!("{config:#}")
@@ -387,6 +406,12 @@ impl Keys<'_> {
         Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
     }
 
+    /// Returns a list of texts; empty if the key is absent.
+    fn names(&self, key: &str) -> Result<Vec<String>> {
+        let names = self.get(key).map_or(Some(Vec::new()), |value| list(value, text));
+        names.ok_or_else(|| self.wrong(key, "a list of names"))
+    }
+
     /// Returns the excluded modules.
     fn exclude_modules(&self) -> Result<ExcludeModules> {
         const KEY: &str = "exclude_modules";
@@ -457,11 +482,9 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
         Value::Array(list) => list.is_empty(),
         _ => false,
     };
-    const REFUSED: [&str; 14] = [
+    const REFUSED: [&str; 12] = [
         "use_dora",
-        "modules_to_save",
         "fan_in_fan_out",
-        "lora_bias",
         "trainable_token_indices",
         "target_parameters",
         "layer_replication",
@@ -529,6 +552,8 @@ mod tests {
             exclude_modules: ExcludeModules::Pattern(r".*\.k_proj".into()),
             layers: LayerChoice { indices: vec![1, 3], patterns: vec!["layers".into()] },
             bias: LoraBias::LoraOnly,
+            lora_bias: true,
+            modules_to_save: vec!["norm".into(), "lm_head".into()],
             ..config()
         };
         for config in [config(), every_key] {

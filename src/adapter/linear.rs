@@ -1,30 +1,35 @@
 //! Attaches low-rank branches to a model's projections.
 
 use arithmo_backends::TrainBackend;
+use burn::backend::Autodiff;
 use burn::module::Param;
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::config::{BranchConfig, LoraConfig, LoraInit};
 use super::modules::{Patterns, TargetModules};
+use super::parameters::{self, set_trained_parameters};
+use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result};
+use crate::model::config::MistralConfig;
 use crate::model::linear::{Linear, LowRank};
 use crate::model::mistral::Mistral;
+use crate::model::quantize::is_projection;
 
-/// Attaches a new branch to every targeted projection: `lora_a` random from `seed`, `lora_b` zero, so that the
-/// model's output does not change.
+/// Attaches a new branch to every targeted projection, `lora_a` random from `seed` and `lora_b` zero, and makes copies of
+/// the modules that are trained in full. The model's output does not change.
 ///
 /// # Errors
-/// No projection is targeted, or a listed name targets none (a misspelled module must not be ignored).
+/// No projection is targeted, a listed name targets none (a misspelled module must not be ignored), or those of
+/// [`saved_modules`](super::saved::saved_modules).
 pub fn attach<B: TrainBackend>(
     model: &mut Mistral<B>,
     config: &LoraConfig,
     seed: u64,
     device: &B::Device,
 ) -> Result<()> {
-    check_targets(model, config)?;
+    check(&model.config, config)?;
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         if let Some(BranchConfig { r, scaling }) = config.at(&name)? {
             let (d_out, d_in) = linear.dims();
@@ -32,10 +37,13 @@ pub fn attach<B: TrainBackend>(
             rng.set_stream(site as u64);
             let a = initial_a(config, [r, d_in], &mut rng);
             let b = TensorData::new(vec![0f32; d_out * r], [d_out, r]);
-            attach_one(linear, config.lora_dropout, site, Branch { a, b, scaling }, device);
+            let bias = config.lora_bias.then(|| TensorData::new(vec![0f32; d_out], [d_out]));
+            let branch = Branch { a, b, bias, scaling };
+            attach_one(linear, config.lora_dropout, site, branch, device);
         }
     }
-    Ok(())
+    let saved = attach_saved(model, config, SavedWeights::new(), device);
+    saved.map_err(|error| error.within("lora."))
 }
 
 /// The weights and the scaling of one branch.
@@ -45,6 +53,8 @@ pub struct Branch {
     pub a: TensorData,
     /// `lora_b`, `[D_out, r]`.
     pub b: TensorData,
+    /// Bias of `lora_b`, `[D_out]`.
+    pub bias: Option<TensorData>,
     /// Factor on the branch's output.
     pub scaling: f64,
 }
@@ -57,51 +67,34 @@ pub(super) fn attach_one<B: TrainBackend>(
     branch: Branch,
     device: &B::Device,
 ) {
-    let [lora_a, lora_b] = [branch.a, branch.b]
-        .map(|data| Param::from_tensor(Tensor::from_data(data.convert::<B::FloatElem>(), device)));
+    let [lora_a, lora_b] = [branch.a, branch.b].map(|data| param(data, device));
+    let lora_b_bias = branch.bias.map(|data| param(data, device));
     let (scaling, site) = (branch.scaling, site as u64);
-    linear.lora = Some(LowRank { lora_a, lora_b, scaling, dropout, site });
+    linear.lora = Some(LowRank { lora_a, lora_b, lora_b_bias, scaling, dropout, site });
 }
 
-/// Returns the trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
-/// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`.
+fn param<B: TrainBackend, const D: usize>(
+    data: TensorData,
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::from_tensor(Tensor::from_data(data.convert::<B::FloatElem>(), device))
+}
+
+/// Returns the names and values of the adapter's tensors: see [`Parameter`](super::parameters::Parameter).
 pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
-    let with_branch = model
-        .projections()
-        .filter_map(|(name, linear)| linear.lora.as_ref().map(|lora| (name, lora)));
-    with_branch
-        .flat_map(|(name, lora)| {
-            [
-                (format!("{name}.lora_A.weight"), lora.lora_a.val()),
-                (format!("{name}.lora_B.weight"), lora.lora_b.val()),
-            ]
-        })
-        .collect()
+    let all = parameters::adapter_parameters(model).into_iter();
+    all.map(|parameter| (parameter.name, parameter.value)).collect()
 }
 
-/// Replaces the trainable tensors by `values`, in the order of [`adapter_parameters`]; they stay trainable.
+/// Replaces the adapter's tensors by `values`, in the order of [`adapter_parameters`]; they stay trainable.
 ///
 /// # Panics
-/// Panics if there are fewer values than tensors, or if shapes differ.
-pub fn set_adapter_parameters<B>(model: &mut Mistral<B>, values: Vec<Tensor<B::InnerBackend, 2>>)
-where
-    B: TrainBackend + AutodiffBackend,
-{
-    let mut values = values.into_iter();
-    let mut replace = |param: &mut Param<Tensor<B, 2>>| {
-        let value = values.next();
-        assert!(value.is_some(), "set_adapter_parameters: too few values");
-        if let Some(value) = value {
-            assert_eq!(value.dims(), param.dims(), "set_adapter_parameters: shape of {}", param.id);
-            *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
-        }
-    };
-    for (_, linear) in model.projections_mut() {
-        if let Some(lora) = &mut linear.lora {
-            replace(&mut lora.lora_a);
-            replace(&mut lora.lora_b);
-        }
-    }
+/// Panics if their number or shapes differ, or if other tensors are trained.
+pub fn set_adapter_parameters<B: TrainBackend>(
+    model: &mut Mistral<Autodiff<B>>,
+    values: Vec<Tensor<B, 2>>,
+) {
+    set_trained_parameters(model, values);
 }
 
 /// Returns the number of trainable weights.
@@ -124,10 +117,47 @@ fn initial_a(config: &LoraConfig, [r, d_in]: [usize; 2], rng: &mut ChaCha8Rng) -
     TensorData::new(values.collect::<Vec<_>>(), [r, d_in])
 }
 
-/// Checks that some projection gets a branch, that each listed name has an effect, and that the patterns of ranks and
-/// alphas keep their meaning in a saved adapter.
-fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Result<()> {
-    let names: Vec<String> = model.projections().map(|(name, _)| name).collect();
+/// Checks that the adapter suits a model of shape `model`: some projection gets a branch, each listed name has an effect,
+/// the patterns of ranks and alphas keep their meaning in a saved adapter, and the modules that are trained in full can
+/// be.
+///
+/// # Errors
+/// One of these does not hold. The error names the key of `[lora]`.
+pub fn check(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
+    let tensors = model.tensors().into_iter().map(|(name, _)| name);
+    let names: Vec<String> = tensors
+        .filter(|name| is_projection(name))
+        .map(|name| name.trim_end_matches(".weight").to_string())
+        .collect();
+    check_targets(&names, config)?;
+    check_patterns(&names, config)?;
+    check_other_modules(model, config).map_err(|error| error.within("lora."))?;
+    saved_modules(model, config).map_err(|error| error.within("lora."))?;
+    Ok(())
+}
+
+/// Checks that no module is targeted that cannot have a branch: the embedding, the head or a norm.
+pub(super) fn check_other_modules(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
+    if config.target_modules == TargetModules::AllLinear {
+        return Ok(());
+    }
+    for (name, _) in model.tensors().into_iter().filter(|(name, _)| !is_projection(name)) {
+        let module = name.trim_end_matches(".weight");
+        if config.at(module)?.is_some() {
+            return Err(Error::invalid(
+                "target_modules",
+                format!(
+                    "{module} is targeted, and only the projections of the layers can have a branch"
+                ),
+                "leave it out; modules_to_save trains such a module in full",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that one of the projections `names` gets a branch, and that each listed name has an effect.
+fn check_targets(names: &[String], config: &LoraConfig) -> Result<()> {
     let known = "use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
     let targets = "lora.target_modules";
     let wanted = match &config.target_modules {
@@ -136,12 +166,12 @@ fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Re
     };
     for target in wanted {
         let single = TargetModules::Names(vec![target.clone()]);
-        if !any(&names, |name| single.matches(name))? {
+        if !any(names, |name| single.matches(name))? {
             let problem = format!("`{target}` matches no projection of this model");
             return Err(Error::invalid(targets, problem, format!("{known}, or \"all-linear\"")));
         }
     }
-    if !any(&names, |name| config.target_modules.matches(name))? {
+    if !any(names, |name| config.target_modules.matches(name))? {
         let problem = match &config.target_modules {
             TargetModules::Pattern(pattern) => {
                 format!("`{pattern}` matches no projection of this model")
@@ -150,14 +180,14 @@ fn check_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Re
         };
         return Err(Error::invalid(targets, problem, known));
     }
-    if !any(&names, |name| Ok(config.at(name)?.is_some()))? {
+    if !any(names, |name| Ok(config.at(name)?.is_some()))? {
         return Err(Error::invalid(
             targets,
-            "no projection is left: lora.exclude_modules or lora.layers_to_transform leaves out all of them",
+            "no projection is left: lora.exclude_modules, lora.layers_to_transform or lora.modules_to_save leaves out all of them",
             "change one of these keys",
         ));
     }
-    check_patterns(&names, config)
+    Ok(())
 }
 
 /// Checks that each pattern of ranks and alphas matches one of the projections `names` that has a branch, and that

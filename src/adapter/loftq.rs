@@ -65,7 +65,7 @@ pub fn start<B: TrainBackend>(
         let [a, b] = low_rank(residual, r, &mut rng);
         let factor = 1.0 / scaling.sqrt();
         let [a, b] = [a, b].map(|matrix| matrix.scaled(factor).into_data());
-        attach_one(linear, config.lora_dropout, site, Branch { a, b, scaling }, device);
+        attach_one(linear, config.lora_dropout, site, Branch { a, b, bias: None, scaling }, device);
         progress.inc(1);
     }
     progress.finish();

@@ -5,7 +5,9 @@ pub mod linear;
 pub mod loftq;
 pub mod merge;
 pub mod modules;
+pub mod parameters;
 pub mod peft;
+pub mod saved;
 
 pub use config::LoraConfig;
 pub use modules::TargetModules;

@@ -167,6 +167,22 @@ impl LayerChoice {
     }
 }
 
+/// Returns whether the module `name` is one of `modules`, or lies in one. Each of them is a regular expression for
+/// whole parts of a name, as in PEFT's `check_target_module_exists`.
+///
+/// # Errors
+/// Those of [`TargetModules::matches`].
+pub(super) fn is_part_of(modules: &[String], name: &str) -> Result<bool> {
+    for module in modules {
+        let translated = with_end_of_text(module);
+        let expression = format!(r"\A(^|.*\.){translated}(\z|\..*)");
+        if is_match("modules_to_save", module, &expression, name)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns whether `name` is one of `names`, or ends in `.` and one of them.
 fn is_named(names: &[String], name: &str) -> bool {
     names.iter().any(|target| {

@@ -5,7 +5,6 @@ const NOT_BUILT: &[&str] = &[
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
-    "loraplus_lr_ratio",
     "loraplus_lr_embedding",
     "use_qalora",
     "eva_config",

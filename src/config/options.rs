@@ -279,7 +279,8 @@ pub(super) fn one_or_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         One(T),
         List(Vec<T>),
     }
-    Ok(Some(match OneOrList::deserialize(deserializer)? {
+    let given = Option::<OneOrList<T>>::deserialize(deserializer)?;
+    Ok(given.map(|given| match given {
         OneOrList::One(one) => vec![one],
         OneOrList::List(list) => list,
     }))

@@ -42,6 +42,8 @@ pub(super) const RANGES: &[(&str, LowerBound, UpperBound)] = &[
     ("lora.lora_alpha", Above0, AtMost(1e6)),
     ("lora.lora_dropout", From(0.0), Below(1.0)),
     ("lora.layers_to_transform", From(0.0), AtMost(1e6)),
+    ("lora.loraplus_lr_ratio", Above0, AtMost(1e6)),
+    ("lora.loraplus_weight_decay", From(0.0), AtMost(1e6)),
     ("lora.rank_pattern", From(1.0), AtMost(65_536.0)),
     ("lora.alpha_pattern", Above0, AtMost(1e6)),
     ("lora.loftq_config.loftq_bits", From(4.0), AtMost(4.0)),

@@ -147,9 +147,15 @@ pub struct LoraSection {
     pub loftq_config: LoftqConfig,
     /// Biases that are trained too. A Mistral model's projections have none, so this only changes adapter_config.json.
     pub bias: LoraBias,
-    /// Whether `lora_B` has a bias. Not built yet.
+    /// Whether `lora_B` has a bias. An adapter with biases cannot be merged.
     pub lora_bias: bool,
-    /// Modules to train in full in addition to the adapter. Not built yet.
+    /// Learning rate of `lora_B` relative to that of `lora_A` (Hayou et al. 2024, LoRA+). Vectors that are trained too have
+    /// the rate of `lora_B`. Default: one rate for all.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Weight decay with LoRA+, of all trained weights, also those of norms; used in place of `train.weight_decay`.
+    pub loraplus_weight_decay: f64,
+    /// Ends of the names of modules to train in full beside the adapter, such as `lm_head`, `embed_tokens`, or `norm` for
+    /// every norm. They are saved with the adapter.
     pub modules_to_save: Option<Vec<String>>,
 }
 
@@ -179,6 +185,8 @@ impl Default for LoraSection {
             loftq_config: LoftqConfig::default(),
             bias: LoraBias::None,
             lora_bias: false,
+            loraplus_lr_ratio: None,
+            loraplus_weight_decay: 0.0,
             modules_to_save: None,
         }
     }

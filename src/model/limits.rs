@@ -106,6 +106,22 @@ pub fn check_whole<B: TrainBackend>(config: &MistralConfig, device: &B::Device) 
     refuse::<B>(pieces, pieces.longer_than_a_piece(config), device)
 }
 
+/// Checks that `device` can take the weights of the modules `names` whole and in f32, as training them needs.
+///
+/// # Errors
+/// A matrix is too long; the error names it.
+pub fn check_whole_weights<B: TrainBackend>(
+    config: &MistralConfig,
+    names: &[&str],
+    device: &B::Device,
+) -> Result<()> {
+    let pieces = Pieces::of::<B>(DType::F32, device);
+    let too_long = pieces.longer(config, |name, dims| {
+        names.contains(&name.trim_end_matches(".weight")) && pieces.rows(dims, 1) != Some(dims[0])
+    });
+    refuse::<B>(pieces, too_long, device)
+}
+
 /// Returns the error for a matrix that was found too long, if any.
 fn refuse<B: TrainBackend>(
     pieces: Pieces,

@@ -1,5 +1,4 @@
-//! Access to the trained tensors: those of the policy that require a gradient, by name, in the order of the model's fields.
-//! They are matrices; a norm's weight `[D]` is `[1, D]` here.
+//! Marks weights as trained, and finds the gradients of those that are, in the order of [`trained_parameters`].
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -7,6 +6,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
+use crate::adapter::parameters::as_matrix;
+pub use crate::adapter::parameters::{set_trained_parameters, trained_parameters};
 use crate::model::mistral::Mistral;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
@@ -23,65 +24,6 @@ pub fn train_all<B: TrainBackend>(model: Mistral<Autodiff<B>>) -> Mistral<Autodi
         }
     }
     model.map(&mut All)
-}
-
-/// Returns the trained tensors with their names in files: Hugging Face's names for the model's own weights
-/// (`model.layers.0.mlp.up_proj.weight`), and PEFT's names without `base_model.model.` for an adapter's.
-pub fn trained_parameters<B: TrainBackend>(
-    model: &Mistral<Autodiff<B>>,
-) -> Vec<(String, Tensor<B, 2>)> {
-    struct Values<B: TrainBackend> {
-        path: Vec<String>,
-        found: Vec<(String, Tensor<B, 2>)>,
-    }
-    impl<B: TrainBackend> ModuleVisitor<Autodiff<B>> for Values<B> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
-            let tensor = param.val();
-            if tensor.is_require_grad() {
-                let name = file_name(&self.path);
-                self.found.push((name, as_matrix(tensor.inner())));
-            }
-        }
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-    }
-    let mut values = Values { path: Vec::new(), found: Vec::new() };
-    model.visit(&mut values);
-    values.found
-}
-
-/// Replaces the trained tensors by `values`, in the order of [`trained_parameters`]. They remain trainable.
-///
-/// # Panics
-/// If their number or sizes differ.
-pub fn set_trained_parameters<B: TrainBackend>(
-    model: &mut Mistral<Autodiff<B>>,
-    values: Vec<Tensor<B, 2>>,
-) {
-    struct Replace<B: TrainBackend>(std::vec::IntoIter<Tensor<B, 2>>);
-    impl<B: TrainBackend> ModuleMapper<Autodiff<B>> for Replace<B> {
-        fn map_float<const D: usize>(
-            &mut self,
-            param: Param<Tensor<Autodiff<B>, D>>,
-        ) -> Param<Tensor<Autodiff<B>, D>> {
-            let old = param.val();
-            if !old.is_require_grad() {
-                return param;
-            }
-            let value = self.0.next();
-            assert!(value.is_some(), "set_trained_parameters: too few values");
-            let value = value.map_or(old.clone().inner(), |v| v.reshape(old.dims()));
-            Param::initialized(param.id, Tensor::from_inner(value).require_grad())
-        }
-    }
-    let mut replace = Replace(values.into_iter());
-    *model = model.clone().map(&mut replace);
-    let unused = replace.0.len();
-    assert_eq!(unused, 0, "set_trained_parameters: {unused} values too many");
 }
 
 /// Returns the gradients of the trained tensors of a part of the model, in the order of [`trained_parameters`]. A tensor
@@ -120,26 +62,4 @@ pub(super) fn is_trained<B: TrainBackend, M: Module<Autodiff<B>>>(part: &M) -> b
     let mut any = Any(false);
     part.visit(&mut any);
     any.0
-}
-
-fn as_matrix<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 2> {
-    let columns = tensor.dims()[D - 1];
-    let rows = tensor.shape().num_elements() / columns.max(1);
-    tensor.reshape([rows, columns])
-}
-
-/// Converts a path of field names to the name of the tensor in files.
-fn file_name(path: &[String]) -> String {
-    let (mut parts, mut last) = (Vec::new(), "weight");
-    for part in path {
-        match part.as_str() {
-            // `Float` is a variant of the enum of weights.
-            "lora" | "weight" | "Float" => {}
-            "lora_a" => last = "lora_A.weight",
-            "lora_b" => last = "lora_B.weight",
-            part => parts.push(part),
-        }
-    }
-    let model = if path.first().is_some_and(|first| first == "lm_head") { "" } else { "model." };
-    format!("{model}{}.{last}", parts.join("."))
 }

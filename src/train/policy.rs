@@ -1,6 +1,6 @@
 //! Loads the model that a run trains and marks its trained tensors: an adapter, or all weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
@@ -76,13 +76,26 @@ pub(super) fn policy<B: TrainBackend>(
     Ok((policy, Some(lora)))
 }
 
+/// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
+///
+/// # Errors
+/// Those of [`adapter::linear::check`].
+pub(super) fn check_adapter(config: &RunConfig, shape: &MistralConfig) -> Result<()> {
+    if !config.model.use_peft || config.lora.adapter.is_some() {
+        return Ok(());
+    }
+    let quantization = shape.quantization.or(config.model.quantize());
+    let shape = MistralConfig { quantization, ..shape.clone() };
+    adapter::linear::check(&shape, &lora_config(config))
+}
+
 /// Returns the dtype of weights that are trained themselves: the backend's own, f32.
 fn full_dtype<B: TrainBackend>() -> DType {
     <B::FloatElem as Element>::dtype()
 }
 
-/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings: setting the key in the
-/// adapter must not change it. A key with its default value is ignored.
+/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings: none of them must change
+/// the adapter if it replaces the adapter's own value. A key with its default value is ignored.
 ///
 /// # Errors
 /// A key has another value than its default and than the adapter.
@@ -95,55 +108,65 @@ fn check_against_adapter<B: TrainBackend>(
     let branches = |lora: &LoraConfig| -> Result<Vec<Option<BranchConfig>>> {
         names.iter().map(|name| lora.at(name)).collect()
     };
-    let (own, default) = (lora_config(config), lora_config(&RunConfig::default()));
-    let old = || adapter.clone();
-    let (target_modules, exclude_modules) =
-        (own.target_modules.clone(), own.exclude_modules.clone());
-    let indices = LayerChoice { indices: own.layers.indices.clone(), ..old().layers };
-    let patterns = LayerChoice { patterns: own.layers.patterns.clone(), ..old().layers };
-    let (rank_pattern, alpha_pattern) = (own.rank_pattern.clone(), own.alpha_pattern.clone());
-    // The adapter with one key set, and whether the key has a value of its own.
-    let changed = [
-        ("r", own.r != default.r, LoraConfig { r: own.r, ..old() }),
-        (
-            "lora_alpha",
-            own.lora_alpha != default.lora_alpha,
-            LoraConfig { lora_alpha: own.lora_alpha, ..old() },
-        ),
-        (
-            "lora_dropout",
-            own.lora_dropout != default.lora_dropout,
-            LoraConfig { lora_dropout: own.lora_dropout, ..old() },
-        ),
-        ("use_rslora", own.use_rslora, LoraConfig { use_rslora: true, ..old() }),
-        (
-            "target_modules",
-            target_modules != default.target_modules,
-            LoraConfig { target_modules, ..old() },
-        ),
-        ("exclude_modules", !exclude_modules.is_empty(), LoraConfig { exclude_modules, ..old() }),
-        (
-            "layers_to_transform",
-            !indices.indices.is_empty(),
-            LoraConfig { layers: indices, ..old() },
-        ),
-        ("layers_pattern", !patterns.patterns.is_empty(), LoraConfig { layers: patterns, ..old() }),
-        ("rank_pattern", !rank_pattern.0.is_empty(), LoraConfig { rank_pattern, ..old() }),
-        ("alpha_pattern", !alpha_pattern.0.is_empty(), LoraConfig { alpha_pattern, ..old() }),
-        ("bias", own.bias != default.bias, LoraConfig { bias: own.bias, ..old() }),
-    ];
-    for (key, is_set, changed) in changed {
-        let same_settings =
-            (changed.lora_dropout, changed.bias) == (adapter.lora_dropout, adapter.bias);
-        if is_set && !(same_settings && branches(&changed)? == branches(adapter)?) {
+    let others = |lora: &LoraConfig| {
+        let modules: BTreeSet<String> = lora.modules_to_save.iter().cloned().collect();
+        (lora.lora_dropout, lora.bias, lora.lora_bias, modules)
+    };
+    for (key, changed) in with_each_key(adapter, &lora_config(config)) {
+        if branches(&changed)? != branches(adapter)? || others(&changed) != others(adapter) {
             return Err(Error::invalid(
-                format!("lora.{key}"),
+                key,
                 "differs from the settings of the adapter in lora.adapter, which are used",
-                format!("remove lora.{key}, or lora.adapter"),
+                format!("remove {key}, or lora.adapter"),
             ));
         }
     }
     Ok(())
+}
+
+/// Returns the settings of `adapter` with one value of `own` each, for every key that has not its default value there.
+fn with_each_key(adapter: &LoraConfig, own: &LoraConfig) -> Vec<(&'static str, LoraConfig)> {
+    let default = lora_config(&RunConfig::default());
+    let mut found = Vec::new();
+    let mut set = |key, is_set: bool, change: &dyn Fn(&mut LoraConfig)| {
+        if is_set {
+            let mut changed = adapter.clone();
+            change(&mut changed);
+            found.push((key, changed));
+        }
+    };
+    set("lora.r", own.r != default.r, &|lora| lora.r = own.r);
+    set("lora.lora_alpha", own.lora_alpha != default.lora_alpha, &|lora| {
+        lora.lora_alpha = own.lora_alpha;
+    });
+    set("lora.lora_dropout", own.lora_dropout != default.lora_dropout, &|lora| {
+        lora.lora_dropout = own.lora_dropout;
+    });
+    set("lora.use_rslora", own.use_rslora, &|lora| lora.use_rslora = true);
+    set("lora.target_modules", own.target_modules != default.target_modules, &|lora| {
+        lora.target_modules = own.target_modules.clone();
+    });
+    set("lora.exclude_modules", !own.exclude_modules.is_empty(), &|lora| {
+        lora.exclude_modules = own.exclude_modules.clone();
+    });
+    set("lora.layers_to_transform", !own.layers.indices.is_empty(), &|lora| {
+        lora.layers.indices = own.layers.indices.clone();
+    });
+    set("lora.layers_pattern", !own.layers.patterns.is_empty(), &|lora| {
+        lora.layers.patterns = own.layers.patterns.clone();
+    });
+    set("lora.rank_pattern", !own.rank_pattern.0.is_empty(), &|lora| {
+        lora.rank_pattern = own.rank_pattern.clone();
+    });
+    set("lora.alpha_pattern", !own.alpha_pattern.0.is_empty(), &|lora| {
+        lora.alpha_pattern = own.alpha_pattern.clone();
+    });
+    set("lora.bias", own.bias != default.bias, &|lora| lora.bias = own.bias);
+    set("lora.lora_bias", own.lora_bias, &|lora| lora.lora_bias = true);
+    set("lora.modules_to_save", !own.modules_to_save.is_empty(), &|lora| {
+        lora.modules_to_save = own.modules_to_save.clone();
+    });
+    found
 }
 
 /// Returns the settings of a new adapter from the configuration.
@@ -168,6 +191,8 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
             patterns: lora.layers_pattern.clone().unwrap_or_default(),
         },
         bias: lora.bias,
+        lora_bias: lora.lora_bias,
+        modules_to_save: lora.modules_to_save.clone().unwrap_or_default(),
     }
 }
 

@@ -7,6 +7,7 @@ use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor};
 
+use crate::adapter::parameters::Parameter;
 use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
@@ -53,7 +54,7 @@ impl TrainedWeights {
             return peft::tensors(policy);
         }
         let named = trained_parameters(policy).into_iter();
-        named.map(|(name, tensor)| (name, tensor.into_data())).collect()
+        named.map(|parameter| (parameter.name, parameter.value.into_data())).collect()
     }
 
     /// Returns the names and contents of the files that a checkpoint has beside the tensors.
@@ -79,10 +80,10 @@ impl TrainedWeights {
         }
         let mut saved: BTreeMap<_, _> = saved.into_iter().collect();
         let mut values = Vec::new();
-        for (name, tensor) in trained_parameters(policy) {
-            let data = saved.remove(&name).filter(|data| data.shape == tensor.shape());
+        for Parameter { name, value, .. } in trained_parameters(policy) {
+            let data = saved.remove(&name).filter(|data| data.shape == value.shape());
             let Some(data) = data else {
-                let problem = format!("{name} is missing or not {:?}", tensor.dims());
+                let problem = format!("{name} is missing or not {:?}", value.dims());
                 let remedy = "remove this checkpoint folder";
                 return Err(Error::file(checkpoint.path(), problem, remedy));
             };
@@ -118,10 +119,9 @@ impl TrainedWeights {
             return Ok(folder);
         }
         let folder = run.model();
-        let shapes: BTreeMap<_, _> = policy.config.tensors().into_iter().collect();
-        let tensors = trained_parameters(policy).into_iter().map(|(name, tensor)| {
-            let shape = shapes.get(&name).cloned().unwrap_or_default();
-            let values = move || Ok(tensor.into_data().iter::<f32>().collect());
+        let tensors = trained_parameters(policy).into_iter().map(|parameter| {
+            let Parameter { name, shape, value, .. } = parameter;
+            let values = move || Ok(value.into_data().iter::<f32>().collect());
             OutTensor::new(name, shape, DType::F32, values)
         });
         // If a run is resumed after its end, the folder already has the same weights.

@@ -101,9 +101,10 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// The checkpoint does not fit the trained model.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let tensors = checkpoint.tensors("optimizer")?;
-        let restored = Optimizer::import(Rule::of(&self.config.train)?, tensors, &self.device)?;
+        let restored = Optimizer::import(Rule::of_run(self.config)?, tensors, &self.device)?;
         self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
-        self.learner.optimizer = restored;
+        let groups = self.learner.optimizer.groups().clone();
+        self.learner.optimizer = restored.with_groups(groups);
         self.restore_objective(checkpoint)?;
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {

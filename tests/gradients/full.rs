@@ -53,7 +53,8 @@ fn gradients_of_all_weights_equal_finite_differences() {
         let all = trained_parameters(&model);
         assert_eq!(all.len(), grads.len());
         assert_eq!(all.len(), if tied { 20 } else { 21 });
-        for (index, (name, weight)) in all.iter().enumerate() {
+        for (index, parameter) in all.iter().enumerate() {
+            let (name, weight) = (&parameter.name, &parameter.value);
             let grad: Vec<f64> = grads[index].clone().into_data().to_vec().unwrap();
             let count = grad.len();
             for at in [0, count / 3, count - 1] {
@@ -61,7 +62,7 @@ fn gradients_of_all_weights_equal_finite_differences() {
                     let mut values: Vec<f64> = weight.clone().into_data().to_vec().unwrap();
                     values[at] += distance;
                     let changed = TensorData::new(values, weight.dims());
-                    let mut values: Vec<_> = all.iter().map(|(_, weight)| weight.clone()).collect();
+                    let mut values: Vec<_> = all.iter().map(|other| other.value.clone()).collect();
                     values[index] = Tensor::from_data(changed, &device);
                     set_trained_parameters(&mut model, values);
                     loss(&model.valid(), &on_device)

@@ -10,7 +10,7 @@ use burn::tensor::DType;
 type B = burn_ndarray::NdArray<f32>;
 
 /// The folders of reference/peft_adapters whose adapters are refused, and a part of the error.
-const REFUSED: [(&str, &str); 20] = [
+const REFUSED: [(&str, &str); 17] = [
     ("embed_tokens_target", "target_modules"),
     ("ia3", "\"IA3\" is another kind of adapter"),
     ("init_mica", "init_lora_weights"),
@@ -20,9 +20,6 @@ const REFUSED: [(&str, &str); 20] = [
     ("kasa", "kasa_config"),
     ("layer_replication", "layer_replication"),
     ("lm_head_target", "target_modules"),
-    ("lora_bias", "lora_bias"),
-    ("modules_to_save_lm_head", "modules_to_save"),
-    ("modules_to_save_norm", "modules_to_save"),
     ("monteclora", "monteclora_config"),
     ("no_safetensors_bin", "holds pickled weights (adapter_model.bin)"),
     ("target_parameters", "target_parameters"),
@@ -59,5 +56,5 @@ fn every_form_has_pefts_logits_or_is_refused_by_name() {
         assert_close(&name, &ours, &theirs, 2e-4);
         worst = ours.iter().zip(&theirs).fold(worst, |worst, (a, b)| worst.max((a - b).abs()));
     }
-    println!("worst deviation of logits: {worst:.1e}");
+    eprintln!("worst deviation of logits: {worst:.1e}");
 }

@@ -90,7 +90,8 @@ fn ten_steps_equal_torchs() {
                 }
             }
         }
-        for (name, weight) in trained_parameters(&learner.policy) {
+        for parameter in trained_parameters(&learner.policy) {
+            let (name, weight) = (parameter.name, parameter.value);
             let theirs = golden["weights_after"][&name].as_array().unwrap();
             let ours: Vec<f32> = weight.into_data().to_vec().unwrap();
             assert_eq!(ours.len(), theirs.len(), "{name}");

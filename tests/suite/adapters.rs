@@ -9,7 +9,7 @@ use arithmo::data::batch::TokenRows;
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
+use arithmo::model::mistral::{Mistral, ModuleMut};
 use arithmo::model::quantize::Quantization;
 use arithmo_backends::Format;
 use burn::module::Param;
@@ -59,8 +59,36 @@ pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
             let shape @ [d_out, r] = lora.lora_b.dims();
             let b = TensorData::new(uniform(seed, d_out * r, 0.3), shape);
             lora.lora_b = Param::from_tensor(Tensor::from_data(b, &Default::default()));
+            if let Some(bias) = &mut lora.lora_b_bias {
+                let values = TensorData::new(uniform(seed + 50, d_out, 0.3), [d_out]);
+                *bias = Param::from_tensor(Tensor::from_data(values, &Default::default()));
+            }
         }
     }
+    for (seed, (_, module)) in (200..).zip(model.modules_mut()) {
+        let noise = |count| TensorData::new(uniform(seed, count, 0.1), [count]);
+        match module {
+            ModuleMut::Matrix(weight) => {
+                weight.trained = weight
+                    .trained
+                    .take()
+                    .map(|weight| weight.map(|weight| add_noise(weight, noise)));
+            }
+            ModuleMut::Norm(norm) => {
+                norm.trained =
+                    norm.trained.take().map(|norm| norm.map(|weight| add_noise(weight, noise)));
+            }
+        }
+    }
+}
+
+fn add_noise<const D: usize>(
+    weight: Tensor<B, D>,
+    noise: impl Fn(usize) -> TensorData,
+) -> Tensor<B, D> {
+    let shape = weight.dims();
+    let noise = Tensor::<B, 1>::from_data(noise(shape.iter().product()), &Default::default());
+    weight + noise.reshape(shape)
 }
 
 /// Writes a base model and a random adapter of `config` to a temporary folder. Returns this folder, the base's, the

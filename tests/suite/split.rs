@@ -9,7 +9,7 @@ use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::limits::Pieces;
-use arithmo::model::linear::WeightParam;
+use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::{load_as, load_in_pieces};
 use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::Quantization;
@@ -88,7 +88,8 @@ impl Case {
             with_branches::<B>(&mut model, device);
             model
         });
-        let is_split = |weight: &WeightParam<Autodiff<B>>| matches!(weight, WeightParam::Split(_));
+        let is_split =
+            |weight: &WeightParam<Autodiff<B>>| matches!(weight.stored, StoredWeight::Split(_));
         assert!(is_split(&split.embed_tokens) && !is_split(&whole.embed_tokens));
         assert!(split.lm_head.iter().all(is_split));
         let cut = |model: &Mistral<_>| {

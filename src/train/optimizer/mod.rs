@@ -8,6 +8,7 @@
 mod adamw;
 mod args;
 mod clip;
+mod groups;
 mod lion;
 mod rmsprop;
 mod sgd;
@@ -18,12 +19,13 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::config::{Optim, TrainSection};
+use crate::config::{Optim, RunConfig, TrainSection};
 use crate::error::{Error, Result};
 use crate::train::checkpoint::NamedTensors;
 
 pub use adamw::AdamW;
 pub use clip::{clip_by_global_norm, global_norm};
+pub use groups::{Group, Groups};
 pub use lion::Lion;
 pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
@@ -49,7 +51,7 @@ pub struct Update<B: Backend> {
     pub state: Vec<Tensor<B, 2>>,
     /// The number of this step for the parameter, from 1.
     pub step: u64,
-    /// Whether weight decay applies. The weights of norms are not decayed, as in transformers' `Trainer`.
+    /// Whether weight decay applies.
     pub decays: bool,
 }
 
@@ -76,6 +78,18 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// Returns the rule of a run. With LoRA+, the weight decay is that of `[lora]`.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`].
+    pub fn of_run(config: &RunConfig) -> Result<Self> {
+        let mut train = config.train.clone();
+        if config.lora.loraplus_lr_ratio.is_some() {
+            train.weight_decay = config.lora.loraplus_weight_decay;
+        }
+        Self::of(&train)
+    }
+
     /// Returns the rule of the configuration.
     ///
     /// # Errors
@@ -169,33 +183,65 @@ struct ParameterState<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: Backend> {
     rule: Rule,
+    groups: Groups,
     state: BTreeMap<String, ParameterState<B>>,
 }
 
 impl<B: TrainBackend> Optimizer<B> {
     /// Creates an optimizer without state.
     pub fn new(rule: impl Into<Rule>) -> Self {
-        Self { rule: rule.into(), state: BTreeMap::new() }
+        Self { rule: rule.into(), groups: Groups::default(), state: BTreeMap::new() }
+    }
+
+    /// Sets the group of each parameter.
+    pub fn with_groups(self, groups: Groups) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Returns the group of each parameter.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`.
     pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+        // The parameters of one rate are updated together. Positive numbers sort like their bits.
+        let mut by_rate: BTreeMap<u64, Vec<(usize, bool, NamedUpdate<B>)>> = BTreeMap::new();
+        for (index, update) in updates.into_iter().enumerate() {
+            let Group { rate, decays } = self.groups.get(&update.name);
+            by_rate.entry(rate.to_bits()).or_default().push((index, decays, update));
+        }
+        let mut params = Vec::new();
+        for (rate, updates) in by_rate {
+            params.extend(self.step_together(lr * f64::from_bits(rate), updates));
+        }
+        params.sort_by_key(|(index, _)| *index);
+        params.into_iter().map(|(_, param)| param).collect()
+    }
+
+    /// Runs one step for parameters with one learning rate. Each comes with its index and whether it decays. Returns the
+    /// index and the new value of each.
+    fn step_together(
+        &mut self,
+        lr: f64,
+        updates: Vec<(usize, bool, NamedUpdate<B>)>,
+    ) -> Vec<(usize, Tensor<B, 2>)> {
         let names = self.rule.state_names();
         let mut steps = Vec::with_capacity(updates.len());
         let mut tensors = Vec::with_capacity(updates.len());
-        for NamedUpdate { name, param, grad } in updates {
+        for (index, decays, NamedUpdate { name, param, grad }) in updates {
             let state = self.state.remove(&name).unwrap_or_else(|| ParameterState {
                 step: 0,
                 tensors: names.iter().map(|_| grad.zeros_like()).collect(),
             });
-            let (step, decays) = (state.step + 1, !name.contains("norm."));
+            let step = state.step + 1;
             tensors.push(Update { param, grad, state: state.tensors, step, decays });
-            steps.push((name, step));
+            steps.push((index, name, step));
         }
         let updates = self.rule.step(lr, tensors).into_iter().zip(steps);
-        let updates = updates.map(|(updated, (name, step))| {
+        let updates = updates.map(|(updated, (index, name, step))| {
             self.state.insert(name, ParameterState { step, tensors: updated.state });
-            updated.param
+            (index, updated.param)
         });
         updates.collect()
     }
@@ -244,7 +290,7 @@ impl<B: TrainBackend> Optimizer<B> {
         }
         match tensors.keys().next() {
             Some(key) => Err(wrong_state(key, "is not part of an optimizer state")),
-            None => Ok(Self { rule, state }),
+            None => Ok(Self { rule, groups: Groups::default(), state }),
         }
     }
 }
@@ -322,6 +368,32 @@ mod tests {
         ] {
             let error = rule(optim, args).unwrap_err();
             assert!(error.contains("train.optim_args") && error.contains(part), "{args}: {error}");
+        }
+    }
+
+    /// Every parameter gets the rate of its group, and the results keep their order.
+    #[test]
+    fn each_group_has_its_rate() {
+        type B = burn_ndarray::NdArray<f64>;
+        let one = |value: f64| {
+            let data = TensorData::new(vec![value], [1, 1]);
+            Tensor::<B, 2>::from_data(data, (&Default::default(), DType::F64))
+        };
+        let decay = 0.5;
+        let rule = Sgd { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: decay };
+        let names = ["b", "a", "c"];
+        let group = |rate, decays| Group { rate, decays };
+        let groups = [group(4.0, true), group(1.0, true), group(4.0, false)];
+        let groups = names.map(String::from).into_iter().zip(groups).collect();
+        let mut optimizer = Optimizer::new(Rule::Sgd(rule)).with_groups(Groups::new(groups));
+        let update =
+            |name: &str| NamedUpdate { name: name.into(), param: one(2.0), grad: one(3.0) };
+        let stepped = optimizer.step(0.1, names.map(update).to_vec());
+        let stepped: Vec<f64> = Tensor::cat(stepped, 0).into_data().iter::<f64>().collect();
+        let expected =
+            [2.0 - 0.4 * (3.0 + decay * 2.0), 2.0 - 0.1 * (3.0 + decay * 2.0), 2.0 - 0.4 * 3.0];
+        for (ours, expected) in stepped.into_iter().zip(expected) {
+            assert!((ours - expected).abs() < 1e-12, "{ours} {expected}");
         }
     }
 

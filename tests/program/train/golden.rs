@@ -217,7 +217,7 @@ impl Worst {
 
     fn print(&self, run: &str) {
         let parts = self.0.iter().map(|(quantity, worst)| format!("{quantity} {worst:.1e}"));
-        println!("{run}: worst deviations: {}", parts.collect::<Vec<_>>().join(", "));
+        eprintln!("{run}: worst deviations: {}", parts.collect::<Vec<_>>().join(", "));
     }
 }
 
@@ -352,10 +352,38 @@ fn optimizers() {
 }
 
 #[test]
-#[ignore = "compares with data that are not in the tree"]
 fn ranks_and_alphas_of_single_projections() {
     replay_run("adapter", "rank_alpha_pattern");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn ranks_and_alphas_with_rslora() {
     replay_run("adapter", "rank_alpha_pattern_rslora");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn lora_plus() {
+    replay_run("adapter", "loraplus_ratio16");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn modules_trained_in_full() {
+    replay_run("adapter", "modules_to_save_layernorms_embed");
+    replay_run("adapter", "modules_to_save_lm_head");
+}
+
+#[test]
+fn norms_trained_in_full() {
+    replay_run("adapter", "modules_to_save_norm");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn biases_of_lora_b() {
+    replay_run("adapter", "lora_bias");
 }
 
 #[test]
