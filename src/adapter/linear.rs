@@ -42,8 +42,7 @@ pub fn attach<B: TrainBackend>(
             attach_one(linear, config.lora_dropout, site, branch, device);
         }
     }
-    let saved = attach_saved(model, config, SavedWeights::new(), device);
-    saved.map_err(|error| error.within("lora."))
+    attach_saved(model, config, SavedWeights::new(), device)
 }
 
 /// The weights and the scaling of one branch.
