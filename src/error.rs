@@ -78,6 +78,17 @@ impl Error {
         }
     }
 
+    /// Puts `prefix` before the place of the error: the table or the file of a key that a library function names alone.
+    #[must_use]
+    pub fn within(self, prefix: &str) -> Self {
+        match self {
+            Self::Invalid { place, problem, remedy } => {
+                Self::Invalid { place: format!("{prefix}{place}"), problem, remedy }
+            }
+            other => other,
+        }
+    }
+
     /// Creates an [`Error::Run`].
     pub fn run(problem: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         Self::Run { problem: problem.to_string(), remedy: remedy.to_string() }

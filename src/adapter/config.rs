@@ -1,8 +1,12 @@
 //! Reads and writes the settings of an adapter, `adapter_config.json` of PEFT.
 
-use fancy_regex::Regex;
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::modules::is_part_of;
+pub use super::modules::{ExcludeModules, LayerChoice, Patterns, TargetModules};
 use crate::error::{Error, Result};
 
 /// Largest rank: more than the width of any model, and small enough that multiplied sizes do not overflow.
@@ -10,17 +14,6 @@ pub const MAX_RANK: usize = 1 << 20;
 
 /// What to do with an adapter that only PEFT understands.
 const MERGE_IN_PEFT: &str = "merge this adapter into its base with PEFT, where its kind allows that, and start from the merged model";
-
-/// The projections that get a low-rank branch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetModules {
-    /// Every projection of every layer; never `lm_head`.
-    AllLinear,
-    /// Modules whose full name is one of these, or ends in `.` and one of these.
-    Names(Vec<String>),
-    /// Modules whose full name matches this regular expression from start to end.
-    Pattern(String),
-}
 
 /// Initialization of `lora_a`; `lora_b` is zero except with LoftQ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -50,16 +43,88 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Initialization of `lora_a`.
     pub init: LoraInit,
+    /// Ranks of single projections, which replace [`Self::r`].
+    pub rank_pattern: Patterns<usize>,
+    /// Numerators of the scaling of single projections, which replace [`Self::lora_alpha`].
+    pub alpha_pattern: Patterns<f64>,
+    /// Projections without a branch, even if [`Self::target_modules`] has them.
+    pub exclude_modules: ExcludeModules,
+    /// Layers whose projections get a branch.
+    pub layers: LayerChoice,
+    /// Biases that are trained too.
+    pub bias: LoraBias,
+    /// Whether each `lora_b` has a bias.
+    pub lora_bias: bool,
+    /// Ends of the names of modules that are trained in full: see [`saved_modules`](super::saved::saved_modules).
+    pub modules_to_save: Vec<String>,
+}
+
+/// Biases of the model that are trained too (PEFT's `bias`). The projections of a Mistral model have none, so this only
+/// changes the adapter's settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraBias {
+    /// None.
+    #[default]
+    None,
+    /// Those of the projections with a branch.
+    LoraOnly,
+    /// All.
+    All,
+}
+
+/// The settings of one branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BranchConfig {
+    /// Rank.
+    pub r: usize,
+    /// Factor on the branch's output: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
+    pub scaling: f64,
+}
+
+impl Default for LoraConfig {
+    /// Returns PEFT's defaults for a Mistral model.
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::default(),
+            use_rslora: false,
+            init: LoraInit::KaimingUniform,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            exclude_modules: ExcludeModules::default(),
+            layers: LayerChoice::default(),
+            bias: LoraBias::None,
+            lora_bias: false,
+            modules_to_save: Vec::new(),
+        }
+    }
 }
 
 impl LoraConfig {
-    /// Returns the factor on the branch's output.
-    pub fn scaling(&self) -> f64 {
-        if self.use_rslora {
-            self.lora_alpha / (self.r as f64).sqrt()
-        } else {
-            self.lora_alpha / self.r as f64
+    /// Returns the settings of the branch on the projection `module` (`model.layers.0.self_attn.q_proj`); `None` if it
+    /// gets none. Every part of the program asks this function.
+    ///
+    /// # Errors
+    /// A pattern is not a valid regular expression, or matching it takes too many steps.
+    pub fn at(&self, module: &str) -> Result<Option<BranchConfig>> {
+        if !self.targets(module)? {
+            return Ok(None);
         }
+        let r = self.rank_pattern.get("rank_pattern", module)?.unwrap_or(self.r);
+        let alpha = self.alpha_pattern.get("alpha_pattern", module)?.unwrap_or(self.lora_alpha);
+        let divisor = if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+        Ok(Some(BranchConfig { r, scaling: alpha / divisor }))
+    }
+
+    /// Returns whether the projection `module` gets a branch, as PEFT's `check_target_module_exists`.
+    fn targets(&self, module: &str) -> Result<bool> {
+        Ok(self.target_modules.matches(module)?
+            && self.layers.contains(module)?
+            && !self.exclude_modules.matches(module)?
+            && !is_part_of(&self.modules_to_save, module)?)
     }
 
     /// Parses `adapter_config.json`; errors name `place`. Absent keys, and a `target_modules` of `null`, get PEFT's
@@ -80,122 +145,179 @@ impl LoraConfig {
         let r = keys.get("r").map_or(Some(8), Value::as_u64);
         let r = r.filter(|r| (1..=MAX_RANK as u64).contains(r));
         let targets = keys.get("target_modules");
-        Ok(Self {
+        let config = Self {
             r: r.ok_or_else(|| keys.wrong("r", &format!("an integer from 1 to {MAX_RANK}")))?
                 as usize,
             lora_alpha: keys.number("lora_alpha", 8.0)?,
             lora_dropout: keys.number("lora_dropout", 0.0)?,
-            target_modules: targets.map_or_else(TargetModules::peft_default, |value| {
-                TargetModules::from_json(value)
-                    .ok_or_else(|| keys.wrong("target_modules", "a list of names or a pattern"))
-            })?,
+            target_modules: match targets {
+                None => TargetModules::default(),
+                Some(value) => target_modules(value)
+                    .ok_or_else(|| keys.wrong("target_modules", "a list of names or a pattern"))?,
+            },
             use_rslora: keys.flag("use_rslora")?,
             init: keys.init()?,
-        })
+            rank_pattern: keys.patterns("rank_pattern", "integers from 1", |value| {
+                let r = value.as_u64().filter(|r| (1..=MAX_RANK as u64).contains(r));
+                r.map(|r| r as usize)
+            })?,
+            alpha_pattern: keys.patterns("alpha_pattern", "numbers", Value::as_f64)?,
+            exclude_modules: keys.exclude_modules()?,
+            layers: LayerChoice {
+                indices: keys.one_or_many("layers_to_transform", "layer indices", |value| {
+                    value.as_u64().map(|index| index as usize)
+                })?,
+                patterns: keys.texts("layers_pattern")?,
+            },
+            bias: keys.bias()?,
+            lora_bias: keys.flag("lora_bias")?,
+            modules_to_save: keys.names("modules_to_save")?,
+        };
+        config.check_layers(|key| format!("{place}: {key}"))?;
+        Ok(config)
+    }
+
+    /// Checks every regular expression, whichever projections a model has.
+    ///
+    /// # Errors
+    /// One is invalid; the place of the error is its key.
+    pub fn check_expressions(&self) -> Result<()> {
+        const NAME: &str = "model.layers.0.self_attn.q_proj";
+        self.target_modules.matches(NAME)?;
+        self.exclude_modules.matches(NAME)?;
+        for pattern in &self.layers.patterns {
+            LayerChoice { indices: vec![0], patterns: vec![pattern.clone()] }.contains(NAME)?;
+        }
+        is_part_of(&self.modules_to_save, NAME)?;
+        for (pattern, _) in &self.rank_pattern.0 {
+            Patterns(vec![(pattern.clone(), ())]).get("rank_pattern", NAME)?;
+        }
+        for (pattern, _) in &self.alpha_pattern.0 {
+            Patterns(vec![(pattern.clone(), ())]).get("alpha_pattern", NAME)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the choice of layers has an effect, as PEFT does. `place` makes the place of a key in errors.
+    ///
+    /// # Errors
+    /// The targets are a pattern, which chooses the layers itself, or there are patterns of layers without indices.
+    pub fn check_layers(&self, place: impl Fn(&str) -> String) -> Result<()> {
+        let LayerChoice { indices, patterns } = &self.layers;
+        let is_list = matches!(self.target_modules, TargetModules::Names(_));
+        let (key, problem, remedy) = if !is_list && !indices.is_empty() {
+            (
+                "layers_to_transform",
+                "needs a list of names as target_modules, as in PEFT",
+                "list the names, or choose the layers in the pattern",
+            )
+        } else if !patterns.is_empty() && indices.is_empty() {
+            (
+                "layers_pattern",
+                "has no effect without layers_to_transform",
+                "set layers_to_transform, or remove the key",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(place(key), problem, remedy))
     }
 
     /// Returns the smallest `adapter_config.json` that every PEFT since 0.4 opens, with keys sorted as PEFT sorts
     /// them.
     ///
-    /// `targets` are the names to write as `target_modules`; `base_model` and `revision` name the model the adapter
-    /// is for.
-    pub fn to_json(&self, targets: &[String], base_model: &str, revision: Option<&str>) -> String {
-        let lora_alpha = if self.lora_alpha.fract() == 0.0 {
-            json!(self.lora_alpha as i64)
-        } else {
-            json!(self.lora_alpha)
-        };
+    /// `targets` is the value to write as `target_modules`; `base_model` and `revision` name the model the adapter is for.
+    /// Keys that PEFT added later are written only if they are in use.
+    pub fn to_json(&self, targets: &Value, base_model: &str, revision: Option<&str>) -> String {
         let init = match self.init {
             LoraInit::KaimingUniform | LoraInit::LoftQ => json!(true),
             LoraInit::Gaussian => json!("gaussian"),
         };
-        let config = json!({
-            "alpha_pattern": {},
+        let mut config = json!({
+            "alpha_pattern": sorted(&self.alpha_pattern, number),
             "auto_mapping": null,
             "base_model_name_or_path": base_model,
-            "bias": "none",
+            "bias": self.bias,
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": init,
-            "layers_pattern": null,
-            "layers_to_transform": null,
-            "lora_alpha": lora_alpha,
+            "layers_pattern": one_or_many(&self.layers.patterns),
+            "layers_to_transform": match self.layers.indices.as_slice() {
+                [] => Value::Null,
+                indices => json!(indices),
+            },
+            "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
-            "modules_to_save": null,
+            "modules_to_save": match self.modules_to_save.as_slice() {
+                [] => Value::Null,
+                names => json!(names),
+            },
             "peft_type": "LORA",
             "r": self.r,
-            "rank_pattern": {},
+            "rank_pattern": sorted(&self.rank_pattern, |r| json!(r)),
             "revision": revision,
             "target_modules": targets,
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.use_rslora,
         });
+        let excluded = match &self.exclude_modules {
+            ExcludeModules::Names(names) => json!(BTreeSet::from_iter(names)),
+            ExcludeModules::Pattern(pattern) => json!(pattern),
+        };
+        let later = [
+            ("exclude_modules", !self.exclude_modules.is_empty(), excluded),
+            ("lora_bias", self.lora_bias, json!(true)),
+        ];
+        if let Some(keys) = config.as_object_mut() {
+            let used = later.into_iter().filter(|(_, is_used, _)| *is_used);
+            keys.extend(used.map(|(key, _, value)| (key.to_string(), value)));
+            keys.sort_keys();
+        }
         format!("{config:#}")
     }
 }
 
-impl TargetModules {
-    /// Returns whether the module `name` (`model.layers.0.self_attn.q_proj`) gets a branch.
-    ///
-    /// # Errors
-    /// The pattern is not a valid regular expression, or matching it takes too many steps.
-    pub fn matches(&self, name: &str) -> Result<bool> {
-        match self {
-            Self::AllLinear => Ok(true),
-            Self::Names(names) => Ok(names.iter().any(|target| {
-                name.strip_suffix(target.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            })),
-            Self::Pattern(pattern) => {
-                let unusable = |error: fancy_regex::Error| {
-                    Error::invalid(
-                        "target_modules",
-                        format!("`{pattern}` is not a usable regular expression: {error}"),
-                        "use a list of module names instead",
-                    )
-                };
-                // As Python's re.fullmatch, with its look-around and back references.
-                let translated = with_end_of_text(pattern);
-                let regex = Regex::new(&format!(r"\A(?:{translated})\z")).map_err(unusable)?;
-                regex.is_match(name).map_err(unusable)
-            }
-        }
-    }
+/// Returns a number as PEFT writes it: whole ones without a fraction.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 { json!(value as i64) } else { json!(value) }
+}
 
-    /// Returns the modules that PEFT targets in a Mistral model by default.
-    fn peft_default() -> Result<Self> {
-        Ok(Self::Names(["q_proj", "v_proj"].map(String::from).to_vec()))
-    }
+/// Returns patterns as an object with sorted keys, as PEFT writes them.
+fn sorted<T: Copy>(patterns: &Patterns<T>, value: impl Fn(T) -> Value) -> Value {
+    let mut object: Map<String, Value> =
+        patterns.0.iter().map(|(pattern, entry)| (pattern.clone(), value(*entry))).collect();
+    object.sort_keys();
+    Value::Object(object)
+}
 
-    /// Parses a `target_modules` value.
-    fn from_json(value: &Value) -> Option<Self> {
-        match value {
-            Value::String(all) if all.eq_ignore_ascii_case("all-linear") => Some(Self::AllLinear),
-            Value::String(pattern) => Some(Self::Pattern(pattern.clone())),
-            Value::Array(names) => {
-                let names: Option<Vec<String>> =
-                    names.iter().map(|name| name.as_str().map(String::from)).collect();
-                names.map(Self::Names)
-            }
-            _ => None,
-        }
+/// Returns no text as null, one as a text, and several as a list.
+fn one_or_many(texts: &[String]) -> Value {
+    match texts {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
     }
 }
 
-/// Translates a regular expression from Python's syntax to Rust's: the end of the text is `\Z` in Python and `\z` in Rust.
-fn with_end_of_text(pattern: &str) -> String {
-    let mut translated = String::with_capacity(pattern.len());
-    let mut letters = pattern.chars();
-    while let Some(letter) = letters.next() {
-        translated.push(letter);
-        if letter == '\\' {
-            // A backslash takes the letter behind it along, another backslash too.
-            let escaped = letters.next();
-            translated.extend(escaped.map(|letter| if letter == 'Z' { 'z' } else { letter }));
+/// Parses a `target_modules` value.
+fn target_modules(value: &Value) -> Option<TargetModules> {
+    match value {
+        Value::String(all) if all.eq_ignore_ascii_case("all-linear") => {
+            Some(TargetModules::AllLinear)
         }
+        Value::String(pattern) => Some(TargetModules::Pattern(pattern.clone())),
+        _ => list(value, text).map(TargetModules::Names),
     }
-    translated
+}
+
+/// Parses every element of a list.
+fn list<T>(value: &Value, element: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(element).collect()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(String::from)
 }
 
 /// The keys of one `adapter_config.json`, read with errors that name the key.
@@ -239,6 +361,77 @@ impl Keys<'_> {
         let number = self.get(key).map_or(Some(default), Value::as_f64);
         let number = number.filter(|number| number.is_finite());
         number.ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    /// Returns a table of values by pattern, in the order of the file; empty if the key is absent. `wanted` describes the
+    /// values.
+    fn patterns<T>(
+        &self,
+        key: &str,
+        wanted: &str,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Patterns<T>> {
+        let Some(value) = self.get(key) else {
+            return Ok(Patterns(Vec::new()));
+        };
+        let entries = value.as_object().and_then(|entries| {
+            let entry =
+                |(pattern, value): (&String, &Value)| Some((pattern.clone(), parse(value)?));
+            entries.iter().map(entry).collect()
+        });
+        let wanted = format!("a table of {wanted} by pattern");
+        entries.map(Patterns).ok_or_else(|| self.wrong(key, &wanted))
+    }
+
+    /// Returns the elements of a list, or a single element; none if the key is absent.
+    fn one_or_many<T>(
+        &self,
+        key: &str,
+        wanted: &str,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let elements = match parse(value) {
+            Some(one) => Some(vec![one]),
+            None => list(value, parse),
+        };
+        elements.ok_or_else(|| self.wrong(key, &format!("one or a list of {wanted}")))
+    }
+
+    /// Returns texts; a text that is empty counts as absent.
+    fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let texts = self.one_or_many(key, "texts", text)?;
+        Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
+    }
+
+    /// Returns a list of texts; empty if the key is absent.
+    fn names(&self, key: &str) -> Result<Vec<String>> {
+        let names = self.get(key).map_or(Some(Vec::new()), |value| list(value, text));
+        names.ok_or_else(|| self.wrong(key, "a list of names"))
+    }
+
+    /// Returns the excluded modules.
+    fn exclude_modules(&self) -> Result<ExcludeModules> {
+        const KEY: &str = "exclude_modules";
+        match self.get(KEY) {
+            None => Ok(ExcludeModules::default()),
+            Some(Value::String(pattern)) => Ok(ExcludeModules::Pattern(pattern.clone())),
+            Some(names) => list(names, text)
+                .map(ExcludeModules::Names)
+                .ok_or_else(|| self.wrong(KEY, "a list of names or a pattern")),
+        }
+    }
+
+    /// Returns the biases that are trained.
+    fn bias(&self) -> Result<LoraBias> {
+        const KEY: &str = "bias";
+        let Some(value) = self.get(KEY) else {
+            return Ok(LoraBias::None);
+        };
+        let parsed = LoraBias::deserialize(value);
+        parsed.map_err(|_| self.wrong(KEY, "\"none\", \"lora_only\" or \"all\""))
     }
 
     /// Returns a boolean, false if the key is absent.
@@ -289,15 +482,9 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
         Value::Array(list) => list.is_empty(),
         _ => false,
     };
-    const REFUSED: [&str; 18] = [
+    const REFUSED: [&str; 12] = [
         "use_dora",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "layers_to_transform",
-        "exclude_modules",
         "fan_in_fan_out",
-        "lora_bias",
         "trainable_token_indices",
         "target_parameters",
         "layer_replication",
@@ -316,14 +503,13 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
             .is_some_and(|value| !off(value) || (key.ends_with("_config") && value.is_object()))
     };
     let refused = REFUSED.into_iter().find(|key| on(key));
-    let bias = keys.get("bias").is_some_and(|bias| bias != "none");
     // Features that a later PEFT version may enable.
     let unknown = || {
         let mut flags = keys.map.iter().filter(|(_, value)| **value == true);
         let used = flags.find(|(key, _)| key.starts_with("use_") && *key != "use_rslora");
         used.map(|(key, _)| key.as_str())
     };
-    let Some(key) = refused.or(bias.then_some("bias")).or_else(unknown) else {
+    let Some(key) = refused.or_else(unknown) else {
         return Ok(());
     };
     let value = keys.map.get(key).map_or(String::new(), Value::to_string);
@@ -344,39 +530,79 @@ mod tests {
             lora_alpha: 12.0,
             lora_dropout: 0.25,
             target_modules: TargetModules::Names(vec!["q_proj".into()]),
-            use_rslora: false,
-            init: LoraInit::KaimingUniform,
+            ..LoraConfig::default()
         }
+    }
+
+    fn scaling(config: &LoraConfig) -> f64 {
+        config.at("model.layers.0.self_attn.q_proj").unwrap().unwrap().scaling
     }
 
     #[test]
     fn scaling_is_alpha_over_r_or_its_root() {
-        assert_eq!(config().scaling(), 3.0);
-        assert_eq!(LoraConfig { use_rslora: true, ..config() }.scaling(), 6.0);
+        assert_eq!(scaling(&config()), 3.0);
+        assert_eq!(scaling(&LoraConfig { use_rslora: true, ..config() }), 6.0);
     }
 
     #[test]
     fn json_round_trips() {
-        let text = config().to_json(&["q_proj".into()], "owner/base", Some("main"));
-        assert_eq!(LoraConfig::from_json(&text, "adapter_config.json").unwrap(), config());
+        let every_key = LoraConfig {
+            rank_pattern: Patterns(vec![("a.*".into(), 3), ("q_proj".into(), 2)]),
+            alpha_pattern: Patterns(vec![("v_proj".into(), 1.5)]),
+            exclude_modules: ExcludeModules::Pattern(r".*\.k_proj".into()),
+            layers: LayerChoice { indices: vec![1, 3], patterns: vec!["layers".into()] },
+            bias: LoraBias::LoraOnly,
+            lora_bias: true,
+            modules_to_save: vec!["norm".into(), "lm_head".into()],
+            ..config()
+        };
+        for config in [config(), every_key] {
+            let text = config.to_json(&json!(["q_proj"]), "owner/base", Some("main"));
+            assert_eq!(LoraConfig::from_json(&text, "adapter_config.json").unwrap(), config);
+        }
+    }
+
+    /// Rank and alpha are looked up separately, and rsLoRA divides by the root of the module's own rank.
+    #[test]
+    fn each_projection_has_its_own_rank_and_scaling() {
+        let config = LoraConfig {
+            rank_pattern: Patterns(vec![("q_proj".into(), 9)]),
+            alpha_pattern: Patterns(vec![(r"layers\.1\..*".into(), 6.0)]),
+            exclude_modules: ExcludeModules::Names(vec!["layers.0.mlp.up_proj".into()]),
+            target_modules: TargetModules::AllLinear,
+            use_rslora: true,
+            ..config()
+        };
+        let at = |module: &str| {
+            let at = config.at(&format!("model.layers.{module}")).unwrap();
+            at.map(|branch| (branch.r, branch.scaling))
+        };
+        assert_eq!(at("0.self_attn.q_proj"), Some((9, 4.0)));
+        assert_eq!(at("1.self_attn.q_proj"), Some((9, 2.0)));
+        assert_eq!(at("1.mlp.up_proj"), Some((4, 3.0)));
+        assert_eq!(at("0.mlp.up_proj"), None);
     }
 
     #[test]
-    fn names_match_whole_path_parts_only() {
-        let targets = TargetModules::Names(vec!["q_proj".into(), "layers.1.mlp.up_proj".into()]);
-        let matches = |name| targets.matches(name).unwrap();
-        assert!(matches("model.layers.0.self_attn.q_proj"));
-        assert!(!matches("model.layers.0.self_attn.xq_proj"));
-        assert!(matches("model.layers.1.mlp.up_proj"));
-        assert!(!matches("model.layers.11.mlp.up_proj"));
-        let pattern = TargetModules::Pattern(r".*\.mlp\..*".into());
-        assert!(pattern.matches("model.layers.0.mlp.up_proj").unwrap());
-        assert!(!pattern.matches("model.layers.0.self_attn.q_proj").unwrap());
+    fn layers_need_a_list_of_names_and_patterns_need_layers() {
+        let error = |change: &dyn Fn(&mut Value)| {
+            let text = config().to_json(&json!(["q_proj"]), "b", None);
+            let mut object = serde_json::from_str(&text).unwrap();
+            change(&mut object);
+            LoraConfig::from_json(&object.to_string(), "a").unwrap_err().to_string()
+        };
+        let pattern = error(&|object| {
+            object["target_modules"] = json!(".*q_proj");
+            object["layers_to_transform"] = json!(1);
+        });
+        assert!(pattern.starts_with("a: layers_to_transform: "), "{pattern}");
+        let alone = error(&|object| object["layers_pattern"] = json!("layers"));
+        assert!(alone.starts_with("a: layers_pattern: "), "{alone}");
     }
 
     #[test]
     fn unsupported_settings_are_refused_by_name() {
-        let text = config().to_json(&["q_proj".into()], "b", None);
+        let text = config().to_json(&json!(["q_proj"]), "b", None);
         let dora = text.replace("\"use_dora\": false", "\"use_dora\": true");
         let error = LoraConfig::from_json(&dora, "adapter_config.json").unwrap_err().to_string();
         assert!(error.contains("use_dora"), "{error}");
@@ -395,7 +621,7 @@ mod tests {
     }
 
     fn with(key: &str, value: Value) -> Result<LoraConfig> {
-        let text = config().to_json(&["q_proj".into()], "b", None);
+        let text = config().to_json(&json!(["q_proj"]), "b", None);
         let mut object: Value = serde_json::from_str(&text).unwrap();
         object[key] = value;
         LoraConfig::from_json(&object.to_string(), "adapter_config.json")
@@ -429,7 +655,7 @@ mod tests {
     #[test]
     fn absent_keys_take_the_defaults_of_peft() {
         let bare = LoraConfig::from_json(r#"{"peft_type": "LORA"}"#, "a").unwrap();
-        assert_eq!((bare.r, bare.lora_alpha, bare.scaling()), (8, 8.0, 1.0));
+        assert_eq!((bare.r, bare.lora_alpha, scaling(&bare)), (8, 8.0, 1.0));
         let names = ["q_proj", "v_proj"].map(String::from).to_vec();
         assert_eq!(bare.target_modules, TargetModules::Names(names));
         let null = with("target_modules", json!(null)).unwrap();
@@ -458,32 +684,16 @@ mod tests {
             ("target_modules", json!([1])),
             ("use_dora", json!("false")),
             ("bias", json!(1)),
+            ("bias", json!("some")),
+            ("rank_pattern", json!({"q_proj": 0})),
+            ("alpha_pattern", json!({"q_proj": "1"})),
+            ("exclude_modules", json!([1])),
+            ("layers_to_transform", json!([-1])),
+            ("layers_pattern", json!(2)),
             ("use_something_new", json!(true)),
         ] {
             let error = with(key, value).unwrap_err().to_string();
             assert!(error.starts_with(&format!("adapter_config.json: {key}: ")), "{error}");
         }
-    }
-
-    #[test]
-    fn patterns_follow_python() {
-        let pattern = TargetModules::Pattern(r"^(?!.*lm_head).*(q_proj|v_proj)$".into());
-        assert!(pattern.matches("model.layers.0.self_attn.q_proj").unwrap());
-        assert!(!pattern.matches("model.layers.0.self_attn.k_proj").unwrap());
-        assert!(!pattern.matches("lm_head.q_proj").unwrap());
-        let end = TargetModules::Pattern(r".*(q_proj\Z|v_proj)".into());
-        assert!(end.matches("layers.0.q_proj").unwrap() && end.matches("layers.0.v_proj").unwrap());
-        // As in Python, not before a line end; and a backslash before a Z is a backslash.
-        assert!(!TargetModules::Pattern(r"q_proj\Z\n".into()).matches("q_proj\n").unwrap());
-        assert!(TargetModules::Pattern(r"a\\Z".into()).matches(r"a\Z").unwrap());
-        // From end to end, as re.fullmatch, whatever a branch of the pattern says.
-        let half = TargetModules::Pattern(r"model|.*q_proj\n?".into());
-        assert!(!half.matches("model.layers.0").unwrap());
-        assert!(!half.matches("q_proj.x").unwrap());
-        let broken = TargetModules::Pattern("(".into());
-        assert!(broken.matches("a").unwrap_err().to_string().contains("`(`"));
-        // Exponential for a backtracking matcher: refused after a bounded number of steps.
-        let slow = TargetModules::Pattern(r"(?=(a+)+$)\1b".into());
-        assert!(slow.matches(&"a".repeat(64)).is_err() || !slow.matches(&"a".repeat(64)).unwrap());
     }
 }

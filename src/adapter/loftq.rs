@@ -18,8 +18,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::config::LoraConfig;
-use super::linear::attach_one;
+use super::config::{BranchConfig, LoraConfig};
+use super::linear::{Branch, attach_one};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
@@ -50,9 +50,9 @@ pub fn start<B: TrainBackend>(
     let progress = Progress::new("loftq", Some(with_branch.count() as u64), "weights", mode);
     let sites = base.projections().zip(policy.projections_mut()).enumerate();
     for (site, ((name, quantized), (_, linear))) in sites {
-        if linear.lora.is_none() {
+        let Some(BranchConfig { r, scaling }) = config.at(&name)? else {
             continue;
-        }
+        };
         if interrupt::requested() {
             let note = "stopped while initializing the adapter".to_string();
             return Err(Error::Interrupted { note });
@@ -62,10 +62,10 @@ pub fn start<B: TrainBackend>(
         let residual = weight - quantized.weight.floats(DType::F32);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(site as u64);
-        let [a, b] = low_rank(residual, config.r, &mut rng);
-        let factor = 1.0 / config.scaling().sqrt();
-        let weights = [a, b].map(|matrix| matrix.scaled(factor).into_data());
-        attach_one(linear, config, site, weights, device);
+        let [a, b] = low_rank(residual, r, &mut rng);
+        let factor = 1.0 / scaling.sqrt();
+        let [a, b] = [a, b].map(|matrix| matrix.scaled(factor).into_data());
+        attach_one(linear, config.lora_dropout, site, Branch { a, b, bias: None, scaling }, device);
         progress.inc(1);
     }
     progress.finish();

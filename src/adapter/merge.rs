@@ -9,7 +9,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
-use super::peft::{self, Branches};
+use super::linear::Branch;
+use super::peft::{self, AdapterWeights};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::load::from_values;
@@ -103,10 +104,8 @@ pub fn merge<B: TrainBackend>(
             }),
         });
     }
-    let summary = MergeSummary {
-        merged: merger.branches.len(),
-        copied: tensors.len() - merger.branches.len(),
-    };
+    let summary =
+        MergeSummary { merged: merger.changed(), copied: tensors.len() - merger.changed() };
     write(config, &merger.result, tensors)?;
     Ok(summary)
 }
@@ -136,8 +135,7 @@ struct Merger<'a, B: TrainBackend> {
     /// Shape and quantization of the output.
     result: MistralConfig,
     files: WeightFiles,
-    branches: Branches,
-    scaling: f64,
+    adapter: AdapterWeights,
     device: &'a B::Device,
 }
 
@@ -155,12 +153,25 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
             ));
         }
         let quantization = shape.quantization.or(config.base_quantization);
-        let (lora, branches) = peft::read(&shape, &config.adapter)?;
+        let (lora, adapter) = peft::read(&shape, &config.adapter)?;
+        if lora.lora_bias {
+            return Err(Error::file(
+                &config.adapter,
+                "has biases (lora_bias), and the projections of a Mistral model have none to which they could be added; PEFT \
+                 refuses to merge it too",
+                "use the adapter as it is, or train without lora_bias",
+            ));
+        }
         let result = MistralConfig {
             quantization: quantization.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
         };
-        Ok(Self { config, shape, result, files, branches, scaling: lora.scaling(), device })
+        Ok(Self { config, shape, result, files, adapter, device })
+    }
+
+    /// Returns the number of weights that the adapter changes.
+    fn changed(&self) -> usize {
+        self.adapter.branches.len() + self.adapter.saved.len()
     }
 
     /// Returns the dtype in which the weight `name` is written; for a quantized one, the dtype of its dequantized
@@ -180,10 +191,14 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
 
     /// Returns the values of the weight `name` for writing in `dtype`, merged if it has a branch.
     fn values(&self, name: &str, dtype: DType) -> Result<Vec<f32>> {
-        let (values, dims) = self.base(name)?;
-        let values = match self.branches.get(name.trim_end_matches(".weight")) {
-            Some(branch) => self.add(values, dims, branch.clone()),
-            None => values,
+        let module = name.trim_end_matches(".weight");
+        let values = match (self.adapter.saved.get(module), self.adapter.branches.get(module)) {
+            (Some(saved), _) => saved.iter::<f32>().collect(),
+            (None, Some(branch)) => {
+                let (values, dims) = self.base(name)?;
+                self.add(values, dims, branch)
+            }
+            (None, None) => self.base(name)?.0,
         };
         check_finite(name, &values, dtype)?;
         Ok(values)
@@ -207,11 +222,11 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
     }
 
     /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
-    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: [TensorData; 2]) -> Vec<f32> {
+    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: &Branch) -> Vec<f32> {
         let tensor = |data| Tensor::<B, 2>::from_data(data, (self.device, DType::F32));
         let weight = tensor(TensorData::new(weight, shape));
-        let [a, b] = branch.map(tensor);
-        let merged = weight + b.matmul(a) * self.scaling;
+        let [a, b] = [&branch.a, &branch.b].map(|data| tensor(data.clone()));
+        let merged = weight + b.matmul(a) * branch.scaling;
         merged.into_data().iter::<f32>().collect()
     }
 }

@@ -4,6 +4,10 @@ pub mod config;
 pub mod linear;
 pub mod loftq;
 pub mod merge;
+pub mod modules;
+pub mod parameters;
 pub mod peft;
+pub mod saved;
 
-pub use config::{LoraConfig, TargetModules};
+pub use config::LoraConfig;
+pub use modules::TargetModules;

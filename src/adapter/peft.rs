@@ -5,11 +5,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
-use burn::tensor::backend::AutodiffBackend;
+use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
+use serde_json::{Value, json};
 
-use super::config::{LoraConfig, TargetModules};
-use super::linear::{adapter_parameters, attach_one, set_adapter_parameters};
+use super::config::{BranchConfig, LoraConfig};
+use super::linear::{Branch, attach_one, check_other_modules};
+use super::modules::TargetModules;
+use super::parameters::{Parameter, adapter_parameters, set_trained_parameters};
+use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
 use crate::model::config::MistralConfig;
@@ -35,9 +39,14 @@ const RUN_ADAPTER: &str = "adapter";
 /// the file.
 pub const BASE_QUANTIZATION: &str = "base_quantization.json";
 
-/// The two matrices of each low-rank branch by module name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
-/// then `lora_b` `[D_out, r]`, in f32.
-pub type Branches = BTreeMap<String, [TensorData; 2]>;
+/// The weights of an adapter, in f32.
+#[derive(Clone, Debug, Default)]
+pub struct AdapterWeights {
+    /// Each low-rank branch by module name (`model.layers.0.self_attn.q_proj`).
+    pub branches: BTreeMap<String, Branch>,
+    /// The weights that were trained in full.
+    pub saved: SavedWeights,
+}
 
 /// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
 ///
@@ -48,13 +57,15 @@ pub fn load<B: TrainBackend>(
     folder: &Path,
     device: &B::Device,
 ) -> Result<LoraConfig> {
-    let (config, mut branches) = read(&model.config, folder)?;
+    let (config, weights) = read(&model.config, folder)?;
+    let AdapterWeights { mut branches, saved } = weights;
+    model.remove_adapter();
     for (site, (name, linear)) in model.projections_mut().enumerate() {
-        linear.lora = None;
-        if let Some(weights) = branches.remove(&name) {
-            attach_one(linear, &config, site, weights, device);
+        if let Some(branch) = branches.remove(&name) {
+            attach_one(linear, config.lora_dropout, site, branch, device);
         }
     }
+    attach_saved(model, &config, saved, device)?;
     Ok(config)
 }
 
@@ -63,7 +74,7 @@ pub fn load<B: TrainBackend>(
 /// # Errors
 /// A file is missing or damaged, the adapter uses an unsupported feature, or its tensors do not fit the model: the
 /// first few that are missing, unexpected or misshapen are named.
-pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branches)> {
+pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, AdapterWeights)> {
     let folder = &adapter_folder(folder);
     let config = read_config(folder)?;
     let path = folder.join(WEIGHTS);
@@ -71,17 +82,30 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branche
         return Err(without_weights(folder));
     }
     let mut tensors = load_safetensors_f32(&path)?;
-    let targets = targets(model, &config)?;
-    check(&config, &targets, &tensors, &path)?;
-    let mut branches = Branches::new();
-    for (name, _) in targets {
-        let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
-        if let (Some(a), Some(b)) = (take("A"), take("B")) {
-            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
-            branches.insert(name, data);
+    let place = format!("{}: ", folder.join(CONFIG).display());
+    let within = |error: Error| error.within(&place);
+    check_other_modules(model, &config).map_err(within)?;
+    let targets = targets(model, &config).map_err(within)?;
+    let saved_modules = saved_modules(model, &config).map_err(within)?;
+    check(&config, &targets, &saved_modules, &tensors, &path)?;
+    let mut weights = AdapterWeights::default();
+    let mut take = |name: String| {
+        let (shape, values) = tensors.remove(&format!("{PREFIX}{name}"))?;
+        Some(TensorData::new(values, shape))
+    };
+    for Target { name, branch, .. } in targets {
+        let matrices =
+            [take(format!("{name}.lora_A.weight")), take(format!("{name}.lora_B.weight"))];
+        if let [Some(a), Some(b)] = matrices {
+            let bias = take(format!("{name}.lora_B.bias"));
+            weights.branches.insert(name, Branch { a, b, bias, scaling: branch.scaling });
         }
     }
-    Ok((config, branches))
+    for (name, _) in saved_modules {
+        let weight = take(format!("{name}.weight"));
+        weights.saved.extend(weight.map(|weight| (name, weight)));
+    }
+    Ok((config, weights))
 }
 
 impl ModelIdentity {
@@ -198,7 +222,7 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
 /// Returns the adapter's tensors under PEFT's names, bit for bit.
 pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
     let named =
-        |(name, tensor): (String, Tensor<B, 2>)| (format!("{PREFIX}{name}"), tensor.into_data());
+        |parameter: Parameter<B>| (format!("{PREFIX}{}", parameter.name), parameter.into_data());
     adapter_parameters(model).into_iter().map(named).collect()
 }
 
@@ -207,28 +231,28 @@ pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)>
 ///
 /// # Errors
 /// A tensor is missing or has another shape.
-pub fn restore<B>(
-    model: &mut Mistral<B>,
+pub fn restore<B: TrainBackend>(
+    model: &mut Mistral<Autodiff<B>>,
     saved: Vec<(String, TensorData)>,
     place: &Path,
     device: &B::Device,
-) -> Result<()>
-where
-    B: TrainBackend + AutodiffBackend,
-{
+) -> Result<()> {
     let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
     let mut values = Vec::new();
-    for (name, tensor) in adapter_parameters(model) {
+    for Parameter { name, shape, value, .. } in adapter_parameters(model) {
         let data = saved.remove(&format!("{PREFIX}{name}"));
-        match data.filter(|data| data.shape == tensor.shape()) {
-            Some(data) => values.push(Tensor::from_data(data, device)),
+        match data.filter(|data| data.shape[..] == shape[..]) {
+            Some(data) => {
+                let data = TensorData { shape: value.dims().into(), ..data };
+                values.push(Tensor::from_data(data, device));
+            }
             None => {
-                let problem = format!("{name} is missing or not {:?}", tensor.dims());
+                let problem = format!("{name} is missing or not {shape:?}");
                 return Err(Error::file(place, problem, "remove this checkpoint folder"));
             }
         }
     }
-    set_adapter_parameters(model, values);
+    set_trained_parameters(model, values);
     Ok(())
 }
 
@@ -242,56 +266,68 @@ pub fn config_json<B: TrainBackend>(
     config.to_json(&written_targets(model, config), base_model, revision)
 }
 
-/// Returns the target modules as names, as PEFT writes them: `all-linear` and patterns are resolved, and the names
-/// are sorted.
-fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Vec<String> {
+/// Returns the target modules as PEFT writes them: sorted names, with `all-linear` resolved, or the pattern.
+fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Value {
     let names: BTreeSet<String> = match &config.target_modules {
         TargetModules::Names(names) => names.iter().cloned().collect(),
         TargetModules::AllLinear => {
             let last = |name: String| name.rsplit('.').next().map(String::from);
             model.projections().filter_map(|(name, _)| last(name)).collect()
         }
-        TargetModules::Pattern(_) => (model.projections())
-            .filter(|(_, linear)| linear.lora.is_some())
-            .map(|(name, _)| name)
-            .collect(),
+        TargetModules::Pattern(pattern) => return json!(pattern),
     };
-    names.into_iter().collect()
+    json!(names)
 }
 
-/// Lists the targeted projections of a model, each with the shape `[D_out, D_in]` of its weight. The list is empty if
-/// `config` targets none.
+/// A projection with a branch.
+struct Target {
+    /// Module name.
+    name: String,
+    d_out: usize,
+    d_in: usize,
+    branch: BranchConfig,
+}
+
+/// Lists the projections of a model that get a branch. The list is empty if `config` targets none.
 ///
 /// # Errors
-/// Those of [`TargetModules::matches`](super::config::TargetModules::matches).
-fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<(String, [usize; 2])>> {
+/// Those of [`LoraConfig::at`].
+fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     for (name, shape) in model.tensors() {
         let name = name.trim_end_matches(".weight");
         let projection = PROJECTIONS.iter().any(|path| name.ends_with(path));
-        if let ([d_out, d_in], true) = (shape.as_slice(), projection)
-            && config.target_modules.matches(name)?
+        if let (&[d_out, d_in], true) = (shape.as_slice(), projection)
+            && let Some(branch) = config.at(name)?
         {
-            targets.push((name.to_string(), [*d_out, *d_in]));
+            targets.push(Target { name: name.to_string(), d_out, d_in, branch });
         }
     }
     Ok(targets)
 }
 
-/// Checks that the tensors of the file are those of the targeted projections.
+/// Checks that the tensors of the file are those of the targeted projections and of the modules that are trained in
+/// full.
 fn check(
     config: &LoraConfig,
-    targets: &[(String, [usize; 2])],
+    targets: &[Target],
+    saved_modules: &[(String, Vec<usize>)],
     tensors: &NamedTensors,
     path: &Path,
 ) -> Result<()> {
     let mut expected = BTreeMap::new();
-    for (name, [d_out, d_in]) in targets {
+    for Target { name, d_out, d_in, branch } in targets {
         let tensor_name = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
-        expected.insert(tensor_name("A"), vec![config.r, *d_in]);
-        expected.insert(tensor_name("B"), vec![*d_out, config.r]);
+        expected.insert(tensor_name("A"), vec![branch.r, *d_in]);
+        expected.insert(tensor_name("B"), vec![*d_out, branch.r]);
+        if config.lora_bias {
+            expected.insert(format!("{PREFIX}{name}.lora_B.bias"), vec![*d_out]);
+        }
     }
-    let problem = if expected.is_empty() {
+    for (name, shape) in saved_modules {
+        expected.insert(format!("{PREFIX}{name}.weight"), shape.clone());
+    }
+    let problem = if targets.is_empty() {
         Some("its target_modules match no projection of this model".to_string())
     } else {
         differences(&expected, tensors)

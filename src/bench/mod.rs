@@ -301,5 +301,6 @@ fn targets(targets: &TargetModules) -> String {
     match targets {
         TargetModules::AllLinear => "all projections".to_string(),
         TargetModules::Names(names) => names.join(", "),
+        TargetModules::Pattern(pattern) => pattern.clone(),
     }
 }

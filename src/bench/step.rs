@@ -9,9 +9,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::{BenchOptions, Probe};
-use crate::adapter::config::{LoraConfig, LoraInit, TargetModules as LoraTargets};
+use crate::adapter::LoraConfig;
 use crate::adapter::linear::{attach, trainable};
-use crate::config::{GradientCheckpointing, TargetModules};
+use crate::config::GradientCheckpointing;
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
 use crate::doctor::speed::{median, timed};
@@ -211,13 +211,8 @@ fn lora_config(options: &BenchOptions) -> LoraConfig {
     LoraConfig {
         r: options.rank,
         lora_alpha: 2.0 * options.rank as f64,
-        lora_dropout: 0.0,
-        target_modules: match &options.targets {
-            TargetModules::AllLinear => LoraTargets::AllLinear,
-            TargetModules::Names(names) => LoraTargets::Names(names.clone()),
-        },
-        use_rslora: false,
-        init: LoraInit::KaimingUniform,
+        target_modules: options.targets.clone(),
+        ..LoraConfig::default()
     }
 }
 

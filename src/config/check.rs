@@ -17,6 +17,7 @@ use crate::model::mistral::projection_names;
 use crate::objective::f_divergence::FDivergence;
 use crate::objective::losses::{LossType, Uses};
 use crate::train::optimizer::Rule;
+use crate::train::policy::lora_config;
 
 /// Returns an error at `key` unless `holds`.
 fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
@@ -66,6 +67,8 @@ impl RunConfig {
         self.validate_method()?;
         self.validate_loftq()?;
         ranges::check(self)?;
+        self.validate_modules()?;
+        self.validate_lora_plus()?;
         self.train.validate_strategies()?;
         self.train.validate_optimizer()?;
         let evaluated = [
@@ -80,6 +83,30 @@ impl RunConfig {
                 "set data.eval_file, or remove the key",
             )
         })
+    }
+
+    /// Checks the choice of layers and every regular expression for modules.
+    fn validate_modules(&self) -> Result<()> {
+        let lora = lora_config(self);
+        lora.check_layers(|key| format!("lora.{key}"))?;
+        lora.check_expressions().map_err(|error| error.within("lora."))
+    }
+
+    /// Checks that each weight decay has an effect, with LoRA+ or without.
+    fn validate_lora_plus(&self) -> Result<()> {
+        let used = self.lora.loraplus_lr_ratio.is_some();
+        ensure(
+            used || self.lora.loraplus_weight_decay == 0.0,
+            "lora.loraplus_weight_decay",
+            "has no effect without lora.loraplus_lr_ratio",
+            "set train.weight_decay instead, or lora.loraplus_lr_ratio",
+        )?;
+        ensure(
+            !used || self.train.weight_decay == 0.0,
+            "train.weight_decay",
+            "has no effect with lora.loraplus_lr_ratio, as in PEFT",
+            "set lora.loraplus_weight_decay instead",
+        )
     }
 
     /// Checks that LoftQ has the supported settings, a base quantized to 4 bits, and no adapter to start from.
@@ -242,20 +269,36 @@ impl LoraSection {
         let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
         ensure_built(!self.use_dora, "lora.use_dora", self.use_dora)?;
-        ensure_built(!self.lora_bias, "lora.lora_bias", self.lora_bias)?;
-        ensure_built(self.modules_to_save.is_none(), "lora.modules_to_save", &self.modules_to_save)
+        ensure(
+            !self.lora_bias || self.init_lora_weights == InitLoraWeights::KaimingUniform,
+            "lora.lora_bias",
+            "is only possible with lora.init_lora_weights = true, as in PEFT",
+            "remove one of the keys",
+        )
     }
 
     fn validate_targets(&self) -> Result<()> {
         let key = "lora.target_modules";
-        let TargetModules::Names(names) = &self.target_modules else {
-            return Ok(());
+        let names = match &self.target_modules {
+            TargetModules::AllLinear => return Ok(()),
+            TargetModules::Pattern(pattern) => {
+                return ensure(
+                    projection_names().all(|name| name != pattern),
+                    key,
+                    format!(
+                        "\"{pattern}\" is a regular expression for whole names, and matches none"
+                    ),
+                    format!("write [\"{pattern}\"]"),
+                );
+            }
+            TargetModules::Names(names) => names,
         };
         let known = projection_names().collect::<Vec<_>>().join(", ");
         let known = format!("choose from {known}, or \"all-linear\"");
         ensure(!names.is_empty(), key, "is empty: nothing would be trained", &known)?;
         for (index, name) in names.iter().enumerate() {
-            let exists = projection_names().any(|known| known == name);
+            let last = name.rsplit('.').next().unwrap_or_default();
+            let exists = projection_names().any(|known| known == last);
             ensure(
                 exists,
                 key,

@@ -2,15 +2,9 @@
 
 /// Options that change results and are not built yet, by their name in any table.
 const NOT_BUILT: &[&str] = &[
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
     "layer_replication",
-    "exclude_modules",
     "target_parameters",
     "trainable_token_indices",
-    "loraplus_lr_ratio",
     "loraplus_lr_embedding",
     "use_qalora",
     "eva_config",

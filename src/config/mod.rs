@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use options::{
-    EvalMeans, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias, Method,
-    ModelDtype, Optim, Quantization, Reference, TargetModules,
+    EvalMeans, ExcludeModules, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
+    Method, ModelDtype, Optim, Quantization, Reference, TargetModules,
 };
 pub use ranges::range_in_words;
 pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSection, TrainSection};
@@ -77,6 +77,9 @@ const NEUTRAL_KEYS: [&str; 10] = [
     "train.save_total_limit",
     "train.gradient_checkpointing",
 ];
+
+/// Keys whose value is a table of the user's own names. Such a table is one value.
+const OPEN_TABLES: [&str; 2] = ["lora.rank_pattern", "lora.alpha_pattern"];
 
 /// Keys that determine the length of a run. They may change when it is resumed: completed steps stay, and the remaining
 /// ones have the learning rate of a run of the new length.
@@ -181,7 +184,7 @@ fn resolve_defaults(source: &mut Source) {
 fn leaves(config: &RunConfig) -> Vec<(String, Value)> {
     fn collect(prefix: &str, value: Value, out: &mut Vec<(String, Value)>) {
         match value {
-            Value::Object(fields) => {
+            Value::Object(fields) if !OPEN_TABLES.contains(&prefix) => {
                 for (name, field) in fields {
                     let dot = if prefix.is_empty() { "" } else { "." };
                     collect(&format!("{prefix}{dot}{name}"), field, out);

@@ -6,6 +6,8 @@ use clap::ValueEnum;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use crate::adapter::config::LoraBias;
+pub use crate::adapter::modules::{ExcludeModules, TargetModules};
 use crate::model::quantize;
 use crate::objective::losses::LossType;
 
@@ -205,31 +207,6 @@ pub enum EvalMeans {
     Trl,
 }
 
-/// PEFT's `bias`. Only `"none"` is built.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraBias {
-    /// No bias is trained.
-    #[default]
-    None,
-}
-
-/// Projections that get a LoRA adapter: a list of names, or `"all-linear"` (every projection of the decoder layers, not
-/// `lm_head`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetModules {
-    /// Names as in the model: `q_proj`, `down_proj`, ...
-    Names(Vec<String>),
-    /// `"all-linear"`.
-    AllLinear,
-}
-
-impl Default for TargetModules {
-    fn default() -> Self {
-        Self::Names(vec!["q_proj".into(), "v_proj".into()])
-    }
-}
-
 /// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. The first two initialize `lora_B` to zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLoraWeights {
@@ -269,6 +246,7 @@ impl Serialize for TargetModules {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Names(names) => names.serialize(serializer),
+            Self::Pattern(pattern) => serializer.serialize_str(pattern),
             Self::AllLinear => serializer.serialize_str("all-linear"),
         }
     }
@@ -278,9 +256,34 @@ impl<'de> Deserialize<'de> for TargetModules {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match FlagOrNames::deserialize(deserializer)? {
             FlagOrNames::Names(names) => Ok(Self::Names(names)),
-            FlagOrNames::Name(name) if name == "all-linear" => Ok(Self::AllLinear),
-            _ => Err(serde::de::Error::custom(
-                "expected a list of projection names, such as [\"q_proj\", \"v_proj\"], or \"all-linear\"",
+            FlagOrNames::Name(name) if name.eq_ignore_ascii_case("all-linear") => {
+                Ok(Self::AllLinear)
+            }
+            FlagOrNames::Name(pattern) => Ok(Self::Pattern(pattern)),
+            FlagOrNames::Flag(_) => Err(serde::de::Error::custom(
+                "expected a list of projection names, such as [\"q_proj\", \"v_proj\"], \"all-linear\", or a regular \
+                 expression",
+            )),
+        }
+    }
+}
+
+impl Serialize for ExcludeModules {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Names(names) => names.serialize(serializer),
+            Self::Pattern(pattern) => serializer.serialize_str(pattern),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ExcludeModules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match FlagOrNames::deserialize(deserializer)? {
+            FlagOrNames::Names(names) => Ok(Self::Names(names)),
+            FlagOrNames::Name(pattern) => Ok(Self::Pattern(pattern)),
+            FlagOrNames::Flag(_) => Err(serde::de::Error::custom(
+                "expected a list of module names, or a regular expression",
             )),
         }
     }
@@ -326,6 +329,23 @@ impl<'de> Deserialize<'de> for GradientCheckpointing {
             _ => Err(serde::de::Error::custom("expected \"auto\", true or false")),
         }
     }
+}
+
+/// Reads a value or a list of values.
+pub(super) fn one_or_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a value, or a list of them, of the right type")]
+    enum OneOrList<T> {
+        One(T),
+        List(Vec<T>),
+    }
+    let given = Option::<OneOrList<T>>::deserialize(deserializer)?;
+    Ok(given.map(|given| match given {
+        OneOrList::One(one) => vec![one],
+        OneOrList::List(list) => list,
+    }))
 }
 
 /// Reads TRL's `loss_type`: one name or a list of names.

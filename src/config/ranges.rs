@@ -41,6 +41,11 @@ pub(super) const RANGES: &[(&str, LowerBound, UpperBound)] = &[
     ("lora.r", From(1.0), AtMost(65_536.0)),
     ("lora.lora_alpha", Above0, AtMost(1e6)),
     ("lora.lora_dropout", From(0.0), Below(1.0)),
+    ("lora.layers_to_transform", From(0.0), AtMost(1e6)),
+    ("lora.loraplus_lr_ratio", Above0, AtMost(1e6)),
+    ("lora.loraplus_weight_decay", From(0.0), AtMost(1e6)),
+    ("lora.rank_pattern", From(1.0), AtMost(65_536.0)),
+    ("lora.alpha_pattern", Above0, AtMost(1e6)),
     ("lora.loftq_config.loftq_bits", From(4.0), AtMost(4.0)),
     ("lora.loftq_config.loftq_iter", From(1.0), AtMost(1.0)),
     ("dpo.loss_weights", From(0.0), AtMost(1e6)),
@@ -136,6 +141,7 @@ pub(super) fn check(config: &RunConfig) -> Result<()> {
     for (key, value) in leaves(config) {
         let numbers: Vec<f64> = match &value {
             Value::Array(values) => values.iter().filter_map(Value::as_f64).collect(),
+            Value::Object(values) => values.values().filter_map(Value::as_f64).collect(),
             value => Vec::from_iter(value.as_f64()),
         };
         numbers.into_iter().try_for_each(|number| check_number(number, &key))?;
@@ -155,8 +161,14 @@ mod tests {
     /// Keys without a default may be numeric too, except the texts, lists and shapes named here.
     #[test]
     fn every_number_has_a_range() {
-        let text_or_list =
-            ["data.eval_file", "lora.adapter", "lora.modules_to_save", "train.optim_args"];
+        let text_or_list = [
+            "data.eval_file",
+            "lora.adapter",
+            "lora.exclude_modules",
+            "lora.layers_pattern",
+            "lora.modules_to_save",
+            "train.optim_args",
+        ];
         let shapes = ["warmup_type", "decay_type"];
         for (key, value) in leaves(&RunConfig::default()) {
             let may_be_number = value.is_number() || value.is_null();

@@ -2,13 +2,14 @@
 //!
 //! Names and meanings are those of transformers' `TrainingArguments`, TRL's `DPOConfig` and PEFT's `LoraConfig`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EvalMeans, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias, ModelDtype,
-    Optim, Quantization, Reference, TargetModules, one_or_many,
+    EvalMeans, ExcludeModules, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
+    ModelDtype, Optim, Quantization, Reference, TargetModules, one_or_list, one_or_many,
 };
 use crate::data::encode::{Compat, TruncationMode};
 use crate::data::prompt::PLAIN;
@@ -119,8 +120,22 @@ pub struct LoraSection {
     pub lora_alpha: f64,
     /// Dropout probability of the input of `lora_A`; inactive while `train.disable_dropout` is true.
     pub lora_dropout: f64,
-    /// Projections that get an adapter.
+    /// Projections that get an adapter. A regular expression must match the whole name, such as
+    /// `model.layers.0.self_attn.q_proj`.
     pub target_modules: TargetModules,
+    /// Projections that get none although `target_modules` has them. A regular expression must match the whole name.
+    pub exclude_modules: Option<ExcludeModules>,
+    /// Index of the layer whose projections get an adapter, or a list of them. Default: all layers.
+    #[serde(deserialize_with = "one_or_list")]
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Regular expression for the part of a projection's name before the index of the layer, or a list of them.
+    #[serde(deserialize_with = "one_or_list")]
+    pub layers_pattern: Option<Vec<String>>,
+    /// Ranks of single projections, by a regular expression for the end of their names, such as
+    /// `{ v_proj = 4, "layers.1.mlp.down_proj" = 2 }`.
+    pub rank_pattern: Option<BTreeMap<String, usize>>,
+    /// Values of `lora_alpha` of single projections, by a regular expression for the end of their names.
+    pub alpha_pattern: Option<BTreeMap<String, f64>>,
     /// Whether to use the rank-stabilized scaling `s = lora_alpha / sqrt(r)` (Kalajdzievski 2023).
     pub use_rslora: bool,
     /// Whether to use weight-decomposed LoRA (Liu et al. 2024). Not built yet.
@@ -131,11 +146,17 @@ pub struct LoraSection {
     pub init_lora_weights: InitLoraWeights,
     /// Settings of `init_lora_weights = "loftq"`.
     pub loftq_config: LoftqConfig,
-    /// Which biases are trained. Only `"none"` is built.
+    /// Biases that are trained too. A Mistral model's projections have none, so this only changes adapter_config.json.
     pub bias: LoraBias,
-    /// Whether `lora_B` has a bias. Not built yet.
+    /// Whether `lora_B` has a bias. An adapter with biases cannot be merged.
     pub lora_bias: bool,
-    /// Modules to train in full in addition to the adapter. Not built yet.
+    /// Learning rate of `lora_B` relative to that of `lora_A` (Hayou et al. 2024, LoRA+). Vectors that are trained too have
+    /// the rate of `lora_B`. Default: one rate for all.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Weight decay with LoRA+, of all trained weights, also those of norms; used in place of `train.weight_decay`.
+    pub loraplus_weight_decay: f64,
+    /// Ends of the names of modules to train in full beside the adapter, such as `lm_head`, `embed_tokens`, or `norm` for
+    /// every norm. They are saved with the adapter.
     pub modules_to_save: Option<Vec<String>>,
 }
 
@@ -153,6 +174,11 @@ impl Default for LoraSection {
             lora_alpha: 32.0,
             lora_dropout: 0.0,
             target_modules: TargetModules::default(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: None,
+            rank_pattern: None,
+            alpha_pattern: None,
             use_rslora: false,
             use_dora: false,
             adapter: None,
@@ -160,6 +186,8 @@ impl Default for LoraSection {
             loftq_config: LoftqConfig::default(),
             bias: LoraBias::None,
             lora_bias: false,
+            loraplus_lr_ratio: None,
+            loraplus_weight_decay: 0.0,
             modules_to_save: None,
         }
     }

@@ -7,7 +7,7 @@ use serde_json::Value as Known;
 use toml::{Table, Value};
 
 use super::suggest::{MIN_SIMILARITY, in_backticks, line_of, readable, similarity};
-use super::{RunConfig, hints};
+use super::{OPEN_TABLES, RunConfig, hints};
 use crate::data::template_text::unescape;
 use crate::error::{Error, Result};
 use crate::input_file;
@@ -81,7 +81,7 @@ impl Source {
             Err(_) if key == TEMPLATE => Value::String(unescape(text, &format!("--set {key}"))?),
             Err(_) => Value::String(text.to_string()),
         };
-        if value.is_table() {
+        if value.is_table() && !OPEN_TABLES.contains(&key) {
             return Err(wrong("sets a whole table; set one key at a time"));
         }
         if !insert(&mut self.table, key, value) {
@@ -270,7 +270,9 @@ fn collect_leaves(prefix: &str, table: &Table, leaves: &mut Vec<(String, Value)>
     for (name, value) in table {
         let key = join(prefix, name);
         match value.as_table() {
-            Some(inner) if !inner.is_empty() => collect_leaves(&key, inner, leaves),
+            Some(inner) if !inner.is_empty() && !OPEN_TABLES.contains(&key.as_str()) => {
+                collect_leaves(&key, inner, leaves);
+            }
             _ => leaves.push((key, value.clone())),
         }
     }

@@ -63,6 +63,15 @@ impl Pieces {
         self.longer(config, |_, [rows, columns]| self.rows([rows, columns], 1) != Some(rows))
     }
 
+    /// Returns the name and byte count of the first matrix among those of the modules `names` that is longer than one
+    /// part.
+    pub fn longer_among(&self, config: &MistralConfig, names: &[&str]) -> Option<(String, u64)> {
+        self.longer(config, |name, [rows, columns]| {
+            names.contains(&name.trim_end_matches(".weight"))
+                && self.rows([rows, columns], 1) != Some(rows)
+        })
+    }
+
     /// Returns the name and byte count of the first matrix for which `is_long` holds.
     fn longer(
         &self,
@@ -104,6 +113,19 @@ pub fn check<B: TrainBackend>(
 pub fn check_whole<B: TrainBackend>(config: &MistralConfig, device: &B::Device) -> Result<()> {
     let pieces = Pieces::of::<B>(DType::F32, device);
     refuse::<B>(pieces, pieces.longer_than_a_piece(config), device)
+}
+
+/// Checks that `device` can take the weights of the modules `names` whole and in f32, as training them needs.
+///
+/// # Errors
+/// A matrix is too long; the error names it.
+pub fn check_whole_weights<B: TrainBackend>(
+    config: &MistralConfig,
+    names: &[&str],
+    device: &B::Device,
+) -> Result<()> {
+    let pieces = Pieces::of::<B>(DType::F32, device);
+    refuse::<B>(pieces, pieces.longer_among(config, names), device)
 }
 
 /// Returns the error for a matrix that was found too long, if any.

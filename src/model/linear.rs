@@ -1,4 +1,4 @@
-//! A frozen projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`.
+//! A projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`.
 //!
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
 //! *is* (its initialization, its files, which projections get one) is decided in [`crate::adapter`].
@@ -19,6 +19,8 @@ pub struct LowRank<B: TrainBackend> {
     pub lora_a: Param<Tensor<B, 2>>,
     /// `[D_out, r]`
     pub lora_b: Param<Tensor<B, 2>>,
+    /// `[D_out]`, added to the branch's output before the scaling, if the adapter has biases (PEFT's `lora_bias`).
+    pub lora_b_bias: Option<Param<Tensor<B, 1>>>,
     /// `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
     #[module(skip)]
     pub scaling: f64,
@@ -32,7 +34,17 @@ pub struct LowRank<B: TrainBackend> {
 
 /// A matrix of the model: a projection, the embedding or the head.
 #[derive(Module, Debug)]
-pub enum WeightParam<B: TrainBackend> {
+pub struct WeightParam<B: TrainBackend> {
+    /// The weight of the model.
+    pub stored: StoredWeight<B>,
+    /// The copy that an adapter trains in full ([`crate::adapter::saved`]). The model computes with it in place of
+    /// [`Self::stored`].
+    pub trained: Option<Param<Tensor<B, 2>>>,
+}
+
+/// The forms in which a matrix of the model is stored.
+#[derive(Module, Debug)]
+pub enum StoredWeight<B: TrainBackend> {
     /// `[D_out, D_in]`, as stored by Hugging Face.
     Float(Param<Tensor<B, 2>>),
     /// Quantized weight: never trained, and so no parameter.
@@ -44,28 +56,36 @@ pub enum WeightParam<B: TrainBackend> {
 impl<B: TrainBackend> WeightParam<B> {
     /// Wraps a weight `[D_out, D_in]` that is not trained.
     pub fn frozen(weight: impl Into<Weight<B>>) -> Self {
-        match weight.into() {
-            Weight::Float(weight) => Self::Float(frozen_param(weight)),
-            Weight::Packed(weight) => Self::Packed(weight),
-            Weight::Split(weight) => Self::Split(weight),
-        }
+        let stored = match weight.into() {
+            Weight::Float(weight) => StoredWeight::Float(frozen_param(weight)),
+            Weight::Packed(weight) => StoredWeight::Packed(weight),
+            Weight::Split(weight) => StoredWeight::Split(weight),
+        };
+        Self { stored, trained: None }
     }
 
     /// Returns the shape `[D_out, D_in]`.
     pub fn dims(&self) -> [usize; 2] {
-        match self {
-            Self::Float(weight) => weight.dims(),
-            Self::Packed(weight) => weight.dims,
-            Self::Split(weight) => weight.dims(),
+        match &self.stored {
+            StoredWeight::Float(weight) => weight.dims(),
+            StoredWeight::Packed(weight) => weight.dims,
+            StoredWeight::Split(weight) => weight.dims(),
         }
     }
 
-    /// Returns the weight in the form that operations take.
+    /// Returns the weight; if it is a trained copy, in the copy's dtype.
     pub fn val(&self) -> Weight<B> {
-        match self {
-            Self::Float(weight) => Weight::Float(weight.val()),
-            Self::Packed(weight) => Weight::Packed(weight.clone()),
-            Self::Split(weight) => Weight::Split(weight.clone()),
+        match &self.trained {
+            Some(trained) => Weight::Float(trained.val()),
+            None => self.stored.val(),
+        }
+    }
+
+    /// Returns the weight in the form that operations on activations of `dtype` take.
+    pub fn for_input(&self, dtype: DType) -> Weight<B> {
+        match &self.trained {
+            Some(trained) => Weight::Float(in_dtype(trained.val(), dtype)),
+            None => self.stored.val(),
         }
     }
 
@@ -76,11 +96,31 @@ impl<B: TrainBackend> WeightParam<B> {
 
     /// Returns the rows `ids` `[T]` as `[T, D_in]`; quantized ones are dequantized to `dtype`.
     pub fn rows(&self, ids: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
-        self.val().rows(ids, dtype)
+        let rows = self.val().rows(ids, dtype);
+        if self.trained.is_some() { in_dtype(rows, dtype) } else { rows }
     }
 }
 
-/// A projection whose weight is frozen.
+impl<B: TrainBackend> StoredWeight<B> {
+    /// Returns the weight in the form that operations take.
+    pub fn val(&self) -> Weight<B> {
+        match self {
+            Self::Float(weight) => Weight::Float(weight.val()),
+            Self::Packed(weight) => Weight::Packed(weight.clone()),
+            Self::Split(weight) => Weight::Split(weight.clone()),
+        }
+    }
+}
+
+/// Casts `tensor` to `dtype` unless it has it.
+pub(super) fn in_dtype<B: TrainBackend, const D: usize>(
+    tensor: Tensor<B, D>,
+    dtype: DType,
+) -> Tensor<B, D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}
+
+/// A projection.
 #[derive(Module, Debug)]
 pub struct Linear<B: TrainBackend> {
     /// `[D_out, D_in]`, as stored by Hugging Face.
@@ -117,11 +157,37 @@ pub fn project<B: TrainBackend>(
     let projections: Vec<_> = linears
         .iter()
         .map(|linear| Projection {
-            weight: linear.weight.val(),
+            weight: linear.weight.for_input(x.dtype()),
             adapter: linear.lora.as_ref().map(|lora| lora.adapter(&x, dropout_seed)),
         })
         .collect();
-    adapted_linear(x, &projections, residual)
+    let biases = scaled_biases(linears, &x);
+    let output = adapted_linear(x, &projections, residual);
+    match biases {
+        Some(biases) => output + biases,
+        None => output,
+    }
+}
+
+/// Returns the biases of all branches times their scalings, side by side as `[1, sum of D_out]` in the dtype of `x`;
+/// `None` if no branch has a bias.
+fn scaled_biases<B: TrainBackend>(
+    linears: &[&Linear<B>],
+    x: &Tensor<B, 2>,
+) -> Option<Tensor<B, 2>> {
+    let bias = |linear: &&Linear<B>| {
+        let lora = linear.lora.as_ref()?;
+        let bias = lora.lora_b_bias.as_ref()?.val();
+        Some(in_dtype((bias * lora.scaling).unsqueeze(), x.dtype()))
+    };
+    let biases: Vec<Option<Tensor<B, 2>>> = linears.iter().map(bias).collect();
+    if biases.iter().all(Option::is_none) {
+        return None;
+    }
+    let parts = biases.into_iter().zip(linears).map(|(bias, linear)| {
+        bias.unwrap_or_else(|| Tensor::zeros([1, linear.dims().0], (&x.device(), x.dtype())))
+    });
+    Some(Tensor::cat(parts.collect(), 1))
 }
 
 impl<B: TrainBackend> LowRank<B> {

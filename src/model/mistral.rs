@@ -62,17 +62,33 @@ impl<B: TrainBackend> DecoderLayer<B> {
 
     /// Returns the seven projections mutably, in the order of [`Self::projections`].
     pub fn projections_mut(&mut self) -> [&mut Linear<B>; 7] {
-        let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
-        [
-            &mut attn.q_proj,
-            &mut attn.k_proj,
-            &mut attn.v_proj,
-            &mut attn.o_proj,
-            &mut mlp.gate_proj,
-            &mut mlp.up_proj,
-            &mut mlp.down_proj,
-        ]
+        projections_mut(&mut self.self_attn, &mut self.mlp)
     }
+}
+
+/// Returns the projections of a layer's two halves, in the order of [`DecoderLayer::projections`].
+fn projections_mut<'a, B: TrainBackend>(
+    attn: &'a mut Attention<B>,
+    mlp: &'a mut Mlp<B>,
+) -> [&'a mut Linear<B>; 7] {
+    [
+        &mut attn.q_proj,
+        &mut attn.k_proj,
+        &mut attn.v_proj,
+        &mut attn.o_proj,
+        &mut mlp.gate_proj,
+        &mut mlp.up_proj,
+        &mut mlp.down_proj,
+    ]
+}
+
+/// A module of the model that has a weight.
+#[derive(Debug)]
+pub enum ModuleMut<'a, B: TrainBackend> {
+    /// A matrix: the embedding, a projection or the head.
+    Matrix(&'a mut WeightParam<B>),
+    /// A norm.
+    Norm(&'a mut RmsNorm<B>),
 }
 
 /// Paths of a layer's projections below `model.layers.N.`, in the order of [`DecoderLayer::projections`].
@@ -158,8 +174,8 @@ impl<B: TrainBackend> Mistral<B> {
     /// Returns the matrix that maps hidden states to logits, `[V, D]`.
     pub fn head(&self) -> Weight<B> {
         match &self.lm_head {
-            Some(head) => head.val(),
-            None => self.embed_tokens.val(),
+            Some(head) => head.for_input(self.dtype()),
+            None => self.embed_tokens.for_input(self.dtype()),
         }
     }
 
@@ -206,11 +222,47 @@ impl<B: TrainBackend> Mistral<B> {
         })
     }
 
-    /// Removes all low-rank branches and keeps the same weights (shared, not copied): DPO's reference model.
+    /// Returns every module that has a weight, mutably, with its Hugging Face name.
+    pub fn modules_mut(&mut self) -> Vec<(String, ModuleMut<'_, B>)> {
+        let Self { embed_tokens, layers, norm, lm_head, .. } = self;
+        let mut modules = vec![("model.embed_tokens".to_string(), ModuleMut::Matrix(embed_tokens))];
+        for (index, layer) in layers.iter_mut().enumerate() {
+            let DecoderLayer { self_attn, mlp, input_layernorm, post_attention_layernorm } = layer;
+            let matrices = PROJECTIONS.into_iter().zip(projections_mut(self_attn, mlp));
+            let matrices =
+                matrices.map(|(path, linear)| (path, ModuleMut::Matrix(&mut linear.weight)));
+            let norms = [
+                ("input_layernorm", ModuleMut::Norm(input_layernorm)),
+                ("post_attention_layernorm", ModuleMut::Norm(post_attention_layernorm)),
+            ];
+            let all = matrices.chain(norms);
+            modules
+                .extend(all.map(|(path, module)| (format!("model.layers.{index}.{path}"), module)));
+        }
+        modules.push(("model.norm".to_string(), ModuleMut::Norm(norm)));
+        modules.extend(
+            lm_head.iter_mut().map(|head| ("lm_head".to_string(), ModuleMut::Matrix(head))),
+        );
+        modules
+    }
+
+    /// Removes the adapter, its branches and its trained copies of weights, and keeps the same weights (shared, not
+    /// copied): DPO's reference model.
     pub fn without_adapter(mut self) -> Self {
+        self.remove_adapter();
+        self
+    }
+
+    /// Removes the adapter like [`Self::without_adapter`].
+    pub fn remove_adapter(&mut self) {
         for (_, linear) in self.projections_mut() {
             linear.lora = None;
         }
-        self
+        for (_, module) in self.modules_mut() {
+            match module {
+                ModuleMut::Matrix(weight) => weight.trained = None,
+                ModuleMut::Norm(norm) => norm.trained = None,
+            }
+        }
     }
 }

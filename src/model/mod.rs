@@ -14,7 +14,6 @@ pub mod load;
 pub mod mistral;
 pub mod mlp;
 pub mod not_finite;
-pub mod parameters;
 pub mod positions;
 pub mod quantize;
 pub mod rms_norm;

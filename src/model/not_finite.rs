@@ -52,7 +52,7 @@ pub fn explain_weights<B: TrainBackend>(model: &Mistral<B>) -> Option<Error> {
             .next()
     };
     let at_the_end = || {
-        let norm = count(model.norm.weight.val());
+        let norm = count(model.norm.val());
         let norm = norm.any().then(|| ("model.norm.weight".to_string(), norm));
         let head = model.lm_head.as_ref();
         norm.or_else(|| {
@@ -78,17 +78,16 @@ fn check_layer<B: TrainBackend>(
         ("input_layernorm", &layer.input_layernorm),
         ("post_attention_layernorm", &layer.post_attention_layernorm),
     ];
-    let norms = norms.map(|(part, norm)| (name(part), count(norm.weight.val())));
+    let norms = norms.map(|(part, norm)| (name(part), count(norm.val())));
     let mut found: Vec<_> = norms.into_iter().filter(|(_, found)| found.any()).collect();
     for (part, linear) in PROJECTIONS.iter().zip(layer.projections()) {
         found.extend(check_matrix(name(part), &linear.weight, device));
         if let Some(lora) = &linear.lora {
-            for (side, matrix) in [("lora_A", &lora.lora_a), ("lora_B", &lora.lora_b)] {
-                let counted = count(matrix.val());
-                if counted.any() {
-                    found.push((name(&format!("{part}.{side}")), counted));
-                }
-            }
+            let counted =
+                [("lora_A", count(lora.lora_a.val())), ("lora_B", count(lora.lora_b.val()))];
+            let biases = lora.lora_b_bias.iter().map(|bias| ("lora_B.bias", count(bias.val())));
+            let broken = counted.into_iter().chain(biases).filter(|(_, counted)| counted.any());
+            found.extend(broken.map(|(side, counted)| (name(&format!("{part}.{side}")), counted)));
         }
     }
     found

@@ -4,13 +4,15 @@ use arithmo_backends::{TrainBackend, ops::rms_norm::rms_norm};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::linear::frozen_param;
+use super::linear::{frozen_param, in_dtype};
 
-/// `y = x / sqrt(mean(x^2) + eps) * weight`, with a frozen weight.
+/// `y = x / sqrt(mean(x^2) + eps) * weight`.
 #[derive(Module, Debug)]
 pub struct RmsNorm<B: TrainBackend> {
     /// `[D]`
     pub weight: Param<Tensor<B, 1>>,
+    /// The copy of the weight that an adapter trains in full ([`crate::adapter::saved`]), used in its place.
+    pub trained: Option<Param<Tensor<B, 1>>>,
     /// Added to the mean square for numerical stability (`rms_norm_eps`).
     #[module(skip)]
     pub epsilon: f64,
@@ -19,11 +21,17 @@ pub struct RmsNorm<B: TrainBackend> {
 impl<B: TrainBackend> RmsNorm<B> {
     /// Creates a norm with the frozen `weight` `[D]`.
     pub fn frozen(weight: Tensor<B, 1>, epsilon: f64) -> Self {
-        Self { weight: frozen_param(weight), epsilon }
+        Self { weight: frozen_param(weight), trained: None, epsilon }
+    }
+
+    /// Returns the weight in use, `[D]`; if it is a trained copy, in the copy's dtype.
+    pub fn val(&self) -> Tensor<B, 1> {
+        self.trained.as_ref().unwrap_or(&self.weight).val()
     }
 
     /// Normalizes each token `[T, D]` to `[T, D]`, with statistics in f32 and the result in x's dtype.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        rms_norm(x, self.weight.val(), self.epsilon)
+        let weight = in_dtype(self.val(), x.dtype());
+        rms_norm(x, weight, self.epsilon)
     }
 }

@@ -13,6 +13,7 @@ use super::pass::{Pass, PassLimits};
 use super::preference::{PassLogProbs, PreferenceLoss};
 use super::reference::Reference;
 use super::{Objective, Usage};
+use crate::adapter::parameters::Parameter;
 use crate::data::batch::PreferenceBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
@@ -194,7 +195,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         self.reference.after_update(step, policy);
     }
 
-    fn tensors(&self) -> &[(String, Tensor<B, 2>)] {
+    fn tensors(&self) -> &[Parameter<B>] {
         self.reference.moving()
     }
 

@@ -21,6 +21,7 @@ use burn::tensor::Tensor;
 use self::log_probs::{CompletionLogProbs, DeviceBatch};
 use self::metrics::{MicroBatchMetrics, SampleOutput};
 use self::pass::{Pass, PassLimits, mean_weights};
+use crate::adapter::parameters::Parameter;
 use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::Result;
@@ -131,7 +132,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     fn after_update(&mut self, _step: usize, _policy: &Mistral<Autodiff<B>>) {}
 
     /// Returns the tensors that a resumed run needs, with their names.
-    fn tensors(&self) -> &[(String, Tensor<B, 2>)] {
+    fn tensors(&self) -> &[Parameter<B>] {
         &[]
     }
 

@@ -9,10 +9,10 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 
 use super::log_probs::{DeviceBatch, finite_sums, score};
+use crate::adapter::parameters::{Parameter, set_trained_parameters, trained_parameters};
 use crate::data::batch::PreferenceBatch;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
-use crate::model::parameters::{set_trained_parameters, trained_parameters};
 
 /// How the reference follows the policy (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656), as TRL's
 /// `SyncRefModelCallback` does. Every trained tensor becomes `alpha * policy + (1 - alpha) * reference`; for an adapter, these
@@ -37,7 +37,7 @@ pub struct Reference<B: TrainBackend> {
     /// How the reference follows the policy; `None` if it never changes.
     sync: Option<ReferenceSync>,
     /// The tensors of the reference that follow the policy's trained ones, with their names.
-    moving: Vec<(String, Tensor<B, 2>)>,
+    moving: Vec<Parameter<B>>,
 }
 
 impl<B: TrainBackend> Reference<B> {
@@ -69,14 +69,14 @@ impl<B: TrainBackend> Reference<B> {
             return;
         }
         let pairs = self.moving.iter().zip(trained_parameters(policy));
-        let mixed = pairs.map(|((_, reference), (_, policy))| {
-            policy * alpha + reference.clone() * (1.0 - alpha)
+        let mixed = pairs.map(|(reference, policy)| {
+            policy.value * alpha + reference.value.clone() * (1.0 - alpha)
         });
         self.set_moving(mixed.collect(), policy);
     }
 
     /// Returns the tensors of a reference that follows the policy, with their names; empty for others.
-    pub fn moving(&self) -> &[(String, Tensor<B, 2>)] {
+    pub fn moving(&self) -> &[Parameter<B>] {
         &self.moving
     }
 
@@ -88,7 +88,7 @@ impl<B: TrainBackend> Reference<B> {
         let mut model = policy.clone();
         set_trained_parameters(&mut model, values.clone());
         self.model = model.valid();
-        self.moving.iter_mut().zip(values).for_each(|((_, old), new)| *old = new);
+        self.moving.iter_mut().zip(values).for_each(|(old, new)| old.value = new);
     }
 
     /// Returns whether this is a copy of the policy, created by [`Self::initial`].

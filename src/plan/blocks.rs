@@ -152,7 +152,9 @@ impl Walk<'_> {
     ) -> Buffer {
         let layer = &self.job.layers[index];
         let rows = self.rows_after(index, pass);
-        let (trains_all, first) = (self.job.trains_all(), index == 0);
+        let job = self.job;
+        let trains = |part: &str| job.trains(&format!("model.layers.{index}.{part}"));
+        let norm_bytes = 4 * job.shape.hidden_size;
         let [low_rank_qkv, low_rank_o, low_rank_gate_up, low_rank_down] = saved.low_ranks;
         let mut selected = self.rows(rows, pass.span);
         let d_gated = selected.project_backward(&layer.down, true, grads);
@@ -165,9 +167,8 @@ impl Walk<'_> {
         // The gradient is added in place to that of the residual stream.
         selected.norm_backward();
         selected.memory.free_all(d_normed.into_iter().chain([saved.x_attended]));
-        if trains_all {
-            let norm = 4 * self.job.shape.hidden_size;
-            grads.push(self.memory.allocate(Category::Gradients, norm));
+        if trains("post_attention_layernorm") {
+            grads.push(self.memory.allocate(Category::Gradients, norm_bytes));
         }
         let mut selected = self.rows(rows, pass.span);
         let d_attended = selected.project_backward(&layer.o, true, grads);
@@ -177,7 +178,7 @@ impl Walk<'_> {
         all.memory.free_all(d_attended);
         all.memory.free_all([saved.qkv].into_iter().chain(saved.attended));
         let d_qkv = all.rope(d_qkv);
-        let needs_x = !first || trains_all;
+        let needs_x = index > 0 || job.trains("model.embed_tokens");
         let d_normed = all.project_backward(&layer.qkv, needs_x, grads);
         let finished = saved.normed.into_iter().chain(low_rank_qkv);
         all.memory.free_all(finished.chain([d_qkv]));
@@ -191,9 +192,11 @@ impl Walk<'_> {
         }
         self.rows(pass.tokens, pass.span).norm_backward();
         self.memory.free_all(d_normed.into_iter().chain([saved.x]));
-        if trains_all {
-            let norm = 4 * self.job.shape.hidden_size;
-            grads.push(self.memory.allocate(Category::Gradients, norm));
+        if trains("input_layernorm") {
+            grads.push(self.memory.allocate(Category::Gradients, norm_bytes));
+        }
+        for count in job.saved_projections(index) {
+            grads.push(self.memory.allocate(Category::Gradients, 4 * count));
         }
         d_y
     }

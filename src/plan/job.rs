@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use super::layers::Layer;
 use super::passes::Samples;
 use super::profile::Profile;
+use crate::adapter::saved::saved_modules;
 use crate::adapter::{LoraConfig, peft};
 use crate::config::{GradientCheckpointing, Method, Optim, Reference, RunConfig};
 use crate::error::{Error, Result};
@@ -36,6 +37,8 @@ pub struct Job {
     /// The lengths of the samples.
     pub samples: Samples,
     pub(super) layers: Vec<Layer>,
+    /// The modules that are trained in full beside an adapter, with the number of their weights.
+    saved: Vec<(String, usize)>,
 }
 
 impl Job {
@@ -53,12 +56,18 @@ impl Job {
         let lora = trained_adapter(config)?;
         let layers =
             (0..shape.num_hidden_layers).map(|index| Layer::of(shape, lora.as_ref(), index));
+        let quantization = quantization(shape, config);
+        let saved = match &lora {
+            Some(lora) => saved_modules(&MistralConfig { quantization, ..shape.clone() }, lora)?,
+            None => Vec::new(),
+        };
         Ok(Self {
+            saved: saved.into_iter().map(|(name, dims)| (name, dims.iter().product())).collect(),
             layers: layers.collect::<Result<_>>()?,
             shape: shape.clone(),
             dtype: profile.dtype(shape, config),
             bf16_storage: profile.stores_bf16(shape, config),
-            quantization: quantization(shape, config),
+            quantization,
             max_buffer_bytes: profile.largest_tensor,
             config: config.clone(),
             samples: samples.clone(),
@@ -73,6 +82,19 @@ impl Job {
     /// Returns whether all weights are trained, rather than an adapter.
     pub(super) fn trains_all(&self) -> bool {
         !self.config.model.use_peft
+    }
+
+    /// Returns whether the weight of `module` is trained in full.
+    pub(super) fn trains(&self, module: &str) -> bool {
+        self.trains_all() || self.saved.iter().any(|(name, _)| name == module)
+    }
+
+    /// Returns the numbers of weights of the projections of layer `index` that are trained in full beside an adapter.
+    pub(super) fn saved_projections(&self, index: usize) -> Vec<usize> {
+        let layer = format!("model.layers.{index}.");
+        let is_here =
+            |name: &str| name.starts_with(&layer) && is_projection(&format!("{name}.weight"));
+        self.saved.iter().filter(|(name, _)| is_here(name)).map(|(_, count)| *count).collect()
     }
 
     /// Returns whether a step computes the reference.
@@ -155,7 +177,9 @@ impl Job {
             let sizes = move |(out, rank): (&usize, &usize)| [rank * group.d_in, out * rank];
             group.outs.iter().zip(&group.ranks).flat_map(sizes)
         });
-        branches.filter(|count| *count > 0).collect()
+        let saved = self.saved.iter().map(|(_, count)| *count);
+        let biases = bias_sizes(&self.layers, self.config.lora.lora_bias);
+        branches.chain(biases).filter(|count| *count > 0).chain(saved).collect()
     }
 
     /// Returns the bytes of everything that is loaded: the model and its adapter.
@@ -213,7 +237,9 @@ impl Job {
         if self.trains_all() || self.config.lora.uses_loftq() {
             Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape)
         } else {
-            pieces.too_long(&self.shape, self.quantization)
+            let saved: Vec<&str> = self.saved.iter().map(|(name, _)| name.as_str()).collect();
+            let too_long = Pieces { size: 4, ..pieces }.longer_among(&self.shape, &saved);
+            too_long.or_else(|| pieces.too_long(&self.shape, self.quantization))
         }
     }
 
@@ -238,6 +264,15 @@ impl Job {
         };
         activations.keep(tokens).min(self.shape.num_hidden_layers)
     }
+}
+
+/// Returns the sizes of the biases of all branches, if they have any.
+fn bias_sizes(layers: &[Layer], lora_bias: bool) -> impl Iterator<Item = usize> {
+    let groups = layers.iter().filter(move |_| lora_bias).flat_map(Layer::groups);
+    groups.flat_map(|group| {
+        let with_branch = |(out, rank): (&usize, &usize)| (*rank > 0).then_some(*out);
+        group.outs.iter().zip(&group.ranks).filter_map(with_branch)
+    })
 }
 
 /// Returns how projections are quantized. Files that are quantized already stay as they are,

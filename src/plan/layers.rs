@@ -49,7 +49,7 @@ impl Layer {
     /// Returns the projections of layer `index` of a model of this shape.
     ///
     /// # Errors
-    /// `target_modules` is not a valid regular expression.
+    /// Those of [`LoraConfig::at`].
     pub(super) fn of(
         shape: &MistralConfig,
         lora: Option<&LoraConfig>,
@@ -62,9 +62,8 @@ impl Layer {
         let mut ranks = [0; 7];
         if let Some(lora) = lora {
             for (rank, path) in ranks.iter_mut().zip(PROJECTIONS) {
-                if lora.target_modules.matches(&format!("model.layers.{index}.{path}"))? {
-                    *rank = lora.r;
-                }
+                let branch = lora.at(&format!("model.layers.{index}.{path}"))?;
+                *rank = branch.map_or(0, |branch| branch.r);
             }
         }
         let group = |d_in: usize, range: std::ops::Range<usize>| Group {

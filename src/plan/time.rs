@@ -10,9 +10,10 @@ use super::Plan;
 use super::job::Job;
 use super::profile::Profile;
 use crate::bench::{BenchOptions, Probe, probe};
-use crate::config::GradientCheckpointing;
+use crate::config::{GradientCheckpointing, TargetModules};
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
+use crate::model::mistral::projection_names;
 
 /// The measurement starts no further repetition after this.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -71,7 +72,7 @@ pub fn measure<B: TrainBackend>(
         shape: job.shape.clone(),
         tokens: vec![plan.pass.tokens.max(16)],
         layers: Some(layers),
-        targets: job.config.lora.target_modules.clone(),
+        targets: measured_targets(&job.config.lora.target_modules),
         rank: job.config.lora.r,
         dtype: Some(job.dtype),
         quantize: job.quantization,
@@ -83,6 +84,16 @@ pub fn measure<B: TrainBackend>(
     let Probe { tokens, scored, seconds } = probe::<B>(&options, LIMIT, device)?;
     let rate = flop(job, [tokens, scored], layers, 2.0, 1.0) / seconds;
     Ok(Some(Timing::new(job, plan, rate, (layers, tokens))))
+}
+
+/// Returns the projections that have a branch in the measured layers: all of them if `targets` chooses single layers,
+/// which the measured ones need not be.
+fn measured_targets(targets: &TargetModules) -> TargetModules {
+    let in_every_layer = |name: &String| projection_names().any(|known| known == name);
+    match targets {
+        TargetModules::Names(names) if names.iter().all(in_every_layer) => targets.clone(),
+        _ => TargetModules::AllLinear,
+    }
 }
 
 impl Timing {

@@ -234,7 +234,7 @@ impl Walk<'_> {
             };
             d_y = self.backward(saved, d_y, pass, index, &mut grads);
         }
-        if self.job.trains_all() {
+        if self.job.trains("model.embed_tokens") {
             let rows = 4 * self.job.shape.vocab_size * width;
             self.memory.allocate_scratch(Category::Workspace, rows);
             grads.push(self.memory.allocate(Category::Gradients, rows));
@@ -250,7 +250,7 @@ impl Walk<'_> {
         let normed = self.memory.allocate(Category::Head, bytes);
         let mut head = self.rows(pass.scored, 0);
         let state_grads = head.head(normed, true);
-        if self.job.trains_all() {
+        if self.job.trains("lm_head") {
             let scored = self.bytes(pass.scored, self.job.shape.hidden_size);
             self.memory.allocate_scratch(Category::Head, scored);
         }
@@ -266,19 +266,22 @@ impl Walk<'_> {
 
     /// Allocates the gradients of the last norm and of the head, if they are trained.
     fn head_gradients(&mut self, scored: usize) -> Vec<Buffer> {
-        if !self.job.trains_all() {
-            return Vec::new();
-        }
+        let mut grads = Vec::new();
         let shape = &self.job.shape;
+        if self.job.trains("model.norm") {
+            grads.push(self.memory.allocate(Category::Gradients, 4 * shape.hidden_size));
+        }
+        if !self.job.trains("lm_head") {
+            return grads;
+        }
         let head_bytes = 4 * shape.vocab_size * shape.hidden_size;
         // The logits again, their softmax, and its gradient.
         let rows = reference_chunk_rows(shape.vocab_size).min(scored.max(1));
         let chunk = 4 * rows * shape.vocab_size;
         let temporaries = [chunk; 3].map(|bytes| self.memory.allocate(Category::Head, bytes));
         self.memory.free_all(temporaries);
-        let bytes = [head_bytes, 4 * shape.hidden_size];
-        let grads = bytes.map(|bytes| self.memory.allocate(Category::Gradients, bytes));
-        grads.to_vec()
+        grads.push(self.memory.allocate(Category::Gradients, head_bytes));
+        grads
     }
 
     /// Simulates gradient clipping and the optimizer.

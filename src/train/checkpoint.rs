@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::steps::{PART, clear_unfinished, list_steps, prune, set_aside};
+use crate::adapter::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::model::file_hash::{FileHash, hash_file};
@@ -184,11 +185,11 @@ impl Checkpoint {
     pub fn values<B: Backend>(
         &self,
         group: &str,
-        like: &[(String, Tensor<B, 2>)],
+        like: &[Parameter<B>],
         device: &B::Device,
     ) -> Result<Vec<Tensor<B, 2>>> {
         let mut saved: BTreeMap<_, _> = self.tensors(group)?.into_iter().collect();
-        let values = like.iter().map(|(name, tensor)| {
+        let values = like.iter().map(|Parameter { name, value: tensor, .. }| {
             let data = saved.remove(name).filter(|data| data.shape == tensor.shape());
             data.map(|data| Tensor::from_data(data, device)).ok_or_else(|| {
                 let problem = format!("{name} is missing or not {:?}", tensor.dims());

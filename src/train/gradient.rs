@@ -13,7 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 
 use crate::model::input::{ModelInput, SequenceContext};
 use crate::model::mistral::Mistral;
-use crate::model::parameters::{gradients_of, is_trained};
+use crate::train::parameters::{gradients_of, is_trained};
 
 /// A loss, and another output of the forward pass for the caller.
 pub struct Loss<B: AutodiffBackend, Out> {
@@ -36,7 +36,7 @@ enum LayerState<B: TrainBackend> {
 }
 
 /// Computes the gradients of `loss(final hidden states [Q, D])` with respect to the trained tensors, in the order of
-/// [`crate::model::parameters`]. The upper `keep` layers keep their activations, and the others are recomputed.
+/// [`crate::train::parameters`]. The upper `keep` layers keep their activations, and the others are recomputed.
 pub fn gradients<B: TrainBackend, Out>(
     policy: &Mistral<Autodiff<B>>,
     input: &ModelInput<B>,

@@ -15,7 +15,8 @@ use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
 use crate::train::activations::{Activations, choose_activations, fitting_tokens};
-use crate::train::optimizer::Optimizer;
+use crate::train::optimizer::{Groups, Optimizer};
+use crate::train::parameters::trained_parameters;
 use crate::train::policy::policy;
 use crate::train::step::{Learner, StepConfig};
 
@@ -42,7 +43,7 @@ pub fn dpo_learner<B: TrainBackend>(
     };
     let (loss, timing) = (config.dpo.loss(), reference_timing(config));
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = Optimizer::of(&config.train)?;
+    let optimizer = optimizer(config, &policy)?;
     Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, device), lora))
 }
 
@@ -70,8 +71,17 @@ pub fn sft_learner<B: TrainBackend>(
 ) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
     let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = Optimizer::of(&config.train)?;
+    let optimizer = optimizer(config, &policy)?;
     Ok((Learner::new(policy, optimizer, Sft, step, device), lora))
+}
+
+/// Returns the optimizer of a run, with the groups of the trained parameters.
+fn optimizer<B: TrainBackend>(
+    config: &RunConfig,
+    policy: &Mistral<Autodiff<B>>,
+) -> Result<Optimizer<B>> {
+    let groups = Groups::of(config, &trained_parameters(policy));
+    Ok(Optimizer::of(config)?.with_groups(groups))
 }
 
 /// Returns the settings of a step from the configuration and the device.

@@ -9,6 +9,7 @@ pub mod learner;
 pub mod logger;
 pub mod manifest;
 pub mod optimizer;
+pub mod parameters;
 pub mod policy;
 pub mod reference_cache;
 pub mod result;

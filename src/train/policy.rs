@@ -1,23 +1,25 @@
 //! Loads the model that a run trains and marks its trained tensors: an adapter, or all weights.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::{DType, Element};
 
-use crate::adapter::config::LoraInit;
+use crate::adapter::config::{BranchConfig, LoraInit};
+use crate::adapter::modules::{LayerChoice, Patterns};
 use crate::adapter::{self, LoraConfig, loftq, peft};
-use crate::config::{InitLoraWeights, RunConfig, TargetModules};
+use crate::config::{InitLoraWeights, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::mistral::Mistral;
-use crate::model::parameters::train_all;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
 use crate::progress::ProgressMode;
+use crate::train::parameters::train_all;
 
 /// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all
 /// weights.
@@ -74,13 +76,26 @@ pub(super) fn policy<B: TrainBackend>(
     Ok((policy, Some(lora)))
 }
 
+/// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
+///
+/// # Errors
+/// Those of [`adapter::linear::check`].
+pub(super) fn check_adapter(config: &RunConfig, shape: &MistralConfig) -> Result<()> {
+    if !config.model.use_peft || config.lora.adapter.is_some() {
+        return Ok(());
+    }
+    let quantization = shape.quantization.or(config.model.quantize());
+    let shape = MistralConfig { quantization, ..shape.clone() };
+    adapter::linear::check(&shape, &lora_config(config))
+}
+
 /// Returns the dtype of weights that are trained themselves: the backend's own, f32.
 fn full_dtype<B: TrainBackend>() -> DType {
     <B::FloatElem as Element>::dtype()
 }
 
-/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings. A key with its default value
-/// is ignored.
+/// Checks that no key of `[lora]` contradicts the starting adapter, which has its own settings: none of them must change
+/// the adapter if it replaces the adapter's own value. A key with its default value is ignored.
 ///
 /// # Errors
 /// A key has another value than its default and than the adapter.
@@ -89,38 +104,69 @@ fn check_against_adapter<B: TrainBackend>(
     adapter: &LoraConfig,
     policy: &Mistral<Autodiff<B>>,
 ) -> Result<()> {
-    let (requested, default) = (lora_config(config), lora_config(&RunConfig::default()));
-    let sites = |lora: &LoraConfig| -> Result<Vec<bool>> {
-        let names = policy.projections().map(|(name, _)| name);
-        names.map(|name| lora.target_modules.matches(&name)).collect()
+    let names: Vec<String> = policy.projections().map(|(name, _)| name).collect();
+    let branches = |lora: &LoraConfig| -> Result<Vec<Option<BranchConfig>>> {
+        names.iter().map(|name| lora.at(name)).collect()
     };
-    let (requested_sites, adapter_sites) = (sites(&requested)?, sites(adapter)?);
-    let differs = [
-        ("lora.r", requested.r != default.r && requested.r != adapter.r),
-        (
-            "lora.lora_alpha",
-            requested.lora_alpha != default.lora_alpha
-                && requested.lora_alpha != adapter.lora_alpha,
-        ),
-        (
-            "lora.lora_dropout",
-            requested.lora_dropout != default.lora_dropout
-                && requested.lora_dropout != adapter.lora_dropout,
-        ),
-        ("lora.use_rslora", requested.use_rslora && !adapter.use_rslora),
-        (
-            "lora.target_modules",
-            requested.target_modules != default.target_modules && requested_sites != adapter_sites,
-        ),
-    ];
-    match differs.iter().find(|(_, differs)| *differs) {
-        Some((key, _)) => Err(Error::invalid(
-            key,
-            "differs from the settings of the adapter in lora.adapter, which are used",
-            format!("remove {key}, or lora.adapter"),
-        )),
-        None => Ok(()),
+    let others = |lora: &LoraConfig| {
+        let modules: BTreeSet<String> = lora.modules_to_save.iter().cloned().collect();
+        (lora.lora_dropout, lora.bias, lora.lora_bias, modules)
+    };
+    for (key, changed) in with_each_key(adapter, &lora_config(config)) {
+        if branches(&changed)? != branches(adapter)? || others(&changed) != others(adapter) {
+            return Err(Error::invalid(
+                key,
+                "differs from the settings of the adapter in lora.adapter, which are used",
+                format!("remove {key}, or lora.adapter"),
+            ));
+        }
     }
+    Ok(())
+}
+
+/// Returns the settings of `adapter` with one value of `own` each, for every key that has not its default value there.
+fn with_each_key(adapter: &LoraConfig, own: &LoraConfig) -> Vec<(&'static str, LoraConfig)> {
+    let default = lora_config(&RunConfig::default());
+    let mut found = Vec::new();
+    let mut set = |key, is_set: bool, change: &dyn Fn(&mut LoraConfig)| {
+        if is_set {
+            let mut changed = adapter.clone();
+            change(&mut changed);
+            found.push((key, changed));
+        }
+    };
+    set("lora.r", own.r != default.r, &|lora| lora.r = own.r);
+    set("lora.lora_alpha", own.lora_alpha != default.lora_alpha, &|lora| {
+        lora.lora_alpha = own.lora_alpha;
+    });
+    set("lora.lora_dropout", own.lora_dropout != default.lora_dropout, &|lora| {
+        lora.lora_dropout = own.lora_dropout;
+    });
+    set("lora.use_rslora", own.use_rslora, &|lora| lora.use_rslora = true);
+    set("lora.target_modules", own.target_modules != default.target_modules, &|lora| {
+        lora.target_modules = own.target_modules.clone();
+    });
+    set("lora.exclude_modules", !own.exclude_modules.is_empty(), &|lora| {
+        lora.exclude_modules = own.exclude_modules.clone();
+    });
+    set("lora.layers_to_transform", !own.layers.indices.is_empty(), &|lora| {
+        lora.layers.indices = own.layers.indices.clone();
+    });
+    set("lora.layers_pattern", !own.layers.patterns.is_empty(), &|lora| {
+        lora.layers.patterns = own.layers.patterns.clone();
+    });
+    set("lora.rank_pattern", !own.rank_pattern.0.is_empty(), &|lora| {
+        lora.rank_pattern = own.rank_pattern.clone();
+    });
+    set("lora.alpha_pattern", !own.alpha_pattern.0.is_empty(), &|lora| {
+        lora.alpha_pattern = own.alpha_pattern.clone();
+    });
+    set("lora.bias", own.bias != default.bias, &|lora| lora.bias = own.bias);
+    set("lora.lora_bias", own.lora_bias, &|lora| lora.lora_bias = true);
+    set("lora.modules_to_save", !own.modules_to_save.is_empty(), &|lora| {
+        lora.modules_to_save = own.modules_to_save.clone();
+    });
+    found
 }
 
 /// Returns the settings of a new adapter from the configuration.
@@ -130,15 +176,27 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         r: lora.r,
         lora_alpha: lora.lora_alpha,
         lora_dropout: lora.lora_dropout,
-        target_modules: match &lora.target_modules {
-            TargetModules::Names(names) => adapter::TargetModules::Names(names.clone()),
-            TargetModules::AllLinear => adapter::TargetModules::AllLinear,
-        },
+        target_modules: lora.target_modules.clone(),
         use_rslora: lora.use_rslora,
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
             InitLoraWeights::LoftQ => LoraInit::LoftQ,
         },
+        rank_pattern: patterns(lora.rank_pattern.as_ref()),
+        alpha_pattern: patterns(lora.alpha_pattern.as_ref()),
+        exclude_modules: lora.exclude_modules.clone().unwrap_or_default(),
+        layers: LayerChoice {
+            indices: lora.layers_to_transform.clone().unwrap_or_default(),
+            patterns: lora.layers_pattern.clone().unwrap_or_default(),
+        },
+        bias: lora.bias,
+        lora_bias: lora.lora_bias,
+        modules_to_save: lora.modules_to_save.clone().unwrap_or_default(),
     }
+}
+
+fn patterns<T: Copy>(table: Option<&BTreeMap<String, T>>) -> Patterns<T> {
+    let entries = table.into_iter().flatten();
+    Patterns(entries.map(|(pattern, value)| (pattern.clone(), *value)).collect())
 }

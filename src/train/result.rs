@@ -1,21 +1,21 @@
 //! Saves the result of a run: an adapter as a PEFT folder, or a whole model as a Hugging Face folder.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::tensor::DType;
 
+use crate::adapter::parameters::Parameter;
 use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
 use crate::error::Result;
 use crate::model::mistral::Mistral;
-use crate::model::parameters::{set_trained_parameters, trained_parameters};
 use crate::model::save::{ModelFolder, OutTensor};
 use crate::train::checkpoint::{Checkpoint, NamedTensors};
 use crate::train::folder::RunFolder;
+use crate::train::parameters::{set_trained_parameters, trained_parameters};
 
 /// Name of the checkpoint's group of all weights. Its names are those in the model's files, and norms are `[1, D]`.
 const WEIGHTS: &str = "weights";
@@ -53,7 +53,7 @@ impl TrainedWeights {
             return peft::tensors(policy);
         }
         let named = trained_parameters(policy).into_iter();
-        named.map(|(name, tensor)| (name, tensor.into_data())).collect()
+        named.map(|parameter| (parameter.name, parameter.value.into_data())).collect()
     }
 
     /// Returns the names and contents of the files that a checkpoint has beside the tensors.
@@ -108,10 +108,9 @@ impl TrainedWeights {
             return Ok(folder);
         }
         let folder = run.model();
-        let shapes: BTreeMap<_, _> = policy.config.tensors().into_iter().collect();
-        let tensors = trained_parameters(policy).into_iter().map(|(name, tensor)| {
-            let shape = shapes.get(&name).cloned().unwrap_or_default();
-            let values = move || Ok(tensor.into_data().iter::<f32>().collect());
+        let tensors = trained_parameters(policy).into_iter().map(|parameter| {
+            let Parameter { name, shape, value, .. } = parameter;
+            let values = move || Ok(value.into_data().iter::<f32>().collect());
             OutTensor::new(name, shape, DType::F32, values)
         });
         // If a run is resumed after its end, the folder already has the same weights.

@@ -20,6 +20,7 @@ use crate::train::folder::{Existing, RunFolder};
 use crate::train::learner::{dpo_learner, sft_learner};
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::manifest::RunManifest;
+use crate::train::policy::check_adapter;
 use crate::train::resume::{Resumption, nothing_to_resume};
 use crate::train::step::Learner;
 use crate::train::trainer::Trainer;
@@ -138,12 +139,10 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
     if options.progress != ProgressMode::Quiet {
         print_warnings(config, data.train.len());
     }
+    let shape = MistralConfig::load(&model_folder)?;
+    check_adapter(config, &shape)?;
     let lengths = |samples: &[O::Sample]| samples.iter().map(SampleLengths::of).collect();
-    (start.ready)(&Prepared {
-        shape: MistralConfig::load(&model_folder)?,
-        train: lengths(&data.train),
-        eval: lengths(&data.eval),
-    })?;
+    (start.ready)(&Prepared { shape, train: lengths(&data.train), eval: lengths(&data.eval) })?;
     if options.dry_run {
         return Ok(RunSummary { steps: 0, output: None, last: None });
     }

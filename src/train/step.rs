@@ -8,13 +8,13 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
-use crate::adapter::linear::adapter_parameters;
+use crate::adapter::parameters::{Parameter, Role, adapter_parameters};
+use crate::adapter::saved::saved_equals_base;
 use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
-use crate::model::parameters::{set_trained_parameters, trained_parameters};
 use crate::model::positions::PositionTable;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
 use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
@@ -28,6 +28,7 @@ use crate::progress::{Progress, ProgressMode};
 use crate::train::activations::Activations;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
+use crate::train::parameters::{set_trained_parameters, trained_parameters};
 use crate::train::reference_cache::{ReferenceCache, agrees};
 
 /// Settings that are the same for every step and every objective.
@@ -274,10 +275,10 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let reference = objective.reference(batch, &on_device, usage);
         on_device.input.context.dropout_seed = dropout_seed;
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
-        let head = self.policy.head();
         let keep = self.config.activations.keep(batch.tokens.length);
         gradients(&self.policy, &on_device.input, keep, |hidden| {
-            let policy = completions.score(hidden, head, objective.stats());
+            // Within the graph, because the head may be a trained copy that is cast.
+            let policy = completions.score(hidden, self.policy.head(), objective.stats());
             let inner_reference = Tensor::from_inner(reference.clone());
             let losses = objective.losses(&policy, inner_reference, batch, pass, usage);
             let weights = vector_like(&losses, pass.weights.clone());
@@ -339,19 +340,24 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// Updates the trained tensors with a clipped gradient.
     fn update(&mut self, learning_rate: f64, grads: Vec<Tensor<B, 2>>) {
         let updates = trained_parameters(&self.policy).into_iter().zip(grads);
-        let updates = updates.map(|((name, param), grad)| NamedUpdate { name, param, grad });
+        let updates = updates.map(|(Parameter { name, value: param, .. }, grad)| NamedUpdate {
+            name,
+            param,
+            grad,
+        });
         let values = self.optimizer.step(learning_rate, updates.collect());
         set_trained_parameters(&mut self.policy, values);
     }
 }
 
-/// Returns whether every `lora_b` is zero, so that the adapter has no effect.
+/// Returns whether the adapter has no effect: every `lora_b` and its bias is zero, and the modules that are trained in
+/// full have their original weights.
 fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
-    let is_zero =
-        |tensor: Tensor<Autodiff<B>, 2>| tensor.into_data().iter::<f64>().all(|b| b == 0.0);
-    let parameters = adapter_parameters(policy).into_iter();
-    let lora_b = parameters.filter(|(name, _)| name.contains("lora_B"));
-    lora_b.map(|(_, tensor)| tensor).all(is_zero)
+    adapter_parameters(policy)
+        .into_iter()
+        .filter(|parameter| matches!(parameter.role, Role::LoraB | Role::LoraBias))
+        .all(|parameter| parameter.value.into_data().iter::<f64>().all(|b| b == 0.0))
+        && saved_equals_base(policy)
 }
 
 /// Concatenates all outputs of a pass into one vector: losses, sums of the policy, the reference, and token statistics.

@@ -15,7 +15,6 @@ use crate::error::{Error, Result, first_few};
 use crate::interrupt;
 use crate::model::identity::ModelIdentity;
 use crate::model::not_finite;
-use crate::model::parameters::trained_parameters;
 use crate::objective::Objective;
 use crate::objective::metrics::MicroBatchMetrics;
 use crate::progress::{Progress, ProgressMode};
@@ -24,6 +23,7 @@ use crate::train::data::RunData;
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::optimizer::Optimizer;
+use crate::train::parameters::trained_parameters;
 use crate::train::reference_cache::{ReferenceCache, ReferenceOrigin};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
@@ -108,10 +108,11 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let tensors = checkpoint.tensors("optimizer")?;
         let trained = trained_parameters(&self.learner.policy);
-        let optimizer = Optimizer::of(&self.config.train)?;
+        let optimizer = Optimizer::of(self.config)?;
         let restored = optimizer.restored(tensors, &trained, &self.device)?;
         self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
-        self.learner.optimizer = restored;
+        let groups = self.learner.optimizer.groups().clone();
+        self.learner.optimizer = restored.with_groups(groups);
         self.restore_objective(checkpoint)?;
         self.state = checkpoint.state().clone();
         self.window = match self.state.metrics.take() {
@@ -386,7 +387,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         ];
         let tensors = self.learner.objective.tensors();
         if !tensors.is_empty() {
-            let data = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_data()));
+            let data = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.value.to_data()));
             groups.push((OBJECTIVE_GROUP.to_string(), data.collect()));
         }
         let state = TrainState { metrics, ..self.state.clone() };

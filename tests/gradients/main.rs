@@ -17,7 +17,6 @@ mod tiny;
 
 use std::f64::consts::LN_2;
 
-use arithmo::adapter::config::LoraInit;
 use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::{PreferenceBatch, TokenRows};
@@ -73,8 +72,7 @@ fn lora(targets: TargetModules, dropout: f64) -> LoraConfig {
         lora_alpha: 3.0,
         lora_dropout: dropout,
         target_modules: targets,
-        use_rslora: false,
-        init: LoraInit::KaimingUniform,
+        ..LoraConfig::default()
     }
 }
 
@@ -97,7 +95,7 @@ fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Mistral<A>, Plai
     set_adapter_parameters(&mut policy, values);
     let adapter = adapter_parameters(&policy).into_iter();
     let adapter = adapter.map(|(name, tensor)| (name, tensor.into_data().to_vec::<f64>().unwrap()));
-    let plain = Plain::new(&path, config, adapter.collect(), lora.scaling());
+    let plain = Plain::new(&path, config, adapter.collect(), 3.0 / 2.0);
     (policy, plain)
 }
 

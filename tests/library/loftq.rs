@@ -36,10 +36,10 @@ fn config(use_rslora: bool) -> LoraConfig {
     LoraConfig {
         r: 5,
         lora_alpha: 13.0,
-        lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
         use_rslora,
         init: LoraInit::LoftQ,
+        ..LoraConfig::default()
     }
 }
 

@@ -10,10 +10,12 @@ use crate::suite::adapters::{
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
 use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
-use arithmo::adapter::peft;
+use arithmo::adapter::modules::{ExcludeModules, Patterns};
+use arithmo::adapter::parameters::{self, Role};
+use arithmo::adapter::{LoraConfig, peft};
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
+use arithmo::model::mistral::{Mistral, ModuleMut};
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
@@ -111,13 +113,54 @@ fn a_new_adapter_changes_no_logits_and_has_the_right_number_of_weights() {
     assert!(error.unwrap_err().to_string().contains("`qproj`"));
 }
 
+/// Returns an adapter with every option: ranks and scalings of single projections, biases, modules trained in full.
+fn every_option() -> LoraConfig {
+    LoraConfig {
+        rank_pattern: Patterns(vec![("q_proj".into(), 2), (r".*\.1\.mlp\.up_proj".into(), 5)]),
+        alpha_pattern: Patterns(vec![("layers.0.self_attn.v_proj".into(), 2.5)]),
+        exclude_modules: ExcludeModules::Names(vec!["layers.1.self_attn.q_proj".into()]),
+        lora_bias: true,
+        modules_to_save: vec!["lm_head".into(), "embed_tokens".into(), "norm".into()],
+        ..config(&[], true)
+    }
+}
+
+/// The copies of the modules that are trained in full start as the modules, whatever the base is stored in, and without
+/// the adapter the model is the base.
+#[test]
+fn new_copies_of_modules_change_no_logits() {
+    for dtype in [DType::F32, DType::BF16] {
+        let folder = tempfile::tempdir().unwrap();
+        write_base(&folder.path().join("base"), dtype);
+        for loaded in [DType::F32, DType::BF16] {
+            let base = load::<B>(&folder.path().join("base"), loaded, &Default::default()).unwrap();
+            let mut model = base.clone();
+            attach(&mut model, &every_option(), 3, &Default::default()).unwrap();
+            let saved = parameters::adapter_parameters(&model);
+            let saved = saved.iter().filter(|parameter| parameter.role == Role::Saved).count();
+            // Embedding, head, two norms per layer and the last one.
+            assert_eq!(saved, 2 + 2 * 2 + 1);
+            assert_close("new copies", &random_logits(&model), &random_logits(&base), 1e-6);
+            for (_, module) in model.modules_mut() {
+                if let ModuleMut::Norm(norm) = module {
+                    norm.trained = norm.trained.take().map(|norm| norm.map(|weight| weight * 1.5));
+                }
+            }
+            assert_ne!(random_logits(&model), random_logits(&base));
+            assert_eq!(random_logits(&model.without_adapter()), random_logits(&base));
+        }
+    }
+}
+
 #[test]
 fn saving_and_loading_changes_no_bit() {
-    for targets in TARGETS {
-        let (_folder, base, adapter_folder, model) =
-            base_and_adapter(&config(targets, true), DType::F32);
+    let configs = TARGETS.map(|targets| config(targets, true)).into_iter().chain([every_option()]);
+    for config in configs {
+        let targets = &config.target_modules;
+        let (_folder, base, adapter_folder, model) = base_and_adapter(&config, DType::F32);
         let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
         let read = peft::load(&mut again, &adapter_folder, &Default::default()).unwrap();
+        assert_eq!(read.modules_to_save, config.modules_to_save);
         let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
             let all = adapter_parameters(model).into_iter();
             all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect())).collect()
@@ -262,7 +305,9 @@ fn adapters_are_written_as_peft_writes_them() {
         }
         let mut model = load::<B>(&base_folder(&run), DType::F32, &Default::default()).unwrap();
         let config = peft::load(&mut model, &folder, &Default::default()).unwrap();
-        assert_eq!(config.scaling(), run["lora"]["scaling"].as_f64().unwrap_or(2.0), "{name}");
+        let scaling = run["lora"]["scaling"].as_f64().unwrap_or(2.0);
+        let branches = model.projections().filter_map(|(_, linear)| linear.lora.as_ref());
+        branches.for_each(|lora| assert_eq!(lora.scaling, scaling, "{name}"));
         let base = run["model"].as_str().unwrap();
         save_adapter(&model, &config, base, out.path());
 

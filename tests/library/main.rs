@@ -13,6 +13,7 @@ mod losses;
 mod merge;
 mod not_finite;
 mod optimizer;
+mod peft_forms;
 mod quantize;
 mod reference;
 mod sft;

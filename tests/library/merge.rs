@@ -6,11 +6,13 @@ use std::path::Path;
 
 use crate::suite::adapters::{
     base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits,
-    refused_dora, runs, shape,
+    refused_dora, runs, runs_of, shape,
 };
-use crate::suite::golden::{Tensors, assert_close};
+use crate::suite::golden::{Tensors, assert_close, json_file};
+use crate::suite::support::shared;
 use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
-use arithmo::adapter::peft;
+use arithmo::adapter::modules::Patterns;
+use arithmo::adapter::{LoraConfig, peft};
 use arithmo::model::load::{load, load_as};
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
@@ -39,6 +41,27 @@ fn merged_logits_equal_pefts() {
     assert!(compared >= wanted, "only {compared} runs compared");
 }
 
+/// Compares logits with and without the adapter, and of the merged model, for every option of an adapter.
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn merged_logits_of_every_kind_of_adapter_equal_pefts() {
+    let mut compared = 0;
+    for (name, folder, run) in runs_of("adapter") {
+        let config = json_file(&folder.join("adapter_config.json"));
+        let changes_base =
+            ["pissa", "olora"].iter().any(|kind| config["init_lora_weights"] == *kind);
+        let golden = folder.join("merged_logits.safetensors");
+        // PEFT does not merge an adapter with biases.
+        let merged = golden.is_file() && config["lora_bias"] != true;
+        if changes_base || !merged || refused_dora(&folder) {
+            continue;
+        }
+        compare_merged(&name, &run, &folder, &Tensors::open(&golden));
+        compared += 1;
+    }
+    assert!(compared >= 11 || shared("reference/adapter").is_none(), "only {compared} compared");
+}
+
 fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
     let (base, bf16) = (base_folder(run), run["base_precision"] == "bf16");
     let quantization = base_quantization(run);
@@ -61,6 +84,11 @@ fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
     assert_close(&what("merged and active"), &merged, &active, tolerance);
     assert_close(&what("merged"), &merged, &theirs, tolerance);
     assert_close(&what("active"), &active, &theirs, tolerance);
+    if golden.names().iter().any(|name| name == "disabled_logits") {
+        let (_, disabled) = golden.f32("disabled_logits");
+        let ours = golden_logits(&model.without_adapter(), golden);
+        assert_close(&what("without adapter"), &ours, &disabled, tolerance);
+    }
 
     let weight = "layers.0.self_attn.v_proj.weight";
     let files = WeightFiles::open(&output).unwrap();
@@ -71,6 +99,31 @@ fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {
     // bf16's 8 bits.
     let tolerance = if bf16 { largest / 128.0 } else { 1e-6 };
     assert_close(&what(weight), &ours, &theirs, tolerance);
+}
+
+/// An adapter with ranks of its own for single projections and modules trained in full is merged into the model that
+/// was trained, and one with biases is refused.
+#[test]
+fn every_option_but_biases_is_merged() {
+    let options = LoraConfig {
+        rank_pattern: Patterns(vec![("q_proj".into(), 2)]),
+        alpha_pattern: Patterns(vec![("v_proj".into(), 2.5)]),
+        modules_to_save: vec!["lm_head".into(), "embed_tokens".into(), "norm".into()],
+        ..config(&[], true)
+    };
+    let (folder, base, adapter_folder, model) = base_and_adapter(&options, DType::F32);
+    let output = folder.path().join("merged");
+    let summary = run_merge(&base, &adapter_folder, &output, None).unwrap();
+    // Seven projections and two norms in each of two layers, the last norm, head and embedding.
+    assert_eq!(summary, MergeSummary { merged: 2 * 9 + 3, copied: 0 });
+    let merged = load::<B>(&output, DType::F32, &Default::default()).unwrap();
+    assert_close("merged", &random_logits(&merged), &random_logits(&model), 2e-5);
+
+    let biases = LoraConfig { lora_bias: true, ..config(&[], false) };
+    let (folder, base, adapter_folder, _) = base_and_adapter(&biases, DType::F32);
+    let refused = run_merge(&base, &adapter_folder, &folder.path().join("merged"), None);
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("lora_bias") && !folder.path().join("merged").exists(), "{error}");
 }
 
 fn run_merge(

@@ -2,7 +2,8 @@
 
 use crate::support;
 
-use arithmo::config::{Optim, TrainSection};
+use arithmo::adapter::parameters::{Parameter, Role};
+use arithmo::config::{Optim, RunConfig, TrainSection};
 use arithmo::train::checkpoint::NamedTensors;
 use arithmo::train::optimizer::{AdamW, NamedUpdate, Optimizer, clip_by_global_norm, global_norm};
 use arithmo::train::schedule::{Schedule, SchedulerKwargs, SchedulerType, resolve_warmup};
@@ -167,6 +168,12 @@ fn norm_and_clipping_by_hand() {
     assert_eq!(values(global_norm::<F32>(&[])), [0.0]);
 }
 
+/// Returns a trained matrix of this name and value.
+fn parameter(name: &str, value: &Tensor<F32, 2>) -> Parameter<F32> {
+    let shape = value.dims().to_vec();
+    Parameter { name: name.into(), role: Role::Weight, shape, value: value.clone() }
+}
+
 /// Returns `length` pseudorandom numbers in `[-1, 1)`.
 fn noise(seed: u64, length: usize) -> Vec<f64> {
     let mut state = seed;
@@ -197,8 +204,11 @@ fn optimizer_state_is_exported_and_imported_bit_for_bit() {
     }
     let exported = through.export();
     assert_eq!(exported.len(), 6);
-    let like: Vec<(String, Tensor<F32, 2>)> =
-        ["layer.10.a", "layer.9.step"].map(String::from).into_iter().zip(params.clone()).collect();
+    let like: Vec<Parameter<F32>> = ["layer.10.a", "layer.9.step"]
+        .into_iter()
+        .zip(&params)
+        .map(|(name, param)| parameter(name, param))
+        .collect();
     let restored = |tensors: NamedTensors| {
         Optimizer::new(config).restored(tensors, &like, &Default::default())
     };
@@ -272,6 +282,7 @@ fn states_in_eight_bits_equal_bitsandbytes() {
             _ => (1e-3, 0.999, 0.01),
         };
         let train = TrainSection { optim, adam_beta2: beta2, weight_decay, ..Default::default() };
+        let config = RunConfig { train, ..RunConfig::default() };
         for step in 1i64..=4 {
             let before = match step {
                 1 => golden_values(&inputs, "start"),
@@ -284,7 +295,7 @@ fn states_in_eight_bits_equal_bitsandbytes() {
             let part = |values: Vec<f32>, size: usize, row: usize| {
                 values[row * size..(row + 1) * size].to_vec()
             };
-            let mut optimizer = Optimizer::of(&train).unwrap();
+            let mut optimizer = Optimizer::of(&config).unwrap();
             if step > 1 {
                 let mut tensors: NamedTensors =
                     vec![("p.step".into(), TensorData::new(vec![step - 1], [1]))];
@@ -294,7 +305,7 @@ fn states_in_eight_bits_equal_bitsandbytes() {
                     let (codes, absmax) = (part(codes, 4100, *row), part(absmax, 17, *row));
                     tensors.extend(eight_bit_state(&format!("p.{kind}"), &codes, &absmax));
                 }
-                let like = [("p".to_string(), param.clone())];
+                let like = [parameter("p", &param)];
                 optimizer = optimizer.restored(tensors, &like, &Default::default()).unwrap();
             }
             let grad = golden_values(&inputs, &format!("grad.{step}"));

@@ -5,9 +5,9 @@ use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
-use arithmo::model::parameters::{set_trained_parameters, trained_parameters};
 use arithmo::objective::log_probs::DeviceBatch;
 use arithmo::objective::reference::{Reference, ReferenceSync};
+use arithmo::train::parameters::{set_trained_parameters, trained_parameters};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -21,8 +21,8 @@ type B = NdArray<f32>;
 /// Replaces the adapter by random values and returns them.
 fn set_random(policy: &mut Mistral<Autodiff<B>>, seed: u64) -> Vec<Vec<f32>> {
     let (mut values, mut tensors) = (Vec::new(), Vec::new());
-    for (index, (_, tensor)) in trained_parameters(policy).into_iter().enumerate() {
-        let shape = tensor.dims();
+    for (index, parameter) in trained_parameters(policy).into_iter().enumerate() {
+        let shape = parameter.value.dims();
         let random = uniform(seed + index as u64, shape[0] * shape[1], 0.5);
         tensors.push(matrix(&random, shape));
         values.push(random);
@@ -71,10 +71,10 @@ fn a_reference_that_follows_is_the_average_of_adapters() {
 
     // The same average, computed here and set as a policy of its own.
     let averages = trained_parameters(&policy).into_iter().zip(start.iter().zip(&now));
-    let averages = averages.map(|((_, tensor), (start, now))| {
+    let averages = averages.map(|(parameter, (start, now))| {
         let average: Vec<f32> =
             start.iter().zip(now).map(|(start, now)| now * 0.25 + start * 0.75).collect();
-        matrix(&average, tensor.dims())
+        matrix(&average, parameter.value.dims())
     });
     let averages: Vec<_> = averages.collect();
     set_trained_parameters(&mut policy, averages);

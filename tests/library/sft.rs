@@ -8,7 +8,6 @@ use arithmo::config::RunConfig;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::load::load;
-use arithmo::model::parameters::{train_all, trained_parameters};
 use arithmo::model::weights::WeightFiles;
 use arithmo::objective::Objective;
 use arithmo::objective::sft::Sft;
@@ -16,6 +15,7 @@ use arithmo::progress::ProgressMode;
 use arithmo::train::activations::Activations;
 use arithmo::train::folder::Existing;
 use arithmo::train::optimizer::{AdamW, Optimizer};
+use arithmo::train::parameters::{train_all, trained_parameters};
 use arithmo::train::run::{RunOptions, run};
 use arithmo::train::step::{Learner, StepConfig};
 use burn::backend::Autodiff;
@@ -90,7 +90,8 @@ fn ten_steps_equal_torchs() {
                 }
             }
         }
-        for (name, weight) in trained_parameters(&learner.policy) {
+        for parameter in trained_parameters(&learner.policy) {
+            let (name, weight) = (parameter.name, parameter.value);
             let theirs = golden["weights_after"][&name].as_array().unwrap();
             let ours: Vec<f32> = weight.into_data().to_vec().unwrap();
             assert_eq!(ours.len(), theirs.len(), "{name}");

@@ -8,7 +8,7 @@ use std::path::Path;
 use arithmo::data::batch::TokenRows;
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
-use arithmo::model::linear::WeightParam;
+use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::load;
 use arithmo::model::save::{ModelFolder, OutTensor, load_safetensors_f32, save_safetensors};
 use arithmo::model::weights::WeightFiles;
@@ -396,9 +396,9 @@ fn a_model_is_held_in_bf16_on_a_backend_without_bf16() {
     let folder = support::demo_model();
     let held = load::<B>(&folder, DType::BF16, &device).unwrap();
     let wide = load::<B>(&folder, DType::F32, &device).unwrap();
-    let packed = |weight: &WeightParam<B>| match weight {
-        WeightParam::Packed(packed) => packed.format == Format::Bf16,
-        WeightParam::Float(_) | WeightParam::Split(_) => false,
+    let packed = |weight: &WeightParam<B>| match &weight.stored {
+        StoredWeight::Packed(packed) => packed.format == Format::Bf16,
+        StoredWeight::Float(_) | StoredWeight::Split(_) => false,
     };
     assert!(packed(&held.embed_tokens) && packed(held.lm_head.as_ref().unwrap()));
     assert!(held.projections().all(|(_, linear)| packed(&linear.weight)));

@@ -76,7 +76,8 @@ fn every_key_of_the_documented_form_is_read() {
     assert_eq!(config.data.truncation_mode, TruncationMode::KeepEnd);
     assert_eq!(config.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(config.lora.init_lora_weights, InitLoraWeights::Gaussian);
-    assert_eq!(lora_config(&config).scaling(), 0.5);
+    let branch = lora_config(&config).at("model.layers.0.mlp.up_proj").unwrap().unwrap();
+    assert_eq!(branch.scaling, 0.5);
     assert_eq!(config.dpo.loss_type, [LossType::SigmoidNorm]);
     let train = &config.train;
     assert_eq!(train.gradient_checkpointing, GradientCheckpointing::Off);
@@ -106,7 +107,7 @@ fn unknown_keys_name_file_line_and_the_nearest_known_key() {
     }
     // The error names the first of several unknown keys in the file.
     assert!(refused("[train]\nzzz = 1\n[lora]\naaa = 1\n").starts_with("run.toml:2: train.zzz"));
-    assert!(refused("[lora]\nrank_pattern = {}\n").contains("not built yet"));
+    assert!(refused("[lora]\ntarget_parameters = []\n").contains("not built yet"));
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn wrong_types_name_file_line_and_key() {
         [model] ; quantization = 'nf5' | run.toml:2: model.quantization: | `nf4`
         [data] ; shuffle = 'yes' | run.toml:2: data.shuffle: | expected a boolean
         [data] ; compat = 'trl-2' | run.toml:2: data.compat: | `trl-0.7.4`
-        [lora] ; target_modules = 'q_proj' | run.toml:2: lora.target_modules: | all-linear
+        [lora] ; target_modules = true | run.toml:2: lora.target_modules: | all-linear
         [lora] ; target_modules = ['q_proj', 1] | run.toml:2: lora.target_modules: | list
         [lora] ; init_lora_weights = false | run.toml:2: lora.init_lora_weights: | gaussian
         [lora] ; r = { a = 1 } | run.toml:2: lora.r.a: | expected a whole number
@@ -176,8 +177,22 @@ const REFUSED: &str = r#"
     [lora] ; target_modules = [] | lora.target_modules | is empty
     [lora] ; target_modules = ['q_proj', 'lm_head'] | lora.target_modules | `lm_head`
     [lora] ; target_modules = ['q_proj', 'q_proj'] | lora.target_modules | twice
+    [lora] ; target_modules = 'q_proj' | lora.target_modules | matches none
+    [lora] ; target_modules = '(q_proj' | lora.target_modules | not a usable regular expression
+    [lora] ; exclude_modules = '(?q' | lora.exclude_modules | not a usable regular expression
+    [lora] ; rank_pattern = { '[' = 2 } | lora.rank_pattern | not a usable regular expression
+    [lora] ; rank_pattern = { q_proj = 0 } | lora.rank_pattern | 1 to 65536
+    [lora] ; alpha_pattern = { q_proj = -1.5 } | lora.alpha_pattern | above 0
+    [lora] ; rank_pattern = { q_proj = 'a' } | lora.rank_pattern | invalid type
+    [lora] ; target_modules = 'all-linear' ; layers_to_transform = 1 | lora.layers_to_transform | needs a list of names
+    [lora] ; layers_pattern = 'layers' | lora.layers_pattern | has no effect without layers_to_transform
+    [lora] ; layers_to_transform = [0] ; layers_pattern = ['('] | lora.layers_pattern | not a usable regular expression
     [lora] ; use_dora = true | lora.use_dora | not built yet
-    [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
+    [lora] ; lora_bias = true ; init_lora_weights = 'gaussian' | lora.lora_bias | only possible with
+    [lora] ; modules_to_save = ['('] | lora.modules_to_save | not a usable regular expression
+    [lora] ; loraplus_lr_ratio = 0 | lora.loraplus_lr_ratio | above 0
+    [lora] ; loraplus_weight_decay = 0.1 | lora.loraplus_weight_decay | has no effect without
+    [lora] ; loraplus_lr_ratio = 16 ; [train] ; weight_decay = 0.1 | train.weight_decay | no effect with lora.loraplus_lr_ratio
     [dpo] ; beta = 0 | dpo.beta | above 0
     [dpo] ; loss_type = [] | dpo.loss_type | is empty
     [dpo] ; loss_weights = [1.0, 2.0] | dpo.loss_weights | 2 weights for 1 losses
@@ -427,7 +442,9 @@ fn errors_for_options_of_other_libraries_name_the_replacement() {
         assert!(error.contains(&expected) && !error.contains(&unexpected), "{text}: {error}");
     }
     // Options that change results are unsupported in every table.
-    for key in ["train.neftune_noise_alpha", "lora.loraplus_lr_ratio", "dpo.ref_model_sync_steps"] {
+    for key in
+        ["train.neftune_noise_alpha", "lora.loraplus_lr_embedding", "dpo.ref_model_sync_steps"]
+    {
         assert!(refused(&format!("{key} = 1\n")).contains("not built yet"), "{key}");
     }
 }

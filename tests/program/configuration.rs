@@ -14,10 +14,11 @@ use serde_json::Value;
 const PAGE: &str = "docs/configuration.md";
 
 /// Files that define the structs and enums of the configuration.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "src/config/mod.rs",
     "src/config/sections.rs",
     "src/config/options.rs",
+    "src/adapter/config.rs",
     "src/objective/f_divergence.rs",
     "src/train/schedule/kwargs.rs",
     "src/data/encode.rs",
@@ -52,8 +53,9 @@ const OTHER_DEFAULTS: [(&str, &str); 19] = [
 ];
 
 /// Descriptions of types that the rules of [`Types::words`] do not cover.
-const TYPES: [(&str, &str); 3] = [
-    ("TargetModules", "list of names, or `\"all-linear\"`"),
+const TYPES: [(&str, &str); 4] = [
+    ("TargetModules", "list of names, `\"all-linear\"`, or regular expression"),
+    ("ExcludeModules", "list of names, or regular expression"),
     ("InitLoraWeights", "`true`, `\"gaussian\"` or `\"loftq\"`"),
     ("GradientCheckpointing", "`\"auto\"`, `true` or `false`"),
 ];
@@ -130,6 +132,9 @@ impl Types {
         }
         if let Some(inner) = kind.strip_prefix("Vec<") {
             return format!("list of {}s", self.words(inner.trim_end_matches('>')));
+        }
+        if let Some(inner) = kind.strip_prefix("BTreeMap<String, ") {
+            return format!("table of {}s", self.words(inner));
         }
         if let Some(values) = self.enums.get(kind) {
             let values: Vec<String> = values.iter().map(|v| format!("`\"{v}\"`")).collect();
@@ -423,7 +428,11 @@ fn limits_of_ranges_are_accepted_or_refused_as_the_page_says() {
         for (number, allowed) in ends(&words) {
             let value =
                 if number.abs() < 1e15 { number.to_string() } else { format!("{number:e}") };
-            let value = if key == "dpo.loss_weights" { format!("[{value}]") } else { value };
+            let value = match key {
+                "dpo.loss_weights" => format!("[{value}]"),
+                "lora.rank_pattern" | "lora.alpha_pattern" => format!("{{ q_proj = {value} }}"),
+                _ => value,
+            };
             let loaded = RunConfig::load(&file, &[format!("{key}={value}")]);
             let error = loaded.err().map_or(String::new(), |error| error.to_string());
             // A value within the range may still be refused for other reasons.

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use arithmo::adapter::linear::attach;
-use arithmo::adapter::{LoraConfig, TargetModules, config::LoraInit, peft};
+use arithmo::adapter::{LoraConfig, TargetModules, peft};
 use arithmo::data::batch::TokenRows;
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
+use arithmo::model::mistral::{Mistral, ModuleMut};
 use arithmo::model::quantize::Quantization;
 use arithmo_backends::Format;
 use burn::module::Param;
@@ -42,13 +42,12 @@ pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
     LoraConfig {
         r: 3,
         lora_alpha: 7.0,
-        lora_dropout: 0.0,
         target_modules: match targets {
             [] => TargetModules::AllLinear,
             names => TargetModules::Names(names.iter().map(|name| name.to_string()).collect()),
         },
         use_rslora,
-        init: LoraInit::KaimingUniform,
+        ..LoraConfig::default()
     }
 }
 
@@ -56,12 +55,40 @@ pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
 pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
     attach(model, config, 3, &Default::default()).unwrap();
     for (seed, (_, linear)) in (100..).zip(model.projections_mut()) {
-        let d_out = linear.dims().0;
         if let Some(lora) = &mut linear.lora {
-            let b = TensorData::new(uniform(seed, d_out * config.r, 0.3), [d_out, config.r]);
+            let shape @ [d_out, r] = lora.lora_b.dims();
+            let b = TensorData::new(uniform(seed, d_out * r, 0.3), shape);
             lora.lora_b = Param::from_tensor(Tensor::from_data(b, &Default::default()));
+            if let Some(bias) = &mut lora.lora_b_bias {
+                let values = TensorData::new(uniform(seed + 50, d_out, 0.3), [d_out]);
+                *bias = Param::from_tensor(Tensor::from_data(values, &Default::default()));
+            }
         }
     }
+    for (seed, (_, module)) in (200..).zip(model.modules_mut()) {
+        let noise = |count| TensorData::new(uniform(seed, count, 0.1), [count]);
+        match module {
+            ModuleMut::Matrix(weight) => {
+                weight.trained = weight
+                    .trained
+                    .take()
+                    .map(|weight| weight.map(|weight| add_noise(weight, noise)));
+            }
+            ModuleMut::Norm(norm) => {
+                norm.trained =
+                    norm.trained.take().map(|norm| norm.map(|weight| add_noise(weight, noise)));
+            }
+        }
+    }
+}
+
+fn add_noise<const D: usize>(
+    weight: Tensor<B, D>,
+    noise: impl Fn(usize) -> TensorData,
+) -> Tensor<B, D> {
+    let shape = weight.dims();
+    let noise = Tensor::<B, 1>::from_data(noise(shape.iter().product()), &Default::default());
+    weight + noise.reshape(shape)
 }
 
 /// Writes a base model and a random adapter of `config` to a temporary folder. Returns this folder, the base's, the
@@ -113,15 +140,21 @@ pub fn random_logits(model: &Mistral<B>) -> Vec<f32> {
 
 /// Returns name, folder and `config.json` of every golden run.
 pub fn runs() -> Vec<(String, PathBuf, Value)> {
+    let runs = runs_of("trl");
+    assert!(runs.len() >= 4, "only {} golden runs", runs.len());
+    runs
+}
+
+/// Returns name, folder and `config.json` of every golden run of a group.
+pub fn runs_of(group: &str) -> Vec<(String, PathBuf, Value)> {
     let mut runs = Vec::new();
-    for entry in fs::read_dir(whole_reference("trl")).unwrap() {
+    for entry in fs::read_dir(whole_reference(group)).into_iter().flatten() {
         let path = entry.unwrap().path();
         if path.join("adapter_config.json").is_file() {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             runs.push((name, path.clone(), json_file(&path.join("config.json"))));
         }
     }
-    assert!(runs.len() >= 4, "only {} golden runs", runs.len());
     runs.sort_by(|a, b| a.0.cmp(&b.0));
     runs
 }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use arithmo::adapter::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::adapter::config::{LoraConfig, TargetModules};
 use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::limits::Pieces;
-use arithmo::model::linear::WeightParam;
+use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::{load_as, load_in_pieces};
 use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::Quantization;
@@ -88,7 +88,8 @@ impl Case {
             with_branches::<B>(&mut model, device);
             model
         });
-        let is_split = |weight: &WeightParam<Autodiff<B>>| matches!(weight, WeightParam::Split(_));
+        let is_split =
+            |weight: &WeightParam<Autodiff<B>>| matches!(weight.stored, StoredWeight::Split(_));
         assert!(is_split(&split.embed_tokens) && !is_split(&whole.embed_tokens));
         assert!(split.lm_head.iter().all(is_split));
         let cut = |model: &Mistral<_>| {
@@ -108,10 +109,8 @@ fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::
     let config = LoraConfig {
         r: 3,
         lora_alpha: 6.0,
-        lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        init: LoraInit::KaimingUniform,
+        ..LoraConfig::default()
     };
     attach(model, &config, 7, device).unwrap();
     let values = (0..).zip(adapter_parameters(model)).map(|(seed, (_, tensor))| {

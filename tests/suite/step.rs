@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arithmo::adapter::config::{LoraConfig, LoraInit, TargetModules};
+use arithmo::adapter::config::{LoraConfig, TargetModules};
 use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
@@ -53,10 +53,8 @@ fn policy<B: TrainBackend>(dtype: DType, device: &B::Device) -> Mistral<Autodiff
     let config = LoraConfig {
         r: 5,
         lora_alpha: 12.0,
-        lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        init: LoraInit::KaimingUniform,
+        ..LoraConfig::default()
     };
     attach(&mut model, &config, 7, device).unwrap();
     model

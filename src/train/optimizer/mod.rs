@@ -12,6 +12,7 @@ mod ademamix;
 mod args;
 mod clip;
 pub mod eight_bit;
+mod groups;
 mod lion;
 mod rmsprop;
 mod sgd;
@@ -22,7 +23,8 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
-use crate::config::{Optim, TrainSection};
+use crate::adapter::parameters::Parameter;
+use crate::config::{Optim, RunConfig, TrainSection};
 use crate::error::{Error, Result};
 use crate::train::checkpoint::NamedTensors;
 
@@ -33,6 +35,7 @@ pub use adagrad::Adagrad;
 pub use adamw::AdamW;
 pub use ademamix::AdEmaMix;
 pub use clip::{clip_by_global_norm, global_norm};
+pub use groups::{Group, Groups};
 pub use lion::Lion;
 pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
@@ -63,7 +66,7 @@ pub struct Update<B: Backend> {
     pub state: Vec<Tensor<B, 2>>,
     /// The number of this step for the parameter, from 1.
     pub step: u64,
-    /// Whether weight decay applies. The weights of norms are not decayed, as in transformers' `Trainer`.
+    /// Whether weight decay applies.
     pub decays: bool,
 }
 
@@ -111,6 +114,18 @@ macro_rules! each_rule {
 }
 
 impl Rule {
+    /// Returns the rule of a run. With LoRA+, the weight decay is that of `[lora]`.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`].
+    pub fn of_run(config: &RunConfig) -> Result<Self> {
+        let mut train = config.train.clone();
+        if config.lora.loraplus_lr_ratio.is_some() {
+            train.weight_decay = config.lora.loraplus_weight_decay;
+        }
+        Self::of(&train)
+    }
+
     /// Returns the rule of the configuration.
     ///
     /// # Errors
@@ -231,37 +246,74 @@ pub struct Optimizer<B: Backend> {
     rule: Rule,
     /// Whether the state of large matrices is kept in 8 bits.
     eight_bit: bool,
+    groups: Groups,
     state: BTreeMap<String, ParameterState<B>>,
 }
 
 impl<B: TrainBackend> Optimizer<B> {
     /// Creates an optimizer without state.
     pub fn new(rule: impl Into<Rule>) -> Self {
-        Self { rule: rule.into(), eight_bit: false, state: BTreeMap::new() }
+        Self {
+            rule: rule.into(),
+            eight_bit: false,
+            groups: Groups::default(),
+            state: BTreeMap::new(),
+        }
     }
 
-    /// Creates the optimizer of the configuration, without state.
+    /// Creates the optimizer of a run, without state and groups.
     ///
     /// # Errors
-    /// Same as [`Rule::of`].
-    pub fn of(train: &TrainSection) -> Result<Self> {
-        Ok(Self { eight_bit: train.optim.is_eight_bit(), ..Self::new(Rule::of(train)?) })
+    /// Same as [`Rule::of_run`].
+    pub fn of(config: &RunConfig) -> Result<Self> {
+        let eight_bit = config.train.optim.is_eight_bit();
+        Ok(Self { eight_bit, ..Self::new(Rule::of_run(config)?) })
+    }
+
+    /// Sets the group of each parameter.
+    pub fn with_groups(self, groups: Groups) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Returns the group of each parameter.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// Runs one step at learning rate `lr`. Returns the new parameters in the order of `updates`. With state in 8 bits, the
     /// parameters are updated one after the other, so that the state of only one of them is in floats at a time.
-    pub fn step(&mut self, lr: f64, mut updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
-        if !self.eight_bit {
-            return self.step_together(lr, updates);
+    pub fn step(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+        // The parameters of one rate are updated together. Positive numbers sort like their bits.
+        let mut by_rate: BTreeMap<u64, Vec<(usize, bool, NamedUpdate<B>)>> = BTreeMap::new();
+        for (index, update) in updates.into_iter().enumerate() {
+            let Group { rate, decays } = self.groups.get(&update.name);
+            by_rate.entry(rate.to_bits()).or_default().push((index, decays, update));
         }
-        updates.drain(..).flat_map(|update| self.step_together(lr, vec![update])).collect()
+        let mut params = Vec::new();
+        for (rate, updates) in by_rate {
+            let lr = lr * f64::from_bits(rate);
+            if self.eight_bit {
+                let one_by_one = updates.into_iter();
+                params.extend(one_by_one.flat_map(|update| self.step_together(lr, vec![update])));
+            } else {
+                params.extend(self.step_together(lr, updates));
+            }
+        }
+        params.sort_by_key(|(index, _)| *index);
+        params.into_iter().map(|(_, param)| param).collect()
     }
 
-    fn step_together(&mut self, lr: f64, updates: Vec<NamedUpdate<B>>) -> Vec<Tensor<B, 2>> {
+    /// Runs one step for parameters with one learning rate. Each comes with its index and whether it decays. Returns the
+    /// index and the new value of each.
+    fn step_together(
+        &mut self,
+        lr: f64,
+        updates: Vec<(usize, bool, NamedUpdate<B>)>,
+    ) -> Vec<(usize, Tensor<B, 2>)> {
         let names = self.rule.state_names();
         let mut steps = Vec::with_capacity(updates.len());
         let mut tensors = Vec::with_capacity(updates.len());
-        for NamedUpdate { name, param, grad } in updates {
+        for (index, decays, NamedUpdate { name, param, grad }) in updates {
             let (step, state) = match self.state.remove(&name) {
                 Some(ParameterState { step, matrices }) => {
                     (step + 1, matrices.iter().map(|matrix| matrix.floats(grad.dtype())).collect())
@@ -272,12 +324,11 @@ impl<B: TrainBackend> Optimizer<B> {
                     (1, dims.map(|dims| Tensor::zeros(dims, options)).collect())
                 }
             };
-            let decays = !name.contains("norm.");
             tensors.push(Update { param, grad, state, step, decays });
-            steps.push((name, step));
+            steps.push((index, name, step));
         }
         let updates = self.rule.step(lr, tensors).into_iter().zip(steps);
-        let updates = updates.map(|(updated, (name, step))| {
+        let updates = updates.map(|(updated, (index, name, step))| {
             let matrices = names.iter().zip(updated.state).map(|(kind, matrix)| {
                 let [rows, columns] = matrix.dims();
                 if self.eight_bit && rows * columns >= MIN_VALUES {
@@ -287,7 +338,7 @@ impl<B: TrainBackend> Optimizer<B> {
                 }
             });
             self.state.insert(name, ParameterState { step, matrices: matrices.collect() });
-            updated.param
+            (index, updated.param)
         });
         updates.collect()
     }
@@ -322,12 +373,12 @@ impl<B: TrainBackend> Optimizer<B> {
     pub fn restored(
         mut self,
         tensors: NamedTensors,
-        like: &[(String, Tensor<B, 2>)],
+        like: &[Parameter<B>],
         device: &B::Device,
     ) -> Result<Self> {
         let mut tensors: BTreeMap<String, TensorData> = tensors.into_iter().collect();
         self.state.clear();
-        for (name, param) in like {
+        for Parameter { name, value: param, .. } in like {
             let step = take(&mut tensors, &format!("{name}.step"))?;
             let step = step_count(name, &step)?;
             let kinds = self.rule.state_names().iter().zip(self.rule.state_dims(param.dims()));
@@ -425,6 +476,32 @@ mod tests {
         ] {
             let error = rule(optim, args).unwrap_err();
             assert!(error.contains("train.optim_args") && error.contains(part), "{args}: {error}");
+        }
+    }
+
+    /// Every parameter gets the rate of its group, and the results keep their order.
+    #[test]
+    fn each_group_has_its_rate() {
+        type B = burn_ndarray::NdArray<f64>;
+        let one = |value: f64| {
+            let data = TensorData::new(vec![value], [1, 1]);
+            Tensor::<B, 2>::from_data(data, (&Default::default(), DType::F64))
+        };
+        let decay = 0.5;
+        let rule = Sgd { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: decay };
+        let names = ["b", "a", "c"];
+        let group = |rate, decays| Group { rate, decays };
+        let groups = [group(4.0, true), group(1.0, true), group(4.0, false)];
+        let groups = names.map(String::from).into_iter().zip(groups).collect();
+        let mut optimizer = Optimizer::new(Rule::Sgd(rule)).with_groups(Groups::new(groups));
+        let update =
+            |name: &str| NamedUpdate { name: name.into(), param: one(2.0), grad: one(3.0) };
+        let stepped = optimizer.step(0.1, names.map(update).to_vec());
+        let stepped: Vec<f64> = Tensor::cat(stepped, 0).into_data().iter::<f64>().collect();
+        let expected =
+            [2.0 - 0.4 * (3.0 + decay * 2.0), 2.0 - 0.1 * (3.0 + decay * 2.0), 2.0 - 0.4 * 3.0];
+        for (ours, expected) in stepped.into_iter().zip(expected) {
+            assert!((ours - expected).abs() < 1e-12, "{ours} {expected}");
         }
     }
 

@@ -30,6 +30,53 @@ fn configuration_errors_name_the_key() {
 }
 
 #[test]
+fn adapter_options_without_effect_or_sense_are_refused() {
+    let workshop = Workshop::new();
+    for (settings, parts) in [
+        (
+            &["lora.target_modules=[\"layers.9.q_proj\"]"][..],
+            ["lora.target_modules", "`layers.9.q_proj`"],
+        ),
+        (&["lora.target_modules=model"], ["lora.target_modules", "`model` matches no projection"]),
+        (&["lora.exclude_modules=.*"], ["lora.target_modules", "no projection is left"]),
+        (&["lora.layers_to_transform=7"], ["lora.target_modules", "no projection is left"]),
+        (
+            &["lora.rank_pattern={ k_proj = 2 }"],
+            ["lora.rank_pattern", "`k_proj` matches no projection"],
+        ),
+        (
+            &["lora.alpha_pattern={ q_proj = 2, \".*_proj\" = 3 }"],
+            ["lora.alpha_pattern", "different values"],
+        ),
+        (
+            &["lora.modules_to_save=[\"head\", \"nrom\"]"],
+            ["lora.modules_to_save", "`nrom` chooses no module"],
+        ),
+        (
+            &["lora.modules_to_save=[\"mlp\"]"],
+            ["lora.modules_to_save", "model.layers.0.mlp, which holds other"],
+        ),
+        (
+            &["lora.modules_to_save=[\"_proj\"]"],
+            ["lora.modules_to_save", "also gets a low-rank branch"],
+        ),
+        (
+            &["lora.modules_to_save=[\"up_proj\"]", "model.quantization=nf4"],
+            ["lora.modules_to_save", "is quantized"],
+        ),
+    ] {
+        refused(&workshop, settings, &parts);
+    }
+    let config = workshop.path("model/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut object: Value = serde_json::from_str(&text).unwrap();
+    object["tie_word_embeddings"] = true.into();
+    fs::write(&config, object.to_string()).unwrap();
+    let tied = ["lora.modules_to_save=[\"embed_tokens\"]"];
+    refused(&workshop, &tied, &["lora.modules_to_save", "tie_word_embeddings"]);
+}
+
+#[test]
 fn missing_and_damaged_files_are_named() {
     let workshop = Workshop::new();
     let elsewhere = workshop.path("none.jsonl").display().to_string();

@@ -116,6 +116,20 @@ fn killed_with_a_precomputed_reference_and_evaluation() {
     check_killed_runs(&settings, 3, 3);
 }
 
+/// Checks runs with LoRA+ that train modules in full and biases beside branches of different ranks.
+#[test]
+fn killed_with_modules_trained_in_full_and_two_learning_rates() {
+    let settings = [
+        "train.save_steps=1",
+        "lora.modules_to_save=[\"lm_head\", \"embed_tokens\", \"norm\"]",
+        "lora.loraplus_lr_ratio=8",
+        "lora.loraplus_weight_decay=0.1",
+        "lora.lora_bias=true",
+        "lora.rank_pattern={ v_proj = 2 }",
+    ];
+    check_killed_runs(&settings, 3, 4);
+}
+
 #[test]
 fn killed_with_a_reference_that_follows() {
     let settings = [

@@ -66,7 +66,7 @@ impl Attention<'_> {
 
     /// Returns the gradients of the span's queries `[queries, group * Dh]`, keys and values `[keys,
     /// Dh]`, for one key-value head.
-    fn span_backward(
+    pub(super) fn span_backward(
         &self,
         span: &Span,
         kv_head: usize,
