@@ -29,15 +29,32 @@ pub struct Dpo<B: TrainBackend> {
     pub starts_as_reference: bool,
 }
 
-/// When the reference's log-probabilities of training pairs are computed.
+/// When the reference's log-probabilities are computed. Those of held-out pairs are computed in every evaluation, unless all
+/// are computed before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReferenceTiming {
     /// In every step.
     EveryStep,
     /// In the first step that has the pair. They are kept for later epochs.
     Once,
-    /// Before the first step, in batches of this many pairs.
-    Before(usize),
+    /// Before the first step.
+    Before(PrecomputeSizes),
+}
+
+/// The numbers of pairs in the batches for which the reference is computed before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrecomputeSizes {
+    /// Training pairs in a batch.
+    pub training: usize,
+    /// Held-out pairs in a batch.
+    pub evaluation: usize,
+}
+
+impl PrecomputeSizes {
+    /// Returns the larger of the two numbers.
+    pub fn largest(self) -> usize {
+        self.training.max(self.evaluation)
+    }
 }
 
 impl<B: TrainBackend> Objective<B> for Dpo<B> {
@@ -81,11 +98,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         if self.loss.reference_free {
             return Tensor::zeros([batch.counts.len()], &on_device.input.token_ids.device());
         }
-        match usage {
-            Usage::Training => self.reference.log_probs(batch, on_device),
-            // Held-out pairs may have ids of training pairs.
-            Usage::Evaluation => self.reference.compute(on_device),
-        }
+        self.reference.log_probs(batch, on_device, usage)
     }
 
     fn losses<A: TrainBackend>(
@@ -153,15 +166,23 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         Ok(())
     }
 
-    fn precompute_batch_size(&self) -> Option<usize> {
+    fn precompute_batch_size(&self, usage: Usage) -> Option<usize> {
         match self.timing {
-            ReferenceTiming::Before(size) => Some(size),
+            ReferenceTiming::Before(sizes) => Some(match usage {
+                Usage::Training => sizes.training,
+                Usage::Evaluation => sizes.evaluation,
+            }),
             ReferenceTiming::EveryStep | ReferenceTiming::Once => None,
         }
     }
 
-    fn precompute(&mut self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Result<()> {
-        self.reference.precompute(batch, on_device)
+    fn precompute(
+        &mut self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Result<()> {
+        self.reference.precompute(batch, on_device, usage)
     }
 
     fn remember(&mut self, id: &str, output: &SampleOutput) {

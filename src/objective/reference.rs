@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{Tensor, TensorData};
 
+use super::Usage;
 use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::data::batch::PreferenceBatch;
 use crate::error::Result;
@@ -17,20 +18,26 @@ pub struct Reference<B: TrainBackend> {
     model: Mistral<B>,
     /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) of the pairs computed so far, by pair id.
+    /// Summed log-probabilities (chosen, rejected) of the training pairs computed so far, by pair id.
     cached: BTreeMap<String, (f32, f32)>,
+    /// Those of the held-out pairs, which may have ids of training pairs.
+    held_out: BTreeMap<String, (f32, f32)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
     /// Creates a reference that is `policy` without its adapter.
     pub fn base(policy: Mistral<B>) -> Self {
-        Self { model: policy.without_adapter(), copy: false, cached: BTreeMap::new() }
+        Self::new(policy.without_adapter(), false)
     }
 
     /// Creates a reference that is `policy` as it is now, including its adapter. Later changes to the policy do not affect
     /// it.
     pub fn initial(policy: Mistral<B>) -> Self {
-        Self { model: policy, copy: true, cached: BTreeMap::new() }
+        Self::new(policy, true)
+    }
+
+    fn new(model: Mistral<B>, copy: bool) -> Self {
+        Self { model, copy, cached: BTreeMap::new(), held_out: BTreeMap::new() }
     }
 
     /// Returns whether this is a copy of the policy, created by [`Self::initial`].
@@ -38,7 +45,7 @@ impl<B: TrainBackend> Reference<B> {
         self.copy
     }
 
-    /// Computes the log-probabilities of a training batch and keeps them, under `precompute_ref_log_probs`.
+    /// Computes the log-probabilities of a batch and keeps them, under `precompute_ref_log_probs`.
     ///
     /// # Errors
     /// A log-probability is not finite. The error names the weight or layer from which this comes.
@@ -46,12 +53,16 @@ impl<B: TrainBackend> Reference<B> {
         &mut self,
         batch: &PreferenceBatch,
         on_device: &DeviceBatch<B>,
+        usage: Usage,
     ) -> Result<()> {
         let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
         let (chosen, rejected) = sums.split_at(batch.pairs());
-        for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
-            self.remember(id, [*sums.0, *sums.1]);
-        }
+        let sums = chosen.iter().copied().zip(rejected.iter().copied());
+        let kept = match usage {
+            Usage::Training => &mut self.cached,
+            Usage::Evaluation => &mut self.held_out,
+        };
+        kept.extend(batch.ids.iter().cloned().zip(sums));
         Ok(())
     }
 
@@ -60,16 +71,25 @@ impl<B: TrainBackend> Reference<B> {
         self.cached.insert(id.to_string(), (chosen, rejected));
     }
 
-    /// Returns the summed log-probabilities (chosen, rejected) that are kept, by pair id.
+    /// Returns the summed log-probabilities (chosen, rejected) of training pairs that are kept, by pair id.
     pub fn cached(&self) -> &BTreeMap<String, (f32, f32)> {
         &self.cached
     }
 
-    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`. They
-    /// are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
-    pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
+    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`. They are computed
+    /// unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
+    pub fn log_probs(
+        &self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Tensor<B, 1> {
+        let kept = match usage {
+            Usage::Training => &self.cached,
+            Usage::Evaluation => &self.held_out,
+        };
         let cached: Option<Vec<(f32, f32)>> =
-            batch.ids.iter().map(|id| self.cached.get(id).copied()).collect();
+            batch.ids.iter().map(|id| kept.get(id).copied()).collect();
         let Some(cached) = cached else {
             return self.compute(on_device);
         };
@@ -82,7 +102,7 @@ impl<B: TrainBackend> Reference<B> {
 
     /// Computes the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`, with the
     /// weights of [`Completions::weigh_tails`](super::log_probs::Completions::weigh_tails), without using
-    /// those that are kept. This is for pairs outside the training set, which may have ids of training pairs.
+    /// those that are kept.
     pub fn compute(&self, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
         score(&self.model, on_device, LogProbStats::None).weighted_sums
     }

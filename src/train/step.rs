@@ -3,6 +3,8 @@
 //! The order is that of transformers' `Trainer`: backward over the micro-batches, clipping, optimizer step. Results are
 //! read from the device once per step, after the last backward.
 
+mod fault;
+
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -28,6 +30,8 @@ use crate::train::activations::Activations;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
 use crate::train::parameters::{set_trained_parameters, trained_parameters};
+
+pub use fault::Fault;
 
 /// Settings that are the same for every step and every objective.
 #[derive(Clone, Copy, Debug)]
@@ -168,18 +172,23 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         self.objective.metrics(&outputs, usage)
     }
 
-    /// Computes what the objective needs of all training samples before the first step.
+    /// Computes what the objective needs of all `samples` before the first step.
     ///
     /// # Errors
     /// A computed value is not finite, or the user interrupts.
-    pub fn precompute(&mut self, samples: &[O::Sample], mode: ProgressMode) -> Result<()> {
-        let Some(size) = self.objective.precompute_batch_size() else {
+    pub fn precompute(
+        &mut self,
+        samples: &[O::Sample],
+        usage: Usage,
+        mode: ProgressMode,
+    ) -> Result<()> {
+        let Some(size) = self.objective.precompute_batch_size(usage) else {
             return Ok(());
         };
         let progress =
             Progress::new("reference", Some(samples.len() as u64), O::Sample::NAME, mode);
         for samples in samples.chunks(size.max(1)) {
-            self.precompute_batch(&samples.iter().collect::<Vec<_>>())?;
+            self.precompute_batch(&samples.iter().collect::<Vec<_>>(), usage)?;
             progress.inc(samples.len() as u64);
             if interrupt::requested() {
                 let note = "stopped while the reference was computed; continue with --resume";
@@ -190,14 +199,14 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         Ok(())
     }
 
-    /// Computes what the objective needs of a batch of training samples.
+    /// Computes what the objective needs of a batch of samples.
     ///
     /// # Errors
     /// A computed value is not finite.
-    pub fn precompute_batch(&mut self, samples: &[&O::Sample]) -> Result<()> {
+    pub fn precompute_batch(&mut self, samples: &[&O::Sample], usage: Usage) -> Result<()> {
         let batch = O::batch(samples);
         let on_device = self.on_device(&batch);
-        self.objective.precompute(&batch, &on_device)
+        self.objective.precompute(&batch, &on_device, usage)
     }
 
     /// Copies a batch to the device.

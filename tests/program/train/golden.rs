@@ -10,26 +10,28 @@ use super::{ProcessOutput, json_lines, number, program};
 use crate::support;
 
 /// A golden run, and a temporary folder with its initial adapter.
-struct Golden {
-    folder: PathBuf,
-    config: Map<String, Value>,
+pub(super) struct Golden {
+    pub(super) folder: PathBuf,
+    pub(super) config: Map<String, Value>,
     work: tempfile::TempDir,
 }
 
 impl Golden {
     /// Opens the run `GROUP/NAME`.
-    fn open(path: &str) -> Option<Self> {
+    pub(super) fn open(path: &str) -> Option<Self> {
         let folder = support::reference(path)?;
-        let config =
+        let config: Map<String, Value> =
             serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
         let work = tempfile::tempdir().unwrap();
-        let start = work.path().join("start");
-        fs::create_dir(&start).unwrap();
-        for (from, to) in [
-            ("init_adapter.safetensors", "adapter_model.safetensors"),
-            ("adapter_config.json", "adapter_config.json"),
-        ] {
-            fs::copy(folder.join(from), start.join(to)).unwrap();
+        if !config["lora"].is_null() {
+            let start = work.path().join("start");
+            fs::create_dir(&start).unwrap();
+            for (from, to) in [
+                ("init_adapter.safetensors", "adapter_model.safetensors"),
+                ("adapter_config.json", "adapter_config.json"),
+            ] {
+                fs::copy(folder.join(from), start.join(to)).unwrap();
+            }
         }
         Some(Self { folder, config, work })
     }
@@ -39,12 +41,22 @@ impl Golden {
         self.folder.join("../../models").join(name).display().to_string()
     }
 
+    /// Returns the path of a data file. `pairs_14` is the first 14 rows of `pairs`.
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        self.folder.join(format!("../../trl/_data/{name}.jsonl")).display().to_string()
+        let folder = self.folder.join("../../trl/_data");
+        let rows = name.strip_prefix("pairs_").and_then(|rows| rows.parse().ok());
+        let Some(rows) = rows else {
+            return folder.join(format!("{name}.jsonl")).display().to_string();
+        };
+        let text = fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
+        let part: String = text.split_inclusive('\n').take(rows).collect();
+        let path = self.path(&format!("{name}.jsonl"));
+        fs::write(&path, part).unwrap();
+        path
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.work.path().join(name).display().to_string()
     }
 
@@ -62,7 +74,7 @@ impl Golden {
             "use_weighting",
             "precompute_ref_log_probs",
         ];
-        const TRAIN: [&str; 17] = [
+        const TRAIN: [&str; 25] = [
             "optim",
             "optim_args",
             "learning_rate",
@@ -78,16 +90,31 @@ impl Golden {
             "adam_beta2",
             "adam_epsilon",
             "max_grad_norm",
+            "eval_strategy",
             "eval_steps",
+            "eval_on_start",
+            "eval_delay",
+            "save_strategy",
+            "save_steps",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
             "disable_dropout",
         ];
         let tables =
             [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
         // TRL averages held-out metrics over batches.
         let mut settings = vec!["train.eval_means=trl".to_string()];
+        // A number of steps has no effect on other strategies, which is an error here.
+        let unused = |key: &str| {
+            let strategy = key.strip_suffix("_steps").map(|name| format!("{name}_strategy"));
+            let strategy = strategy.and_then(|name| self.config["dpo"].get(&name));
+            strategy.is_some_and(|strategy| strategy != "steps")
+        };
         for (table, keys) in tables {
             for key in keys {
-                if let Some(value) = self.config["dpo"].get(key).filter(|value| !value.is_null()) {
+                let value = self.config["dpo"].get(key).filter(|value| !value.is_null());
+                if let Some(value) = value.filter(|_| !unused(key)) {
                     settings.push(format!("{table}.{key}={value}"));
                 }
             }
@@ -106,19 +133,32 @@ impl Golden {
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
+        // 0 keeps all checkpoints.
+        let limit = self.config["dpo"].get("save_total_limit").and_then(Value::as_u64);
+        settings.push(format!("train.save_total_limit={}", limit.unwrap_or(0)));
+        if let Some(Value::Object(stopping)) = self.config.get("early_stopping") {
+            for (key, value) in stopping {
+                settings.push(format!("train.{key}={value}"));
+            }
+        }
+        if self.config["lora"].is_null() {
+            settings.push("model.use_peft=false".into());
+            return settings;
+        }
+        settings.push(format!("lora.adapter={}", self.path("start")));
         let base = self.config["reference"].as_str().unwrap().starts_with("base");
         settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
         settings
     }
 
-    fn train(&self) -> Vec<Map<String, Value>> {
+    /// Trains and returns the lines of the log.
+    pub(super) fn train(&self) -> Vec<Map<String, Value>> {
         let toml = format!(
             "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
-             shuffle = false\n[lora]\nadapter = \"{}\"\n",
+             shuffle = false\n",
             self.path("run"),
             self.model(),
             self.data("dataset"),
-            self.path("start")
         );
         fs::write(self.path("run.toml"), toml).unwrap();
         let mut command = program();
@@ -128,21 +168,47 @@ impl Golden {
         }
         let ended = ProcessOutput::new(command.output().unwrap());
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("alarm:"), "{}", ended.stderr);
         json_lines(&self.work.path().join("run/metrics.jsonl"))
     }
 
-    fn check_adapter(&self) {
+    /// Trains and compares every line of the log.
+    pub(super) fn check_metrics(&self, tolerances: Tolerances) {
+        let name = self.config["name"].as_str().unwrap();
+        let lines = self.train();
+        let (evaluations, steps): (Vec<_>, Vec<_>) =
+            lines.into_iter().partition(|line| line.contains_key("eval_loss"));
+        for (ours, file) in [(steps, "trace.jsonl"), (evaluations, "eval.jsonl")] {
+            let file = self.folder.join(file);
+            let theirs = if file.is_file() { json_lines(&file) } else { Vec::new() };
+            assert_eq!(ours.len(), theirs.len(), "{name}: {}", file.display());
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                check_line(name, ours, theirs, tolerances);
+            }
+        }
+    }
+
+    /// Compares the tensors of a file in the run's folder with a golden one, of which the run may have more.
+    pub(super) fn check_tensors(&self, ours: &str, theirs: &str, tolerance: f32) {
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
-        let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
-        let theirs = read(&self.folder.join("adapter_model.safetensors"));
-        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+        let ours = read(&self.work.path().join("run").join(ours));
+        let theirs = read(&self.folder.join(theirs));
         for (name, (shape, values)) in &theirs {
             let (our_shape, our_values) = &ours[name];
             assert_eq!(our_shape, shape, "{name}");
             let worst =
                 our_values.iter().zip(values).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
-            assert!(worst <= 2e-4, "{name}: off by {worst}");
+            assert!(worst <= tolerance, "{name}: off by {worst}");
         }
+    }
+
+    /// Compares the adapter with the golden one: every weight and the configuration.
+    pub(super) fn check_adapter(&self, tolerance: f32) {
+        let file = "adapter_model.safetensors";
+        self.check_tensors(&format!("adapter/{file}"), file, tolerance);
+        let keys = |path: &Path| load_safetensors_f32(path).unwrap().into_keys();
+        let ours: Vec<String> = keys(&self.work.path().join("run/adapter").join(file)).collect();
+        assert!(ours.into_iter().eq(keys(&self.folder.join(file))), "other tensors");
         let config = |path: PathBuf| -> Map<String, Value> {
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
         };
@@ -171,22 +237,51 @@ impl Golden {
     }
 }
 
+/// The largest deviations that are allowed. Those of log-probabilities and logits are the same for all runs that compare them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tolerances {
+    /// Of the loss, times max(1, loss).
+    pub(super) loss: f64,
+    /// Of the gradient norm, relative.
+    pub(super) grad_norm: f64,
+    /// Of rewards and margins.
+    pub(super) rewards: f64,
+    /// Whether log-probabilities and logits are compared.
+    pub(super) logps: bool,
+}
+
+impl Tolerances {
+    /// Returns the tolerances of a run in `trl` or `optim`.
+    fn of(run: &str) -> Self {
+        let loose_loss = ["loss_sppo_hard", "fdiv_forward_kl", "fdiv_alpha0.5"].contains(&run);
+        Self {
+            loss: if loose_loss { 3e-4 } else { 5e-5 },
+            grad_norm: if loose_loss || run == "loss_discopop" { 1e-3 } else { 2e-4 },
+            rewards: 2e-4,
+            logps: true,
+        }
+    }
+}
+
 /// Compares every key of `theirs`, within the tolerances of reference/README.md.
-fn check_line(run: &str, ours: &Map<String, Value>, theirs: &Map<String, Value>) {
+pub(super) fn check_line(
+    run: &str,
+    ours: &Map<String, Value>,
+    theirs: &Map<String, Value>,
+    tolerances: Tolerances,
+) {
     let step = &theirs["step"];
-    let loose_loss = ["loss_sppo_hard", "fdiv_forward_kl", "fdiv_alpha0.5"].contains(&run);
-    let loss_tolerance = if loose_loss { 3e-4 } else { 5e-5 };
-    let norm_tolerance = if loose_loss || run == "loss_discopop" { 1e-3 } else { 2e-4 };
     for (key, value) in theirs.iter().filter(|(key, _)| *key != "micro") {
         let (ours, theirs) = (number(ours, key), value.as_f64().unwrap());
         let tolerance = match key.strip_prefix("eval_").unwrap_or(key) {
-            "loss" => loss_tolerance * theirs.abs().max(1.0),
-            "grad_norm" => norm_tolerance * theirs.abs(),
+            "loss" => tolerances.loss * theirs.abs().max(1.0),
+            "grad_norm" => tolerances.grad_norm * theirs.abs(),
             "learning_rate" => 1e-12,
             "step" | "num_tokens" => 0.0,
             "epoch" => 1e-12,
+            key if key.starts_with("rewards/") => tolerances.rewards,
+            _ if !tolerances.logps => continue,
             "entropy" => 1e-4,
-            key if key.starts_with("rewards/") => 2e-4,
             key if key.starts_with("logps/") => 2e-3,
             key if key.starts_with("logits/") => 1e-5,
             "mean_token_accuracy" => 1e-6,
@@ -210,21 +305,8 @@ fn replay_run(group: &str, name: &str) {
     let Some(golden) = Golden::open(&format!("{group}/{name}")) else {
         return;
     };
-    let lines = golden.train();
-    let (evaluations, steps): (Vec<_>, Vec<_>) =
-        lines.into_iter().partition(|line| line.contains_key("eval_loss"));
-    let trace = json_lines(&golden.folder.join("trace.jsonl"));
-    assert_eq!(steps.len(), trace.len(), "{name}");
-    for (ours, theirs) in steps.iter().zip(&trace) {
-        check_line(name, ours, theirs);
-    }
-    let expected = golden.folder.join("eval.jsonl");
-    let expected = if expected.is_file() { json_lines(&expected) } else { Vec::new() };
-    assert_eq!(evaluations.len(), expected.len(), "{name}");
-    for (ours, theirs) in evaluations.iter().zip(&expected) {
-        check_line(name, ours, theirs);
-    }
-    golden.check_adapter();
+    golden.check_metrics(Tolerances::of(name));
+    golden.check_adapter(2e-4);
 }
 
 #[test]
