@@ -16,16 +16,17 @@ interrupt:
 message:
 output:
 process:
+alarms:
 progress:
 read_at:
 data:
-report:
+report: alarms
 model: data
 config: data model adapter objective train
 adapter: data model
 objective: data model adapter
 generate: data model adapter config
-train: data model adapter objective config
+train: alarms data model adapter objective config
 eval: data model adapter objective generate config
 doctor: data
 inspect: data eval

@@ -39,6 +39,7 @@
 pub mod message;
 
 pub mod adapter;
+pub mod alarms;
 pub mod bench;
 pub mod cli;
 pub mod config;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::config::MistralConfig;
 use crate::model::load::random_on_device;
+use crate::objective::Usage;
 use crate::objective::dpo::ReferenceTiming;
 use crate::objective::pass::{mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
@@ -125,7 +126,7 @@ impl<B: TrainBackend> Setup<B> {
         let passes = passes(&step, &mean_weights(&step), B::pass_tokens());
         if options.precomputed {
             for pass in &passes {
-                self.learner.precompute_batch(&pass.pairs)?;
+                self.learner.precompute_batch(&pass.pairs, Usage::Training)?;
             }
         }
         self.step(&step, device)?;

@@ -20,7 +20,12 @@ use crate::train::optimizer::Rule;
 use crate::train::policy::lora_config;
 
 /// Returns an error at `key` unless `holds`.
-fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
+pub(super) fn ensure(
+    holds: bool,
+    key: &str,
+    problem: impl Display,
+    remedy: impl Display,
+) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::invalid(key, problem, remedy)) }
 }
 
@@ -71,6 +76,7 @@ impl RunConfig {
         self.validate_lora_plus()?;
         self.train.validate_strategies()?;
         self.train.validate_optimizer()?;
+        self.train.validate_control(self.data.eval_file.is_some())?;
         let evaluated = [
             ("train.eval_steps", self.train.eval_steps > 0),
             ("train.eval_strategy", self.train.eval_strategy == IntervalStrategy::Epoch),

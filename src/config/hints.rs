@@ -29,11 +29,6 @@ const NOT_BUILT: &[&str] = &[
 
 /// Options that are unnecessary or have another name, as (name, remedy).
 const REMEDIES: &[(&str, &str)] = &[
-    ("load_best_model_at_end", BEST_MODEL),
-    ("metric_for_best_model", BEST_MODEL),
-    ("greater_is_better", BEST_MODEL),
-    ("early_stopping_patience", BEST_MODEL),
-    ("early_stopping_threshold", BEST_MODEL),
     ("report_to", LOGS),
     ("logging_dir", LOGS),
     ("run_name", LOGS),
@@ -66,10 +61,6 @@ const REMEDIES: &[(&str, &str)] = &[
     ("full_determinism", "remove the key: runs on the CPU are always repeatable"),
     ("evaluation_strategy", "set train.eval_strategy, its name since transformers 4.41"),
     ("logging_first_step", "set train.logging_steps = 1"),
-    (
-        "eval_on_start",
-        "remove the key; `arithmo evaluate preference` without --adapter evaluates the base model",
-    ),
     ("save_safetensors", "remove the key: weights are always saved as safetensors"),
     ("save_only_model", "remove the key: checkpoints are always complete"),
     ("resume_from_checkpoint", "start with `arithmo train --resume`"),
@@ -207,8 +198,6 @@ const REMEDIES: &[(&str, &str)] = &[
 ];
 
 const CPU: &str = "choose the CPU with --backend; `arithmo devices` lists the names";
-const BEST_MODEL: &str = "remove the key: set train.save_steps and train.save_total_limit = 0, and compare checkpoints with \
-     `arithmo evaluate preference --adapter OUTPUT_DIR/checkpoints/step-N`";
 const LOGS: &str = "remove the key: metrics.jsonl and TensorBoard's event files (runs/) are always written to output_dir";
 const ENCODED_ONCE: &str = "remove the key: the data is read and encoded once, before training";
 const PACKED: &str = "remove the key: sequences are always packed, neither padded nor cut; train.max_tokens_per_pass sets how many \

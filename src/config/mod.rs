@@ -2,11 +2,13 @@
 //! weight is loaded.
 
 mod check;
+mod control;
 mod hints;
 mod options;
 mod ranges;
 mod sections;
 mod source;
+mod steps;
 mod suggest;
 mod warnings;
 
@@ -24,6 +26,7 @@ pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSecti
 pub use suggest::{nearest_name, toml_error};
 
 use crate::error::{Error, Result};
+use crate::objective::dpo::PrecomputeSizes;
 use source::Source;
 
 /// The configuration of a training run, resolved from `run.toml`, `--set` and the defaults.
@@ -63,34 +66,45 @@ impl Default for RunConfig {
     }
 }
 
-/// Keys that may change when a run is resumed, because they do not change the resulting weights: where and how often
-/// results are written or measured, and whether activations are kept or recomputed.
-const NEUTRAL_KEYS: [&str; 10] = [
+/// Keys that may change when a run is resumed, because they do not change the training: where and how often results are
+/// written, which step is the result, and whether activations are kept or recomputed.
+const NEUTRAL_KEYS: [&str; 9] = [
     "output_dir",
     "train.logging_strategy",
-    "train.eval_strategy",
     "train.save_strategy",
     "train.logging_steps",
-    "train.eval_steps",
-    "train.per_device_eval_batch_size",
+    "train.eval_on_start",
     "train.save_steps",
     "train.save_total_limit",
+    "train.load_best_model_at_end",
     "train.gradient_checkpointing",
 ];
 
 /// Keys whose value is a table of the user's own names. Such a table is one value.
 const OPEN_TABLES: [&str; 2] = ["lora.rank_pattern", "lora.alpha_pattern"];
 
+/// Keys of evaluations. They may change when a run is resumed unless its evaluations are compared, because then they change
+/// the best step, the end of the run or the learning rate.
+const EVALUATION_KEYS: [&str; 4] = [
+    "train.eval_strategy",
+    "train.eval_steps",
+    "train.eval_delay",
+    "train.per_device_eval_batch_size",
+];
+
 /// Keys that determine the length of a run. They may change when it is resumed: completed steps stay, and the remaining
 /// ones have the learning rate of a run of the new length.
 const LENGTH_KEYS: [&str; 2] = ["train.max_steps", "train.num_train_epochs"];
 
 impl RunConfig {
-    /// Returns the pairs per batch in which the reference is computed before training; `None` if it is not.
-    pub fn reference_batch_size(&self) -> Option<usize> {
-        let size = self.dpo.precompute_ref_batch_size;
-        let size = size.unwrap_or(self.train.per_device_train_batch_size);
-        self.dpo.precompute_ref_log_probs.then_some(size)
+    /// Returns the numbers of pairs in the batches for which the reference is computed before training; `None` if it is not.
+    pub fn precompute_sizes(&self) -> Option<PrecomputeSizes> {
+        let (size, train) = (self.dpo.precompute_ref_batch_size, &self.train);
+        let sizes = PrecomputeSizes {
+            training: size.unwrap_or(train.per_device_train_batch_size),
+            evaluation: size.unwrap_or(train.per_device_eval_batch_size),
+        };
+        self.dpo.precompute_ref_log_probs.then_some(sizes)
     }
 
     /// Reads and checks a configuration file. Each of `overrides` is a `table.key=value` of `--set` and takes
@@ -98,7 +112,7 @@ impl RunConfig {
     ///
     /// Defaults that depend on other keys are resolved here: `data.compat = "trl-0.7.4"` sets that version's
     /// `max_length` 512, `max_prompt_length` 128 and `keep_end`; `train.num_train_epochs` without `max_steps` sets
-    /// `max_steps = -1`; `train.warmup_ratio` without `warmup_steps` sets `warmup_steps = 0`. Relative paths stay
+    /// `max_steps = -1`; settings that compare evaluations set `metric_for_best_model = "loss"`; `train.warmup_ratio` without `warmup_steps` sets `warmup_steps = 0`. Relative paths stay
     /// relative to the working folder.
     ///
     /// # Errors
@@ -137,11 +151,18 @@ impl RunConfig {
     /// Returns the differences from `other` that prevent a run of this configuration from being resumed with `other`,
     /// such as `train.learning_rate: 5e-5 -> 0.0001`.
     ///
-    /// Two kinds of keys are ignored. Some do not change the resulting weights: `output_dir`, the keys that determine
-    /// when to log, evaluate or save, `train.per_device_eval_batch_size`, `train.save_total_limit` and
-    /// `train.gradient_checkpointing`. Others only change the length of the run: see [`Self::length_changes`].
+    /// Two kinds of keys are ignored. Some do not change the training: `output_dir`, the keys that determine when to log or
+    /// save, `train.save_total_limit`, `train.load_best_model_at_end` and `train.gradient_checkpointing`, and the keys that
+    /// determine when to evaluate unless evaluations are compared. Others only change the length of the run: see
+    /// [`Self::length_changes`].
     pub fn diff(&self, other: &Self) -> Vec<String> {
-        let matters = |key: &str| !NEUTRAL_KEYS.contains(&key) && !LENGTH_KEYS.contains(&key);
+        let compared = [self, other].iter().any(|config| config.train.best_metric().is_some());
+        let matters = |key: &str| {
+            let neutral = NEUTRAL_KEYS.contains(&key)
+                || LENGTH_KEYS.contains(&key)
+                || (EVALUATION_KEYS.contains(&key) && !compared);
+            !neutral
+        };
         self.changes(other, matters)
     }
 
@@ -174,6 +195,13 @@ fn resolve_defaults(source: &mut Source) {
     }
     if source.get("train.num_train_epochs").is_some() {
         source.set_default("train.max_steps", -1);
+    }
+    let plateau = toml::Value::from("reduce_lr_on_plateau");
+    if source.get("train.load_best_model_at_end") == Some(&true.into())
+        || source.get("train.early_stopping_patience").is_some()
+        || source.get("train.lr_scheduler_type") == Some(&plateau)
+    {
+        source.set_default("train.metric_for_best_model", "loss");
     }
     if source.get("train.warmup_ratio").is_some() {
         source.set_default("train.warmup_steps", 0.0);

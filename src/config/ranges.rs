@@ -74,8 +74,11 @@ pub(super) const RANGES: &[(&str, LowerBound, UpperBound)] = &[
     ("train.adam_epsilon", Above0, AtMost(1e6)),
     ("train.logging_steps", From(1.0), AtMost(MAX_STEPS)),
     ("train.eval_steps", From(0.0), AtMost(MAX_STEPS)),
+    ("train.eval_delay", From(0.0), AtMost(MAX_STEPS)),
     ("train.save_steps", From(0.0), AtMost(MAX_STEPS)),
     ("train.save_total_limit", From(0.0), AtMost(MAX_STEPS)),
+    ("train.early_stopping_patience", From(1.0), AtMost(MAX_STEPS)),
+    ("train.early_stopping_threshold", From(0.0), AtMost(1e6)),
     ("train.max_tokens_per_pass", From(1.0), AtMost(1e9)),
     ("train.lr_scheduler_kwargs.num_cycles", From(0.0), AtMost(1e6)),
     ("train.lr_scheduler_kwargs.lr_end", From(0.0), AtMost(1e6)),
@@ -86,6 +89,12 @@ pub(super) const RANGES: &[(&str, LowerBound, UpperBound)] = &[
     ("train.lr_scheduler_kwargs.num_decay_steps", From(0.0), AtMost(MAX_STEPS)),
     ("train.lr_scheduler_kwargs.num_stable_steps", From(0.0), AtMost(MAX_STEPS)),
     ("train.lr_scheduler_kwargs.min_lr_ratio", From(0.0), AtMost(1.0)),
+    ("train.lr_scheduler_kwargs.timescale", Above0, AtMost(MAX_STEPS)),
+    ("train.lr_scheduler_kwargs.factor", From(0.0), Below(1.0)),
+    ("train.lr_scheduler_kwargs.patience", From(0.0), AtMost(MAX_STEPS)),
+    ("train.lr_scheduler_kwargs.threshold", From(0.0), AtMost(1e6)),
+    ("train.lr_scheduler_kwargs.cooldown", From(0.0), AtMost(MAX_STEPS)),
+    ("train.lr_scheduler_kwargs.eps", From(0.0), AtMost(1e6)),
 ];
 
 /// Returns the range of a key, if it is numeric.
@@ -168,8 +177,10 @@ mod tests {
             "lora.layers_pattern",
             "lora.modules_to_save",
             "train.optim_args",
+            "train.metric_for_best_model",
+            "train.greater_is_better",
         ];
-        let shapes = ["warmup_type", "decay_type"];
+        let shapes = ["warmup_type", "decay_type", "mode"];
         for (key, value) in leaves(&RunConfig::default()) {
             let may_be_number = value.is_number() || value.is_null();
             let other = text_or_list.contains(&key.as_str())

@@ -18,7 +18,6 @@ use crate::objective::f_divergence::FDivergence;
 use crate::objective::losses::{LossSettings, LossType};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::ReferenceSync;
-use crate::train::sampler::steps_per_epoch;
 use crate::train::schedule::{SchedulerKwargs, SchedulerType};
 
 /// `[model]`: the base model.
@@ -231,9 +230,11 @@ pub struct DpoSection {
     pub f_divergence_type: FDivergence,
     /// Alpha of `"alpha_divergence"`.
     pub f_alpha_divergence_coef: f64,
-    /// Whether to compute all reference log-probabilities once before training instead of at every step.
+    /// Whether to compute all reference log-probabilities once before training, of held-out pairs too, instead of at every
+    /// step and evaluation.
     pub precompute_ref_log_probs: bool,
-    /// Pairs per batch when precomputing. Default: `train.per_device_train_batch_size`.
+    /// Pairs per batch when precomputing. Default: `train.per_device_train_batch_size`, and
+    /// `train.per_device_eval_batch_size` for held-out pairs.
     pub precompute_ref_batch_size: Option<usize>,
     /// Weight of the tokens of a completion beyond the length of the shorter one (Liu et al. 2024, LD-DPO). Default: 1.
     pub ld_alpha: Option<f64>,
@@ -322,7 +323,7 @@ pub struct TrainSection {
     pub gradient_accumulation_steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Learning-rate schedule; `"reduce_lr_on_plateau"` is not built yet.
+    /// Learning-rate schedule. `"reduce_lr_on_plateau"` follows the evaluations.
     pub lr_scheduler_type: SchedulerType,
     /// Settings of the schedule, with their names in transformers.
     pub lr_scheduler_kwargs: SchedulerKwargs,
@@ -360,6 +361,10 @@ pub struct TrainSection {
     pub eval_strategy: IntervalStrategy,
     /// Optimizer steps between evaluations; 0 means only after the last step.
     pub eval_steps: usize,
+    /// Whether to evaluate before the first step, too.
+    pub eval_on_start: bool,
+    /// Optimizer steps before the first evaluation, or epochs if `eval_strategy = "epoch"`.
+    pub eval_delay: f64,
     /// How held-out metrics are averaged: `"pairs"` (over all pairs or tokens) or `"trl"` (over the batch means, as TRL
     /// logs them). In training metrics, `"pairs"` weights micro-batches by their number of pairs, `"trl"` equally.
     pub eval_means: EvalMeans,
@@ -368,8 +373,20 @@ pub struct TrainSection {
     pub save_strategy: IntervalStrategy,
     /// Optimizer steps between checkpoints; 0 means only after the last step, so that a crash loses the run.
     pub save_steps: usize,
-    /// Number of newest checkpoints to keep; 0 keeps all.
+    /// Number of checkpoints to keep: the newest ones, and the best one if evaluations are compared; 0 keeps all. While the
+    /// run goes on, the newest and the best one are kept even with 1.
     pub save_total_limit: usize,
+    /// Whether the result is the checkpoint with the best evaluation instead of the last step. Every best step is saved.
+    pub load_best_model_at_end: bool,
+    /// Metric by which evaluations are compared, with or without `eval_` in front, such as `"rewards/margins"`. Default:
+    /// `"loss"` if `load_best_model_at_end`, `early_stopping_patience` or `"reduce_lr_on_plateau"` needs one.
+    pub metric_for_best_model: Option<String>,
+    /// Whether larger values of the metric are better. Default: true unless its name ends with `loss`.
+    pub greater_is_better: Option<bool>,
+    /// Number of evaluations in a row without improvement after which the run stops. Default: it never stops early.
+    pub early_stopping_patience: Option<usize>,
+    /// Improvement of the metric that early stopping asks for; it must be exceeded.
+    pub early_stopping_threshold: f64,
     /// Whether activations are recomputed in the backward pass (slower, less memory). `"auto"`: only if they would not
     /// fit.
     pub gradient_checkpointing: GradientCheckpointing,
@@ -405,61 +422,20 @@ impl Default for TrainSection {
             logging_steps: 1,
             eval_strategy: IntervalStrategy::Steps,
             eval_steps: 0,
+            eval_on_start: false,
+            eval_delay: 0.0,
             eval_means: EvalMeans::Pairs,
             save_strategy: IntervalStrategy::Steps,
             save_steps: 0,
             save_total_limit: 2,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
             gradient_checkpointing: GradientCheckpointing::Auto,
             max_tokens_per_pass: None,
             disable_dropout: true,
         }
-    }
-}
-
-impl TrainSection {
-    /// Returns the optimizer steps of one epoch of `samples` pairs. An incomplete last group of micro-batches counts as
-    /// a step.
-    pub fn steps_per_epoch(&self, samples: usize) -> usize {
-        let (batch_size, accumulation) =
-            (self.per_device_train_batch_size, self.gradient_accumulation_steps);
-        steps_per_epoch(samples, batch_size, accumulation)
-    }
-
-    /// Returns the optimizer steps between log lines in a run over `samples` pairs; 0 means only after the last step.
-    pub fn logging_interval(&self, samples: usize) -> usize {
-        self.logging_strategy.interval(self.logging_steps, self.steps_per_epoch(samples))
-    }
-
-    /// Returns the optimizer steps between evaluations in a run over `samples` pairs; 0 means none before the last
-    /// step.
-    pub fn eval_interval(&self, samples: usize) -> usize {
-        self.eval_strategy.interval(self.eval_steps, self.steps_per_epoch(samples))
-    }
-
-    /// Returns the optimizer steps between checkpoints in a run over `samples` pairs; 0 means none before the last
-    /// step.
-    pub fn save_interval(&self, samples: usize) -> usize {
-        self.save_strategy.interval(self.save_steps, self.steps_per_epoch(samples))
-    }
-
-    /// Returns the optimizer steps of a run over `samples` pairs, as transformers' `Trainer` counts them.
-    pub fn total_steps(&self, samples: usize) -> usize {
-        match usize::try_from(self.max_steps) {
-            Ok(steps) => steps,
-            Err(_) => {
-                let epochs = self.num_train_epochs.unwrap_or(3.0);
-                (epochs * self.steps_per_epoch(samples) as f64).ceil() as usize
-            }
-        }
-    }
-
-    /// Returns the warmup steps of a run of `total_steps`.
-    pub fn resolved_warmup_steps(&self, total_steps: usize) -> usize {
-        crate::train::schedule::resolve_warmup(self.warmup_steps, self.warmup_ratio, total_steps)
-    }
-
-    /// Returns whether LoRA's dropout is active in training.
-    pub fn dropout_is_active(&self) -> bool {
-        !self.disable_dropout
     }
 }

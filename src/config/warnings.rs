@@ -1,6 +1,7 @@
 //! Warns about settings that are valid but probably not intended.
 
 use crate::data::template_text::literal_escape;
+use crate::train::schedule::{PlateauMode, SchedulerType};
 
 use super::{InitLoraWeights, Method, Reference, RunConfig};
 
@@ -25,6 +26,17 @@ impl RunConfig {
             format!(
                 "lora.lora_dropout: {} is inactive, as in TRL, while train.disable_dropout is true",
                 self.lora.lora_dropout
+            ),
+        );
+        let rises = train.lr_scheduler_kwargs.mode == Some(PlateauMode::Max);
+        warn(
+            train.lr_scheduler_type == SchedulerType::ReduceLrOnPlateau
+                && rises != train.prefers_greater(),
+            format!(
+                "train.lr_scheduler_kwargs.mode: \"{}\" does not fit {}, of which {} values are better",
+                if rises { "max" } else { "min" },
+                train.best_metric().unwrap_or_default(),
+                if train.prefers_greater() { "larger" } else { "smaller" },
             ),
         );
         warn(

@@ -20,6 +20,11 @@ pub struct FileHash {
 }
 
 impl FileHash {
+    /// Hashes `bytes`.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: hex(Sha256::digest(bytes)) }
+    }
+
     /// Hashes all that is still to be read.
     ///
     /// # Errors

@@ -122,6 +122,26 @@ fn explain_activations<B: TrainBackend>(
     model: &Mistral<B>,
     input: &ModelInput<B>,
 ) -> Option<Error> {
+    let place = find_activation(model, input)?;
+    let (dtype, remedy) = match model.dtype() {
+        DType::F16 => (
+            "; f16 overflows at 65504",
+            "compute in bf16 or f32: --dtype, or model.dtype in a run's file",
+        ),
+        _ => (
+            "",
+            "the weights are finite but too large: check that weights, config.json and adapter belong together",
+        ),
+    };
+    Some(Error::run(format!("activations are not finite {place}{dtype}"), remedy))
+}
+
+/// Finds the first layer whose output on `input` has a value that is not finite. Returns it in words, with the number of such
+/// values, as in `from layer 3 (model.layers.3) on: 5 NaN`.
+pub fn find_activation<B: TrainBackend>(
+    model: &Mistral<B>,
+    input: &ModelInput<B>,
+) -> Option<String> {
     let mut x = model.embed(input.token_ids.clone());
     let mut found = count(x.clone());
     let mut place = "the embedding".to_string();
@@ -138,22 +158,13 @@ fn explain_activations<B: TrainBackend>(
         found = count(x);
         place = "the final norm (model.norm)".to_string();
     }
-    let (dtype, remedy) = match model.dtype() {
-        DType::F16 => (
-            "; f16 overflows at 65504",
-            "compute in bf16 or f32: --dtype, or model.dtype in a run's file",
-        ),
-        _ => (
-            "",
-            "the weights are finite but too large: check that weights, config.json and adapter belong together",
-        ),
-    };
-    found.any().then(|| {
-        Error::run(
-            format!("activations are not finite from {place} on: {}{dtype}", found.describe()),
-            remedy,
-        )
-    })
+    found.any().then(|| format!("from {place} on: {}", found.describe()))
+}
+
+/// Returns the number of values of `x` that are not finite in words, as in `5 NaN`, or `None` if all are finite.
+pub fn describe<B: Backend, const D: usize>(x: Tensor<B, D>) -> Option<String> {
+    let found = count(x);
+    found.any().then(|| found.describe())
 }
 
 /// Counts the values of `x` that are not finite.

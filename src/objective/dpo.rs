@@ -32,15 +32,32 @@ pub struct Dpo<B: TrainBackend> {
     pub starts_as_reference: bool,
 }
 
-/// When the reference's log-probabilities of training pairs are computed.
+/// When the reference's log-probabilities are computed. Those of held-out pairs are computed in every evaluation, unless all
+/// are computed before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReferenceTiming {
     /// In every step.
     EveryStep,
     /// In the first step that has the pair. They are kept for later epochs.
     Once,
-    /// Before the first step, in batches of this many pairs.
-    Before(usize),
+    /// Before the first step.
+    Before(PrecomputeSizes),
+}
+
+/// The numbers of pairs in the batches for which the reference is computed before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrecomputeSizes {
+    /// Training pairs in a batch.
+    pub training: usize,
+    /// Held-out pairs in a batch.
+    pub evaluation: usize,
+}
+
+impl PrecomputeSizes {
+    /// Returns the larger of the two numbers.
+    pub fn largest(self) -> usize {
+        self.training.max(self.evaluation)
+    }
 }
 
 impl<B: TrainBackend> Objective<B> for Dpo<B> {
@@ -84,11 +101,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         if self.loss.reference_free {
             return Tensor::zeros([batch.counts.len()], &on_device.input.token_ids.device());
         }
-        match usage {
-            Usage::Training => self.reference.log_probs(batch, on_device),
-            // Held-out pairs may have ids of training pairs.
-            Usage::Evaluation => self.reference.compute(on_device),
-        }
+        self.reference.log_probs(batch, on_device, usage)
     }
 
     fn losses<A: TrainBackend>(
@@ -156,29 +169,37 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         Ok(())
     }
 
-    fn precompute_batch_size(&self) -> Option<usize> {
+    fn precompute_batch_size(&self, usage: Usage) -> Option<usize> {
         match self.timing {
-            ReferenceTiming::Before(size) => Some(size),
+            ReferenceTiming::Before(sizes) => Some(match usage {
+                Usage::Training => sizes.training,
+                Usage::Evaluation => sizes.evaluation,
+            }),
             ReferenceTiming::EveryStep | ReferenceTiming::Once => None,
         }
     }
 
-    fn precompute(&mut self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Result<()> {
-        self.reference.precompute(batch, on_device)
+    fn precompute(
+        &mut self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Result<()> {
+        self.reference.precompute(batch, on_device, usage)
     }
 
-    fn precomputed(&self, ids: &[&str]) -> Option<Vec<f32>> {
-        let cached = self.reference.cached();
+    fn precomputed(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
+        let cached = self.reference.kept(usage);
         let sums =
             ids.iter().map(|id| cached.get(*id).map(|(chosen, rejected)| [*chosen, *rejected]));
         sums.collect::<Option<Vec<_>>>().map(|sums| sums.concat())
     }
 
-    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32]) -> bool {
+    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32], usage: Usage) -> bool {
         let (sums, rest) = numbers.as_chunks::<2>();
         let fits = rest.is_empty() && sums.len() == ids.len();
         if fits {
-            ids.iter().zip(sums).for_each(|(id, sums)| self.reference.remember(id, *sums));
+            ids.iter().zip(sums).for_each(|(id, sums)| self.reference.keep(id, *sums, usage));
         }
         fits
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::moments::Moments;
+
 /// The outputs of one pair or example, which are read from the device once per step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleOutput {
@@ -66,6 +68,9 @@ pub struct MicroBatchMetrics {
     /// Sums over pairs or tokens whose means are `values`. Not saved in checkpoints.
     #[serde(skip)]
     pub sums: Vec<Sum>,
+    /// Sums over pairs of how many tokens longer the chosen completion is, and of the margin. Not saved in checkpoints.
+    #[serde(skip)]
+    pub length_margin: Moments,
 }
 
 /// Names of the metrics of pairs, as in TRL.
@@ -88,7 +93,7 @@ impl MicroBatchMetrics {
     /// `mean_token_accuracy` is over chosen tokens, and `entropy` over all completion tokens.
     pub fn new(pairs: &[SampleOutput], beta: f64) -> Self {
         let loss = Sum::of(pairs.iter().map(|pair| pair.loss));
-        Self::from_sums(pairs.len(), vec![loss], pair_sums(pairs, beta))
+        Self::of_pairs(pairs, beta, vec![loss])
     }
 
     /// Computes the metrics like [`Self::new`], but adds `sft_weight` times the mean cross-entropy of the chosen tokens to
@@ -103,8 +108,18 @@ impl MicroBatchMetrics {
             total: tokens.clone().map(|token| -sft_weight * token[0]).sum(),
             count: tokens.count(),
         };
-        let losses = vec![loss, cross_entropy];
-        Self::from_sums(pairs.len(), losses, pair_sums(pairs, beta))
+        Self::of_pairs(pairs, beta, vec![loss, cross_entropy])
+    }
+
+    /// Creates the metrics of pairs whose loss is the sum of the means of `loss_sums`.
+    fn of_pairs(pairs: &[SampleOutput], beta: f64, loss_sums: Vec<Sum>) -> Self {
+        let tokens = |pair: &SampleOutput, side: usize| pair.policy[side].tokens.len() as f64;
+        let length_margin = Moments::of(pairs.iter().map(|pair| {
+            let margin = reward(pair, beta, 0) - reward(pair, beta, 1);
+            (tokens(pair, 0) - tokens(pair, 1), margin)
+        }));
+        let sums = pair_sums(pairs, beta);
+        Self { length_margin, ..Self::from_sums(pairs.len(), loss_sums, sums) }
     }
 
     /// Creates metrics whose loss is the sum of the means of `loss_sums` and whose values are the means of `sums`.
@@ -115,6 +130,7 @@ impl MicroBatchMetrics {
             values: sums.iter().map(|sum| sum.mean()).collect(),
             loss_sums,
             sums,
+            length_margin: Moments::default(),
         }
     }
 
@@ -131,7 +147,16 @@ impl MicroBatchMetrics {
         };
         let pairs = batches.iter().map(|batch| batch.pairs).sum();
         let loss_sums = column(|batch| &batch.loss_sums);
-        Self::from_sums(pairs, loss_sums, column(|batch| &batch.sums))
+        Self {
+            length_margin: Self::length_margins(batches),
+            ..Self::from_sums(pairs, loss_sums, column(|batch| &batch.sums))
+        }
+    }
+
+    /// Returns the sums of `length_margin` over all pairs of `batches`.
+    pub fn length_margins(batches: &[Self]) -> Moments {
+        let moments = batches.iter().map(|batch| batch.length_margin);
+        moments.fold(Moments::default(), Moments::plus)
     }
 
     /// Returns the unweighted means of the loss and the values over micro-batches, as TRL computes them.
@@ -162,12 +187,14 @@ impl MicroBatchMetrics {
     }
 }
 
+/// Returns the reward of a completion of a pair: 0 for chosen, 1 for rejected.
+fn reward(pair: &SampleOutput, beta: f64, side: usize) -> f64 {
+    beta * (pair.policy[side].logps - pair.reference[side])
+}
+
 /// Computes the sum for each of [`KEYS`].
 fn pair_sums(pairs: &[SampleOutput], beta: f64) -> Vec<Sum> {
-    let reward = |side: usize| {
-        let rewards = pairs.iter();
-        rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
-    };
+    let reward = |side: usize| pairs.iter().map(move |pair| reward(pair, beta, side));
     let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
     let logps = |side: usize| Sum::of(pairs.iter().map(move |pair| pair.policy[side].logps));
     let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
@@ -217,6 +244,10 @@ mod tests {
         assert_eq!(whole.loss, 5.5);
         // Tokens: 1 + 2 + .. + 12 = 78, of which 0 + 1 + 2 + 9 * 3 = 30 are right.
         assert_eq!(whole.values[8], 30.0 / 78.0);
+        // The chosen side is 0, 1, .., 11 tokens longer, with mean 5.5 and sum of squares 143; the margins have mean 0 and sum
+        // of squares 12. The sum of products is 0 + 1 + 2 - 3 - 4 - 5 - 6 - 7 + 8 + 9 + 10 - 11 = -6.
+        let correlation = whole.length_margin.correlation().unwrap();
+        assert!((correlation + 6.0 / (143.0_f64 * 12.0).sqrt()).abs() < 1e-12, "{correlation}");
         for size in 1..=12 {
             let batches = pairs.chunks(size);
             let batches: Vec<_> = batches.map(|c| MicroBatchMetrics::new(c, 1.0)).collect();

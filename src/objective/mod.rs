@@ -6,6 +6,7 @@ pub mod f_divergence;
 pub mod log_probs;
 pub mod losses;
 pub mod metrics;
+pub mod moments;
 pub mod pass;
 pub mod preference;
 pub mod reference;
@@ -103,25 +104,30 @@ pub trait Objective<B: TrainBackend>: Debug {
 
     /// Returns the number of samples per batch to call [`Self::precompute`] with before the first step; `None` if there is
     /// nothing to compute then.
-    fn precompute_batch_size(&self) -> Option<usize> {
+    fn precompute_batch_size(&self, _usage: Usage) -> Option<usize> {
         None
     }
 
-    /// Computes what later steps need of a batch of training samples.
+    /// Computes what later steps or evaluations need of a batch of samples.
     ///
     /// # Errors
     /// A computed value is not finite.
-    fn precompute(&mut self, _batch: &PreferenceBatch, _on_device: &DeviceBatch<B>) -> Result<()> {
+    fn precompute(
+        &mut self,
+        _batch: &PreferenceBatch,
+        _on_device: &DeviceBatch<B>,
+        _usage: Usage,
+    ) -> Result<()> {
         Ok(())
     }
 
     /// Returns what [`Self::precompute`] kept of the samples with these ids, as numbers; `None` if it is not complete.
-    fn precomputed(&self, _ids: &[&str]) -> Option<Vec<f32>> {
+    fn precomputed(&self, _ids: &[&str], _usage: Usage) -> Option<Vec<f32>> {
         None
     }
 
     /// Keeps `numbers` as [`Self::precompute`] does with those that it computes. Returns whether their count fits.
-    fn set_precomputed(&mut self, _ids: &[&str], _numbers: &[f32]) -> bool {
+    fn set_precomputed(&mut self, _ids: &[&str], _numbers: &[f32], _usage: Usage) -> bool {
         false
     }
 

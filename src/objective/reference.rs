@@ -8,6 +8,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, TensorData};
 
+use super::Usage;
 use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::adapter::parameters::{Parameter, set_trained_parameters, trained_parameters};
 use crate::data::batch::PreferenceBatch;
@@ -32,12 +33,14 @@ pub struct Reference<B: TrainBackend> {
     model: Mistral<B>,
     /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) of the pairs computed so far, by pair id.
+    /// Summed log-probabilities (chosen, rejected) of the training pairs computed so far, by pair id.
     cached: BTreeMap<String, (f32, f32)>,
     /// How the reference follows the policy; `None` if it never changes.
     sync: Option<ReferenceSync>,
     /// The tensors of the reference that follow the policy's trained ones, with their names.
     moving: Vec<Parameter<B>>,
+    /// Those of the held-out pairs, which may have ids of training pairs.
+    held_out: BTreeMap<String, (f32, f32)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
@@ -59,7 +62,8 @@ impl<B: TrainBackend> Reference<B> {
     }
 
     fn new(model: Mistral<B>, copy: bool) -> Self {
-        Self { model, copy, cached: BTreeMap::new(), sync: None, moving: Vec::new() }
+        let (cached, held_out) = Default::default();
+        Self { model, copy, cached, held_out, sync: None, moving: Vec::new() }
     }
 
     /// Moves a reference that follows the policy if an update is due after optimizer step number `step` (from 1).
@@ -96,7 +100,7 @@ impl<B: TrainBackend> Reference<B> {
         self.copy
     }
 
-    /// Computes the log-probabilities of a training batch and keeps them, under `precompute_ref_log_probs`.
+    /// Computes the log-probabilities of a batch and keeps them, under `precompute_ref_log_probs`.
     ///
     /// # Errors
     /// A log-probability is not finite. The error names the weight or layer from which this comes.
@@ -104,30 +108,54 @@ impl<B: TrainBackend> Reference<B> {
         &mut self,
         batch: &PreferenceBatch,
         on_device: &DeviceBatch<B>,
+        usage: Usage,
     ) -> Result<()> {
         let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
         let (chosen, rejected) = sums.split_at(batch.pairs());
         for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
-            self.remember(id, [*sums.0, *sums.1]);
+            self.keep(id, [*sums.0, *sums.1], usage);
         }
         Ok(())
     }
 
     /// Keeps the summed log-probabilities (chosen, rejected) of a training pair.
-    pub fn remember(&mut self, id: &str, [chosen, rejected]: [f32; 2]) {
-        self.cached.insert(id.to_string(), (chosen, rejected));
+    pub fn remember(&mut self, id: &str, sums: [f32; 2]) {
+        self.keep(id, sums, Usage::Training);
+    }
+
+    /// Keeps the summed log-probabilities (chosen, rejected) of a pair.
+    pub fn keep(&mut self, id: &str, [chosen, rejected]: [f32; 2], usage: Usage) {
+        let kept = match usage {
+            Usage::Training => &mut self.cached,
+            Usage::Evaluation => &mut self.held_out,
+        };
+        kept.insert(id.to_string(), (chosen, rejected));
     }
 
     /// Returns the summed log-probabilities (chosen, rejected) that are kept, by pair id.
+    pub fn kept(&self, usage: Usage) -> &BTreeMap<String, (f32, f32)> {
+        match usage {
+            Usage::Training => &self.cached,
+            Usage::Evaluation => &self.held_out,
+        }
+    }
+
+    /// Returns the summed log-probabilities (chosen, rejected) of training pairs that are kept, by pair id.
     pub fn cached(&self) -> &BTreeMap<String, (f32, f32)> {
         &self.cached
     }
 
-    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`. They
-    /// are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
-    pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
+    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`. They are computed
+    /// unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
+    pub fn log_probs(
+        &self,
+        batch: &PreferenceBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
+    ) -> Tensor<B, 1> {
+        let kept = self.kept(usage);
         let cached: Option<Vec<(f32, f32)>> =
-            batch.ids.iter().map(|id| self.cached.get(id).copied()).collect();
+            batch.ids.iter().map(|id| kept.get(id).copied()).collect();
         let Some(cached) = cached else {
             return self.compute(on_device);
         };
@@ -140,7 +168,7 @@ impl<B: TrainBackend> Reference<B> {
 
     /// Computes the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`, with the
     /// weights of [`Completions::weigh_tails`](super::log_probs::Completions::weigh_tails), without using
-    /// those that are kept. This is for pairs outside the training set, which may have ids of training pairs.
+    /// those that are kept.
     pub fn compute(&self, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
         score(&self.model, on_device, LogProbStats::None).weighted_sums
     }

@@ -236,7 +236,11 @@ impl Search<'_> {
                 setting("train.gradient_checkpointing=true".into())
             }
             Adjustment::PrecomputedBatch
-                if self.current.config.reference_batch_size().is_some_and(|size| size > 1) =>
+                if self
+                    .current
+                    .config
+                    .precompute_sizes()
+                    .is_some_and(|sizes| sizes.largest() > 1) =>
             {
                 config.dpo.precompute_ref_batch_size = Some(1);
                 setting("dpo.precompute_ref_batch_size=1".into())

@@ -136,14 +136,19 @@ impl Job {
         (largest, max_passes)
     }
 
-    /// Returns the largest pass over held-out samples; `None` without a held-out file.
-    pub(super) fn eval_pass(&self, profile: &Profile) -> Option<PassShape> {
+    /// Returns the held-out samples, or the longest possible one if they are unknown; `None` without a held-out file.
+    fn eval_samples(&self) -> Option<Vec<SampleLengths>> {
         self.config.data.eval_file.as_ref()?;
-        let samples = if self.samples.eval.is_empty() {
+        Some(if self.samples.eval.is_empty() {
             vec![SampleLengths::longest(self.config.data.max_length, self.sides())]
         } else {
             self.truncate(&self.samples.eval)
-        };
+        })
+    }
+
+    /// Returns the largest pass over held-out samples; `None` without a held-out file.
+    pub(super) fn eval_pass(&self, profile: &Profile) -> Option<PassShape> {
+        let samples = self.eval_samples()?;
         let size = self.config.train.per_device_eval_batch_size.max(1);
         let limits = self.pass_limits(profile);
         let passes = samples.chunks(size).flat_map(|batch| {
@@ -157,9 +162,10 @@ impl Job {
     /// Returns the largest batch for which the reference is computed before training; these batches
     /// are not split into passes.
     pub(super) fn precomputed_pass(&self) -> Option<PassShape> {
-        let size = self.config.reference_batch_size()?;
-        let samples = self.train_samples();
-        let batches = samples.chunks(size.max(1)).map(PassShape::of);
-        batches.max_by_key(|pass| pass.tokens)
+        let sizes = self.config.precompute_sizes()?;
+        let (train, eval) = (self.train_samples(), self.eval_samples().unwrap_or_default());
+        let batches =
+            train.chunks(sizes.training.max(1)).chain(eval.chunks(sizes.evaluation.max(1)));
+        batches.map(PassShape::of).max_by_key(|pass| pass.tokens)
     }
 }

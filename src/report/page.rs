@@ -9,6 +9,7 @@ use super::figures::Figure;
 use super::run::{Metrics, Run};
 use super::scores::Comparison;
 use super::series::{finite, mean, range, tail};
+use crate::alarms::Alarm;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -17,6 +18,7 @@ pub(super) fn page(run: &Run, figures: &[(Figure, String)]) -> String {
     let mut html = String::new();
     html.push_str(&cards(run));
     html.push_str(&warnings(&run.warnings));
+    html.push_str(&alarms(&run.alarms));
     html.push_str(&plots(figures));
     if let Some(comparison) = &run.comparison {
         html.push_str(&before_and_after(comparison));
@@ -74,6 +76,13 @@ fn cards(run: &Run) -> String {
     } else {
         ("rewards/accuracies", "accuracy")
     };
+    let best = run.best_evaluation();
+    let (best_name, best_value) = match best {
+        Some((name, point)) => {
+            (format!("Best held-out {name}, step {}", number(point.0, 7)), point.1)
+        }
+        None => (String::new(), f64::NAN),
+    };
     let held_out_accuracy = last(&format!("eval_{accuracy}"));
     let cards = [
         ("Steps".to_string(), number(metrics.last_step(), 4)),
@@ -82,6 +91,7 @@ fn cards(run: &Run) -> String {
         ("Final margin".to_string(), number(recent("rewards/margins"), 3)),
         (held_out("loss"), number(last("eval_loss"), 4)),
         (held_out(shown), number(held_out_accuracy, 3)),
+        (best_name, number(best_value, 4)),
         ("Tokens seen".to_string(), number(last("num_tokens"), 4)),
         ("Tokens per second".to_string(), number(median(metrics, "tokens_per_second"), 3)),
         ("Peak memory".to_string(), bytes(memory)),
@@ -121,6 +131,15 @@ fn warnings(warnings: &[String]) -> String {
     }
     let items = warnings.iter().map(|w| format!("<li>{}</li>\n", escape(w)));
     format!("<ul class=\"warnings\">\n{}</ul>\n", items.collect::<String>())
+}
+
+/// Returns the alarms as a section with a list.
+fn alarms(alarms: &[Alarm]) -> String {
+    if alarms.is_empty() {
+        return String::new();
+    }
+    let texts: Vec<String> = alarms.iter().map(|alarm| alarm.text.clone()).collect();
+    format!("<h2 id=\"alarms\">Alarms</h2>\n{}", warnings(&texts))
 }
 
 /// Returns the plots with their captions.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::scores::Comparison;
 use super::series::{Point, finite};
+use crate::alarms::{Alarm, alarms};
 use crate::error::{Error, Result};
 use crate::input_file;
 
@@ -31,6 +32,8 @@ pub(super) struct Run {
     pub(super) comparison: Option<Comparison>,
     /// Warnings for the reader, one sentence each.
     pub(super) warnings: Vec<String>,
+    /// Signs that the training does not do what one wants.
+    pub(super) alarms: Vec<Alarm>,
 }
 
 impl Run {
@@ -47,6 +50,7 @@ impl Run {
         let comparison = Comparison::read(run_dir, &mut warnings)?;
         let folder = fs::canonicalize(run_dir).unwrap_or_else(|_| run_dir.to_path_buf());
         let name = folder.file_name().unwrap_or(folder.as_os_str());
+        let alarms = alarms(&|key| metrics.get(key));
         Ok(Self {
             name: name.to_string_lossy().into_owned(),
             metrics,
@@ -54,6 +58,7 @@ impl Run {
             lengths,
             comparison,
             warnings,
+            alarms,
         })
     }
 
@@ -67,6 +72,20 @@ impl Run {
                 !self.metrics.names().iter().any(is_preference_metric)
             }
         }
+    }
+
+    /// Returns the name, step and value of the best evaluation by `train.metric_for_best_model`, if the run compared its
+    /// evaluations. Of equal ones the first is the best; the evaluation before the first step does not count.
+    pub(super) fn best_evaluation(&self) -> Option<(&str, Point)> {
+        let name = self.config(&["train", "metric_for_best_model"])?.as_str()?;
+        let name = name.strip_prefix("eval_").unwrap_or(name);
+        let greater = self.config(&["train", "greater_is_better"]).and_then(Value::as_bool);
+        let sign = if greater.unwrap_or(!name.ends_with("loss")) { 1.0 } else { -1.0 };
+        let points = self.metrics.get(&format!("eval_{name}")).iter();
+        let points = points.filter(|point| point.0 > 0.0 && point.1.is_finite());
+        let best =
+            points.reduce(|best, point| if sign * (point.1 - best.1) > 0.0 { point } else { best });
+        best.map(|best| (name, *best))
     }
 
     /// Returns a value of the manifest's `config`, for instance `["dpo", "loss_type"]`.

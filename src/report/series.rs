@@ -1,7 +1,6 @@
 //! Curves as lists of points: smoothing, summaries, and thinning for drawing.
 
-/// `(step, value)`; a value that was logged as `null` is NaN.
-pub(super) type Point = (f64, f64);
+pub(super) use crate::alarms::Point;
 
 /// Returns how many points a smoothed curve averages: a twentieth of the run, at most 50 points.
 pub(super) fn smoothing_window(points: &[Point]) -> usize {

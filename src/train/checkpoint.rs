@@ -15,7 +15,9 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::steps::{PART, clear_unfinished, list_steps, prune, set_aside};
+use super::schedule::PlateauState;
+use super::selection::Selected;
+use super::steps::{PART, Retention, clear_unfinished, list_steps, prune, set_aside};
 use crate::adapter::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::input_file;
@@ -51,6 +53,12 @@ pub struct TrainState {
     /// Number of lines in the metrics log so far. `None` in checkpoints of versions that did not save it.
     #[serde(default)]
     pub log_lines: Option<u64>,
+    /// What the evaluations have shown. Absent in checkpoints of older versions.
+    #[serde(default)]
+    pub selected: Selected,
+    /// State of the schedule `reduce_lr_on_plateau`. `None` before its first evaluation and with other schedules.
+    #[serde(default)]
+    pub plateau: Option<PlateauState>,
     /// Sums since the last logged line, from which the metrics continue. Null if there are none.
     #[serde(default)]
     pub metrics: Value,
@@ -95,13 +103,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes `snapshot` to `folder/step-N`, and then removes all but the newest `save_total_limit` checkpoints up to it (0
-    /// keeps all). Unfinished checkpoints of an interrupted run are removed first. A complete checkpoint of the same step
+    /// Writes `snapshot` to `folder/step-N`, and then removes the checkpoints up to it that `keep` does not retain. Unfinished checkpoints of an interrupted run are removed first. A complete checkpoint of the same step
     /// with the same weights is kept, and a damaged one is replaced.
     ///
     /// # Errors
     /// The disk is full or the folder is not writable. Earlier checkpoints are then unchanged.
-    pub fn save(folder: &Path, snapshot: &Snapshot, save_total_limit: usize) -> Result<Self> {
+    pub fn save(folder: &Path, snapshot: &Snapshot, keep: impl Into<Retention>) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "make the folder", e))?;
         clear_unfinished(folder)?;
         let step = snapshot.state.step;
@@ -119,7 +126,7 @@ impl Checkpoint {
             }
         };
         sync_folder(folder);
-        prune(folder, step, save_total_limit)?;
+        prune(folder, step, step, keep.into())?;
         clear_unfinished(folder)?;
         Ok(checkpoint)
     }
@@ -143,6 +150,14 @@ impl Checkpoint {
             }
         }
         Ok(None)
+    }
+
+    /// Opens the checkpoint of `step` in `folder` and verifies its files.
+    ///
+    /// # Errors
+    /// Returns why it is missing or not complete.
+    pub fn open(folder: &Path, step: usize) -> std::result::Result<Self, String> {
+        open(step, &folder.join(format!("step-{step}")))
     }
 
     /// Returns the folder of the checkpoint.

@@ -54,7 +54,7 @@ fn reference_timing(config: &RunConfig) -> ReferenceTiming {
     if config.dpo.reference_free || config.dpo.sync_ref_model {
         return ReferenceTiming::EveryStep;
     }
-    config.reference_batch_size().map_or(ReferenceTiming::Once, ReferenceTiming::Before)
+    config.precompute_sizes().map_or(ReferenceTiming::Once, ReferenceTiming::Before)
 }
 
 /// Loads the model and creates the learner for supervised fine-tuning. `memory` is the device memory in bytes that the run

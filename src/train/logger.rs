@@ -31,7 +31,8 @@ fn keys() -> impl Iterator<Item = &'static str> {
 /// The metrics of one optimizer step, or of one evaluation (keys with the prefix `eval_`).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record {
-    /// Number of optimizer steps done so far. The first record has step 1.
+    /// Number of optimizer steps done so far. The first one has step 1, or 0 if it is an evaluation before
+    /// the first step.
     pub step: u64,
     /// Metric names and values in any order. A value that is not finite is written as `null`.
     pub values: Vec<(String, f64)>,
@@ -49,6 +50,11 @@ impl Record {
     pub fn with(mut self, key: impl Into<String>, value: f64) -> Self {
         self.values.push((key.into(), value));
         self
+    }
+
+    /// Returns the value of `key`.
+    pub fn get(&self, key: &str) -> Option<f64> {
+        self.values.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
     /// Formats the record as a line of `metrics.jsonl`, including the newline.

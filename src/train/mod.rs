@@ -1,8 +1,10 @@
 //! Training: the learners, the training loop, learning-rate schedules, the optimizer, checkpoints and logs.
 
 pub mod activations;
+pub mod card;
 pub mod checkpoint;
 pub mod data;
+mod evaluation;
 pub mod folder;
 pub mod gradient;
 pub mod learner;
@@ -17,8 +19,13 @@ mod resume;
 pub mod run;
 pub mod sampler;
 pub mod schedule;
+pub mod selection;
+mod status;
 pub mod step;
 pub mod steps;
 pub mod tensorboard;
+mod timetable;
 pub mod trainer;
 pub mod unsaved;
+mod watch;
+mod window;

@@ -52,6 +52,8 @@ pub struct ReferenceOrigin<'a> {
     pub dtype: DType,
     /// Name of the backend and its device.
     pub device: &'a str,
+    /// Number of samples that are computed together.
+    pub batch_size: usize,
 }
 
 impl ReferenceCache {
@@ -120,7 +122,7 @@ pub fn agrees(cached: &[f32], computed: &[f32]) -> bool {
 /// reference, types, device, batch size, and the samples' ids and tokens (which contain the effects of tokenizer, template and
 /// truncation).
 fn key<S: Sample>(origin: ReferenceOrigin<'_>, samples: &[S]) -> String {
-    let ReferenceOrigin { config, model, dtype, device } = origin;
+    let ReferenceOrigin { config, model, dtype, device, batch_size } = origin;
     let adapter = adapter_counts(config).then(|| json!([config.lora, config.seed]));
     let settings = json!({
         "version": VERSION,
@@ -129,7 +131,7 @@ fn key<S: Sample>(origin: ReferenceOrigin<'_>, samples: &[S]) -> String {
         "quantization": [json!(config.model.quantization), json!(config.model.double_quant)],
         "dtype": format!("{dtype:?}"),
         "device": device,
-        "batch_size": config.reference_batch_size(),
+        "batch_size": batch_size,
         "ld_alpha": config.dpo.ld_alpha,
     });
     let mut hasher = Sha256::new();
@@ -185,7 +187,9 @@ mod tests {
 
     fn cache(folder: &Path, config: &RunConfig, pairs: &[EncodedPair]) -> ReferenceCache {
         let model = ModelIdentity::default();
-        let origin = ReferenceOrigin { config, model: &model, dtype: DType::F32, device: "cpu" };
+        let batch_size = config.precompute_sizes().map_or(1, |sizes| sizes.training);
+        let (dtype, device) = (DType::F32, "cpu");
+        let origin = ReferenceOrigin { config, model: &model, dtype, device, batch_size };
         ReferenceCache::within(folder, origin, pairs)
     }
 

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use arithmo_backends::TrainBackend;
 
 use crate::adapter::LoraConfig;
-use crate::config::{Method, RunConfig};
+use crate::config::{Method, RunConfig, nearest_name};
 use crate::data::encode::EncodeReport;
 use crate::data::lengths::SampleLengths;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::objective::Objective;
 use crate::output::Lock;
 use crate::progress::ProgressMode;
+use crate::train::card::write_card;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::data::{RunData, load_data};
 use crate::train::folder::{Existing, RunFolder};
@@ -118,6 +119,7 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
     learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
+    check_metric(config, O::KEYS)?;
     if !options.dry_run {
         folder.check(options.existing)?;
     }
@@ -147,6 +149,24 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
         return Ok(RunSummary { steps: 0, output: None, last: None });
     }
     begin(config, options, &data, &model_folder, device, learner)
+}
+
+/// Checks that evaluations have the metric by which they are compared: `eval_loss` or one of `keys`.
+fn check_metric(config: &RunConfig, keys: &[&str]) -> Result<()> {
+    let Some(metric) = config.train.best_metric() else {
+        return Ok(());
+    };
+    let name = metric.strip_prefix("eval_").unwrap_or(&metric);
+    let names = || ["loss"].into_iter().chain(keys.iter().copied());
+    if names().any(|known| known == name) {
+        return Ok(());
+    }
+    let remedy = match nearest_name(name, names()) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("choose from {}", names().collect::<Vec<_>>().join(", ")),
+    };
+    let problem = format!("evaluations have no metric \"{name}\"");
+    Err(Error::invalid("train.metric_for_best_model", problem, remedy))
 }
 
 /// Trains on `data` and writes the result, while holding the lock of the run's folder.
@@ -193,7 +213,9 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     }
     trainer.precompute(model.as_ref(), &device_name, options.progress)?;
     let last = trainer.run(options.progress)?;
-    Ok(RunSummary { steps: trainer.steps(), output: Some(trainer.save(&carried)?), last })
+    let output = trainer.save(&carried)?;
+    write_card(&config.output_dir, &output, trainer.restored())?;
+    Ok(RunSummary { steps: trainer.steps(), output: Some(output), last })
 }
 
 /// Prints warnings about settings that are probably mistakes, now that the number of samples is known.

@@ -3,6 +3,8 @@
 //! The order is that of transformers' `Trainer`: backward over the micro-batches, clipping, optimizer step. Results are
 //! read from the device once per step, after the last backward.
 
+mod fault;
+
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -30,6 +32,8 @@ use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
 use crate::train::parameters::{set_trained_parameters, trained_parameters};
 use crate::train::reference_cache::{ReferenceCache, agrees};
+
+pub use fault::Fault;
 
 /// Settings that are the same for every step and every objective.
 #[derive(Clone, Copy, Debug)]
@@ -171,30 +175,31 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         self.objective.metrics(&outputs, usage)
     }
 
-    /// Computes what the objective needs of all training samples before the first step, or reads it from `cache` and
-    /// computes only the first batch, to compare.
+    /// Computes what the objective needs of all `samples` before the first step, or reads it from `cache` and computes only
+    /// the first batch, to compare.
     ///
     /// # Errors
     /// A computed value is not finite, or the user interrupts.
     pub fn precompute(
         &mut self,
         samples: &[O::Sample],
+        usage: Usage,
         cache: Option<&ReferenceCache>,
         mode: ProgressMode,
     ) -> Result<()> {
-        let Some(size) = self.objective.precompute_batch_size() else {
+        let Some(size) = self.objective.precompute_batch_size(usage) else {
             return Ok(());
         };
         let ids: Vec<&str> = samples.iter().map(Sample::id).collect();
         if let Some(cache) = cache {
-            if self.use_cached(samples, &ids, cache, mode)? {
+            if self.use_cached(samples, &ids, usage, cache, mode)? {
                 return Ok(());
             }
         }
         let progress =
             Progress::new("reference", Some(samples.len() as u64), O::Sample::NAME, mode);
         for samples in samples.chunks(size.max(1)) {
-            self.precompute_batch(&samples.iter().collect::<Vec<_>>())?;
+            self.precompute_batch(&samples.iter().collect::<Vec<_>>(), usage)?;
             progress.inc(samples.len() as u64);
             if interrupt::requested() {
                 let note = "stopped while the reference was computed; continue with --resume";
@@ -202,7 +207,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
             }
         }
         progress.finish();
-        let numbers = self.objective.precomputed(&ids);
+        let numbers = self.objective.precomputed(&ids, usage);
         if let (Some(cache), Some(numbers)) = (cache, numbers)
             && let Err(error) = cache.write(&numbers)
         {
@@ -222,18 +227,21 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         &mut self,
         samples: &[O::Sample],
         ids: &[&str],
+        usage: Usage,
         cache: &ReferenceCache,
         mode: ProgressMode,
     ) -> Result<bool> {
-        let (Some(size), Some(numbers)) = (self.objective.precompute_batch_size(), cache.read())
+        let (Some(size), Some(numbers)) =
+            (self.objective.precompute_batch_size(usage), cache.read())
         else {
             return Ok(false);
         };
         let count = size.clamp(1, samples.len());
-        self.precompute_batch(&samples[..count].iter().collect::<Vec<_>>())?;
-        let computed = self.objective.precomputed(&ids[..count]).unwrap_or_default();
+        self.precompute_batch(&samples[..count].iter().collect::<Vec<_>>(), usage)?;
+        let computed = self.objective.precomputed(&ids[..count], usage).unwrap_or_default();
         let cached = numbers.get(..computed.len()).unwrap_or_default();
-        let taken = agrees(cached, &computed) && self.objective.set_precomputed(ids, &numbers);
+        let taken =
+            agrees(cached, &computed) && self.objective.set_precomputed(ids, &numbers, usage);
         let path = cache.path().display();
         if !taken {
             say!(
@@ -245,14 +253,14 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         Ok(taken)
     }
 
-    /// Computes what the objective needs of a batch of training samples.
+    /// Computes what the objective needs of a batch of samples.
     ///
     /// # Errors
     /// A computed value is not finite.
-    pub fn precompute_batch(&mut self, samples: &[&O::Sample]) -> Result<()> {
+    pub fn precompute_batch(&mut self, samples: &[&O::Sample], usage: Usage) -> Result<()> {
         let batch = O::batch(samples);
         let on_device = self.on_device(&batch);
-        self.objective.precompute(&batch, &on_device)
+        self.objective.precompute(&batch, &on_device, usage)
     }
 
     /// Copies a batch to the device.

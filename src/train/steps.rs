@@ -111,18 +111,44 @@ pub(super) fn set_aside(path: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(aside))
 }
 
-/// Sets the oldest checkpoints aside until `limit` are left, including `newest`. Checkpoints after `newest` are incomplete
-/// ones that the run could not resume from; they are neither counted nor changed.
-pub(super) fn prune(folder: &Path, newest: usize, limit: usize) -> Result<()> {
-    if limit == 0 {
+/// Which checkpoints stay when one is saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Number of checkpoints that stay, the newest ones. 0 keeps all.
+    pub limit: usize,
+    /// Step of the best checkpoint, which stays in any case.
+    pub best: Option<usize>,
+}
+
+impl From<usize> for Retention {
+    /// Keeps the newest `limit` checkpoints, or all if it is 0.
+    fn from(limit: usize) -> Self {
+        Self { limit, best: None }
+    }
+}
+
+impl Retention {
+    /// Keeps all checkpoints.
+    pub fn all() -> Self {
+        Self::default()
+    }
+}
+
+/// Sets the oldest checkpoints aside until `keep.limit` are left, but never `newest` or the best one. Checkpoints after `last`
+/// are incomplete ones that the run could not resume from; they are neither counted nor changed.
+pub(super) fn prune(folder: &Path, newest: usize, last: usize, keep: Retention) -> Result<()> {
+    if keep.limit == 0 {
         return Ok(());
     }
     let mut steps = list_steps(folder)?;
     // A folder without any file of a checkpoint is not a checkpoint.
     let ours = |path: &Path| checkpoint_files_in(path).is_ok_and(|files| !files.is_empty());
-    steps.retain(|(step, path)| *step <= newest && ours(path));
-    let surplus = steps.len().saturating_sub(limit);
-    steps.iter().take(surplus).try_for_each(|(_, path)| set_aside(path).map(drop))
+    steps.retain(|(step, path)| *step <= last && ours(path));
+    let kept = |step: usize| step == newest || keep.best == Some(step);
+    let always = steps.iter().filter(|(step, _)| kept(*step)).count();
+    let surplus = steps.len().saturating_sub(keep.limit.max(always));
+    let removable = steps.iter().filter(|(step, _)| !kept(*step));
+    removable.take(surplus).try_for_each(|(_, path)| set_aside(path).map(drop))
 }
 
 /// Returns the names and paths of the entries of `folder`, or nothing if it does not exist.

@@ -1,38 +1,39 @@
 //! The training loop, with its steps, logs, evaluations, checkpoints and interruptions.
 
+mod best;
+mod failure;
+mod snapshot;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arithmo_backends::TrainBackend;
-use burn::module::AutodiffModule;
-use serde::{Deserialize, Serialize};
 
 use crate::adapter::LoraConfig;
-use crate::config::{EvalMeans, IntervalStrategy, RunConfig};
+use crate::config::{IntervalStrategy, RunConfig};
 use crate::data::sample::Sample;
 use crate::data::tokenizer::CarriedFiles;
-use crate::error::{Error, Result, first_few};
+use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::identity::ModelIdentity;
-use crate::model::not_finite;
-use crate::objective::Objective;
-use crate::objective::metrics::MicroBatchMetrics;
+use crate::objective::{Objective, Usage};
 use crate::progress::{Progress, ProgressMode};
-use crate::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
+use crate::train::checkpoint::TrainState;
 use crate::train::data::RunData;
+use crate::train::evaluation::evaluate;
 use crate::train::folder::RunFolder;
 use crate::train::logger::{MetricsLog, Record};
-use crate::train::optimizer::Optimizer;
-use crate::train::parameters::trained_parameters;
 use crate::train::reference_cache::{ReferenceCache, ReferenceOrigin};
 use crate::train::result::TrainedWeights;
 use crate::train::sampler::Sampler;
-use crate::train::schedule::Schedule;
-use crate::train::step::{Learner, StepOutput};
+use crate::train::schedule::{Plateau, PlateauState, Schedule};
+use crate::train::selection::Selection;
+use crate::train::status::status;
+use crate::train::step::Learner;
+use crate::train::timetable::Timetable;
 use crate::train::unsaved::unsaved_warning;
-
-/// Name of the checkpoint's group of the objective's tensors.
-const OBJECTIVE_GROUP: &str = "reference";
+use crate::train::watch::Watch;
+use crate::train::window::{LastStep, Window};
 
 /// Runs the training loop: the learner with its data, schedule, log and state.
 #[derive(Debug)]
@@ -44,30 +45,27 @@ pub struct Trainer<'a, B: TrainBackend, O: Objective<B>> {
     log: MetricsLog,
     sampler: Sampler,
     schedule: Schedule,
+    /// How evaluations lower the learning rate. `None` for schedules that depend on the step alone.
+    plateau: Option<Plateau>,
+    timetable: Timetable<'a>,
+    /// How evaluations are compared. `None` if they are not.
+    selection: Option<Selection>,
     total_steps: usize,
     state: TrainState,
     /// Metrics since the last logged line.
     window: Window,
+    /// Looks for alarms in what was logged.
+    watch: Watch,
     /// Number of steps done by this process.
     steps_timed: usize,
     device: B::Device,
-}
-
-/// The metrics between two logged lines, which are averaged or summed. Saved in checkpoints.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Window {
-    micro_batches: Vec<MicroBatchMetrics>,
-    losses: Vec<f64>,
-    tokens: u64,
-    /// Training time in seconds when the window began.
-    since: f64,
 }
 
 impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// Creates the trainer of a run at its first step.
     ///
     /// # Errors
-    /// The parameters of the learning-rate schedule are invalid.
+    /// The parameters of the learning-rate schedule are invalid, or the log cannot be read.
     pub fn new(
         config: &'a RunConfig,
         data: &'a RunData<O::Sample>,
@@ -76,78 +74,32 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         log: MetricsLog,
         device: &B::Device,
     ) -> Result<Self> {
-        let sampler = Sampler::of_run(config, data.train.len());
         let train = &config.train;
         let total_steps = train.total_steps(data.train.len());
         let warmup = train.resolved_warmup_steps(total_steps);
         let (kind, rate) = (train.lr_scheduler_type, train.learning_rate);
-        let schedule = Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?;
-        let state = TrainState { seed: config.seed, ..TrainState::default() };
-        let window = Window::default();
-        let device = device.clone();
         Ok(Self {
             config,
             data,
             learner,
             weights: TrainedWeights::new(config, lora),
             log,
-            sampler,
-            schedule,
+            sampler: Sampler::of_run(config, data.train.len()),
+            schedule: Schedule::new(kind, rate, warmup, total_steps, &train.lr_scheduler_kwargs)?,
+            plateau: Plateau::of(kind, &train.lr_scheduler_kwargs),
+            timetable: Timetable::new(train, data.train.len(), total_steps),
+            selection: Selection::of(train),
             total_steps,
-            state,
-            window,
+            state: TrainState { seed: config.seed, ..TrainState::default() },
+            window: Window::default(),
+            watch: Watch::read(&config.output_dir)?,
             steps_timed: 0,
-            device,
+            device: device.clone(),
         })
     }
 
-    /// Restores the state of the run from `checkpoint`.
-    ///
-    /// # Errors
-    /// The checkpoint does not fit the trained model.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let tensors = checkpoint.tensors("optimizer")?;
-        let trained = trained_parameters(&self.learner.policy);
-        let optimizer = Optimizer::of(self.config)?;
-        let restored = optimizer.restored(tensors, &trained, &self.device)?;
-        self.weights.restore(&mut self.learner.policy, checkpoint, &self.device)?;
-        let groups = self.learner.optimizer.groups().clone();
-        self.learner.optimizer = restored.with_groups(groups);
-        self.restore_objective(checkpoint)?;
-        self.state = checkpoint.state().clone();
-        self.window = match self.state.metrics.take() {
-            serde_json::Value::Null => Window::default(),
-            window => serde_json::from_value(window).map_err(|error| {
-                let problem =
-                    format!("its sums since the last logged line cannot be read: {error}");
-                let remedy = "remove this checkpoint folder, so that the one before it is used";
-                Error::file(checkpoint.path(), problem, remedy)
-            })?,
-        };
-        Ok(())
-    }
-
-    /// Restores the state of the objective, after that of the policy.
-    fn restore_objective(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let learner = &mut self.learner;
-        if !learner.objective.tensors().is_empty() {
-            let values =
-                checkpoint.values(OBJECTIVE_GROUP, learner.objective.tensors(), &self.device)?;
-            learner.objective.set_tensors(values, &learner.policy);
-        }
-        let Some(name) = O::STATE_FILE.filter(|name| checkpoint.has_file(name)) else {
-            return Ok(());
-        };
-        let restored = self.learner.objective.restore(&checkpoint.file(name)?);
-        restored.map_err(|error| {
-            let problem = format!("{name} cannot be read: {error}");
-            let remedy = "remove this checkpoint folder, so that the one before it is used";
-            Error::file(checkpoint.path(), problem, remedy)
-        })
-    }
-
-    /// Computes what the objective needs of all training samples, unless all steps are done or an earlier run with the same
-    /// `model` on the same `device` kept it.
+    /// Computes what the objective needs of all samples, unless all steps are done or an earlier run with the same `model` on
+    /// the same `device` kept it.
     ///
     /// # Errors
     /// Same as [`Learner::precompute`].
@@ -157,36 +109,49 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         device: &str,
         mode: ProgressMode,
     ) -> Result<()> {
-        if self.state.step >= self.total_steps {
+        if self.is_done() {
             return Ok(());
         }
+        let evaluates = self.config.train.eval_strategy != IntervalStrategy::No;
+        let evaluates = evaluates || self.config.train.eval_on_start;
         let (config, dtype) = (self.config, self.learner.policy.dtype());
-        let cache = model.and_then(|model| {
-            let origin = ReferenceOrigin { config, model, dtype, device };
-            ReferenceCache::open(origin, &self.data.train)
-        });
-        self.learner.precompute(&self.data.train, cache.as_ref(), mode)
+        let held_out = if evaluates { self.data.eval.as_slice() } else { &[] };
+        for (samples, usage) in
+            [(self.data.train.as_slice(), Usage::Training), (held_out, Usage::Evaluation)]
+        {
+            let Some(size) = self.learner.objective.precompute_batch_size(usage) else { continue };
+            let cache = model.filter(|_| !samples.is_empty()).and_then(|model| {
+                let origin = ReferenceOrigin { config, model, dtype, device, batch_size: size };
+                ReferenceCache::open(origin, samples)
+            });
+            self.learner.precompute(samples, usage, cache.as_ref(), mode)?;
+        }
+        Ok(())
     }
 
-    /// Trains to the last step and returns the last record of metrics.
+    /// Trains to the last step, or until the run stops early, and returns the last record of metrics. With
+    /// `load_best_model_at_end`, the weights are those of the best step then.
     ///
     /// # Errors
     /// A step fails its checks, a file cannot be written, or the user interrupts. A checkpoint is saved first.
     pub fn run(&mut self, mode: ProgressMode) -> Result<Option<Record>> {
         let progress = Progress::new("train", Some(self.total_steps as u64), "steps", mode);
         progress.set_position(self.state.step as u64);
+        if self.config.train.eval_on_start && self.state.step == 0 {
+            progress.pause(|| self.evaluate(&progress))?;
+        }
         let mut last = None;
-        while self.state.step < self.total_steps {
+        while !self.is_done() {
             let started = Instant::now();
             let record = self.one_step(&progress)?;
             last = record.or(last);
             progress.inc(1);
             self.warn_if_unsaved(started.elapsed().as_secs_f64(), &progress);
             // The time of the evaluation does not count as time of the steps.
-            progress.pause(|| self.evaluate_if_due(&progress))?;
-            let interrupted = interrupt::requested() && self.state.step < self.total_steps;
-            if self.save_is_due() || interrupted {
-                self.save_checkpoint(self.config.train.save_total_limit)?;
+            let is_best = progress.pause(|| self.evaluate_if_due(&progress))?;
+            let interrupted = interrupt::requested() && !self.is_done();
+            if self.save_is_due(is_best) || interrupted {
+                self.save_checkpoint(self.retention())?;
             }
             if interrupted {
                 let note = format!(
@@ -200,8 +165,19 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         if self.log.evaluated_at() != Some(self.state.step as u64) {
             self.evaluate_if_due(&progress)?;
         }
+        self.end(&progress)?;
         progress.finish();
         Ok(last)
+    }
+
+    /// Returns whether all steps are done or the run has stopped early.
+    fn is_done(&self) -> bool {
+        self.state.step >= self.total_steps || self.stopped_early()
+    }
+
+    /// Returns whether the metric has not improved for `early_stopping_patience` evaluations.
+    fn stopped_early(&self) -> bool {
+        self.selection.as_ref().is_some_and(|selection| selection.stops(&self.state.selected))
     }
 
     /// Warns after the second step of this process, whose time shows how long the run takes, if the run is long and saves
@@ -234,8 +210,11 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
             .iter()
             .map(|indices| indices.iter().map(|i| &self.data.train[*i]).collect())
             .collect();
-        let rate = self.schedule.rate(step);
-        let output = self.learner.step(step, rate, &batches);
+        let learning_rate = match &self.state.plateau {
+            Some(plateau) => plateau.learning_rate,
+            None => self.schedule.rate(step),
+        };
+        let output = self.learner.step(step, learning_rate, &batches);
         if !output.applied {
             return Err(self.not_finite(&output, &batches));
         }
@@ -247,154 +226,65 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         self.state.step += 1;
         self.state.num_tokens += tokens as u64;
         self.state.seconds += started.elapsed().as_secs_f64();
-        self.window.tokens += tokens as u64;
-        self.window.losses.push(output.loss);
-        self.window.micro_batches.extend(output.micro_batches);
-        let every = self.config.train.logging_interval(self.data.train.len());
-        let due = self.state.step.is_multiple_of(every);
-        if !due && self.state.step != self.total_steps {
+        let last = LastStep { epoch: plan.epoch, learning_rate, grad_norm: output.grad_norm };
+        self.window.add(output, tokens);
+        if !self.timetable.logs(self.state.step) {
             return Ok(None);
         }
-        let record = self.record(plan.epoch, rate, output.grad_norm);
-        self.log.log(&record)?;
+        let means = self.config.train.eval_means;
+        let record = self.window.record(&self.state, means, O::KEYS, last);
+        let record = match B::peak_memory_bytes(&self.device) {
+            Some(bytes) => record.with("peak_memory_bytes", bytes as f64),
+            None => record,
+        };
+        self.log(&record, progress)?;
         progress.set_message(status(&record, O::STATUS_KEYS));
         Ok(Some(record))
     }
 
-    /// Returns the record of the current window of metrics and starts a new window.
-    fn record(&mut self, epoch: f64, learning_rate: f64, grad_norm: f64) -> Record {
-        let window = std::mem::take(&mut self.window);
-        self.window.since = self.state.seconds;
-        let (_, values) = match self.config.train.eval_means {
-            EvalMeans::Pairs => MicroBatchMetrics::mean_by_pairs(&window.micro_batches),
-            EvalMeans::Trl => MicroBatchMetrics::mean(&window.micro_batches),
-        };
-        let loss = window.losses.iter().sum::<f64>() / window.losses.len().max(1) as f64;
-        let seconds = self.state.seconds - window.since;
-        let mut record = Record::new(self.state.step as u64)
-            .with("epoch", epoch)
-            .with("loss", loss)
-            .with("grad_norm", grad_norm)
-            .with("learning_rate", learning_rate)
-            .with("num_tokens", self.state.num_tokens as f64)
-            .with("tokens_per_second", window.tokens as f64 / seconds.max(1e-9))
-            .with("seconds", self.state.seconds);
-        for (key, value) in O::KEYS.iter().zip(values) {
-            record = record.with(*key, value);
+    /// Logs a record and prints the alarms that it raises.
+    fn log(&mut self, record: &Record, progress: &Progress) -> Result<()> {
+        self.log.log(record)?;
+        for alarm in self.watch.add(record) {
+            progress.println(&format!("alarm: {alarm}"));
         }
-        match B::peak_memory_bytes(&self.device) {
-            Some(bytes) => record.with("peak_memory_bytes", bytes as f64),
-            None => record,
-        }
-    }
-
-    /// Returns whether `save_strategy` asks for a checkpoint after the step that was done last.
-    fn save_is_due(&self) -> bool {
-        let train = &self.config.train;
-        let every = train.save_interval(self.data.train.len());
-        let is_last = self.state.step == self.total_steps;
-        train.save_strategy != IntervalStrategy::No
-            && (is_last || self.state.step.is_multiple_of(every))
-    }
-
-    /// Evaluates if `eval_strategy` asks for it after the step that was done last.
-    fn evaluate_if_due(&mut self, progress: &Progress) -> Result<()> {
-        let train = &self.config.train;
-        let every = train.eval_interval(self.data.train.len());
-        let step = self.state.step;
-        let due = step == self.total_steps || step.is_multiple_of(every);
-        if self.data.eval.is_empty() || !due || train.eval_strategy == IntervalStrategy::No {
-            return Ok(());
-        }
-        let mut metrics = Vec::new();
-        let size = self.config.train.per_device_eval_batch_size.max(1);
-        for samples in self.data.eval.chunks(size) {
-            let samples: Vec<&O::Sample> = samples.iter().collect();
-            metrics.push(self.learner.evaluate(&samples));
-        }
-        let (loss, values) = match self.config.train.eval_means {
-            EvalMeans::Pairs => {
-                let pooled = MicroBatchMetrics::pooled(&metrics);
-                (pooled.loss, pooled.values)
-            }
-            EvalMeans::Trl => {
-                let (_, values) = MicroBatchMetrics::mean(&metrics);
-                (MicroBatchMetrics::loss_by_pairs(&metrics), values)
-            }
-        };
-        let mut record = Record::new(step as u64)
-            .with("eval_loss", loss)
-            .with("eval_num_tokens", self.state.num_tokens as f64);
-        for (key, value) in O::KEYS.iter().zip(values) {
-            record = record.with(format!("eval_{key}"), value);
-        }
-        progress.println(&format!("step {step} eval: {}", status(&record, O::STATUS_KEYS)));
-        self.log.log(&record)
-    }
-
-    /// Saves the last good state and returns the error of a step that is not finite, with the samples of the step.
-    fn not_finite(&mut self, output: &StepOutput, batches: &[Vec<&O::Sample>]) -> Error {
-        if self.state.step == 0
-            && let Some(error) = not_finite::explain_weights(&self.learner.policy.valid())
-        {
-            return error;
-        }
-        let saved = match self.state.step {
-            0 => "nothing was trained yet".to_string(),
-            // No checkpoint is pruned, because the weights before this step may already be bad and an earlier checkpoint
-            // may be needed.
-            step => match self.save_checkpoint(0) {
-                Ok(()) => format!("the state before it is saved as checkpoint step-{step}"),
-                Err(error) => format!("and the state before it could not be saved: {error}"),
-            },
-        };
-        let ids: Vec<&str> = batches.iter().flatten().map(|sample| sample.id()).collect();
-        let losses: Vec<f64> = output.micro_batches.iter().map(|micro| micro.loss).collect();
-        Error::run(
-            format!(
-                "step {} is not finite: losses {losses:?}, gradient norm {}, {} {}; {saved}",
-                self.state.step + 1,
-                output.grad_norm,
-                O::Sample::NAME,
-                first_few(ids, ", ")
-            ),
-            match self.state.step {
-                0 => {
-                    "the weights are finite: use model.dtype = \"f32\", or a loss without an exponential (which \"discopop\" and \
-                     dpo.f_divergence_type have) if policy and reference differ much"
-                }
-                _ => "lower train.learning_rate, or use model.dtype = \"f32\" or \"bf16\"",
-            },
-        )
-    }
-
-    /// Saves a checkpoint and prunes all but the newest `keep` checkpoints (0 keeps all).
-    fn save_checkpoint(&mut self, keep: usize) -> Result<()> {
-        let weights = self.weights.tensors(&self.learner.policy);
-        check_finite(self.state.step, &weights)?;
-        self.log.sync()?;
-        let done = self.state.step % self.sampler.steps_per_epoch();
-        self.state.epoch = self.state.step / self.sampler.steps_per_epoch();
-        self.state.position = done * self.sampler.batch_size * self.sampler.accumulation;
-        self.state.log_lines = Some(self.log.lines());
-        let metrics = serde_json::to_value(&self.window).map_err(defect)?;
-        let mut files = self.weights.files(&self.learner.policy);
-        let state = self.learner.objective.state()?;
-        files.extend(O::STATE_FILE.map(String::from).zip(state));
-        let mut groups = vec![
-            (self.weights.group().to_string(), weights),
-            ("optimizer".to_string(), self.learner.optimizer.export()),
-        ];
-        let tensors = self.learner.objective.tensors();
-        if !tensors.is_empty() {
-            let data = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.value.to_data()));
-            groups.push((OBJECTIVE_GROUP.to_string(), data.collect()));
-        }
-        let state = TrainState { metrics, ..self.state.clone() };
-        let snapshot = Snapshot { state, groups, files };
-        let folder = RunFolder::new(&self.config.output_dir).checkpoints();
-        Checkpoint::save(&folder, &snapshot, keep)?;
         Ok(())
+    }
+
+    /// Evaluates the held-out samples and logs the result.
+    fn evaluate(&mut self, progress: &Progress) -> Result<Record> {
+        let record = evaluate(&self.learner, &self.data.eval, &self.config.train, &self.state);
+        let line = status(&record, O::STATUS_KEYS);
+        progress.println(&format!("step {} eval: {line}", self.state.step));
+        self.log(&record, progress)?;
+        Ok(record)
+    }
+
+    /// Evaluates if the run asks for it after the step that was done last. Returns whether this evaluation is the best so
+    /// far.
+    fn evaluate_if_due(&mut self, progress: &Progress) -> Result<bool> {
+        if self.data.eval.is_empty() || !self.timetable.evaluates(self.state.step) {
+            return Ok(false);
+        }
+        let record = self.evaluate(progress)?;
+        let Some(selection) = &self.selection else {
+            return Ok(false);
+        };
+        let metric = record.get(&selection.metric).unwrap_or(f64::NAN);
+        if let Some(rule) = &self.plateau {
+            let peak = self.config.train.learning_rate;
+            rule.add(self.state.plateau.get_or_insert(PlateauState::new(peak)), metric);
+        }
+        Ok(selection.add(&mut self.state.selected, self.state.step, metric))
+    }
+
+    /// Returns whether a checkpoint is saved after the step that was done last: when it is due, when the run stops early, and
+    /// when a step that may become the result is the best so far.
+    fn save_is_due(&self, is_best: bool) -> bool {
+        let train = &self.config.train;
+        let may_be_result = is_best && train.load_best_model_at_end;
+        let stops = self.stopped_early() && train.save_strategy != IntervalStrategy::No;
+        self.timetable.saves(self.state.step) || may_be_result || stops
     }
 
     /// Reads the files of the base model that [`save`](Self::save) writes beside the result.
@@ -414,41 +304,4 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         let folder = RunFolder::new(&self.config.output_dir);
         self.weights.save(&self.learner.policy, &folder, carried)
     }
-}
-
-fn defect(error: serde_json::Error) -> Error {
-    Error::run(error, "this is a defect of the program: report it")
-}
-
-/// Checks that the weights are finite. An update can make them non-finite even if loss and gradient are finite.
-///
-/// # Errors
-/// A weight is not finite.
-fn check_finite(step: usize, weights: &NamedTensors) -> Result<()> {
-    for (name, data) in weights {
-        if data.iter::<f64>().any(|weight| !weight.is_finite()) {
-            return Err(Error::run(
-                format!(
-                    "the weights after step {step} are not finite (in {name}), so no checkpoint was saved"
-                ),
-                "lower train.learning_rate",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Formats the status line of a record: the values of the `watched` keys and the speed.
-fn status(record: &Record, watched: &[(&str, &str)]) -> String {
-    let mut parts = Vec::new();
-    for (key, name) in watched {
-        let value = record.values.iter().find(|(k, _)| k.trim_start_matches("eval_") == *key);
-        if let Some((_, value)) = value {
-            parts.push(format!("{name} {value:.4}"));
-        }
-    }
-    if let Some((_, rate)) = record.values.iter().find(|(key, _)| key == "tokens_per_second") {
-        parts.push(format!("{rate:.0} tok/s"));
-    }
-    parts.join("  ")
 }

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use arithmo::train::checkpoint::{Checkpoint, NamedTensors, Snapshot, TrainState};
-use arithmo::train::steps::{checkpoint_files, clear_unfinished};
+use arithmo::train::schedule::PlateauState;
+use arithmo::train::selection::{BestStep, Selected};
+use arithmo::train::steps::{Retention, checkpoint_files, clear_unfinished};
 use burn::tensor::{TensorData, bf16};
 use serde_json::json;
 
@@ -52,6 +54,11 @@ fn snapshot(step: usize) -> Snapshot {
             num_tokens: 1000 * step as u64,
             seconds: 0.1 + step as f64 / 3.0,
             log_lines: Some(3),
+            selected: Selected {
+                best: Some(BestStep { step: step / 2, metric: 0.1 + 0.2 }),
+                without_improvement: 3,
+            },
+            plateau: Some(PlateauState::new(1e-4 / 3.0)),
             metrics: json!({"loss": 0.1 + 0.2, "margins": [1e-300, -0.0]}),
         },
         groups: vec![
@@ -151,6 +158,18 @@ fn the_newest_checkpoints_are_kept_and_unfinished_ones_removed() {
     Checkpoint::save(checkpoints, &snapshot(15), 1).unwrap();
     assert_eq!(file_names(checkpoints), ["notes", "step-15"]);
     assert_eq!(newest(checkpoints), (Some(15), vec![]));
+    // The best one stays beside the newest ones, and a limit of 1 keeps both.
+    for (step, limit, kept) in [
+        (18, 3, ["notes", "step-15", "step-18"].as_slice()),
+        (21, 3, &["notes", "step-15", "step-18", "step-21"]),
+        (24, 3, &["notes", "step-15", "step-21", "step-24"]),
+        (27, 1, &["notes", "step-15", "step-27"]),
+    ] {
+        Checkpoint::save(checkpoints, &snapshot(step), Retention { limit, best: Some(15) })
+            .unwrap();
+        assert_eq!(file_names(checkpoints), kept);
+    }
+    fs::remove_dir_all(checkpoints.join("step-27")).unwrap();
     fs::create_dir(checkpoints.join(".part-old-step-3")).unwrap();
     clear_unfinished(checkpoints).unwrap();
     assert_eq!(file_names(checkpoints), ["notes", "step-15"]);

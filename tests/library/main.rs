@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::too_many_lines, reason = "a test is one sequence of steps")]
 
+mod alarms;
 mod checkpoint;
 mod encode;
 mod html;

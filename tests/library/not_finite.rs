@@ -8,6 +8,7 @@ use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::load::{load, load_as};
 use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::cache::Cache;
+use arithmo::objective::Usage;
 use arithmo::objective::log_probs::DeviceBatch;
 use arithmo::objective::reference::Reference;
 use arithmo::objective::score::{ScoreOptions, write_scores};
@@ -39,7 +40,8 @@ fn errors(model: &Mistral<B>) -> Vec<String> {
     let pairs = [&pair()];
     let batch = PreferenceBatch::new(&pairs);
     let on_device = DeviceBatch::new(&batch, &model.position_table(16, &device), &device);
-    let precomputed = Reference::initial(model.clone()).precompute(&batch, &on_device);
+    let precomputed =
+        Reference::initial(model.clone()).precompute(&batch, &on_device, Usage::Training);
     let mut errors = vec![scored.unwrap_err(), precomputed.unwrap_err()];
     for temperature in [0.0, 1.0] {
         let config = GenerateConfig { max_new_tokens: 3, temperature, ..GenerateConfig::default() };

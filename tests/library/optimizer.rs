@@ -6,7 +6,9 @@ use arithmo::adapter::parameters::{Parameter, Role};
 use arithmo::config::{Optim, RunConfig, TrainSection};
 use arithmo::train::checkpoint::NamedTensors;
 use arithmo::train::optimizer::{AdamW, NamedUpdate, Optimizer, clip_by_global_norm, global_norm};
-use arithmo::train::schedule::{Schedule, SchedulerKwargs, SchedulerType, resolve_warmup};
+use arithmo::train::schedule::{
+    Plateau, PlateauState, Schedule, SchedulerKwargs, SchedulerType, resolve_warmup,
+};
 use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Element, Tensor, TensorData};
@@ -42,6 +44,44 @@ fn assert_close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     for (a, e) in actual.iter().zip(expected) {
         assert!((a - e).abs() <= tolerance * e.abs().max(1.0), "{what}: {a}, expected {e}");
     }
+}
+
+/// Parameters of the schedules beyond the defaults. Rates past the last step are compared too.
+#[test]
+fn parameters_of_schedules_act_as_in_transformers() {
+    let golden = golden("lr_schedules_more.json");
+    let cases = golden["schedules"].as_array().unwrap();
+    for case in cases {
+        let kind: SchedulerType = serde_json::from_value(case["schedule"].clone()).unwrap();
+        let kwargs: SchedulerKwargs = serde_json::from_value(case["kwargs"].clone()).unwrap();
+        let peak = case["lr"].as_f64().unwrap();
+        let steps = |key: &str| case[key].as_u64().unwrap() as usize;
+        let (warmup, total) = (steps("warmup_steps"), steps("total_steps"));
+        let schedule = Schedule::new(kind, peak, warmup, total, &kwargs).unwrap();
+        for (step, expected) in numbers(&case["rates"]).into_iter().enumerate() {
+            let rate = schedule.rate(step);
+            let error = (rate - expected).abs();
+            assert!(error <= 1e-12 * peak, "{case} step {step}: {rate}, expected {expected}");
+        }
+    }
+    assert_eq!(cases.len(), 16);
+}
+
+#[test]
+fn plateaus_lower_the_rate_as_in_torch() {
+    let golden = golden("lr_schedules_more.json");
+    let cases = golden["reduce_lr_on_plateau"].as_array().unwrap();
+    for case in cases {
+        let kwargs: SchedulerKwargs = serde_json::from_value(case["kwargs"].clone()).unwrap();
+        let rule = Plateau::of(SchedulerType::ReduceLrOnPlateau, &kwargs).unwrap();
+        let mut state = PlateauState::new(case["lr"].as_f64().unwrap());
+        let metrics = numbers(&case["metric"]);
+        for (metric, expected) in metrics.into_iter().zip(numbers(&case["lr_after"])) {
+            rule.add(&mut state, metric);
+            assert_eq!(state.learning_rate, expected, "{case}");
+        }
+    }
+    assert_eq!(cases.len(), 5);
 }
 
 #[test]

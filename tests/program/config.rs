@@ -224,7 +224,21 @@ const REFUSED: &str = r#"
     [train] ; num_train_epochs = 0 | train.num_train_epochs | above 0
     [train] ; warmup_steps = 2.5 | train.warmup_steps | whole number
     [train] ; warmup_ratio = 1.5 | train.warmup_ratio | from 0 to 1
-    [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | not built yet
+    [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | data.eval_file
+    data.eval_file = 'e.jsonl' ; [train] ; lr_scheduler_type = 'reduce_lr_on_plateau' | train.lr_scheduler_type | before the last step
+    [train] ; lr_scheduler_kwargs.factor = 0.5 | train.lr_scheduler_kwargs.factor | does not use it
+    [train] ; load_best_model_at_end = true | train.load_best_model_at_end | data.eval_file
+    data.eval_file = 'e.jsonl' ; [train] ; load_best_model_at_end = true ; eval_strategy = 'no' | train.load_best_model_at_end | before the last step
+    data.eval_file = 'e.jsonl' ; [train] ; load_best_model_at_end = true ; eval_steps = 5 ; save_strategy = 'epoch' | train.save_strategy | is not train.eval_strategy
+    data.eval_file = 'e.jsonl' ; [train] ; load_best_model_at_end = true ; eval_steps = 5 ; save_steps = 12 | train.save_steps | no multiple of train.eval_steps = 5
+    data.eval_file = 'e.jsonl' ; [train] ; load_best_model_at_end = true ; eval_steps = 5 ; save_steps = 0 | train.save_steps | is 0
+    data.eval_file = 'e.jsonl' ; [train] ; early_stopping_patience = 3 | train.early_stopping_patience | before the last step
+    data.eval_file = 'e.jsonl' ; [train] ; early_stopping_patience = 0 ; eval_steps = 5 | train.early_stopping_patience | must be 1
+    [train] ; early_stopping_threshold = 0.1 | train.early_stopping_threshold | no effect
+    [train] ; greater_is_better = true | train.greater_is_better | no effect
+    [train] ; metric_for_best_model = 'loss' | train.metric_for_best_model | data.eval_file
+    [train] ; eval_on_start = true | train.eval_on_start | data.eval_file
+    [train] ; eval_strategy = 'no' ; eval_delay = 3 | train.eval_delay | no effect
     [train] ; lr_scheduler_kwargs.power = 2 | train.lr_scheduler_kwargs.power | does not use it
     [train] ; eval_steps = 5 | train.eval_steps | data.eval_file
     [train] ; optim = 'sgd' ; optim_args = 'alpha=0.9' | train.optim_args | `alpha`
@@ -424,7 +438,6 @@ fn recommended_presets_give_no_warnings() {
 fn errors_for_options_of_other_libraries_name_the_replacement() {
     for (text, expected, unexpected) in table(
         r#"
-        [train] ; load_best_model_at_end = true | save_total_limit | adam_beta2
         [train] ; report_to = 'wandb' | TensorBoard | warmup_ratio
         [train] ; dataloader_num_workers = 4 | encoded once | did you mean
         [train] ; bf16 = true | model.dtype = "bf16" | did you mean
@@ -465,6 +478,7 @@ fn extreme_numbers_are_refused() {
         "train.eval_steps",
         "train.save_steps",
         "train.save_total_limit",
+        "train.early_stopping_patience",
         "train.max_tokens_per_pass",
     ] {
         let error = refused(&format!("data.eval_file = 'e.jsonl'\n{key} = {huge}\n"));

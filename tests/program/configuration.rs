@@ -332,8 +332,10 @@ const RESUMING: &str = "
 
 `arithmo train --resume` goes on from the newest whole checkpoint. These keys may have other values then:
 
-- `output_dir` (after the folder was moved), `train.logging_strategy`, `train.logging_steps`, `train.eval_strategy`, `train.eval_steps`,
-  `train.per_device_eval_batch_size`, `train.save_strategy`, `train.save_steps`, `train.save_total_limit`, `train.gradient_checkpointing`: they change no weight.
+- `output_dir` (after the folder was moved), `train.logging_strategy`, `train.logging_steps`, `train.save_strategy`, `train.save_steps`,
+  `train.save_total_limit`, `train.eval_on_start`, `train.load_best_model_at_end`, `train.gradient_checkpointing`: they change no step.
+- `train.eval_strategy`, `train.eval_steps`, `train.eval_delay`, `train.per_device_eval_batch_size`, unless evaluations are compared
+  (`train.metric_for_best_model` and all that needs it): then they decide which step is the best, when the run stops, or the learning rate.
 - `train.max_steps`, `train.num_train_epochs`: a run can be made longer, after its end too, or shorter, but not shorter than what
   is done. Steps that are done stay as they are, and the order of the data is the one a run of the new length has. The
   learning rate of the steps to come is that of a run of the new length: with `constant` and `constant_with_warmup` the result is

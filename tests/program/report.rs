@@ -82,6 +82,41 @@ const MANIFEST: &str = r#"{
     }
 }"#;
 
+/// Both rewards fall by more than half a unit, or the chosen one rises.
+#[test]
+fn alarms_are_on_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    log_run(dir.path(), 40, -2.0);
+    let (page, _) = report(dir.path());
+    let alarm = "The chosen completions become less likely together with the rejected ones";
+    assert!(page.contains("<h2 id=\"alarms\">Alarms</h2>") && page.contains(alarm));
+    log_run(dir.path(), 40, 2.0);
+    let (page, _) = report(dir.path());
+    assert!(!page.contains("alarms") && !page.contains(alarm));
+}
+
+/// The evaluation before the first step does not count, and of equal ones the first is the best.
+#[test]
+fn the_best_evaluation_is_on_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = MetricsLog::create(dir.path(), None).unwrap();
+    for (step, margin) in [(0, 3.0), (10, 0.25), (20, 0.875), (30, 0.875), (40, 0.5)] {
+        let record = Record::new(step).with("eval_loss", 0.5).with("eval_rewards/margins", margin);
+        log.log(&record).unwrap();
+    }
+    let page_with = |train: &str| {
+        let manifest = format!("{{\"config\": {{\"method\": \"dpo\", \"train\": {{{train}}}}}}}");
+        fs::write(dir.path().join("manifest.json"), manifest).unwrap();
+        report(dir.path()).0
+    };
+    let page = page_with("\"metric_for_best_model\": \"eval_rewards/margins\"");
+    assert!(page.contains("<dt>Best held-out rewards/margins, step 20</dt><dd>0.8750</dd>"));
+    let page =
+        page_with("\"metric_for_best_model\": \"rewards/margins\", \"greater_is_better\": false");
+    assert!(page.contains("<dt>Best held-out rewards/margins, step 10</dt><dd>0.2500</dd>"));
+    assert!(!page_with("\"metric_for_best_model\": null").contains("Best held-out"));
+}
+
 /// Checks that the page of an SFT run uses the terms examples and completions, draws both lengths, and shows a template
 /// with its line breaks.
 #[test]

@@ -13,6 +13,7 @@ use arithmo::data::tokenizer::Tokenizer;
 use arithmo::model::load::load_as;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::load_safetensors_f32;
+use arithmo::objective::Usage;
 use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::losses::LossType;
 use arithmo::objective::metrics::{KEYS, MicroBatchMetrics};
@@ -200,7 +201,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
     if run.config["dpo"]["precompute_ref_log_probs"] == true {
         for step in 0..sampler.steps_per_epoch() {
             for indices in &sampler.plan(step).micro_batches {
-                learner.precompute_batch(&batch(indices)).unwrap();
+                learner.precompute_batch(&batch(indices), Usage::Training).unwrap();
             }
         }
     }

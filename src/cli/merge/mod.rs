@@ -21,6 +21,7 @@ use crate::model::weights::WeightFiles;
 use crate::output::list::listed_files;
 use crate::output::refuse_inputs_among;
 use crate::progress::{Progress, ProgressMode};
+use crate::train::card::write_merged_card;
 
 /// Arguments of `arithmo merge`.
 #[derive(Clone, Debug, clap::Args)]
@@ -106,6 +107,7 @@ pub fn run<B: TrainBackend>(
     let tensors = shape.tensors().len();
     let progress = Progress::new("merge", Some(tensors as u64), "weights", mode);
     let summary = merge::<B>(&config, device, |_| progress.inc(1))?;
+    write_merged_card(&config.adapter, &config.output)?;
     progress.println(&format!(
         "{} weights merged, {} written without a branch",
         summary.merged, summary.copied

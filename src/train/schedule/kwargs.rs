@@ -21,7 +21,7 @@ pub enum SchedulerType {
     Constant,
     /// The peak after warmup.
     ConstantWithWarmup,
-    /// The peak times the square root of warmup steps over step (of 10000 over step if there is no warmup).
+    /// The peak times the square root of warmup steps over step (of 10000 over step if there is no warmup), or of `timescale`.
     InverseSqrt,
     /// Decay along half a cosine wave to `min_lr` or `min_lr_rate`.
     CosineWithMinLr,
@@ -29,21 +29,32 @@ pub enum SchedulerType {
     CosineWarmupWithMinLr,
     /// Warmup, a plateau, and a decay (`num_decay_steps`).
     WarmupStableDecay,
-    /// Reduction when a metric stops improving. Not supported yet.
+    /// Reduction when the held-out metric `metric_for_best_model` stops improving, without warmup: torch's
+    /// `ReduceLROnPlateau`.
     ReduceLrOnPlateau,
 }
 
 impl SchedulerType {
-    /// Returns whether the schedule has a warmup, as all but `constant` do.
+    /// Returns whether the schedule has a warmup, as all but `constant` and `reduce_lr_on_plateau` do.
     pub fn has_warmup(self) -> bool {
-        self != Self::Constant
+        !matches!(self, Self::Constant | Self::ReduceLrOnPlateau)
     }
 
     /// Returns the `lr_scheduler_kwargs` that the schedule uses.
     fn kwargs(self) -> &'static [&'static str] {
         match self {
             Self::Linear | Self::Constant | Self::ConstantWithWarmup => &[],
-            Self::InverseSqrt | Self::ReduceLrOnPlateau => &[],
+            Self::InverseSqrt => &["timescale"],
+            Self::ReduceLrOnPlateau => &[
+                "mode",
+                "factor",
+                "patience",
+                "threshold",
+                "threshold_mode",
+                "cooldown",
+                "min_lr",
+                "eps",
+            ],
             Self::Cosine | Self::CosineWithRestarts => &["num_cycles"],
             Self::Polynomial => &["lr_end", "power"],
             Self::CosineWithMinLr => &["num_cycles", "min_lr", "min_lr_rate"],
@@ -72,7 +83,7 @@ pub struct SchedulerKwargs {
     pub lr_end: Option<f64>,
     /// Exponent of `polynomial`.
     pub power: Option<f64>,
-    /// Minimum learning rate of a cosine.
+    /// Minimum learning rate of a cosine, or of `reduce_lr_on_plateau` (default 0).
     pub min_lr: Option<f64>,
     /// Minimum learning rate of a cosine as a fraction of the peak.
     pub min_lr_rate: Option<f64>,
@@ -88,6 +99,22 @@ pub struct SchedulerKwargs {
     pub decay_type: Option<PhaseShape>,
     /// Minimum learning rate of `warmup_stable_decay` as a fraction of the peak.
     pub min_lr_ratio: Option<f64>,
+    /// Number of steps by which `inverse_sqrt` divides (default: the warmup steps, or 10000 if there are none).
+    pub timescale: Option<f64>,
+    /// Whether `reduce_lr_on_plateau` expects the metric to fall (`"min"`, the default) or to rise (`"max"`).
+    pub mode: Option<PlateauMode>,
+    /// Factor by which `reduce_lr_on_plateau` multiplies the learning rate (default 0.1).
+    pub factor: Option<f64>,
+    /// Number of evaluations without improvement that `reduce_lr_on_plateau` allows (default 10).
+    pub patience: Option<usize>,
+    /// Smallest improvement that `reduce_lr_on_plateau` counts (default 1e-4).
+    pub threshold: Option<f64>,
+    /// Whether `threshold` is relative to the best metric (`"rel"`, the default) or absolute (`"abs"`).
+    pub threshold_mode: Option<ThresholdMode>,
+    /// Number of evaluations after a reduction that `reduce_lr_on_plateau` does not count (default 0).
+    pub cooldown: Option<usize>,
+    /// Smallest reduction of the learning rate that `reduce_lr_on_plateau` makes (default 1e-8).
+    pub eps: Option<f64>,
 }
 
 impl SchedulerKwargs {
@@ -102,11 +129,6 @@ impl SchedulerKwargs {
             key => format!("train.lr_scheduler_kwargs.{key}"),
         };
         let shown = serde_json::to_string(&kind).unwrap_or_default();
-        if kind == SchedulerType::ReduceLrOnPlateau {
-            let remedy = "choose a schedule that depends on the step alone, such as \"cosine\"";
-            let problem = format!("{shown} is not built yet");
-            return Err(Error::invalid("train.lr_scheduler_type", problem, remedy));
-        }
         for (key, number) in self.named_values() {
             let known = kind.kwargs();
             if !known.contains(&key) {
@@ -145,10 +167,11 @@ impl SchedulerKwargs {
         }
     }
 
-    /// Returns the names and values of the parameters that are set. A shape has the value 0.
+    /// Returns the names and values of the parameters that are set. A name has the value 0.
     fn named_values(&self) -> Vec<(&'static str, f64)> {
         let steps = |value: Option<usize>| value.map(|steps| steps as f64);
         let shape = |value: Option<PhaseShape>| value.map(|_| 0.0);
+        let threshold_mode = self.threshold_mode.map(|_| 0.0);
         [
             ("num_cycles", self.num_cycles),
             ("lr_end", self.lr_end),
@@ -161,6 +184,14 @@ impl SchedulerKwargs {
             ("warmup_type", shape(self.warmup_type)),
             ("decay_type", shape(self.decay_type)),
             ("min_lr_ratio", self.min_lr_ratio),
+            ("timescale", self.timescale),
+            ("mode", self.mode.map(|_| 0.0)),
+            ("factor", self.factor),
+            ("patience", steps(self.patience)),
+            ("threshold", self.threshold),
+            ("threshold_mode", threshold_mode),
+            ("cooldown", steps(self.cooldown)),
+            ("eps", self.eps),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key, value?)))
@@ -193,6 +224,28 @@ pub enum PhaseShape {
     OneMinusSqrt,
 }
 
+/// Direction in which the metric of `reduce_lr_on_plateau` improves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlateauMode {
+    /// Smaller is better.
+    #[default]
+    Min,
+    /// Larger is better.
+    Max,
+}
+
+/// How `reduce_lr_on_plateau` compares an improvement with its threshold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThresholdMode {
+    /// As a fraction of the best metric.
+    #[default]
+    Rel,
+    /// As a difference.
+    Abs,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +267,9 @@ mod tests {
         assert!(refused(CosineWithMinLr, "").contains("needs min_lr or min_lr_rate"));
         assert!(refused(CosineWithMinLr, "min_lr = 1e-5\nmin_lr_rate = 0.1").contains("give one"));
         assert!(refused(WarmupStableDecay, "").contains("num_decay_steps: is missing"));
-        assert!(refused(ReduceLrOnPlateau, "").contains("not built yet"));
+        assert!(refused(ReduceLrOnPlateau, "num_cycles = 1").contains("takes mode, factor"));
+        assert!(
+            refused(Cosine, "patience = 3").contains("kwargs.patience: \"cosine\" does not use")
+        );
     }
 }

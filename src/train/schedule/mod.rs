@@ -1,10 +1,12 @@
 //! The learning-rate schedules of transformers (`get_scheduler` in `optimization.py`) as pure functions of the step.
 
 mod kwargs;
+mod plateau;
 
 use std::f64::consts::PI;
 
-pub use kwargs::{PhaseShape, SchedulerKwargs, SchedulerType};
+pub use kwargs::{PhaseShape, PlateauMode, SchedulerKwargs, SchedulerType, ThresholdMode};
+pub use plateau::{Plateau, PlateauState};
 
 use crate::error::Result;
 
@@ -49,7 +51,7 @@ impl Schedule {
     }
 
     /// Returns the learning rate of optimizer step `step`, counted from 0. With warmup, step 0 has the rate 0, as in
-    /// transformers.
+    /// transformers. For `reduce_lr_on_plateau` this is the rate before any reduction (see [`Plateau`]).
     pub fn rate(&self, step: usize) -> f64 {
         self.base_lr * self.factor(step)
     }
@@ -84,10 +86,11 @@ impl Schedule {
             }
             SchedulerType::Polynomial => self.polynomial(step),
             SchedulerType::InverseSqrt => {
-                let scale = match self.warmup_steps {
+                let default = match self.warmup_steps {
                     0 => 10_000.0,
                     warmup => warmup as f64,
                 };
+                let scale = kwargs.timescale.unwrap_or(default);
                 let shift = scale - self.warmup_steps as f64;
                 1.0 / ((step as f64 + shift) / scale).sqrt()
             }

@@ -1,5 +1,6 @@
 //! Compares the metrics and the adapter of `arithmo train` with golden runs of TRL and PEFT.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,31 +12,32 @@ use super::{ProcessOutput, json_lines, number, program};
 use crate::support;
 
 /// A golden run, and a temporary folder with its initial adapter.
-struct Golden {
-    folder: PathBuf,
-    config: Map<String, Value>,
+pub(super) struct Golden {
+    pub(super) folder: PathBuf,
+    pub(super) config: Map<String, Value>,
     work: tempfile::TempDir,
+    /// The largest deviation of each quantity.
+    worst: RefCell<BTreeMap<String, f64>>,
 }
 
 impl Golden {
     /// Opens the run `GROUP/NAME`.
-    fn open(path: &str) -> Option<Self> {
+    pub(super) fn open(path: &str) -> Option<Self> {
         let folder = support::reference(path)?;
-        let config =
+        let config: Map<String, Value> =
             serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
         let work = tempfile::tempdir().unwrap();
-        let start = work.path().join("start");
-        fs::create_dir(&start).unwrap();
-        if !folder.join("init_adapter.safetensors").exists() {
-            return Some(Self { folder, config, work });
+        if !config["lora"].is_null() {
+            let start = work.path().join("start");
+            fs::create_dir(&start).unwrap();
+            for (from, to) in [
+                ("init_adapter.safetensors", "adapter_model.safetensors"),
+                ("adapter_config.json", "adapter_config.json"),
+            ] {
+                fs::copy(folder.join(from), start.join(to)).unwrap();
+            }
         }
-        for (from, to) in [
-            ("init_adapter.safetensors", "adapter_model.safetensors"),
-            ("adapter_config.json", "adapter_config.json"),
-        ] {
-            fs::copy(folder.join(from), start.join(to)).unwrap();
-        }
-        Some(Self { folder, config, work })
+        Some(Self { folder, config, work, worst: RefCell::default() })
     }
 
     /// Returns whether the run trains all weights instead of an adapter.
@@ -48,12 +50,22 @@ impl Golden {
         self.folder.join("../../models").join(name).display().to_string()
     }
 
+    /// Returns the path of a data file. `pairs_14` is the first 14 rows of `pairs`.
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        self.folder.join(format!("../../trl/_data/{name}.jsonl")).display().to_string()
+        let folder = self.folder.join("../../trl/_data");
+        let rows = name.strip_prefix("pairs_").and_then(|rows| rows.parse().ok());
+        let Some(rows) = rows else {
+            return folder.join(format!("{name}.jsonl")).display().to_string();
+        };
+        let text = fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
+        let part: String = text.split_inclusive('\n').take(rows).collect();
+        let path = self.path(&format!("{name}.jsonl"));
+        fs::write(&path, part).unwrap();
+        path
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.work.path().join(name).display().to_string()
     }
 
@@ -74,7 +86,7 @@ impl Golden {
             "ref_model_mixup_alpha",
             "ref_model_sync_steps",
         ];
-        const TRAIN: [&str; 17] = [
+        const TRAIN: [&str; 25] = [
             "optim",
             "optim_args",
             "learning_rate",
@@ -90,16 +102,31 @@ impl Golden {
             "adam_beta2",
             "adam_epsilon",
             "max_grad_norm",
+            "eval_strategy",
             "eval_steps",
+            "eval_on_start",
+            "eval_delay",
+            "save_strategy",
+            "save_steps",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
             "disable_dropout",
         ];
         let tables =
             [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
         // TRL averages held-out metrics over batches.
         let mut settings = vec!["train.eval_means=trl".to_string()];
+        // A number of steps has no effect on other strategies, which is an error here.
+        let unused = |key: &str| {
+            let strategy = key.strip_suffix("_steps").map(|name| format!("{name}_strategy"));
+            let strategy = strategy.and_then(|name| self.config["dpo"].get(&name));
+            strategy.is_some_and(|strategy| strategy != "steps")
+        };
         for (table, keys) in tables {
             for key in keys {
-                if let Some(value) = self.config["dpo"].get(key).filter(|value| !value.is_null()) {
+                let value = self.config["dpo"].get(key).filter(|value| !value.is_null());
+                if let Some(value) = value.filter(|_| !unused(key)) {
                     settings.push(format!("{table}.{key}={value}"));
                 }
             }
@@ -118,6 +145,19 @@ impl Golden {
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
+        // 0 keeps all checkpoints.
+        let limit = self.config["dpo"].get("save_total_limit").and_then(Value::as_u64);
+        settings.push(format!("train.save_total_limit={}", limit.unwrap_or(0)));
+        if let Some(Value::Object(stopping)) = self.config.get("early_stopping") {
+            for (key, value) in stopping {
+                settings.push(format!("train.{key}={value}"));
+            }
+        }
+        if self.config["lora"].is_null() {
+            settings.push("model.use_peft=false".into());
+            return settings;
+        }
+        settings.push(format!("lora.adapter={}", self.path("start")));
         let base = self.config["reference"].as_str().unwrap().starts_with("base");
         settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
         for table in ["lora", "loraplus"] {
@@ -132,14 +172,10 @@ impl Golden {
         settings
     }
 
-    fn train(&self) -> Vec<Map<String, Value>> {
-        let trained = if self.trains_all() {
-            "[model]\nuse_peft = false\n".to_string()
-        } else {
-            format!("[lora]\nadapter = \"{}\"\n[model]\n", self.path("start"))
-        };
+    /// Trains and returns the lines of the log.
+    pub(super) fn train(&self) -> Vec<Map<String, Value>> {
         let toml = format!(
-            "output_dir = \"{}\"\n{trained}model_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
+            "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
              shuffle = false\n",
             self.path("run"),
             self.model(),
@@ -153,12 +189,28 @@ impl Golden {
         }
         let ended = ProcessOutput::new(command.output().unwrap());
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("alarm:"), "{}", ended.stderr);
         json_lines(&self.work.path().join("run/metrics.jsonl"))
+    }
+
+    /// Records the deviation of a quantity.
+    fn add(&self, quantity: &str, deviation: f64) {
+        let mut worst = self.worst.borrow_mut();
+        let worst = worst.entry(quantity.to_string()).or_default();
+        *worst = worst.max(deviation);
+    }
+
+    /// Prints the largest deviation of each quantity, relative to its tolerance where that is relative.
+    pub(super) fn print_worst(&self) {
+        let worst = self.worst.borrow();
+        let parts = worst.iter().map(|(quantity, worst)| format!("{quantity} {worst:.1e}"));
+        let name = self.config["name"].as_str().unwrap();
+        eprintln!("{name}: worst deviations: {}", parts.collect::<Vec<_>>().join(", "));
     }
 
     /// Compares the weights of which the golden run kept the last values: those of the policy, or their first rows, and
     /// those of a reference that follows it.
-    fn check_weights(&self, worst: &mut Worst) {
+    pub(super) fn check_weights(&self) {
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
         let policy = read(&self.work.path().join("run/model/model.safetensors"));
         let reference = self.work.path().join("run/checkpoints/step-10/reference.safetensors");
@@ -173,24 +225,47 @@ impl Golden {
             };
             let ours = &ours[name.split('[').next().unwrap()].1;
             let off = check_values(name, &ours[..values.len()], &values, 2e-4);
-            worst.add("weights", f64::from(off));
+            self.add("weights", f64::from(off));
         }
     }
 
-    fn check_adapter(&self, worst: &mut Worst) {
+    /// Trains and compares every line of the log.
+    pub(super) fn check_metrics(&self, tolerances: Tolerances) {
+        let name = self.config["name"].as_str().unwrap();
+        let lines = self.train();
+        let (evaluations, steps): (Vec<_>, Vec<_>) =
+            lines.into_iter().partition(|line| line.contains_key("eval_loss"));
+        for (ours, file) in [(steps, "trace.jsonl"), (evaluations, "eval.jsonl")] {
+            let file = self.folder.join(file);
+            let theirs = if file.is_file() { json_lines(&file) } else { Vec::new() };
+            assert_eq!(ours.len(), theirs.len(), "{name}: {}", file.display());
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                for (key, off) in check_line(name, ours, theirs, tolerances) {
+                    self.add(&key, off);
+                }
+            }
+        }
+    }
+
+    /// Compares the tensors of a file in the run's folder with a golden one, of which the run may have more.
+    pub(super) fn check_tensors(&self, ours: &str, theirs: &str, tolerance: f32) {
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
-        let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
-        let theirs = read(&self.folder.join("adapter_model.safetensors"));
-        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
-        // A state in 8 bits is rounded to another code now and then.
-        let optim = self.config["dpo"]["optim"].as_str().unwrap_or_default();
-        let tolerance = if optim.ends_with("8bit") { 1e-3 } else { 2e-4 };
+        let ours = read(&self.work.path().join("run").join(ours));
+        let theirs = read(&self.folder.join(theirs));
         for (name, (shape, values)) in &theirs {
             let (our_shape, our_values) = &ours[name];
             assert_eq!(our_shape, shape, "{name}");
-            let off = check_values(name, our_values, values, tolerance);
-            worst.add("adapter", f64::from(off));
+            self.add("weights", f64::from(check_values(name, our_values, values, tolerance)));
         }
+    }
+
+    /// Compares the adapter with the golden one: every weight and the configuration.
+    pub(super) fn check_adapter(&self, tolerance: f32) {
+        let file = "adapter_model.safetensors";
+        self.check_tensors(&format!("adapter/{file}"), file, tolerance);
+        let keys = |path: &Path| load_safetensors_f32(path).unwrap().into_keys();
+        let ours: Vec<String> = keys(&self.work.path().join("run/adapter").join(file)).collect();
+        assert!(ours.into_iter().eq(keys(&self.folder.join(file))), "other tensors");
         let config = |path: PathBuf| -> Map<String, Value> {
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
         };
@@ -250,61 +325,66 @@ fn inline_toml(value: &Value) -> String {
     format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
 }
 
-/// The largest deviation of each quantity, relative to its tolerance where that is relative.
-#[derive(Default)]
-struct Worst(BTreeMap<String, f64>);
+/// The largest deviations that are allowed. Those of logits, entropy and accuracy are the same for all runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tolerances {
+    /// Of the loss, times max(1, loss).
+    pub(super) loss: f64,
+    /// Of the gradient norm, relative.
+    pub(super) grad_norm: f64,
+    /// Of rewards and margins.
+    pub(super) rewards: f64,
+    /// Of log-probabilities. `None` if they, logits, entropy and accuracy are not compared.
+    pub(super) logps: Option<f64>,
+}
 
-impl Worst {
-    fn add(&mut self, quantity: &str, deviation: f64) {
-        let worst = self.0.entry(quantity.to_string()).or_default();
-        *worst = worst.max(deviation);
-    }
-
-    fn print(&self, run: &str) {
-        let parts = self.0.iter().map(|(quantity, worst)| format!("{quantity} {worst:.1e}"));
-        eprintln!("{run}: worst deviations: {}", parts.collect::<Vec<_>>().join(", "));
+impl Tolerances {
+    /// Returns the tolerances of a run in `trl` or `optim`.
+    fn of(run: &str) -> Self {
+        let loose_loss = ["loss_sppo_hard", "fdiv_forward_kl", "fdiv_alpha0.5"].contains(&run);
+        Self {
+            loss: if loose_loss { 3e-4 } else { 5e-5 },
+            grad_norm: if loose_loss || run == "loss_discopop" { 1e-3 } else { 2e-4 },
+            rewards: 2e-4,
+            logps: Some(if run == "trdpo_sync_ref" { 1e-2 } else { 2e-3 }),
+        }
     }
 }
 
-/// Compares every key of `theirs`, within the tolerances of reference/README.md, and adds the deviations to `worst`.
-fn check_line(
+/// Compares every key of `theirs`, within the tolerances of reference/README.md. Returns the deviation of each key, relative to
+/// its tolerance where that is relative.
+pub(super) fn check_line(
     run: &str,
     ours: &Map<String, Value>,
     theirs: &Map<String, Value>,
-    worst: &mut Worst,
-) {
-    let step = &theirs["step"];
-    let loose_loss = ["loss_sppo_hard", "fdiv_forward_kl", "fdiv_alpha0.5"].contains(&run);
-    let loss_tolerance = if loose_loss { 3e-4 } else { 5e-5 };
-    let norm_tolerance = if loose_loss || run == "loss_discopop" { 1e-3 } else { 2e-4 };
+    tolerances: Tolerances,
+) -> Vec<(String, f64)> {
+    let (step, mut deviations) = (&theirs["step"], Vec::new());
     for (key, value) in theirs.iter().filter(|(key, _)| *key != "micro") {
         let (ours, theirs) = (number(ours, key), value.as_f64().unwrap());
-        let tolerance = match key.strip_prefix("eval_").unwrap_or(key) {
-            "loss" => loss_tolerance * theirs.abs().max(1.0),
-            "grad_norm" => norm_tolerance * theirs.abs(),
-            "learning_rate" => 1e-12,
-            "step" | "num_tokens" => 0.0,
-            "epoch" => 1e-12,
-            "entropy" => 1e-4,
-            key if key.starts_with("rewards/") => 2e-4,
-            key if key.starts_with("logps/") && run == "trdpo_sync_ref" => 1e-2,
-            key if key.starts_with("logps/") => 2e-3,
-            key if key.starts_with("logits/") => 1e-5,
-            "mean_token_accuracy" => 1e-6,
+        let name = key.strip_prefix("eval_").unwrap_or(key);
+        let (tolerance, unit) = match name {
+            "loss" => (tolerances.loss, theirs.abs().max(1.0)),
+            "grad_norm" => (tolerances.grad_norm, theirs.abs()),
+            "learning_rate" | "epoch" => (1e-12, 1.0),
+            "step" | "num_tokens" => (0.0, 1.0),
+            name if name.starts_with("rewards/") => (tolerances.rewards, 1.0),
+            _ if tolerances.logps.is_none() => continue,
+            "entropy" => (1e-4, 1.0),
+            name if name.starts_with("logps/") => (tolerances.logps.unwrap(), 1.0),
+            name if name.starts_with("logits/") => (1e-5, 1.0),
+            "mean_token_accuracy" => (1e-6, 1.0),
             other => panic!("no tolerance for {other}"),
         };
         let off = (ours - theirs).abs();
-        let scale = match key.as_str() {
-            "loss" | "eval_loss" => theirs.abs().max(1.0),
-            "grad_norm" => theirs.abs(),
-            _ => 1.0,
-        };
-        worst.add(key.split('/').next().unwrap(), off / scale);
         assert!(
-            off <= tolerance,
+            off <= tolerance * unit,
             "{run} step {step} {key}: got {ours}, expected {theirs} (off by {off:e})"
         );
+        let group = name.split('/').next().unwrap();
+        deviations.push((group.to_string(), if unit > 0.0 { off / unit } else { off }));
     }
+    deviations
 }
 
 /// Replays the run `trl/NAME`.
@@ -317,27 +397,15 @@ fn replay_run(group: &str, name: &str) {
     let Some(golden) = Golden::open(&format!("{group}/{name}")) else {
         return;
     };
-    let lines = golden.train();
-    let (evaluations, steps): (Vec<_>, Vec<_>) =
-        lines.into_iter().partition(|line| line.contains_key("eval_loss"));
-    let trace = json_lines(&golden.folder.join("trace.jsonl"));
-    assert_eq!(steps.len(), trace.len(), "{name}");
-    let mut worst = Worst::default();
-    for (ours, theirs) in steps.iter().zip(&trace) {
-        check_line(name, ours, theirs, &mut worst);
-    }
-    let expected = golden.folder.join("eval.jsonl");
-    let expected = if expected.is_file() { json_lines(&expected) } else { Vec::new() };
-    assert_eq!(evaluations.len(), expected.len(), "{name}");
-    for (ours, theirs) in evaluations.iter().zip(&expected) {
-        check_line(name, ours, theirs, &mut worst);
-    }
+    let loose = golden.config["dpo"]["optim"].as_str().is_some_and(|optim| optim.ends_with("8bit"));
+    golden.check_metrics(Tolerances::of(name));
     if golden.trains_all() {
-        golden.check_weights(&mut worst);
+        golden.check_weights();
     } else {
-        golden.check_adapter(&mut worst);
+        // A state in 8 bits is rounded to another code now and then.
+        golden.check_adapter(if loose { 1e-3 } else { 2e-4 });
     }
-    worst.print(name);
+    golden.print_worst();
 }
 
 #[test]

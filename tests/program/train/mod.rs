@@ -1,6 +1,8 @@
 //! Tests of `arithmo train` and `arithmo score` on a model of a few thousand weights.
 
+mod card;
 mod combinations;
+mod control;
 mod golden;
 mod longer;
 mod packed;

@@ -129,7 +129,12 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_earlier_steps() {
     poison_embedding(&workshop, "~");
     let settings = ["data.shuffle=false", "train.save_total_limit=1"];
     let ended = workshop.train(&settings, &[]);
-    ended.refused(&["step 3 is not finite", "pairs-12, pairs-13", "checkpoint step-2"]);
+    // Step 3 has the pairs 12 and 13.
+    ended.refused(&[
+        "step 3 is not finite",
+        "pairs pairs-13; the weight model.embed_tokens.weight holds 1 NaN",
+        "checkpoint step-2",
+    ]);
     let check_kept_steps = || {
         assert!(workshop.path("run/checkpoints/step-2/checkpoint.json").is_file());
         assert!(!workshop.path("run/checkpoints/step-3").exists());
@@ -142,18 +147,26 @@ fn a_step_that_is_not_finite_stops_the_run_and_keeps_earlier_steps() {
     check_kept_steps();
 }
 
-/// Writes a NaN to the embedding of a text's first token.
-fn poison_embedding(workshop: &Workshop, text: &str) {
-    let id =
-        Tokenizer::from_folder(&workshop.path("model")).unwrap().encode(text, false).unwrap()[0];
+/// Overwrites values of a weight of the model, from value number `first` on.
+fn overwrite_weight(workshop: &Workshop, name: &str, first: usize, values: &[f32]) {
     let file = workshop.path("model/model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let start = json["model.embed_tokens.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
-    let row = 8 + header + start + id as usize * tiny::config().hidden_size * 4;
-    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let start = json[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    let start = 8 + header + start + first * 4;
+    for (place, value) in bytes[start..].chunks_exact_mut(4).zip(values) {
+        place.copy_from_slice(&value.to_le_bytes());
+    }
     fs::write(&file, bytes).unwrap();
+}
+
+/// Writes a NaN to the embedding of a text's first token.
+fn poison_embedding(workshop: &Workshop, text: &str) {
+    let id =
+        Tokenizer::from_folder(&workshop.path("model")).unwrap().encode(text, false).unwrap()[0];
+    let first = id as usize * tiny::config().hidden_size;
+    overwrite_weight(workshop, "model.embed_tokens.weight", first, &[f32::NAN]);
 }
 
 /// Checks a run whose first update makes weights infinite, although loss and gradient are finite.
@@ -174,6 +187,19 @@ fn weights_that_are_not_finite_are_never_saved() {
             .count(),
         0
     );
+}
+
+/// The weights of a norm in the second layer are finite, but their products with values above 1.2 are not.
+#[test]
+fn the_first_layer_that_overflows_is_named() {
+    let workshop = Workshop::new();
+    let norm = "model.layers.1.post_attention_layernorm.weight";
+    overwrite_weight(&workshop, norm, 0, &vec![3e38; tiny::config().hidden_size]);
+    workshop.train(&[], &[]).refused(&[
+        "step 1 is not finite",
+        "first the activations from layer 1 (model.layers.1) on",
+        "nothing was trained yet",
+    ]);
 }
 
 #[test]
