@@ -106,7 +106,7 @@ impl SideLengths {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::PreferenceBatch;
+    use super::super::batch::PackedBatch;
     use super::super::encode::{EncodedPair, EncodedSequence};
     use super::*;
 
@@ -130,7 +130,7 @@ mod tests {
             pair(&[3, 5, 6], &[4, 5, 7, 8, 9], 1),
             pair(&[1, 2, 3, 4, 5, 6, 7], &[1, 2, 3, 4, 9], 3),
         ] {
-            let batch = PreferenceBatch::new(&[&pair]);
+            let batch = PackedBatch::new(&[&pair]);
             let lengths = SampleLengths::of(&pair);
             assert_eq!(lengths.packed(), batch.tokens.length, "{pair:?}");
             assert_eq!(lengths.scored(), batch.targets.len(), "{pair:?}");

@@ -37,7 +37,9 @@ pub trait Sample: Clone + std::fmt::Debug + Send + Sync {
     fn sides(&self) -> Vec<&EncodedSequence>;
 
     /// Returns the number of tokens that the sample takes in a packed row.
-    fn packed_tokens(&self) -> usize;
+    fn packed_tokens(&self) -> usize {
+        batch::packed_tokens(&self.sides())
+    }
 
     /// Returns the number of tokens with attention, counting each sequence in full (TRL's `num_tokens`).
     fn attended_tokens(&self) -> usize {
@@ -64,10 +66,6 @@ impl Sample for EncodedPair {
 
     fn sides(&self) -> Vec<&EncodedSequence> {
         vec![&self.chosen, &self.rejected]
-    }
-
-    fn packed_tokens(&self) -> usize {
-        batch::packed_tokens(self)
     }
 }
 
@@ -104,11 +102,6 @@ impl Sample for EncodedExample {
 
     fn sides(&self) -> Vec<&EncodedSequence> {
         vec![&self.sequence]
-    }
-
-    fn packed_tokens(&self) -> usize {
-        // The last token predicts nothing, so it is not part of the row.
-        (self.sequence.ids.len() - 1).max(1)
     }
 }
 

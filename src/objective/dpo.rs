@@ -7,12 +7,12 @@ use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
 use super::losses::PairLogProbs;
-use super::metrics::{KEYS, MicroBatchMetrics, SampleOutput};
+use super::metrics::{MicroBatchMetrics, SampleOutput};
 use super::pass::{Pass, PassLimits};
 use super::preference::{PassLogProbs, PreferenceLoss};
 use super::reference::Reference;
 use super::{Objective, Usage};
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
 
@@ -43,8 +43,6 @@ pub enum ReferenceTiming {
 impl<B: TrainBackend> Objective<B> for Dpo<B> {
     type Sample = EncodedPair;
 
-    const KEYS: &'static [&'static str] = &KEYS;
-
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
@@ -54,15 +52,11 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
     /// batches of other pairs, they would round differently, and its result would differ from that of an uninterrupted run.
     const STATE_FILE: Option<&'static str> = Some("reference_log_probs.json");
 
-    fn batch(samples: &[&EncodedPair]) -> PreferenceBatch {
-        PreferenceBatch::new(samples)
-    }
-
     fn pass_limits(&self, tokens: usize) -> PassLimits {
         PassLimits { tokens, whole_micro_batches: self.loss.needs_whole_micro_batches() }
     }
 
-    fn prepare(&self, batch: &PreferenceBatch, on_device: &mut DeviceBatch<B>) {
+    fn prepare(&self, batch: &PackedBatch, on_device: &mut DeviceBatch<B>) {
         if let Some(alpha) = self.loss.ld_alpha {
             on_device.completions.weigh_tails(batch, alpha);
         }
@@ -74,7 +68,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
 
     fn reference(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Tensor<B, 1> {
@@ -92,7 +86,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         &self,
         policy: &CompletionLogProbs<A>,
         reference: Tensor<A, 1>,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_>,
         usage: Usage,
     ) -> Tensor<A, 1> {
@@ -128,8 +122,12 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
             return Ok(());
         }
         for micro in micro_batches {
-            let rewards = &micro.values[..2];
-            let logps = micro.values[4].abs().max(micro.values[5].abs());
+            let values = |what: &str| {
+                ["chosen", "rejected"].map(|side| micro.value(&format!("{what}/{side}")))
+            };
+            let rewards = values("rewards").map(Option::unwrap_or_default);
+            let [chosen, rejected] = values("logps").map(Option::unwrap_or_default);
+            let logps = chosen.abs().max(rejected.abs());
             let tolerance = match self.timing {
                 ReferenceTiming::Before(_) => 1e-2 * self.loss.settings.beta * logps,
                 ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
@@ -160,7 +158,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         }
     }
 
-    fn precompute(&mut self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Result<()> {
+    fn precompute(&mut self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Result<()> {
         self.reference.precompute(batch, on_device)
     }
 

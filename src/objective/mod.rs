@@ -20,7 +20,7 @@ use burn::tensor::Tensor;
 use self::log_probs::{CompletionLogProbs, DeviceBatch};
 use self::metrics::{MicroBatchMetrics, SampleOutput};
 use self::pass::{Pass, PassLimits, mean_weights};
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::sample::Sample;
 use crate::error::Result;
 
@@ -30,9 +30,6 @@ pub trait Objective<B: TrainBackend>: Debug {
     /// The training samples.
     type Sample: Sample;
 
-    /// Keys of [`MicroBatchMetrics::values`], under TRL's names.
-    const KEYS: &'static [&'static str];
-
     /// Keys shown in the status line, with their short names.
     const STATUS_KEYS: &'static [(&'static str, &'static str)];
 
@@ -41,9 +38,6 @@ pub trait Objective<B: TrainBackend>: Debug {
 
     /// Name of the checkpoint file with [`Self::state`]; `None` if there is no state.
     const STATE_FILE: Option<&'static str> = None;
-
-    /// Packs samples into one row.
-    fn batch(samples: &[&Self::Sample]) -> PreferenceBatch;
 
     /// Returns the limits of a pass, given its largest number of tokens.
     fn pass_limits(&self, tokens: usize) -> PassLimits {
@@ -56,7 +50,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     }
 
     /// Adjusts a batch on the device before it is scored, such as the weights of its tokens.
-    fn prepare(&self, _batch: &PreferenceBatch, _on_device: &mut DeviceBatch<B>) {}
+    fn prepare(&self, _batch: &PackedBatch, _on_device: &mut DeviceBatch<B>) {}
 
     /// Returns the statistics that losses and metrics need.
     fn stats(&self) -> LogProbStats {
@@ -67,7 +61,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     /// computed on the inner backend, without a graph.
     fn reference(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Tensor<B, 1>;
@@ -77,7 +71,7 @@ pub trait Objective<B: TrainBackend>: Debug {
         &self,
         policy: &CompletionLogProbs<A>,
         reference: Tensor<A, 1>,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_, Self::Sample>,
         usage: Usage,
     ) -> Tensor<A, 1>;
@@ -108,7 +102,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     ///
     /// # Errors
     /// A computed value is not finite.
-    fn precompute(&mut self, _batch: &PreferenceBatch, _on_device: &DeviceBatch<B>) -> Result<()> {
+    fn precompute(&mut self, _batch: &PackedBatch, _on_device: &DeviceBatch<B>) -> Result<()> {
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{Tensor, TensorData};
 
 use super::log_probs::{DeviceBatch, finite_sums, score};
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
 
@@ -42,13 +42,9 @@ impl<B: TrainBackend> Reference<B> {
     ///
     /// # Errors
     /// A log-probability is not finite. The error names the weight or layer from which this comes.
-    pub fn precompute(
-        &mut self,
-        batch: &PreferenceBatch,
-        on_device: &DeviceBatch<B>,
-    ) -> Result<()> {
+    pub fn precompute(&mut self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Result<()> {
         let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
-        let (chosen, rejected) = sums.split_at(batch.pairs());
+        let (chosen, rejected) = sums.split_at(batch.samples());
         for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
             self.remember(id, [*sums.0, *sums.1]);
         }
@@ -67,7 +63,7 @@ impl<B: TrainBackend> Reference<B> {
 
     /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`. They
     /// are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
-    pub fn log_probs(&self, batch: &PreferenceBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
+    pub fn log_probs(&self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
         let cached: Option<Vec<(f32, f32)>> =
             batch.ids.iter().map(|id| self.cached.get(id).copied()).collect();
         let Some(cached) = cached else {

@@ -9,7 +9,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
 use crate::adapter::linear::adapter_parameters;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -120,7 +120,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let (mut sum, mut outputs, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in passes(micro_batches, &weights, limits).iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
-            let batch = O::batch(&pass.pairs);
+            let batch = PackedBatch::new(&pass.pairs);
             let (output, grads) = self.one_pass(&batch, pass, seed);
             outputs.push(output);
             batches.push(batch);
@@ -156,7 +156,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let weights = self.objective.weights(&micro_batch);
         let mut outputs = Vec::new();
         for pass in passes(&micro_batch, &weights, limits) {
-            let batch = O::batch(&pass.pairs);
+            let batch = PackedBatch::new(&pass.pairs);
             let on_device = self.on_device(&batch);
             let policy = score(&policy, &on_device, self.objective.stats());
             let reference = self.objective.reference(&batch, &on_device, usage);
@@ -195,13 +195,13 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// # Errors
     /// A computed value is not finite.
     pub fn precompute_batch(&mut self, samples: &[&O::Sample]) -> Result<()> {
-        let batch = O::batch(samples);
+        let batch = PackedBatch::new(samples);
         let on_device = self.on_device(&batch);
         self.objective.precompute(&batch, &on_device)
     }
 
     /// Copies a batch to the device.
-    fn on_device(&self, batch: &PreferenceBatch) -> DeviceBatch<B> {
+    fn on_device(&self, batch: &PackedBatch) -> DeviceBatch<B> {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
         self.objective.prepare(batch, &mut on_device);
         on_device
@@ -211,7 +211,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// of the sum of its losses times the weights of its samples.
     fn one_pass(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_, O::Sample>,
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
@@ -233,7 +233,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     }
 
     /// Splits the concatenated outputs of several passes (see [`concat_outputs`]) into one output per sample.
-    fn split_outputs(&self, batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<SampleOutput> {
+    fn split_outputs(&self, batches: &[PackedBatch], numbers: &[f64]) -> Vec<SampleOutput> {
         let width = self.objective.stats().columns();
         let (mut rest, mut outputs) = (numbers, Vec::new());
         let mut take = |count: usize| {
@@ -242,7 +242,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
             head
         };
         for batch in batches {
-            let (samples, sequences) = (batch.pairs(), batch.counts.len());
+            let (samples, sequences) = (batch.samples(), batch.counts.len());
             let (losses, sums) = (take(samples), take(sequences));
             let reference = take(if O::HAS_REFERENCE { sequences } else { 0 });
             let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {

@@ -253,8 +253,8 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
             .with("num_tokens", self.state.num_tokens as f64)
             .with("tokens_per_second", window.tokens as f64 / seconds.max(1e-9))
             .with("seconds", self.state.seconds);
-        for (key, value) in O::KEYS.iter().zip(values) {
-            record = record.with(*key, value);
+        for (key, value) in values {
+            record = record.with(key, value);
         }
         match B::peak_memory_bytes(&self.device) {
             Some(bytes) => record.with("peak_memory_bytes", bytes as f64),
@@ -289,7 +289,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         let (loss, values) = match self.config.train.eval_means {
             EvalMeans::Pairs => {
                 let pooled = MicroBatchMetrics::pooled(&metrics);
-                (pooled.loss, pooled.values)
+                (pooled.loss, pooled.values())
             }
             EvalMeans::Trl => {
                 let (_, values) = MicroBatchMetrics::mean(&metrics);
@@ -299,7 +299,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         let mut record = Record::new(step as u64)
             .with("eval_loss", loss)
             .with("eval_num_tokens", self.state.num_tokens as f64);
-        for (key, value) in O::KEYS.iter().zip(values) {
+        for (key, value) in values {
             record = record.with(format!("eval_{key}"), value);
         }
         progress.println(&format!("step {step} eval: {}", status(&record, O::STATUS_KEYS)));

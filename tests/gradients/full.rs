@@ -1,6 +1,6 @@
 //! Full fine-tuning: compares the gradient of every weight with finite differences.
 
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
@@ -38,7 +38,7 @@ fn gradients_of_all_weights_equal_finite_differences() {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
-    let batch = PreferenceBatch::from_examples(&refs);
+    let batch = PackedBatch::new(&refs);
     for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
         let model: Mistral<A> = random(config(tied), 5, DType::F64, &device).unwrap();
         let mut model = train_all(model);
