@@ -6,8 +6,7 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Optim, Quantization, Reference,
-    TargetModules,
+    InitLoraWeights, IntervalStrategy, ModelDtype, Optim, Quantization, Reference, TargetModules,
 };
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
@@ -20,7 +19,12 @@ use crate::objective::losses::{LossType, Uses};
 use crate::train::optimizer::Rule;
 
 /// Returns an error at `key` unless `holds`.
-fn ensure(holds: bool, key: &str, problem: impl Display, remedy: impl Display) -> Result<()> {
+pub(super) fn ensure(
+    holds: bool,
+    key: &str,
+    problem: impl Display,
+    remedy: impl Display,
+) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::invalid(key, problem, remedy)) }
 }
 
@@ -64,7 +68,8 @@ impl RunConfig {
         self.lora.validate()?;
         self.dpo.validate(self.data.compat)?;
         self.train.validate()?;
-        self.validate_method()?;
+        self.validate_methods()?;
+        self.validate_full_training()?;
         self.validate_loftq()?;
         ranges::check(self)?;
         self.train.validate_strategies()?;
@@ -116,22 +121,8 @@ impl RunConfig {
         )
     }
 
-    /// Checks that no table or key is set that has no effect on the method, or on training all weights.
-    fn validate_method(&self) -> Result<()> {
-        if self.method == Method::Sft {
-            ensure(
-                self.dpo == DpoSection::default(),
-                "dpo",
-                "has no effect: method is \"sft\"",
-                "remove the table, or set method = \"dpo\"",
-            )?;
-            ensure(
-                self.data.compat == Compat::Trl1,
-                "data.compat",
-                "is not built for method = \"sft\"",
-                "remove the key",
-            )?;
-        }
+    /// Checks that no key is set that has no effect on training all weights.
+    fn validate_full_training(&self) -> Result<()> {
         if self.model.use_peft {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 
 mod check;
 mod hints;
+mod methods;
 mod options;
 mod ranges;
 mod sections;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use methods::{CpoSection, KtoSection, OrpoSection};
 pub use options::{
     EvalMeans, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias, Method,
     ModelDtype, Optim, Quantization, Reference, TargetModules,
@@ -34,7 +36,8 @@ pub struct RunConfig {
     pub output_dir: PathBuf,
     /// Seed of the adapter's initial weights, of dropout and of the order of the data.
     pub seed: u64,
-    /// Training method: preference optimization or supervised fine-tuning.
+    /// Training method: preference optimization (on pairs: `"dpo"`, `"orpo"`, `"cpo"`, which includes SimPO; on labeled
+    /// examples: `"kto"`) or supervised fine-tuning.
     pub method: Method,
     /// Base model.
     pub model: ModelSection,
@@ -44,6 +47,12 @@ pub struct RunConfig {
     pub lora: LoraSection,
     /// DPO loss.
     pub dpo: DpoSection,
+    /// KTO loss.
+    pub kto: KtoSection,
+    /// ORPO loss.
+    pub orpo: OrpoSection,
+    /// CPO loss.
+    pub cpo: CpoSection,
     /// Optimizer, schedule and training loop.
     pub train: TrainSection,
 }
@@ -58,6 +67,9 @@ impl Default for RunConfig {
             data: DataSection::default(),
             lora: LoraSection::default(),
             dpo: DpoSection::default(),
+            kto: KtoSection::default(),
+            orpo: OrpoSection::default(),
+            cpo: CpoSection::default(),
             train: TrainSection::default(),
         }
     }
@@ -83,13 +95,6 @@ const NEUTRAL_KEYS: [&str; 10] = [
 const LENGTH_KEYS: [&str; 2] = ["train.max_steps", "train.num_train_epochs"];
 
 impl RunConfig {
-    /// Returns the pairs per batch in which the reference is computed before training; `None` if it is not.
-    pub fn reference_batch_size(&self) -> Option<usize> {
-        let size = self.dpo.precompute_ref_batch_size;
-        let size = size.unwrap_or(self.train.per_device_train_batch_size);
-        self.dpo.precompute_ref_log_probs.then_some(size)
-    }
-
     /// Reads and checks a configuration file. Each of `overrides` is a `table.key=value` of `--set` and takes
     /// precedence over the file.
     ///

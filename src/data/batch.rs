@@ -150,7 +150,7 @@ impl PackedBatch {
         let mut batch = Self::unscored(tokens, samples.iter().map(|s| s.id().to_string()));
         for side in 0..S::SIDES.len() {
             for (sample, layout) in samples.iter().zip(&layouts) {
-                batch.score(sample.sides()[side], layout, side);
+                batch.score(sample.sides()[side], sample.first_scored(side), layout, side);
             }
         }
         batch.number_queries();
@@ -176,10 +176,9 @@ impl PackedBatch {
         self.ids.len()
     }
 
-    /// Adds the completion tokens of a sequence to the scored tokens. `predicting` holds row indices until
+    /// Adds the tokens of a sequence from `first` on to the scored tokens. `predicting` holds row indices until
     /// [`Self::number_queries`].
-    fn score(&mut self, sequence: &EncodedSequence, layout: &Layout, side: usize) {
-        let first = sequence.completion_start.max(1);
+    fn score(&mut self, sequence: &EncodedSequence, first: usize, layout: &Layout, side: usize) {
         for (index, target) in sequence.ids.iter().enumerate().skip(first) {
             self.predicting.push(layout.row_index(side, index - 1) as i64);
             self.targets.push(i64::from(*target));

@@ -29,18 +29,18 @@ pub struct SampleLengths {
 pub struct SideLengths {
     /// Number of tokens, prompt and completion together.
     pub tokens: usize,
-    /// Index of the first completion token.
+    /// Index of the first completion token, or of the first token of a prompt that is scored.
     pub completion_start: usize,
 }
 
 impl SampleLengths {
     /// Returns the token counts of `sample`.
     pub fn of<S: Sample>(sample: &S) -> Self {
-        let side = |side: &super::encode::EncodedSequence| SideLengths {
+        let side = |(index, side): (usize, &super::encode::EncodedSequence)| SideLengths {
             tokens: side.ids.len(),
-            completion_start: side.completion_start,
+            completion_start: side.completion_start.min(sample.first_scored(index)),
         };
-        let sides: Vec<_> = sample.sides().into_iter().map(side).collect();
+        let sides: Vec<_> = sample.sides().into_iter().enumerate().map(side).collect();
         let unshared: usize = sides.iter().map(SideLengths::in_row).sum();
         Self { shared: unshared.saturating_sub(sample.packed_tokens()), sides }
     }

@@ -36,6 +36,22 @@ pub trait Sample: Clone + std::fmt::Debug + Send + Sync {
     /// Returns the sequences of the sample, one for each name in [`Self::SIDES`].
     fn sides(&self) -> Vec<&EncodedSequence>;
 
+    /// Returns the index of the first scored token of sequence `side`: that of the completion, unless the prompt is scored
+    /// too. The token at index 0 is never scored, because nothing predicts it.
+    fn first_scored(&self, side: usize) -> usize {
+        self.sides()[side].completion_start.max(1)
+    }
+
+    /// Returns the number of scored tokens of sequence `side`.
+    fn scored_tokens(&self, side: usize) -> usize {
+        self.sides()[side].ids.len().saturating_sub(self.first_scored(side))
+    }
+
+    /// Returns all token ids that the model may be given because of the sample.
+    fn token_ids(&self) -> Vec<&[u32]> {
+        self.sides().into_iter().map(|side| side.ids.as_slice()).collect()
+    }
+
     /// Returns the number of tokens that the sample takes in a packed row.
     fn packed_tokens(&self) -> usize {
         batch::packed_tokens(&self.sides())
@@ -90,7 +106,7 @@ impl Sample for EncodedExample {
     ) -> Result<EncodedDataset<Self>> {
         let examples = read_examples(file)?;
         let mut encoded = encode_examples(tokenizer, &examples, config)?;
-        encoded.report.is_sft = true;
+        encoded.report.single_completion = true;
         encoded.report.joined =
             examples.iter().filter(|example| is_joined(&config.prompt_template, example)).count();
         Ok(encoded)

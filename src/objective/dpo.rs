@@ -11,7 +11,7 @@ use super::metrics::{MicroBatchMetrics, SampleOutput};
 use super::pass::{Pass, PassLimits};
 use super::preference::{PassLogProbs, PreferenceLoss};
 use super::reference::Reference;
-use super::{Objective, Usage};
+use super::{MicroBatch, Objective, Usage};
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
@@ -40,6 +40,55 @@ pub enum ReferenceTiming {
     Before(usize),
 }
 
+impl ReferenceTiming {
+    /// Returns the number of samples in a batch that is computed before the first step; `None` if none is.
+    pub fn batch_size(self) -> Option<usize> {
+        match self {
+            Self::Before(size) => Some(size),
+            Self::EveryStep | Self::Once => None,
+        }
+    }
+}
+
+/// Checks a micro-batch of the first step of a run whose policy equals its reference: the loss is `expected` (if that is known)
+/// and every reward is 0. Both are exact unless the reference was precomputed, because sums round differently in batches of
+/// other sizes.
+///
+/// # Errors
+/// The loss or a reward has another value.
+pub(super) fn check_start(
+    micro: &MicroBatchMetrics,
+    expected: Option<f64>,
+    beta: f64,
+    timing: ReferenceTiming,
+) -> Result<()> {
+    let values =
+        |what: &str| ["chosen", "rejected"].map(|side| micro.value(&format!("{what}/{side}")));
+    let rewards = values("rewards").map(Option::unwrap_or_default);
+    let [chosen, rejected] = values("logps").map(Option::unwrap_or_default);
+    let logps = chosen.abs().max(rejected.abs());
+    let tolerance = match timing {
+        ReferenceTiming::Before(_) => 1e-2 * beta * logps,
+        ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
+    };
+    // A loss that is not linear in the rewards may change faster than they do.
+    let expected = expected.filter(|_| tolerance == 0.0);
+    let is_expected =
+        expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
+    if is_expected && rewards.iter().all(|reward| reward.abs() <= tolerance) {
+        return Ok(());
+    }
+    let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
+    Err(Error::run(
+        format!(
+            "self-check failed: before the first update policy and reference are the same function, but the loss is \
+             {}{expected} and the rewards {rewards:?} (not 0)",
+            micro.loss
+        ),
+        "this backend computes wrong results: try another --backend, and report this",
+    ))
+}
+
 impl<B: TrainBackend> Objective<B> for Dpo<B> {
     type Sample = EncodedPair;
 
@@ -56,7 +105,12 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         PassLimits { tokens, whole_micro_batches: self.loss.needs_whole_micro_batches() }
     }
 
-    fn prepare(&self, batch: &PackedBatch, on_device: &mut DeviceBatch<B>) {
+    fn prepare(
+        &self,
+        _samples: &[&EncodedPair],
+        batch: &PackedBatch,
+        on_device: &mut DeviceBatch<B>,
+    ) {
         if let Some(alpha) = self.loss.ld_alpha {
             on_device.completions.weigh_tails(batch, alpha);
         }
@@ -105,7 +159,12 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         }
     }
 
-    fn metrics(&self, samples: &[SampleOutput], usage: Usage) -> MicroBatchMetrics {
+    fn metrics(
+        &self,
+        micro_batch: &MicroBatch<'_, EncodedPair>,
+        usage: Usage,
+    ) -> MicroBatchMetrics {
+        let samples = micro_batch.outputs;
         let beta = self.loss.settings.beta;
         match usage {
             Usage::Training => MicroBatchMetrics::new(samples, beta),
@@ -115,47 +174,16 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         }
     }
 
-    /// Checks that the loss has its value at zero and every reward is 0 if policy and reference are the same function. Both
-    /// are exact unless the reference was precomputed, because sums round differently in batches of other sizes.
     fn check_first_step(&self, micro_batches: &[MicroBatchMetrics]) -> Result<()> {
         if !self.starts_as_reference {
             return Ok(());
         }
-        for micro in micro_batches {
-            let values = |what: &str| {
-                ["chosen", "rejected"].map(|side| micro.value(&format!("{what}/{side}")))
-            };
-            let rewards = values("rewards").map(Option::unwrap_or_default);
-            let [chosen, rejected] = values("logps").map(Option::unwrap_or_default);
-            let logps = chosen.abs().max(rejected.abs());
-            let tolerance = match self.timing {
-                ReferenceTiming::Before(_) => 1e-2 * self.loss.settings.beta * logps,
-                ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
-            };
-            // A loss that is not linear in the rewards may change faster than they do.
-            let expected = self.loss.at_zero().filter(|_| tolerance == 0.0);
-            let is_expected =
-                expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
-            if !is_expected || rewards.iter().any(|reward| reward.abs() > tolerance) {
-                let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
-                return Err(Error::run(
-                    format!(
-                        "self-check failed: before the first update policy and reference are the same \
-                         function, but the loss is {}{expected} and the rewards {rewards:?} (not 0)",
-                        micro.loss
-                    ),
-                    "this backend computes wrong results: try another --backend, and report this",
-                ));
-            }
-        }
-        Ok(())
+        let (loss, beta) = (self.loss.at_zero(), self.loss.settings.beta);
+        micro_batches.iter().try_for_each(|micro| check_start(micro, loss, beta, self.timing))
     }
 
     fn precompute_batch_size(&self) -> Option<usize> {
-        match self.timing {
-            ReferenceTiming::Before(size) => Some(size),
-            ReferenceTiming::EveryStep | ReferenceTiming::Once => None,
-        }
+        self.timing.batch_size()
     }
 
     fn precompute(&mut self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Result<()> {
@@ -163,10 +191,9 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
     }
 
     fn remember(&mut self, id: &str, output: &SampleOutput) {
-        if self.timing == ReferenceTiming::Once
-            && let [chosen, rejected] = output.reference.as_slice()
-        {
-            self.reference.remember(id, [*chosen as f32, *rejected as f32]);
+        if self.timing == ReferenceTiming::Once {
+            let sums = output.reference.iter().map(|sum| *sum as f32).collect();
+            self.reference.remember(id, sums);
         }
     }
 
@@ -183,7 +210,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         if self.timing != ReferenceTiming::Once {
             return Ok(());
         }
-        let cached: BTreeMap<String, [f32; 2]> =
+        let cached: BTreeMap<String, Vec<f32>> =
             serde_json::from_slice(state).map_err(|error| error.to_string())?;
         for (id, sums) in cached {
             self.reference.remember(&id, sums);

@@ -95,20 +95,22 @@ impl<B: TrainBackend> Completions<B> {
     /// # Panics
     /// If `batch` is not the batch of pairs that this was made from.
     pub fn weigh_tails(&mut self, batch: &PackedBatch, alpha: f64) {
+        let (chosen, rejected) = batch.counts.split_at(batch.counts.len() / 2);
+        let shorter = |row: usize| chosen[row % chosen.len()].min(rejected[row % chosen.len()]);
+        self.weigh(batch, |row, at| if at < shorter(row) { 1.0 } else { alpha });
+    }
+
+    /// Makes the weighted sums count scored token `at` of the sequence `row` with the weight `weight(row, at)`.
+    ///
+    /// # Panics
+    /// If `batch` is not the batch that this was made from.
+    pub fn weigh(&mut self, batch: &PackedBatch, weight: impl Fn(usize, usize) -> f64) {
         let [rows, longest] = self.mask.dims();
-        assert_eq!(batch.counts.len(), rows, "weigh_tails: rows");
-        let (chosen, rejected) = batch.counts.split_at(rows / 2);
-        let shared = || chosen.iter().zip(rejected).map(|(chosen, rejected)| chosen.min(rejected));
-        let rows_weights = batch.counts.iter().zip(shared().chain(shared()));
-        let weights: Vec<f64> = rows_weights
-            .flat_map(|(count, shared)| {
-                (0..longest).map(move |at| match at {
-                    _ if at < *shared => 1.0,
-                    _ if at < *count => alpha,
-                    _ => 0.0,
-                })
-            })
-            .collect();
+        assert_eq!(batch.counts.len(), rows, "weigh: rows");
+        let mut weights = Vec::with_capacity(rows * longest);
+        for (row, count) in batch.counts.iter().enumerate() {
+            weights.extend((0..longest).map(|at| if at < *count { weight(row, at) } else { 0.0 }));
+        }
         let (device, dtype) = (self.mask.device(), self.mask.dtype());
         let weights = TensorData::new(weights, [rows, longest]).convert_dtype(dtype);
         self.token_weights = Some(Tensor::from_data(weights, (&device, dtype)));

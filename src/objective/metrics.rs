@@ -69,7 +69,7 @@ pub struct MicroBatchMetrics {
 }
 
 /// Keys of all metrics, as in TRL, in the order in which a line of the log has them.
-pub const KEYS: [&str; 10] = [
+pub const KEYS: [&str; 14] = [
     "rewards/chosen",
     "rewards/rejected",
     "rewards/accuracies",
@@ -78,6 +78,10 @@ pub const KEYS: [&str; 10] = [
     "logps/rejected",
     "logits/chosen",
     "logits/rejected",
+    "kl",
+    "nll_loss",
+    "log_odds_ratio",
+    "log_odds_chosen",
     "mean_token_accuracy",
     "entropy",
 ];
@@ -187,20 +191,32 @@ fn keys(batches: &[MicroBatchMetrics]) -> BTreeSet<&str> {
     batches.iter().flat_map(|batch| batch.sums.keys()).map(String::as_str).collect()
 }
 
+/// Computes the metrics of the rewards of pairs, each that of the chosen and of the rejected completion. Ties count as wrong.
+pub(super) fn reward_sums(rewards: &[[f64; 2]]) -> [(&'static str, Sum); 4] {
+    let side = |side: usize| Sum::of(rewards.iter().map(move |rewards| rewards[side]));
+    let margins = || rewards.iter().map(|[chosen, rejected]| chosen - rejected);
+    [
+        ("rewards/chosen", side(0)),
+        ("rewards/rejected", side(1)),
+        ("rewards/accuracies", Sum::of(margins().map(|margin| f64::from(margin > 0.0)))),
+        ("rewards/margins", Sum::of(margins())),
+    ]
+}
+
 /// Computes the metrics of pairs.
 fn pair_sums(pairs: &[SampleOutput], beta: f64) -> [(&'static str, Sum); 10] {
-    let reward = |side: usize| {
-        let rewards = pairs.iter();
-        rewards.map(move |pair| beta * (pair.policy[side].logps - pair.reference[side]))
-    };
-    let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
+    let reward =
+        |pair: &SampleOutput, side: usize| beta * (pair.policy[side].logps - pair.reference[side]);
+    let rewards: Vec<[f64; 2]> =
+        pairs.iter().map(|pair| [reward(pair, 0), reward(pair, 1)]).collect();
+    let [chosen, rejected, accuracies, margins] = reward_sums(&rewards);
     let logps = |side: usize| Sum::of(pairs.iter().map(move |pair| pair.policy[side].logps));
     let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
     [
-        ("rewards/chosen", Sum::of(reward(0))),
-        ("rewards/rejected", Sum::of(reward(1))),
-        ("rewards/accuracies", Sum::of(margins().map(|margin| f64::from(margin > 0.0)))),
-        ("rewards/margins", Sum::of(margins())),
+        chosen,
+        rejected,
+        accuracies,
+        margins,
         ("logps/chosen", logps(0)),
         ("logps/rejected", logps(1)),
         ("logits/chosen", Sum::of(tokens(0).map(|token| token[3]))),

@@ -17,8 +17,8 @@ pub struct Reference<B: TrainBackend> {
     model: Mistral<B>,
     /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) of the pairs computed so far, by pair id.
-    cached: BTreeMap<String, (f32, f32)>,
+    /// Summed log-probabilities of each completion (chosen, rejected) of the samples computed so far, by sample id.
+    cached: BTreeMap<String, Vec<f32>>,
 }
 
 impl<B: TrainBackend> Reference<B> {
@@ -44,33 +44,35 @@ impl<B: TrainBackend> Reference<B> {
     /// A log-probability is not finite. The error names the weight or layer from which this comes.
     pub fn precompute(&mut self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Result<()> {
         let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
-        let (chosen, rejected) = sums.split_at(batch.samples());
-        for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
-            self.remember(id, [*sums.0, *sums.1]);
+        for (sample, id) in batch.ids.iter().enumerate() {
+            let sides = sums.iter().skip(sample).step_by(batch.samples());
+            self.remember(id, sides.copied().collect());
         }
         Ok(())
     }
 
-    /// Keeps the summed log-probabilities (chosen, rejected) of a training pair.
-    pub fn remember(&mut self, id: &str, [chosen, rejected]: [f32; 2]) {
-        self.cached.insert(id.to_string(), (chosen, rejected));
+    /// Keeps the summed log-probabilities of each completion (chosen, rejected) of a training sample.
+    pub fn remember(&mut self, id: &str, sums: Vec<f32>) {
+        self.cached.insert(id.to_string(), sums);
     }
 
-    /// Returns the summed log-probabilities (chosen, rejected) that are kept, by pair id.
-    pub fn cached(&self) -> &BTreeMap<String, (f32, f32)> {
+    /// Returns the summed log-probabilities that are kept, by sample id.
+    pub fn cached(&self) -> &BTreeMap<String, Vec<f32>> {
         &self.cached
     }
 
-    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]`. They
-    /// are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
+    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a training batch, `[2N]` (or of
+    /// the only completions, `[N]`). They are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every
+    /// sample.
     pub fn log_probs(&self, batch: &PackedBatch, on_device: &DeviceBatch<B>) -> Tensor<B, 1> {
-        let cached: Option<Vec<(f32, f32)>> =
-            batch.ids.iter().map(|id| self.cached.get(id).copied()).collect();
+        let cached: Option<Vec<&Vec<f32>>> =
+            batch.ids.iter().map(|id| self.cached.get(id)).collect();
         let Some(cached) = cached else {
             return self.compute(on_device);
         };
-        let (chosen, rejected): (Vec<f32>, Vec<f32>) = cached.into_iter().unzip();
-        let both = [chosen, rejected].concat();
+        let sides = cached.first().map_or(0, |sums| sums.len());
+        let side = |side: usize| cached.iter().map(move |sums| sums[side]);
+        let both: Vec<f32> = (0..sides).flat_map(side).collect();
         let shape = [both.len()];
         let device = on_device.input.token_ids.device();
         Tensor::from_data(TensorData::new(both, shape), &device)

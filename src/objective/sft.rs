@@ -5,9 +5,9 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
-use super::metrics::{MicroBatchMetrics, SampleOutput, Sum};
+use super::metrics::{MicroBatchMetrics, Sum};
 use super::pass::Pass;
-use super::{Objective, Usage};
+use super::{MicroBatch, Objective, Usage};
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
 
@@ -53,7 +53,12 @@ impl<B: TrainBackend> Objective<B> for Sft {
     }
 
     /// Computes TRL's metrics, which are means over completion tokens.
-    fn metrics(&self, samples: &[SampleOutput], _usage: Usage) -> MicroBatchMetrics {
+    fn metrics(
+        &self,
+        micro_batch: &MicroBatch<'_, EncodedExample>,
+        _usage: Usage,
+    ) -> MicroBatchMetrics {
+        let samples = micro_batch.outputs;
         let completions = samples.iter().flat_map(|sample| &sample.policy);
         let tokens = completions.flat_map(|completion| &completion.tokens);
         let sum = |value: fn(&[f64; 4]) -> f64| Sum::of(tokens.clone().map(value));

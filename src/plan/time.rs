@@ -111,9 +111,13 @@ impl Timing {
         } else {
             steps
         };
-        let (computed, known) = (step_seconds(reference_flop(job)), step_seconds(0.0));
-        let beforehand = if job.config.dpo.precompute_ref_log_probs {
-            flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0) / rate
+        let known_flop =
+            if job.keeps_reference() { job.forward_passes()[1] * 2.0 } else { reference_flop(job) };
+        let (computed, known) = (step_seconds(reference_flop(job)), step_seconds(known_flop));
+        let beforehand = if job.config.reference_batch_size().is_some() {
+            let [all, known] = job.forward_passes();
+            (all - known) * flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0)
+                / rate
         } else {
             0.0
         };
@@ -151,10 +155,10 @@ fn cost((job, plan): (&Job, &Plan)) -> f64 {
     flop * narrow * (1.0 + (READING_TOKENS + dequantizing) / per_pass)
 }
 
-/// Returns the FLOP per weight and token that the reference adds to a step.
+/// Returns the FLOP per weight and token that forward passes without a gradient add to a step of the first epoch.
 fn reference_flop(job: &Job) -> f64 {
-    let known = job.config.dpo.precompute_ref_log_probs;
-    if job.has_reference() && !known { 2.0 } else { 0.0 }
+    let known = job.config.reference_batch_size().is_some();
+    2.0 * job.forward_passes()[usize::from(known)]
 }
 
 /// Returns the fraction of blocks that are recomputed.

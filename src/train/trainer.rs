@@ -280,12 +280,8 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
         if self.data.eval.is_empty() || !due || train.eval_strategy == IntervalStrategy::No {
             return Ok(());
         }
-        let mut metrics = Vec::new();
-        let size = self.config.train.per_device_eval_batch_size.max(1);
-        for samples in self.data.eval.chunks(size) {
-            let samples: Vec<&O::Sample> = samples.iter().collect();
-            metrics.push(self.learner.evaluate(&samples));
-        }
+        let size = self.config.train.per_device_eval_batch_size;
+        let metrics = self.learner.evaluate_in_batches(&self.data.eval, size);
         let (loss, values) = match self.config.train.eval_means {
             EvalMeans::Pairs => {
                 let pooled = MicroBatchMetrics::pooled(&metrics);

@@ -10,15 +10,15 @@ use super::{ProcessOutput, json_lines, number, program};
 use crate::support;
 
 /// A golden run, and a temporary folder with its initial adapter.
-struct Golden {
-    folder: PathBuf,
-    config: Map<String, Value>,
+pub(super) struct Golden {
+    pub(super) folder: PathBuf,
+    pub(super) config: Map<String, Value>,
     work: tempfile::TempDir,
 }
 
 impl Golden {
     /// Opens the run `GROUP/NAME`.
-    fn open(path: &str) -> Option<Self> {
+    pub(super) fn open(path: &str) -> Option<Self> {
         let folder = support::reference(path)?;
         let config =
             serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -41,7 +41,24 @@ impl Golden {
 
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        self.folder.join(format!("../../trl/_data/{name}.jsonl")).display().to_string()
+        let file = |name: &str| {
+            let [own, common] =
+                ["..", "../../trl"].map(|group| self.folder.join(group).join("_data").join(name));
+            if own.exists() { own } else { common }
+        };
+        // `pairs_24` are the first 24 of `pairs`.
+        let Some(count) = name.strip_prefix("pairs_").and_then(|count| count.parse().ok()) else {
+            return file(&format!("{name}.jsonl")).display().to_string();
+        };
+        let text = fs::read_to_string(file("pairs.jsonl")).unwrap();
+        let first: Vec<&str> = text.lines().take(count).collect();
+        fs::write(self.work.path().join("first.jsonl"), first.join("\n") + "\n").unwrap();
+        self.path("first.jsonl")
+    }
+
+    /// Returns the method of the run; its settings have the key of this name.
+    pub(super) fn method(&self) -> &str {
+        self.config.get("trainer").map_or("dpo", |trainer| trainer.as_str().unwrap())
     }
 
     fn path(&self, name: &str) -> String {
@@ -50,7 +67,7 @@ impl Golden {
 
     /// Returns the golden run's settings with their keys in `run.toml`.
     fn settings(&self) -> Vec<String> {
-        const DPO: [&str; 10] = [
+        const LOSS: [&str; 15] = [
             "beta",
             "loss_type",
             "loss_weights",
@@ -61,6 +78,11 @@ impl Golden {
             "ld_alpha",
             "use_weighting",
             "precompute_ref_log_probs",
+            "desirable_weight",
+            "undesirable_weight",
+            "cpo_alpha",
+            "simpo_gamma",
+            "alpha",
         ];
         const TRAIN: [&str; 17] = [
             "optim",
@@ -81,18 +103,19 @@ impl Golden {
             "eval_steps",
             "disable_dropout",
         ];
+        let (method, given) = (self.method(), &self.config[self.method()]);
         let tables =
-            [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
+            [(method, &LOSS[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
         // TRL averages held-out metrics over batches.
-        let mut settings = vec!["train.eval_means=trl".to_string()];
+        let mut settings = vec!["train.eval_means=trl".to_string(), format!("method={method}")];
         for (table, keys) in tables {
             for key in keys {
-                if let Some(value) = self.config["dpo"].get(key).filter(|value| !value.is_null()) {
+                if let Some(value) = given.get(key).filter(|value| !value.is_null()) {
                     settings.push(format!("{table}.{key}={value}"));
                 }
             }
         }
-        if let Some(Value::Object(kwargs)) = self.config["dpo"].get("lr_scheduler_kwargs") {
+        if let Some(Value::Object(kwargs)) = given.get("lr_scheduler_kwargs") {
             for (key, value) in kwargs {
                 settings.push(format!("train.lr_scheduler_kwargs.{key}={value}"));
             }
@@ -106,12 +129,16 @@ impl Golden {
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
-        let base = self.config["reference"].as_str().unwrap().starts_with("base");
-        settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
+        let reference = self.config["reference"].as_str().unwrap();
+        if !reference.starts_with("none") {
+            let reference = if reference.starts_with("base") { "base" } else { "initial" };
+            settings.push(format!("{method}.reference={reference}"));
+        }
         settings
     }
 
-    fn train(&self) -> Vec<Map<String, Value>> {
+    /// Trains like the golden run, with these settings in addition, and returns the logged lines.
+    pub(super) fn train(&self, further: &[&str]) -> Vec<Map<String, Value>> {
         let toml = format!(
             "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
              shuffle = false\n[lora]\nadapter = \"{}\"\n",
@@ -123,15 +150,17 @@ impl Golden {
         fs::write(self.path("run.toml"), toml).unwrap();
         let mut command = program();
         command.args(["train", "--config", &self.path("run.toml")]);
-        for setting in self.settings() {
-            command.args(["--set", &setting]);
+        for setting in self.settings().iter().map(String::as_str).chain(further.iter().copied()) {
+            command.args(["--set", setting]);
         }
         let ended = ProcessOutput::new(command.output().unwrap());
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
         json_lines(&self.work.path().join("run/metrics.jsonl"))
     }
 
-    fn check_adapter(&self) {
+    /// Checks the trained adapter and returns its largest deviation.
+    pub(super) fn check_adapter(&self) -> f32 {
+        let mut largest = 0f32;
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
         let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
         let theirs = read(&self.folder.join("adapter_model.safetensors"));
@@ -142,6 +171,7 @@ impl Golden {
             let worst =
                 our_values.iter().zip(values).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(worst <= 2e-4, "{name}: off by {worst}");
+            largest = largest.max(worst);
         }
         let config = |path: PathBuf| -> Map<String, Value> {
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -168,6 +198,7 @@ impl Golden {
             names
         };
         assert_eq!(names(&ours), names(&theirs));
+        largest
     }
 }
 
@@ -210,7 +241,7 @@ fn replay_run(group: &str, name: &str) {
     let Some(golden) = Golden::open(&format!("{group}/{name}")) else {
         return;
     };
-    let lines = golden.train();
+    let lines = golden.train(&[]);
     let (evaluations, steps): (Vec<_>, Vec<_>) =
         lines.into_iter().partition(|line| line.contains_key("eval_loss"));
     let trace = json_lines(&golden.folder.join("trace.jsonl"));

@@ -3,6 +3,7 @@
 mod combinations;
 mod golden;
 mod longer;
+mod methods;
 mod packed;
 mod refusals;
 mod resume;
