@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::step::{Run, Setup};
 use crate::adapter::linear::adapter_parameters;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::doctor::speed::median_seconds;
 use crate::error::Result;
 use crate::model::linear::Linear;
@@ -90,7 +90,7 @@ pub(super) fn time_operations<B: TrainBackend>(
     let Some(first) = passes.first() else {
         return Ok(OperationTimes::default());
     };
-    let (batch, model) = (PreferenceBatch::new(&first.pairs), setup.learner.policy.valid());
+    let (batch, model) = (PackedBatch::new(&first.pairs), setup.learner.policy.valid());
     let table = model.position_table(setup.config.max_position_embeddings, device);
     let pass = Pass {
         batch: DeviceBatch::new(&batch, &table, device),
@@ -114,7 +114,7 @@ pub(super) fn time_operations<B: TrainBackend>(
 /// One forward and backward pass over all layers.
 struct Pass<'a, B: TrainBackend> {
     batch: DeviceBatch<B>,
-    host: &'a PreferenceBatch,
+    host: &'a PackedBatch,
     model: &'a Mistral<B>,
     setup: &'a Setup<B>,
     device: &'a B::Device,

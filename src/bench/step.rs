@@ -325,7 +325,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::batch::packed_tokens;
+    use crate::data::sample::Sample;
 
     #[test]
     fn pairs_take_the_tokens_asked_for() {
@@ -334,8 +334,8 @@ mod tests {
         {
             let pairs = pairs(tokens, max_tokens, 5);
             assert_eq!(pairs.len(), count);
-            assert_eq!(pairs.iter().map(packed_tokens).sum::<usize>(), tokens);
-            assert!(pairs.iter().all(|pair| packed_tokens(pair) <= max_tokens));
+            assert_eq!(pairs.iter().map(Sample::packed_tokens).sum::<usize>(), tokens);
+            assert!(pairs.iter().all(|pair| pair.packed_tokens() <= max_tokens));
         }
         let pair = &pairs(512, 512, 32000)[0];
         assert_eq!(pair.chosen.completion_start, 154);

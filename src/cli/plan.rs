@@ -6,7 +6,9 @@ use arithmo_backends::{BackendKind, TrainBackend};
 use clap::Args;
 
 use crate::config::{Method, RunConfig};
+use crate::data::answers::{CpoPair, OrpoPair};
 use crate::data::encode::{EncodedExample, EncodedPair};
+use crate::data::labeled::EncodedLabeled;
 use crate::data::lengths::SampleLengths;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
@@ -109,6 +111,9 @@ fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConf
     let samples = match config.method {
         Method::Dpo => lengths::<EncodedPair>(&config, &folder)?,
         Method::Sft => lengths::<EncodedExample>(&config, &folder)?,
+        Method::Kto => lengths::<EncodedLabeled>(&config, &folder)?,
+        Method::Orpo => lengths::<OrpoPair>(&config, &folder)?,
+        Method::Cpo => lengths::<CpoPair>(&config, &folder)?,
     };
     Ok((config, shape, samples))
 }

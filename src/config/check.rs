@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::RunConfig;
 use super::options::{
-    InitLoraWeights, IntervalStrategy, Method, ModelDtype, Quantization, Reference, TargetModules,
+    InitLoraWeights, IntervalStrategy, ModelDtype, Quantization, Reference, TargetModules,
 };
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, DpoSection, LoraSection, ModelSection, TrainSection};
@@ -69,7 +69,8 @@ impl RunConfig {
         self.lora.validate()?;
         self.dpo.validate(self.data.compat)?;
         self.train.validate()?;
-        self.validate_method()?;
+        self.validate_methods()?;
+        self.validate_full_training()?;
         self.validate_loftq()?;
         ranges::check(self)?;
         self.validate_modules()?;
@@ -148,22 +149,8 @@ impl RunConfig {
         )
     }
 
-    /// Checks that no table or key is set that has no effect on the method, or on training all weights.
-    fn validate_method(&self) -> Result<()> {
-        if self.method == Method::Sft {
-            ensure(
-                self.dpo == DpoSection::default(),
-                "dpo",
-                "has no effect: method is \"sft\"",
-                "remove the table, or set method = \"dpo\"",
-            )?;
-            ensure(
-                self.data.compat == Compat::Trl1,
-                "data.compat",
-                "is not built for method = \"sft\"",
-                "remove the key",
-            )?;
-        }
+    /// Checks that no key is set that has no effect on training all weights.
+    fn validate_full_training(&self) -> Result<()> {
         if self.model.use_peft {
             return Ok(());
         }

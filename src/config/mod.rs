@@ -4,6 +4,7 @@
 mod check;
 mod control;
 mod hints;
+mod methods;
 mod options;
 mod ranges;
 mod sections;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use methods::{CpoSection, KtoSection, OrpoSection};
 pub use options::{
     EvalMeans, ExcludeModules, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
     Method, ModelDtype, Optim, Quantization, Reference, TargetModules,
@@ -26,7 +28,6 @@ pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSecti
 pub use suggest::{nearest_name, toml_error};
 
 use crate::error::{Error, Result};
-use crate::objective::dpo::PrecomputeSizes;
 use source::Source;
 
 /// The configuration of a training run, resolved from `run.toml`, `--set` and the defaults.
@@ -37,7 +38,8 @@ pub struct RunConfig {
     pub output_dir: PathBuf,
     /// Seed of the adapter's initial weights, of dropout and of the order of the data.
     pub seed: u64,
-    /// Training method: preference optimization or supervised fine-tuning.
+    /// Training method: preference optimization (on pairs: `"dpo"`, `"orpo"`, `"cpo"`, which includes SimPO; on labeled
+    /// examples: `"kto"`) or supervised fine-tuning.
     pub method: Method,
     /// Base model.
     pub model: ModelSection,
@@ -47,6 +49,12 @@ pub struct RunConfig {
     pub lora: LoraSection,
     /// DPO loss.
     pub dpo: DpoSection,
+    /// KTO loss.
+    pub kto: KtoSection,
+    /// ORPO loss.
+    pub orpo: OrpoSection,
+    /// CPO loss.
+    pub cpo: CpoSection,
     /// Optimizer, schedule and training loop.
     pub train: TrainSection,
 }
@@ -61,6 +69,9 @@ impl Default for RunConfig {
             data: DataSection::default(),
             lora: LoraSection::default(),
             dpo: DpoSection::default(),
+            kto: KtoSection::default(),
+            orpo: OrpoSection::default(),
+            cpo: CpoSection::default(),
             train: TrainSection::default(),
         }
     }
@@ -97,16 +108,6 @@ const EVALUATION_KEYS: [&str; 4] = [
 const LENGTH_KEYS: [&str; 2] = ["train.max_steps", "train.num_train_epochs"];
 
 impl RunConfig {
-    /// Returns the numbers of pairs in the batches for which the reference is computed before training; `None` if it is not.
-    pub fn precompute_sizes(&self) -> Option<PrecomputeSizes> {
-        let (size, train) = (self.dpo.precompute_ref_batch_size, &self.train);
-        let sizes = PrecomputeSizes {
-            training: size.unwrap_or(train.per_device_train_batch_size),
-            evaluation: size.unwrap_or(train.per_device_eval_batch_size),
-        };
-        self.dpo.precompute_ref_log_probs.then_some(sizes)
-    }
-
     /// Reads and checks a configuration file. Each of `overrides` is a `table.key=value` of `--set` and takes
     /// precedence over the file.
     ///

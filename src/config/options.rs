@@ -20,6 +20,25 @@ pub enum Method {
     Dpo,
     /// Supervised fine-tuning on prompts and completions.
     Sft,
+    /// KTO on examples that are labeled as desirable or not.
+    Kto,
+    /// ORPO on pairs, without a reference.
+    Orpo,
+    /// CPO, SimPO or AlphaPO on pairs, without a reference.
+    Cpo,
+}
+
+impl Method {
+    /// Returns the name in `run.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dpo => "dpo",
+            Self::Sft => "sft",
+            Self::Kto => "kto",
+            Self::Orpo => "orpo",
+            Self::Cpo => "cpo",
+        }
+    }
 }
 
 /// How often to log, evaluate or save, as in transformers' `TrainingArguments`.

@@ -230,8 +230,11 @@ fn nearest(key: &str, known: &Known) -> Option<String> {
     let aliases = ALIASES.iter().map(|(a, full)| (a.to_string(), full.to_string()));
     let scored = own.chain(aliases).filter_map(|(candidate, full)| {
         let similarity = similarity(&name, &candidate);
-        let same_table = if split(&full).0 == table { 0.1 } else { 0.0 };
-        (similarity >= MIN_SIMILARITY).then_some((similarity + same_table, full))
+        let of_table = split(&full).0;
+        let same_table = if of_table == table { 0.1 } else { 0.0 };
+        // These tables have keys that `[dpo]` has too.
+        let other_method = if ["kto", "orpo", "cpo"].contains(&&*of_table) { 0.01 } else { 0.0 };
+        (similarity >= MIN_SIMILARITY).then_some((similarity + same_table - other_method, full))
     });
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
     best.map(|(_, full)| full)

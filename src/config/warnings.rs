@@ -19,7 +19,7 @@ impl RunConfig {
         };
         let (train, data) = (&self.train, &self.data);
         if let Some(sentence) = self.reference_warning() {
-            warn(true, sentence.into());
+            warn(true, sentence);
         }
         warn(
             self.lora.lora_dropout > 0.0 && train.disable_dropout,
@@ -82,6 +82,12 @@ impl RunConfig {
                 dpo.label_smoothing
             ));
         }
+        if self.cpo.label_smoothing > 0.0 && !self.cpo.loss_type.uses_label_smoothing() {
+            warnings.push(format!(
+                "cpo.label_smoothing: {} has no effect: TRL ignores it for this loss",
+                self.cpo.label_smoothing
+            ));
+        }
         let sorts = dpo.loss_type.iter().any(|loss| loss.uses().batch);
         if sorts && self.train.per_device_train_batch_size == 1 {
             warnings.push(
@@ -139,20 +145,21 @@ impl RunConfig {
     }
 
     /// Returns a warning if the reference does not suit the initial adapter.
-    fn reference_warning(&self) -> Option<&'static str> {
-        if self.dpo.reference_free || self.dpo.sync_ref_model {
+    fn reference_warning(&self) -> Option<String> {
+        if self.method == Method::Dpo && self.dpo.sync_ref_model {
             return None;
         }
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
-        match (self.dpo.reference, loftq) {
-            (Reference::Initial, false) if self.lora.adapter.is_none() => Some(
-                "dpo.reference: \"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect",
-            ),
-            (Reference::Auto | Reference::Base, true) if self.method == Method::Dpo => Some(
-                "dpo.reference: LoftQ starts the policy closer to the full-precision weights than the quantized base, \
-                 which is the reference; reference = \"initial\" uses the initial policy instead",
-            ),
-            _ => None,
-        }
+        let warning = match (self.reference()?, loftq) {
+            (Reference::Initial, false) if self.lora.adapter.is_none() => {
+                "\"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect"
+            }
+            (Reference::Auto | Reference::Base, true) => {
+                "LoftQ starts the policy closer to the full-precision weights than the quantized base, which is the \
+                 reference; reference = \"initial\" uses the initial policy instead"
+            }
+            _ => return None,
+        };
+        Some(format!("{}.reference: {warning}", self.method.name()))
     }
 }

@@ -1,6 +1,7 @@
 //! Batches on the host: padded rows of token ids, and samples packed into one row.
 
-use super::encode::{EncodedExample, EncodedPair, EncodedSequence};
+use super::encode::EncodedSequence;
+use super::sample::Sample;
 
 /// The tokens that one token attends to: two ranges `[start, end)` of token indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,40 +94,42 @@ impl TokenRows {
     }
 }
 
-/// Encoded pairs or examples packed into one row without padding.
+/// Samples packed into one row without padding.
 ///
-/// A pair is laid out as its shared prefix (the prompt, and the first tokens of the completions as far as they are equal),
-/// then the rest of chosen, then the rest of rejected, whose positions start again after the shared prefix. Each rest
-/// attends to the shared prefix and to itself. The last token of a sequence predicts nothing and is left out.
+/// A sample is laid out as the prefix that its sequences share (for a pair the prompt, and the first tokens of the
+/// completions as far as they are equal), then the rest of each sequence, such as chosen and rejected. The positions of each
+/// rest start again after the shared prefix. Each rest attends to the shared prefix and to itself. A single sequence shares
+/// nothing. The last token of a sequence predicts nothing and is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PreferenceBatch {
+pub struct PackedBatch {
     /// The packed row.
     pub tokens: TokenRows,
     /// Row indices of the tokens whose hidden states are needed, ascending; never empty.
     pub queries: Vec<i64>,
     /// For each scored completion token, the index into `queries` of the state that predicts it, `[T]`. The order is
-    /// sequence by sequence, first all chosen sides, then all rejected ones (TRL's order).
+    /// sequence by sequence, first all first sides (chosen), then all second ones (rejected), which is TRL's order.
     pub predicting: Vec<i64>,
     /// Ids of the scored completion tokens, in the order of `predicting`, `[T]`.
     pub targets: Vec<i64>,
-    /// Number of scored tokens of each sequence, `[2N]` for pairs and `[N]` for examples. Sums to `T`.
+    /// Number of scored tokens of each sequence, in the order of `predicting`: `[2N]` for pairs, `[N]` for samples of one
+    /// sequence. Sums to `T`.
     pub counts: Vec<usize>,
-    /// Ids of the `N` pairs or examples.
+    /// Ids of the `N` samples.
     pub ids: Vec<String>,
 }
 
-/// Position of one pair's sequences in the row.
+/// Position of one sample's sequences in the row.
 struct Layout {
     /// Number of tokens in the shared prefix.
     shared: usize,
     /// Row index of the shared prefix.
     shared_start: usize,
-    /// Row indices of the rests of chosen and rejected.
-    rests: [usize; 2],
+    /// Row index of the rest of each sequence.
+    rests: Vec<usize>,
 }
 
 impl Layout {
-    /// Returns the row index of token `index` of the sequence `side` (0 for chosen, 1 for rejected).
+    /// Returns the row index of token `index` of the sequence `side`.
     fn row_index(&self, side: usize, index: usize) -> usize {
         match index.checked_sub(self.shared) {
             None => self.shared_start + index,
@@ -135,36 +138,20 @@ impl Layout {
     }
 }
 
-impl PreferenceBatch {
-    /// Packs `pairs` into one row.
+impl PackedBatch {
+    /// Packs `samples` into one row.
     ///
     /// A completion's first token is predicted by the token before it. A sequence without a token before its completion
     /// (an empty prompt without BOS) is scored from its second token on, as in TRL.
-    pub fn new(pairs: &[&EncodedPair]) -> Self {
+    pub fn new<S: Sample>(samples: &[&S]) -> Self {
         let mut tokens = TokenRows::default();
-        let layouts: Vec<Layout> = pairs.iter().map(|pair| push_pair(&mut tokens, pair)).collect();
-        let mut batch = Self::unscored(tokens, pairs.iter().map(|pair| pair.id.clone()));
-        for side in 0..2 {
-            for (pair, layout) in pairs.iter().zip(&layouts) {
-                batch.score([&pair.chosen, &pair.rejected][side], layout, side);
+        let layouts: Vec<Layout> =
+            samples.iter().map(|sample| push_sample(&mut tokens, &sample.sides())).collect();
+        let mut batch = Self::unscored(tokens, samples.iter().map(|s| s.id().to_string()));
+        for side in 0..S::SIDES.len() {
+            for (sample, layout) in samples.iter().zip(&layouts) {
+                batch.score(sample.sides()[side], sample.first_scored(side), layout, side);
             }
-        }
-        batch.number_queries();
-        batch
-    }
-
-    /// Packs `examples` into one row. Each sequence attends only to itself.
-    pub fn from_examples(examples: &[&EncodedExample]) -> Self {
-        let mut tokens = TokenRows::default();
-        let mut starts = Vec::with_capacity(examples.len());
-        for example in examples {
-            let ids = &example.sequence.ids;
-            starts.push(tokens.push_tokens(&ids[..(ids.len() - 1).max(1)], 0, [0, 0]));
-        }
-        let mut batch = Self::unscored(tokens, examples.iter().map(|example| example.id.clone()));
-        for (example, start) in examples.iter().zip(starts) {
-            let layout = Layout { shared: 0, shared_start: start, rests: [start, start] };
-            batch.score(&example.sequence, &layout, 0);
         }
         batch.number_queries();
         batch
@@ -184,15 +171,14 @@ impl PreferenceBatch {
         }
     }
 
-    /// Returns the number of pairs or examples, `N`.
-    pub fn pairs(&self) -> usize {
+    /// Returns the number of samples, `N`.
+    pub fn samples(&self) -> usize {
         self.ids.len()
     }
 
-    /// Adds the completion tokens of a sequence to the scored tokens. `predicting` holds row indices until
+    /// Adds the tokens of a sequence from `first` on to the scored tokens. `predicting` holds row indices until
     /// [`Self::number_queries`].
-    fn score(&mut self, sequence: &EncodedSequence, layout: &Layout, side: usize) {
-        let first = sequence.completion_start.max(1);
+    fn score(&mut self, sequence: &EncodedSequence, first: usize, layout: &Layout, side: usize) {
         for (index, target) in sequence.ids.iter().enumerate().skip(first) {
             self.predicting.push(layout.row_index(side, index - 1) as i64);
             self.targets.push(i64::from(*target));
@@ -220,19 +206,19 @@ impl PreferenceBatch {
     }
 }
 
-/// Appends a pair to the row and returns its layout.
-fn push_pair(tokens: &mut TokenRows, pair: &EncodedPair) -> Layout {
-    let sides = [&pair.chosen, &pair.rejected];
+/// Appends a sample's sequences to the row and returns their layout.
+fn push_sample(tokens: &mut TokenRows, sides: &[&EncodedSequence]) -> Layout {
     let shared = shared_prefix(sides);
-    let shared_start = tokens.push_tokens(&pair.chosen.ids[..shared], 0, [0, 0]);
+    let first = sides.first().and_then(|side| side.ids.get(..shared));
+    let shared_start = tokens.push_tokens(first.unwrap_or_default(), 0, [0, 0]);
     let range = [shared_start as i64, (shared_start + shared) as i64];
     let range = if shared == 0 { [0, 0] } else { range };
-    let rests = sides.map(|side| {
-        let end = (side.ids.len() - 1).max(shared).max(1);
-        tokens.push_tokens(&side.ids[shared..end], shared, range)
-    });
+    let rest = |side: &&EncodedSequence| {
+        tokens.push_tokens(&side.ids[shared..end_in_row(side, shared)], shared, range)
+    };
+    let rests = sides.iter().map(rest).collect();
     let layout = Layout { shared, shared_start, rests };
-    for (number, side) in sides.into_iter().enumerate() {
+    for (number, side) in sides.iter().enumerate() {
         for &index in &side.hidden {
             if index + 1 < side.ids.len() {
                 tokens.hidden[layout.row_index(number, index)] = true;
@@ -242,29 +228,37 @@ fn push_pair(tokens: &mut TokenRows, pair: &EncodedPair) -> Layout {
     layout
 }
 
-/// Returns the number of tokens with which both sides begin.
-fn shared_prefix([chosen, rejected]: [&EncodedSequence; 2]) -> usize {
-    let equal = chosen.ids.iter().zip(&rejected.ids);
-    let equal = equal.take_while(|(a, b)| a == b).count();
-    // A token that is hidden on one side only must not be shared.
-    let differs = |index: &usize| {
-        chosen.hidden.binary_search(index).is_ok() != rejected.hidden.binary_search(index).is_ok()
-    };
-    (0..equal).find(differs).unwrap_or(equal)
+/// Returns the number of a sequence's tokens that are in the row, of which `shared` are shared. The last one is left out
+/// unless it is shared or the only one.
+fn end_in_row(side: &EncodedSequence, shared: usize) -> usize {
+    (side.ids.len() - 1).max(shared).max(1)
 }
 
-/// Returns the number of tokens that the pair takes in a packed row.
-pub fn packed_tokens(pair: &EncodedPair) -> usize {
-    let sides = [&pair.chosen, &pair.rejected];
+/// Returns the number of tokens with which all of several sequences begin.
+fn shared_prefix(sides: &[&EncodedSequence]) -> usize {
+    let Some((first, others)) = sides.split_first() else { return 0 };
+    let shared = others.iter().map(|other| {
+        let equal = first.ids.iter().zip(&other.ids);
+        let equal = equal.take_while(|(a, b)| a == b).count();
+        // A token that is hidden on one side only must not be shared.
+        let differs = |index: &usize| {
+            first.hidden.binary_search(index).is_ok() != other.hidden.binary_search(index).is_ok()
+        };
+        (0..equal).find(differs).unwrap_or(equal)
+    });
+    shared.min().unwrap_or(0)
+}
+
+/// Returns the number of tokens that a sample with these sequences takes in a packed row.
+pub fn packed_tokens(sides: &[&EncodedSequence]) -> usize {
     let shared = shared_prefix(sides);
-    let rests = sides.map(|side| (side.ids.len() - 1).max(shared).max(1) - shared);
-    shared + rests[0] + rests[1]
+    shared + sides.iter().map(|side| end_in_row(side, shared) - shared).sum::<usize>()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::sample::Sample;
+    use crate::data::encode::{EncodedExample, EncodedPair};
 
     fn side(ids: &[u32], completion_start: usize, hidden: &[usize]) -> EncodedSequence {
         EncodedSequence { ids: ids.to_vec(), completion_start, hidden: hidden.to_vec() }
@@ -298,7 +292,7 @@ mod tests {
     fn a_pair_is_its_prompt_once_and_two_completions() {
         let first = pair(side(&[1, 5, 6, 2], 2, &[]), side(&[1, 5, 7], 2, &[]));
         let second = pair(side(&[1, 8, 2], 1, &[]), side(&[1, 8, 9, 2], 1, &[]));
-        let batch = PreferenceBatch::new(&[&first, &second]);
+        let batch = PackedBatch::new(&[&first, &second]);
         // The rest of the first pair's rejected side is one token, which predicts nothing. Both sides of the second pair
         // share the token 8.
         assert_eq!(batch.tokens.ids, [1, 5, 6, 1, 8, 9]);
@@ -312,7 +306,7 @@ mod tests {
         assert_eq!(predicting, [1, 2, 3, 4, 1, 3, 4, 5]);
         assert_eq!(batch.targets, [6, 2, 8, 2, 7, 8, 9, 2]);
         assert_eq!(batch.counts, [2, 2, 1, 3]);
-        assert_eq!(packed_tokens(&first) + packed_tokens(&second), 6);
+        assert_eq!(first.packed_tokens() + second.packed_tokens(), 6);
         assert_eq!(first.attended_tokens(), 7);
     }
 
@@ -321,7 +315,7 @@ mod tests {
         let example = |sequence| EncodedExample { id: "e".into(), sequence };
         let first = example(side(&[1, 5, 6, 2], 2, &[]));
         let second = example(side(&[1, 5, 2], 0, &[]));
-        let batch = PreferenceBatch::from_examples(&[&first, &second]);
+        let batch = PackedBatch::new(&[&first, &second]);
         assert_eq!(batch.tokens.ids, [1, 5, 6, 1, 5]);
         assert_eq!(batch.tokens.positions, [0, 1, 2, 0, 1]);
         let seen = [[0, 1], [0, 2], [0, 3], [3, 4], [3, 5]];
@@ -335,11 +329,11 @@ mod tests {
     fn tokens_that_differ_are_not_shared() {
         // The token at index 1 is hidden in chosen only, and prompts that differ share nothing.
         let hidden = pair(side(&[1, 5, 6, 2], 2, &[1]), side(&[1, 5, 7], 2, &[]));
-        let batch = PreferenceBatch::new(&[&hidden]);
+        let batch = PackedBatch::new(&[&hidden]);
         assert_eq!(batch.tokens.ids, [1, 5, 6, 5]);
         assert_eq!(batch.tokens.hidden, [false, true, false, false]);
         let other = pair(side(&[3, 5, 6], 1, &[]), side(&[4, 5], 1, &[]));
-        let batch = PreferenceBatch::new(&[&other]);
+        let batch = PackedBatch::new(&[&other]);
         assert_eq!(batch.tokens.ids, [3, 5, 4]);
         assert_eq!(batch.tokens.attention[2].shared, [0, 0]);
     }
@@ -347,7 +341,7 @@ mod tests {
     #[test]
     fn without_a_prompt_the_first_token_is_not_scored() {
         let same = side(&[4, 5, 6], 0, &[]);
-        let batch = PreferenceBatch::new(&[&pair(same.clone(), same)]);
+        let batch = PackedBatch::new(&[&pair(same.clone(), same)]);
         assert_eq!(batch.targets, [5, 6, 5, 6]);
         assert_eq!(batch.counts, [2, 2]);
         assert_eq!(batch.tokens.ids, [4, 5, 6]);

@@ -8,11 +8,15 @@
 //!
 //! The [`EncodeReport`] lists every pair that is dropped, truncated, or without any gradient.
 
+mod answers;
+mod labeled;
 mod report;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use answers::encode_answers;
+pub use labeled::encode_labeled;
 pub use report::{EncodeReport, Refusal, Refused};
 
 use crate::data::example::Example;
@@ -166,6 +170,17 @@ pub struct EncodedDataset<S = EncodedPair> {
     refused: Vec<bool>,
 }
 
+impl<S> EncodedDataset<S> {
+    /// Converts each sample.
+    pub fn map<T>(self, convert: impl Fn(S) -> T) -> EncodedDataset<T> {
+        EncodedDataset {
+            pairs: self.pairs.into_iter().map(convert).collect(),
+            report: self.report,
+            refused: self.refused,
+        }
+    }
+}
+
 impl<S: Sample> EncodedDataset<S> {
     /// Applies the configured treatment of refused pairs. They are an error if both arguments are false, are kept as in
     /// TRL under `allow_empty_completions`, and are removed under `skip_untrainable`.
@@ -207,7 +222,8 @@ impl<S: Sample> EncodedDataset<S> {
     pub fn check_fits(&self, vocab_size: usize, max_positions: usize) -> Result<()> {
         for pair in &self.pairs {
             let (place, sides) = (place_in_words(pair), pair.sides());
-            let mut ids = sides.iter().flat_map(|side| &side.ids);
+            let all = pair.token_ids();
+            let mut ids = all.iter().copied().flatten();
             if let Some(id) = ids.find(|id| **id as usize >= vocab_size) {
                 return Err(Error::invalid(
                     place,
@@ -272,20 +288,11 @@ pub fn encode_examples(
 ) -> Result<EncodedDataset<EncodedExample>> {
     config.validate()?;
     if config.compat != Compat::Trl1 {
-        let problem = "has no rules for supervised fine-tuning";
+        let problem = "has no rules for examples of one completion";
         return Err(Error::invalid("data.compat", problem, "remove the key"));
     }
     let encode = |example: &Example| {
-        // A pair whose two sides are the completion.
-        let pair = PreferencePair {
-            id: String::new(),
-            prompt: example.prompt.clone(),
-            chosen: example.completion.clone(),
-            rejected: example.completion.clone(),
-            chosen_score: None,
-            rejected_score: None,
-        };
-        encode_trl1(tokenizer, &pair, config).map(Outcome::into_single_side)
+        encode_completion(tokenizer, [&example.prompt, &example.completion], config)
     };
     let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = examples.iter().map(|example| &example.id);
@@ -294,6 +301,24 @@ pub fn encode_examples(
         sequence,
     });
     Ok(dataset)
+}
+
+/// Encodes a prompt and its only completion by the rules of TRL 1.x.
+fn encode_completion(
+    tokenizer: &Tokenizer,
+    [prompt, completion]: [&str; 2],
+    config: &EncodeConfig,
+) -> Result<Outcome> {
+    // A pair whose two sides are the completion.
+    let pair = PreferencePair {
+        id: String::new(),
+        prompt: prompt.to_string(),
+        chosen: completion.to_string(),
+        rejected: completion.to_string(),
+        chosen_score: None,
+        rejected_score: None,
+    };
+    encode_trl1(tokenizer, &pair, config).map(Outcome::into_single_side)
 }
 
 /// Collects the outcomes into a data set and its report.

@@ -29,18 +29,18 @@ pub struct SampleLengths {
 pub struct SideLengths {
     /// Number of tokens, prompt and completion together.
     pub tokens: usize,
-    /// Index of the first completion token.
+    /// Index of the first completion token, or of the first token of a prompt that is scored.
     pub completion_start: usize,
 }
 
 impl SampleLengths {
     /// Returns the token counts of `sample`.
     pub fn of<S: Sample>(sample: &S) -> Self {
-        let side = |side: &super::encode::EncodedSequence| SideLengths {
+        let side = |(index, side): (usize, &super::encode::EncodedSequence)| SideLengths {
             tokens: side.ids.len(),
-            completion_start: side.completion_start,
+            completion_start: side.completion_start.min(sample.first_scored(index)),
         };
-        let sides: Vec<_> = sample.sides().into_iter().map(side).collect();
+        let sides: Vec<_> = sample.sides().into_iter().enumerate().map(side).collect();
         let unshared: usize = sides.iter().map(SideLengths::in_row).sum();
         Self { shared: unshared.saturating_sub(sample.packed_tokens()), sides }
     }
@@ -106,7 +106,7 @@ impl SideLengths {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::PreferenceBatch;
+    use super::super::batch::PackedBatch;
     use super::super::encode::{EncodedPair, EncodedSequence};
     use super::*;
 
@@ -130,7 +130,7 @@ mod tests {
             pair(&[3, 5, 6], &[4, 5, 7, 8, 9], 1),
             pair(&[1, 2, 3, 4, 5, 6, 7], &[1, 2, 3, 4, 9], 3),
         ] {
-            let batch = PreferenceBatch::new(&[&pair]);
+            let batch = PackedBatch::new(&[&pair]);
             let lengths = SampleLengths::of(&pair);
             assert_eq!(lengths.packed(), batch.tokens.length, "{pair:?}");
             assert_eq!(lengths.scored(), batch.targets.len(), "{pair:?}");

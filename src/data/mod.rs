@@ -1,11 +1,13 @@
 //! Reads raw rows and turns them into encoded preference pairs. No file here uses tensors.
 
+pub mod answers;
 pub mod batch;
 mod columnar;
 pub mod encode;
 pub mod example;
 pub mod html;
 pub(crate) mod json_lines;
+pub mod labeled;
 pub mod lengths;
 pub mod pair;
 pub mod preference;

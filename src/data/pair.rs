@@ -190,19 +190,44 @@ impl Columns {
         Ok(take_id(&mut self.row)?.unwrap_or_else(|| self.number.to_string()))
     }
 
+    /// Returns whether the row has the column `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.row.contains_key(key)
+    }
+
+    /// Takes the value of the column `key`, which is true or false.
+    pub(super) fn flag(&mut self, key: &str) -> std::result::Result<bool, BadRow> {
+        match self.row.remove(key) {
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => {
+                let problem = format!("{key}: is {}, not true or false", kind(&other));
+                Err(BadRow { problem, remedy: self.remedy })
+            }
+            None => {
+                let problem = format!("{key}: is missing; the row has {}", self.present());
+                Err(BadRow { problem, remedy: self.remedy })
+            }
+        }
+    }
+
+    /// Returns the names of the row's first columns.
+    fn present(&self) -> String {
+        let mut present: Vec<&str> = self.row.keys().map(String::as_str).collect();
+        present.truncate(8);
+        present.join(", ")
+    }
+
     /// Takes the text of the first of the columns `keys` that the row has.
     pub(super) fn text(&mut self, keys: &[&str]) -> std::result::Result<String, BadRow> {
         let found = keys.iter().find(|key| self.row.contains_key(**key));
         let bad = |problem| BadRow { problem, remedy: self.remedy };
         let Some(key) = found else {
-            let mut present: Vec<&str> = self.row.keys().map(String::as_str).collect();
-            present.truncate(8);
             let name = match keys {
                 [one] => (*one).to_string(),
                 [first, rest @ ..] => format!("{first} (or {})", rest.join(", ")),
                 [] => String::new(),
             };
-            let problem = format!("{name}: is missing; the row has {}", present.join(", "));
+            let problem = format!("{name}: is missing; the row has {}", self.present());
             return Err(bad(problem));
         };
         match self.row.get_mut(*key).map(Value::take) {

@@ -36,8 +36,26 @@ pub trait Sample: Clone + std::fmt::Debug + Send + Sync {
     /// Returns the sequences of the sample, one for each name in [`Self::SIDES`].
     fn sides(&self) -> Vec<&EncodedSequence>;
 
+    /// Returns the index of the first scored token of sequence `side`: that of the completion, unless the prompt is scored
+    /// too. The token at index 0 is never scored, because nothing predicts it.
+    fn first_scored(&self, side: usize) -> usize {
+        self.sides()[side].completion_start.max(1)
+    }
+
+    /// Returns the number of scored tokens of sequence `side`.
+    fn scored_tokens(&self, side: usize) -> usize {
+        self.sides()[side].ids.len().saturating_sub(self.first_scored(side))
+    }
+
+    /// Returns all token ids that the model may be given because of the sample.
+    fn token_ids(&self) -> Vec<&[u32]> {
+        self.sides().into_iter().map(|side| side.ids.as_slice()).collect()
+    }
+
     /// Returns the number of tokens that the sample takes in a packed row.
-    fn packed_tokens(&self) -> usize;
+    fn packed_tokens(&self) -> usize {
+        batch::packed_tokens(&self.sides())
+    }
 
     /// Returns the number of tokens with attention, counting each sequence in full (TRL's `num_tokens`).
     fn attended_tokens(&self) -> usize {
@@ -65,10 +83,6 @@ impl Sample for EncodedPair {
     fn sides(&self) -> Vec<&EncodedSequence> {
         vec![&self.chosen, &self.rejected]
     }
-
-    fn packed_tokens(&self) -> usize {
-        batch::packed_tokens(self)
-    }
 }
 
 /// Returns whether the completion follows the prompt without a space: it begins with a letter, a digit or a minus sign,
@@ -92,7 +106,7 @@ impl Sample for EncodedExample {
     ) -> Result<EncodedDataset<Self>> {
         let examples = read_examples(file)?;
         let mut encoded = encode_examples(tokenizer, &examples, config)?;
-        encoded.report.is_sft = true;
+        encoded.report.single_completion = true;
         encoded.report.joined =
             examples.iter().filter(|example| is_joined(&config.prompt_template, example)).count();
         Ok(encoded)
@@ -104,11 +118,6 @@ impl Sample for EncodedExample {
 
     fn sides(&self) -> Vec<&EncodedSequence> {
         vec![&self.sequence]
-    }
-
-    fn packed_tokens(&self) -> usize {
-        // The last token predicts nothing, so it is not part of the row.
-        (self.sequence.ids.len() - 1).max(1)
     }
 }
 

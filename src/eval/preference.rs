@@ -10,7 +10,7 @@ use super::answers::Verdict;
 use super::judged::{Judged, Rule};
 use super::statistics::{Rate, mean_interval};
 use super::store::Store;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedPair;
 use crate::data::pair::PreferencePair;
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ pub fn score_pairs<B: TrainBackend>(
             return Err(Error::Interrupted { note });
         }
         let some: Vec<&EncodedPair> = indices.iter().map(|index| &pairs[*index]).collect();
-        let batch = PreferenceBatch::new(&some);
+        let batch = PackedBatch::new(&some);
         let on_device = DeviceBatch::new(&batch, &table, device);
         let sums = |model: &Mistral<B>| -> Result<Vec<f32>> {
             let scored = score(model, &on_device, LogProbStats::None);

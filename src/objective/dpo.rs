@@ -8,13 +8,13 @@ use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
 use super::losses::PairLogProbs;
-use super::metrics::{KEYS, MicroBatchMetrics, SampleOutput};
+use super::metrics::{MicroBatchMetrics, SampleOutput};
 use super::pass::{Pass, PassLimits};
 use super::preference::{PassLogProbs, PreferenceLoss};
 use super::reference::Reference;
-use super::{Objective, Usage};
+use super::{MicroBatch, Objective, Usage};
 use crate::adapter::parameters::Parameter;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
 use crate::model::mistral::Mistral;
@@ -60,10 +60,60 @@ impl PrecomputeSizes {
     }
 }
 
+impl ReferenceTiming {
+    /// Returns the number of samples in a batch that is computed before the first step; `None` if none is.
+    pub fn batch_size(self, usage: Usage) -> Option<usize> {
+        match self {
+            Self::Before(sizes) => Some(match usage {
+                Usage::Training => sizes.training,
+                Usage::Evaluation => sizes.evaluation,
+            }),
+            Self::EveryStep | Self::Once => None,
+        }
+    }
+}
+
+/// Checks a micro-batch of the first step of a run whose policy equals its reference: the loss is `expected` (if that is known)
+/// and every reward is 0. Both are exact unless the reference was precomputed, because sums round differently in batches of
+/// other sizes.
+///
+/// # Errors
+/// The loss or a reward has another value.
+pub(super) fn check_start(
+    micro: &MicroBatchMetrics,
+    expected: Option<f64>,
+    beta: f64,
+    timing: ReferenceTiming,
+) -> Result<()> {
+    let values =
+        |what: &str| ["chosen", "rejected"].map(|side| micro.value(&format!("{what}/{side}")));
+    let rewards = values("rewards").map(Option::unwrap_or_default);
+    let [chosen, rejected] = values("logps").map(Option::unwrap_or_default);
+    let logps = chosen.abs().max(rejected.abs());
+    let tolerance = match timing {
+        ReferenceTiming::Before(_) => 1e-2 * beta * logps,
+        ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
+    };
+    // A loss that is not linear in the rewards may change faster than they do.
+    let expected = expected.filter(|_| tolerance == 0.0);
+    let is_expected =
+        expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
+    if is_expected && rewards.iter().all(|reward| reward.abs() <= tolerance) {
+        return Ok(());
+    }
+    let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
+    Err(Error::run(
+        format!(
+            "self-check failed: before the first update policy and reference are the same function, but the loss is \
+             {}{expected} and the rewards {rewards:?} (not 0)",
+            micro.loss
+        ),
+        "this backend computes wrong results: try another --backend, and report this",
+    ))
+}
+
 impl<B: TrainBackend> Objective<B> for Dpo<B> {
     type Sample = EncodedPair;
-
-    const KEYS: &'static [&'static str] = &KEYS;
 
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
@@ -74,15 +124,16 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
     /// batches of other pairs, they would round differently, and its result would differ from that of an uninterrupted run.
     const STATE_FILE: Option<&'static str> = Some("reference_log_probs.json");
 
-    fn batch(samples: &[&EncodedPair]) -> PreferenceBatch {
-        PreferenceBatch::new(samples)
-    }
-
     fn pass_limits(&self, tokens: usize) -> PassLimits {
         PassLimits { tokens, whole_micro_batches: self.loss.needs_whole_micro_batches() }
     }
 
-    fn prepare(&self, batch: &PreferenceBatch, on_device: &mut DeviceBatch<B>) {
+    fn prepare(
+        &self,
+        _samples: &[&EncodedPair],
+        batch: &PackedBatch,
+        on_device: &mut DeviceBatch<B>,
+    ) {
         if let Some(alpha) = self.loss.ld_alpha {
             on_device.completions.weigh_tails(batch, alpha);
         }
@@ -94,7 +145,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
 
     fn reference(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Tensor<B, 1> {
@@ -108,7 +159,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         &self,
         policy: &CompletionLogProbs<A>,
         reference: Tensor<A, 1>,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_>,
         usage: Usage,
     ) -> Tensor<A, 1> {
@@ -127,7 +178,12 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         }
     }
 
-    fn metrics(&self, samples: &[SampleOutput], usage: Usage) -> MicroBatchMetrics {
+    fn metrics(
+        &self,
+        micro_batch: &MicroBatch<'_, EncodedPair>,
+        usage: Usage,
+    ) -> MicroBatchMetrics {
+        let samples = micro_batch.outputs;
         let beta = self.loss.settings.beta;
         match usage {
             Usage::Training => MicroBatchMetrics::new(samples, beta),
@@ -137,51 +193,21 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         }
     }
 
-    /// Checks that the loss has its value at zero and every reward is 0 if policy and reference are the same function. Both
-    /// are exact unless the reference was precomputed, because sums round differently in batches of other sizes.
     fn check_first_step(&self, micro_batches: &[MicroBatchMetrics]) -> Result<()> {
         if !self.starts_as_reference {
             return Ok(());
         }
-        for micro in micro_batches {
-            let rewards = &micro.values[..2];
-            let logps = micro.values[4].abs().max(micro.values[5].abs());
-            let tolerance = match self.timing {
-                ReferenceTiming::Before(_) => 1e-2 * self.loss.settings.beta * logps,
-                ReferenceTiming::EveryStep | ReferenceTiming::Once => 0.0,
-            };
-            // A loss that is not linear in the rewards may change faster than they do.
-            let expected = self.loss.at_zero().filter(|_| tolerance == 0.0);
-            let is_expected =
-                expected.is_none_or(|loss| (micro.loss - loss).abs() < 1e-6 * loss.abs().max(1.0));
-            if !is_expected || rewards.iter().any(|reward| reward.abs() > tolerance) {
-                let expected = expected.map(|loss| format!(" (not {loss})")).unwrap_or_default();
-                return Err(Error::run(
-                    format!(
-                        "self-check failed: before the first update policy and reference are the same \
-                         function, but the loss is {}{expected} and the rewards {rewards:?} (not 0)",
-                        micro.loss
-                    ),
-                    "this backend computes wrong results: try another --backend, and report this",
-                ));
-            }
-        }
-        Ok(())
+        let (loss, beta) = (self.loss.at_zero(), self.loss.settings.beta);
+        micro_batches.iter().try_for_each(|micro| check_start(micro, loss, beta, self.timing))
     }
 
     fn precompute_batch_size(&self, usage: Usage) -> Option<usize> {
-        match self.timing {
-            ReferenceTiming::Before(sizes) => Some(match usage {
-                Usage::Training => sizes.training,
-                Usage::Evaluation => sizes.evaluation,
-            }),
-            ReferenceTiming::EveryStep | ReferenceTiming::Once => None,
-        }
+        self.timing.batch_size(usage)
     }
 
     fn precompute(
         &mut self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Result<()> {
@@ -189,26 +215,17 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
     }
 
     fn precomputed(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
-        let cached = self.reference.kept(usage);
-        let sums =
-            ids.iter().map(|id| cached.get(*id).map(|(chosen, rejected)| [*chosen, *rejected]));
-        sums.collect::<Option<Vec<_>>>().map(|sums| sums.concat())
+        self.reference.sums(ids, usage)
     }
 
     fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32], usage: Usage) -> bool {
-        let (sums, rest) = numbers.as_chunks::<2>();
-        let fits = rest.is_empty() && sums.len() == ids.len();
-        if fits {
-            ids.iter().zip(sums).for_each(|(id, sums)| self.reference.keep(id, *sums, usage));
-        }
-        fits
+        self.reference.set_sums(ids, numbers, usage)
     }
 
     fn remember(&mut self, id: &str, output: &SampleOutput) {
-        if self.timing == ReferenceTiming::Once
-            && let [chosen, rejected] = output.reference.as_slice()
-        {
-            self.reference.remember(id, [*chosen as f32, *rejected as f32]);
+        if self.timing == ReferenceTiming::Once {
+            let sums = output.reference.iter().map(|sum| *sum as f32).collect();
+            self.reference.remember(id, sums);
         }
     }
 
@@ -237,7 +254,7 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         if self.timing != ReferenceTiming::Once {
             return Ok(());
         }
-        let cached: BTreeMap<String, [f32; 2]> =
+        let cached: BTreeMap<String, Vec<f32>> =
             serde_json::from_slice(state).map_err(|error| error.to_string())?;
         for (id, sums) in cached {
             self.reference.remember(&id, sums);

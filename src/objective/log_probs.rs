@@ -5,14 +5,14 @@ use arithmo_backends::{LogProbStats, TrainBackend, Weight};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Element, Int, Tensor, TensorData};
 
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::input::ModelInput;
 use crate::model::mistral::Mistral;
 use crate::model::not_finite;
 use crate::model::positions::PositionTable;
 
-/// A [`PreferenceBatch`] on a device.
+/// A [`PackedBatch`] on a device.
 #[derive(Clone, Debug)]
 pub struct DeviceBatch<B: TrainBackend> {
     /// The tokens of the packed row.
@@ -53,7 +53,7 @@ pub struct CompletionLogProbs<B: TrainBackend> {
 
 impl<B: TrainBackend> DeviceBatch<B> {
     /// Copies `batch` to `device`.
-    pub fn new(batch: &PreferenceBatch, table: &PositionTable<B>, device: &B::Device) -> Self {
+    pub fn new(batch: &PackedBatch, table: &PositionTable<B>, device: &B::Device) -> Self {
         let input = ModelInput::new(&batch.tokens, table, device);
         Self {
             input: input.only(&batch.queries, device),
@@ -64,7 +64,7 @@ impl<B: TrainBackend> DeviceBatch<B> {
 
 impl<B: TrainBackend> Completions<B> {
     /// Copies the scored tokens of `batch` to `device`.
-    fn new(batch: &PreferenceBatch, device: &B::Device) -> Self {
+    fn new(batch: &PackedBatch, device: &B::Device) -> Self {
         let ints = |values: Vec<i64>| {
             let shape = [values.len()];
             Tensor::from_data(TensorData::new(values, shape), device)
@@ -94,21 +94,23 @@ impl<B: TrainBackend> Completions<B> {
     ///
     /// # Panics
     /// If `batch` is not the batch of pairs that this was made from.
-    pub fn weigh_tails(&mut self, batch: &PreferenceBatch, alpha: f64) {
+    pub fn weigh_tails(&mut self, batch: &PackedBatch, alpha: f64) {
+        let (chosen, rejected) = batch.counts.split_at(batch.counts.len() / 2);
+        let shorter = |row: usize| chosen[row % chosen.len()].min(rejected[row % chosen.len()]);
+        self.weigh(batch, |row, at| if at < shorter(row) { 1.0 } else { alpha });
+    }
+
+    /// Makes the weighted sums count scored token `at` of the sequence `row` with the weight `weight(row, at)`.
+    ///
+    /// # Panics
+    /// If `batch` is not the batch that this was made from.
+    pub fn weigh(&mut self, batch: &PackedBatch, weight: impl Fn(usize, usize) -> f64) {
         let [rows, longest] = self.mask.dims();
-        assert_eq!(batch.counts.len(), rows, "weigh_tails: rows");
-        let (chosen, rejected) = batch.counts.split_at(rows / 2);
-        let shared = || chosen.iter().zip(rejected).map(|(chosen, rejected)| chosen.min(rejected));
-        let rows_weights = batch.counts.iter().zip(shared().chain(shared()));
-        let weights: Vec<f64> = rows_weights
-            .flat_map(|(count, shared)| {
-                (0..longest).map(move |at| match at {
-                    _ if at < *shared => 1.0,
-                    _ if at < *count => alpha,
-                    _ => 0.0,
-                })
-            })
-            .collect();
+        assert_eq!(batch.counts.len(), rows, "weigh: rows");
+        let mut weights = Vec::with_capacity(rows * longest);
+        for (row, count) in batch.counts.iter().enumerate() {
+            weights.extend((0..longest).map(|at| if at < *count { weight(row, at) } else { 0.0 }));
+        }
         let (device, dtype) = (self.mask.device(), self.mask.dtype());
         let weights = TensorData::new(weights, [rows, longest]).convert_dtype(dtype);
         self.token_weights = Some(Tensor::from_data(weights, (&device, dtype)));

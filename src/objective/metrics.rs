@@ -1,5 +1,7 @@
 //! Computes TRL's metrics from per-sequence and per-token statistics on the host.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::moments::Moments;
@@ -53,28 +55,26 @@ impl Sum {
     }
 }
 
-/// TRL's metrics of one micro-batch of pairs or examples.
+/// TRL's metrics of one micro-batch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MicroBatchMetrics {
-    /// Number of pairs or examples in the micro-batch.
+    /// Number of samples in the micro-batch.
     pub pairs: usize,
     /// Mean loss.
     pub loss: f64,
-    /// One value per key. For pairs, the keys are [`KEYS`].
-    pub values: Vec<f64>,
+    /// The terms of each metric by its key, which is TRL's name. Their mean is the metric's value. A metric that the
+    /// micro-batch does not have is absent.
+    pub sums: BTreeMap<String, Sum>,
     /// Sums whose means add up to `loss`. Not saved in checkpoints.
     #[serde(skip)]
     pub loss_sums: Vec<Sum>,
-    /// Sums over pairs or tokens whose means are `values`. Not saved in checkpoints.
-    #[serde(skip)]
-    pub sums: Vec<Sum>,
     /// Sums over pairs of how many tokens longer the chosen completion is, and of the margin. Not saved in checkpoints.
     #[serde(skip)]
     pub length_margin: Moments,
 }
 
-/// Names of the metrics of pairs, as in TRL.
-pub const KEYS: [&str; 10] = [
+/// Keys of all metrics, as in TRL, in the order in which a line of the log has them.
+pub const KEYS: [&str; 14] = [
     "rewards/chosen",
     "rewards/rejected",
     "rewards/accuracies",
@@ -83,6 +83,10 @@ pub const KEYS: [&str; 10] = [
     "logps/rejected",
     "logits/chosen",
     "logits/rejected",
+    "kl",
+    "nll_loss",
+    "log_odds_ratio",
+    "log_odds_chosen",
     "mean_token_accuracy",
     "entropy",
 ];
@@ -122,34 +126,45 @@ impl MicroBatchMetrics {
         Self { length_margin, ..Self::from_sums(pairs.len(), loss_sums, sums) }
     }
 
-    /// Creates metrics whose loss is the sum of the means of `loss_sums` and whose values are the means of `sums`.
-    pub fn from_sums(pairs: usize, loss_sums: Vec<Sum>, sums: Vec<Sum>) -> Self {
+    /// Creates metrics whose loss is the sum of the means of `loss_sums`.
+    pub fn from_sums(
+        pairs: usize,
+        loss_sums: Vec<Sum>,
+        sums: impl IntoIterator<Item = (impl Into<String>, Sum)>,
+    ) -> Self {
         Self {
             pairs,
             loss: loss_sums.iter().map(|sum| sum.mean()).sum(),
-            values: sums.iter().map(|sum| sum.mean()).collect(),
+            sums: sums.into_iter().map(|(key, sum)| (key.into(), sum)).collect(),
             loss_sums,
-            sums,
             length_margin: Moments::default(),
         }
+    }
+
+    /// Returns the value of the metric `key`; `None` if the micro-batch does not have it.
+    pub fn value(&self, key: &str) -> Option<f64> {
+        self.sums.get(key).map(|sum| sum.mean())
+    }
+
+    /// Returns the value of every metric by its key.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        self.sums.iter().map(|(key, sum)| (key.clone(), sum.mean())).collect()
     }
 
     /// Computes the metrics over all pairs of `batches`. The sums are added before they are divided, so that the result does
     /// not depend on how the pairs are divided into batches.
     pub fn pooled(batches: &[Self]) -> Self {
-        let column = |sums: fn(&Self) -> &[Sum]| -> Vec<Sum> {
-            let width = batches.first().map_or(0, |batch| sums(batch).len());
-            let key = |key: usize| {
-                let sums = batches.iter().filter_map(|batch| sums(batch).get(key));
-                sums.fold(Sum::default(), |sum, other| sum.add(*other))
-            };
-            (0..width).map(key).collect()
-        };
-        let pairs = batches.iter().map(|batch| batch.pairs).sum();
-        let loss_sums = column(|batch| &batch.loss_sums);
+        let total = |sums: &mut dyn Iterator<Item = Sum>| sums.fold(Sum::default(), Sum::add);
+        let losses = batches.first().map_or(0, |batch| batch.loss_sums.len());
+        let loss_sums = (0..losses)
+            .map(|index| total(&mut batches.iter().filter_map(|b| b.loss_sums.get(index).copied())))
+            .collect();
+        let sums = keys(batches)
+            .into_iter()
+            .map(|key| (key, total(&mut batches.iter().filter_map(|b| b.sums.get(key).copied()))));
         Self {
             length_margin: Self::length_margins(batches),
-            ..Self::from_sums(pairs, loss_sums, column(|batch| &batch.sums))
+            ..Self::from_sums(batches.iter().map(|batch| batch.pairs).sum(), loss_sums, sums)
         }
     }
 
@@ -159,26 +174,35 @@ impl MicroBatchMetrics {
         moments.fold(Moments::default(), Moments::plus)
     }
 
-    /// Returns the unweighted means of the loss and the values over micro-batches, as TRL computes them.
-    pub fn mean(batches: &[Self]) -> (f64, Vec<f64>) {
+    /// Returns the unweighted means of the loss and of each metric over micro-batches, as TRL computes them: a metric's mean is
+    /// over the micro-batches that have it.
+    pub fn mean(batches: &[Self]) -> (f64, BTreeMap<String, f64>) {
         Self::mean_weighted(batches, |_| 1.0)
     }
 
-    /// Returns the means of the loss and the values over micro-batches, weighted by their numbers of pairs. They equal TRL's
-    /// if all micro-batches have the same size, and are means over pairs if the last one of an epoch is smaller.
-    pub fn mean_by_pairs(batches: &[Self]) -> (f64, Vec<f64>) {
+    /// Returns the means of the loss and of each metric over micro-batches, weighted by their numbers of pairs. They equal
+    /// TRL's if all micro-batches have the same size, and are means over pairs if the last one of an epoch is smaller.
+    pub fn mean_by_pairs(batches: &[Self]) -> (f64, BTreeMap<String, f64>) {
         Self::mean_weighted(batches, |batch| batch.pairs as f64)
     }
 
-    fn mean_weighted(batches: &[Self], weight: impl Fn(&Self) -> f64) -> (f64, Vec<f64>) {
-        let total: f64 = batches.iter().map(&weight).sum();
-        let mean = |value: &dyn Fn(&Self) -> f64| {
-            let sum: f64 = batches.iter().map(|batch| weight(batch) * value(batch)).sum();
+    fn mean_weighted(
+        batches: &[Self],
+        weight: impl Fn(&Self) -> f64,
+    ) -> (f64, BTreeMap<String, f64>) {
+        let mean = |value: &dyn Fn(&Self) -> Option<f64>| {
+            let (mut sum, mut total) = (0.0, 0.0);
+            for batch in batches {
+                if let Some(value) = value(batch) {
+                    sum += weight(batch) * value;
+                    total += weight(batch);
+                }
+            }
             if total > 0.0 { sum / total } else { 0.0 }
         };
-        let keys = batches.first().map_or(0, |batch| batch.values.len());
-        let value = |key: usize| mean(&|batch| batch.values.get(key).copied().unwrap_or(0.0));
-        (mean(&|batch| batch.loss), (0..keys).map(value).collect())
+        let values = keys(batches).into_iter();
+        let values = values.map(|key| (key.to_string(), mean(&|batch| batch.value(key))));
+        (mean(&|batch| Some(batch.loss)), values.collect())
     }
 
     /// Returns the mean loss weighted by numbers of pairs, as the Trainer's evaluation reports it.
@@ -192,23 +216,41 @@ fn reward(pair: &SampleOutput, beta: f64, side: usize) -> f64 {
     beta * (pair.policy[side].logps - pair.reference[side])
 }
 
-/// Computes the sum for each of [`KEYS`].
-fn pair_sums(pairs: &[SampleOutput], beta: f64) -> Vec<Sum> {
-    let reward = |side: usize| pairs.iter().map(move |pair| reward(pair, beta, side));
-    let margins = || reward(0).zip(reward(1)).map(|(c, r)| c - r);
+/// Returns the keys of the metrics that any of `batches` has.
+fn keys(batches: &[MicroBatchMetrics]) -> BTreeSet<&str> {
+    batches.iter().flat_map(|batch| batch.sums.keys()).map(String::as_str).collect()
+}
+
+/// Computes the metrics of the rewards of pairs, each that of the chosen and of the rejected completion. Ties count as wrong.
+pub(super) fn reward_sums(rewards: &[[f64; 2]]) -> [(&'static str, Sum); 4] {
+    let side = |side: usize| Sum::of(rewards.iter().map(move |rewards| rewards[side]));
+    let margins = || rewards.iter().map(|[chosen, rejected]| chosen - rejected);
+    [
+        ("rewards/chosen", side(0)),
+        ("rewards/rejected", side(1)),
+        ("rewards/accuracies", Sum::of(margins().map(|margin| f64::from(margin > 0.0)))),
+        ("rewards/margins", Sum::of(margins())),
+    ]
+}
+
+/// Computes the metrics of pairs.
+fn pair_sums(pairs: &[SampleOutput], beta: f64) -> [(&'static str, Sum); 10] {
+    let rewards: Vec<[f64; 2]> =
+        pairs.iter().map(|pair| [reward(pair, beta, 0), reward(pair, beta, 1)]).collect();
+    let [chosen, rejected, accuracies, margins] = reward_sums(&rewards);
     let logps = |side: usize| Sum::of(pairs.iter().map(move |pair| pair.policy[side].logps));
     let tokens = |side: usize| pairs.iter().flat_map(move |pair| &pair.policy[side].tokens);
-    vec![
-        Sum::of(reward(0)),
-        Sum::of(reward(1)),
-        Sum::of(margins().map(|margin| f64::from(margin > 0.0))),
-        Sum::of(margins()),
-        logps(0),
-        logps(1),
-        Sum::of(tokens(0).map(|token| token[3])),
-        Sum::of(tokens(1).map(|token| token[3])),
-        Sum::of(tokens(0).map(|token| token[2])),
-        Sum::of(tokens(0).chain(tokens(1)).map(|token| token[1])),
+    [
+        chosen,
+        rejected,
+        accuracies,
+        margins,
+        ("logps/chosen", logps(0)),
+        ("logps/rejected", logps(1)),
+        ("logits/chosen", Sum::of(tokens(0).map(|token| token[3]))),
+        ("logits/rejected", Sum::of(tokens(1).map(|token| token[3]))),
+        ("mean_token_accuracy", Sum::of(tokens(0).map(|token| token[2]))),
+        ("entropy", Sum::of(tokens(0).chain(tokens(1)).map(|token| token[1]))),
     ]
 }
 
@@ -240,10 +282,10 @@ mod tests {
             .map(|(i, m)| pair(i as f64, f64::from(*m), 1 + i, i.min(3)))
             .collect();
         let whole = MicroBatchMetrics::new(&pairs, 1.0);
-        assert_eq!(whole.values[2], 0.5);
+        assert_eq!(whole.value("rewards/accuracies"), Some(0.5));
         assert_eq!(whole.loss, 5.5);
         // Tokens: 1 + 2 + .. + 12 = 78, of which 0 + 1 + 2 + 9 * 3 = 30 are right.
-        assert_eq!(whole.values[8], 30.0 / 78.0);
+        assert_eq!(whole.value("mean_token_accuracy"), Some(30.0 / 78.0));
         // The chosen side is 0, 1, .., 11 tokens longer, with mean 5.5 and sum of squares 143; the margins have mean 0 and sum
         // of squares 12. The sum of products is 0 + 1 + 2 - 3 - 4 - 5 - 6 - 7 + 8 + 9 + 10 - 11 = -6.
         let correlation = whole.length_margin.correlation().unwrap();
@@ -254,9 +296,24 @@ mod tests {
             assert_eq!(MicroBatchMetrics::pooled(&batches), whole, "batches of {size}");
         }
         let batches: Vec<_> = pairs.chunks(8).map(|c| MicroBatchMetrics::new(c, 1.0)).collect();
-        assert_eq!(MicroBatchMetrics::mean(&batches).1[2], 0.5625);
-        assert_eq!(MicroBatchMetrics::mean_by_pairs(&batches).1[2], 0.5);
+        assert_eq!(MicroBatchMetrics::mean(&batches).1["rewards/accuracies"], 0.5625);
+        assert_eq!(MicroBatchMetrics::mean_by_pairs(&batches).1["rewards/accuracies"], 0.5);
         assert_eq!(MicroBatchMetrics::loss_by_pairs(&batches), 5.5);
+    }
+
+    /// A metric that only some batches have is averaged over these.
+    #[test]
+    fn metrics_may_be_absent() {
+        let batch = |pairs, sums: &[(&'static str, f64)]| {
+            let sums = sums.iter().map(|(key, total)| (*key, Sum { total: *total, count: 2 }));
+            MicroBatchMetrics::from_sums(pairs, vec![Sum { total: 1.0, count: 1 }], sums)
+        };
+        let batches = [batch(3, &[("a", 2.0), ("b", 4.0)]), batch(1, &[("a", 6.0)]), batch(4, &[])];
+        assert_eq!(batches[1].value("b"), None);
+        let expected = |a, b| BTreeMap::from([("a".to_string(), a), ("b".to_string(), b)]);
+        assert_eq!(MicroBatchMetrics::mean(&batches), (1.0, expected(2.0, 2.0)));
+        assert_eq!(MicroBatchMetrics::mean_by_pairs(&batches), (1.0, expected(1.5, 2.0)));
+        assert_eq!(MicroBatchMetrics::pooled(&batches).values(), expected(2.0, 2.0));
     }
 
     /// The cross-entropy is a mean over tokens, 0.125 * (3 + 6) / (2 + 6), even if the two pairs are in separate batches.

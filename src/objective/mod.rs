@@ -1,12 +1,15 @@
 //! Training objectives: the trait [`Objective`], preference optimization (Direct Preference Optimization, arXiv 2305.18290,
-//! and its relatives) and supervised fine-tuning, with their losses, reference model and metrics.
+//! and its relatives; KTO; ORPO; CPO) and supervised fine-tuning, with their losses, reference model and metrics.
 
+pub mod cpo;
 pub mod dpo;
 pub mod f_divergence;
+pub mod kto;
 pub mod log_probs;
 pub mod losses;
 pub mod metrics;
 pub mod moments;
+pub mod orpo;
 pub mod pass;
 pub mod preference;
 pub mod reference;
@@ -20,10 +23,12 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 
 use self::log_probs::{CompletionLogProbs, DeviceBatch};
-use self::metrics::{MicroBatchMetrics, SampleOutput};
+use self::losses::vector_like;
+use self::metrics::{MicroBatchMetrics, SampleOutput, Sum};
 use self::pass::{Pass, PassLimits, mean_weights};
 use crate::adapter::parameters::Parameter;
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
+use crate::data::encode::EncodedExample;
 use crate::data::sample::Sample;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
@@ -34,9 +39,6 @@ pub trait Objective<B: TrainBackend>: Debug {
     /// The training samples.
     type Sample: Sample;
 
-    /// Keys of [`MicroBatchMetrics::values`], under TRL's names.
-    const KEYS: &'static [&'static str];
-
     /// Keys shown in the status line, with their short names.
     const STATUS_KEYS: &'static [(&'static str, &'static str)];
 
@@ -45,9 +47,6 @@ pub trait Objective<B: TrainBackend>: Debug {
 
     /// Name of the checkpoint file with [`Self::state`]; `None` if there is no state.
     const STATE_FILE: Option<&'static str> = None;
-
-    /// Packs samples into one row.
-    fn batch(samples: &[&Self::Sample]) -> PreferenceBatch;
 
     /// Returns the limits of a pass, given its largest number of tokens.
     fn pass_limits(&self, tokens: usize) -> PassLimits {
@@ -60,18 +59,36 @@ pub trait Objective<B: TrainBackend>: Debug {
     }
 
     /// Adjusts a batch on the device before it is scored, such as the weights of its tokens.
-    fn prepare(&self, _batch: &PreferenceBatch, _on_device: &mut DeviceBatch<B>) {}
+    fn prepare(
+        &self,
+        _samples: &[&Self::Sample],
+        _batch: &PackedBatch,
+        _on_device: &mut DeviceBatch<B>,
+    ) {
+    }
 
     /// Returns the statistics that losses and metrics need.
     fn stats(&self) -> LogProbStats {
         LogProbStats::All
     }
 
+    /// Returns sequences that are scored without a gradient before the losses of these consecutive samples, one for each sample;
+    /// none if the objective does not need them. [`Self::baseline`] gets their log-probabilities.
+    fn companions(&self, _samples: &[&Self::Sample]) -> Vec<EncodedExample> {
+        Vec::new()
+    }
+
+    /// Returns a number for the losses of a micro-batch from the log-probabilities of its companions, those of the policy minus
+    /// those of the reference.
+    fn baseline(&self, _ratios: &[f64]) -> f64 {
+        0.0
+    }
+
     /// Returns the reference's log-probabilities of all completions, or a vector of length 0 without a reference. They are
-    /// computed on the inner backend, without a graph.
+    /// computed on the inner backend, without a graph. The batch may also be of companions.
     fn reference(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Tensor<B, 1>;
@@ -81,13 +98,17 @@ pub trait Objective<B: TrainBackend>: Debug {
         &self,
         policy: &CompletionLogProbs<A>,
         reference: Tensor<A, 1>,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_, Self::Sample>,
         usage: Usage,
     ) -> Tensor<A, 1>;
 
     /// Computes the metrics of a micro-batch.
-    fn metrics(&self, samples: &[SampleOutput], usage: Usage) -> MicroBatchMetrics;
+    fn metrics(
+        &self,
+        micro_batch: &MicroBatch<'_, Self::Sample>,
+        usage: Usage,
+    ) -> MicroBatchMetrics;
 
     /// Returns the loss of a step, as transformers' `Trainer` logs it.
     fn step_loss(&self, micro_batches: &[MicroBatchMetrics]) -> f64 {
@@ -108,13 +129,13 @@ pub trait Objective<B: TrainBackend>: Debug {
         None
     }
 
-    /// Computes what later steps or evaluations need of a batch of samples.
+    /// Computes what later steps or evaluations need of a batch of samples, or of their companions.
     ///
     /// # Errors
     /// A computed value is not finite.
     fn precompute(
         &mut self,
-        _batch: &PreferenceBatch,
+        _batch: &PackedBatch,
         _on_device: &DeviceBatch<B>,
         _usage: Usage,
     ) -> Result<()> {
@@ -162,6 +183,17 @@ pub trait Objective<B: TrainBackend>: Debug {
     }
 }
 
+/// A micro-batch with its outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a, S> {
+    /// The samples.
+    pub samples: &'a [&'a S],
+    /// The outputs of each sample.
+    pub outputs: &'a [SampleOutput],
+    /// What [`Objective::baseline`] returned for the micro-batch.
+    pub baseline: f64,
+}
+
 /// Whether samples are used for training or for evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
@@ -169,4 +201,26 @@ pub enum Usage {
     Training,
     /// Held-out metrics. Losses whose mean is over tokens are left out of the losses of the samples; the metrics add them.
     Evaluation,
+}
+
+impl Usage {
+    /// Returns sums whose means add up to the loss of a micro-batch. `cross_entropy` is that of its tokens, which has the weight
+    /// `weight` in the loss; the losses of held-out samples lack it.
+    fn loss_sums(self, samples: &[SampleOutput], weight: f64, cross_entropy: Sum) -> Vec<Sum> {
+        let losses = Sum::of(samples.iter().map(|sample| sample.loss));
+        if self == Self::Training || weight == 0.0 {
+            return vec![losses];
+        }
+        vec![losses, Sum { total: weight * cross_entropy.total, ..cross_entropy }]
+    }
+}
+
+/// Divides the summed log-probabilities of all first, then all second completions of `samples`, `[2N]`, by their numbers of
+/// completion tokens.
+fn per_token<B: TrainBackend, S: Sample>(sums: Tensor<B, 1>, samples: &[&S]) -> Tensor<B, 1> {
+    let tokens = |side: usize| {
+        samples.iter().map(move |sample| sample.sides()[side].scored_tokens().max(1) as f64)
+    };
+    let counts = (0..S::SIDES.len()).flat_map(tokens).collect();
+    sums.clone() / vector_like(&sums, counts)
 }

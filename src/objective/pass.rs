@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use crate::data::encode::{EncodedPair, EncodedSequence};
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::losses::vector_like;
+use crate::data::encode::EncodedPair;
 use crate::data::sample::Sample;
 
 /// Pairs (or examples) computed in one forward and backward pass.
@@ -18,10 +21,21 @@ pub struct Pass<'a, S = EncodedPair> {
     /// For each pair, the pairs of its micro-batch divided by the scored tokens of their first sides. With them as factors
     /// of summed log-probabilities, a mean over pairs is a mean over tokens.
     pub token_weights: Vec<f64>,
+    /// For each pair, what [`Objective::baseline`](super::Objective::baseline) returned for its micro-batch; 0 until then.
+    pub baselines: Vec<f64>,
     /// The pairs of each micro-batch, or of the part of it that is in this pass.
     pub micro_batches: Vec<Range<usize>>,
     /// Number of tokens in the packed row.
     pub tokens: usize,
+}
+
+impl<S> Pass<'_, S> {
+    /// Returns cross-entropies, `[N]`, whose mean over a micro-batch is the mean over the scored tokens of its first sides, from
+    /// the summed log-probabilities of the first sides, `[N]`.
+    pub fn cross_entropies<B: Backend>(&self, sums: Tensor<B, 1>) -> Tensor<B, 1> {
+        let weights = vector_like(&sums, self.token_weights.clone());
+        sums.neg() * weights
+    }
 }
 
 /// Limits on the size of a pass.
@@ -56,6 +70,7 @@ pub fn passes<'a, S: Sample>(
         pairs: pairs[range.clone()].to_vec(),
         weights: weights[range.clone()].to_vec(),
         token_weights: token_weights[range.clone()].to_vec(),
+        baselines: vec![0.0; range.len()],
         micro_batches: parts(&sizes, &range),
         tokens: tokens[range].iter().sum(),
     };
@@ -70,8 +85,7 @@ pub fn mean_weights<S>(micro_batches: &[Vec<&S>]) -> Vec<f64> {
 
 /// Returns [`Pass::token_weights`] of a micro-batch.
 fn token_weights<S: Sample>(pairs: &[&S]) -> Vec<f64> {
-    let first_sides = pairs.iter().filter_map(|pair| pair.sides().first().copied());
-    let tokens: usize = first_sides.map(EncodedSequence::scored_tokens).sum();
+    let tokens: usize = pairs.iter().map(|pair| pair.scored_tokens(0)).sum();
     vec![pairs.len() as f64 / tokens.max(1) as f64; pairs.len()]
 }
 
@@ -125,6 +139,7 @@ fn group_within(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
 #[allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 mod tests {
     use super::*;
+    use crate::data::encode::EncodedSequence;
 
     /// Returns a pair that takes `tokens` tokens in a packed row, of which two are shared and the others belong to chosen.
     fn pair(tokens: usize) -> EncodedPair {

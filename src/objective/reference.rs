@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::Usage;
 use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::adapter::parameters::{Parameter, set_trained_parameters, trained_parameters};
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::mistral::Mistral;
 
@@ -33,14 +33,14 @@ pub struct Reference<B: TrainBackend> {
     model: Mistral<B>,
     /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
-    /// Summed log-probabilities (chosen, rejected) of the training pairs computed so far, by pair id.
-    cached: BTreeMap<String, (f32, f32)>,
+    /// Summed log-probabilities of each completion (chosen, rejected) of the training samples computed so far, by sample id.
+    cached: BTreeMap<String, Vec<f32>>,
+    /// Those of the held-out samples, which may have ids of training samples.
+    held_out: BTreeMap<String, Vec<f32>>,
     /// How the reference follows the policy; `None` if it never changes.
     sync: Option<ReferenceSync>,
     /// The tensors of the reference that follow the policy's trained ones, with their names.
     moving: Vec<Parameter<B>>,
-    /// Those of the held-out pairs, which may have ids of training pairs.
-    held_out: BTreeMap<String, (f32, f32)>,
 }
 
 impl<B: TrainBackend> Reference<B> {
@@ -106,61 +106,79 @@ impl<B: TrainBackend> Reference<B> {
     /// A log-probability is not finite. The error names the weight or layer from which this comes.
     pub fn precompute(
         &mut self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Result<()> {
         let sums = finite_sums(&self.model, on_device, self.compute(on_device))?;
-        let (chosen, rejected) = sums.split_at(batch.pairs());
-        for (id, sums) in batch.ids.iter().zip(chosen.iter().zip(rejected)) {
-            self.keep(id, [*sums.0, *sums.1], usage);
+        for (sample, id) in batch.ids.iter().enumerate() {
+            let sides = sums.iter().skip(sample).step_by(batch.samples());
+            self.keep(id, sides.copied().collect(), usage);
         }
         Ok(())
     }
 
-    /// Keeps the summed log-probabilities (chosen, rejected) of a training pair.
-    pub fn remember(&mut self, id: &str, sums: [f32; 2]) {
+    /// Keeps the summed log-probabilities of each completion (chosen, rejected) of a training sample.
+    pub fn remember(&mut self, id: &str, sums: Vec<f32>) {
         self.keep(id, sums, Usage::Training);
     }
 
-    /// Keeps the summed log-probabilities (chosen, rejected) of a pair.
-    pub fn keep(&mut self, id: &str, [chosen, rejected]: [f32; 2], usage: Usage) {
+    fn keep(&mut self, id: &str, sums: Vec<f32>, usage: Usage) {
         let kept = match usage {
             Usage::Training => &mut self.cached,
             Usage::Evaluation => &mut self.held_out,
         };
-        kept.insert(id.to_string(), (chosen, rejected));
+        kept.insert(id.to_string(), sums);
     }
 
-    /// Returns the summed log-probabilities (chosen, rejected) that are kept, by pair id.
-    pub fn kept(&self, usage: Usage) -> &BTreeMap<String, (f32, f32)> {
+    fn kept(&self, usage: Usage) -> &BTreeMap<String, Vec<f32>> {
         match usage {
             Usage::Training => &self.cached,
             Usage::Evaluation => &self.held_out,
         }
     }
 
-    /// Returns the summed log-probabilities (chosen, rejected) of training pairs that are kept, by pair id.
-    pub fn cached(&self) -> &BTreeMap<String, (f32, f32)> {
+    /// Returns the summed log-probabilities of training samples that are kept, by sample id.
+    pub fn cached(&self) -> &BTreeMap<String, Vec<f32>> {
         &self.cached
     }
 
-    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]`. They are computed
-    /// unless [`Self::precompute`] or [`Self::remember`] kept those of every pair.
+    /// Returns the summed log-probabilities that are kept of the samples `ids`, one after the other; `None` if those of a
+    /// sample are not kept.
+    pub fn sums(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
+        let kept = self.kept(usage);
+        let sums = ids.iter().map(|id| kept.get(*id).map(Vec::as_slice));
+        sums.collect::<Option<Vec<_>>>().map(|sums| sums.concat())
+    }
+
+    /// Keeps what [`Self::sums`] returned. Returns whether there are equally many numbers for each sample.
+    pub fn set_sums(&mut self, ids: &[&str], sums: &[f32], usage: Usage) -> bool {
+        let sides = sums.len() / ids.len().max(1);
+        let fits = sides > 0 && sums.len() == sides * ids.len();
+        if fits {
+            for (id, sums) in ids.iter().zip(sums.chunks_exact(sides)) {
+                self.keep(id, sums.to_vec(), usage);
+            }
+        }
+        fits
+    }
+
+    /// Returns the summed log-probabilities of all chosen, then all rejected completions of a batch, `[2N]` (or of the only
+    /// completions, `[N]`). They are computed unless [`Self::precompute`] or [`Self::remember`] kept those of every sample.
     pub fn log_probs(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
     ) -> Tensor<B, 1> {
         let kept = self.kept(usage);
-        let cached: Option<Vec<(f32, f32)>> =
-            batch.ids.iter().map(|id| kept.get(id).copied()).collect();
+        let cached: Option<Vec<&Vec<f32>>> = batch.ids.iter().map(|id| kept.get(id)).collect();
         let Some(cached) = cached else {
             return self.compute(on_device);
         };
-        let (chosen, rejected): (Vec<f32>, Vec<f32>) = cached.into_iter().unzip();
-        let both = [chosen, rejected].concat();
+        let sides = cached.first().map_or(0, |sums| sums.len());
+        let side = |side: usize| cached.iter().map(move |sums| sums[side]);
+        let both: Vec<f32> = (0..sides).flat_map(side).collect();
         let shape = [both.len()];
         let device = on_device.input.token_ids.device();
         Tensor::from_data(TensorData::new(both, shape), &device)

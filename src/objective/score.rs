@@ -7,7 +7,7 @@ use std::path::Path;
 use arithmo_backends::{LogProbStats, TrainBackend};
 use serde_json::{Map, Value, json};
 
-use crate::data::batch::PreferenceBatch;
+use crate::data::batch::PackedBatch;
 use crate::data::encode::{EncodeReport, EncodedPair};
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -87,7 +87,7 @@ pub fn write_marked_scores<B: TrainBackend>(
     let mut file = WholeFile::create(output)?;
     for pairs in pairs.chunks(options.batch_size.max(1)) {
         let pairs: Vec<&EncodedPair> = pairs.iter().collect();
-        let batch = PreferenceBatch::new(&pairs);
+        let batch = PackedBatch::new(&pairs);
         let on_device = DeviceBatch::new(&batch, &table, device);
         let scored = score(model, &on_device, LogProbStats::None);
         let sums = finite_sums(model, &on_device, scored.sums)?;
@@ -111,12 +111,12 @@ pub fn write_marked_scores<B: TrainBackend>(
 
 /// Returns one JSON object per pair of `batch`. The shapes are `[2N]` for `sums` and `[T]` for `tokens`.
 fn lines(
-    batch: &PreferenceBatch,
+    batch: &PackedBatch,
     sums: &[f32],
     tokens: &[f32],
     per_token: bool,
 ) -> Vec<Map<String, Value>> {
-    let pairs = batch.pairs();
+    let pairs = batch.samples();
     let mut starts = Vec::with_capacity(batch.counts.len());
     let mut next = 0;
     for count in &batch.counts {

@@ -5,10 +5,10 @@ use arithmo_backends::TrainBackend;
 use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
-use super::metrics::{MicroBatchMetrics, SampleOutput, Sum};
+use super::metrics::{MicroBatchMetrics, Sum};
 use super::pass::Pass;
-use super::{Objective, Usage};
-use crate::data::batch::PreferenceBatch;
+use super::{MicroBatch, Objective, Usage};
+use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
 
 /// The objective of supervised fine-tuning.
@@ -18,16 +18,10 @@ pub struct Sft;
 impl<B: TrainBackend> Objective<B> for Sft {
     type Sample = EncodedExample;
 
-    const KEYS: &'static [&'static str] = &["mean_token_accuracy", "entropy"];
-
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("mean_token_accuracy", "acc")];
 
     const HAS_REFERENCE: bool = false;
-
-    fn batch(samples: &[&EncodedExample]) -> PreferenceBatch {
-        PreferenceBatch::from_examples(samples)
-    }
 
     /// Returns weights that make the loss of a step the mean over all its completion tokens (`num_items_in_batch` in
     /// transformers' `Trainer`).
@@ -39,7 +33,7 @@ impl<B: TrainBackend> Objective<B> for Sft {
 
     fn reference(
         &self,
-        _batch: &PreferenceBatch,
+        _batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         _usage: Usage,
     ) -> Tensor<B, 1> {
@@ -51,7 +45,7 @@ impl<B: TrainBackend> Objective<B> for Sft {
         &self,
         policy: &CompletionLogProbs<A>,
         _reference: Tensor<A, 1>,
-        _batch: &PreferenceBatch,
+        _batch: &PackedBatch,
         _pass: &Pass<'_, EncodedExample>,
         _usage: Usage,
     ) -> Tensor<A, 1> {
@@ -59,11 +53,17 @@ impl<B: TrainBackend> Objective<B> for Sft {
     }
 
     /// Computes TRL's metrics, which are means over completion tokens.
-    fn metrics(&self, samples: &[SampleOutput], _usage: Usage) -> MicroBatchMetrics {
+    fn metrics(
+        &self,
+        micro_batch: &MicroBatch<'_, EncodedExample>,
+        _usage: Usage,
+    ) -> MicroBatchMetrics {
+        let samples = micro_batch.outputs;
         let completions = samples.iter().flat_map(|sample| &sample.policy);
         let tokens = completions.flat_map(|completion| &completion.tokens);
         let sum = |value: fn(&[f64; 4]) -> f64| Sum::of(tokens.clone().map(value));
-        let values = vec![sum(|token| token[2]), sum(|token| token[1])];
+        let values =
+            [("mean_token_accuracy", sum(|token| token[2])), ("entropy", sum(|token| token[1]))];
         MicroBatchMetrics::from_sums(samples.len(), vec![sum(|token| -token[0])], values)
     }
 

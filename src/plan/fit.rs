@@ -7,7 +7,7 @@ use super::job::Job;
 use super::passes::{PassShape, Samples};
 use super::profile::Profile;
 use super::time::relative;
-use crate::config::{GradientCheckpointing, ModelDtype, Quantization, RunConfig};
+use crate::config::{GradientCheckpointing, Method, ModelDtype, Quantization, RunConfig};
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
 use crate::model::config::MistralConfig;
@@ -242,8 +242,12 @@ impl Search<'_> {
                     .precompute_sizes()
                     .is_some_and(|sizes| sizes.largest() > 1) =>
             {
-                config.dpo.precompute_ref_batch_size = Some(1);
-                setting("dpo.precompute_ref_batch_size=1".into())
+                let sizes = match config.method {
+                    Method::Kto => &mut config.kto.precompute_ref_batch_size,
+                    _ => &mut config.dpo.precompute_ref_batch_size,
+                };
+                *sizes = Some(1);
+                setting(format!("{}.precompute_ref_batch_size=1", config.method.name()))
             }
             Adjustment::HalfPrecision
                 if self.current.dtype.size() > 2

@@ -99,16 +99,36 @@ impl Job {
 
     /// Returns whether a step computes the reference.
     pub(super) fn has_reference(&self) -> bool {
-        self.config.method == Method::Dpo && !self.config.dpo.reference_free
+        self.config.reference().is_some()
+    }
+
+    /// Returns the forward passes without a gradient, over all tokens of a step, of a step that does not know the reference and
+    /// of one that does: those of the reference, and with KTO's mismatched completions, which are about as long as the
+    /// samples, also those of policy and reference over these.
+    pub(super) fn forward_passes(&self) -> [f64; 2] {
+        let sequences = if self.config.has_mismatched_completions() { 2.0 } else { 1.0 };
+        let reference = if self.has_reference() { sequences } else { 0.0 };
+        let mismatched = sequences - 1.0;
+        [reference + mismatched, mismatched]
+    }
+
+    /// Returns whether the reference's log-probabilities are known after the first epoch. KTO, and a reference that follows the
+    /// policy, compute them in every step.
+    pub(super) fn keeps_reference(&self) -> bool {
+        match self.config.method {
+            Method::Kto => self.config.precompute_sizes().is_some(),
+            Method::Dpo => !self.config.dpo.sync_ref_model,
+            Method::Sft | Method::Orpo | Method::Cpo => true,
+        }
     }
 
     /// Returns whether the reference needs a copy of the trained weights: the frozen adapter of
     /// TR-DPO, or the initial model.
     pub(super) fn copies_reference(&self) -> bool {
-        let initial = match self.config.dpo.reference {
-            Reference::Initial => true,
-            Reference::Auto => self.config.lora.adapter.is_some(),
-            Reference::Base => false,
+        let initial = match self.config.reference() {
+            Some(Reference::Initial) => true,
+            Some(Reference::Auto) => self.config.lora.adapter.is_some(),
+            Some(Reference::Base) | None => false,
         };
         self.has_reference() && (initial || self.trains_all() || self.config.dpo.sync_ref_model)
     }

@@ -74,8 +74,8 @@ impl Job {
     /// Returns the number of sequences of a sample.
     pub(super) fn sides(&self) -> usize {
         match self.config.method {
-            Method::Dpo => 2,
-            Method::Sft => 1,
+            Method::Dpo | Method::Orpo | Method::Cpo => 2,
+            Method::Sft | Method::Kto => 1,
         }
     }
 

@@ -282,3 +282,28 @@ fn sizes_are_read_in_every_unit() {
         assert!(parse_bytes(text).is_err(), "{text}");
     }
 }
+
+/// KTO scores mismatched completions under policy and reference; a reference that is computed before training is not computed
+/// in steps. The methods without a reference compute none.
+#[test]
+fn methods_have_their_forward_passes() {
+    use crate::config::Method;
+    use crate::objective::kto::KtoLoss;
+    let passes = |change: fn(&mut RunConfig)| {
+        let mut config = RunConfig::default();
+        change(&mut config);
+        let job = job(&small(), &config, &cpu(None));
+        (job.forward_passes(), job.sides(), job.has_reference())
+    };
+    assert_eq!(passes(|_| ()), ([1.0, 0.0], 2, true));
+    assert_eq!(passes(|config| config.dpo.reference_free = true), ([0.0, 0.0], 2, false));
+    assert_eq!(passes(|config| config.method = Method::Kto), ([3.0, 1.0], 1, true));
+    let apo = |config: &mut RunConfig| {
+        config.method = Method::Kto;
+        config.kto.loss_type = KtoLoss::ApoZeroUnpaired;
+    };
+    assert_eq!(passes(apo), ([1.0, 0.0], 1, true));
+    assert_eq!(passes(|config| config.method = Method::Orpo), ([0.0, 0.0], 2, false));
+    assert_eq!(passes(|config| config.method = Method::Cpo), ([0.0, 0.0], 2, false));
+    assert_eq!(passes(|config| config.method = Method::Sft), ([0.0, 0.0], 1, false));
+}

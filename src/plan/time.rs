@@ -122,11 +122,13 @@ impl Timing {
         } else {
             steps
         };
-        let computed = step_seconds(reference_flop(job));
-        // A reference that changes is never known from an earlier epoch.
-        let known = if job.config.dpo.sync_ref_model { computed } else { step_seconds(0.0) };
-        let beforehand = if job.config.dpo.precompute_ref_log_probs {
-            flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0) / rate
+        let known_flop =
+            if job.keeps_reference() { job.forward_passes()[1] * 2.0 } else { reference_flop(job) };
+        let (computed, known) = (step_seconds(reference_flop(job)), step_seconds(known_flop));
+        let beforehand = if job.config.precompute_sizes().is_some() {
+            let [all, known] = job.forward_passes();
+            (all - known) * flop(job, [tokens, scored], job.shape.num_hidden_layers, -2.0, 0.0)
+                / rate
         } else {
             0.0
         };
@@ -164,10 +166,10 @@ fn cost((job, plan): (&Job, &Plan)) -> f64 {
     flop * narrow * (1.0 + (READING_TOKENS + dequantizing) / per_pass)
 }
 
-/// Returns the FLOP per weight and token that the reference adds to a step.
+/// Returns the FLOP per weight and token that forward passes without a gradient add to a step of the first epoch.
 fn reference_flop(job: &Job) -> f64 {
-    let known = job.config.dpo.precompute_ref_log_probs;
-    if job.has_reference() && !known { 2.0 } else { 0.0 }
+    let known = job.config.precompute_sizes().is_some();
+    2.0 * job.forward_passes()[usize::from(known)]
 }
 
 /// Returns the fraction of blocks that are recomputed.

@@ -192,6 +192,10 @@ impl Walk<'_> {
 
     /// Simulates the reference's forward pass, then forward and backward of the policy.
     fn one_pass(&mut self, pass: PassShape) -> Vec<Buffer> {
+        if self.job.config.has_mismatched_completions() {
+            self.memory.set_phase("scoring mismatched completions");
+            self.evaluate(pass);
+        }
         let tables = self.tables(pass);
         if self.job.has_reference() {
             self.memory.set_phase("the reference's forward pass");

@@ -21,12 +21,14 @@ pub(super) struct Figure {
 }
 
 /// File names (without extension) of all figures a report can have.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 12] = [
     "loss",
     "rewards",
     "margins",
     "accuracies",
     "logps",
+    "kl",
+    "nll",
     "learning-rate",
     "grad-norm",
     "tokens-per-second",
@@ -53,7 +55,7 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
             plain("Loss", "loss")
         }
         "rewards" => {
-            level = Some((0.0, "reference"));
+            level = run.has_reference().then_some((0.0, "reference"));
             pair("Rewards", "rewards/chosen", "rewards/rejected")
         }
         "margins" => {
@@ -65,18 +67,24 @@ fn figure(run: &Run, name: &'static str) -> Option<Figure> {
             plain("Preference accuracy", "rewards/accuracies")
         }
         "logps" => {
-            note = likelihood_note(metrics);
+            note = likelihood_note(metrics).filter(|_| run.method() == "dpo");
             pair("Log-probability of the completion", "logps/chosen", "logps/rejected")
         }
+        "kl" => plain("Estimated divergence from the reference", "kl"),
+        "nll" => plain("Cross-entropy of chosen", "nll_loss"),
         "learning-rate" => plain("Learning rate", "learning_rate"),
         "grad-norm" => {
             note = clipping_note(run);
             plain("Gradient norm before clipping", "grad_norm")
         }
         "tokens-per-second" => plain("Tokens per second", "tokens_per_second"),
-        "token-accuracy" if run.is_sft() => plain("Token accuracy", "mean_token_accuracy"),
+        "token-accuracy" if run.has_single_completions() => {
+            plain("Token accuracy", "mean_token_accuracy")
+        }
         "token-accuracy" => plain("Token accuracy on chosen", "mean_token_accuracy"),
-        "lengths" => return run.lengths.as_ref().map(|l| histogram(l, run.is_sft())),
+        "lengths" => {
+            return run.lengths.as_ref().map(|l| histogram(l, run.has_single_completions()));
+        }
         _ => return None,
     };
     let plot = Plot { title, x_label: "step", y_range, level, curves };
@@ -89,7 +97,7 @@ const LN_2_NOTE: &str = "ln 2 = 0.6931 is the loss of a policy that equals its r
 /// if the manifest does not name a loss.
 fn starts_at_ln_2(run: &Run) -> bool {
     let sigmoid = |value: &Value| value.as_str() == Some("sigmoid");
-    let is_dpo = !run.metrics.get("rewards/margins").is_empty();
+    let is_dpo = run.method() == "dpo" && !run.metrics.get("rewards/margins").is_empty();
     let loss = run.config(&["dpo", "loss_type"]);
     is_dpo
         && loss.is_none_or(|l| {
@@ -201,7 +209,7 @@ fn clipping_note(run: &Run) -> Option<String> {
 const MAX_BARS: usize = 60;
 
 /// Returns the histogram of sequence lengths.
-pub(super) fn histogram(lengths: &Lengths, is_sft: bool) -> Figure {
+pub(super) fn histogram(lengths: &Lengths, has_single_completions: bool) -> Figure {
     let sides = [
         ("prompt", Color::Green, &lengths.prompt),
         ("completion", Color::Blue, &lengths.completion),
@@ -219,7 +227,7 @@ pub(super) fn histogram(lengths: &Lengths, is_sft: bool) -> Figure {
     let curves: Vec<Curve> = sides.into_iter().map(curve).collect();
     let heights = curves.iter().flat_map(|c| finite(&c.points));
     let plot = Plot {
-        title: if is_sft {
+        title: if has_single_completions {
             "Lengths of the training examples"
         } else {
             "Lengths of the training pairs"

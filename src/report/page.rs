@@ -71,7 +71,7 @@ fn cards(run: &Run) -> String {
     // An evaluation need not be of the last step.
     let evaluated = metrics.get("eval_loss").last().map_or(f64::NAN, |p| p.0);
     let held_out = |what: &str| format!("Held-out {what}, step {}", number(evaluated, 7));
-    let (accuracy, shown) = if run.is_sft() {
+    let (accuracy, shown) = if run.method() == "sft" {
         ("mean_token_accuracy", "token accuracy")
     } else {
         ("rewards/accuracies", "accuracy")
@@ -196,15 +196,15 @@ fn data_table(run: &Run) -> String {
     if let Some(data) = run.manifest.get("data").filter(|data| !data.is_null()) {
         flatten("", data, id_list, &mut rows);
     }
-    if run.is_sft() {
-        rows = rows.into_iter().filter_map(sft_row).collect();
+    if run.has_single_completions() {
+        rows = rows.into_iter().filter_map(example_row).collect();
     }
     settings("Data", &rows)
 }
 
 /// Renames a row about pairs for examples, which have one completion; `None` if it is about the
 /// second one.
-fn sft_row([key, value]: [String; 2]) -> Option<[String; 2]> {
+fn example_row([key, value]: [String; 2]) -> Option<[String; 2]> {
     let name = key.rsplit('.').next().unwrap_or(&key);
     let renamed = match name {
         "rejected_truncated" | "identical_after_truncation" => return None,
@@ -228,10 +228,12 @@ fn manifest_tables(run: &Run) -> String {
             _ => flatten(key, value, comma_list, &mut rest),
         }
     }
-    if run.is_sft() {
-        // SFT does not use these keys; the manifest holds their defaults.
-        config.retain(|[key, _]| !key.starts_with("dpo."));
-    }
+    // The manifest also holds the defaults of the tables of other methods.
+    let of_other_method = |key: &str| {
+        let table = key.split_once('.').map_or("", |(table, _)| table);
+        ["dpo", "kto", "orpo", "cpo"].contains(&table) && table != run.method()
+    };
+    config.retain(|[key, _]| !of_other_method(key));
     settings("Configuration", &config) + &settings("Run", &rest)
 }
 

@@ -62,16 +62,24 @@ impl Run {
         })
     }
 
-    /// Returns whether the run is supervised fine-tuning: according to the manifest, or because no
-    /// metric belongs to pairs.
-    pub(super) fn is_sft(&self) -> bool {
-        match self.config(&["method"]).and_then(Value::as_str) {
-            Some(method) => method == "sft",
-            None => {
-                let is_preference_metric = |name: &String| name.starts_with("rewards/");
-                !self.metrics.names().iter().any(is_preference_metric)
-            }
-        }
+    /// Returns the training method: according to the manifest, or else `"dpo"` if a metric belongs to pairs and `"sft"` if none
+    /// does.
+    pub(super) fn method(&self) -> &str {
+        self.config(&["method"]).and_then(Value::as_str).unwrap_or_else(|| {
+            let is_preference_metric = |name: &String| name.starts_with("rewards/");
+            let is_dpo = self.metrics.names().iter().any(is_preference_metric);
+            if is_dpo { "dpo" } else { "sft" }
+        })
+    }
+
+    /// Returns whether a sample of the run has one completion, and is not a pair.
+    pub(super) fn has_single_completions(&self) -> bool {
+        ["sft", "kto"].contains(&self.method())
+    }
+
+    /// Returns whether rewards are measured from a reference model.
+    pub(super) fn has_reference(&self) -> bool {
+        ["dpo", "kto"].contains(&self.method())
     }
 
     /// Returns the name, step and value of the best evaluation by `train.metric_for_best_model`, if the run compared its

@@ -17,16 +17,11 @@ pub(super) fn evaluate<B: TrainBackend, O: Objective<B>>(
     train: &TrainSection,
     state: &TrainState,
 ) -> Record {
-    let size = train.per_device_eval_batch_size.max(1);
-    let batches = samples.chunks(size).map(|samples| {
-        let samples: Vec<&O::Sample> = samples.iter().collect();
-        learner.evaluate(&samples)
-    });
-    let batches: Vec<MicroBatchMetrics> = batches.collect();
+    let batches = learner.evaluate_in_batches(samples, train.per_device_eval_batch_size);
     let (loss, values) = match train.eval_means {
         EvalMeans::Pairs => {
             let pooled = MicroBatchMetrics::pooled(&batches);
-            (pooled.loss, pooled.values)
+            (pooled.loss, pooled.values())
         }
         EvalMeans::Trl => {
             let (_, values) = MicroBatchMetrics::mean(&batches);
@@ -36,9 +31,9 @@ pub(super) fn evaluate<B: TrainBackend, O: Objective<B>>(
     let record = Record::new(state.step as u64)
         .with("eval_loss", loss)
         .with("eval_num_tokens", state.num_tokens as f64);
-    let named = O::KEYS.iter().zip(values);
-    let record =
-        named.fold(record, |record, (key, value)| record.with(format!("eval_{key}"), value));
+    let record = values
+        .into_iter()
+        .fold(record, |record, (key, value)| record.with(format!("eval_{key}"), value));
     match length_correlation(&batches) {
         Some(correlation) => record.with(LENGTH_CORRELATION_KEY, correlation),
         None => record,

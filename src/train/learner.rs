@@ -7,10 +7,14 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use crate::adapter::LoraConfig;
-use crate::config::{GradientCheckpointing, Reference as ReferenceChoice, RunConfig};
+use crate::config::{GradientCheckpointing, Method, Reference as ReferenceChoice, RunConfig};
 use crate::error::Result;
 use crate::model::mistral::Mistral;
-use crate::objective::dpo::ReferenceTiming;
+use crate::objective::Objective;
+use crate::objective::cpo::Cpo;
+use crate::objective::dpo::{Dpo, ReferenceTiming};
+use crate::objective::kto::{Kto, KtoSettings};
+use crate::objective::orpo::Orpo;
 use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
@@ -18,33 +22,122 @@ use crate::train::activations::{Activations, choose_activations, fitting_tokens}
 use crate::train::optimizer::{Groups, Optimizer};
 use crate::train::parameters::trained_parameters;
 use crate::train::policy::policy;
-use crate::train::step::{Learner, StepConfig};
+use crate::train::step::{Learner, StepConfig, equals_reference};
 
-/// Loads the model, attaches the adapter, and creates reference and optimizer. `memory` is the device memory in bytes that
-/// the run may use, or `None` for all of it.
-///
-/// # Errors
-/// The model or the starting adapter cannot be loaded or do not fit together.
-pub fn dpo_learner<B: TrainBackend>(
-    config: &RunConfig,
-    model_folder: &Path,
-    mode: ProgressMode,
-    memory: Option<u64>,
-    device: &B::Device,
-) -> Result<(Learner<B>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
+/// Loads the models of a run for any objective.
+#[derive(Clone, Copy, Debug)]
+pub struct Loader<'a, B: TrainBackend> {
+    /// The configuration of the run.
+    pub config: &'a RunConfig,
+    /// How progress is shown.
+    pub mode: ProgressMode,
+    /// The device memory in bytes that the run may use; `None` for all of it.
+    pub memory: Option<u64>,
+    /// The device.
+    pub device: &'a B::Device,
+}
+
+/// A learner, with the settings of the adapter if one is trained.
+pub type Loaded<B, O> = (Learner<B, O>, Option<LoraConfig>);
+
+impl<B: TrainBackend> Loader<'_, B> {
+    /// Loads the model, attaches the adapter, and creates reference and optimizer for preference optimization.
+    ///
+    /// # Errors
+    /// The model or the starting adapter cannot be loaded or do not fit together.
+    pub fn dpo(&self, model_folder: &Path) -> Result<Loaded<B, Dpo<B>>> {
+        let (policy, lora, step) = self.policy(model_folder)?;
+        let (loss, timing) = (self.config.dpo.loss(), reference_timing(self.config));
+        let optimizer = optimizer(self.config, &policy)?;
+        let reference = reference(self.config, &policy);
+        Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, self.device), lora))
+    }
+
+    /// Does the same for KTO.
+    ///
+    /// # Errors
+    /// Same as [`Self::dpo`].
+    pub fn kto(&self, model_folder: &Path) -> Result<Loaded<B, Kto<B>>> {
+        let config = self.config;
+        self.learner(model_folder, |policy, step| {
+            let reference = reference(config, policy);
+            let timing = config.precompute_sizes();
+            Kto {
+                settings: KtoSettings {
+                    loss_type: config.kto.loss_type,
+                    beta: config.kto.beta,
+                    desirable_weight: config.kto.desirable_weight,
+                    undesirable_weight: config.kto.undesirable_weight,
+                    block: config.train.per_device_train_batch_size,
+                    max_length: config.data.max_length.min(policy.config.max_position_embeddings),
+                },
+                starts_as_reference: equals_reference(policy, &reference, step),
+                reference,
+                timing: timing.map_or(ReferenceTiming::EveryStep, ReferenceTiming::Before),
+            }
+        })
+    }
+
+    /// Does the same for ORPO.
+    ///
+    /// # Errors
+    /// Same as [`Self::dpo`].
+    pub fn orpo(&self, model_folder: &Path) -> Result<Loaded<B, Orpo>> {
+        let beta = self.config.orpo.beta;
+        self.learner(model_folder, |_, _| Orpo { beta })
+    }
+
+    /// Does the same for CPO and its relatives.
+    ///
+    /// # Errors
+    /// Same as [`Self::dpo`].
+    pub fn cpo(&self, model_folder: &Path) -> Result<Loaded<B, Cpo>> {
+        self.learner(model_folder, |_, _| self.config.cpo.objective())
+    }
+
+    /// Does the same for supervised fine-tuning.
+    ///
+    /// # Errors
+    /// Same as [`Self::dpo`].
+    pub fn sft(&self, model_folder: &Path) -> Result<Loaded<B, Sft>> {
+        self.learner(model_folder, |_, _| Sft)
+    }
+
+    /// Loads the model and creates the learner of an objective.
+    fn learner<O: Objective<B>>(
+        &self,
+        model_folder: &Path,
+        objective: impl Fn(&Mistral<Autodiff<B>>, &StepConfig) -> O,
+    ) -> Result<Loaded<B, O>> {
+        let (policy, lora, step) = self.policy(model_folder)?;
+        let objective = objective(&policy, &step);
+        let optimizer = optimizer(self.config, &policy)?;
+        Ok((Learner::new(policy, optimizer, objective, step, self.device), lora))
+    }
+
+    /// Loads the model and chooses the settings of a step.
+    fn policy(
+        &self,
+        model_folder: &Path,
+    ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>, StepConfig)> {
+        let (policy, lora) = policy::<B>(self.config, model_folder, self.mode, self.device)?;
+        let step = step_config(self.config, lora.as_ref(), &policy, self.memory, self.device);
+        Ok((policy, lora, step))
+    }
+}
+
+/// Creates the reference of `policy`.
+fn reference<B: TrainBackend>(config: &RunConfig, policy: &Mistral<Autodiff<B>>) -> Reference<B> {
     // Weights are never changed in place, so that the base stays the original model even if all weights are trained.
-    let reference = match (config.dpo.reference, &config.lora.adapter) {
-        _ if config.dpo.sync_ref_model => Reference::following(&policy, config.dpo.sync()),
-        (ReferenceChoice::Initial, _) | (ReferenceChoice::Auto, Some(_)) => {
+    match (config.reference(), &config.lora.adapter) {
+        _ if config.method == Method::Dpo && config.dpo.sync_ref_model => {
+            Reference::following(policy, config.dpo.sync())
+        }
+        (Some(ReferenceChoice::Initial), _) | (Some(ReferenceChoice::Auto), Some(_)) => {
             Reference::initial(policy.valid())
         }
         _ => Reference::base(policy.valid()),
-    };
-    let (loss, timing) = (config.dpo.loss(), reference_timing(config));
-    let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = optimizer(config, &policy)?;
-    Ok((Learner::dpo(policy, optimizer, loss, reference, timing, step, device), lora))
+    }
 }
 
 /// Returns when the reference is computed. A second epoch needs its log-probabilities again, and since every run can be
@@ -55,24 +148,6 @@ fn reference_timing(config: &RunConfig) -> ReferenceTiming {
         return ReferenceTiming::EveryStep;
     }
     config.precompute_sizes().map_or(ReferenceTiming::Once, ReferenceTiming::Before)
-}
-
-/// Loads the model and creates the learner for supervised fine-tuning. `memory` is the device memory in bytes that the run
-/// may use, or `None` for all of it.
-///
-/// # Errors
-/// Same as [`dpo_learner`].
-pub fn sft_learner<B: TrainBackend>(
-    config: &RunConfig,
-    model_folder: &Path,
-    mode: ProgressMode,
-    memory: Option<u64>,
-    device: &B::Device,
-) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
-    let step = step_config(config, lora.as_ref(), &policy, memory, device);
-    let optimizer = optimizer(config, &policy)?;
-    Ok((Learner::new(policy, optimizer, Sft, step, device), lora))
 }
 
 /// Returns the optimizer of a run, with the groups of the trained parameters.

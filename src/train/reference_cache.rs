@@ -133,6 +133,10 @@ fn key<S: Sample>(origin: ReferenceOrigin<'_>, samples: &[S]) -> String {
         "device": device,
         "batch_size": batch_size,
         "ld_alpha": config.dpo.ld_alpha,
+        "mismatched": config.has_mismatched_completions().then_some([
+            config.train.per_device_train_batch_size,
+            config.data.max_length,
+        ]),
     });
     let mut hasher = Sha256::new();
     hasher.update(settings.to_string());
@@ -162,10 +166,10 @@ fn adapter_counts(config: &RunConfig) -> bool {
         config.lora.init_lora_weights,
         InitLoraWeights::KaimingUniform | InitLoraWeights::Gaussian
     );
-    let is_base = match config.dpo.reference {
-        Reference::Base => true,
-        Reference::Auto => config.lora.adapter.is_none(),
-        Reference::Initial => false,
+    let is_base = match config.reference() {
+        Some(Reference::Base) | None => true,
+        Some(Reference::Auto) => config.lora.adapter.is_none(),
+        Some(Reference::Initial) => false,
     };
     config.model.use_peft && !(is_plain && is_base)
 }

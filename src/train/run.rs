@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 
-use crate::adapter::LoraConfig;
 use crate::config::{Method, RunConfig, nearest_name};
 use crate::data::encode::EncodeReport;
 use crate::data::lengths::SampleLengths;
@@ -12,18 +11,18 @@ use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
 use crate::model::hub::Hub;
 use crate::objective::Objective;
+use crate::objective::metrics::KEYS;
 use crate::output::Lock;
 use crate::progress::ProgressMode;
 use crate::train::card::write_card;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::data::{RunData, load_data};
 use crate::train::folder::{Existing, RunFolder};
-use crate::train::learner::{dpo_learner, sft_learner};
+use crate::train::learner::{Loaded, Loader};
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::manifest::RunManifest;
 use crate::train::policy::check_adapter;
 use crate::train::resume::{Resumption, nothing_to_resume};
-use crate::train::step::Learner;
 use crate::train::trainer::Trainer;
 
 /// Options for starting a run.
@@ -94,18 +93,14 @@ pub fn run_from<B: TrainBackend>(
     start: Start<'_>,
     device: &B::Device,
 ) -> Result<RunSummary> {
-    let memory = start.device_memory;
+    let (mode, memory) = (options.progress, start.device_memory);
+    let loader = Loader::<B> { config, mode, memory, device };
     match config.method {
-        Method::Dpo => {
-            let learner =
-                |folder: &Path| dpo_learner::<B>(config, folder, options.progress, memory, device);
-            run_objective(config, options, start, device, learner)
-        }
-        Method::Sft => {
-            let learner =
-                |folder: &Path| sft_learner::<B>(config, folder, options.progress, memory, device);
-            run_objective(config, options, start, device, learner)
-        }
+        Method::Dpo => run_objective(config, options, start, device, |model| loader.dpo(model)),
+        Method::Sft => run_objective(config, options, start, device, |model| loader.sft(model)),
+        Method::Kto => run_objective(config, options, start, device, |model| loader.kto(model)),
+        Method::Orpo => run_objective(config, options, start, device, |model| loader.orpo(model)),
+        Method::Cpo => run_objective(config, options, start, device, |model| loader.cpo(model)),
     }
 }
 
@@ -116,10 +111,10 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
     options: &RunOptions,
     start: Start<'_>,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
+    learner: impl Fn(&Path) -> Result<Loaded<B, O>>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
-    check_metric(config, O::KEYS)?;
+    check_metric(config, &KEYS)?;
     if !options.dry_run {
         folder.check(options.existing)?;
     }
@@ -176,7 +171,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     data: &RunData<O::Sample>,
     model_folder: &Path,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
+    learner: impl Fn(&Path) -> Result<Loaded<B, O>>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     let manifest = RunManifest::of_run::<B, _>(config, data, model_folder, device)?;

@@ -4,34 +4,31 @@
 //! read from the device once per step, after the last backward.
 
 mod fault;
+mod precompute;
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
 use crate::adapter::parameters::{Parameter, Role, adapter_parameters};
 use crate::adapter::saved::saved_equals_base;
-use crate::data::batch::PreferenceBatch;
-use crate::data::sample::Sample;
-use crate::error::{Error, Result};
-use crate::interrupt;
+use crate::data::batch::PackedBatch;
+use crate::data::encode::EncodedExample;
 use crate::model::mistral::Mistral;
 use crate::model::positions::PositionTable;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
 use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
 use crate::objective::losses::vector_like;
 use crate::objective::metrics::{CompletionOutput, MicroBatchMetrics, SampleOutput};
-use crate::objective::pass::{Pass, passes};
+use crate::objective::pass::{Pass, mean_weights, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
-use crate::objective::{Objective, Usage};
-use crate::progress::{Progress, ProgressMode};
+use crate::objective::{MicroBatch, Objective, Usage};
 use crate::train::activations::Activations;
 use crate::train::gradient::{Loss, gradients};
 use crate::train::optimizer::{NamedUpdate, Optimizer, clip_by_global_norm};
 use crate::train::parameters::{set_trained_parameters, trained_parameters};
-use crate::train::reference_cache::{ReferenceCache, agrees};
 
 pub use fault::Fault;
 
@@ -87,10 +84,8 @@ impl<B: TrainBackend> Learner<B> {
         config: StepConfig,
         device: &B::Device,
     ) -> Self {
-        // The copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under
-        // dropout too.
-        let is_same = reference.is_copy() && config.dropout_seed.is_none();
-        let starts_as_reference = (is_same || adapter_is_zero(&policy)) && !loss.reference_free;
+        let starts_as_reference =
+            equals_reference(&policy, &reference, &config) && !loss.reference_free;
         let objective = Dpo { loss, reference, timing, starts_as_reference };
         Self::new(policy, optimizer, objective, config, device)
     }
@@ -121,12 +116,13 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         learning_rate: f64,
         micro_batches: &[Vec<&O::Sample>],
     ) -> StepOutput {
-        let limits = self.objective.pass_limits(self.config.pass_tokens);
-        let weights = self.objective.weights(micro_batches);
+        let companions: Vec<_> =
+            micro_batches.iter().map(|micro| self.objective.companions(micro)).collect();
+        let baselines = self.baselines(&companions, Usage::Training);
         let (mut sum, mut outputs, mut batches) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, pass) in passes(micro_batches, &weights, limits).iter().enumerate() {
+        for (index, pass) in self.passes(micro_batches, &baselines).iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
-            let batch = O::batch(&pass.pairs);
+            let batch = PackedBatch::new(&pass.pairs);
             let (output, grads) = self.one_pass(&batch, pass, seed);
             outputs.push(output);
             batches.push(batch);
@@ -138,8 +134,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
 
         let numbers: Vec<f64> = Tensor::cat(outputs, 0).into_data().iter::<f64>().collect();
         let samples = self.split_outputs(&batches, &numbers);
-        let sizes = micro_batches.iter().map(Vec::len);
-        let micro_batches = self.metrics(&samples, sizes);
+        let micro_batches = self.metrics(micro_batches, &samples, &baselines);
         let loss = self.objective.step_loss(&micro_batches);
         let grad_norm = numbers.last().copied().unwrap_or(0.0);
         let finite = loss.is_finite() && micro_batches.iter().all(|micro| micro.loss.is_finite());
@@ -155,16 +150,37 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         StepOutput { loss, micro_batches, grad_norm, applied }
     }
 
-    /// Computes the metrics of held-out samples without building a graph.
+    /// Computes the metrics of held-out samples in batches of `size`, without building a graph.
+    pub fn evaluate_in_batches(
+        &self,
+        samples: &[O::Sample],
+        size: usize,
+    ) -> Vec<MicroBatchMetrics> {
+        let samples: Vec<&O::Sample> = samples.iter().collect();
+        let mut companions = self.objective.companions(&samples).into_iter();
+        let batches = samples.chunks(size.max(1));
+        batches
+            .map(|batch| self.evaluate_with(batch, companions.by_ref().take(batch.len()).collect()))
+            .collect()
+    }
+
+    /// Computes the metrics of a batch of held-out samples without building a graph.
     pub fn evaluate(&self, samples: &[&O::Sample]) -> MicroBatchMetrics {
+        self.evaluate_with(samples, self.objective.companions(samples))
+    }
+
+    /// Computes the metrics of a batch of held-out samples and their companions.
+    fn evaluate_with(
+        &self,
+        samples: &[&O::Sample],
+        companions: Vec<EncodedExample>,
+    ) -> MicroBatchMetrics {
         let (policy, usage) = (self.policy.valid(), Usage::Evaluation);
-        let micro_batch = [samples.to_vec()];
-        let limits = self.objective.pass_limits(self.config.pass_tokens);
-        let weights = self.objective.weights(&micro_batch);
+        let baselines = self.baselines(&[companions], usage);
         let mut outputs = Vec::new();
-        for pass in passes(&micro_batch, &weights, limits) {
-            let batch = O::batch(&pass.pairs);
-            let on_device = self.on_device(&batch);
+        for pass in self.passes(&[samples.to_vec()], &baselines) {
+            let batch = PackedBatch::new(&pass.pairs);
+            let on_device = self.on_device(&pass.pairs, &batch);
             let policy = score(&policy, &on_device, self.objective.stats());
             let reference = self.objective.reference(&batch, &on_device, usage);
             let losses = self.objective.losses(&policy, reference.clone(), &batch, &pass, usage);
@@ -172,101 +188,56 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
             let numbers: Vec<f64> = output.into_data().iter::<f64>().collect();
             outputs.extend(self.split_outputs(std::slice::from_ref(&batch), &numbers));
         }
-        self.objective.metrics(&outputs, usage)
+        let baseline = baselines.first().copied().unwrap_or_default();
+        self.objective.metrics(&MicroBatch { samples, outputs: &outputs, baseline }, usage)
     }
 
-    /// Computes what the objective needs of all `samples` before the first step, or reads it from `cache` and computes only
-    /// the first batch, to compare.
-    ///
-    /// # Errors
-    /// A computed value is not finite, or the user interrupts.
-    pub fn precompute(
-        &mut self,
-        samples: &[O::Sample],
-        usage: Usage,
-        cache: Option<&ReferenceCache>,
-        mode: ProgressMode,
-    ) -> Result<()> {
-        let Some(size) = self.objective.precompute_batch_size(usage) else {
-            return Ok(());
-        };
-        let ids: Vec<&str> = samples.iter().map(Sample::id).collect();
-        if let Some(cache) = cache {
-            if self.use_cached(samples, &ids, usage, cache, mode)? {
-                return Ok(());
-            }
+    /// Groups the samples of micro-batches with these baselines into passes.
+    fn passes<'a>(
+        &self,
+        micro_batches: &[Vec<&'a O::Sample>],
+        baselines: &[f64],
+    ) -> Vec<Pass<'a, O::Sample>> {
+        let limits = self.objective.pass_limits(self.config.pass_tokens);
+        let weights = self.objective.weights(micro_batches);
+        let mut passes = passes(micro_batches, &weights, limits);
+        let per_sample = micro_batches.iter().zip(baselines);
+        let mut per_sample =
+            per_sample.flat_map(|(micro, baseline)| std::iter::repeat_n(*baseline, micro.len()));
+        for pass in &mut passes {
+            pass.baselines = per_sample.by_ref().take(pass.pairs.len()).collect();
         }
-        let progress =
-            Progress::new("reference", Some(samples.len() as u64), O::Sample::NAME, mode);
-        for samples in samples.chunks(size.max(1)) {
-            self.precompute_batch(&samples.iter().collect::<Vec<_>>(), usage)?;
-            progress.inc(samples.len() as u64);
-            if interrupt::requested() {
-                let note = "stopped while the reference was computed; continue with --resume";
-                return Err(Error::Interrupted { note: note.into() });
-            }
-        }
-        progress.finish();
-        let numbers = self.objective.precomputed(&ids, usage);
-        if let (Some(cache), Some(numbers)) = (cache, numbers)
-            && let Err(error) = cache.write(&numbers)
-        {
-            say!(
-                "warning: the reference's log-probabilities are not kept for further runs: {error}"
-            );
-        }
-        Ok(())
+        passes
     }
 
-    /// Takes what the objective needs from `cache`, unless the first batch, computed again, differs from it. Returns whether
-    /// it was taken.
-    ///
-    /// # Errors
-    /// A computed value is not finite.
-    fn use_cached(
-        &mut self,
-        samples: &[O::Sample],
-        ids: &[&str],
-        usage: Usage,
-        cache: &ReferenceCache,
-        mode: ProgressMode,
-    ) -> Result<bool> {
-        let (Some(size), Some(numbers)) =
-            (self.objective.precompute_batch_size(usage), cache.read())
-        else {
-            return Ok(false);
-        };
-        let count = size.clamp(1, samples.len());
-        self.precompute_batch(&samples[..count].iter().collect::<Vec<_>>(), usage)?;
-        let computed = self.objective.precomputed(&ids[..count], usage).unwrap_or_default();
-        let cached = numbers.get(..computed.len()).unwrap_or_default();
-        let taken =
-            agrees(cached, &computed) && self.objective.set_precomputed(ids, &numbers, usage);
-        let path = cache.path().display();
-        if !taken {
-            say!(
-                "warning: {path}: does not agree with values computed again\n  the reference is computed anew"
-            );
-        } else if mode != ProgressMode::Quiet {
-            say!("the reference's log-probabilities are those of an earlier run: {path}");
+    /// Scores the companions of each micro-batch under policy and reference, without a graph and without dropout. Returns the
+    /// baseline of each micro-batch; they are read from the device, because the losses need them.
+    fn baselines(&self, companions: &[Vec<EncodedExample>], usage: Usage) -> Vec<f64> {
+        if companions.iter().all(Vec::is_empty) {
+            return vec![0.0; companions.len()];
         }
-        Ok(taken)
+        let policy = self.policy.valid();
+        let micro_batches: Vec<Vec<&EncodedExample>> =
+            companions.iter().map(|micro| micro.iter().collect()).collect();
+        let weights = mean_weights(&micro_batches);
+        let passes = passes(&micro_batches, &weights, self.config.pass_tokens);
+        let ratios = passes.iter().map(|pass| {
+            let batch = PackedBatch::new(&pass.pairs);
+            let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
+            let scored = score(&policy, &on_device, LogProbStats::None);
+            scored.sums - self.objective.reference(&batch, &on_device, usage)
+        });
+        let ratios = Tensor::cat(ratios.collect(), 0).into_data();
+        let mut ratios = ratios.iter::<f64>();
+        let micro_batches = companions.iter();
+        let ratios = micro_batches.map(|micro| ratios.by_ref().take(micro.len()).collect());
+        ratios.map(|ratios: Vec<f64>| self.objective.baseline(&ratios)).collect()
     }
 
-    /// Computes what the objective needs of a batch of samples.
-    ///
-    /// # Errors
-    /// A computed value is not finite.
-    pub fn precompute_batch(&mut self, samples: &[&O::Sample], usage: Usage) -> Result<()> {
-        let batch = O::batch(samples);
-        let on_device = self.on_device(&batch);
-        self.objective.precompute(&batch, &on_device, usage)
-    }
-
-    /// Copies a batch to the device.
-    fn on_device(&self, batch: &PreferenceBatch) -> DeviceBatch<B> {
+    /// Copies the batch of `samples` to the device.
+    fn on_device(&self, samples: &[&O::Sample], batch: &PackedBatch) -> DeviceBatch<B> {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
-        self.objective.prepare(batch, &mut on_device);
+        self.objective.prepare(samples, batch, &mut on_device);
         on_device
     }
 
@@ -274,12 +245,12 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// of the sum of its losses times the weights of its samples.
     fn one_pass(
         &self,
-        batch: &PreferenceBatch,
+        batch: &PackedBatch,
         pass: &Pass<'_, O::Sample>,
         dropout_seed: Option<u64>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 2>>) {
         let (objective, usage) = (&self.objective, Usage::Training);
-        let mut on_device = self.on_device(batch);
+        let mut on_device = self.on_device(&pass.pairs, batch);
         let reference = objective.reference(batch, &on_device, usage);
         on_device.input.context.dropout_seed = dropout_seed;
         let completions = on_device.completions.to_autodiff::<Autodiff<B>>();
@@ -296,7 +267,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     }
 
     /// Splits the concatenated outputs of several passes (see [`concat_outputs`]) into one output per sample.
-    fn split_outputs(&self, batches: &[PreferenceBatch], numbers: &[f64]) -> Vec<SampleOutput> {
+    fn split_outputs(&self, batches: &[PackedBatch], numbers: &[f64]) -> Vec<SampleOutput> {
         let width = self.objective.stats().columns();
         let (mut rest, mut outputs) = (numbers, Vec::new());
         let mut take = |count: usize| {
@@ -305,12 +276,13 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
             head
         };
         for batch in batches {
-            let (samples, sequences) = (batch.pairs(), batch.counts.len());
+            let (samples, sequences) = (batch.samples(), batch.counts.len());
             let (losses, sums) = (take(samples), take(sequences));
             let reference = take(if O::HAS_REFERENCE { sequences } else { 0 });
             let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {
                 let tokens = take(width * count).chunks_exact(width);
-                let tokens = tokens.map(|token| std::array::from_fn(|column| token[column]));
+                let statistic = |token: &[f64], column| token.get(column).copied().unwrap_or(0.0);
+                let tokens = tokens.map(|t| std::array::from_fn(|column| statistic(t, column)));
                 CompletionOutput { logps: *logps, tokens: tokens.collect() }
             });
             let first = outputs.len();
@@ -329,20 +301,22 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         outputs
     }
 
-    /// Returns the metrics of micro-batches of the given sizes.
+    /// Returns the metrics of micro-batches with the outputs of all their samples and their baselines.
     fn metrics(
         &self,
-        samples: &[SampleOutput],
-        sizes: impl Iterator<Item = usize>,
+        micro_batches: &[Vec<&O::Sample>],
+        outputs: &[SampleOutput],
+        baselines: &[f64],
     ) -> Vec<MicroBatchMetrics> {
-        let mut rest = samples;
-        sizes
-            .map(|size| {
-                let (samples, remaining) = rest.split_at(size);
-                rest = remaining;
-                self.objective.metrics(samples, Usage::Training)
-            })
-            .collect()
+        let mut rest = outputs;
+        let micro_batches = micro_batches.iter().zip(baselines);
+        let metrics = micro_batches.map(|(samples, baseline)| {
+            let (outputs, remaining) = rest.split_at(samples.len());
+            rest = remaining;
+            let micro_batch = MicroBatch { samples, outputs, baseline: *baseline };
+            self.objective.metrics(&micro_batch, Usage::Training)
+        });
+        metrics.collect()
     }
 
     /// Updates the trained tensors with a clipped gradient.
@@ -356,6 +330,17 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let values = self.optimizer.step(learning_rate, updates.collect());
         set_trained_parameters(&mut self.policy, values);
     }
+}
+
+/// Returns whether `policy` is the same function as `reference` before the first step.
+pub(super) fn equals_reference<B: TrainBackend>(
+    policy: &Mistral<Autodiff<B>>,
+    reference: &Reference<B>,
+    config: &StepConfig,
+) -> bool {
+    // A copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under dropout
+    // too.
+    (reference.is_copy() && config.dropout_seed.is_none()) || adapter_is_zero(policy)
 }
 
 /// Returns whether the adapter has no effect: every `lora_b` and its bias is zero, and the modules that are trained in

@@ -232,7 +232,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
             return Ok(None);
         }
         let means = self.config.train.eval_means;
-        let record = self.window.record(&self.state, means, O::KEYS, last);
+        let record = self.window.record(&self.state, means, last);
         let record = match B::peak_memory_bytes(&self.device) {
             Some(bytes) => record.with("peak_memory_bytes", bytes as f64),
             None => record,

@@ -26,12 +26,11 @@ impl Window {
         self.micro_batches.extend(output.micro_batches);
     }
 
-    /// Returns the record of the window, with one value for each of `keys`, and starts a new window.
+    /// Returns the record of the window and starts a new window.
     pub(super) fn record(
         &mut self,
         state: &TrainState,
         means: EvalMeans,
-        keys: &[&'static str],
         last: LastStep,
     ) -> Record {
         let window = std::mem::take(self);
@@ -50,7 +49,7 @@ impl Window {
             .with("num_tokens", state.num_tokens as f64)
             .with("tokens_per_second", window.tokens as f64 / seconds.max(1e-9))
             .with("seconds", state.seconds);
-        keys.iter().zip(values).fold(record, |record, (key, value)| record.with(*key, value))
+        values.into_iter().fold(record, |record, (key, value)| record.with(key, value))
     }
 }
 

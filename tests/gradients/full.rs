@@ -3,7 +3,7 @@
 use arithmo::adapter::linear::attach;
 use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::{LoraConfig, TargetModules};
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::load::random;
 use arithmo::model::mistral::Mistral;
@@ -40,7 +40,7 @@ fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
-    let batch = PreferenceBatch::from_examples(&refs);
+    let batch = PackedBatch::new(&refs);
     let table = model.valid().position_table(64, &device);
     let on_device = DeviceBatch::new(&batch, &table, &device);
     let completions = on_device.completions.to_autodiff::<A>();

@@ -19,7 +19,7 @@ use std::f64::consts::LN_2;
 
 use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
-use arithmo::data::batch::{PreferenceBatch, TokenRows};
+use arithmo::data::batch::{PackedBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::input::ModelInput;
@@ -118,15 +118,15 @@ fn pairs(count: usize, seed: u64) -> Vec<EncodedPair> {
     (0..count).map(one).collect()
 }
 
-fn batch(pairs: &[EncodedPair]) -> PreferenceBatch {
-    PreferenceBatch::new(&micro_batch(pairs))
+fn batch(pairs: &[EncodedPair]) -> PackedBatch {
+    PackedBatch::new(&micro_batch(pairs))
 }
 
 fn micro_batch(pairs: &[EncodedPair]) -> Vec<&EncodedPair> {
     pairs.iter().collect()
 }
 
-fn on_device(model: &Mistral<B>, batch: &PreferenceBatch) -> DeviceBatch<B> {
+fn on_device(model: &Mistral<B>, batch: &PackedBatch) -> DeviceBatch<B> {
     let device = Default::default();
     DeviceBatch::new(batch, &model.position_table(64, &device), &device)
 }
@@ -164,7 +164,7 @@ fn step_config() -> StepConfig {
 /// kept, those of the others are recomputed.
 fn backward(
     policy: &Mistral<A>,
-    batch: &PreferenceBatch,
+    batch: &PackedBatch,
     on_device: &DeviceBatch<B>,
     reference: &[f64],
     keep: usize,
@@ -175,7 +175,7 @@ fn backward(
     let (_, grads) = gradients(policy, &on_device.input, keep, |hidden| {
         let scored = completions.score(hidden, policy.head(), LogProbStats::All);
         let policy_logps = PairLogProbs::split(scored.sums);
-        let pairs = batch.pairs();
+        let pairs = batch.samples();
         let losses = PreferenceLoss::sigmoid(BETA).losses(&PassLogProbs {
             chosen_sums: policy_logps.chosen.clone(),
             policy: policy_logps,
@@ -277,7 +277,7 @@ fn check_loss(policy: Mistral<A>, plain: &Plain, pairs: &[EncodedPair], sums: &[
     assert!((micro.loss - dpo(sums, &reference)).abs() < 1e-10);
     let reward = |row: usize| BETA * (sums[row] - reference[row]);
     let chosen = (reward(0) + reward(1) + reward(2)) / 3.0;
-    assert!((micro.values[0] - chosen).abs() < 1e-10);
+    assert!((micro.value("rewards/chosen").unwrap() - chosen).abs() < 1e-10);
     assert!((micro.loss - LN_2).abs() > 1e-3, "the adapter has no effect");
 }
 
@@ -383,7 +383,7 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
         learner.step(step, 0.02, &batches);
     }
     let last = learner.evaluate(&batches[0]);
-    assert_eq!(last.values[2], 1.0, "accuracy");
+    assert_eq!(last.value("rewards/accuracies"), Some(1.0), "accuracy");
     assert!(last.loss < 0.2 && last.loss < first.loss, "{} {}", first.loss, last.loss);
     assert_eq!(frozen(&learner.policy), before);
     for ((name, tensor), start) in adapter_parameters(&learner.policy).into_iter().zip(start) {

@@ -2,7 +2,7 @@
 
 use crate::suite::adapters::{attach_random, config, shape, write_base};
 use crate::suite::tiny::{write_changed_model, write_not_finite};
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::load::{load, load_as};
@@ -38,7 +38,7 @@ fn errors(model: &Mistral<B>) -> Vec<String> {
     let scored = write_scores(model, &[pair()], &output, &options, &device);
     assert!(!output.exists());
     let pairs = [&pair()];
-    let batch = PreferenceBatch::new(&pairs);
+    let batch = PackedBatch::new(&pairs);
     let on_device = DeviceBatch::new(&batch, &model.position_table(16, &device), &device);
     let precomputed =
         Reference::initial(model.clone()).precompute(&batch, &on_device, Usage::Training);

@@ -1,7 +1,7 @@
 //! Tests of a reference that follows the policy (TR-DPO) as a second adapter on the same base.
 
 use arithmo::adapter::linear::attach;
-use arithmo::data::batch::PreferenceBatch;
+use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
@@ -46,7 +46,7 @@ fn log_probs(reference: &Reference<B>, policy: &Mistral<Autodiff<B>>) -> Vec<f32
         chosen: sequence(&[1, 5, 7, 9, 11, 2]),
         rejected: sequence(&[1, 5, 8, 4, 2]),
     };
-    let (batch, device) = (PreferenceBatch::new(&[&pair]), Default::default());
+    let (batch, device) = (PackedBatch::new(&[&pair]), Default::default());
     let table = policy.valid().position_table(16, &device);
     let on_device = DeviceBatch::new(&batch, &table, &device);
     reference.compute(&on_device).into_data().to_vec().unwrap()

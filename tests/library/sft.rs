@@ -9,7 +9,6 @@ use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::config::MistralConfig;
 use arithmo::model::load::load;
 use arithmo::model::weights::WeightFiles;
-use arithmo::objective::Objective;
 use arithmo::objective::sft::Sft;
 use arithmo::progress::ProgressMode;
 use arithmo::train::activations::Activations;
@@ -85,8 +84,8 @@ fn ten_steps_equal_torchs() {
             for (ours, theirs) in
                 output.micro_batches.iter().zip(expected["micro_batches"].as_array().unwrap())
             {
-                for (key, value) in <Sft as Objective<B>>::KEYS.iter().zip(&ours.values) {
-                    assert_near(&format!("{what}: {key}"), *value, &theirs[*key], 2e-5);
+                for (key, value) in ours.values() {
+                    assert_near(&format!("{what}: {key}"), value, &theirs[&key], 2e-5);
                 }
             }
         }

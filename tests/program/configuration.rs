@@ -14,8 +14,11 @@ use serde_json::Value;
 const PAGE: &str = "docs/configuration.md";
 
 /// Files that define the structs and enums of the configuration.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 14] = [
     "src/config/mod.rs",
+    "src/config/methods.rs",
+    "src/objective/cpo.rs",
+    "src/objective/kto.rs",
     "src/config/sections.rs",
     "src/config/options.rs",
     "src/adapter/config.rs",

@@ -61,9 +61,9 @@ pub struct EncodeReport {
     pub identical_after_truncation: Vec<String>,
     /// Pairs that would train on nothing.
     pub refused: Refused,
-    /// Whether the samples are supervised fine-tuning examples, whose completion is counted as `chosen`.
+    /// Whether the samples are examples of one completion, which is counted as `chosen`.
     #[serde(skip)]
-    pub is_sft: bool,
+    pub single_completion: bool,
     /// Number of examples whose completion follows the prompt without a space, as in `Answer:42`.
     #[serde(skip)]
     pub joined: usize,
@@ -84,7 +84,7 @@ impl EncodeReport {
             eos_inside_text: Vec::new(),
             identical_after_truncation: Vec::new(),
             refused: Refused::new(),
-            is_sft: false,
+            single_completion: false,
             joined: 0,
         }
     }
@@ -118,7 +118,7 @@ impl EncodeReport {
     /// Returns one line for each kind of change with its pairs, for stderr and `--dry-run`. Empty if all pairs passed
     /// unchanged.
     pub fn summary(&self) -> Vec<String> {
-        let chosen = if self.is_sft { "completion" } else { "chosen" };
+        let chosen = if self.single_completion { "completion" } else { "chosen" };
         let chosen_truncated = format!("{chosen} truncated");
         let changes = [
             ("dropped: the prompt fills max_length", &self.dropped_prompt_too_long),
@@ -150,7 +150,7 @@ impl EncodeReport {
 
     /// Returns the plural noun for the samples.
     fn noun(&self) -> &'static str {
-        if self.is_sft { "examples" } else { "pairs" }
+        if self.single_completion { "examples" } else { "pairs" }
     }
 
     /// Checks that training may start. Refused pairs are an error unless one of the two keys says how to treat them.

@@ -21,6 +21,9 @@ const WANTED: [&str; 8] = [
     "rejected_score",
 ];
 
+/// The column of labels, which is read only for rows that need it.
+const LABEL: &str = "label";
+
 /// Maximum ratio of the rows' size in memory to the size of the file. Text compresses to a tenth, while a crafted table
 /// compresses to nearly nothing.
 const MAX_EXPANSION: u64 = 1000;
@@ -92,7 +95,8 @@ struct Wanted {
 fn find_columns<T: Row>(path: &Path, table: &Table) -> Result<Vec<Wanted>> {
     let place = || path.display().to_string();
     let mut found = Vec::new();
-    for name in WANTED {
+    let needs_label = T::REQUIRED.iter().any(|set| set.contains(&LABEL));
+    for name in WANTED.into_iter().chain(needs_label.then_some(LABEL)) {
         let column = table.flat(name).map_err(|problem| {
             if problem.contains("a list") {
                 conversational(name).at(place())

@@ -17,7 +17,10 @@ pub(super) fn losses<B: Backend>(pairs: &LossInput<'_, B>) -> Tensor<B, 1> {
 }
 
 /// Computes `-(1 - ε) log σ(β δ) - ε log σ(-β δ)`.
-pub(super) fn smoothed<B: Backend>(delta: Tensor<B, 1>, settings: &LossSettings) -> Tensor<B, 1> {
+pub(in crate::objective) fn smoothed<B: Backend>(
+    delta: Tensor<B, 1>,
+    settings: &LossSettings,
+) -> Tensor<B, 1> {
     let (logits, epsilon) = (delta * settings.beta, settings.label_smoothing);
     let flipped = log_sigmoid(logits.clone().neg()) * epsilon;
     (log_sigmoid(logits) * (1.0 - epsilon) + flipped).neg()

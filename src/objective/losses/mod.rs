@@ -27,6 +27,7 @@ mod sppo_hard;
 
 use std::ops::Range;
 
+pub(super) use self::cdpo::smoothed;
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use serde::{Deserialize, Serialize};
@@ -207,8 +208,29 @@ impl<B: Backend> LossInput<'_, B> {
     }
 }
 
+/// Computes the loss of each pair, `[N]`, from the scores of its completions alone. `ipo` takes scores that are averages
+/// already.
+pub(super) fn of_scores<B: Backend>(
+    loss: LossType,
+    scores: PairLogProbs<B>,
+    settings: &LossSettings,
+) -> Tensor<B, 1> {
+    let pairs = scores.chosen.dims()[0];
+    let zeros = scores.chosen.zeros_like();
+    loss.losses(&LossInput {
+        policy: scores.clone(),
+        reference: scores.clone().map(|scores| scores.zeros_like()),
+        ratios: scores.clone(),
+        scores,
+        cross_entropy: zeros,
+        counts: &vec![1; 2 * pairs],
+        micro_batches: &[],
+        settings,
+    })
+}
+
 /// Returns `σ(x)` in the dtype of `x`. (Burn's own sigmoid computes in f32 even for f64.)
-fn sigmoid<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+pub(super) fn sigmoid<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     log_sigmoid(x).exp()
 }
 
@@ -232,6 +254,28 @@ pub(crate) mod tests {
     pub(crate) fn vector<B: Backend>(values: &[f64]) -> Tensor<B, 1> {
         let data = TensorData::new(values.to_vec(), [values.len()]);
         Tensor::from_data(data, (&Default::default(), burn::tensor::DType::F64))
+    }
+
+    /// Compares the gradient of the sum of `losses` at `start` with central differences.
+    pub(crate) fn assert_gradients(
+        start: &[f64],
+        what: &str,
+        losses: impl Fn(Tensor<Autodiff<B>, 1>) -> Tensor<Autodiff<B>, 1>,
+    ) {
+        const STEP: f64 = 1e-5;
+        let at = vector::<Autodiff<B>>(start).require_grad();
+        let grads = losses(at.clone()).sum().backward();
+        let ours = at.grad(&grads).map(|grad| grad.into_data().to_vec::<f64>().unwrap());
+        for (index, ours) in ours.unwrap().into_iter().enumerate() {
+            let sum = |step: f64| -> f64 {
+                let mut values = start.to_vec();
+                values[index] += step;
+                losses(vector(&values)).into_data().iter::<f64>().sum()
+            };
+            let expected = (sum(STEP) - sum(-STEP)) / (2.0 * STEP);
+            let near = (ours - expected).abs() < 1e-7 * expected.abs().max(1.0);
+            assert!(near, "{what} {index}: {ours} {expected}");
+        }
     }
 
     const SETTINGS: LossSettings =
@@ -263,13 +307,8 @@ pub(crate) mod tests {
     /// The gradient of every loss, under every divergence, equals central differences.
     #[test]
     fn gradients_equal_finite_differences() {
-        const STEP: f64 = 1e-5;
         // No two values that AOT sorts are equal.
         let start = [-2.7, -2.9, -6.1, -5.0, -6.9, -3.6, -4.2, -7.3, -4.1, -2.9];
-        let sum = |loss, divergence, values: &[f64; 10]| -> f64 {
-            let policy = PairLogProbs::split(vector::<B>(values));
-            losses(loss, divergence, policy).into_data().iter::<f64>().sum()
-        };
         let divergences = [
             FDivergence::ReverseKl,
             FDivergence::ForwardKl,
@@ -279,20 +318,9 @@ pub(crate) mod tests {
         for (loss, divergence) in
             LossType::ALL.iter().flat_map(|loss| divergences.map(|divergence| (*loss, divergence)))
         {
-            let policy = vector::<Autodiff<B>>(&start).require_grad();
-            let value = losses(loss, divergence, PairLogProbs::split(policy.clone())).sum();
-            let grads = value.backward();
-            let grad = policy.grad(&grads).map(|grad| grad.into_data().to_vec::<f64>().unwrap());
-            for (index, ours) in grad.unwrap().into_iter().enumerate() {
-                let at = |step: f64| {
-                    let mut values = start;
-                    values[index] += step;
-                    sum(loss, divergence, &values)
-                };
-                let expected = (at(STEP) - at(-STEP)) / (2.0 * STEP);
-                let near = (ours - expected).abs() < 1e-7 * expected.abs().max(1.0);
-                assert!(near, "{loss:?} {divergence:?} {index}: {ours} {expected}");
-            }
+            assert_gradients(&start, &format!("{loss:?} {divergence:?}"), |policy| {
+                losses(loss, divergence, PairLogProbs::split(policy))
+            });
         }
     }
 

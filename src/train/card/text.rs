@@ -110,7 +110,7 @@ impl Card<'_> {
             let name = name.split('@').next().unwrap_or(name);
             let _ = writeln!(yaml, "datasets:\n- {owner}/{name}");
         }
-        let _ = writeln!(yaml, "tags:\n- arithmo\n- {}", self.method());
+        let _ = writeln!(yaml, "tags:\n- arithmo\n- {}", self.config().method.name());
         if self.kind != Kind::Whole {
             yaml.push_str("- lora\n");
         }
@@ -118,12 +118,6 @@ impl Card<'_> {
             let _ = writeln!(yaml, "- base_model:adapter:{base}");
         }
         yaml + "---\n"
-    }
-
-    /// Returns the short name of the method, which is a tag on the hub.
-    fn method(&self) -> String {
-        let method = serde_json::to_value(self.config().method).unwrap_or_default();
-        method.as_str().unwrap_or_default().to_string()
     }
 
     /// Returns what was trained, and how.
@@ -137,6 +131,9 @@ impl Card<'_> {
         let how = match config.method {
             Method::Dpo => "trained with direct preference optimization (DPO) on preference pairs",
             Method::Sft => "trained with supervised fine-tuning (SFT) on completions",
+            Method::Kto => "trained with KTO on completions labeled as desirable or not",
+            Method::Orpo => "trained with ORPO on preference pairs",
+            Method::Cpo => "trained with CPO on preference pairs",
         };
         format!(
             "{what} `{}`, {how} by arithmo {}, started {}.",
@@ -173,9 +170,14 @@ impl Card<'_> {
     fn settings(&self) -> String {
         let config = self.config();
         let json = serde_json::to_value(config).unwrap_or_default();
-        let dpo = DPO_SETTINGS.iter().filter(|_| config.method == Method::Dpo);
+        let method = config.method.name();
+        let table = json[method].as_object().into_iter().flat_map(|table| table.keys());
+        let method = table
+            .map(|key| format!("{method}.{key}"))
+            .filter(|key| config.method != Method::Dpo || DPO_SETTINGS.contains(&key.as_str()));
         let lora = LORA_SETTINGS.iter().filter(|_| config.model.use_peft);
-        let rows = SETTINGS.iter().chain(dpo).chain(lora).map(|key| {
+        let rows = SETTINGS.iter().chain(lora).map(|key| key.to_string());
+        let rows = rows.chain(method).map(|key| {
             let value =
                 json.pointer(&format!("/{}", key.replace('.', "/"))).unwrap_or(&Value::Null);
             format!("| `{key}` | `{}` |\n", value.to_string().replace('|', "\\|"))

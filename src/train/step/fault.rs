@@ -5,10 +5,10 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
 use super::{Learner, mix};
+use crate::data::batch::PackedBatch;
 use crate::data::sample::Sample;
 use crate::model::not_finite;
-use crate::objective::Objective;
-use crate::objective::pass::passes;
+use crate::objective::{Objective, Usage};
 use crate::train::parameters::trained_parameters;
 
 /// The place of the first value of a step that is not finite.
@@ -30,7 +30,8 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let policy = self.policy.valid();
         let mut found: Option<Fault> = None;
         for sample in micro_batches.iter().flatten() {
-            let on_device = self.on_device(&O::batch(&[*sample]));
+            let samples = [*sample];
+            let on_device = self.on_device(&samples, &PackedBatch::new(&samples));
             if let Some(place) = not_finite::find_activation(&policy, &on_device.input) {
                 let first = Fault { ids: Vec::new(), place: format!("the activations {place}") };
                 found.get_or_insert(first).ids.push(sample.id().to_string());
@@ -41,14 +42,16 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
 
     /// Finds the first gradient, in the order of the backward pass, with a value that is not finite.
     fn find_gradient(&self, step: usize, micro_batches: &[Vec<&O::Sample>]) -> Option<Fault> {
-        let limits = self.objective.pass_limits(self.config.pass_tokens);
-        let weights = self.objective.weights(micro_batches);
-        let passes = passes(micro_batches, &weights, limits);
+        let companions: Vec<_> =
+            micro_batches.iter().map(|micro| self.objective.companions(micro)).collect();
+        let baselines = self.baselines(&companions, Usage::Training);
+        let passes = self.passes(micro_batches, &baselines);
         passes.iter().enumerate().find_map(|(index, pass)| {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
-            let batch = O::batch(&pass.pairs);
+            let batch = PackedBatch::new(&pass.pairs);
             let (_, grads) = self.one_pass(&batch, pass, seed);
-            let names = trained_parameters(&self.policy).into_iter().map(|parameter| parameter.name);
+            let names =
+                trained_parameters(&self.policy).into_iter().map(|parameter| parameter.name);
             let named: Vec<(String, Tensor<B, 2>)> = names.zip(grads).collect();
             named.into_iter().rev().find_map(|(name, grad)| {
                 let count = not_finite::describe(grad)?;

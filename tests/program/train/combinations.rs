@@ -30,6 +30,11 @@ const OPTIONS: [&[&[&str]]; 9] = [
         &["dpo.loss_type=dpop", "dpo.dpop_lambda=5"],
         &["dpo.loss_type=[\"ipo\",\"aot\",\"sft\"]", "dpo.loss_weights=[0.5,1,0.1]"],
         &["method=sft"],
+        &["method=kto"],
+        &["method=kto", "kto.loss_type=apo_zero_unpaired", "kto.precompute_ref_log_probs=true"],
+        &["method=orpo"],
+        &["method=cpo", "cpo.label_smoothing=0.1"],
+        &["method=cpo", "cpo.loss_type=simpo", "cpo.alpha=0.1"],
     ],
     &[
         &[],

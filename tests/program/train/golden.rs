@@ -50,19 +50,27 @@ impl Golden {
         self.folder.join("../../models").join(name).display().to_string()
     }
 
-    /// Returns the path of a data file. `pairs_14` is the first 14 rows of `pairs`.
+    /// Returns the path of a data file.
     fn data(&self, key: &str) -> String {
         let name = self.config[key].as_str().unwrap();
-        let folder = self.folder.join("../../trl/_data");
-        let rows = name.strip_prefix("pairs_").and_then(|rows| rows.parse().ok());
-        let Some(rows) = rows else {
-            return folder.join(format!("{name}.jsonl")).display().to_string();
+        let file = |name: &str| {
+            let [own, common] =
+                ["..", "../../trl"].map(|group| self.folder.join(group).join("_data").join(name));
+            if own.exists() { own } else { common }
         };
-        let text = fs::read_to_string(folder.join("pairs.jsonl")).unwrap();
-        let part: String = text.split_inclusive('\n').take(rows).collect();
-        let path = self.path(&format!("{name}.jsonl"));
-        fs::write(&path, part).unwrap();
-        path
+        // `pairs_24` are the first 24 of `pairs`.
+        let Some(count) = name.strip_prefix("pairs_").and_then(|count| count.parse().ok()) else {
+            return file(&format!("{name}.jsonl")).display().to_string();
+        };
+        let text = fs::read_to_string(file("pairs.jsonl")).unwrap();
+        let first: Vec<&str> = text.lines().take(count).collect();
+        fs::write(self.work.path().join("first.jsonl"), first.join("\n") + "\n").unwrap();
+        self.path("first.jsonl")
+    }
+
+    /// Returns the method of the run; its settings have the key of this name.
+    pub(super) fn method(&self) -> &str {
+        self.config.get("trainer").map_or("dpo", |trainer| trainer.as_str().unwrap())
     }
 
     pub(super) fn path(&self, name: &str) -> String {
@@ -71,7 +79,7 @@ impl Golden {
 
     /// Returns the golden run's settings with their keys in `run.toml`.
     fn settings(&self) -> Vec<String> {
-        const DPO: [&str; 13] = [
+        const METHOD: [&str; 18] = [
             "beta",
             "loss_type",
             "loss_weights",
@@ -85,6 +93,11 @@ impl Golden {
             "sync_ref_model",
             "ref_model_mixup_alpha",
             "ref_model_sync_steps",
+            "desirable_weight",
+            "undesirable_weight",
+            "cpo_alpha",
+            "simpo_gamma",
+            "alpha",
         ];
         const TRAIN: [&str; 25] = [
             "optim",
@@ -113,25 +126,29 @@ impl Golden {
             "greater_is_better",
             "disable_dropout",
         ];
-        let tables =
-            [("dpo", &DPO[..]), ("train", &TRAIN), ("data", &["max_length", "truncation_mode"])];
+        let (method, given) = (self.method(), &self.config[self.method()]);
+        let tables = [
+            (method, &METHOD[..]),
+            ("train", &TRAIN),
+            ("data", &["max_length", "truncation_mode"]),
+        ];
         // TRL averages held-out metrics over batches.
-        let mut settings = vec!["train.eval_means=trl".to_string()];
+        let mut settings = vec!["train.eval_means=trl".to_string(), format!("method={method}")];
         // A number of steps has no effect on other strategies, which is an error here.
         let unused = |key: &str| {
             let strategy = key.strip_suffix("_steps").map(|name| format!("{name}_strategy"));
-            let strategy = strategy.and_then(|name| self.config["dpo"].get(&name));
+            let strategy = strategy.and_then(|name| given.get(&name));
             strategy.is_some_and(|strategy| strategy != "steps")
         };
         for (table, keys) in tables {
             for key in keys {
-                let value = self.config["dpo"].get(key).filter(|value| !value.is_null());
+                let value = given.get(key).filter(|value| !value.is_null());
                 if let Some(value) = value.filter(|_| !unused(key)) {
                     settings.push(format!("{table}.{key}={value}"));
                 }
             }
         }
-        if let Some(Value::Object(kwargs)) = self.config["dpo"].get("lr_scheduler_kwargs") {
+        if let Some(Value::Object(kwargs)) = given.get("lr_scheduler_kwargs") {
             for (key, value) in kwargs {
                 settings.push(format!("train.lr_scheduler_kwargs.{key}={value}"));
             }
@@ -146,7 +163,7 @@ impl Golden {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
         // 0 keeps all checkpoints.
-        let limit = self.config["dpo"].get("save_total_limit").and_then(Value::as_u64);
+        let limit = given.get("save_total_limit").and_then(Value::as_u64);
         settings.push(format!("train.save_total_limit={}", limit.unwrap_or(0)));
         if let Some(Value::Object(stopping)) = self.config.get("early_stopping") {
             for (key, value) in stopping {
@@ -158,8 +175,11 @@ impl Golden {
             return settings;
         }
         settings.push(format!("lora.adapter={}", self.path("start")));
-        let base = self.config["reference"].as_str().unwrap().starts_with("base");
-        settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
+        let reference = self.config["reference"].as_str().unwrap();
+        if !reference.starts_with("none") {
+            let reference = if reference.starts_with("base") { "base" } else { "initial" };
+            settings.push(format!("{method}.reference={reference}"));
+        }
         for table in ["lora", "loraplus"] {
             for (key, value) in
                 self.config.get(table).and_then(Value::as_object).into_iter().flatten()
@@ -172,8 +192,8 @@ impl Golden {
         settings
     }
 
-    /// Trains and returns the lines of the log.
-    pub(super) fn train(&self) -> Vec<Map<String, Value>> {
+    /// Trains like the golden run, with these settings in addition, and returns the logged lines.
+    pub(super) fn train(&self, further: &[&str]) -> Vec<Map<String, Value>> {
         let toml = format!(
             "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
              shuffle = false\n",
@@ -184,8 +204,8 @@ impl Golden {
         fs::write(self.path("run.toml"), toml).unwrap();
         let mut command = program();
         command.args(["train", "--config", &self.path("run.toml")]);
-        for setting in self.settings() {
-            command.args(["--set", &setting]);
+        for setting in self.settings().iter().map(String::as_str).chain(further.iter().copied()) {
+            command.args(["--set", setting]);
         }
         let ended = ProcessOutput::new(command.output().unwrap());
         assert_eq!(ended.status, Some(0), "{}", ended.stderr);
@@ -198,6 +218,11 @@ impl Golden {
         let mut worst = self.worst.borrow_mut();
         let worst = worst.entry(quantity.to_string()).or_default();
         *worst = worst.max(deviation);
+    }
+
+    /// Returns the largest deviation of a quantity.
+    pub(super) fn worst(&self, quantity: &str) -> f64 {
+        self.worst.borrow().get(quantity).copied().unwrap_or_default()
     }
 
     /// Prints the largest deviation of each quantity, relative to its tolerance where that is relative.
@@ -232,7 +257,7 @@ impl Golden {
     /// Trains and compares every line of the log.
     pub(super) fn check_metrics(&self, tolerances: Tolerances) {
         let name = self.config["name"].as_str().unwrap();
-        let lines = self.train();
+        let lines = self.train(&[]);
         let (evaluations, steps): (Vec<_>, Vec<_>) =
             lines.into_iter().partition(|line| line.contains_key("eval_loss"));
         for (ours, file) in [(steps, "trace.jsonl"), (evaluations, "eval.jsonl")] {
@@ -397,7 +422,9 @@ fn replay_run(group: &str, name: &str) {
     let Some(golden) = Golden::open(&format!("{group}/{name}")) else {
         return;
     };
-    let loose = golden.config["dpo"]["optim"].as_str().is_some_and(|optim| optim.ends_with("8bit"));
+    let loose = golden.config[golden.method()]["optim"]
+        .as_str()
+        .is_some_and(|optim| optim.ends_with("8bit"));
     golden.check_metrics(Tolerances::of(name));
     if golden.trains_all() {
         golden.check_weights();

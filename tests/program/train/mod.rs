@@ -5,6 +5,7 @@ mod combinations;
 mod control;
 mod golden;
 mod longer;
+mod methods;
 mod packed;
 mod reference_cache;
 mod refusals;

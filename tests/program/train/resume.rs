@@ -141,6 +141,18 @@ fn killed_with_a_reference_that_follows() {
     check_killed_runs(&settings, 3, 4);
 }
 
+/// Checks the other methods. With KTO, some micro-batches have examples of one class only, whose metrics are absent in them.
+#[test]
+fn killed_with_other_methods() {
+    let interval = ["train.save_steps=2", "train.logging_steps=3"];
+    for (seed, method) in (4..).zip(["kto", "orpo", "cpo"]) {
+        let method = format!("method={method}");
+        check_killed_runs(&[interval[0], interval[1], &method], 2, seed);
+    }
+    let precomputed = ["method=kto", "kto.precompute_ref_log_probs=true", "data.shuffle=false"];
+    check_killed_runs(&[&interval[..], &precomputed].concat(), 2, 7);
+}
+
 #[test]
 fn a_damaged_checkpoint_is_skipped_and_the_one_before_is_used() {
     let workshop = Workshop::new();
