@@ -173,7 +173,7 @@ mod tests {
 
     /// Returns `count` values that change evenly by `total` and alternate by `noise`.
     fn line(count: usize, total: f64, noise: f64) -> Vec<f64> {
-        let sign = |index: usize| if index % 2 == 0 { noise } else { -noise };
+        let sign = |index: usize| if index.is_multiple_of(2) { noise } else { -noise };
         (0..count).map(|index| total * index as f64 / (count - 1) as f64 + sign(index)).collect()
     }
 

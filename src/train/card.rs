@@ -92,6 +92,12 @@ fn is_replaceable(path: &Path) -> Result<bool> {
     Ok(is_ours)
 }
 
+/// Returns whether `path` is a card that is not as this program wrote it.
+pub(super) fn is_edited_card(path: &Path) -> bool {
+    let is_card = path.file_name().is_some_and(|name| name == CARD);
+    is_card && input_file::read_to_string(path).map_or(true, |card| !is_unedited(&card))
+}
+
 /// Adds the comment with the hash of `text`.
 fn sealed(text: String) -> String {
     let hash = FileHash::of_bytes(text.as_bytes()).sha256;

@@ -10,6 +10,7 @@ use crate::output::list::{self, FileList, listed_files, remove_files};
 use crate::output::lock;
 use crate::output::part::{check_writable, remove_all_dead};
 use crate::output::same_file;
+use crate::train::card::is_edited_card;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::logger::{EVENTS_FOLDER, METRICS_FILE};
 use crate::train::manifest::{MANIFEST_FILE, RunManifest};
@@ -272,7 +273,7 @@ impl RunFolder {
         remove_files(&self.path, &[manifest])
     }
 
-    /// Returns the files of the run in the folder, all but the manifest.
+    /// Returns the files of the run in the folder, all but the manifest and a card that the user edited.
     fn own_files(&self) -> Result<Vec<PathBuf>> {
         let manifest = RunManifest::path(&self.path);
         if !manifest.is_file() {
@@ -287,7 +288,7 @@ impl RunFolder {
             files.extend(listed_files(&self.model()));
         }
         files.extend(checkpoint_files(&self.checkpoints())?);
-        files.retain(|file| *file != manifest);
+        files.retain(|file| *file != manifest && !is_edited_card(file));
         Ok(files)
     }
 

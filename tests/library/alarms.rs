@@ -46,8 +46,8 @@ fn golden_runs_in_the_tree_raise_no_alarm() {
     }
 }
 
-/// The runs of 60 steps are long enough for every alarm. Their rewards with the opposite sign fall together, ten times their
-/// margins saturate, and without a gradient they do not move.
+/// The runs of 60 steps are long enough for every alarm. With both rewards falling by 0.3 per step the chosen one falls, ten times
+/// their margins saturate, and without a gradient they do not move.
 #[test]
 #[ignore = "compares with data that are not in the tree"]
 fn all_golden_runs_raise_no_alarm_unless_made_ill() {
@@ -61,20 +61,18 @@ fn all_golden_runs_raise_no_alarm_unless_made_ill() {
                 continue;
             }
             long += 1;
-            let ill = |keys: &[&str], change: fn(f64) -> f64| {
+            let ill = |keys: &[&str], change: fn(Point) -> f64| {
                 let mut ill = healthy.clone();
                 for key in keys {
-                    ill.get_mut(*key)
-                        .unwrap()
-                        .iter_mut()
-                        .for_each(|point| point.1 = change(point.1));
+                    let points = ill.get_mut(*key).unwrap();
+                    points.iter_mut().for_each(|point| point.1 = change(*point));
                 }
                 names(&ill)
             };
             let rewards = ["rewards/chosen", "rewards/rejected"];
-            assert!(ill(&rewards, |reward| -reward.abs()).contains(&"chosen-falls"));
+            assert!(ill(&rewards, |point| point.1 - 0.3 * point.0).contains(&"chosen-falls"));
             assert!(
-                ill(&["rewards/margins"], |margin| 10.0 * margin).contains(&"rewards-saturate")
+                ill(&["rewards/margins"], |point| 10.0 * point.1).contains(&"rewards-saturate")
             );
             assert!(ill(&["grad_norm"], |_| 0.0).contains(&"adapter-did-not-move"));
         }

@@ -278,7 +278,7 @@ mod tests {
     fn text(manifest: &RunManifest) -> String {
         let line = |line: Value| line.as_object().unwrap().clone();
         let lines = vec![
-            line(json!({"step": 1, "loss": 0.69314, "rewards/margins": 0.0, "seconds": 1.0})),
+            line(json!({"step": 1, "loss": 0.68754, "rewards/margins": 0.0, "seconds": 1.0})),
             line(json!({"step": 9, "loss": 0.5, "rewards/margins": 0.25, "seconds": 2.0})),
             line(json!({"step": 9, "eval_loss": 0.625})),
         ];
@@ -296,7 +296,7 @@ mod tests {
         for part in [
             "| `pairs.jsonl` | training | 48 | `0123ab` |",
             "| training | step 1 | step 9 |",
-            "| `loss` | 0.6931 | 0.5000 |",
+            "| `loss` | 0.6875 | 0.5000 |",
             "| `eval_loss` | 0.6250 | 0.6250 |",
             "| `dpo.beta` | `0.1` |",
             "--model owner/Base-7B --adapter mine",

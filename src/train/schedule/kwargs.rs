@@ -160,6 +160,12 @@ impl SchedulerKwargs {
                     _ => Ok(()),
                 }
             }
+            SchedulerType::ReduceLrOnPlateau if self.factor.is_some_and(|factor| factor >= 1.0) => {
+                lacks("factor", "must be below 1, so that the learning rate falls")
+            }
+            SchedulerType::InverseSqrt if self.timescale == Some(0.0) => {
+                lacks("timescale", "must be above 0: the schedule divides by it")
+            }
             SchedulerType::WarmupStableDecay if self.num_decay_steps.is_none() => {
                 lacks("num_decay_steps", "is missing: the schedule needs it")
             }
@@ -267,6 +273,8 @@ mod tests {
         assert!(refused(CosineWithMinLr, "").contains("needs min_lr or min_lr_rate"));
         assert!(refused(CosineWithMinLr, "min_lr = 1e-5\nmin_lr_rate = 0.1").contains("give one"));
         assert!(refused(WarmupStableDecay, "").contains("num_decay_steps: is missing"));
+        assert!(refused(ReduceLrOnPlateau, "factor = 1.0").contains("below 1"));
+        assert!(refused(InverseSqrt, "timescale = 0.0").contains("above 0"));
         assert!(refused(ReduceLrOnPlateau, "num_cycles = 1").contains("takes mode, factor"));
         assert!(
             refused(Cosine, "patience = 3").contains("kwargs.patience: \"cosine\" does not use")

@@ -8,7 +8,7 @@ fn card(workshop: &Workshop, folder: &str) -> String {
     fs::read_to_string(workshop.path("run").join(folder).join("README.md")).unwrap()
 }
 
-/// A resumed run replaces its card, but not one that the user edited. `--overwrite` starts anew.
+/// A resumed run and one that starts again replace their card, but not one that the user edited.
 #[test]
 fn an_edited_card_is_kept() {
     let workshop = Workshop::new();
@@ -40,8 +40,11 @@ fn an_edited_card_is_kept() {
     assert!(ended.stderr.contains("README.md: was edited and is kept"), "{}", ended.stderr);
     assert_eq!(card(&workshop, "adapter"), edited);
 
-    workshop.trained(&[&eval, "train.max_steps=3"], &["--overwrite"]);
-    assert!(card(&workshop, "adapter").contains("| training | step 1 | step 3 |"));
+    workshop.trained(&[&eval, "train.max_steps=2"], &["--overwrite"]);
+    assert_eq!(card(&workshop, "adapter"), edited);
+    fs::write(workshop.path("run/adapter/README.md"), &longer).unwrap();
+    workshop.trained(&[&eval, "train.max_steps=2"], &["--overwrite"]);
+    assert!(card(&workshop, "adapter").contains("| training | step 1 | step 2 |"));
 }
 
 /// The card names the best step, which is the result.

@@ -171,14 +171,26 @@ fn weights(workshop: &Workshop, folder: &str) -> NamedTensors {
     load_safetensors_f32(&path).unwrap()
 }
 
-/// Returns the adapter, the log, the checkpoints and the state of the last one.
-fn result(workshop: &Workshop) -> (Vec<u8>, Vec<Map<String, Value>>, Vec<u64>, Value) {
+/// What a run leaves, which must not depend on interruptions.
+#[derive(Debug, PartialEq)]
+struct Ending {
+    adapter: Vec<u8>,
+    log: Vec<Map<String, Value>>,
+    checkpoints: Vec<u64>,
+    /// What the evaluations have shown, in the last checkpoint.
+    decided: Value,
+}
+
+fn ending(workshop: &Workshop) -> Ending {
     let run = workshop.path("run");
-    let saved = saved_steps(&run);
-    let state = state(&run, *saved.last().unwrap());
-    let decided = json!([state["selected"], state["plateau"]]);
-    let adapter = fs::read(run.join("adapter/adapter_model.safetensors")).unwrap();
-    (adapter, metrics(&run), saved, decided)
+    let checkpoints = saved_steps(&run);
+    let state = state(&run, *checkpoints.last().unwrap());
+    Ending {
+        adapter: fs::read(run.join("adapter/adapter_model.safetensors")).unwrap(),
+        log: metrics(&run),
+        checkpoints,
+        decided: json!([state["selected"], state["plateau"]]),
+    }
 }
 
 /// Checks that a run that is resumed from each of its checkpoints ends like the whole run.
@@ -187,15 +199,15 @@ fn check_resumed(settings: &[&str], expected: &[u64]) {
     let eval = held_out(&workshop);
     let settings = [&[eval.as_str()], settings].concat();
     workshop.trained(&settings, &[]);
-    let whole = result(&workshop);
-    assert_eq!(whole.2, expected);
+    let whole = ending(&workshop);
+    assert_eq!(whole.checkpoints, expected);
     for from in expected {
         for step in expected.iter().filter(|step| *step > from) {
             let checkpoint = workshop.path(&format!("run/checkpoints/step-{step}"));
             fs::remove_dir_all(checkpoint).unwrap();
         }
         workshop.trained(&settings, &["--resume"]);
-        assert_eq!(result(&workshop), whole, "from step {from}");
+        assert_eq!(ending(&workshop), whole, "from step {from}");
     }
 }
 
