@@ -63,6 +63,15 @@ impl Pieces {
         self.longer(config, |_, [rows, columns]| self.rows([rows, columns], 1) != Some(rows))
     }
 
+    /// Returns the name and byte count of the first matrix among those of the modules `names` that is longer than one
+    /// part.
+    pub fn longer_among(&self, config: &MistralConfig, names: &[&str]) -> Option<(String, u64)> {
+        self.longer(config, |name, [rows, columns]| {
+            names.contains(&name.trim_end_matches(".weight"))
+                && self.rows([rows, columns], 1) != Some(rows)
+        })
+    }
+
     /// Returns the name and byte count of the first matrix for which `is_long` holds.
     fn longer(
         &self,
@@ -116,10 +125,7 @@ pub fn check_whole_weights<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let pieces = Pieces::of::<B>(DType::F32, device);
-    let too_long = pieces.longer(config, |name, dims| {
-        names.contains(&name.trim_end_matches(".weight")) && pieces.rows(dims, 1) != Some(dims[0])
-    });
-    refuse::<B>(pieces, too_long, device)
+    refuse::<B>(pieces, pieces.longer_among(config, names), device)
 }
 
 /// Returns the error for a matrix that was found too long, if any.

@@ -223,7 +223,9 @@ impl Job {
         if self.trains_all() || self.config.lora.uses_loftq() {
             Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape)
         } else {
-            pieces.too_long(&self.shape, self.quantization)
+            let saved: Vec<&str> = self.saved.iter().map(|(name, _)| name.as_str()).collect();
+            let too_long = Pieces { size: 4, ..pieces }.longer_among(&self.shape, &saved);
+            too_long.or_else(|| pieces.too_long(&self.shape, self.quantization))
         }
     }
 

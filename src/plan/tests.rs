@@ -213,6 +213,24 @@ fn a_small_run_matches_bytes_counted_by_hand() {
     assert_eq!(plan.table[&Category::Head], 4 * 15 * (2000 + 8 + 8 + 4));
 }
 
+/// Ranks of single projections, biases, and modules that are trained in full.
+#[test]
+fn every_tensor_of_an_adapter_is_counted() {
+    let mut config = RunConfig::default();
+    config.lora.r = 2;
+    config.lora.rank_pattern = Some([("q_proj".to_string(), 3)].into());
+    config.lora.lora_bias = true;
+    config.lora.modules_to_save = Some(vec!["norm".into(), "lm_head".into()]);
+    let job = job(&small(), &config, &cpu(None));
+    // q 8 x 8 of rank 3, v 4 x 8 of rank 2, a bias of each; three norms of 8, the head of 2,000 x 8.
+    let expected = [3 * 8, 8 * 3, 2 * 8, 4 * 2, 8, 4, 8, 8, 8, 16_000];
+    let mut sizes = job.trained_sizes();
+    sizes.sort_unstable();
+    let mut expected = expected.to_vec();
+    expected.sort_unstable();
+    assert_eq!(sizes, expected);
+}
+
 fn category_bytes(plan: &Plan, category: Category) -> u64 {
     plan.table.get(&category).copied().unwrap_or(0)
 }

@@ -1,5 +1,8 @@
-//! Full fine-tuning: compares the gradient of every weight with finite differences.
+//! Compares the gradient of every weight, and of every part of an adapter, with finite differences.
 
+use arithmo::adapter::linear::attach;
+use arithmo::adapter::modules::{ExcludeModules, Patterns};
+use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::PreferenceBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
 use arithmo::model::load::random;
@@ -9,7 +12,7 @@ use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::parameters::{set_trained_parameters, train_all, trained_parameters};
 use arithmo_backends::LogProbStats;
 use burn::module::AutodiffModule;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Tensor, TensorData};
 
 use super::{A, B, config};
 
@@ -31,47 +34,83 @@ fn loss(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> f64 {
     -sums.into_data().iter::<f64>().sum::<f64>()
 }
 
-/// Compares three elements of every weight's gradient with central differences of the loss, with and without gradient
-/// checkpointing.
-#[test]
-fn gradients_of_all_weights_equal_finite_differences() {
+/// Compares three elements of the gradient of every trained tensor with central differences of the loss. The upper
+/// `keep` layers keep their activations. Returns the number of tensors.
+fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
     let batch = PreferenceBatch::from_examples(&refs);
-    for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
-        let model: Mistral<A> = random(config(tied), 5, DType::F64, &device).unwrap();
-        let mut model = train_all(model);
-        let table = model.valid().position_table(64, &device);
-        let on_device = DeviceBatch::new(&batch, &table, &device);
-        let completions = on_device.completions.to_autodiff::<A>();
-        let head = model.head();
-        let (_, grads) = gradients(&model, &on_device.input, keep, |hidden| Loss {
-            loss: completions.score(hidden, head, LogProbStats::All).sums.sum().neg(),
-            output: (),
-        });
-        let all = trained_parameters(&model);
-        assert_eq!(all.len(), grads.len());
-        assert_eq!(all.len(), if tied { 20 } else { 21 });
-        for (index, parameter) in all.iter().enumerate() {
-            let (name, weight) = (&parameter.name, &parameter.value);
-            let grad: Vec<f64> = grads[index].clone().into_data().to_vec().unwrap();
-            let count = grad.len();
-            for at in [0, count / 3, count - 1] {
-                let mut at_distance = |distance: f64| {
-                    let mut values: Vec<f64> = weight.clone().into_data().to_vec().unwrap();
-                    values[at] += distance;
-                    let changed = TensorData::new(values, weight.dims());
-                    let mut values: Vec<_> = all.iter().map(|other| other.value.clone()).collect();
-                    values[index] = Tensor::from_data(changed, &device);
-                    set_trained_parameters(&mut model, values);
-                    loss(&model.valid(), &on_device)
-                };
-                let step = 1e-5;
-                let slope = (at_distance(step) - at_distance(-step)) / (2.0 * step);
-                let near = (grad[at] - slope).abs() < 1e-6 * slope.abs().max(1.0);
-                assert!(near, "{name}[{at}]: {} is not {slope}", grad[at]);
-            }
+    let table = model.valid().position_table(64, &device);
+    let on_device = DeviceBatch::new(&batch, &table, &device);
+    let completions = on_device.completions.to_autodiff::<A>();
+    let head = model.head();
+    let (_, grads) = gradients(&model, &on_device.input, keep, |hidden| Loss {
+        loss: completions.score(hidden, head, LogProbStats::All).sums.sum().neg(),
+        output: (),
+    });
+    let all = trained_parameters(&model);
+    assert_eq!(all.len(), grads.len());
+    for (index, parameter) in all.iter().enumerate() {
+        let (name, weight) = (&parameter.name, &parameter.value);
+        let grad: Vec<f64> = grads[index].clone().into_data().to_vec().unwrap();
+        let count = grad.len();
+        for at in [0, count / 3, count - 1] {
+            let mut at_distance = |distance: f64| {
+                let mut values: Vec<f64> = weight.clone().into_data().to_vec().unwrap();
+                values[at] += distance;
+                let changed = TensorData::new(values, weight.dims());
+                let mut values: Vec<_> = all.iter().map(|other| other.value.clone()).collect();
+                values[index] = Tensor::from_data(changed, &device);
+                set_trained_parameters(&mut model, values);
+                loss(&model.valid(), &on_device)
+            };
+            let step = 1e-5;
+            let slope = (at_distance(step) - at_distance(-step)) / (2.0 * step);
+            let near = (grad[at] - slope).abs() < 1e-6 * slope.abs().max(1.0);
+            assert!(near, "{name}[{at}]: {} is not {slope}", grad[at]);
         }
+    }
+    all.len()
+}
+
+/// With and without gradient checkpointing.
+#[test]
+fn gradients_of_all_weights_equal_finite_differences() {
+    for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
+        let model: Mistral<A> = random(config(tied), 5, DType::F64, &Default::default()).unwrap();
+        assert_eq!(check_gradients(train_all(model), keep), if tied { 20 } else { 21 });
+    }
+}
+
+/// An adapter with ranks of its own for single projections, biases, and modules that are trained in full.
+#[test]
+fn gradients_of_every_part_of_an_adapter_equal_finite_differences() {
+    let device = Default::default();
+    let options = LoraConfig {
+        r: 2,
+        lora_alpha: 3.0,
+        target_modules: TargetModules::AllLinear,
+        exclude_modules: ExcludeModules::Names(vec!["k_proj".into()]),
+        rank_pattern: Patterns(vec![("layers.1.self_attn.q_proj".into(), 3)]),
+        alpha_pattern: Patterns(vec![("v_proj".into(), 5.0)]),
+        lora_bias: true,
+        modules_to_save: ["embed_tokens", "lm_head", "norm", "layers.0.mlp.up_proj"]
+            .map(String::from)
+            .to_vec(),
+        ..LoraConfig::default()
+    };
+    for keep in [usize::MAX, 0, 1] {
+        let mut model: Mistral<A> = random(config(false), 5, DType::F64, &device).unwrap();
+        attach(&mut model, &options, 1, &device).unwrap();
+        let values = trained_parameters(&model).into_iter().map(|parameter| {
+            let noise = Distribution::Uniform(-0.3, 0.3);
+            parameter.value.clone() + Tensor::random(parameter.value.dims(), noise, &device)
+        });
+        let values = values.collect();
+        set_trained_parameters(&mut model, values);
+        // Six branches per layer without that of `up_proj` in layer 0, of three tensors each; embedding, head, five norms
+        // and one projection.
+        assert_eq!(check_gradients(model, keep), 3 * (2 * 6 - 1) + 2 + 5 + 1);
     }
 }

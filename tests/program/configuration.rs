@@ -428,7 +428,11 @@ fn limits_of_ranges_are_accepted_or_refused_as_the_page_says() {
         for (number, allowed) in ends(&words) {
             let value =
                 if number.abs() < 1e15 { number.to_string() } else { format!("{number:e}") };
-            let value = if key == "dpo.loss_weights" { format!("[{value}]") } else { value };
+            let value = match key {
+                "dpo.loss_weights" => format!("[{value}]"),
+                "lora.rank_pattern" | "lora.alpha_pattern" => format!("{{ q_proj = {value} }}"),
+                _ => value,
+            };
             let loaded = RunConfig::load(&file, &[format!("{key}={value}")]);
             let error = loaded.err().map_or(String::new(), |error| error.to_string());
             // A value within the range may still be refused for other reasons.
