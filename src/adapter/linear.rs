@@ -129,7 +129,7 @@ pub fn check(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
         .map(|name| name.trim_end_matches(".weight").to_string())
         .collect();
     check_targets(&names, config)?;
-    check_patterns(&names, config)?;
+    check_patterns(&names, config).map_err(|error| error.within("lora."))?;
     check_other_modules(model, config).map_err(|error| error.within("lora."))?;
     saved_modules(model, config).map_err(|error| error.within("lora."))?;
     Ok(())
@@ -206,7 +206,7 @@ fn check_patterns(names: &[String], config: &LoraConfig) -> Result<()> {
         let single = Patterns(vec![(pattern.clone(), ())]);
         if !any(&with_branch, |name| Ok(single.get(key, name)?.is_some()))? {
             return Err(Error::invalid(
-                format!("lora.{key}"),
+                key,
                 format!("`{pattern}` matches no projection that gets an adapter"),
                 "remove it, or write the end of a module's name, such as `layers.1.self_attn.q_proj`",
             ));

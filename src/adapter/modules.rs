@@ -99,6 +99,11 @@ impl<T: Copy + PartialEq> Patterns<T> {
         Ok(None)
     }
 
+    /// Returns whether the patterns are in the order in which PEFT saves them.
+    pub fn is_sorted(&self) -> bool {
+        self.0.is_sorted_by(|a, b| a.0 <= b.0)
+    }
+
     /// Checks that the patterns that match `module` have one value. PEFT sorts them when it saves an adapter, so that
     /// their order, and with it which of them counts, would be lost.
     ///
@@ -113,7 +118,7 @@ impl<T: Copy + PartialEq> Patterns<T> {
             let (earlier, expected) = *first.get_or_insert((pattern, *value));
             if expected != *value {
                 return Err(Error::invalid(
-                    format!("lora.{key}"),
+                    key,
                     format!(
                         "`{earlier}` and `{pattern}` give {module} different values, and adapter_config.json does not keep \
                          their order"
@@ -289,7 +294,7 @@ mod tests {
         assert_eq!(at("model.layers.1.self_attn.v_proj"), None);
         let error = patterns.check_one_value("rank_pattern", "model.layers.0.self_attn.q_proj");
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("lora.rank_pattern") && error.contains("`q_proj`"), "{error}");
+        assert!(error.starts_with("rank_pattern: ") && error.contains("`q_proj`"), "{error}");
         patterns.check_one_value("rank_pattern", "model.layers.1.self_attn.q_proj").unwrap();
     }
 

@@ -86,6 +86,7 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Adapter
     let within = |error: Error| error.within(&place);
     check_other_modules(model, &config).map_err(within)?;
     let targets = targets(model, &config).map_err(within)?;
+    check_order(&targets, &config).map_err(within)?;
     let saved_modules = saved_modules(model, &config).map_err(within)?;
     check(&config, &targets, &saved_modules, &tensors, &path)?;
     let mut weights = AdapterWeights::default();
@@ -304,6 +305,20 @@ fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<Target>> {
         }
     }
     Ok(targets)
+}
+
+/// Checks that patterns of ranks and alphas mean the same after they are sorted, as they are when the adapter is saved
+/// again. PEFT's own files are sorted.
+fn check_order(targets: &[Target], config: &LoraConfig) -> Result<()> {
+    for Target { name, .. } in targets {
+        if !config.rank_pattern.is_sorted() {
+            config.rank_pattern.check_one_value("rank_pattern", name)?;
+        }
+        if !config.alpha_pattern.is_sorted() {
+            config.alpha_pattern.check_one_value("alpha_pattern", name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the tensors of the file are those of the targeted projections and of the modules that are trained in

@@ -218,6 +218,37 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     assert!(peft::load(&mut model, &adapter_folder, &Default::default()).is_err());
 }
 
+/// PEFT saves patterns sorted, and the first one counts. In any other order, they must not contradict each other.
+#[test]
+fn patterns_that_sorting_would_change_are_refused() {
+    let options = LoraConfig {
+        alpha_pattern: Patterns(vec![("q_proj".into(), 2.0), (".*_proj".into(), 3.0)]),
+        ..config(&["q_proj", "v_proj"], false)
+    };
+    let (_folder, base, adapter_folder, _) =
+        base_and_adapter(&config(&["q_proj", "v_proj"], false), DType::F32);
+    let write = |patterns: Vec<(&str, f64)>| {
+        let path = adapter_folder.join("adapter_config.json");
+        let mut file = json_file(&path);
+        let patterns = patterns.into_iter().map(|(key, alpha)| (key.to_string(), alpha.into()));
+        file["alpha_pattern"] = Value::Object(patterns.collect());
+        fs::write(&path, file.to_string()).unwrap();
+        let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+        peft::load(&mut model, &adapter_folder, &Default::default())
+    };
+    let error = write(vec![("q_proj", 2.0), (".*_proj", 3.0)]).unwrap_err().to_string();
+    assert!(
+        error.contains("adapter_config.json: alpha_pattern: ") && error.contains("order"),
+        "{error}"
+    );
+    let sorted = write(vec![(".*_proj", 3.0), ("q_proj", 2.0)]).unwrap();
+    let scaling = |module: &str| sorted.at(module).unwrap().unwrap().scaling;
+    assert_eq!(scaling("model.layers.0.self_attn.q_proj"), 1.0);
+    let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
+    let error = attach(&mut model, &options, 3, &Default::default()).unwrap_err().to_string();
+    assert!(error.starts_with("lora.alpha_pattern: "), "{error}");
+}
+
 /// Rewrites the tensors of an adapter under other names.
 fn rename(adapter_folder: &Path, name: impl Fn(&str) -> String) {
     let weights = adapter_folder.join("adapter_model.safetensors");
