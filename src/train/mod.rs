@@ -1,6 +1,7 @@
 //! Training: the learners, the training loop, learning-rate schedules, the optimizer, checkpoints and logs.
 
 pub mod activations;
+mod beforehand;
 pub mod checkpoint;
 pub mod data;
 pub mod folder;
