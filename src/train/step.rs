@@ -3,10 +3,10 @@
 //! The order is that of transformers' `Trainer`: backward over the micro-batches, clipping, optimizer step. Results are
 //! read from the device once per step, after the last backward.
 
+mod beforehand;
 mod fault;
-mod precompute;
 
-use arithmo_backends::{LogProbStats, TrainBackend};
+use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
@@ -21,7 +21,7 @@ use crate::objective::dpo::{Dpo, ReferenceTiming};
 use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
 use crate::objective::losses::vector_like;
 use crate::objective::metrics::{CompletionOutput, MicroBatchMetrics, SampleOutput};
-use crate::objective::pass::{Pass, mean_weights, passes};
+use crate::objective::pass::{Pass, passes};
 use crate::objective::preference::PreferenceLoss;
 use crate::objective::reference::Reference;
 use crate::objective::{MicroBatch, Objective, Usage};
@@ -68,9 +68,9 @@ pub struct Learner<B: TrainBackend, O = Dpo<B>> {
     /// The objective.
     pub objective: O,
     /// Table of rotary angles.
-    table: PositionTable<B>,
-    config: StepConfig,
-    device: B::Device,
+    pub(super) table: PositionTable<B>,
+    pub(super) config: StepConfig,
+    pub(super) device: B::Device,
 }
 
 impl<B: TrainBackend> Learner<B> {
@@ -210,32 +210,8 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         passes
     }
 
-    /// Scores the companions of each micro-batch under policy and reference, without a graph and without dropout. Returns the
-    /// baseline of each micro-batch; they are read from the device, because the losses need them.
-    fn baselines(&self, companions: &[Vec<EncodedExample>], usage: Usage) -> Vec<f64> {
-        if companions.iter().all(Vec::is_empty) {
-            return vec![0.0; companions.len()];
-        }
-        let policy = self.policy.valid();
-        let micro_batches: Vec<Vec<&EncodedExample>> =
-            companions.iter().map(|micro| micro.iter().collect()).collect();
-        let weights = mean_weights(&micro_batches);
-        let passes = passes(&micro_batches, &weights, self.config.pass_tokens);
-        let ratios = passes.iter().map(|pass| {
-            let batch = PackedBatch::new(&pass.pairs);
-            let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
-            let scored = score(&policy, &on_device, LogProbStats::None);
-            scored.sums - self.objective.reference(&batch, &on_device, usage)
-        });
-        let ratios = Tensor::cat(ratios.collect(), 0).into_data();
-        let mut ratios = ratios.iter::<f64>();
-        let micro_batches = companions.iter();
-        let ratios = micro_batches.map(|micro| ratios.by_ref().take(micro.len()).collect());
-        ratios.map(|ratios: Vec<f64>| self.objective.baseline(&ratios)).collect()
-    }
-
     /// Copies the batch of `samples` to the device.
-    fn on_device(&self, samples: &[&O::Sample], batch: &PackedBatch) -> DeviceBatch<B> {
+    pub(super) fn on_device(&self, samples: &[&O::Sample], batch: &PackedBatch) -> DeviceBatch<B> {
         let mut on_device = DeviceBatch::new(batch, &self.table, &self.device);
         self.objective.prepare(samples, batch, &mut on_device);
         on_device

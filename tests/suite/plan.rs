@@ -135,6 +135,26 @@ pub const FULL: &[Case] = &[Case {
     packed: false,
 }];
 
+/// Cases of other methods: one that scores sequences without a gradient first, and one that scores prompts.
+pub const METHODS: &[Case] = &[
+    Case {
+        shape: SMALL,
+        tokens: [300, 100],
+        settings: &[
+            "method=kto",
+            "train.per_device_train_batch_size=2",
+            "train.gradient_checkpointing=true",
+        ],
+        packed: false,
+    },
+    Case {
+        shape: LONG_HEAD,
+        tokens: [300, 200],
+        settings: &["method=orpo", "train.gradient_checkpointing=false"],
+        packed: false,
+    },
+];
+
 /// Cases with a quantized base: once quantized in the files, once quantized while they are read.
 pub const PACKED: &[Case] = &[
     Case {

@@ -1,18 +1,47 @@
-//! What the objective needs of all samples before the first step, such as the log-probabilities of the reference.
+//! Computes what a step needs before its passes: baselines from companions, and before the first step the log-probabilities of
+//! the reference.
 
-use arithmo_backends::TrainBackend;
+use arithmo_backends::{LogProbStats, TrainBackend};
+use burn::module::AutodiffModule;
+use burn::tensor::Tensor;
 
 use super::Learner;
 use crate::data::batch::PackedBatch;
+use crate::data::encode::EncodedExample;
 use crate::data::sample::Sample;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::objective::log_probs::DeviceBatch;
+use crate::objective::log_probs::{DeviceBatch, score};
+use crate::objective::pass::{mean_weights, passes};
 use crate::objective::{Objective, Usage};
 use crate::progress::{Progress, ProgressMode};
 use crate::train::reference_cache::{ReferenceCache, agrees};
 
 impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
+    /// Scores the companions of each micro-batch under policy and reference, without a graph and without dropout. Returns the
+    /// baseline of each micro-batch; they are read from the device, because the losses need them.
+    pub(super) fn baselines(&self, companions: &[Vec<EncodedExample>], usage: Usage) -> Vec<f64> {
+        if companions.iter().all(Vec::is_empty) {
+            return vec![0.0; companions.len()];
+        }
+        let policy = self.policy.valid();
+        let micro_batches: Vec<Vec<&EncodedExample>> =
+            companions.iter().map(|micro| micro.iter().collect()).collect();
+        let weights = mean_weights(&micro_batches);
+        let passes = passes(&micro_batches, &weights, self.config.pass_tokens);
+        let ratios = passes.iter().map(|pass| {
+            let batch = PackedBatch::new(&pass.pairs);
+            let on_device = DeviceBatch::new(&batch, &self.table, &self.device);
+            let scored = score(&policy, &on_device, LogProbStats::None);
+            scored.sums - self.objective.reference(&batch, &on_device, usage)
+        });
+        let ratios = Tensor::cat(ratios.collect(), 0).into_data();
+        let mut ratios = ratios.iter::<f64>();
+        let micro_batches = companions.iter();
+        let ratios = micro_batches.map(|micro| ratios.by_ref().take(micro.len()).collect());
+        ratios.map(|ratios: Vec<f64>| self.objective.baseline(&ratios)).collect()
+    }
+
     /// Computes what the objective needs of all `samples` before the first step, or reads it from `cache` and computes only
     /// the first batch, to compare.
     ///
