@@ -145,6 +145,14 @@ impl Sample for EncodedLabeled {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use parquet::data_type::{BoolType, ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
     use super::*;
 
     fn read(text: &str) -> Result<Vec<LabeledExample>> {
@@ -166,6 +174,36 @@ mod tests {
         assert!(error.to_string().contains("label: is a number, not true or false"), "{error}");
         let error = read("{\"prompt\": \"p\", \"completion\": \"c\"}\n").unwrap_err();
         assert!(error.to_string().contains("label: is missing"), "{error}");
+    }
+
+    /// A table has its labels in a column of booleans.
+    #[test]
+    fn labels_of_a_table_are_read() {
+        let schema = "message m { required binary prompt (UTF8); required binary completion (UTF8); \
+                      required boolean label; }";
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let file = File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+        let mut rows = writer.next_row_group().unwrap();
+        for column in ["p", "c", "label"] {
+            let mut out = rows.next_column().unwrap().unwrap();
+            if column == "label" {
+                out.typed::<BoolType>().write_batch(&[true, false], None, None).unwrap();
+            } else {
+                let texts =
+                    [0, 1].map(|row| ByteArray::from(format!("{column}{row}").into_bytes()));
+                out.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+            }
+            out.close().unwrap();
+        }
+        rows.close().unwrap();
+        writer.close().unwrap();
+        let examples = read_labeled(&path).unwrap();
+        let seen = examples.iter().map(|e| (&e.prompt[..], &e.completion[..], e.desirable));
+        assert_eq!(seen.collect::<Vec<_>>(), [("p0", "c0", true), ("p1", "c1", false)]);
     }
 
     /// Of each 1000 pairs, the chosen completions come first.
