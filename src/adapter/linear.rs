@@ -9,8 +9,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::config::{LoraConfig, LoraInit};
 use crate::error::{Error, Result};
-use crate::model::linear::{Linear, LowRank};
+use crate::model::linear::{Dora, Linear, LowRank, frozen_param};
 use crate::model::mistral::Mistral;
+
+/// Name of DoRA's magnitudes in PEFT's files, below the module's name.
+pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// Attaches a new branch to every targeted projection: `lora_a` random from `seed`, `lora_b` zero, so that the
 /// model's output does not change.
@@ -31,43 +34,72 @@ pub fn attach<B: TrainBackend>(
             rng.set_stream(site as u64);
             let a = initial_a(config, d_in, &mut rng);
             let b = TensorData::new(vec![0f32; d_out * config.r], [d_out, config.r]);
-            attach_one(linear, config, site, [a, b], device);
+            attach_one(linear, config, site, Branch { a, b, magnitude: None }, device);
         }
     }
     Ok(())
 }
 
-/// Attaches a branch with the given `lora_a` `[r, D_in]` and `lora_b` `[D_out, r]` to one projection.
+/// The weights of one branch on the host, in f32.
+#[derive(Clone, Debug)]
+pub struct Branch {
+    /// `lora_a`, `[r, D_in]`.
+    pub a: TensorData,
+    /// `lora_b`, `[D_out, r]`.
+    pub b: TensorData,
+    /// The magnitudes of DoRA, `[D_out]`. `None` without DoRA, and for a new branch, whose magnitudes are the row norms
+    /// of `W + scaling * B A`.
+    pub magnitude: Option<TensorData>,
+}
+
+/// Attaches a branch with the given weights to one projection.
 pub(super) fn attach_one<B: TrainBackend>(
     linear: &mut Linear<B>,
     config: &LoraConfig,
     site: usize,
-    weights: [TensorData; 2],
+    branch: Branch,
     device: &B::Device,
 ) {
-    let [lora_a, lora_b] = weights
+    let [lora_a, lora_b] = [branch.a, branch.b]
         .map(|data| Param::from_tensor(Tensor::from_data(data.convert::<B::FloatElem>(), device)));
-    linear.lora = Some(LowRank {
+    let mut lora = LowRank {
         lora_a,
         lora_b,
         scaling: config.scaling(),
         dropout: config.lora_dropout,
         site: site as u64,
-    });
+        dora: None,
+    };
+    if config.use_dora {
+        let norms = linear.row_norms(&lora);
+        let magnitude = match branch.magnitude {
+            Some(data) => Tensor::from_data(data.convert::<B::FloatElem>(), device),
+            None => norms.clone(),
+        };
+        lora.dora =
+            Some(Dora { magnitude: Param::from_tensor(magnitude), norms: frozen_param(norms) });
+    }
+    linear.lora = Some(lora);
 }
 
 /// Returns the trainable tensors in a fixed order, with PEFT's names below `base_model.model.`
-/// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`.
+/// (`model.layers.0.self_attn.q_proj.lora_A.weight`): `lora_a` `[r, D_in]`, then `lora_b` `[D_out, r]`, then the
+/// magnitudes of DoRA as `[1, D_out]`.
 pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
     let with_branch = model
         .projections()
         .filter_map(|(name, linear)| linear.lora.as_ref().map(|lora| (name, lora)));
     with_branch
         .flat_map(|(name, lora)| {
-            [
+            let magnitude = lora
+                .dora
+                .as_ref()
+                .map(|dora| (format!("{name}.{MAGNITUDE}"), dora.magnitude.val().unsqueeze::<2>()));
+            let matrices = [
                 (format!("{name}.lora_A.weight"), lora.lora_a.val()),
                 (format!("{name}.lora_B.weight"), lora.lora_b.val()),
-            ]
+            ];
+            matrices.into_iter().chain(magnitude)
         })
         .collect()
 }
@@ -81,19 +113,33 @@ where
     B: TrainBackend + AutodiffBackend,
 {
     let mut values = values.into_iter();
-    let mut replace = |param: &mut Param<Tensor<B, 2>>| {
-        let value = values.next();
-        assert!(value.is_some(), "set_adapter_parameters: too few values");
-        if let Some(value) = value {
-            assert_eq!(value.dims(), param.dims(), "set_adapter_parameters: shape of {}", param.id);
-            *param = Param::initialized(param.id, Tensor::from_inner(value).require_grad());
-        }
-    };
     for (_, linear) in model.projections_mut() {
         if let Some(lora) = &mut linear.lora {
-            replace(&mut lora.lora_a);
-            replace(&mut lora.lora_b);
+            replace(&mut lora.lora_a, &mut values);
+            replace(&mut lora.lora_b, &mut values);
+            if let Some(dora) = &mut lora.dora {
+                replace(&mut dora.magnitude, &mut values);
+            }
         }
+        linear.update_norms();
+    }
+}
+
+/// Replaces a trainable tensor by the next of `values`, which is a matrix of as many values.
+fn replace<B, const D: usize>(
+    param: &mut Param<Tensor<B, D>>,
+    values: &mut impl Iterator<Item = Tensor<B::InnerBackend, 2>>,
+) where
+    B: TrainBackend + AutodiffBackend,
+{
+    let value = values.next();
+    assert!(value.is_some(), "set_adapter_parameters: too few values");
+    if let Some(value) = value {
+        let old = param.val().dims();
+        let same = value.dims().into_iter().rev().take(D).rev().eq(old);
+        assert!(same, "set_adapter_parameters: shape of {}", param.id);
+        let value = Tensor::<B, D>::from_inner(value.reshape(old));
+        *param = Param::initialized(param.id, value.require_grad());
     }
 }
 

@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::config::LoraConfig;
-use super::linear::attach_one;
+use super::linear::{Branch, attach_one};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::mistral::Mistral;
@@ -64,8 +64,8 @@ pub fn start<B: TrainBackend>(
         rng.set_stream(site as u64);
         let [a, b] = low_rank(residual, config.r, &mut rng);
         let factor = 1.0 / config.scaling().sqrt();
-        let weights = [a, b].map(|matrix| matrix.scaled(factor).into_data());
-        attach_one(linear, config, site, weights, device);
+        let [a, b] = [a, b].map(|matrix| matrix.scaled(factor).into_data());
+        attach_one(linear, config, site, Branch { a, b, magnitude: None }, device);
         progress.inc(1);
     }
     progress.finish();

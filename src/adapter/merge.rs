@@ -1,5 +1,5 @@
 //! Merges an adapter into its base model, original or quantized: `W + scaling * B A`, written as a separate model
-//! folder.
+//! folder. With DoRA, each row of the sum is scaled to its trained magnitude.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
+use super::linear::Branch;
 use super::peft::{self, Branches};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
@@ -206,12 +207,16 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         Ok((values, dims))
     }
 
-    /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
-    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: [TensorData; 2]) -> Vec<f32> {
+    /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32; with DoRA, each row scaled to its magnitude.
+    fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: Branch) -> Vec<f32> {
         let tensor = |data| Tensor::<B, 2>::from_data(data, (self.device, DType::F32));
         let weight = tensor(TensorData::new(weight, shape));
-        let [a, b] = branch.map(tensor);
-        let merged = weight + b.matmul(a) * self.scaling;
+        let mut merged = weight + tensor(branch.b).matmul(tensor(branch.a)) * self.scaling;
+        if let Some(magnitude) = branch.magnitude {
+            let magnitude = Tensor::<B, 1>::from_data(magnitude, (self.device, DType::F32));
+            let norms = merged.clone().square().sum_dim(1).sqrt();
+            merged = merged * (magnitude.unsqueeze_dim(1) / norms);
+        }
         merged.into_data().iter::<f32>().collect()
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::config::{LoraConfig, TargetModules};
-use super::linear::{adapter_parameters, attach_one, set_adapter_parameters};
+use super::linear::{Branch, MAGNITUDE, adapter_parameters, attach_one, set_adapter_parameters};
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
 use crate::model::config::MistralConfig;
@@ -35,9 +35,8 @@ const RUN_ADAPTER: &str = "adapter";
 /// the file.
 pub const BASE_QUANTIZATION: &str = "base_quantization.json";
 
-/// The two matrices of each low-rank branch by module name (`model.layers.0.self_attn.q_proj`): `lora_a` `[r, D_in]`,
-/// then `lora_b` `[D_out, r]`, in f32.
-pub type Branches = BTreeMap<String, [TensorData; 2]>;
+/// The weights of each branch by module name (`model.layers.0.self_attn.q_proj`).
+pub type Branches = BTreeMap<String, Branch>;
 
 /// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
 ///
@@ -51,8 +50,8 @@ pub fn load<B: TrainBackend>(
     let (config, mut branches) = read(&model.config, folder)?;
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         linear.lora = None;
-        if let Some(weights) = branches.remove(&name) {
-            attach_one(linear, &config, site, weights, device);
+        if let Some(branch) = branches.remove(&name) {
+            attach_one(linear, &config, site, branch, device);
         }
     }
     Ok(config)
@@ -75,10 +74,13 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Branche
     check(&config, &targets, &tensors, &path)?;
     let mut branches = Branches::new();
     for (name, _) in targets {
-        let mut take = |side: &str| tensors.remove(&format!("{PREFIX}{name}.lora_{side}.weight"));
-        if let (Some(a), Some(b)) = (take("A"), take("B")) {
-            let data = [a, b].map(|(shape, values)| TensorData::new(values, shape));
-            branches.insert(name, data);
+        let mut take = |last: &str| {
+            let (shape, values) = tensors.remove(&format!("{PREFIX}{name}.{last}"))?;
+            Some(TensorData::new(values, shape))
+        };
+        if let (Some(a), Some(b)) = (take("lora_A.weight"), take("lora_B.weight")) {
+            let magnitude = take(MAGNITUDE);
+            branches.insert(name, Branch { a, b, magnitude });
         }
     }
     Ok((config, branches))
@@ -197,8 +199,13 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
 
 /// Returns the adapter's tensors under PEFT's names, bit for bit.
 pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
-    let named =
-        |(name, tensor): (String, Tensor<B, 2>)| (format!("{PREFIX}{name}"), tensor.into_data());
+    let named = |(name, tensor): (String, Tensor<B, 2>)| {
+        let mut data = tensor.into_data();
+        if name.ends_with(MAGNITUDE) {
+            data.shape = [data.num_elements()].into();
+        }
+        (format!("{PREFIX}{name}"), data)
+    };
     adapter_parameters(model).into_iter().map(named).collect()
 }
 
@@ -220,8 +227,13 @@ where
     let mut values = Vec::new();
     for (name, tensor) in adapter_parameters(model) {
         let data = saved.remove(&format!("{PREFIX}{name}"));
-        match data.filter(|data| data.shape == tensor.shape()) {
-            Some(data) => values.push(Tensor::from_data(data, device)),
+        let shape = tensor.dims();
+        let shape = if name.ends_with(MAGNITUDE) { &shape[1..] } else { &shape[..] };
+        match data.filter(|data| data.shape[..] == *shape) {
+            Some(mut data) => {
+                data.shape = tensor.shape();
+                values.push(Tensor::from_data(data, device));
+            }
             None => {
                 let problem = format!("{name} is missing or not {:?}", tensor.dims());
                 return Err(Error::file(place, problem, "remove this checkpoint folder"));
@@ -290,6 +302,9 @@ fn check(
         let tensor_name = |side: &str| format!("{PREFIX}{name}.lora_{side}.weight");
         expected.insert(tensor_name("A"), vec![config.r, *d_in]);
         expected.insert(tensor_name("B"), vec![*d_out, config.r]);
+        if config.use_dora {
+            expected.insert(format!("{PREFIX}{name}.{MAGNITUDE}"), vec![*d_out]);
+        }
     }
     let problem = if expected.is_empty() {
         Some("its target_modules match no projection of this model".to_string())

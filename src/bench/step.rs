@@ -217,6 +217,7 @@ fn lora_config(options: &BenchOptions) -> LoraConfig {
             TargetModules::Names(names) => LoraTargets::Names(names.clone()),
         },
         use_rslora: false,
+        use_dora: false,
         init: LoraInit::KaimingUniform,
     }
 }

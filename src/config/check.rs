@@ -242,7 +242,6 @@ impl LoraSection {
         self.validate_targets()?;
         let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
-        ensure_built(!self.use_dora, "lora.use_dora", self.use_dora)?;
         ensure_built(!self.lora_bias, "lora.lora_bias", self.lora_bias)?;
         ensure_built(self.modules_to_save.is_none(), "lora.modules_to_save", &self.modules_to_save)
     }

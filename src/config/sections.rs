@@ -122,7 +122,7 @@ pub struct LoraSection {
     pub target_modules: TargetModules,
     /// Whether to use the rank-stabilized scaling `s = lora_alpha / sqrt(r)` (Kalajdzievski 2023).
     pub use_rslora: bool,
-    /// Whether to use weight-decomposed LoRA (Liu et al. 2024). Not built yet.
+    /// Whether to also train the magnitude of each row of the adapted weights (weight-decomposed LoRA, Liu et al. 2024).
     pub use_dora: bool,
     /// Folder of a PEFT adapter to start from.
     pub adapter: Option<PathBuf>,

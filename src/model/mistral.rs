@@ -206,6 +206,13 @@ impl<B: TrainBackend> Mistral<B> {
         })
     }
 
+    /// Recomputes the norms of DoRA: see [`Linear::update_norms`].
+    pub fn update_norms(&mut self) {
+        for (_, linear) in self.projections_mut() {
+            linear.update_norms();
+        }
+    }
+
     /// Removes all low-rank branches and keeps the same weights (shared, not copied): DPO's reference model.
     pub fn without_adapter(mut self) -> Self {
         for (_, linear) in self.projections_mut() {

@@ -89,6 +89,12 @@ fn check_layer<B: TrainBackend>(
                     found.push((name(&format!("{part}.{side}")), counted));
                 }
             }
+            if let Some(dora) = &lora.dora {
+                let counted = count(dora.magnitude.val());
+                if counted.any() {
+                    found.push((name(&format!("{part}.lora_magnitude_vector")), counted));
+                }
+            }
         }
     }
     found

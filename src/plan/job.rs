@@ -3,7 +3,7 @@
 
 use burn::tensor::DType;
 
-use super::layers::Layer;
+use super::layers::{Group, Layer};
 use super::passes::Samples;
 use super::profile::Profile;
 use crate::adapter::{LoraConfig, peft};
@@ -139,9 +139,16 @@ impl Job {
         let groups = self.layers.iter().flat_map(Layer::groups);
         let branches = groups.flat_map(|group| {
             let sizes = move |(out, rank): (&usize, &usize)| [rank * group.d_in, out * rank];
-            group.outs.iter().zip(&group.ranks).flat_map(sizes)
+            let matrices = group.outs.iter().zip(&group.ranks).flat_map(sizes);
+            matrices.chain(group.magnitudes())
         });
         branches.filter(|count| *count > 0).collect()
+    }
+
+    /// Returns the number of row norms of each weight with magnitudes.
+    pub(super) fn norm_sizes(&self) -> Vec<usize> {
+        let groups = self.layers.iter().flat_map(Layer::groups);
+        groups.flat_map(Group::magnitudes).collect()
     }
 
     /// Returns the bytes of everything that is loaded: the model and its adapter.

@@ -1,5 +1,5 @@
 //! Access to the trained tensors: those of the policy that require a gradient, by name, in the order of the model's fields.
-//! They are matrices; a norm's weight `[D]` is `[1, D]` here.
+//! They are matrices; a vector, such as a norm's weight `[D]`, is `[1, D]` here.
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
@@ -80,6 +80,7 @@ pub fn set_trained_parameters<B: TrainBackend>(
     }
     let mut replace = Replace(values.into_iter());
     *model = model.clone().map(&mut replace);
+    model.update_norms();
     let unused = replace.0.len();
     assert_eq!(unused, 0, "set_trained_parameters: {unused} values too many");
 }
@@ -134,9 +135,10 @@ fn file_name(path: &[String]) -> String {
     for part in path {
         match part.as_str() {
             // `Float` is a variant of the enum of weights.
-            "lora" | "weight" | "Float" => {}
+            "lora" | "dora" | "weight" | "Float" => {}
             "lora_a" => last = "lora_A.weight",
             "lora_b" => last = "lora_B.weight",
+            "magnitude" => last = "lora_magnitude_vector",
             part => parts.push(part),
         }
     }

@@ -108,6 +108,7 @@ fn check_against_adapter<B: TrainBackend>(
                 && requested.lora_dropout != adapter.lora_dropout,
         ),
         ("lora.use_rslora", requested.use_rslora && !adapter.use_rslora),
+        ("lora.use_dora", requested.use_dora && !adapter.use_dora),
         (
             "lora.target_modules",
             requested.target_modules != default.target_modules && requested_sites != adapter_sites,
@@ -135,6 +136,7 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
             TargetModules::AllLinear => adapter::TargetModules::AllLinear,
         },
         use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,

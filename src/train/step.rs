@@ -8,7 +8,6 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 
-use crate::adapter::linear::adapter_parameters;
 use crate::data::batch::PreferenceBatch;
 use crate::data::sample::Sample;
 use crate::error::{Error, Result};
@@ -83,8 +82,10 @@ impl<B: TrainBackend> Learner<B> {
     ) -> Self {
         // The copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under
         // dropout too.
-        let is_same = reference.is_copy() && config.dropout_seed.is_none();
-        let starts_as_reference = (is_same || adapter_is_zero(&policy)) && !loss.reference_free;
+        let dropout = config.dropout_seed.is_some();
+        let is_same = reference.is_copy() && !dropout;
+        let is_zero = adapter_is_zero(&policy, dropout);
+        let starts_as_reference = (is_same || is_zero) && !loss.reference_free;
         let objective = Dpo { loss, reference, timing, starts_as_reference };
         Self::new(policy, optimizer, objective, config, device)
     }
@@ -291,13 +292,18 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     }
 }
 
-/// Returns whether every `lora_b` is zero, so that the adapter has no effect.
-fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
-    let is_zero =
-        |tensor: Tensor<Autodiff<B>, 2>| tensor.into_data().iter::<f64>().all(|b| b == 0.0);
-    let parameters = adapter_parameters(policy).into_iter();
-    let lora_b = parameters.filter(|(name, _)| name.contains("lora_B"));
-    lora_b.map(|(_, tensor)| tensor).all(is_zero)
+/// Returns whether the adapter has no effect: every `lora_b` is zero, and every magnitude of DoRA the norm of its row.
+/// With `dropout`, DoRA projects two parts of its input, whose sum is rounded differently.
+fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, dropout: bool) -> bool {
+    let branches = policy.projections().filter_map(|(_, linear)| linear.lora.as_ref());
+    let mut branches = branches.map(|lora| {
+        let lora_b = lora.lora_b.val().into_data();
+        let unscaled = lora.dora.as_ref().is_none_or(|dora| {
+            !dropout && dora.magnitude.val().into_data() == dora.norms.val().into_data()
+        });
+        lora_b.iter::<f64>().all(|value| value == 0.0) && unscaled
+    });
+    branches.all(|is_zero| is_zero)
 }
 
 /// Concatenates all outputs of a pass into one vector: losses, sums of the policy, the reference, and token statistics.

@@ -19,8 +19,14 @@ fn the_dropout_mask_has_the_right_rate_and_scale() {
     let mask = |dropout: f64, site: u64, seed: Option<u64>| -> Vec<f64> {
         let identity = || Param::from_tensor(Tensor::<B, 2>::eye(WIDTH, &device));
         let mut linear = Linear::frozen(Tensor::<B, 2>::zeros([WIDTH, WIDTH], &device));
-        linear.lora =
-            Some(LowRank { lora_a: identity(), lora_b: identity(), scaling: 1.0, dropout, site });
+        linear.lora = Some(LowRank {
+            lora_a: identity(),
+            lora_b: identity(),
+            scaling: 1.0,
+            dropout,
+            site,
+            dora: None,
+        });
         let ones = Tensor::<B, 2>::ones([ROWS, WIDTH], &device);
         project(&[&linear], ones, None, seed).into_data().to_vec().unwrap()
     };

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 
+mod dora;
 mod dropout;
 mod full;
 mod packed;
@@ -74,6 +75,7 @@ fn lora(targets: TargetModules, dropout: f64) -> LoraConfig {
         lora_dropout: dropout,
         target_modules: targets,
         use_rslora: false,
+        use_dora: false,
         init: LoraInit::KaimingUniform,
     }
 }

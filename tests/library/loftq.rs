@@ -39,6 +39,7 @@ fn config(use_rslora: bool) -> LoraConfig {
         lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
         use_rslora,
+        use_dora: false,
         init: LoraInit::LoftQ,
     }
 }

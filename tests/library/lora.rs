@@ -5,12 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use crate::suite::adapters::{
-    attach_random, base_and_adapter, base_folder, config, golden_logits, random_logits,
-    refused_dora, runs, save_adapter, write_base,
+    attach_random, base_and_adapter, base_folder, config, golden_logits, random_logits, runs,
+    save_adapter, write_base,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
 use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
-use arithmo::adapter::peft;
+use arithmo::adapter::{LoraConfig, peft};
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load;
 use arithmo::model::mistral::Mistral;
@@ -24,7 +24,8 @@ fn values<const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
     tensor.to_data().to_vec().unwrap()
 }
 
-/// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights.
+/// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights. With
+/// magnitudes, each row is scaled to its own.
 fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
     let mut model = model.clone();
     for (_, linear) in model.projections_mut() {
@@ -41,9 +42,17 @@ fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
         let sum = (0..d_out * d_in).map(|at| {
             let (row, column) = (at / d_in, at % d_in);
             let term = |k: usize| f64::from(b[row * rank + k]) * f64::from(a[k * d_in + column]);
-            (f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()) as f32
+            f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()
         });
-        let sum = TensorData::new(sum.collect::<Vec<_>>(), [d_out, d_in]);
+        let mut sum: Vec<f64> = sum.collect();
+        if let Some(dora) = &lora.dora {
+            for (row, magnitude) in sum.chunks_mut(d_in).zip(values(&dora.magnitude.val())) {
+                let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|x| *x *= f64::from(magnitude) / norm);
+            }
+        }
+        let sum = sum.into_iter().map(|x| x as f32).collect();
+        let sum = TensorData::new::<f32, _>(sum, [d_out, d_in]);
         let sum: Tensor<_, 2> = Tensor::from_data(sum, &Default::default());
         linear.weight = WeightParam::frozen(sum);
     }
@@ -59,10 +68,12 @@ fn branch_equals_merged_weights() {
     write_base(&folder.path().join("base"), DType::F32);
     let base = load::<B>(&folder.path().join("base"), DType::F32, &Default::default()).unwrap();
     for targets in TARGETS {
-        for (use_rslora, scaling) in [(false, 7.0 / 3.0), (true, 7.0 / 3f64.sqrt())] {
-            let what = format!("{targets:?}, rsLoRA {use_rslora}");
+        for (use_rslora, use_dora, scaling) in
+            [(false, false, 7.0 / 3.0), (true, false, 7.0 / 3f64.sqrt()), (false, true, 7.0 / 3.0)]
+        {
+            let what = format!("{targets:?}, rsLoRA {use_rslora}, DoRA {use_dora}");
             let mut model = base.clone();
-            attach_random(&mut model, &config(targets, use_rslora));
+            attach_random(&mut model, &LoraConfig { use_dora, ..config(targets, use_rslora) });
             let with_branch = random_logits(&model);
             let merged = random_logits(&merged_by_hand(&model, scaling));
             assert_close(&what, &with_branch, &merged, 2e-5);
@@ -114,8 +125,8 @@ fn a_new_adapter_changes_no_logits_and_has_the_right_number_of_weights() {
 #[test]
 fn saving_and_loading_changes_no_bit() {
     for targets in TARGETS {
-        let (_folder, base, adapter_folder, model) =
-            base_and_adapter(&config(targets, true), DType::F32);
+        let config = LoraConfig { use_dora: targets.len() < 2, ..config(targets, true) };
+        let (_folder, base, adapter_folder, model) = base_and_adapter(&config, DType::F32);
         let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
         let read = peft::load(&mut again, &adapter_folder, &Default::default()).unwrap();
         let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
@@ -242,8 +253,8 @@ fn a_run_folder_can_be_given_as_its_adapter() {
 /// Compares logits for adapters saved by PEFT: plain, rsLoRA, and `target_modules` as a pattern.
 #[test]
 fn logits_with_peft_adapters_equal_pefts() {
-    for name in ["plain", "rslora", "target_regex"] {
-        let folder = reference(&format!("peft_adapters/{name}")).unwrap();
+    for name in ["plain", "rslora", "target_regex", "use_dora"] {
+        let Some(folder) = reference(&format!("peft_adapters/{name}")) else { continue };
         let mut model =
             load::<B>(&reference("models/tiny-a").unwrap(), DType::F32, &Default::default())
                 .unwrap();
@@ -257,9 +268,6 @@ fn logits_with_peft_adapters_equal_pefts() {
 fn adapters_are_written_as_peft_writes_them() {
     let out = tempfile::tempdir().unwrap();
     for (name, folder, run) in runs() {
-        if refused_dora(&folder) {
-            continue;
-        }
         let mut model = load::<B>(&base_folder(&run), DType::F32, &Default::default()).unwrap();
         let config = peft::load(&mut model, &folder, &Default::default()).unwrap();
         assert_eq!(config.scaling(), run["lora"]["scaling"].as_f64().unwrap_or(2.0), "{name}");

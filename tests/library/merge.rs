@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::suite::adapters::{
-    base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits,
-    refused_dora, runs, shape,
+    base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits, runs,
+    shape,
 };
 use crate::suite::golden::{Tensors, assert_close};
 use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
@@ -30,7 +30,7 @@ fn merged_logits_equal_pefts() {
         let golden = folder.join("merged_logits.safetensors");
         // In the run on a base of bitsandbytes, nothing was merged.
         let merged = run["base_precision"] != "bnb4";
-        if golden.is_file() && merged && !refused_dora(&folder) {
+        if golden.is_file() && merged {
             compare_merged(&name, &run, &folder, &Tensors::open(&golden));
             compared += 1;
         }

@@ -176,7 +176,6 @@ const REFUSED: &str = r#"
     [lora] ; target_modules = [] | lora.target_modules | is empty
     [lora] ; target_modules = ['q_proj', 'lm_head'] | lora.target_modules | `lm_head`
     [lora] ; target_modules = ['q_proj', 'q_proj'] | lora.target_modules | twice
-    [lora] ; use_dora = true | lora.use_dora | not built yet
     [lora] ; modules_to_save = ['lm_head'] | lora.modules_to_save | not built yet
     [dpo] ; beta = 0 | dpo.beta | above 0
     [dpo] ; loss_type = [] | dpo.loss_type | is empty

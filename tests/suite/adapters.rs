@@ -48,6 +48,7 @@ pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
             names => TargetModules::Names(names.iter().map(|name| name.to_string()).collect()),
         },
         use_rslora,
+        use_dora: false,
         init: LoraInit::KaimingUniform,
     }
 }
@@ -60,7 +61,15 @@ pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
         if let Some(lora) = &mut linear.lora {
             let b = TensorData::new(uniform(seed, d_out * config.r, 0.3), [d_out, config.r]);
             lora.lora_b = Param::from_tensor(Tensor::from_data(b, &Default::default()));
+            if let Some(dora) = &mut lora.dora {
+                let factors = uniform(seed + 50, d_out, 0.4);
+                let factors =
+                    Tensor::from_data(TensorData::new(factors, [d_out]), &Default::default());
+                let magnitude = dora.magnitude.val();
+                dora.magnitude = Param::from_tensor(magnitude.clone() + magnitude * factors);
+            }
         }
+        linear.update_norms();
     }
 }
 
@@ -111,11 +120,16 @@ pub fn random_logits(model: &Mistral<B>) -> Vec<f32> {
     logits(model, &ids.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
+/// Golden runs of `adapter/` whose adapters belong to the original base.
+const ADAPTER_RUNS: [&str; 3] = ["dora_all_linear_r4", "dora_continue", "init_gaussian"];
+
 /// Returns name, folder and `config.json` of every golden run.
 pub fn runs() -> Vec<(String, PathBuf, Value)> {
     let mut runs = Vec::new();
-    for entry in fs::read_dir(whole_reference("trl")).unwrap() {
-        let path = entry.unwrap().path();
+    let entries = fs::read_dir(whole_reference("trl")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let more = ADAPTER_RUNS.map(|name| whole_reference(&format!("adapter/{name}")));
+    for path in paths.chain(more) {
         if path.join("adapter_config.json").is_file() {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             runs.push((name, path.clone(), json_file(&path.join("config.json"))));
@@ -139,14 +153,4 @@ pub fn base_quantization(run: &Value) -> Option<Quantization> {
         _ => return None,
     };
     Some(Quantization { format: Format::Nf4, double_quant })
-}
-
-/// Returns whether `folder` holds a DoRA adapter. Panics if it does and the program does not refuse it.
-pub fn refused_dora(folder: &Path) -> bool {
-    let theirs = json_file(&folder.join("adapter_config.json"));
-    if theirs["use_dora"] == true {
-        let error = peft::read_config(folder).unwrap_err().to_string();
-        assert!(error.contains("use_dora"), "{error}");
-    }
-    theirs["use_dora"] == true
 }

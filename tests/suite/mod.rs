@@ -197,6 +197,8 @@ macro_rules! backend_suite {
                     "lora_attention_r4",
                     "b_all_linear_lr5e-5",
                     "lora_dropout0.5_is_disabled",
+                    "lora_dora",
+                    "lora_dora_all_linear_b",
                 ],
                 device,
             ),

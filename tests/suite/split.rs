@@ -111,6 +111,7 @@ fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::
         lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
         use_rslora: false,
+        use_dora: false,
         init: LoraInit::KaimingUniform,
     };
     attach(model, &config, 7, device).unwrap();

@@ -56,6 +56,7 @@ fn policy<B: TrainBackend>(dtype: DType, device: &B::Device) -> Mistral<Autodiff
         lora_dropout: 0.0,
         target_modules: TargetModules::AllLinear,
         use_rslora: false,
+        use_dora: false,
         init: LoraInit::KaimingUniform,
     };
     attach(&mut model, &config, 7, device).unwrap();

@@ -101,6 +101,20 @@ fn killed_between_logged_lines_with_dropout() {
     check_killed_runs(&settings, 3, 2);
 }
 
+/// Checks that magnitudes and their optimizer state are restored, and the row norms with them.
+#[test]
+fn killed_with_magnitudes_and_dropout() {
+    let settings = [
+        "train.save_steps=2",
+        "lora.use_dora=true",
+        "lora.target_modules=all-linear",
+        "train.disable_dropout=false",
+        "lora.lora_dropout=0.2",
+        "train.weight_decay=0.1",
+    ];
+    check_killed_runs(&settings, 3, 5);
+}
+
 #[test]
 fn killed_with_a_precomputed_reference_and_evaluation() {
     let held_out = super::tiny::fixture("tiny/held-out.jsonl");
