@@ -22,7 +22,7 @@ pub enum TargetModules {
     Pattern(String),
 }
 
-/// Initialization of `lora_a`; `lora_b` is zero except with LoftQ.
+/// Initialization of the branches; `lora_b` is zero with the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LoraInit {
     /// PEFT's default: `kaiming_uniform(a = sqrt(5))`, which is uniform in `±1 / sqrt(D_in)`.
@@ -30,9 +30,24 @@ pub enum LoraInit {
     KaimingUniform,
     /// Normal with standard deviation `1 / r`.
     Gaussian,
+    /// Both matrices from the largest singular values of the weight, which the base loses: see
+    /// [`residual`](super::residual). With `niter`, they are found by so many subspace iterations.
+    Pissa {
+        /// The number of iterations; `None` computes all singular values.
+        niter: Option<usize>,
+    },
+    /// Both matrices from the weight's QR decomposition, which the base loses: see [`residual`](super::residual).
+    Olora,
     /// Both matrices as the best approximation of the quantization error: see [`loftq`](super::loftq). Before that,
     /// and in saved files, the default, because PEFT would repeat LoftQ whenever it opens the adapter.
     LoftQ,
+}
+
+impl LoraInit {
+    /// Returns whether the base loses a part to the adapter.
+    pub fn changes_base(self) -> bool {
+        matches!(self, Self::Pissa { .. } | Self::Olora)
+    }
 }
 
 /// Settings of an adapter, with PEFT's names and meanings.
@@ -62,6 +77,17 @@ impl LoraConfig {
         } else {
             self.lora_alpha / self.r as f64
         }
+    }
+
+    /// Returns the settings of the adapter in files. If the initialization moved a part of the base into the adapter, that
+    /// is the one of twice the rank, with the same scaling, that belongs to the original base.
+    pub fn for_original_base(&self) -> Self {
+        if !self.init.changes_base() {
+            return self.clone();
+        }
+        let factor = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let (r, lora_alpha) = (2 * self.r, factor * self.lora_alpha);
+        Self { r, lora_alpha, init: LoraInit::KaimingUniform, ..self.clone() }
     }
 
     /// Parses `adapter_config.json`; errors name `place`. Absent keys, and a `target_modules` of `null`, get PEFT's
@@ -109,8 +135,8 @@ impl LoraConfig {
             json!(self.lora_alpha)
         };
         let init = match self.init {
-            LoraInit::KaimingUniform | LoraInit::LoftQ => json!(true),
             LoraInit::Gaussian => json!("gaussian"),
+            _ => json!(true),
         };
         let config = json!({
             "alpha_pattern": {},
@@ -357,6 +383,18 @@ mod tests {
     fn scaling_is_alpha_over_r_or_its_root() {
         assert_eq!(config().scaling(), 3.0);
         assert_eq!(LoraConfig { use_rslora: true, ..config() }.scaling(), 6.0);
+    }
+
+    #[test]
+    fn the_converted_adapter_has_twice_the_rank_and_the_same_scaling() {
+        for use_rslora in [false, true] {
+            let init = LoraInit::Pissa { niter: None };
+            let config = LoraConfig { init, use_rslora, ..config() };
+            let converted = config.for_original_base();
+            assert_eq!((converted.r, converted.init), (8, LoraInit::KaimingUniform));
+            assert!((converted.scaling() - config.scaling()).abs() < 1e-12);
+        }
+        assert_eq!(config().for_original_base(), config());
     }
 
     #[test]

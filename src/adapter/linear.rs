@@ -69,6 +69,7 @@ pub(super) fn attach_one<B: TrainBackend>(
         dropout: config.lora_dropout,
         site: site as u64,
         dora: None,
+        initial: None,
     };
     if config.use_dora {
         let norms = linear.row_norms(&lora);
@@ -154,11 +155,11 @@ fn initial_a(config: &LoraConfig, d_in: usize, rng: &mut ChaCha8Rng) -> TensorDa
     let bound = 1.0 / (d_in as f64).sqrt();
     let deviation = 1.0 / config.r as f64;
     let values = (0..config.r * d_in).map(|_| match config.init {
-        LoraInit::KaimingUniform | LoraInit::LoftQ => ((uniform() * 2.0 - 1.0) * bound) as f32,
         LoraInit::Gaussian => {
             let radius = (-2.0 * uniform().ln()).sqrt();
             (radius * (std::f64::consts::TAU * uniform()).cos() * deviation) as f32
         }
+        _ => ((uniform() * 2.0 - 1.0) * bound) as f32,
     });
     TensorData::new(values.collect::<Vec<_>>(), [config.r, d_in])
 }

@@ -5,5 +5,6 @@ pub mod linear;
 pub mod loftq;
 pub mod merge;
 pub mod peft;
+pub mod residual;
 
 pub use config::{LoraConfig, TargetModules};

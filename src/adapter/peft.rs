@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::config::{LoraConfig, TargetModules};
 use super::linear::{Branch, MAGNITUDE, adapter_parameters, attach_one, set_adapter_parameters};
+use super::residual;
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
 use crate::model::config::MistralConfig;
@@ -20,7 +21,7 @@ use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
 
 /// Prefix that PEFT puts before every module's name.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 /// Name of an adapter folder's settings file.
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the adapter's group of tensors in a checkpoint, chosen so that PEFT opens the checkpoint folder too.
@@ -197,7 +198,8 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
     })
 }
 
-/// Returns the adapter's tensors under PEFT's names, bit for bit.
+/// Returns the adapter's tensors under PEFT's names, bit for bit. An adapter that started with a part of the base has
+/// the form of the original base: see [`residual`].
 pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
     let named = |(name, tensor): (String, Tensor<B, 2>)| {
         let mut data = tensor.into_data();
@@ -206,7 +208,9 @@ pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)>
         }
         (format!("{PREFIX}{name}"), data)
     };
-    adapter_parameters(model).into_iter().map(named).collect()
+    let mut tensors: Vec<_> = adapter_parameters(model).into_iter().map(named).collect();
+    residual::convert(model, &mut tensors);
+    tensors
 }
 
 /// Copies `saved` tensors, as [`tensors`] returns them, back into a model that has the same adapter; errors name
@@ -224,6 +228,7 @@ where
     B: TrainBackend + AutodiffBackend,
 {
     let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
+    residual::revert(model, &mut saved);
     let mut values = Vec::new();
     for (name, tensor) in adapter_parameters(model) {
         let data = saved.remove(&format!("{PREFIX}{name}"));
@@ -251,7 +256,8 @@ pub fn config_json<B: TrainBackend>(
     base_model: &str,
     revision: Option<&str>,
 ) -> String {
-    config.to_json(&written_targets(model, config), base_model, revision)
+    let targets = written_targets(model, config);
+    config.for_original_base().to_json(&targets, base_model, revision)
 }
 
 /// Returns the target modules as names, as PEFT writes them: `all-linear` and patterns are resolved, and the names

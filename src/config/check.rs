@@ -66,6 +66,7 @@ impl RunConfig {
         self.train.validate()?;
         self.validate_method()?;
         self.validate_loftq()?;
+        self.validate_residual()?;
         ranges::check(self)?;
         self.train.validate_strategies()?;
         self.train.validate_optimizer()?;
@@ -110,6 +111,26 @@ impl RunConfig {
         )?;
         ensure(
             lora.adapter.is_none(),
+            key,
+            "has no effect: lora.adapter brings its own weights",
+            "remove the key, or lora.adapter",
+        )
+    }
+
+    /// Checks that an initialization that changes the base has a base that it can change, and no adapter to start from.
+    fn validate_residual(&self) -> Result<()> {
+        let key = "lora.init_lora_weights";
+        if !self.lora.init_lora_weights.changes_base() {
+            return Ok(());
+        }
+        ensure(
+            self.model.quantization == Quantization::None,
+            key,
+            "moves a part of each weight into the adapter, and a quantized weight (model.quantization) cannot hold the rest",
+            "remove model.quantization, or set the key to \"loftq\"",
+        )?;
+        ensure(
+            self.lora.adapter.is_none(),
             key,
             "has no effect: lora.adapter brings its own weights",
             "remove the key, or lora.adapter",

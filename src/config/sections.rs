@@ -139,6 +139,11 @@ pub struct LoraSection {
 }
 
 impl LoraSection {
+    /// Returns whether the adapter's initialization takes a part of the base.
+    pub fn changes_base(&self) -> bool {
+        self.init_lora_weights.changes_base() && self.adapter.is_none()
+    }
+
     /// Returns whether LoftQ computes the adapter's initial weights, for which it needs the full-precision weights.
     pub fn uses_loftq(&self) -> bool {
         self.init_lora_weights == InitLoraWeights::LoftQ && self.adapter.is_none()

@@ -311,7 +311,13 @@ impl Rounds {
             format!("data.train_file={}", text(self.pairs(round))),
         ];
         if let Some(trained) = trained {
-            settings.push(format!("lora.adapter={}", text(self.adapter(trained))));
+            let adapter = self.adapter(trained);
+            // An adapter that took a part of the base is written with twice its rank.
+            let lora = peft::read_config(&adapter)?;
+            settings.push(format!("lora.r={}", lora.r));
+            settings.push(format!("lora.lora_alpha={:?}", lora.lora_alpha));
+            settings.push("lora.init_lora_weights=true".into());
+            settings.push(format!("lora.adapter={}", text(adapter)));
         }
         let config = RunConfig::load(&self.config.run, &settings)?;
         // An interrupted round is resumed; no warning is needed when a new one starts from its first step.

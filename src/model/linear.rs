@@ -4,6 +4,8 @@
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
 //! *is* (its initialization, its files, which projections get one) is decided in [`crate::adapter`].
 
+use std::sync::Arc;
+
 use arithmo_backends::{
     Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight,
     ops::{self, adapted_linear::adapted_linear},
@@ -31,6 +33,9 @@ pub struct LowRank<B: TrainBackend> {
     pub site: u64,
     /// The trained magnitudes, if the branch is one of DoRA.
     pub dora: Option<Dora<B>>,
+    /// The first `lora_a` and `lora_b` on the host in f32, if the base has lost them (PiSSA, OLoRA).
+    #[module(skip)]
+    pub initial: Option<Arc<[TensorData; 2]>>,
 }
 
 /// The magnitudes of DoRA (arXiv 2402.09353): output `i` of the projection with its branch is multiplied by

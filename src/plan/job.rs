@@ -203,7 +203,7 @@ impl Job {
     /// and its bytes.
     pub(super) fn too_long_weight(&self) -> Option<(String, u64)> {
         let pieces = self.pieces();
-        if self.trains_all() || self.config.lora.uses_loftq() {
+        if self.trains_all() || self.config.lora.uses_loftq() || self.config.lora.changes_base() {
             Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape)
         } else {
             pieces.too_long(&self.shape, self.quantization)

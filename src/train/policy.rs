@@ -7,7 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{DType, Element};
 
 use crate::adapter::config::LoraInit;
-use crate::adapter::{self, LoraConfig, loftq, peft};
+use crate::adapter::{self, LoraConfig, loftq, peft, residual};
 use crate::config::{InitLoraWeights, RunConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
@@ -17,13 +17,16 @@ use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
 use crate::progress::ProgressMode;
+use crate::train::checkpoint::Checkpoint;
 use crate::train::parameters::train_all;
 
 /// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all
-/// weights.
+/// weights. A run that is resumed from a checkpoint gives it, because it tells what an adapter started with that took a part
+/// of the base.
 pub(super) fn policy<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    resumed: Option<&Checkpoint>,
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
@@ -51,7 +54,7 @@ pub(super) fn policy<B: TrainBackend>(
     let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
     let (quantize, cache) = (config.model.quantize(), Cache::from_env(mode));
     limits::check::<B>(&shape, quantize, dtype, device)?;
-    if config.lora.uses_loftq() {
+    if config.lora.uses_loftq() || config.lora.changes_base() {
         limits::check_whole::<B>(&shape, device)?;
     }
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, quantize, &cache, device)?;
@@ -67,6 +70,10 @@ pub(super) fn policy<B: TrainBackend>(
             if lora.init == LoraInit::LoftQ {
                 let files = WeightFiles::open(model_folder)?;
                 loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
+            }
+            if lora.init.changes_base() {
+                let saved = resumed.map(|from| from.tensors(peft::CHECKPOINT_GROUP)).transpose()?;
+                residual::start::<B>(&mut policy, &lora, config.seed, saved, mode, device)?;
             }
             lora
         }
@@ -141,6 +148,9 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
             InitLoraWeights::LoftQ => LoraInit::LoftQ,
+            InitLoraWeights::Pissa => LoraInit::Pissa { niter: None },
+            InitLoraWeights::PissaNiter(count) => LoraInit::Pissa { niter: Some(count) },
+            InitLoraWeights::Olora => LoraInit::Olora,
         },
     }
 }

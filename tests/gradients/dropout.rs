@@ -26,6 +26,7 @@ fn the_dropout_mask_has_the_right_rate_and_scale() {
             dropout,
             site,
             dora: None,
+            initial: None,
         });
         let ones = Tensor::<B, 2>::ones([ROWS, WIDTH], &device);
         project(&[&linear], ones, None, seed).into_data().to_vec().unwrap()

@@ -253,7 +253,7 @@ fn a_run_folder_can_be_given_as_its_adapter() {
 /// Compares logits for adapters saved by PEFT: plain, rsLoRA, and `target_modules` as a pattern.
 #[test]
 fn logits_with_peft_adapters_equal_pefts() {
-    for name in ["plain", "rslora", "target_regex", "use_dora"] {
+    for name in ["plain", "rslora", "target_regex", "use_dora", "init_pissa_converted"] {
         let Some(folder) = reference(&format!("peft_adapters/{name}")) else { continue };
         let mut model =
             load::<B>(&reference("models/tiny-a").unwrap(), DType::F32, &Default::default())

@@ -160,6 +160,9 @@ const REFUSED: &str = r#"
     [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | model.quantization is neither
     [model] ; quantization = 'int8' ; [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | neither
     [model] ; quantization = 'nf4' ; [lora] ; init_lora_weights = 'loftq' ; adapter = 'a' | lora.init_lora_weights | brings its own
+    [lora] ; init_lora_weights = 'pissa' ; adapter = 'a' | lora.init_lora_weights | brings its own
+    [lora] ; init_lora_weights = 'pissa_niter_x' | lora.init_lora_weights | pissa_niter_N
+    [model] ; quantization = 'nf4' ; [lora] ; init_lora_weights = 'olora' | lora.init_lora_weights | cannot hold the rest
     [lora] ; loftq_config = { loftq_bits = 2 } | lora.loftq_config.loftq_bits | 2 is not built yet
     [model] ; double_quant = true | model.double_quant | "none"
     [data] ; prompt_template = 'Q' | data.prompt_template | 0 times

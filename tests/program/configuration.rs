@@ -54,7 +54,10 @@ const OTHER_DEFAULTS: [(&str, &str); 19] = [
 /// Descriptions of types that the rules of [`Types::words`] do not cover.
 const TYPES: [(&str, &str); 3] = [
     ("TargetModules", "list of names, or `\"all-linear\"`"),
-    ("InitLoraWeights", "`true`, `\"gaussian\"` or `\"loftq\"`"),
+    (
+        "InitLoraWeights",
+        "`true`, `\"gaussian\"`, `\"pissa\"`, `\"pissa_niter_N\"`, `\"olora\"` or `\"loftq\"`",
+    ),
     ("GradientCheckpointing", "`\"auto\"`, `true` or `false`"),
 ];
 

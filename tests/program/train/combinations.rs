@@ -49,6 +49,8 @@ const OPTIONS: [&[&[&str]]; 9] = [
         &["lora.use_rslora=true", "lora.target_modules=all-linear"],
         &["lora.init_lora_weights=gaussian"],
         &["lora.use_dora=true", "lora.target_modules=all-linear"],
+        &["lora.init_lora_weights=pissa", "lora.r=3"],
+        &["lora.init_lora_weights=olora", "lora.use_dora=true"],
         &["model.use_peft=false"],
     ],
     &[&[], &["model.quantization=nf4"], &["model.quantization=int8"]],

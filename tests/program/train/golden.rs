@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arithmo::model::save::load_safetensors_f32;
+use arithmo::model::save::{NamedTensors, load_safetensors_f32};
 use serde_json::{Map, Value};
 
 use super::{ProcessOutput, json_lines, number, program};
@@ -47,6 +47,17 @@ impl Golden {
 
     fn path(&self, name: &str) -> String {
         self.work.path().join(name).display().to_string()
+    }
+
+    /// Returns whether the adapter started with a part of the base. Its signs are free, so the run starts from the
+    /// program's own initialization and not from the golden one.
+    fn is_residual(&self) -> bool {
+        self.config["adapter_init"] == "pissa"
+    }
+
+    /// Returns the folder with the final adapter as this program writes it.
+    fn final_adapter(&self) -> PathBuf {
+        if self.is_residual() { self.folder.join("converted") } else { self.folder.clone() }
     }
 
     /// Returns the golden run's settings with their keys in `run.toml`.
@@ -107,19 +118,27 @@ impl Golden {
         if self.config.contains_key("eval_dataset") {
             settings.push(format!("data.eval_file={}", self.data("eval_dataset")));
         }
-        let base = self.config["reference"].as_str().unwrap().starts_with("base");
+        let reference = self.config["reference"].as_str().unwrap();
+        let base = reference.starts_with("base") || reference.contains("RESIDUAL base");
         settings.push(format!("dpo.reference={}", if base { "base" } else { "initial" }));
         settings
     }
 
     fn train(&self) -> Vec<Map<String, Value>> {
+        let lora = if self.is_residual() {
+            let lora = &self.config["lora"];
+            let value = |key: &str| format!("{key} = {}\n", lora[key]);
+            let keys = ["r", "lora_alpha", "target_modules", "init_lora_weights"].map(value);
+            keys.concat() + if lora["use_rslora"] == true { "use_rslora = true\n" } else { "" }
+        } else {
+            format!("adapter = \"{}\"\n", self.path("start"))
+        };
         let toml = format!(
             "output_dir = \"{}\"\n[model]\nmodel_name_or_path = \"{}\"\n[data]\ntrain_file = \"{}\"\n\
-             shuffle = false\n[lora]\nadapter = \"{}\"\n",
+             shuffle = false\n[lora]\n{lora}",
             self.path("run"),
             self.model(),
             self.data("dataset"),
-            self.path("start")
         );
         fs::write(self.path("run.toml"), toml).unwrap();
         let mut command = program();
@@ -137,8 +156,10 @@ impl Golden {
         let mut largest = 0f32;
         let read = |path: &Path| load_safetensors_f32(path).unwrap();
         let ours = read(&self.work.path().join("run/adapter/adapter_model.safetensors"));
-        let theirs = read(&self.folder.join("adapter_model.safetensors"));
+        let theirs = read(&self.final_adapter().join("adapter_model.safetensors"));
         assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+        let [ours, theirs] = [ours, theirs]
+            .map(|tensors| if self.is_residual() { with_equal_signs(tensors) } else { tensors });
         for (name, (shape, values)) in &theirs {
             let (our_shape, our_values) = &ours[name];
             assert_eq!(our_shape, shape, "{name}");
@@ -151,7 +172,7 @@ impl Golden {
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
         };
         let ours = config(self.work.path().join("run/adapter/adapter_config.json"));
-        let theirs = config(self.folder.join("adapter_config.json"));
+        let theirs = config(self.final_adapter().join("adapter_config.json"));
         for key in [
             "peft_type",
             "task_type",
@@ -176,6 +197,30 @@ impl Golden {
         assert_eq!(names(&ours), names(&theirs));
         largest
     }
+}
+
+/// Makes the largest value of each row of every `lora_A` positive, and changes the signs of `lora_B` to match.
+fn with_equal_signs(mut tensors: NamedTensors) -> NamedTensors {
+    let names: Vec<String> =
+        tensors.keys().filter(|name| name.contains("lora_A")).cloned().collect();
+    for name in names {
+        let (shape, a) = tensors.get_mut(&name).unwrap();
+        let negative = |row: &&mut [f32]| {
+            let largest = row.iter().copied().max_by(|x, y| x.abs().total_cmp(&y.abs()));
+            largest.unwrap() < 0.0
+        };
+        let signs = a.chunks_mut(shape[1]).map(|row| {
+            let sign = if negative(&row) { -1.0 } else { 1.0 };
+            row.iter_mut().for_each(|value| *value *= sign);
+            sign
+        });
+        let signs: Vec<f32> = signs.collect();
+        let (_, b) = tensors.get_mut(&name.replace("lora_A", "lora_B")).unwrap();
+        for row in b.chunks_mut(signs.len()) {
+            row.iter_mut().zip(&signs).for_each(|(value, sign)| *value *= sign);
+        }
+    }
+    tensors
 }
 
 /// The largest deviation of each quantity of a run: relative for `loss` and `grad_norm`.
@@ -356,6 +401,18 @@ fn weight_decomposed_lora_on_all_projections_and_continued() {
     replay("lora_dora_all_linear_b");
     replay_run("adapter", "dora_all_linear_r4");
     replay_run("adapter", "dora_continue");
+}
+
+#[test]
+fn principal_singular_values() {
+    replay_run("adapter", "pissa");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn initializations_that_take_a_part_of_the_base() {
+    replay_run("adapter", "pissa_all_linear_b_rslora");
+    replay_run("adapter", "init_olora");
 }
 
 #[test]
