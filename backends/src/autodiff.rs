@@ -13,8 +13,8 @@ use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
-    LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles, Rotation,
-    TrainBackend, Weight, ops,
+    DropoutMask, LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles,
+    Rotation, TrainBackend, Weight, ops,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -159,6 +159,10 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         }
         // The inputs: `x`, two matrices per branch, a residual, and the weights if any of them is trained.
         Adapted { output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11), low: tracked_low }
+    }
+
+    fn dropout_mask(mask: &DropoutMask, device: &Self::Device) -> Tensor<Self, 2> {
+        Tensor::from_inner(B::dropout_mask(mask, device))
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {

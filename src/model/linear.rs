@@ -7,13 +7,11 @@
 use std::sync::Arc;
 
 use arithmo_backends::{
-    Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight,
+    Adapter, DropoutMask, PackedWeight, Projection, SplitWeight, TrainBackend, Weight,
     ops::{self, adapted_linear::adapted_linear},
 };
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The low-rank branch of a projection (LoRA, arXiv 2106.09685). Its weights are f32 (f64 on an f64 backend).
 #[derive(Module, Debug)]
@@ -163,7 +161,7 @@ impl<B: TrainBackend> Linear<B> {
     }
 
     /// Returns whether the projection has magnitudes of DoRA.
-    fn has_magnitudes(&self) -> bool {
+    pub(super) fn has_magnitudes(&self) -> bool {
         self.lora.as_ref().is_some_and(|lora| lora.dora.is_some())
     }
 }
@@ -263,20 +261,11 @@ impl<B: TrainBackend> LowRank<B> {
         }
     }
 
-    /// Draws a dropout mask for `x`: each element is 0 with probability `p`, else `1 / (1 - p)`.
-    ///
-    /// The mask is drawn on the host from (seed, site), so that every backend, a resumed run and a recomputed block
-    /// draw the same one.
+    /// Computes the dropout mask for `x`, which depends on the seed, the projection and the shape of `x` only.
     fn dropout_mask(&self, x: &Tensor<B, 2>, seed: u64) -> Tensor<B, 2> {
-        let [rows, width] = x.dims();
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(self.site);
-        let keep = 1.0 - self.dropout;
-        let limit = (keep * f64::from(u32::MAX)) as u32;
-        let scale = (1.0 / keep) as f32;
-        let mask = (0..rows * width).map(|_| if rng.next_u32() <= limit { scale } else { 0.0 });
-        let mask = TensorData::new(mask.collect(), [rows, width]);
-        Tensor::from_data(mask, (&x.device(), ops::accumulator(x.dtype())))
+        let (shape, dtype) = (x.dims(), ops::accumulator(x.dtype()));
+        let mask = DropoutMask { shape, p: self.dropout, seed, stream: self.site, dtype };
+        B::dropout_mask(&mask, &x.device())
     }
 }
 

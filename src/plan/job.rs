@@ -210,6 +210,17 @@ impl Job {
         }
     }
 
+    /// Returns the bytes per token that a checkpointed block keeps, as
+    /// [`Mistral::block_bytes_per_token`](crate::model::mistral::Mistral::block_bytes_per_token) counts them.
+    fn block_bytes_per_token(&self) -> u64 {
+        let scaled = |layer: &Layer| -> usize {
+            let groups = layer.groups().into_iter().filter(|group| group.dora);
+            groups.map(Group::width).sum()
+        };
+        let scaled = self.layers.iter().map(scaled).max().unwrap_or(0);
+        (self.shape.block_values_per_token() * self.size() + 4 * scaled) as u64
+    }
+
     /// Returns how many blocks keep their activations in a pass of `tokens` tokens.
     /// [`crate::train::activations::choose_activations`] decides the same once the model is loaded.
     pub(super) fn kept_blocks(&self, profile: &Profile, tokens: usize) -> usize {
@@ -222,7 +233,7 @@ impl Job {
                     let left = capacity.saturating_sub(used);
                     Activations::Fit {
                         available: (left as f64 * ACTIVATIONS_SHARE) as u64,
-                        per_token: self.shape.block_values_per_token() as u64 * self.size() as u64,
+                        per_token: self.block_bytes_per_token(),
                     }
                 }
                 None if self.shape.weights() > RECOMPUTE_ABOVE => Activations::Recompute,

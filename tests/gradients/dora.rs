@@ -49,7 +49,7 @@ fn replace(model: &mut Mistral<B>, index: usize, values: &[f64]) {
 
 #[test]
 fn gradients_equal_finite_differences_with_constant_norms() {
-    const H: f64 = 3e-5;
+    const H: f64 = 5e-5;
     let some = TargetModules::Names(vec!["q_proj".into(), "down_proj".into()]);
     for (targets, branches, dropout_seed) in [
         (TargetModules::AllLinear, 14, None),
@@ -78,7 +78,10 @@ fn gradients_equal_finite_differences_with_constant_norms() {
                 dpo(&sums(&moved, &on_device), &reference)
             };
             for (element, ours) in grad.iter().enumerate() {
-                let theirs = (loss(element, H) - loss(element, -H)) / (2.0 * H);
+                // The five-point difference: the losses bend more than the central difference allows.
+                let [near, far] =
+                    [H, 2.0 * H].map(|h| (loss(element, h) - loss(element, -h)) / (2.0 * h));
+                let theirs = (4.0 * near - far) / 3.0;
                 let relative = (ours - theirs).abs() / largest;
                 assert!(relative < 1e-6, "{name}: {ours} {theirs} ({relative:e})");
             }

@@ -77,6 +77,7 @@ macro_rules! backend_suite {
             },
             linear_and_its_gradient_match_f64: suite::ops::linear::<B>,
             adapted_linear_and_its_gradients_match_f64: suite::ops::adapted_linear::<B>,
+            dropout_masks_equal_the_hosts: suite::ops::dropout_masks::<B>,
             row_wise_operations_and_their_gradients_match_f64: suite::ops::row_wise::<B>,
             attention_and_its_gradient_match_f64: suite::ops::attention::<B>,
             log_probs_and_their_gradient_match_f64: suite::ops::log_probs::<B>,

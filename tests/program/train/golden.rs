@@ -299,7 +299,7 @@ fn replay_run(group: &str, name: &str) {
     }
     worst.insert("adapter".into(), f64::from(golden.check_adapter()));
     let worst: Vec<String> = worst.iter().map(|(key, off)| format!("{key} {off:.1e}")).collect();
-    println!("{name}: {}", worst.join(", "));
+    eprintln!("{name}: {}", worst.join(", "));
 }
 
 #[test]
