@@ -133,13 +133,25 @@ impl RunConfig {
         }
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
         match (self.dpo.reference, loftq) {
-            (Reference::Initial, false) if self.lora.adapter.is_none() => Some(
-                "dpo.reference: \"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect",
-            ),
+            (Reference::Initial, false)
+                if self.lora.adapter.is_none() && !self.lora.changes_base() =>
+            {
+                Some(
+                    "dpo.reference: \"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect",
+                )
+            }
             (Reference::Auto | Reference::Base, true) if self.method == Method::Dpo => Some(
                 "dpo.reference: LoftQ starts the policy closer to the full-precision weights than the quantized base, \
                  which is the reference; reference = \"initial\" uses the initial policy instead",
             ),
+            (Reference::Auto | Reference::Base, _)
+                if self.method == Method::Dpo && self.lora.changes_base() =>
+            {
+                Some(
+                    "dpo.reference: PiSSA and OLoRA move a part of the base into the adapter, and the reference is what they leave \
+                     of it, as in TRL; reference = \"initial\" uses the original model instead",
+                )
+            }
             _ => None,
         }
     }

@@ -15,6 +15,7 @@ use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
 use crate::train::activations::{Activations, choose_activations, fitting_tokens};
+use crate::train::checkpoint::Checkpoint;
 use crate::train::optimizer::{Groups, Optimizer};
 use crate::train::parameters::trained_parameters;
 use crate::train::policy::policy;
@@ -28,11 +29,12 @@ use crate::train::step::{Learner, StepConfig};
 pub fn dpo_learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    resumed: Option<&Checkpoint>,
     mode: ProgressMode,
     memory: Option<u64>,
     device: &B::Device,
 ) -> Result<(Learner<B>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
+    let (policy, lora) = policy::<B>(config, model_folder, resumed, mode, device)?;
     // Weights are never changed in place, so that the base stays the original model even if all weights are trained.
     let reference = match (config.dpo.reference, &config.lora.adapter) {
         _ if config.dpo.sync_ref_model => Reference::following(&policy, config.dpo.sync()),
@@ -65,11 +67,12 @@ fn reference_timing(config: &RunConfig) -> ReferenceTiming {
 pub fn sft_learner<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    resumed: Option<&Checkpoint>,
     mode: ProgressMode,
     memory: Option<u64>,
     device: &B::Device,
 ) -> Result<(Learner<B, Sft>, Option<LoraConfig>)> {
-    let (policy, lora) = policy::<B>(config, model_folder, mode, device)?;
+    let (policy, lora) = policy::<B>(config, model_folder, resumed, mode, device)?;
     let step = step_config(config, lora.as_ref(), &policy, memory, device);
     let optimizer = optimizer(config, &policy)?;
     Ok((Learner::new(policy, optimizer, Sft, step, device), lora))

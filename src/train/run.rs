@@ -96,26 +96,28 @@ pub fn run_from<B: TrainBackend>(
     let memory = start.device_memory;
     match config.method {
         Method::Dpo => {
-            let learner =
-                |folder: &Path| dpo_learner::<B>(config, folder, options.progress, memory, device);
+            let learner = |folder: &Path, resumed: Option<&Checkpoint>| {
+                dpo_learner::<B>(config, folder, resumed, options.progress, memory, device)
+            };
             run_objective(config, options, start, device, learner)
         }
         Method::Sft => {
-            let learner =
-                |folder: &Path| sft_learner::<B>(config, folder, options.progress, memory, device);
+            let learner = |folder: &Path, resumed: Option<&Checkpoint>| {
+                sft_learner::<B>(config, folder, resumed, options.progress, memory, device)
+            };
             run_objective(config, options, start, device, learner)
         }
     }
 }
 
-/// Runs the training with one objective. `learner` loads the model in a folder and returns its learner, with the adapter's
-/// settings if an adapter is trained.
+/// Runs the training with one objective. `learner` loads the model in a folder, to continue from a checkpoint if there is
+/// one, and returns its learner, with the adapter's settings if an adapter is trained.
 fn run_objective<B: TrainBackend, O: Objective<B>>(
     config: &RunConfig,
     options: &RunOptions,
     start: Start<'_>,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
+    learner: impl Fn(&Path, Option<&Checkpoint>) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     if !options.dry_run {
@@ -156,7 +158,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     data: &RunData<O::Sample>,
     model_folder: &Path,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
+    learner: impl Fn(&Path, Option<&Checkpoint>) -> Result<(Learner<B, O>, Option<LoraConfig>)>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     let manifest = RunManifest::of_run::<B, _>(config, data, model_folder, device)?;
@@ -172,7 +174,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
         say!("{nothing}");
     }
     let resumption = resumption(config, options, &manifest, resumed.as_ref())?;
-    let (learner, lora) = learner(model_folder)?;
+    let (learner, lora) = learner(model_folder, resumed.as_ref())?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
     let longer = resumption.and_then(|resumption| resumption.extended_manifest());
     if let Some(longer) = &longer {
