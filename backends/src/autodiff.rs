@@ -19,8 +19,8 @@ use self::rules::{
 };
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
-    LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles, Rotation,
-    TrainBackend, Weight,
+    DropoutMask, LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles,
+    Rotation, TrainBackend, Weight,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -165,6 +165,10 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         }
         // The inputs: `x`, two matrices per branch, a residual, and the weights if any of them is trained.
         Adapted { output: with_inputs!(1 2 3 4 5 6 7 8 9 10 11), low: tracked_low }
+    }
+
+    fn dropout_mask(mask: &DropoutMask, device: &Self::Device) -> Tensor<Self, 2> {
+        Tensor::from_inner(B::dropout_mask(mask, device))
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {

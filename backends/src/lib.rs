@@ -39,6 +39,7 @@ pub use devices::{Assumed, assumed, devices, find_device};
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
+pub use ops::dropout::DropoutMask;
 pub use ops::log_probs::{LogProbStats, LogProbs};
 pub use ops::packed::{Format, PackedWeight, Scales, Weight};
 pub use ops::rope::{RotaryAngles, Rotation};
@@ -154,6 +155,11 @@ pub trait TrainBackend: Backend {
         needs_x: bool,
     ) -> AdaptedGrads<Self> {
         ops::adapted_linear::reference_backward(x, projections, low, grad, needs_x)
+    }
+
+    /// Computes a dropout mask, the same on every backend: see [`ops::dropout`].
+    fn dropout_mask(mask: &DropoutMask, device: &Self::Device) -> Tensor<Self, 2> {
+        ops::dropout::reference(mask, device)
     }
 
     /// Returns the gradient of projections with respect to their weights, stacked below each other: see

@@ -15,7 +15,7 @@ pub const MAX_RANK: usize = 1 << 20;
 /// What to do with an adapter that only PEFT understands.
 const MERGE_IN_PEFT: &str = "merge this adapter into its base with PEFT, where its kind allows that, and start from the merged model";
 
-/// Initialization of `lora_a`; `lora_b` is zero except with LoftQ.
+/// Initialization of the branches; `lora_b` is zero with the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LoraInit {
     /// PEFT's default: `kaiming_uniform(a = sqrt(5))`, which is uniform in `±1 / sqrt(D_in)`.
@@ -23,9 +23,24 @@ pub enum LoraInit {
     KaimingUniform,
     /// Normal with standard deviation `1 / r`.
     Gaussian,
+    /// Both matrices from the largest singular values of the weight, which the base loses: see
+    /// [`residual`](super::residual). With `niter`, they are found by so many subspace iterations.
+    Pissa {
+        /// The number of iterations; `None` computes all singular values.
+        niter: Option<usize>,
+    },
+    /// Both matrices from the weight's QR decomposition, which the base loses: see [`residual`](super::residual).
+    Olora,
     /// Both matrices as the best approximation of the quantization error: see [`loftq`](super::loftq). Before that,
     /// and in saved files, the default, because PEFT would repeat LoftQ whenever it opens the adapter.
     LoftQ,
+}
+
+impl LoraInit {
+    /// Returns whether the base loses a part to the adapter.
+    pub fn changes_base(self) -> bool {
+        matches!(self, Self::Pissa { .. } | Self::Olora)
+    }
 }
 
 /// Settings of an adapter, with PEFT's names and meanings.
@@ -41,6 +56,8 @@ pub struct LoraConfig {
     pub target_modules: TargetModules,
     /// Whether to scale by `alpha / sqrt(r)` (arXiv 2312.03732) instead of `alpha / r`.
     pub use_rslora: bool,
+    /// Whether magnitudes of the weights' rows are trained too (DoRA, arXiv 2402.09353).
+    pub use_dora: bool,
     /// Initialization of `lora_a`.
     pub init: LoraInit,
     /// Ranks of single projections, which replace [`Self::r`].
@@ -91,6 +108,7 @@ impl Default for LoraConfig {
             lora_dropout: 0.0,
             target_modules: TargetModules::default(),
             use_rslora: false,
+            use_dora: false,
             init: LoraInit::KaimingUniform,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
@@ -127,6 +145,23 @@ impl LoraConfig {
             && !is_part_of(&self.modules_to_save, module)?)
     }
 
+    /// Returns the settings of the adapter in files. If the initialization moved a part of the base into the adapter, these
+    /// are the settings of the one that belongs to the original base: every branch has twice the rank and the same scaling.
+    pub fn for_original_base(&self) -> Self {
+        if !self.init.changes_base() {
+            return self.clone();
+        }
+        let factor = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        Self {
+            r: 2 * self.r,
+            lora_alpha: factor * self.lora_alpha,
+            rank_pattern: self.rank_pattern.map(|r| 2 * r),
+            alpha_pattern: self.alpha_pattern.map(|alpha| factor * alpha),
+            init: LoraInit::KaimingUniform,
+            ..self.clone()
+        }
+    }
+
     /// Parses `adapter_config.json`; errors name `place`. Absent keys, and a `target_modules` of `null`, get PEFT's
     /// defaults for a Mistral model. Unknown keys of later PEFT versions are accepted if they are off.
     ///
@@ -156,6 +191,7 @@ impl LoraConfig {
                     .ok_or_else(|| keys.wrong("target_modules", "a list of names or a pattern"))?,
             },
             use_rslora: keys.flag("use_rslora")?,
+            use_dora: keys.flag("use_dora")?,
             init: keys.init()?,
             rank_pattern: keys.patterns("rank_pattern", "integers from 1", |value| {
                 let r = value.as_u64().filter(|r| (1..=MAX_RANK as u64).contains(r));
@@ -174,6 +210,7 @@ impl LoraConfig {
             modules_to_save: keys.names("modules_to_save")?,
         };
         config.check_layers(|key| format!("{place}: {key}"))?;
+        config.check_bias(|key| format!("{place}: {key}"))?;
         Ok(config)
     }
 
@@ -223,6 +260,18 @@ impl LoraConfig {
         Err(Error::invalid(place(key), problem, remedy))
     }
 
+    /// Checks that an adapter with magnitudes has no biases, as PEFT does. `place` makes the place of a key in errors.
+    ///
+    /// # Errors
+    /// It has both.
+    pub fn check_bias(&self, place: impl Fn(&str) -> String) -> Result<()> {
+        if !(self.lora_bias && self.use_dora) {
+            return Ok(());
+        }
+        let problem = "is not possible with use_dora = true, as in PEFT";
+        Err(Error::invalid(place("lora_bias"), problem, "remove one of the keys"))
+    }
+
     /// Returns the smallest `adapter_config.json` that every PEFT since 0.4 opens, with keys sorted as PEFT sorts
     /// them.
     ///
@@ -230,8 +279,8 @@ impl LoraConfig {
     /// Keys that PEFT added later are written only if they are in use.
     pub fn to_json(&self, targets: &Value, base_model: &str, revision: Option<&str>) -> String {
         let init = match self.init {
-            LoraInit::KaimingUniform | LoraInit::LoftQ => json!(true),
             LoraInit::Gaussian => json!("gaussian"),
+            _ => json!(true),
         };
         let mut config = json!({
             "alpha_pattern": sorted(&self.alpha_pattern, number),
@@ -258,7 +307,7 @@ impl LoraConfig {
             "revision": revision,
             "target_modules": targets,
             "task_type": "CAUSAL_LM",
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
         let excluded = match &self.exclude_modules {
@@ -482,8 +531,7 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
         Value::Array(list) => list.is_empty(),
         _ => false,
     };
-    const REFUSED: [&str; 12] = [
-        "use_dora",
+    const REFUSED: [&str; 11] = [
         "fan_in_fan_out",
         "trainable_token_indices",
         "target_parameters",
@@ -506,7 +554,8 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
     // Features that a later PEFT version may enable.
     let unknown = || {
         let mut flags = keys.map.iter().filter(|(_, value)| **value == true);
-        let used = flags.find(|(key, _)| key.starts_with("use_") && *key != "use_rslora");
+        let known = ["use_rslora", "use_dora"];
+        let used = flags.find(|(key, _)| key.starts_with("use_") && !known.contains(&key.as_str()));
         used.map(|(key, _)| key.as_str())
     };
     let Some(key) = refused.or_else(unknown) else {
@@ -530,6 +579,7 @@ mod tests {
             lora_alpha: 12.0,
             lora_dropout: 0.25,
             target_modules: TargetModules::Names(vec!["q_proj".into()]),
+            use_dora: true,
             ..LoraConfig::default()
         }
     }
@@ -542,6 +592,32 @@ mod tests {
     fn scaling_is_alpha_over_r_or_its_root() {
         assert_eq!(scaling(&config()), 3.0);
         assert_eq!(scaling(&LoraConfig { use_rslora: true, ..config() }), 6.0);
+    }
+
+    #[test]
+    fn the_converted_adapter_has_twice_the_rank_and_the_same_scaling() {
+        for use_rslora in [false, true] {
+            let init = LoraInit::Pissa { niter: None };
+            let config = LoraConfig {
+                init,
+                use_rslora,
+                target_modules: TargetModules::AllLinear,
+                rank_pattern: Patterns(vec![("k_proj".into(), 3), ("v_proj".into(), 5)]),
+                alpha_pattern: Patterns(vec![("v_proj".into(), 7.0), ("o_proj".into(), 1.5)]),
+                ..config()
+            };
+            let converted = config.for_original_base();
+            assert_eq!(converted.init, LoraInit::KaimingUniform);
+            for (name, r) in [("q_proj", 4), ("k_proj", 3), ("v_proj", 5), ("o_proj", 4)] {
+                let at = |config: &LoraConfig| {
+                    config.at(&format!("model.layers.0.self_attn.{name}")).unwrap().unwrap()
+                };
+                let (started, written) = (at(&config), at(&converted));
+                assert_eq!((started.r, written.r), (r, 2 * r), "{name}");
+                assert!((started.scaling - written.scaling).abs() < 1e-12, "{name}");
+            }
+        }
+        assert_eq!(config().for_original_base(), config());
     }
 
     #[test]
@@ -603,9 +679,6 @@ mod tests {
     #[test]
     fn unsupported_settings_are_refused_by_name() {
         let text = config().to_json(&json!(["q_proj"]), "b", None);
-        let dora = text.replace("\"use_dora\": false", "\"use_dora\": true");
-        let error = LoraConfig::from_json(&dora, "adapter_config.json").unwrap_err().to_string();
-        assert!(error.contains("use_dora"), "{error}");
         let later = text.replacen('{', "{ \"key_of_a_later_peft\": null,", 1);
         assert!(LoraConfig::from_json(&later, "adapter_config.json").is_ok());
         // PEFT features that are enabled by a table of settings; KaSA changes the base weights.

@@ -13,7 +13,7 @@ use super::parameters::{self, set_trained_parameters};
 use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
-use crate::model::linear::{Linear, LowRank};
+use crate::model::linear::{Dora, Linear, LowRank, frozen_param};
 use crate::model::mistral::Mistral;
 use crate::model::quantize::is_projection;
 
@@ -38,14 +38,14 @@ pub fn attach<B: TrainBackend>(
             let a = initial_a(config, [r, d_in], &mut rng);
             let b = TensorData::new(vec![0f32; d_out * r], [d_out, r]);
             let bias = config.lora_bias.then(|| TensorData::new(vec![0f32; d_out], [d_out]));
-            let branch = Branch { a, b, bias, scaling };
-            attach_one(linear, config.lora_dropout, site, branch, device);
+            let branch = Branch { a, b, bias, magnitude: None, scaling };
+            attach_one(linear, config, site, branch, device);
         }
     }
     attach_saved(model, config, SavedWeights::new(), device)
 }
 
-/// The weights and the scaling of one branch.
+/// The weights of one branch on the host, in f32, and its scaling.
 #[derive(Clone, Debug)]
 pub struct Branch {
     /// `lora_a`, `[r, D_in]`.
@@ -54,22 +54,42 @@ pub struct Branch {
     pub b: TensorData,
     /// Bias of `lora_b`, `[D_out]`.
     pub bias: Option<TensorData>,
+    /// The magnitudes of DoRA, `[D_out]`. `None` without DoRA, and for a new branch, whose magnitudes are the row norms
+    /// of `W + scaling * B A`.
+    pub magnitude: Option<TensorData>,
     /// Factor on the branch's output.
     pub scaling: f64,
 }
 
-/// Attaches a branch with the given dropout to the projection number `site` of the model.
+/// Attaches a branch, with the dropout of `config` and with magnitudes if it is one of DoRA, to the projection number
+/// `site` of the model.
 pub(super) fn attach_one<B: TrainBackend>(
     linear: &mut Linear<B>,
-    dropout: f64,
+    config: &LoraConfig,
     site: usize,
     branch: Branch,
     device: &B::Device,
 ) {
     let [lora_a, lora_b] = [branch.a, branch.b].map(|data| param(data, device));
-    let lora_b_bias = branch.bias.map(|data| param(data, device));
-    let (scaling, site) = (branch.scaling, site as u64);
-    linear.lora = Some(LowRank { lora_a, lora_b, lora_b_bias, scaling, dropout, site });
+    let mut lora = LowRank {
+        lora_a,
+        lora_b,
+        lora_b_bias: branch.bias.map(|data| param(data, device)),
+        scaling: branch.scaling,
+        dropout: config.lora_dropout,
+        site: site as u64,
+        dora: None,
+        initial: None,
+    };
+    if config.use_dora {
+        let norms = linear.row_norms(&lora);
+        let magnitude = match branch.magnitude {
+            Some(data) => param(data, device),
+            None => Param::from_tensor(norms.clone()),
+        };
+        lora.dora = Some(Dora { magnitude, norms: frozen_param(norms) });
+    }
+    linear.lora = Some(lora);
 }
 
 fn param<B: TrainBackend, const D: usize>(
@@ -107,11 +127,11 @@ fn initial_a(config: &LoraConfig, [r, d_in]: [usize; 2], rng: &mut ChaCha8Rng) -
     let bound = 1.0 / (d_in as f64).sqrt();
     let deviation = 1.0 / r as f64;
     let values = (0..r * d_in).map(|_| match config.init {
-        LoraInit::KaimingUniform | LoraInit::LoftQ => ((uniform() * 2.0 - 1.0) * bound) as f32,
         LoraInit::Gaussian => {
             let radius = (-2.0 * uniform().ln()).sqrt();
             (radius * (std::f64::consts::TAU * uniform()).cos() * deviation) as f32
         }
+        _ => ((uniform() * 2.0 - 1.0) * bound) as f32,
     });
     TensorData::new(values.collect::<Vec<_>>(), [r, d_in])
 }

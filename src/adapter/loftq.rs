@@ -62,10 +62,11 @@ pub fn start<B: TrainBackend>(
         let residual = weight - quantized.weight.floats(DType::F32);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(site as u64);
-        let [a, b] = low_rank(residual, r, &mut rng);
+        let [a, b] = low_rank(residual, r, ITERATIONS, &mut rng);
         let factor = 1.0 / scaling.sqrt();
         let [a, b] = [a, b].map(|matrix| matrix.scaled(factor).into_data());
-        attach_one(linear, config.lora_dropout, site, Branch { a, b, bias: None, scaling }, device);
+        let branch = Branch { a, b, bias: None, magnitude: None, scaling };
+        attach_one(linear, config, site, branch, device);
         progress.inc(1);
     }
     progress.finish();
@@ -75,14 +76,19 @@ pub fn start<B: TrainBackend>(
 /// Returns the best approximation `B A` of rank `rank` of `matrix` `[M, N]`: `A` `[rank, N]` and `B` `[M, rank]`,
 /// each scaled by the square roots of the singular values.
 ///
-/// Only `max(64, 2 rank + 8)` directions are searched for the largest singular values; the result is exact if the
-/// matrix has no more.
-fn low_rank<B: TrainBackend>(matrix: Tensor<B, 2>, rank: usize, rng: &mut impl Rng) -> [Matrix; 2] {
+/// Only `max(64, 2 rank + 8)` directions are searched for the largest singular values, by `iterations` subspace
+/// iterations; the result is exact if the matrix has no more.
+pub(super) fn low_rank<B: TrainBackend>(
+    matrix: Tensor<B, 2>,
+    rank: usize,
+    iterations: usize,
+    rng: &mut impl Rng,
+) -> [Matrix; 2] {
     let [rows, columns] = matrix.dims();
     let directions = MIN_DIRECTIONS.max(2 * rank + 8).min(rows).min(columns);
     let transposed = matrix.clone().transpose();
     let mut basis = Matrix::random(columns, directions, rng).orthonormal();
-    for _ in 0..ITERATIONS {
+    for _ in 0..iterations {
         let range = basis.left_multiplied_by(&matrix).orthonormal();
         basis = range.left_multiplied_by(&transposed).orthonormal();
     }
@@ -110,9 +116,11 @@ fn low_rank<B: TrainBackend>(matrix: Tensor<B, 2>, rank: usize, rng: &mut impl R
 
 /// A thin f64 matrix in host memory, stored by columns.
 #[derive(Clone, Debug)]
-struct Matrix {
-    columns: Vec<Vec<f64>>,
-    rows: usize,
+pub(super) struct Matrix {
+    /// The columns, each of `rows` values.
+    pub(super) columns: Vec<Vec<f64>>,
+    /// The number of rows.
+    pub(super) rows: usize,
 }
 
 impl Matrix {
@@ -146,7 +154,7 @@ impl Matrix {
     }
 
     /// Converts the matrix to row-major f32 data.
-    fn into_data(self) -> TensorData {
+    pub(super) fn into_data(self) -> TensorData {
         let shape = [self.columns.len(), self.rows];
         // The storage is by columns, the tensor by rows.
         TensorData::new(self.transposed().into_rows(), [shape[1], shape[0]])
@@ -157,13 +165,13 @@ impl Matrix {
         Self { columns: (0..self.rows).map(row).collect(), rows: self.columns.len() }
     }
 
-    fn scaled(mut self, factor: f64) -> Self {
+    pub(super) fn scaled(mut self, factor: f64) -> Self {
         self.columns.iter_mut().flatten().for_each(|value| *value *= factor);
         self
     }
 
     /// Orthonormalizes the columns (Gram-Schmidt, twice); linearly dependent columns become 0.
-    fn orthonormal(mut self) -> Self {
+    pub(super) fn orthonormal(mut self) -> Self {
         for index in 0..self.columns.len() {
             let (before, rest) = self.columns.split_at_mut(index);
             let column = &mut rest[0];
@@ -290,7 +298,7 @@ mod tests {
         let residual =
             Tensor::<B, 2>::from_data(TensorData::new(residual, [48, 40]), &Default::default());
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let [a, b] = low_rank(residual, 5, &mut rng).map(Matrix::into_data);
+        let [a, b] = low_rank(residual, 5, ITERATIONS, &mut rng).map(Matrix::into_data);
         assert_eq!((a.shape[..].to_vec(), b.shape[..].to_vec()), (vec![5, 40], vec![48, 5]));
         let golden =
             |name: &str, shape: [usize; 2]| TensorData::new(files.tensor_f32(name).unwrap(), shape);
@@ -319,7 +327,7 @@ mod tests {
         // A matrix of rank 3 plus noise: the best approximation leaves no more than the noise.
         let noise = random(150, 170) * 0.01;
         let matrix = random(150, 3).matmul(random(3, 170)) + noise.clone();
-        let [a, b] = low_rank(matrix.clone(), 3, &mut rng).map(Matrix::into_data);
+        let [a, b] = low_rank(matrix.clone(), 3, ITERATIONS, &mut rng).map(Matrix::into_data);
         let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
         let far = |matrix: Tensor<B, 2>, a: &TensorData, b: &TensorData| {
             let whole = values(matrix.into_data());
@@ -331,10 +339,10 @@ mod tests {
         assert!(left <= noise && noise < whole, "{left} of {whole}, noise {noise}");
         // The requested rank exceeds the matrix's own.
         let small = random(4, 9);
-        let [a, b] = low_rank(small.clone(), 6, &mut rng).map(Matrix::into_data);
+        let [a, b] = low_rank(small.clone(), 6, ITERATIONS, &mut rng).map(Matrix::into_data);
         let (left, whole) = far(small, &a, &b);
         assert!(left < 1e-5 * whole, "{left} of {whole}");
-        let [a, b] = low_rank(random(5, 7) * 0.0, 2, &mut rng).map(Matrix::into_data);
+        let [a, b] = low_rank(random(5, 7) * 0.0, 2, ITERATIONS, &mut rng).map(Matrix::into_data);
         assert!(product(&a, &b).iter().all(|value| *value == 0.0));
     }
 }

@@ -1,5 +1,5 @@
 //! Merges an adapter into its base model, original or quantized: `W + scaling * B A`, written as a separate model
-//! folder.
+//! folder. With DoRA, each row of the sum is scaled to its trained magnitude.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -221,12 +221,17 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         Ok((values, dims))
     }
 
-    /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32.
+    /// Computes `W + scaling * B A`, `[D_out, D_in]`, on the device in f32; with DoRA, each row scaled to its magnitude.
     fn add(&self, weight: Vec<f32>, shape: Vec<usize>, branch: &Branch) -> Vec<f32> {
         let tensor = |data| Tensor::<B, 2>::from_data(data, (self.device, DType::F32));
         let weight = tensor(TensorData::new(weight, shape));
         let [a, b] = [&branch.a, &branch.b].map(|data| tensor(data.clone()));
-        let merged = weight + b.matmul(a) * branch.scaling;
+        let mut merged = weight + b.matmul(a) * branch.scaling;
+        if let Some(magnitude) = &branch.magnitude {
+            let magnitude = Tensor::<B, 1>::from_data(magnitude.clone(), (self.device, DType::F32));
+            let norms = merged.clone().square().sum_dim(1).sqrt();
+            merged = merged * (magnitude.unsqueeze_dim(1) / norms);
+        }
         merged.into_data().iter::<f32>().collect()
     }
 }

@@ -7,6 +7,7 @@ pub mod merge;
 pub mod modules;
 pub mod parameters;
 pub mod peft;
+pub mod residual;
 pub mod saved;
 
 pub use config::LoraConfig;

@@ -85,6 +85,11 @@ impl<T> Default for Patterns<T> {
 }
 
 impl<T: Copy + PartialEq> Patterns<T> {
+    /// Returns the same patterns with changed values.
+    pub fn map(&self, change: impl Fn(T) -> T) -> Self {
+        Self(self.0.iter().map(|(pattern, value)| (pattern.clone(), change(*value))).collect())
+    }
+
     /// Returns the value of the first pattern that matches the end of `module`'s name, from the start of one of its
     /// parts; `None` if no pattern matches. `key` is the key in errors.
     ///

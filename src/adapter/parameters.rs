@@ -8,6 +8,9 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::model::mistral::Mistral;
 
+/// Name of DoRA's magnitudes in PEFT's files, below the module's name.
+pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
+
 /// What a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -17,6 +20,8 @@ pub enum Role {
     LoraB,
     /// Bias of `lora_b`, `[D_out]`.
     LoraBias,
+    /// Magnitudes of DoRA, `[D_out]`.
+    Magnitude,
     /// Copy of a weight of the model that an adapter trains in full: see [`saved`](super::saved).
     Saved,
     /// A weight of the model itself.
@@ -76,7 +81,7 @@ pub fn trained_parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<
 }
 
 /// Replaces the tensors that require a gradient by `values`, in the order of [`trained_parameters`]. They remain
-/// trainable.
+/// trainable. The row norms of DoRA are computed anew from them.
 ///
 /// # Panics
 /// If their number or sizes differ.
@@ -102,6 +107,7 @@ pub fn set_trained_parameters<B: TrainBackend>(
     }
     let mut replace = Replace(values.into_iter());
     *model = model.clone().map(&mut replace);
+    model.update_norms();
     let unused = replace.0.len();
     assert_eq!(unused, 0, "set_trained_parameters: {unused} values too many");
 }
@@ -152,11 +158,12 @@ fn name_and_role(path: &[String]) -> (String, Role) {
     for part in path {
         match part.as_str() {
             // `Float` is a variant of the enum of stored weights.
-            "lora" | "weight" | "stored" | "Float" => {}
+            "lora" | "dora" | "weight" | "stored" | "Float" => {}
             "trained" => role = Role::Saved,
             "lora_b_bias" => (end, role) = ("lora_B.bias", Role::LoraBias),
             "lora_a" => (end, role) = ("lora_A.weight", Role::LoraA),
             "lora_b" => (end, role) = ("lora_B.weight", Role::LoraB),
+            "magnitude" => (end, role) = (MAGNITUDE, Role::Magnitude),
             part => parts.push(part),
         }
     }

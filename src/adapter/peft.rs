@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::config::{BranchConfig, LoraConfig};
 use super::linear::{Branch, attach_one, check_other_modules};
 use super::modules::TargetModules;
-use super::parameters::{Parameter, adapter_parameters, set_trained_parameters};
+use super::parameters::{MAGNITUDE, Parameter, adapter_parameters, set_trained_parameters};
+use super::residual;
 use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
@@ -24,7 +25,7 @@ use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
 
 /// Prefix that PEFT puts before every module's name.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 /// Name of an adapter folder's settings file.
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the adapter's group of tensors in a checkpoint, chosen so that PEFT opens the checkpoint folder too.
@@ -62,7 +63,7 @@ pub fn load<B: TrainBackend>(
     model.remove_adapter();
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         if let Some(branch) = branches.remove(&name) {
-            attach_one(linear, config.lora_dropout, site, branch, device);
+            attach_one(linear, &config, site, branch, device);
         }
     }
     attach_saved(model, &config, saved, device)?;
@@ -99,7 +100,9 @@ pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, Adapter
             [take(format!("{name}.lora_A.weight")), take(format!("{name}.lora_B.weight"))];
         if let [Some(a), Some(b)] = matrices {
             let bias = take(format!("{name}.lora_B.bias"));
-            weights.branches.insert(name, Branch { a, b, bias, scaling: branch.scaling });
+            let magnitude = take(format!("{name}.{MAGNITUDE}"));
+            let scaling = branch.scaling;
+            weights.branches.insert(name, Branch { a, b, bias, magnitude, scaling });
         }
     }
     for (name, _) in saved_modules {
@@ -220,11 +223,14 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
     })
 }
 
-/// Returns the adapter's tensors under PEFT's names, bit for bit.
+/// Returns the adapter's tensors under PEFT's names, bit for bit. An adapter that started with a part of the base has
+/// the form of the original base: see [`residual`].
 pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
     let named =
         |parameter: Parameter<B>| (format!("{PREFIX}{}", parameter.name), parameter.into_data());
-    adapter_parameters(model).into_iter().map(named).collect()
+    let mut tensors: Vec<_> = adapter_parameters(model).into_iter().map(named).collect();
+    residual::convert(model, &mut tensors);
+    tensors
 }
 
 /// Copies `saved` tensors, as [`tensors`] returns them, back into a model that has the same adapter; errors name
@@ -239,6 +245,7 @@ pub fn restore<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
+    residual::revert(model, &mut saved);
     let mut values = Vec::new();
     for Parameter { name, shape, value, .. } in adapter_parameters(model) {
         let data = saved.remove(&format!("{PREFIX}{name}"));
@@ -264,7 +271,8 @@ pub fn config_json<B: TrainBackend>(
     base_model: &str,
     revision: Option<&str>,
 ) -> String {
-    config.to_json(&written_targets(model, config), base_model, revision)
+    let targets = written_targets(model, config);
+    config.for_original_base().to_json(&targets, base_model, revision)
 }
 
 /// Returns the target modules as PEFT writes them: sorted names, with `all-linear` resolved, or the pattern.
@@ -337,6 +345,9 @@ fn check(
         expected.insert(tensor_name("B"), vec![*d_out, branch.r]);
         if config.lora_bias {
             expected.insert(format!("{PREFIX}{name}.lora_B.bias"), vec![*d_out]);
+        }
+        if config.use_dora {
+            expected.insert(format!("{PREFIX}{name}.{MAGNITUDE}"), vec![*d_out]);
         }
     }
     for (name, shape) in saved_modules {

@@ -72,6 +72,7 @@ impl RunConfig {
         self.validate_methods()?;
         self.validate_full_training()?;
         self.validate_loftq()?;
+        self.validate_residual()?;
         ranges::check(self)?;
         self.validate_modules()?;
         self.validate_lora_plus()?;
@@ -92,10 +93,11 @@ impl RunConfig {
         })
     }
 
-    /// Checks the choice of layers and every regular expression for modules.
+    /// Checks the choice of layers, every regular expression for modules, and the combination of biases with DoRA.
     fn validate_modules(&self) -> Result<()> {
         let lora = lora_config(self);
         lora.check_layers(|key| format!("lora.{key}"))?;
+        lora.check_bias(|key| format!("lora.{key}"))?;
         lora.check_expressions().map_err(|error| error.within("lora."))
     }
 
@@ -143,6 +145,26 @@ impl RunConfig {
         )?;
         ensure(
             lora.adapter.is_none(),
+            key,
+            "has no effect: lora.adapter brings its own weights",
+            "remove the key, or lora.adapter",
+        )
+    }
+
+    /// Checks that an initialization that changes the base has a base that it can change, and no adapter to start from.
+    fn validate_residual(&self) -> Result<()> {
+        let key = "lora.init_lora_weights";
+        if !self.lora.init_lora_weights.changes_base() {
+            return Ok(());
+        }
+        ensure(
+            self.model.quantization == Quantization::None,
+            key,
+            "moves a part of each weight into the adapter, and a quantized weight (model.quantization) cannot hold the rest",
+            "remove model.quantization, or set the key to \"loftq\"",
+        )?;
+        ensure(
+            self.lora.adapter.is_none(),
             key,
             "has no effect: lora.adapter brings its own weights",
             "remove the key, or lora.adapter",
@@ -261,7 +283,6 @@ impl LoraSection {
         self.validate_targets()?;
         let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
-        ensure_built(!self.use_dora, "lora.use_dora", self.use_dora)?;
         ensure(
             !self.lora_bias || self.init_lora_weights == InitLoraWeights::KaimingUniform,
             "lora.lora_bias",

@@ -226,7 +226,8 @@ pub enum EvalMeans {
     Trl,
 }
 
-/// PEFT's `init_lora_weights`: `true`, `"gaussian"` or `"loftq"`. The first two initialize `lora_B` to zero.
+/// PEFT's `init_lora_weights`: `true`, `"gaussian"`, `"pissa"`, `"pissa_niter_N"`, `"olora"` or `"loftq"`. The first two
+/// initialize `lora_B` to zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: `lora_A ~ U(-1/sqrt(in), 1/sqrt(in))`, PEFT's Kaiming-uniform with `a = sqrt(5)`.
@@ -234,6 +235,12 @@ pub enum InitLoraWeights {
     KaimingUniform,
     /// `"gaussian"`: `lora_A ~ N(0, 1/r)`, standard deviation `1/r`.
     Gaussian,
+    /// `"pissa"`: the largest singular values of each weight, which the base loses (Meng et al. 2024).
+    Pissa,
+    /// `"pissa_niter_N"`: the same, approximated by `N` subspace iterations.
+    PissaNiter(usize),
+    /// `"olora"`: the start of each weight's QR decomposition, which the base loses (Büyükakyüz 2024).
+    Olora,
     /// `"loftq"`: the best low-rank approximation of the quantization error (Li et al. 2023). Requires
     /// `model.quantization`.
     LoftQ,
@@ -308,11 +315,27 @@ impl<'de> Deserialize<'de> for ExcludeModules {
     }
 }
 
+impl InitLoraWeights {
+    /// Returns whether the base loses a part to the adapter.
+    pub fn changes_base(self) -> bool {
+        matches!(self, Self::Pissa | Self::PissaNiter(_) | Self::Olora)
+    }
+
+    fn unknown<E: serde::de::Error>() -> E {
+        E::custom(
+            "expected true, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" or \"loftq\"",
+        )
+    }
+}
+
 impl Serialize for InitLoraWeights {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::KaimingUniform => serializer.serialize_bool(true),
             Self::Gaussian => serializer.serialize_str("gaussian"),
+            Self::Pissa => serializer.serialize_str("pissa"),
+            Self::PissaNiter(count) => serializer.serialize_str(&format!("pissa_niter_{count}")),
+            Self::Olora => serializer.serialize_str("olora"),
             Self::LoftQ => serializer.serialize_str("loftq"),
         }
     }
@@ -324,7 +347,13 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
             FlagOrNames::Flag(true) => Ok(Self::KaimingUniform),
             FlagOrNames::Name(name) if name == "gaussian" => Ok(Self::Gaussian),
             FlagOrNames::Name(name) if name == "loftq" => Ok(Self::LoftQ),
-            _ => Err(serde::de::Error::custom("expected true, \"gaussian\" or \"loftq\"")),
+            FlagOrNames::Name(name) if name == "pissa" => Ok(Self::Pissa),
+            FlagOrNames::Name(name) if name == "olora" => Ok(Self::Olora),
+            FlagOrNames::Name(name) => {
+                let count = name.strip_prefix("pissa_niter_").and_then(|count| count.parse().ok());
+                count.map(Self::PissaNiter).ok_or_else(Self::unknown)
+            }
+            _ => Err(Self::unknown()),
         }
     }
 }

@@ -137,7 +137,7 @@ pub struct LoraSection {
     pub alpha_pattern: Option<BTreeMap<String, f64>>,
     /// Whether to use the rank-stabilized scaling `s = lora_alpha / sqrt(r)` (Kalajdzievski 2023).
     pub use_rslora: bool,
-    /// Whether to use weight-decomposed LoRA (Liu et al. 2024). Not built yet.
+    /// Whether to also train the magnitude of each row of the adapted weights (weight-decomposed LoRA, Liu et al. 2024).
     pub use_dora: bool,
     /// Folder of a PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
@@ -160,6 +160,11 @@ pub struct LoraSection {
 }
 
 impl LoraSection {
+    /// Returns whether the adapter's initialization takes a part of the base.
+    pub fn changes_base(&self) -> bool {
+        self.init_lora_weights.changes_base() && self.adapter.is_none()
+    }
+
     /// Returns whether LoftQ computes the adapter's initial weights, for which it needs the full-precision weights.
     pub fn uses_loftq(&self) -> bool {
         self.init_lora_weights == InitLoraWeights::LoftQ && self.adapter.is_none()

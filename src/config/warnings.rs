@@ -150,13 +150,18 @@ impl RunConfig {
             return None;
         }
         let loftq = self.lora.init_lora_weights == InitLoraWeights::LoftQ;
+        let changes_base = self.lora.changes_base();
         let warning = match (self.reference()?, loftq) {
-            (Reference::Initial, false) if self.lora.adapter.is_none() => {
+            (Reference::Initial, false) if self.lora.adapter.is_none() && !changes_base => {
                 "\"initial\" without lora.adapter is the same as the base model, because a new adapter has no effect"
             }
             (Reference::Auto | Reference::Base, true) => {
                 "LoftQ starts the policy closer to the full-precision weights than the quantized base, which is the \
                  reference; reference = \"initial\" uses the initial policy instead"
+            }
+            (Reference::Auto | Reference::Base, _) if changes_base => {
+                "PiSSA and OLoRA move a part of the base into the adapter, and the reference is what they leave of it, as in \
+                 TRL; reference = \"initial\" uses the original model instead"
             }
             _ => return None,
         };

@@ -12,7 +12,7 @@ use arithmo_backends::TrainBackend;
 use super::measure::{Measured, Measurement, measure};
 use super::sample::{SampleOptions, partial_path, sample_pairs, stats_path};
 use super::stats::SampleStats;
-use crate::adapter::peft;
+use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
@@ -311,7 +311,14 @@ impl Rounds {
             format!("data.train_file={}", text(self.pairs(round))),
         ];
         if let Some(trained) = trained {
-            settings.push(format!("lora.adapter={}", text(self.adapter(trained))));
+            let adapter = self.adapter(trained);
+            // An adapter that took a part of the base is written with twice its rank.
+            let lora = peft::read_config(&adapter)?;
+            settings.push(format!("lora.r={}", lora.r));
+            settings.push(format!("lora.lora_alpha={:?}", lora.lora_alpha));
+            settings.extend(pattern_settings(&lora));
+            settings.push("lora.init_lora_weights=true".into());
+            settings.push(format!("lora.adapter={}", text(adapter)));
         }
         let config = RunConfig::load(&self.config.run, &settings)?;
         // An interrupted round is resumed; no warning is needed when a new one starts from its first step.
@@ -364,6 +371,23 @@ impl Rounds {
         summary.measurement = Some(measurement);
         Ok(())
     }
+}
+
+/// Returns the settings of `[lora]` for the ranks and alphas of single projections that `lora` has.
+fn pattern_settings(lora: &LoraConfig) -> Vec<String> {
+    let ranks = lora.rank_pattern.0.iter().map(|(pattern, r)| (pattern, r.to_string()));
+    let alphas =
+        lora.alpha_pattern.0.iter().map(|(pattern, alpha)| (pattern, format!("{alpha:?}")));
+    let setting = |key: &str, entries: Vec<(&String, String)>| {
+        let entries = entries
+            .into_iter()
+            .map(|(pattern, value)| format!("{} = {value}", toml::Value::String(pattern.clone())));
+        let entries: Vec<String> = entries.collect();
+        (!entries.is_empty()).then(|| format!("lora.{key}={{ {} }}", entries.join(", ")))
+    };
+    let settings =
+        [setting("rank_pattern", ranks.collect()), setting("alpha_pattern", alphas.collect())];
+    settings.into_iter().flatten().collect()
 }
 
 /// Counts the pairs of a round whose other statistics are unknown.

@@ -148,7 +148,7 @@ fn refuse<B: TrainBackend>(
 
 /// Remedy for a tensor that is too long for a device.
 pub const REMEDY: &str = "choose another --backend or --device (`arithmo devices` lists them with their limits), or train \
-                          an adapter (model.use_peft = true) without LoftQ: its frozen base model can be split";
+                          an adapter (model.use_peft = true) without LoftQ, PiSSA and OLoRA: its frozen base model can be split";
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
     match b {

@@ -1,16 +1,17 @@
-//! A projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`.
+//! A projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`. With DoRA (see [`Dora`]),
+//! every output is also scaled by a factor of its own.
 //!
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
 //! *is* (its initialization, its files, which projections get one) is decided in [`crate::adapter`].
 
+use std::sync::Arc;
+
 use arithmo_backends::{
-    Adapter, PackedWeight, Projection, SplitWeight, TrainBackend, Weight, ops,
-    ops::adapted_linear::adapted_linear,
+    Adapter, DropoutMask, PackedWeight, Projection, SplitWeight, TrainBackend, Weight,
+    ops::{self, adapted_linear::adapted_linear},
 };
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The low-rank branch of a projection (LoRA, arXiv 2106.09685). Its weights are f32 (f64 on an f64 backend).
 #[derive(Module, Debug)]
@@ -30,7 +31,26 @@ pub struct LowRank<B: TrainBackend> {
     /// Index of this projection in the model; gives it a dropout mask of its own.
     #[module(skip)]
     pub site: u64,
+    /// The trained magnitudes, if the branch is one of DoRA.
+    pub dora: Option<Dora<B>>,
+    /// The first `lora_a` and `lora_b` on the host in f32, if the base has lost them (PiSSA, OLoRA).
+    #[module(skip)]
+    pub initial: Option<Arc<[TensorData; 2]>>,
 }
+
+/// The magnitudes of DoRA (arXiv 2402.09353): output `i` of the projection with its branch is multiplied by
+/// `magnitude_i / norms_i`. Its tensors have the branch's type.
+#[derive(Module, Debug)]
+pub struct Dora<B: TrainBackend> {
+    /// The trained length of each row of the weight, `[D_out]`.
+    pub magnitude: Param<Tensor<B, 1>>,
+    /// The L2 norm of each row of `W + scaling * B A`, `[D_out]`. It is a constant in the gradient (section 4.3 of the
+    /// paper), and so it is computed once per change of A or B, by [`Linear::update_norms`].
+    pub norms: Param<Tensor<B, 1>>,
+}
+
+/// The number of values of `W + scaling * B A` that are in memory at a time while its row norms are computed.
+const NORM_VALUES: usize = 1 << 22;
 
 /// A matrix of the model: a projection, the embedding or the head.
 #[derive(Module, Debug)]
@@ -140,6 +160,50 @@ impl<B: TrainBackend> Linear<B> {
         let [d_out, d_in] = self.weight.dims();
         (d_out, d_in)
     }
+
+    /// Recomputes the norms of DoRA, if the branch has magnitudes. Call it whenever A or B was replaced.
+    pub fn update_norms(&mut self) {
+        let with_magnitudes = self.lora.as_ref().filter(|lora| lora.dora.is_some());
+        let norms = with_magnitudes.map(|lora| self.row_norms(lora));
+        let dora = self.lora.as_mut().and_then(|lora| lora.dora.as_mut());
+        if let (Some(dora), Some(norms)) = (dora, norms) {
+            dora.norms = frozen_param(norms);
+        }
+    }
+
+    /// Returns the L2 norm of each row of `W + scaling * B A`, `[D_out]`, without a graph, a few rows at a time.
+    pub fn row_norms(&self, lora: &LowRank<B>) -> Tensor<B, 1> {
+        let [d_out, d_in] = self.weight.dims();
+        // A detached tensor would still require a gradient.
+        let constant = |tensor: Tensor<B, 2>| tensor.detach().set_require_grad(false);
+        let (a, b) = (constant(lora.lora_a.val()).transpose(), constant(lora.lora_b.val()));
+        let (weight, dtype) = (self.weight.val(), b.dtype());
+        let chunk = (NORM_VALUES / d_in.max(1)).max(1);
+        let norms = (0..d_out).step_by(chunk).map(|start| {
+            let rows = start..d_out.min(start + chunk);
+            let b = b.clone().narrow(0, start, rows.len());
+            let update = ops::linear::linear(b, a.clone()) * lora.scaling;
+            let sum = weight.row_range(rows, dtype) + update;
+            sum.square().sum_dim(1).sqrt().squeeze_dim(1)
+        });
+        Tensor::cat(norms.collect(), 0)
+    }
+
+    /// Returns the factor of each output, `[D_out]`: those of DoRA, or 1.
+    fn output_factors(&self, like: &Tensor<B, 2>) -> Tensor<B, 1> {
+        match self.lora.as_ref().and_then(|lora| lora.dora.as_ref()) {
+            Some(dora) => dora.magnitude.val() / dora.norms.val(),
+            None => {
+                let dtype = ops::accumulator(like.dtype());
+                Tensor::ones([self.dims().0], (&like.device(), dtype))
+            }
+        }
+    }
+
+    /// Returns whether the projection has magnitudes of DoRA.
+    pub(super) fn has_magnitudes(&self) -> bool {
+        self.lora.as_ref().is_some_and(|lora| lora.dora.is_some())
+    }
 }
 
 /// Projects tokens by all `linears`, concatenates the outputs and adds `residual`.
@@ -154,19 +218,29 @@ pub fn project<B: TrainBackend>(
     residual: Option<Tensor<B, 2>>,
     dropout_seed: Option<u64>,
 ) -> Tensor<B, 2> {
-    let projections: Vec<_> = linears
-        .iter()
-        .map(|linear| Projection {
-            weight: linear.weight.for_input(x.dtype()),
-            adapter: linear.lora.as_ref().map(|lora| lora.adapter(&x, dropout_seed)),
-        })
-        .collect();
+    if linears.iter().any(|linear| linear.has_magnitudes()) {
+        return project_scaled(linears, x, residual, dropout_seed);
+    }
+    let projections = projections(linears, &x, dropout_seed);
     let biases = scaled_biases(linears, &x);
     let output = adapted_linear(x, &projections, residual);
     match biases {
         Some(biases) => output + biases,
         None => output,
     }
+}
+
+/// Returns the projections in the form that the operation takes, for an input `x` `[T, D_in]`.
+fn projections<B: TrainBackend>(
+    linears: &[&Linear<B>],
+    x: &Tensor<B, 2>,
+    dropout_seed: Option<u64>,
+) -> Vec<Projection<B>> {
+    let projection = |linear: &&Linear<B>| Projection {
+        weight: linear.weight.for_input(x.dtype()),
+        adapter: linear.lora.as_ref().map(|lora| lora.adapter(x, dropout_seed)),
+    };
+    linears.iter().map(projection).collect()
 }
 
 /// Returns the biases of all branches times their scalings, side by side as `[1, sum of D_out]` in the dtype of `x`;
@@ -190,6 +264,59 @@ fn scaled_biases<B: TrainBackend>(
     Some(Tensor::cat(parts.collect(), 1))
 }
 
+/// Computes [`project`] for projections of which some have magnitudes: `c (x W^T + scaling * (x A^T) B^T)` with the
+/// factors `c` of [`Linear::output_factors`].
+fn project_scaled<B: TrainBackend>(
+    linears: &[&Linear<B>],
+    x: Tensor<B, 2>,
+    residual: Option<Tensor<B, 2>>,
+    dropout_seed: Option<u64>,
+) -> Tensor<B, 2> {
+    let has_dropout = |linear: &&Linear<B>| {
+        linear.has_magnitudes() && linear.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0)
+    };
+    let output = match dropout_seed.filter(|_| linears.iter().any(has_dropout)) {
+        Some(seed) => {
+            let project = |linear: &&Linear<B>| project_dropped(linear, x.clone(), seed);
+            Tensor::cat(linears.iter().map(project).collect(), 1)
+        }
+        None => {
+            let factors = linears.iter().map(|linear| linear.output_factors(&x)).collect();
+            let output = adapted_linear(x.clone(), &projections(linears, &x, dropout_seed), None);
+            scale_columns(output, Tensor::cat(factors, 0))
+        }
+    };
+    match residual {
+        Some(residual) => output + residual,
+        None => output,
+    }
+}
+
+/// Projects `x` by one projection with dropout. With magnitudes, it is PEFT's
+/// `x W^T + (c - 1) (x' W^T) + c * scaling * (x' A^T) B^T`, in which `x'` is the input after dropout.
+fn project_dropped<B: TrainBackend>(
+    linear: &Linear<B>,
+    x: Tensor<B, 2>,
+    seed: u64,
+) -> Tensor<B, 2> {
+    let Some(lora) = linear.lora.as_ref().filter(|lora| lora.dora.is_some()) else {
+        return adapted_linear(x.clone(), &projections(&[linear], &x, Some(seed)), None);
+    };
+    let mask = lora.dropout_mask(&x, seed);
+    let dropped = (x.clone().cast(mask.dtype()) * mask).cast(x.dtype());
+    let weight = linear.weight.for_input(x.dtype());
+    let removed = ops::linear::linear(x - dropped.clone(), weight);
+    let factors = linear.output_factors(&dropped);
+    let output = adapted_linear(dropped.clone(), &projections(&[linear], &dropped, None), None);
+    removed + scale_columns(output, factors)
+}
+
+/// Multiplies column `i` of `x` `[T, D]` by `factors_i`, in the type of the factors.
+fn scale_columns<B: TrainBackend>(x: Tensor<B, 2>, factors: Tensor<B, 1>) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    (x.cast(factors.dtype()) * factors.unsqueeze()).cast(dtype)
+}
+
 impl<B: TrainBackend> LowRank<B> {
     /// Returns the branch in the form that the operation takes, for an input `x` `[T, D_in]`.
     fn adapter(&self, x: &Tensor<B, 2>, dropout_seed: Option<u64>) -> Adapter<B> {
@@ -202,20 +329,11 @@ impl<B: TrainBackend> LowRank<B> {
         }
     }
 
-    /// Draws a dropout mask for `x`: each element is 0 with probability `p`, else `1 / (1 - p)`.
-    ///
-    /// The mask is drawn on the host from (seed, site), so that every backend, a resumed run and a recomputed block
-    /// draw the same one.
+    /// Computes the dropout mask for `x`, which depends on the seed, the projection and the shape of `x` only.
     fn dropout_mask(&self, x: &Tensor<B, 2>, seed: u64) -> Tensor<B, 2> {
-        let [rows, width] = x.dims();
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(self.site);
-        let keep = 1.0 - self.dropout;
-        let limit = (keep * f64::from(u32::MAX)) as u32;
-        let scale = (1.0 / keep) as f32;
-        let mask = (0..rows * width).map(|_| if rng.next_u32() <= limit { scale } else { 0.0 });
-        let mask = TensorData::new(mask.collect(), [rows, width]);
-        Tensor::from_data(mask, (&x.device(), ops::accumulator(x.dtype())))
+        let (shape, dtype) = (x.dims(), ops::accumulator(x.dtype()));
+        let mask = DropoutMask { shape, p: self.dropout, seed, stream: self.site, dtype };
+        B::dropout_mask(&mask, &x.device())
     }
 }
 

@@ -4,7 +4,7 @@ mod values;
 
 use std::path::Path;
 
-use arithmo_backends::{SplitWeight, TrainBackend, Weight};
+use arithmo_backends::{Format, SplitWeight, TrainBackend, Weight};
 use burn::tensor::{DType, Element, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -13,7 +13,7 @@ use self::values::{Floats, Values, host};
 use super::attention::Attention;
 use super::config::MistralConfig;
 use super::limits::Pieces;
-use super::linear::{Linear, WeightParam};
+use super::linear::{Linear, StoredWeight, WeightParam};
 use super::mistral::{DecoderLayer, Mistral};
 use super::mlp::Mlp;
 use super::quantize::cache::{Cache, quantize_matrix};
@@ -110,6 +110,24 @@ pub fn load_in_pieces<B: TrainBackend>(
             None => files.tensor_data(name, dtype).map(host),
         }
     })
+}
+
+/// Creates a frozen weight `[D_out, D_in]` of `values`, held as `like` is: in its dtype, or in words of two bf16 values.
+/// Returns `None` if `like` is quantized otherwise.
+pub fn held_like<B: TrainBackend>(
+    values: TensorData,
+    like: &WeightParam<B>,
+    device: &B::Device,
+) -> Option<WeightParam<B>> {
+    let weight = match &like.stored {
+        StoredWeight::Float(like) => Tensor::from_data(values, (device, like.val().dtype())).into(),
+        StoredWeight::Packed(like) if like.format == Format::Bf16 => {
+            let values = Values::Halves(words(values.convert_dtype(DType::BF16).as_bytes()));
+            values.into_weight(like.dims, device, DType::F32)
+        }
+        _ => return None,
+    };
+    Some(WeightParam::frozen(weight))
 }
 
 /// Returns the error for weights that are already quantized in another way.

@@ -1,6 +1,9 @@
 //! The Mistral model (arXiv 2310.06825), with Hugging Face's field names.
 
-use arithmo_backends::{AttentionMask, TrainBackend, Weight, ops::linear::linear};
+use arithmo_backends::{
+    AttentionMask, TrainBackend, Weight,
+    ops::{self, linear::linear},
+};
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 
@@ -58,6 +61,14 @@ impl<B: TrainBackend> DecoderLayer<B> {
             &mlp.up_proj,
             &mlp.down_proj,
         ]
+    }
+
+    /// Returns the number of outputs per token that DoRA scales, in the layer's four groups of projections.
+    fn scaled_values_per_token(&self) -> usize {
+        let projections = self.projections();
+        let groups = [&projections[..3], &projections[3..4], &projections[4..6], &projections[6..]];
+        let scaled = groups.into_iter().filter(|group| group.iter().any(|p| p.has_magnitudes()));
+        scaled.flatten().map(|projection| projection.dims().0).sum()
     }
 
     /// Returns the seven projections mutably, in the order of [`Self::projections`].
@@ -187,9 +198,12 @@ impl<B: TrainBackend> Mistral<B> {
     }
 
     /// Returns the bytes per token that a checkpointed block keeps for the backward pass: see
-    /// [`MistralConfig::block_values_per_token`].
+    /// [`MistralConfig::block_values_per_token`]. With DoRA, also the outputs before they are scaled.
     pub fn block_bytes_per_token(&self) -> usize {
+        let scaled = self.layers.iter().map(DecoderLayer::scaled_values_per_token).max();
+        let accumulator = ops::accumulator(self.dtype()).size();
         self.config.block_values_per_token() * self.dtype().size()
+            + scaled.unwrap_or(0) * accumulator
     }
 
     /// Returns the dtype of the residual stream, in which the model computes.
@@ -244,6 +258,13 @@ impl<B: TrainBackend> Mistral<B> {
             lm_head.iter_mut().map(|head| ("lm_head".to_string(), ModuleMut::Matrix(head))),
         );
         modules
+    }
+
+    /// Recomputes the norms of DoRA: see [`Linear::update_norms`].
+    pub fn update_norms(&mut self) {
+        for (_, linear) in self.projections_mut() {
+            linear.update_norms();
+        }
     }
 
     /// Removes the adapter, its branches and its trained copies of weights, and keeps the same weights (shared, not

@@ -86,7 +86,10 @@ fn check_layer<B: TrainBackend>(
             let counted =
                 [("lora_A", count(lora.lora_a.val())), ("lora_B", count(lora.lora_b.val()))];
             let biases = lora.lora_b_bias.iter().map(|bias| ("lora_B.bias", count(bias.val())));
-            let broken = counted.into_iter().chain(biases).filter(|(_, counted)| counted.any());
+            let magnitudes = lora.dora.iter().map(|dora| dora.magnitude.val());
+            let magnitudes = magnitudes.map(|values| ("lora_magnitude_vector", count(values)));
+            let all = counted.into_iter().chain(biases).chain(magnitudes);
+            let broken = all.filter(|(_, counted)| counted.any());
             found.extend(broken.map(|(side, counted)| (name(&format!("{part}.{side}")), counted)));
         }
     }

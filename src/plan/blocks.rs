@@ -26,8 +26,8 @@ pub(super) struct SavedActivations {
     normed_attended: Option<Buffer>,
     gate_up: Buffer,
     gated: Option<Buffer>,
-    /// `x A^T` of the four groups of projections.
-    low_ranks: [Option<Buffer>; 4],
+    /// `x A^T` of the four groups of projections, and their outputs before DoRA scales them.
+    low_ranks: [Vec<Buffer>; 4],
 }
 
 /// Returns how many values per token a block in the middle of the model keeps for the backward pass
@@ -42,6 +42,8 @@ pub(super) fn saved_values_per_token(job: &Job) -> usize {
     let queries = shape.num_attention_heads * shape.head_dim();
     let inputs =
         saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
+    let scaled = layer.groups().into_iter().filter(|group| group.dora).map(Group::width);
+    let inputs = inputs + scaled.sum::<usize>();
     2 * shape.hidden_size + layer.qkv.width() + queries + layer.gate_up.width() + inputs
 }
 

@@ -3,7 +3,7 @@
 
 use burn::tensor::DType;
 
-use super::layers::Layer;
+use super::layers::{Group, Layer};
 use super::passes::Samples;
 use super::profile::Profile;
 use crate::adapter::saved::saved_modules;
@@ -195,11 +195,18 @@ impl Job {
         let groups = self.layers.iter().flat_map(Layer::groups);
         let branches = groups.flat_map(|group| {
             let sizes = move |(out, rank): (&usize, &usize)| [rank * group.d_in, out * rank];
-            group.outs.iter().zip(&group.ranks).flat_map(sizes)
+            let matrices = group.outs.iter().zip(&group.ranks).flat_map(sizes);
+            matrices.chain(group.magnitudes())
         });
         let saved = self.saved.iter().map(|(_, count)| *count);
         let biases = bias_sizes(&self.layers, self.config.lora.lora_bias);
         branches.chain(biases).filter(|count| *count > 0).chain(saved).collect()
+    }
+
+    /// Returns the number of row norms of each weight with magnitudes.
+    pub(super) fn norm_sizes(&self) -> Vec<usize> {
+        let groups = self.layers.iter().flat_map(Layer::groups);
+        groups.flat_map(Group::magnitudes).collect()
     }
 
     /// Returns the bytes of everything that is loaded: the model and its adapter.
@@ -254,13 +261,24 @@ impl Job {
     /// and its bytes.
     pub(super) fn too_long_weight(&self) -> Option<(String, u64)> {
         let pieces = self.pieces();
-        if self.trains_all() || self.config.lora.uses_loftq() {
+        if self.trains_all() || self.config.lora.uses_loftq() || self.config.lora.changes_base() {
             Pieces { size: 4, ..pieces }.longer_than_a_piece(&self.shape)
         } else {
             let saved: Vec<&str> = self.saved.iter().map(|(name, _)| name.as_str()).collect();
             let too_long = Pieces { size: 4, ..pieces }.longer_among(&self.shape, &saved);
             too_long.or_else(|| pieces.too_long(&self.shape, self.quantization))
         }
+    }
+
+    /// Returns the bytes per token that a checkpointed block keeps, as
+    /// [`Mistral::block_bytes_per_token`](crate::model::mistral::Mistral::block_bytes_per_token) counts them.
+    fn block_bytes_per_token(&self) -> u64 {
+        let scaled = |layer: &Layer| -> usize {
+            let groups = layer.groups().into_iter().filter(|group| group.dora);
+            groups.map(Group::width).sum()
+        };
+        let scaled = self.layers.iter().map(scaled).max().unwrap_or(0);
+        (self.shape.block_values_per_token() * self.size() + 4 * scaled) as u64
     }
 
     /// Returns how many blocks keep their activations in a pass of `tokens` tokens.
@@ -275,7 +293,7 @@ impl Job {
                     let left = capacity.saturating_sub(used);
                     Activations::Fit {
                         available: (left as f64 * ACTIVATIONS_SHARE) as u64,
-                        per_token: self.shape.block_values_per_token() as u64 * self.size() as u64,
+                        per_token: self.block_bytes_per_token(),
                     }
                 }
                 None if self.shape.weights() > RECOMPUTE_ABOVE => Activations::Recompute,

@@ -12,6 +12,8 @@ pub(super) struct Group {
     pub(super) outs: Vec<usize>,
     /// Rank of each projection's LoRA branch; 0 without one.
     pub(super) ranks: Vec<usize>,
+    /// Whether the branches have magnitudes (DoRA).
+    pub(super) dora: bool,
 }
 
 impl Group {
@@ -25,6 +27,12 @@ impl Group {
         self.ranks.iter().sum()
     }
 
+    /// Returns the number of magnitudes of each branch, in order.
+    pub(super) fn magnitudes(&self) -> impl Iterator<Item = usize> {
+        let with_branch = self.outs.iter().zip(&self.ranks).filter(|(_, rank)| **rank > 0);
+        with_branch.filter(|_| self.dora).map(|(out, _)| *out)
+    }
+
     /// Returns the number of LoRA branches.
     pub(super) fn branches(&self) -> usize {
         self.ranks.iter().filter(|rank| **rank > 0).count()
@@ -32,7 +40,7 @@ impl Group {
 
     /// Returns the group without its branches, as the reference model has it.
     pub(super) fn bare(&self) -> Self {
-        Self { ranks: vec![0; self.outs.len()], ..self.clone() }
+        Self { ranks: vec![0; self.outs.len()], dora: false, ..self.clone() }
     }
 }
 
@@ -69,7 +77,8 @@ impl Layer {
         let group = |d_in: usize, range: std::ops::Range<usize>| Group {
             d_in,
             outs: outs[range.clone()].to_vec(),
-            ranks: ranks[range].to_vec(),
+            ranks: ranks[range.clone()].to_vec(),
+            dora: lora.is_some_and(|lora| lora.use_dora) && ranks[range].iter().any(|r| *r > 0),
         };
         Ok(Self {
             qkv: group(d, 0..3),

@@ -91,12 +91,37 @@ impl Operations<'_> {
         self.job.shape.attention().qkv_width()
     }
 
-    /// Simulates projections side by side; returns their output, and `x A^T` if there are branches.
-    pub(super) fn project(
-        &mut self,
-        group: &Group,
-        residual: Residual,
-    ) -> (Buffer, Option<Buffer>) {
+    /// Simulates projections side by side; returns their output, and what the backward pass needs: `x A^T` if there are
+    /// branches, and the output before DoRA scales it.
+    pub(super) fn project(&mut self, group: &Group, residual: Residual) -> (Buffer, Vec<Buffer>) {
+        if !group.dora {
+            let (out, low_rank) = self.project_unscaled(group, residual);
+            return (out, low_rank.into_iter().collect());
+        }
+        let (unscaled, low_rank) = self.project_unscaled(group, Residual::None);
+        let wide = self.f32_bytes(group.width());
+        let unscaled = if self.has_narrow_weights() {
+            // It is kept in the type of the factors.
+            self.memory.free(unscaled);
+            self.workspace(wide)
+        } else {
+            unscaled
+        };
+        self.memory.recategorize(unscaled, Category::Activations);
+        let scaled = self.workspace(self.bytes(group.width()));
+        match residual {
+            Residual::None => {}
+            Residual::Own(input) => self.memory.free(input),
+            Residual::Shared if self.heap => {}
+            Residual::Shared => {
+                let bytes = self.bytes(group.width());
+                self.memory.allocate_scratch(Category::Workspace, bytes);
+            }
+        }
+        (scaled, low_rank.into_iter().chain([unscaled]).collect())
+    }
+
+    fn project_unscaled(&mut self, group: &Group, residual: Residual) -> (Buffer, Option<Buffer>) {
         if !self.heap {
             return self.project_on_gpu(group, residual);
         }
@@ -169,11 +194,22 @@ impl Operations<'_> {
         if self.job.trains_all() {
             self.weight_gradients(group, grads);
         }
-        if self.heap {
+        // The gradient of the output before DoRA scales it, and its products with that output.
+        let unscaled = group.dora.then(|| self.workspace(self.f32_bytes(group.width())));
+        if group.dora {
+            let products = self.f32_bytes(group.width());
+            self.memory.allocate_scratch(Category::Workspace, products);
+            for count in group.magnitudes() {
+                grads.push(self.memory.allocate(Category::Gradients, 4 * count));
+            }
+        }
+        let d_x = if self.heap {
             self.backward_on_cpu(group, needs_x, grads)
         } else {
             self.backward_on_gpu(group, needs_x, grads)
-        }
+        };
+        self.memory.free_all(unscaled);
+        d_x
     }
 
     /// Simulates the weight gradients: one matrix for the whole group, then one per projection.

@@ -89,7 +89,7 @@ impl Walk<'_> {
             self.memory.allocate_persistent(Category::Weights, bytes);
         }
         if !job.trains_all() {
-            for count in job.trained_sizes() {
+            for count in job.trained_sizes().into_iter().chain(job.norm_sizes()) {
                 self.memory.allocate_for_run(Category::Adapter, 4 * count);
             }
         }

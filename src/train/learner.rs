@@ -19,6 +19,7 @@ use crate::objective::reference::Reference;
 use crate::objective::sft::Sft;
 use crate::progress::ProgressMode;
 use crate::train::activations::{Activations, choose_activations, fitting_tokens};
+use crate::train::checkpoint::Checkpoint;
 use crate::train::optimizer::{Groups, Optimizer};
 use crate::train::parameters::trained_parameters;
 use crate::train::policy::policy;
@@ -41,12 +42,17 @@ pub struct Loader<'a, B: TrainBackend> {
 pub type Loaded<B, O> = (Learner<B, O>, Option<LoraConfig>);
 
 impl<B: TrainBackend> Loader<'_, B> {
-    /// Loads the model, attaches the adapter, and creates reference and optimizer for preference optimization.
+    /// Loads the model, attaches the adapter, and creates reference and optimizer for preference optimization. A run that
+    /// continues from the checkpoint `resumed` starts from the adapter whose initialization it holds.
     ///
     /// # Errors
     /// The model or the starting adapter cannot be loaded or do not fit together.
-    pub fn dpo(&self, model_folder: &Path) -> Result<Loaded<B, Dpo<B>>> {
-        let (policy, lora, step) = self.policy(model_folder)?;
+    pub fn dpo(
+        &self,
+        model_folder: &Path,
+        resumed: Option<&Checkpoint>,
+    ) -> Result<Loaded<B, Dpo<B>>> {
+        let (policy, lora, step) = self.policy(model_folder, resumed)?;
         let (loss, timing) = (self.config.dpo.loss(), reference_timing(self.config));
         let optimizer = optimizer(self.config, &policy)?;
         let reference = reference(self.config, &policy);
@@ -57,9 +63,13 @@ impl<B: TrainBackend> Loader<'_, B> {
     ///
     /// # Errors
     /// Same as [`Self::dpo`].
-    pub fn kto(&self, model_folder: &Path) -> Result<Loaded<B, Kto<B>>> {
+    pub fn kto(
+        &self,
+        model_folder: &Path,
+        resumed: Option<&Checkpoint>,
+    ) -> Result<Loaded<B, Kto<B>>> {
         let config = self.config;
-        self.learner(model_folder, |policy, step| {
+        self.learner(model_folder, resumed, |policy, step| {
             let reference = reference(config, policy);
             let timing = config.precompute_sizes();
             Kto {
@@ -82,34 +92,39 @@ impl<B: TrainBackend> Loader<'_, B> {
     ///
     /// # Errors
     /// Same as [`Self::dpo`].
-    pub fn orpo(&self, model_folder: &Path) -> Result<Loaded<B, Orpo>> {
+    pub fn orpo(
+        &self,
+        model_folder: &Path,
+        resumed: Option<&Checkpoint>,
+    ) -> Result<Loaded<B, Orpo>> {
         let beta = self.config.orpo.beta;
-        self.learner(model_folder, |_, _| Orpo { beta })
+        self.learner(model_folder, resumed, |_, _| Orpo { beta })
     }
 
     /// Does the same for CPO and its relatives.
     ///
     /// # Errors
     /// Same as [`Self::dpo`].
-    pub fn cpo(&self, model_folder: &Path) -> Result<Loaded<B, Cpo>> {
-        self.learner(model_folder, |_, _| self.config.cpo.objective())
+    pub fn cpo(&self, model_folder: &Path, resumed: Option<&Checkpoint>) -> Result<Loaded<B, Cpo>> {
+        self.learner(model_folder, resumed, |_, _| self.config.cpo.objective())
     }
 
     /// Does the same for supervised fine-tuning.
     ///
     /// # Errors
     /// Same as [`Self::dpo`].
-    pub fn sft(&self, model_folder: &Path) -> Result<Loaded<B, Sft>> {
-        self.learner(model_folder, |_, _| Sft)
+    pub fn sft(&self, model_folder: &Path, resumed: Option<&Checkpoint>) -> Result<Loaded<B, Sft>> {
+        self.learner(model_folder, resumed, |_, _| Sft)
     }
 
     /// Loads the model and creates the learner of an objective.
     fn learner<O: Objective<B>>(
         &self,
         model_folder: &Path,
+        resumed: Option<&Checkpoint>,
         objective: impl Fn(&Mistral<Autodiff<B>>, &StepConfig) -> O,
     ) -> Result<Loaded<B, O>> {
-        let (policy, lora, step) = self.policy(model_folder)?;
+        let (policy, lora, step) = self.policy(model_folder, resumed)?;
         let objective = objective(&policy, &step);
         let optimizer = optimizer(self.config, &policy)?;
         Ok((Learner::new(policy, optimizer, objective, step, self.device), lora))
@@ -119,8 +134,10 @@ impl<B: TrainBackend> Loader<'_, B> {
     fn policy(
         &self,
         model_folder: &Path,
+        resumed: Option<&Checkpoint>,
     ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>, StepConfig)> {
-        let (policy, lora) = policy::<B>(self.config, model_folder, self.mode, self.device)?;
+        let (config, mode, device) = (self.config, self.mode, self.device);
+        let (policy, lora) = policy::<B>(config, model_folder, resumed, mode, device)?;
         let step = step_config(self.config, lora.as_ref(), &policy, self.memory, self.device);
         Ok((policy, lora, step))
     }

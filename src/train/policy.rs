@@ -9,7 +9,7 @@ use burn::tensor::{DType, Element};
 
 use crate::adapter::config::{BranchConfig, LoraInit};
 use crate::adapter::modules::{LayerChoice, Patterns};
-use crate::adapter::{self, LoraConfig, loftq, peft};
+use crate::adapter::{self, LoraConfig, loftq, peft, residual};
 use crate::config::{InitLoraWeights, RunConfig};
 use crate::error::{Error, Result};
 use crate::model::config::MistralConfig;
@@ -19,13 +19,16 @@ use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
 use crate::progress::ProgressMode;
+use crate::train::checkpoint::Checkpoint;
 use crate::train::parameters::train_all;
 
 /// Loads the model and makes its trained tensors require a gradient: an adapter, whose settings are returned, or all
-/// weights.
+/// weights. A run that is resumed from a checkpoint gives it, because it tells what an adapter started with that took a part
+/// of the base.
 pub(super) fn policy<B: TrainBackend>(
     config: &RunConfig,
     model_folder: &Path,
+    resumed: Option<&Checkpoint>,
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
@@ -53,7 +56,7 @@ pub(super) fn policy<B: TrainBackend>(
     let dtype = choose::<B>(&shape, config.model.dtype.dtype(), Purpose::Hold, device)?;
     let (quantize, cache) = (config.model.quantize(), Cache::from_env(mode));
     limits::check::<B>(&shape, quantize, dtype, device)?;
-    if config.lora.uses_loftq() {
+    if config.lora.uses_loftq() || config.lora.changes_base() {
         limits::check_whole::<B>(&shape, device)?;
     }
     let mut policy = load::load_as::<Autodiff<B>>(model_folder, dtype, quantize, &cache, device)?;
@@ -69,6 +72,10 @@ pub(super) fn policy<B: TrainBackend>(
             if lora.init == LoraInit::LoftQ {
                 let files = WeightFiles::open(model_folder)?;
                 loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
+            }
+            if lora.init.changes_base() {
+                let saved = resumed.map(|from| from.tensors(peft::CHECKPOINT_GROUP)).transpose()?;
+                residual::start::<B>(&mut policy, &lora, config.seed, saved, mode, device)?;
             }
             lora
         }
@@ -110,7 +117,7 @@ fn check_against_adapter<B: TrainBackend>(
     };
     let others = |lora: &LoraConfig| {
         let modules: BTreeSet<String> = lora.modules_to_save.iter().cloned().collect();
-        (lora.lora_dropout, lora.bias, lora.lora_bias, modules)
+        (lora.lora_dropout, lora.use_dora, lora.bias, lora.lora_bias, modules)
     };
     for (key, changed) in with_each_key(adapter, &lora_config(config)) {
         if branches(&changed)? != branches(adapter)? || others(&changed) != others(adapter) {
@@ -143,6 +150,7 @@ fn with_each_key(adapter: &LoraConfig, own: &LoraConfig) -> Vec<(&'static str, L
         lora.lora_dropout = own.lora_dropout;
     });
     set("lora.use_rslora", own.use_rslora, &|lora| lora.use_rslora = true);
+    set("lora.use_dora", own.use_dora, &|lora| lora.use_dora = true);
     set("lora.target_modules", own.target_modules != default.target_modules, &|lora| {
         lora.target_modules = own.target_modules.clone();
     });
@@ -178,10 +186,14 @@ pub fn lora_config(config: &RunConfig) -> LoraConfig {
         lora_dropout: lora.lora_dropout,
         target_modules: lora.target_modules.clone(),
         use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
         init: match lora.init_lora_weights {
             InitLoraWeights::Gaussian => LoraInit::Gaussian,
             InitLoraWeights::KaimingUniform => LoraInit::KaimingUniform,
             InitLoraWeights::LoftQ => LoraInit::LoftQ,
+            InitLoraWeights::Pissa => LoraInit::Pissa { niter: None },
+            InitLoraWeights::PissaNiter(count) => LoraInit::Pissa { niter: Some(count) },
+            InitLoraWeights::Olora => LoraInit::Olora,
         },
         rank_pattern: patterns(lora.rank_pattern.as_ref()),
         alpha_pattern: patterns(lora.alpha_pattern.as_ref()),

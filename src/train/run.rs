@@ -96,22 +96,32 @@ pub fn run_from<B: TrainBackend>(
     let (mode, memory) = (options.progress, start.device_memory);
     let loader = Loader::<B> { config, mode, memory, device };
     match config.method {
-        Method::Dpo => run_objective(config, options, start, device, |model| loader.dpo(model)),
-        Method::Sft => run_objective(config, options, start, device, |model| loader.sft(model)),
-        Method::Kto => run_objective(config, options, start, device, |model| loader.kto(model)),
-        Method::Orpo => run_objective(config, options, start, device, |model| loader.orpo(model)),
-        Method::Cpo => run_objective(config, options, start, device, |model| loader.cpo(model)),
+        Method::Dpo => run_objective(config, options, start, device, |model, resumed| {
+            loader.dpo(model, resumed)
+        }),
+        Method::Sft => run_objective(config, options, start, device, |model, resumed| {
+            loader.sft(model, resumed)
+        }),
+        Method::Kto => run_objective(config, options, start, device, |model, resumed| {
+            loader.kto(model, resumed)
+        }),
+        Method::Orpo => run_objective(config, options, start, device, |model, resumed| {
+            loader.orpo(model, resumed)
+        }),
+        Method::Cpo => run_objective(config, options, start, device, |model, resumed| {
+            loader.cpo(model, resumed)
+        }),
     }
 }
 
-/// Runs the training with one objective. `learner` loads the model in a folder and returns its learner, with the adapter's
-/// settings if an adapter is trained.
+/// Runs the training with one objective. `learner` loads the model in a folder, to continue from a checkpoint if there is
+/// one, and returns its learner, with the adapter's settings if an adapter is trained.
 fn run_objective<B: TrainBackend, O: Objective<B>>(
     config: &RunConfig,
     options: &RunOptions,
     start: Start<'_>,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<Loaded<B, O>>,
+    learner: impl Fn(&Path, Option<&Checkpoint>) -> Result<Loaded<B, O>>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     check_metric(config, &KEYS)?;
@@ -171,7 +181,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     data: &RunData<O::Sample>,
     model_folder: &Path,
     device: &B::Device,
-    learner: impl Fn(&Path) -> Result<Loaded<B, O>>,
+    learner: impl Fn(&Path, Option<&Checkpoint>) -> Result<Loaded<B, O>>,
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     let manifest = RunManifest::of_run::<B, _>(config, data, model_folder, device)?;
@@ -187,7 +197,7 @@ fn begin<B: TrainBackend, O: Objective<B>>(
         say!("{nothing}");
     }
     let resumption = resumption(config, options, &manifest, resumed.as_ref())?;
-    let (learner, lora) = learner(model_folder)?;
+    let (learner, lora) = learner(model_folder, resumed.as_ref())?;
     folder.prepare(options.existing, &manifest, resumed.is_some())?;
     let longer = resumption.and_then(|resumption| resumption.extended_manifest());
     if let Some(longer) = &longer {

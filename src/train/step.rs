@@ -9,9 +9,9 @@ mod fault;
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
-use crate::adapter::parameters::{Parameter, Role, adapter_parameters};
+use crate::adapter::parameters::Parameter;
 use crate::adapter::saved::saved_equals_base;
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
@@ -316,17 +316,24 @@ pub(super) fn equals_reference<B: TrainBackend>(
 ) -> bool {
     // A copy has no dropout, so it equals the policy only if that has none either. A zero adapter is zero under dropout
     // too.
-    (reference.is_copy() && config.dropout_seed.is_none()) || adapter_is_zero(policy)
+    let dropout = config.dropout_seed.is_some();
+    (reference.is_copy() && !dropout) || adapter_is_zero(policy, dropout)
 }
 
-/// Returns whether the adapter has no effect: every `lora_b` and its bias is zero, and the modules that are trained in
-/// full have their original weights.
-fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> bool {
-    adapter_parameters(policy)
-        .into_iter()
-        .filter(|parameter| matches!(parameter.role, Role::LoraB | Role::LoraBias))
-        .all(|parameter| parameter.value.into_data().iter::<f64>().all(|b| b == 0.0))
-        && saved_equals_base(policy)
+/// Returns whether the adapter has no effect: every `lora_b` and its bias is zero, every magnitude of DoRA is the norm of
+/// its row, and the modules that are trained in full have their original weights. With `dropout`, DoRA projects two parts of
+/// its input, whose sum is rounded differently.
+fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, dropout: bool) -> bool {
+    let is_zero = |data: TensorData| data.iter::<f64>().all(|value| value == 0.0);
+    let branches = policy.projections().filter_map(|(_, linear)| linear.lora.as_ref());
+    let mut branches = branches.map(|lora| {
+        let unscaled = lora.dora.as_ref().is_none_or(|dora| {
+            !dropout && dora.magnitude.val().into_data() == dora.norms.val().into_data()
+        });
+        let bias = lora.lora_b_bias.as_ref().is_none_or(|bias| is_zero(bias.val().into_data()));
+        unscaled && bias && is_zero(lora.lora_b.val().into_data())
+    });
+    branches.all(|is_zero| is_zero) && saved_equals_base(policy)
 }
 
 /// Concatenates all outputs of a pass into one vector: losses, sums of the policy, the reference, and token statistics.

@@ -26,6 +26,8 @@ fn the_dropout_mask_has_the_right_rate_and_scale() {
             scaling: 1.0,
             dropout,
             site,
+            dora: None,
+            initial: None,
         });
         let ones = Tensor::<B, 2>::ones([ROWS, WIDTH], &device);
         project(&[&linear], ones, None, seed).into_data().to_vec().unwrap()

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::single_range_in_vec_init, reason = "the micro-batches of a pass are ranges")]
 
+mod dora;
 mod dropout;
 mod full;
 mod packed;

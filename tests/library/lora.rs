@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::suite::adapters::{
-    attach_random, base_and_adapter, base_folder, config, golden_logits, random_logits,
-    refused_dora, runs, save_adapter, write_base,
+    attach_random, base_and_adapter, base_folder, config, golden_logits, random_logits, runs,
+    save_adapter, write_base,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
 use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
@@ -26,7 +26,8 @@ fn values<const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
     tensor.to_data().to_vec().unwrap()
 }
 
-/// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights.
+/// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights. With
+/// magnitudes, each row is scaled to its own.
 fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
     let mut model = model.clone();
     for (_, linear) in model.projections_mut() {
@@ -43,9 +44,17 @@ fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
         let sum = (0..d_out * d_in).map(|at| {
             let (row, column) = (at / d_in, at % d_in);
             let term = |k: usize| f64::from(b[row * rank + k]) * f64::from(a[k * d_in + column]);
-            (f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()) as f32
+            f64::from(w[at]) + scaling * (0..rank).map(term).sum::<f64>()
         });
-        let sum = TensorData::new(sum.collect::<Vec<_>>(), [d_out, d_in]);
+        let mut sum: Vec<f64> = sum.collect();
+        if let Some(dora) = &lora.dora {
+            for (row, magnitude) in sum.chunks_mut(d_in).zip(values(&dora.magnitude.val())) {
+                let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|x| *x *= f64::from(magnitude) / norm);
+            }
+        }
+        let sum = sum.into_iter().map(|x| x as f32).collect();
+        let sum = TensorData::new::<f32, _>(sum, [d_out, d_in]);
         let sum: Tensor<_, 2> = Tensor::from_data(sum, &Default::default());
         linear.weight = WeightParam::frozen(sum);
     }
@@ -61,10 +70,12 @@ fn branch_equals_merged_weights() {
     write_base(&folder.path().join("base"), DType::F32);
     let base = load::<B>(&folder.path().join("base"), DType::F32, &Default::default()).unwrap();
     for targets in TARGETS {
-        for (use_rslora, scaling) in [(false, 7.0 / 3.0), (true, 7.0 / 3f64.sqrt())] {
-            let what = format!("{targets:?}, rsLoRA {use_rslora}");
+        for (use_rslora, use_dora, scaling) in
+            [(false, false, 7.0 / 3.0), (true, false, 7.0 / 3f64.sqrt()), (false, true, 7.0 / 3.0)]
+        {
+            let what = format!("{targets:?}, rsLoRA {use_rslora}, DoRA {use_dora}");
             let mut model = base.clone();
-            attach_random(&mut model, &config(targets, use_rslora));
+            attach_random(&mut model, &LoraConfig { use_dora, ..config(targets, use_rslora) });
             let with_branch = random_logits(&model);
             let merged = random_logits(&merged_by_hand(&model, scaling));
             assert_close(&what, &with_branch, &merged, 2e-5);
@@ -154,8 +165,9 @@ fn new_copies_of_modules_change_no_logits() {
 
 #[test]
 fn saving_and_loading_changes_no_bit() {
-    let configs = TARGETS.map(|targets| config(targets, true)).into_iter().chain([every_option()]);
-    for config in configs {
+    let dora = LoraConfig { use_dora: true, lora_bias: false, ..every_option() };
+    let configs = TARGETS.map(|targets| config(targets, true)).into_iter();
+    for config in configs.chain([every_option(), dora]) {
         let targets = &config.target_modules;
         let (_folder, base, adapter_folder, model) = base_and_adapter(&config, DType::F32);
         let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
@@ -316,8 +328,8 @@ fn a_run_folder_can_be_given_as_its_adapter() {
 /// Compares logits for adapters saved by PEFT: plain, rsLoRA, and `target_modules` as a pattern.
 #[test]
 fn logits_with_peft_adapters_equal_pefts() {
-    for name in ["plain", "rslora", "target_regex"] {
-        let folder = reference(&format!("peft_adapters/{name}")).unwrap();
+    for name in ["plain", "rslora", "target_regex", "use_dora", "init_pissa_converted"] {
+        let Some(folder) = reference(&format!("peft_adapters/{name}")) else { continue };
         let mut model =
             load::<B>(&reference("models/tiny-a").unwrap(), DType::F32, &Default::default())
                 .unwrap();
@@ -331,9 +343,6 @@ fn logits_with_peft_adapters_equal_pefts() {
 fn adapters_are_written_as_peft_writes_them() {
     let out = tempfile::tempdir().unwrap();
     for (name, folder, run) in runs() {
-        if refused_dora(&folder) {
-            continue;
-        }
         let mut model = load::<B>(&base_folder(&run), DType::F32, &Default::default()).unwrap();
         let config = peft::load(&mut model, &folder, &Default::default()).unwrap();
         let scaling = run["lora"]["scaling"].as_f64().unwrap_or(2.0);

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::suite::adapters::{
-    base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits,
-    refused_dora, runs, runs_of, shape,
+    base_and_adapter, base_folder, base_quantization, config, golden_logits, random_logits, runs,
+    runs_of, shape,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file};
 use crate::suite::support::shared;
@@ -32,7 +32,7 @@ fn merged_logits_equal_pefts() {
         let golden = folder.join("merged_logits.safetensors");
         // In the run on a base of bitsandbytes, nothing was merged.
         let merged = run["base_precision"] != "bnb4";
-        if golden.is_file() && merged && !refused_dora(&folder) {
+        if golden.is_file() && merged {
             compare_merged(&name, &run, &folder, &Tensors::open(&golden));
             compared += 1;
         }
@@ -53,13 +53,13 @@ fn merged_logits_of_every_kind_of_adapter_equal_pefts() {
         let golden = folder.join("merged_logits.safetensors");
         // PEFT does not merge an adapter with biases.
         let merged = golden.is_file() && config["lora_bias"] != true;
-        if changes_base || !merged || refused_dora(&folder) {
+        if changes_base || !merged {
             continue;
         }
         compare_merged(&name, &run, &folder, &Tensors::open(&golden));
         compared += 1;
     }
-    assert!(compared >= 11 || shared("reference/adapter").is_none(), "only {compared} compared");
+    assert!(compared >= 16 || shared("reference/adapter").is_none(), "only {compared} compared");
 }
 
 fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors) {

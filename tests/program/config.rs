@@ -161,6 +161,9 @@ const REFUSED: &str = r#"
     [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | model.quantization is neither
     [model] ; quantization = 'int8' ; [lora] ; init_lora_weights = 'loftq' | lora.init_lora_weights | neither
     [model] ; quantization = 'nf4' ; [lora] ; init_lora_weights = 'loftq' ; adapter = 'a' | lora.init_lora_weights | brings its own
+    [lora] ; init_lora_weights = 'pissa' ; adapter = 'a' | lora.init_lora_weights | brings its own
+    [lora] ; init_lora_weights = 'pissa_niter_x' | lora.init_lora_weights | pissa_niter_N
+    [model] ; quantization = 'nf4' ; [lora] ; init_lora_weights = 'olora' | lora.init_lora_weights | cannot hold the rest
     [lora] ; loftq_config = { loftq_bits = 2 } | lora.loftq_config.loftq_bits | 2 is not built yet
     [model] ; double_quant = true | model.double_quant | "none"
     [data] ; prompt_template = 'Q' | data.prompt_template | 0 times
@@ -187,8 +190,9 @@ const REFUSED: &str = r#"
     [lora] ; target_modules = 'all-linear' ; layers_to_transform = 1 | lora.layers_to_transform | needs a list of names
     [lora] ; layers_pattern = 'layers' | lora.layers_pattern | has no effect without layers_to_transform
     [lora] ; layers_to_transform = [0] ; layers_pattern = ['('] | lora.layers_pattern | not a usable regular expression
-    [lora] ; use_dora = true | lora.use_dora | not built yet
     [lora] ; lora_bias = true ; init_lora_weights = 'gaussian' | lora.lora_bias | only possible with
+    [lora] ; lora_bias = true ; init_lora_weights = 'pissa' | lora.lora_bias | only possible with
+    [lora] ; lora_bias = true ; use_dora = true | lora.lora_bias | not possible with use_dora
     [lora] ; modules_to_save = ['('] | lora.modules_to_save | not a usable regular expression
     [lora] ; loraplus_lr_ratio = 0 | lora.loraplus_lr_ratio | above 0
     [lora] ; loraplus_weight_decay = 0.1 | lora.loraplus_weight_decay | has no effect without

@@ -59,7 +59,10 @@ const OTHER_DEFAULTS: [(&str, &str); 19] = [
 const TYPES: [(&str, &str); 4] = [
     ("TargetModules", "list of names, `\"all-linear\"`, or regular expression"),
     ("ExcludeModules", "list of names, or regular expression"),
-    ("InitLoraWeights", "`true`, `\"gaussian\"` or `\"loftq\"`"),
+    (
+        "InitLoraWeights",
+        "`true`, `\"gaussian\"`, `\"pissa\"`, `\"pissa_niter_N\"`, `\"olora\"` or `\"loftq\"`",
+    ),
     ("GradientCheckpointing", "`\"auto\"`, `true` or `false`"),
 ];
 

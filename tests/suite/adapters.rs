@@ -63,7 +63,15 @@ pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
                 let values = TensorData::new(uniform(seed + 50, d_out, 0.3), [d_out]);
                 *bias = Param::from_tensor(Tensor::from_data(values, &Default::default()));
             }
+            if let Some(dora) = &mut lora.dora {
+                let factors = uniform(seed + 50, d_out, 0.4);
+                let factors =
+                    Tensor::from_data(TensorData::new(factors, [d_out]), &Default::default());
+                let magnitude = dora.magnitude.val();
+                dora.magnitude = Param::from_tensor(magnitude.clone() + magnitude * factors);
+            }
         }
+        linear.update_norms();
     }
     for (seed, (_, module)) in (200..).zip(model.modules_mut()) {
         let noise = |count| TensorData::new(uniform(seed, count, 0.1), [count]);
@@ -172,14 +180,4 @@ pub fn base_quantization(run: &Value) -> Option<Quantization> {
         _ => return None,
     };
     Some(Quantization { format: Format::Nf4, double_quant })
-}
-
-/// Returns whether `folder` holds a DoRA adapter. Panics if it does and the program does not refuse it.
-pub fn refused_dora(folder: &Path) -> bool {
-    let theirs = json_file(&folder.join("adapter_config.json"));
-    if theirs["use_dora"] == true {
-        let error = peft::read_config(folder).unwrap_err().to_string();
-        assert!(error.contains("use_dora"), "{error}");
-    }
-    theirs["use_dora"] == true
 }

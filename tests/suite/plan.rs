@@ -102,6 +102,16 @@ pub const CASES: &[Case] = &[
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
     },
+    Case {
+        shape: SMALL,
+        tokens: [512, 200],
+        settings: &[
+            "train.gradient_checkpointing=false",
+            "lora.target_modules=all-linear",
+            "lora.use_dora=true",
+        ],
+        packed: false,
+    },
 ];
 
 /// Cases that train modules in full, and biases, beside an adapter.

@@ -5,6 +5,7 @@ mod adapted_linear;
 mod allocator;
 mod attention;
 mod awake;
+mod dropout;
 mod few_rows;
 mod gemm;
 mod log_probs;
@@ -20,7 +21,7 @@ mod vector;
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_ndarray::{
     FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
 };
@@ -35,8 +36,8 @@ use self::tile::Rows;
 use crate::device_info::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, Rotation, TrainBackend, Weight,
-    ops,
+    DropoutMask, LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, Rotation,
+    TrainBackend, Weight, ops,
 };
 
 pub use self::allocator::CacheAligned;
@@ -339,6 +340,11 @@ where
             columns: tensor(columns, [rows, stats.columns()]),
             slopes: slopes.map(|slopes| tensor(slopes, [rows, width])),
         }
+    }
+
+    fn dropout_mask(mask: &DropoutMask, device: &Self::Device) -> Tensor<Self, 2> {
+        let values = TensorData::new(dropout::values(mask), mask.shape);
+        Tensor::from_data(values, (device, mask.dtype))
     }
 
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {

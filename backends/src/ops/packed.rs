@@ -150,6 +150,15 @@ impl<B: TrainBackend> Weight<B> {
         }
     }
 
+    /// Returns consecutive rows as floats of `dtype`, `[rows, D_in]`.
+    pub fn row_range(&self, rows: Range<usize>, dtype: DType) -> Tensor<B, 2> {
+        match self {
+            Self::Float(weight) => weight.clone().narrow(0, rows.start, rows.len()).cast(dtype),
+            Self::Packed(weight) => B::unpack(weight, rows, dtype),
+            Self::Split(weight) => weight.row_range(rows, dtype),
+        }
+    }
+
     /// Returns the rows `ids`, which may repeat, as floats of `dtype`, `[T, D_in]`.
     pub fn rows(self, ids: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
         match self {

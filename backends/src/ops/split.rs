@@ -71,6 +71,16 @@ impl<B: TrainBackend> SplitWeight<B> {
         result.unwrap_or_else(|| unreachable!("a weight without parts"))
     }
 
+    /// Returns consecutive rows as floats of `dtype`, `[rows, D_in]`.
+    pub(crate) fn row_range(&self, rows: Range<usize>, dtype: DType) -> Tensor<B, 2> {
+        let parts = self.parts().filter_map(|(range, part)| {
+            let (first, end) = (range.start.max(rows.start), range.end.min(rows.end));
+            let local = first.saturating_sub(range.start)..end.saturating_sub(range.start);
+            (first < end).then(|| part.row_range(local, dtype))
+        });
+        Tensor::cat(parts.collect(), 0)
+    }
+
     /// Returns `x W^T`, `[T, D_out]`.
     pub(crate) fn project(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
         let project = |part: &Weight<B>| B::frozen_linear(x.clone(), part.clone());

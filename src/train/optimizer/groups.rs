@@ -76,6 +76,7 @@ mod tests {
             parameter("q_proj.lora_A.weight", Role::LoraA, &[2, 3]),
             parameter("q_proj.lora_B.weight", Role::LoraB, &[4, 2]),
             parameter("q_proj.lora_B.bias", Role::LoraBias, &[4]),
+            parameter("q_proj.lora_magnitude_vector", Role::Magnitude, &[4]),
             parameter("lm_head.weight", Role::Saved, &[5, 3]),
             parameter("model.norm.weight", Role::Saved, &[3]),
         ];
@@ -87,10 +88,12 @@ mod tests {
                 (rate, decays)
             })
         };
-        let trainer = [(1.0, true), (1.0, true), (1.0, false), (1.0, true), (1.0, false)];
+        let trainer =
+            [(1.0, true), (1.0, true), (1.0, false), (1.0, true), (1.0, true), (1.0, false)];
         assert_eq!(groups(&config), trainer);
         config.lora.loraplus_lr_ratio = Some(16.0);
-        let lora_plus = [(1.0, true), (16.0, true), (16.0, false), (1.0, true), (16.0, true)];
+        let lora_plus =
+            [(1.0, true), (16.0, true), (16.0, false), (16.0, true), (1.0, true), (16.0, true)];
         assert_eq!(groups(&config), lora_plus);
     }
 }
