@@ -181,7 +181,8 @@ pub fn project<B: TrainBackend>(
     if linears.iter().any(|linear| linear.has_magnitudes()) {
         return project_scaled(linears, x, residual, dropout_seed);
     }
-    adapted_linear(x.clone(), &projections(linears, &x, dropout_seed), residual)
+    let projections = projections(linears, &x, dropout_seed);
+    adapted_linear(x, &projections, residual)
 }
 
 /// Returns the projections in the form that the operation takes, for an input `x` `[T, D_in]`.
@@ -215,8 +216,8 @@ fn project_scaled<B: TrainBackend>(
         }
         None => {
             let factors = linears.iter().map(|linear| linear.output_factors(&x)).collect();
-            let output = adapted_linear(x.clone(), &projections(linears, &x, dropout_seed), None);
-            scale_columns(output, Tensor::cat(factors, 0))
+            let projections = projections(linears, &x, dropout_seed);
+            scale_columns(adapted_linear(x, &projections, None), Tensor::cat(factors, 0))
         }
     };
     match residual {
@@ -233,14 +234,15 @@ fn project_dropped<B: TrainBackend>(
     seed: u64,
 ) -> Tensor<B, 2> {
     let Some(lora) = linear.lora.as_ref().filter(|lora| lora.dora.is_some()) else {
-        return adapted_linear(x.clone(), &projections(&[linear], &x, Some(seed)), None);
+        let projections = projections(&[linear], &x, Some(seed));
+        return adapted_linear(x, &projections, None);
     };
     let mask = lora.dropout_mask(&x, seed);
     let dropped = (x.clone().cast(mask.dtype()) * mask).cast(x.dtype());
     let removed = ops::linear::linear(x - dropped.clone(), linear.weight.val());
     let factors = linear.output_factors(&dropped);
-    let output = adapted_linear(dropped.clone(), &projections(&[linear], &dropped, None), None);
-    removed + scale_columns(output, factors)
+    let projections = projections(&[linear], &dropped, None);
+    removed + scale_columns(adapted_linear(dropped, &projections, None), factors)
 }
 
 /// Multiplies column `i` of `x` `[T, D]` by `factors_i`, in the type of the factors.
