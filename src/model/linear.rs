@@ -282,8 +282,8 @@ fn project_scaled<B: TrainBackend>(
         }
         None => {
             let factors = linears.iter().map(|linear| linear.output_factors(&x)).collect();
-            let output = adapted_linear(x.clone(), &projections(linears, &x, dropout_seed), None);
-            scale_columns(output, Tensor::cat(factors, 0))
+            let projections = projections(linears, &x, dropout_seed);
+            scale_columns(adapted_linear(x, &projections, None), Tensor::cat(factors, 0))
         }
     };
     match residual {
@@ -300,15 +300,16 @@ fn project_dropped<B: TrainBackend>(
     seed: u64,
 ) -> Tensor<B, 2> {
     let Some(lora) = linear.lora.as_ref().filter(|lora| lora.dora.is_some()) else {
-        return adapted_linear(x.clone(), &projections(&[linear], &x, Some(seed)), None);
+        let projections = projections(&[linear], &x, Some(seed));
+        return adapted_linear(x, &projections, None);
     };
     let mask = lora.dropout_mask(&x, seed);
     let dropped = (x.clone().cast(mask.dtype()) * mask).cast(x.dtype());
     let weight = linear.weight.for_input(x.dtype());
     let removed = ops::linear::linear(x - dropped.clone(), weight);
     let factors = linear.output_factors(&dropped);
-    let output = adapted_linear(dropped.clone(), &projections(&[linear], &dropped, None), None);
-    removed + scale_columns(output, factors)
+    let projections = projections(&[linear], &dropped, None);
+    removed + scale_columns(adapted_linear(dropped, &projections, None), factors)
 }
 
 /// Multiplies column `i` of `x` `[T, D]` by `factors_i`, in the type of the factors.

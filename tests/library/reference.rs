@@ -1,5 +1,6 @@
 //! Tests of a reference that follows the policy (TR-DPO) as a second adapter on the same base.
 
+use arithmo::adapter::LoraConfig;
 use arithmo::adapter::linear::attach;
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
@@ -54,10 +55,20 @@ fn log_probs(reference: &Reference<B>, policy: &Mistral<Autodiff<B>>) -> Vec<f32
 
 #[test]
 fn a_reference_that_follows_is_the_average_of_adapters() {
+    check_average(&config(&["q_proj", "down_proj"], false));
+}
+
+/// The row norms of the reference are those of its own averaged weights.
+#[test]
+fn a_reference_with_magnitudes_follows_too() {
+    check_average(&LoraConfig { use_dora: true, ..config(&["q_proj", "down_proj"], false) });
+}
+
+fn check_average(config: &LoraConfig) {
     let (folder, device) = (tempfile::tempdir().unwrap(), Default::default());
     write_base(folder.path(), DType::F32);
     let mut policy = load::<Autodiff<B>>(folder.path(), DType::F32, &device).unwrap();
-    attach(&mut policy, &config(&["q_proj", "down_proj"], false), 3, &device).unwrap();
+    attach(&mut policy, config, 3, &device).unwrap();
     let start = set_random(&mut policy, 100);
     let sync = ReferenceSync { alpha: 0.25, steps: 2 };
     let mut reference = Reference::following(&policy, sync);
@@ -78,6 +89,7 @@ fn a_reference_that_follows_is_the_average_of_adapters() {
     });
     let averages: Vec<_> = averages.collect();
     set_trained_parameters(&mut policy, averages);
+    policy.update_norms();
     let expected = log_probs(&Reference::initial(policy.valid()), &policy);
     let near = moved.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4);
     assert!(near, "{moved:?} {expected:?}");

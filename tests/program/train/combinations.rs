@@ -55,7 +55,12 @@ const OPTIONS: [&[&[&str]]; 9] = [
         &["lora.use_rslora=true", "lora.target_modules=all-linear"],
         &["lora.init_lora_weights=gaussian"],
         &["lora.use_dora=true", "lora.target_modules=all-linear"],
-        &["lora.init_lora_weights=pissa", "lora.r=3"],
+        &["lora.init_lora_weights=pissa", "lora.r=3", "lora.rank_pattern={ q_proj = 2 }"],
+        &[
+            "lora.use_dora=true",
+            "lora.alpha_pattern={ q_proj = 3 }",
+            "lora.modules_to_save=[\"norm\"]",
+        ],
         &["lora.init_lora_weights=olora", "lora.use_dora=true"],
         &["model.use_peft=false"],
     ],
