@@ -15,20 +15,23 @@ pub mod eight_bit;
 mod groups;
 mod lion;
 mod rmsprop;
+mod rule;
 mod sgd;
+mod state;
 
 use std::collections::BTreeMap;
 
 use arithmo_backends::TrainBackend;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::adapter::parameters::Parameter;
-use crate::config::{Optim, RunConfig, TrainSection};
-use crate::error::{Error, Result};
+use crate::config::RunConfig;
+use crate::error::Result;
 use crate::train::checkpoint::NamedTensors;
 
 use self::eight_bit::{Blocks, MIN_VALUES, PARTS};
+use self::state::{ParameterState, StateMatrix, state_matrix, step_count, take, wrong_state};
 
 pub use adafactor::Adafactor;
 pub use adagrad::Adagrad;
@@ -38,6 +41,7 @@ pub use clip::{clip_by_global_norm, global_norm};
 pub use groups::{Group, Groups};
 pub use lion::Lion;
 pub use rmsprop::RmsProp;
+pub use rule::Rule;
 pub use sgd::Sgd;
 
 /// How an optimizer changes parameters.
@@ -79,129 +83,6 @@ pub struct Updated<B: Backend> {
     pub state: Vec<Tensor<B, 2>>,
 }
 
-/// The rules by name.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// AdamW.
-    AdamW(AdamW),
-    /// Stochastic gradient descent.
-    Sgd(Sgd),
-    /// RMSprop.
-    RmsProp(RmsProp),
-    /// Lion.
-    Lion(Lion),
-    /// Adagrad.
-    Adagrad(Adagrad),
-    /// Adafactor.
-    Adafactor(Adafactor),
-    /// AdEMAMix.
-    AdEmaMix(AdEmaMix),
-}
-
-/// Calls a method of the rule, whichever it is.
-macro_rules! each_rule {
-    ($self:expr, $rule:ident => $call:expr) => {
-        match $self {
-            Rule::AdamW($rule) => $call,
-            Rule::Sgd($rule) => $call,
-            Rule::RmsProp($rule) => $call,
-            Rule::Lion($rule) => $call,
-            Rule::Adagrad($rule) => $call,
-            Rule::Adafactor($rule) => $call,
-            Rule::AdEmaMix($rule) => $call,
-        }
-    };
-}
-
-impl Rule {
-    /// Returns the rule of a run. With LoRA+, the weight decay is that of `[lora]`.
-    ///
-    /// # Errors
-    /// Those of [`Self::of`].
-    pub fn of_run(config: &RunConfig) -> Result<Self> {
-        let mut train = config.train.clone();
-        if config.lora.loraplus_lr_ratio.is_some() {
-            train.weight_decay = config.lora.loraplus_weight_decay;
-        }
-        Self::of(&train)
-    }
-
-    /// Returns the rule of the configuration.
-    ///
-    /// # Errors
-    /// `train.optim_args` cannot be read, or does not fit the optimizer.
-    pub fn of(train: &TrainSection) -> Result<Self> {
-        let mut args = args::Args::read(train)?;
-        let (betas, weight_decay) = ([train.adam_beta1, train.adam_beta2], train.weight_decay);
-        let rule = match train.optim {
-            optim if optim.is_adamw() => Self::AdamW(AdamW {
-                beta1: betas[0],
-                beta2: betas[1],
-                epsilon: train.adam_epsilon,
-                weight_decay,
-            }),
-            optim if optim.is_ademamix() => Self::AdEmaMix(AdEmaMix {
-                betas: [betas[0], betas[1], args.number("beta3", 0.9999, [0.0, 0.999_999_9])?],
-                alpha: args.number("alpha", 5.0, [0.0, 1e6])?,
-                epsilon: train.adam_epsilon,
-                weight_decay,
-            }),
-            Optim::Adagrad => Self::Adagrad(Adagrad {
-                lr_decay: args.number("lr_decay", 0.0, [0.0, 1e6])?,
-                epsilon: args.number("eps", 1e-10, [1e-30, 1e6])?,
-                weight_decay,
-            }),
-            Optim::Adafactor => Self::Adafactor(Adafactor { weight_decay }),
-            Optim::Sgd => Self::Sgd(Sgd {
-                momentum: args.number("momentum", 0.0, [0.0, 1.0])?,
-                dampening: args.number("dampening", 0.0, [0.0, 1.0])?,
-                nesterov: args.flag("nesterov")?,
-                weight_decay,
-            }),
-            Optim::Rmsprop => Self::RmsProp(RmsProp {
-                alpha: args.number("alpha", 0.99, [0.0, 0.999_999_9])?,
-                epsilon: args.number("eps", 1e-8, [1e-30, 1e6])?,
-                momentum: args.number("momentum", 0.0, [0.0, 1.0])?,
-                centered: args.flag("centered")?,
-                weight_decay,
-            }),
-            // All others are Lion's.
-            _ => Self::Lion(Lion { beta1: betas[0], beta2: betas[1], weight_decay }),
-        };
-        args.finish()?;
-        if let Self::Sgd(Sgd { momentum, dampening, nesterov, .. }) = rule {
-            let error = |problem, remedy| Err(Error::invalid("train.optim_args", problem, remedy));
-            if momentum == 0.0 && (dampening != 0.0 || nesterov) {
-                return error("dampening and nesterov need a momentum above 0", "add momentum=0.9");
-            }
-            if nesterov && dampening != 0.0 {
-                return error("nesterov allows no dampening", "remove one of them");
-            }
-        }
-        Ok(rule)
-    }
-}
-
-impl UpdateRule for Rule {
-    fn state_names(&self) -> &'static [&'static str] {
-        each_rule!(self, rule => rule.state_names())
-    }
-
-    fn state_dims(&self, dims: [usize; 2]) -> Vec<[usize; 2]> {
-        each_rule!(self, rule => rule.state_dims(dims))
-    }
-
-    fn step<B: TrainBackend>(&self, lr: f64, updates: Vec<Update<B>>) -> Vec<Updated<B>> {
-        each_rule!(self, rule => rule.step(lr, updates))
-    }
-}
-
-impl From<AdamW> for Rule {
-    fn from(rule: AdamW) -> Self {
-        Self::AdamW(rule)
-    }
-}
-
 /// A parameter and its gradient, the input of [`Optimizer::step`].
 #[derive(Clone, Debug)]
 pub struct NamedUpdate<B: Backend> {
@@ -211,33 +92,6 @@ pub struct NamedUpdate<B: Backend> {
     pub param: Tensor<B, 2>,
     /// Clipped gradient of the same shape and type.
     pub grad: Tensor<B, 2>,
-}
-
-/// State of one parameter.
-#[derive(Clone, Debug)]
-struct ParameterState<B: Backend> {
-    /// Number of steps that updated this parameter.
-    step: u64,
-    /// The matrices of [`UpdateRule::state_names`].
-    matrices: Vec<StateMatrix<B>>,
-}
-
-/// How a matrix of the state is kept.
-#[derive(Clone, Debug)]
-enum StateMatrix<B: Backend> {
-    /// As floats.
-    Float(Tensor<B, 2>),
-    /// In 8 bits.
-    EightBit(Blocks<B>),
-}
-
-impl<B: Backend> StateMatrix<B> {
-    fn floats(&self, dtype: DType) -> Tensor<B, 2> {
-        match self {
-            Self::Float(tensor) => tensor.clone(),
-            Self::EightBit(blocks) => blocks.floats(dtype),
-        }
-    }
 }
 
 /// An update rule and the state of every parameter. `B` is the inner backend, without autodiff.
@@ -407,77 +261,11 @@ fn shrink(lr: f64, weight_decay: f64, decays: bool) -> f64 {
     if decays { 1.0 - lr * weight_decay } else { 1.0 }
 }
 
-/// Returns the error for an invalid tensor of the optimizer state.
-fn wrong_state(name: &str, problem: &str) -> Error {
-    let remedy = "resume from another checkpoint, or start again with --overwrite";
-    Error::invalid(format!("optimizer state: {name}"), problem, remedy)
-}
-
-fn take(tensors: &mut BTreeMap<String, TensorData>, key: &str) -> Result<TensorData> {
-    tensors.remove(key).ok_or_else(|| wrong_state(key, "is missing"))
-}
-
-/// Reads the step count of a parameter.
-fn step_count(name: &str, data: &TensorData) -> Result<u64> {
-    match data.as_slice::<i64>() {
-        Ok([step]) if *step >= 1 => Ok(step.unsigned_abs()),
-        _ => Err(wrong_state(name, "its step is not a positive number")),
-    }
-}
-
-/// Takes the state matrix `kind` of the parameter `name` out of `tensors` and moves it to the device.
-fn state_matrix<B: Backend>(
-    tensors: &mut BTreeMap<String, TensorData>,
-    (name, kind): (&str, &str),
-    dims: [usize; 2],
-    device: &B::Device,
-) -> Result<StateMatrix<B>> {
-    let key = format!("{name}.{kind}");
-    let parts = PARTS.map(|part| format!("{key}.{part}"));
-    if tensors.contains_key(&parts[0]) {
-        let data = [take(tensors, &parts[0])?, take(tensors, &parts[1])?];
-        let blocks = Blocks::from_parts(kind, dims, data, device);
-        let problem = format!("is not a matrix {dims:?} in 8 bits");
-        return blocks.map(StateMatrix::EightBit).ok_or_else(|| wrong_state(&key, &problem));
-    }
-    let data = take(tensors, &key)?;
-    if data.shape != dims.into() || !matches!(data.dtype, DType::F32 | DType::F64) {
-        return Err(wrong_state(&key, &format!("is not a matrix {dims:?} of floats")));
-    }
-    let dtype = data.dtype;
-    Ok(StateMatrix::Float(Tensor::from_data(data, (device, dtype))))
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
-
-    fn rule(optim: Optim, args: &str) -> std::result::Result<Rule, String> {
-        let train = TrainSection { optim, optim_args: Some(args.into()), ..Default::default() };
-        Rule::of(&train).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn arguments_are_read_or_refused_by_name() {
-        let sgd = Sgd { momentum: 0.9, dampening: 0.0, nesterov: true, weight_decay: 0.0 };
-        assert_eq!(rule(Optim::Sgd, "momentum=0.9, nesterov=True"), Ok(Rule::Sgd(sgd)));
-        for (optim, args, part) in [
-            (Optim::AdamwTorch, "momentum=0.9", "`momentum`"),
-            (Optim::Rmsprop, "momentum", "NAME=VALUE"),
-            (Optim::Rmsprop, "alpha=x", "`x`"),
-            (Optim::Rmsprop, "centered=1", "neither True nor False"),
-            (Optim::Rmsprop, "eps=1,eps=2", "twice"),
-            (Optim::Sgd, "momentum=-1", "from 0"),
-            (Optim::Sgd, "nesterov=True", "momentum above 0"),
-            (Optim::Sgd, "dampening=0.5", "momentum above 0"),
-            (Optim::Sgd, "momentum=0.9,nesterov=True,dampening=0.5", "no dampening"),
-            (Optim::Rmsprop, "alpha=1", "from 0 to 0.9999999"),
-            (Optim::Rmsprop, "eps=0", "`0`"),
-        ] {
-            let error = rule(optim, args).unwrap_err();
-            assert!(error.contains("train.optim_args") && error.contains(part), "{args}: {error}");
-        }
-    }
 
     /// Every parameter gets the rate of its group, and the results keep their order.
     #[test]
