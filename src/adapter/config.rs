@@ -281,6 +281,7 @@ mod tests {
             exclude_modules: ExcludeModules::Pattern(r".*\.k_proj".into()),
             layers: LayerChoice { indices: vec![1, 3], patterns: vec!["layers".into()] },
             bias: LoraBias::LoraOnly,
+            use_dora: false,
             lora_bias: true,
             modules_to_save: vec!["norm".into(), "lm_head".into()],
             ..config()
@@ -327,6 +328,13 @@ mod tests {
         assert!(pattern.starts_with("a: layers_to_transform: "), "{pattern}");
         let alone = error(&|object| object["layers_pattern"] = json!("layers"));
         assert!(alone.starts_with("a: layers_pattern: "), "{alone}");
+    }
+
+    #[test]
+    fn biases_with_magnitudes_are_refused() {
+        let error = with("lora_bias", json!(true)).unwrap_err().to_string();
+        assert!(error.starts_with("adapter_config.json: lora_bias: "), "{error}");
+        assert!(error.contains("use_dora"), "{error}");
     }
 
     #[test]

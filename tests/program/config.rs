@@ -131,7 +131,7 @@ fn wrong_types_name_file_line_and_key() {
         lora = [8, 16.0] | run.toml:1: lora: | expected a table, found array
         [[lora]] | run.toml:1: lora: | expected a table
         lora = 3 | run.toml:1: lora: | expected a table, found integer
-        [train] ; optim = 'adafactor' | run.toml:2: train.optim: | adamw_torch
+        [train] ; optim = 'adamax' | run.toml:2: train.optim: | adamw_torch
         [train] ; gradient_checkpointing = 'yes' | run.toml:2: train.gradient_checkpointing: | auto
         [train] ; max_steps = 99999999999999999999 | run.toml:2: | integer
         [train] ; lr_scheduler_kwargs = 3 | run.toml:2: train.lr_scheduler_kwargs: | expected a table, found integer
@@ -460,7 +460,7 @@ fn errors_for_options_of_other_libraries_name_the_replacement() {
     }
     // Options that change results are unsupported in every table.
     for key in
-        ["train.neftune_noise_alpha", "lora.loraplus_lr_embedding", "dpo.ref_model_sync_steps"]
+        ["train.neftune_noise_alpha", "lora.loraplus_lr_embedding", "dpo.router_aux_loss_coef"]
     {
         assert!(refused(&format!("{key} = 1\n")).contains("not built yet"), "{key}");
     }

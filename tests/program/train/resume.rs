@@ -125,7 +125,13 @@ fn killed_with_an_adapter_that_took_a_part_of_the_base() {
         let reference = format!("dpo.reference={reference}");
         check_killed_runs(&["train.save_steps=2", "lora.r=3", &init, &reference], 1, 6);
     }
-    let both = ["train.save_steps=3", "lora.init_lora_weights=pissa", "lora.use_dora=true"];
+    let both = [
+        "train.save_steps=3",
+        "lora.init_lora_weights=pissa",
+        "lora.use_dora=true",
+        "lora.rank_pattern={ q_proj = 2 }",
+        "lora.modules_to_save=[\"norm\"]",
+    ];
     check_killed_runs(&both, 1, 7);
 }
 
