@@ -10,7 +10,7 @@ use burn::tensor::DType;
 type B = burn_ndarray::NdArray<f32>;
 
 /// The folders of reference/peft_adapters whose adapters are refused, and a part of the error.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 16] = [
     ("embed_tokens_target", "target_modules"),
     ("ia3", "\"IA3\" is another kind of adapter"),
     ("init_mica", "init_lora_weights"),
@@ -24,7 +24,6 @@ const REFUSED: [(&str, &str); 17] = [
     ("no_safetensors_bin", "holds pickled weights (adapter_model.bin)"),
     ("target_parameters", "target_parameters"),
     ("trainable_tokens", "trainable_token_indices"),
-    ("use_dora", "use_dora"),
     ("velora", "velora_config"),
     ("vera", "\"VERA\" is another kind of adapter"),
     ("named_adapter_subfolder", "holds no adapter_config.json, but folders in it do"),

@@ -89,9 +89,9 @@ fn check_average(config: &LoraConfig) {
     });
     let averages: Vec<_> = averages.collect();
     set_trained_parameters(&mut policy, averages);
-    policy.update_norms();
     let expected = log_probs(&Reference::initial(policy.valid()), &policy);
     let near = moved.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4);
     assert!(near, "{moved:?} {expected:?}");
-    assert!((moved[0] - at_start[0]).abs() > 0.01, "{moved:?} {at_start:?}");
+    let differs = moved.iter().zip(&at_start).any(|(a, b)| (a - b).abs() > 0.01);
+    assert!(differs, "{moved:?} {at_start:?}");
 }
