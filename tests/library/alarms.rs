@@ -40,7 +40,7 @@ fn traces(folder: &Path) -> Vec<PathBuf> {
 fn golden_runs_in_the_tree_raise_no_alarm() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let traces = [traces(&root.join("trl")), traces(&root.join("control"))].concat();
-    assert_eq!(traces.len(), 5);
+    assert_eq!(traces.len(), 6);
     for trace in traces {
         assert_eq!(names(&curves(&trace)), [""; 0], "{}", trace.display());
     }
