@@ -18,7 +18,6 @@ fn plans_are_within_five_percent_of_measured_memory() {
     plan::within_five_percent("ndarray", plan::FULL);
     plan::within_five_percent("ndarray", plan::METHODS);
     plan::within_five_percent("ndarray", plan::PACKED);
-    plan::within_five_percent("ndarray", plan::SAVED);
 }
 
 /// A temporary folder with `model/` and `run.toml`.

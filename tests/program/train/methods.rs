@@ -103,7 +103,7 @@ fn replay(name: &str, further: &[&str]) {
     }
     golden.check_adapter(2e-4);
     let worst = golden.worst("weights");
-    deviations.check("at the end", "adapter", f64::from(worst), 0.0, 2e-4);
+    deviations.check("at the end", "adapter", worst, 0.0, 2e-4);
     deviations.print(name);
 }
 
