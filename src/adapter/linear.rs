@@ -22,7 +22,7 @@ use crate::model::quantize::is_projection;
 ///
 /// # Errors
 /// No projection is targeted, a listed name targets none (a misspelled module must not be ignored), or those of
-/// [`saved_modules`](super::saved::saved_modules).
+/// [`saved_modules`].
 pub fn attach<B: TrainBackend>(
     model: &mut Mistral<B>,
     config: &LoraConfig,
