@@ -43,6 +43,7 @@ fn replay(group: &str, name: &str, tolerances: Tolerances, adapter: f32) {
     };
     golden.check_metrics(tolerances);
     golden.check_adapter(adapter);
+    golden.print_worst();
     let Some(control) = golden.config.get("control") else {
         return;
     };
@@ -74,7 +75,6 @@ fn replay(group: &str, name: &str, tolerances: Tolerances, adapter: f32) {
     let saved = format!("checkpoint-{newest}.adapter_model.safetensors");
     let file = format!("checkpoints/step-{newest}/adapter_model.safetensors");
     golden.check_tensors(&file, &saved, adapter);
-    golden.print_worst();
 }
 
 /// Stops after step 12 of 36, and the result is step 6.
