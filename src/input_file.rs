@@ -38,7 +38,7 @@ pub fn open_once(path: &Path) -> io::Result<File> {
 /// Reads the text of a file that is read once; the file is opened like by [`open_once`].
 ///
 /// # Errors
-/// Those of [`open_once`]; or the file cannot be read or is not UTF-8.
+/// Same as [`open_once`]; or the file cannot be read or is not UTF-8.
 pub fn read_once(path: &Path) -> io::Result<String> {
     io::read_to_string(open_once(path)?)
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Largest rank: more than the width of any model, and small enough that multiplied sizes do not overflow.
 pub const MAX_RANK: usize = 1 << 20;
 
-/// What to do with an adapter that only PEFT understands.
+/// The remedy for an adapter that only PEFT understands.
 const MERGE_IN_PEFT: &str = "merge this adapter into its base with PEFT, where its kind allows that, and start from the merged model";
 
 /// Initialization of the branches; `lora_b` is zero with the first two.
@@ -83,7 +83,7 @@ pub enum LoraBias {
     /// None.
     #[default]
     None,
-    /// Those of the projections with a branch.
+    /// The biases of the projections with a branch.
     LoraOnly,
     /// All.
     All,

@@ -113,7 +113,7 @@ pub fn merge<B: TrainBackend>(
 /// Builds in memory the model that [`merge`] would write, for measurements. It computes in `dtype`.
 ///
 /// # Errors
-/// Those of [`merge`], except for the output.
+/// Same as [`merge`], except for the output.
 pub fn merged_model<B: TrainBackend>(
     config: &MergeConfig,
     dtype: DType,

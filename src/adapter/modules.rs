@@ -55,7 +55,7 @@ impl ExcludeModules {
     /// Returns whether the module `name` is excluded.
     ///
     /// # Errors
-    /// Those of [`TargetModules::matches`].
+    /// Same as [`TargetModules::matches`].
     pub fn matches(&self, name: &str) -> Result<bool> {
         match self {
             Self::Names(names) => Ok(is_named(names, name)),
@@ -94,7 +94,7 @@ impl<T: Copy + PartialEq> Patterns<T> {
     /// parts; `None` if no pattern matches. `key` is the key in errors.
     ///
     /// # Errors
-    /// Those of [`TargetModules::matches`].
+    /// Same as [`TargetModules::matches`].
     pub fn get(&self, key: &str, module: &str) -> Result<Option<T>> {
         for (pattern, value) in &self.0 {
             if matches_end(key, pattern, module)? {
@@ -149,7 +149,7 @@ impl LayerChoice {
     /// Returns whether the module `name` is in one of the layers.
     ///
     /// # Errors
-    /// Those of [`TargetModules::matches`].
+    /// Same as [`TargetModules::matches`].
     pub fn contains(&self, name: &str) -> Result<bool> {
         const KEY: &str = "layers_pattern";
         if self.indices.is_empty() {
@@ -181,7 +181,7 @@ impl LayerChoice {
 /// whole parts of a name, as in PEFT's `check_target_module_exists`.
 ///
 /// # Errors
-/// Those of [`TargetModules::matches`].
+/// Same as [`TargetModules::matches`].
 pub(super) fn is_part_of(modules: &[String], name: &str) -> Result<bool> {
     for module in modules {
         let translated = with_end_of_text(module);

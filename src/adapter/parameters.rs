@@ -11,7 +11,7 @@ use crate::model::mistral::Mistral;
 /// Name of DoRA's magnitudes in PEFT's files, below the module's name.
 pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
 
-/// What a tensor is.
+/// The role of a tensor in the model or its adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `lora_a` of a branch, `[r, D_in]`.

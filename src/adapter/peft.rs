@@ -52,7 +52,7 @@ pub struct AdapterWeights {
 /// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
 ///
 /// # Errors
-/// Those of [`read`].
+/// Same as [`read`].
 pub fn load<B: TrainBackend>(
     model: &mut Mistral<B>,
     folder: &Path,
@@ -129,7 +129,7 @@ impl ModelIdentity {
 /// Reads and checks `adapter_config.json` of an adapter folder.
 ///
 /// # Errors
-/// Those of [`load`].
+/// Same as [`load`].
 pub fn read_config(folder: &Path) -> Result<LoraConfig> {
     let folder = &adapter_folder(folder);
     let path = folder.join(CONFIG);
@@ -300,7 +300,7 @@ struct Target {
 /// Lists the projections of a model that get a branch. The list is empty if `config` targets none.
 ///
 /// # Errors
-/// Those of [`LoraConfig::at`].
+/// Same as [`LoraConfig::at`].
 fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     for (name, shape) in model.tensors() {

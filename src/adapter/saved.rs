@@ -90,7 +90,7 @@ fn refused(problem: String, remedy: &str) -> Error {
 /// values are `saved`, or the weights themselves for a module that is absent there. In training the copies are in f32.
 ///
 /// # Errors
-/// Those of [`saved_modules`], or the device cannot take a weight whole.
+/// Same as [`saved_modules`], or the device cannot take a weight whole.
 pub(super) fn attach_saved<B: TrainBackend>(
     model: &mut Mistral<B>,
     config: &LoraConfig,

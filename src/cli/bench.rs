@@ -76,7 +76,7 @@ pub enum Checkpointing {
 /// Runs the benchmark and prints the results on stdout.
 ///
 /// # Errors
-/// Those of [`bench()`].
+/// Same as [`bench()`].
 pub fn run<B: TrainBackend>(args: &BenchArgs, device: &B::Device) -> Result<()> {
     let options = BenchOptions {
         name: args.shape.clone(),

@@ -30,7 +30,7 @@ pub struct DemoArgs {
 /// Runs the demo and prints its results on stdout.
 ///
 /// # Errors
-/// Those of [`demo`].
+/// Same as [`demo`].
 pub fn run<B: TrainBackend>(args: &DemoArgs, mode: ProgressMode, device: &B::Device) -> Result<()> {
     let options = DemoOptions {
         output: args.output.clone(),

@@ -17,7 +17,7 @@ pub struct DoctorArgs {
 /// Examines the device and prints the results on stdout.
 ///
 /// # Errors
-/// Those of [`doctor`].
+/// Same as [`doctor`].
 pub fn run<B: TrainBackend>(args: &DoctorArgs, device: &B::Device) -> Result<()> {
     doctor::<B>(args.json, device, &mut super::print_line)
 }

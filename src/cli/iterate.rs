@@ -26,7 +26,7 @@ pub struct IterateArgs {
 /// Runs or continues the rounds; prints a line after each, and writes the pages of each round and of all rounds.
 ///
 /// # Errors
-/// Those of [`iterate`].
+/// Same as [`iterate`].
 pub fn run<B: TrainBackend>(
     args: &IterateArgs,
     mode: ProgressMode,

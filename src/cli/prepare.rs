@@ -54,7 +54,7 @@ pub struct PrepareArgs {
 /// addresses.
 ///
 /// # Errors
-/// Those of [`prepare`]; or an input or the config cannot be found or read.
+/// Same as [`prepare`]; or an input or the config cannot be found or read.
 pub fn run(args: &PrepareArgs, mode: ProgressMode, fetch: Fetch<'_>) -> Result<PrepareSummary> {
     let rules = match &args.config {
         Some(path) => Rules::load(path, args.preset)?,

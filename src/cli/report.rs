@@ -16,7 +16,7 @@ pub struct ReportArgs {
 /// Writes the report and prints the path of its page.
 ///
 /// # Errors
-/// Those of [`write_report`].
+/// Same as [`write_report`].
 pub fn run(args: &ReportArgs) -> Result<()> {
     let paths = write_report(&args.run)?;
     super::print_line(&paths.index.display().to_string())

@@ -42,7 +42,7 @@ impl TemplateArgs {
     /// Returns the template set by a flag, or else `default`.
     ///
     /// # Errors
-    /// Those of [`Self::given`].
+    /// Same as [`Self::given`].
     pub fn or(&self, default: &str) -> Result<PromptTemplate> {
         match self.given()? {
             Some(template) => Ok(template),

@@ -60,7 +60,7 @@ pub struct TrainArgs {
 /// Trains the model and prints the folder of the adapter (or the model) on stdout.
 ///
 /// # Errors
-/// Those of [`run_from`]; or the run does not fit the device.
+/// Same as [`run_from`]; or the run does not fit the device.
 pub fn run<B: TrainBackend>(
     args: &TrainArgs,
     mode: ProgressMode,

@@ -33,7 +33,7 @@ impl<B: TrainBackend> Conversation<B> {
     /// Returns why the answer ended.
     ///
     /// # Errors
-    /// Those of [`generate_with`](super::generate_with), after which the question counts as not asked; an error of
+    /// Same as [`generate_with`](super::generate_with), after which the question counts as not asked; an error of
     /// `on_text`; or the user asks to stop ([`Error::Interrupted`]): question and partial answer are kept, unless the
     /// answer is still empty.
     pub fn ask(

@@ -15,7 +15,7 @@ use crate::model::mistral::Mistral;
 /// `on_progress` is called after every step.
 ///
 /// # Errors
-/// Those of [`generate_with`].
+/// Same as [`generate_with`].
 pub fn generate<B: TrainBackend>(
     model: &Mistral<B>,
     prompts: &[Vec<u32>],
@@ -36,7 +36,7 @@ pub fn generate<B: TrainBackend>(
 /// Completes prompts like [`generate`], and passes each completion to `on_event` as soon as it ends, in any order.
 ///
 /// # Errors
-/// Those of [`generate_with`].
+/// Same as [`generate_with`].
 pub fn generate_each<B: TrainBackend>(
     model: &Mistral<B>,
     prompts: &[Vec<u32>],
@@ -100,7 +100,7 @@ pub struct PrefixCache<B: TrainBackend> {
 /// the whole prompt and its completion. It must come from the same model, including the adapter.
 ///
 /// # Errors
-/// Those of [`generate_with`]; the prefix is then lost.
+/// Same as [`generate_with`]; the prefix is then lost.
 pub fn generate_with_prefix<B: TrainBackend>(
     prefix: &mut Option<PrefixCache<B>>,
     model: &Mistral<B>,

@@ -56,7 +56,7 @@ pub enum CompletionEvent<'a> {
 /// it (with BOS if the tokenizer adds one). Returns the results in the prompts' order.
 ///
 /// # Errors
-/// Those of [`complete_each`].
+/// Same as [`complete_each`].
 pub fn complete<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,
@@ -83,7 +83,7 @@ pub fn complete<B: TrainBackend>(
 /// as it ends. An error of `on_event` ends the generation.
 ///
 /// # Errors
-/// Those of [`generate_with`], or the tokenizer fails.
+/// Same as [`generate_with`], or the tokenizer fails.
 pub fn complete_each<B: TrainBackend>(
     model: &Mistral<B>,
     tokenizer: &Tokenizer,

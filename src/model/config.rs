@@ -74,7 +74,7 @@ impl MistralConfig {
     /// Parses the text of a `config.json`; errors name `path`.
     ///
     /// # Errors
-    /// Those of [`load`](Self::load).
+    /// Same as [`load`](Self::load).
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
             Error::file(path, format!("is not a JSON object: {e}"), "fetch the file again")

@@ -101,7 +101,7 @@ impl Hub {
     /// unless they are in the cache.
     ///
     /// # Errors
-    /// Those of [`resolve`](Self::resolve).
+    /// Same as [`resolve`](Self::resolve).
     pub fn config_folder(&self, model: &str, revision: &str) -> Result<PathBuf> {
         let folder = Path::new(model);
         if folder.is_dir() {

@@ -45,7 +45,7 @@ pub fn load<B: TrainBackend>(
 /// quantized before. Besides the quantized model, one piece of a tensor per thread is in memory.
 ///
 /// # Errors
-/// Those of [`load`]; the weights are already quantized in another way; or a weight is not finite.
+/// Same as [`load`]; the weights are already quantized in another way; or a weight is not finite.
 pub fn load_as<B: TrainBackend>(
     folder: &Path,
     dtype: DType,
@@ -60,7 +60,7 @@ pub fn load_as<B: TrainBackend>(
 /// Loads a model like [`load_as`], with matrices split as `pieces` says instead of by the limits of `device`.
 ///
 /// # Errors
-/// Those of [`load_as`].
+/// Same as [`load_as`].
 pub fn load_in_pieces<B: TrainBackend>(
     folder: &Path,
     dtype: DType,

@@ -148,7 +148,7 @@ impl<'a> ModelFolder<'a> {
     /// `finish` can add files.
     ///
     /// # Errors
-    /// Those of [`save`](Self::save), or `finish` fails.
+    /// Same as [`save`](Self::save), or `finish` fails.
     pub fn save_with<'t>(
         self,
         tensors: impl IntoIterator<Item = OutTensor<'t>>,
@@ -173,7 +173,7 @@ impl<'a> ModelFolder<'a> {
     /// before. Other files in `dir` are kept.
     ///
     /// # Errors
-    /// Those of [`save_with`](Self::save_with), except that `dir` may have files; or a new file would replace one that this
+    /// Same as [`save_with`](Self::save_with), except that `dir` may have files; or a new file would replace one that this
     /// program did not write.
     pub fn replace_with<'t>(
         self,

@@ -80,7 +80,7 @@ impl WeightFiles {
     /// Opens a single safetensors file with any tensors.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open).
+    /// Same as [`open`](Self::open).
     pub fn open_file(path: &Path) -> Result<Self> {
         Self::from_files(path, &[path.to_path_buf()])
     }
@@ -222,7 +222,7 @@ impl WeightFiles {
     /// Reads the bytes of one tensor as little-endian words, the last one padded with zeros.
     ///
     /// # Errors
-    /// Those of [`bytes`](Self::bytes).
+    /// Same as [`bytes`](Self::bytes).
     pub fn words(&self, name: &str) -> Result<Vec<u32>> {
         let entry = self.entry(name)?;
         let (whole, rest) = (entry.len / 4, entry.len % 4);
@@ -240,7 +240,7 @@ impl WeightFiles {
     /// Fills `values` with elements of a tensor as f32, starting with its element `first`.
     ///
     /// # Errors
-    /// Those of [`tensor_f32`](Self::tensor_f32).
+    /// Same as [`tensor_f32`](Self::tensor_f32).
     ///
     /// # Panics
     /// Panics if the tensor has fewer elements.
@@ -288,7 +288,7 @@ impl WeightFiles {
     /// Reads one tensor in the dtype `target` (F64, F32, F16 or BF16), rounded to nearest even, ready for a device.
     ///
     /// # Errors
-    /// Those of [`tensor_f32`](Self::tensor_f32), or `target` is none of the four.
+    /// Same as [`tensor_f32`](Self::tensor_f32), or `target` is none of the four.
     pub fn tensor_data(&self, name: &str, target: DType) -> Result<TensorData> {
         let stored = self.dtype(name)?;
         let shape = self.shape(name)?.to_vec();

@@ -14,7 +14,7 @@ use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use super::log_probs::{CompletionLogProbs, DeviceBatch};
+use super::log_probs::CompletionLogProbs;
 use super::losses::{self, LossSettings, LossType, PairLogProbs};
 use super::metrics::{MicroBatchMetrics, Sum, reward_sums};
 use super::pass::Pass;
@@ -112,19 +112,8 @@ impl<B: TrainBackend> Objective<B> for Cpo {
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
-    const HAS_REFERENCE: bool = false;
-
     fn stats(&self) -> LogProbStats {
         LogProbStats::None
-    }
-
-    fn reference(
-        &self,
-        _batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        _usage: Usage,
-    ) -> Tensor<B, 1> {
-        Tensor::zeros([0], &on_device.input.token_ids.device())
     }
 
     fn losses<A: TrainBackend>(

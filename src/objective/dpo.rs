@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use arithmo_backends::{LogProbStats, TrainBackend};
-use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 
 use super::log_probs::{CompletionLogProbs, DeviceBatch};
@@ -13,11 +12,9 @@ use super::pass::{Pass, PassLimits};
 use super::preference::{PassLogProbs, PreferenceLoss};
 use super::reference::Reference;
 use super::{MicroBatch, Objective, Usage};
-use crate::adapter::parameters::Parameter;
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedPair;
 use crate::error::{Error, Result};
-use crate::model::mistral::Mistral;
 
 /// The objective of preference optimization: the loss and the reference.
 #[derive(Debug)]
@@ -118,8 +115,6 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
-    const HAS_REFERENCE: bool = true;
-
     /// The reference's log-probabilities of the pairs seen so far, by pair id. If a resumed run computed them again in
     /// batches of other pairs, they would round differently, and its result would differ from that of an uninterrupted run.
     const STATE_FILE: Option<&'static str> = Some("reference_log_probs.json");
@@ -141,6 +136,14 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
 
     fn stats(&self) -> LogProbStats {
         if self.loss.use_weighting { LogProbStats::Squares } else { LogProbStats::All }
+    }
+
+    fn reference_model(&self) -> Option<&Reference<B>> {
+        Some(&self.reference)
+    }
+
+    fn reference_model_mut(&mut self) -> Option<&mut Reference<B>> {
+        Some(&mut self.reference)
     }
 
     fn reference(
@@ -205,40 +208,11 @@ impl<B: TrainBackend> Objective<B> for Dpo<B> {
         self.timing.batch_size(usage)
     }
 
-    fn precompute(
-        &mut self,
-        batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        usage: Usage,
-    ) -> Result<()> {
-        self.reference.precompute(batch, on_device, usage)
-    }
-
-    fn precomputed(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
-        self.reference.sums(ids, usage)
-    }
-
-    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32], usage: Usage) -> bool {
-        self.reference.set_sums(ids, numbers, usage)
-    }
-
     fn remember(&mut self, id: &str, output: &SampleOutput) {
         if self.timing == ReferenceTiming::Once {
             let sums = output.reference.iter().map(|sum| *sum as f32).collect();
             self.reference.remember(id, sums);
         }
-    }
-
-    fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
-        self.reference.after_update(step, policy);
-    }
-
-    fn tensors(&self) -> &[Parameter<B>] {
-        self.reference.moving()
-    }
-
-    fn set_tensors(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
-        self.reference.set_moving(values, policy);
     }
 
     fn state(&self) -> Result<Option<Vec<u8>>> {

@@ -15,7 +15,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::dpo::{ReferenceTiming, check_start};
-use super::log_probs::{CompletionLogProbs, DeviceBatch};
+use super::log_probs::CompletionLogProbs;
 use super::losses::{sigmoid, vector_like};
 use super::metrics::{MicroBatchMetrics, SampleOutput, Sum};
 use super::pass::Pass;
@@ -106,15 +106,12 @@ impl<B: TrainBackend> Objective<B> for Kto<B> {
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("kl", "kl")];
 
-    const HAS_REFERENCE: bool = true;
+    fn reference_model(&self) -> Option<&Reference<B>> {
+        Some(&self.reference)
+    }
 
-    fn reference(
-        &self,
-        batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        usage: Usage,
-    ) -> Tensor<B, 1> {
-        self.reference.log_probs(batch, on_device, usage)
+    fn reference_model_mut(&mut self) -> Option<&mut Reference<B>> {
+        Some(&mut self.reference)
     }
 
     fn companions(&self, samples: &[&EncodedLabeled]) -> Vec<EncodedExample> {
@@ -201,23 +198,6 @@ impl<B: TrainBackend> Objective<B> for Kto<B> {
 
     fn precompute_batch_size(&self, usage: Usage) -> Option<usize> {
         self.timing.batch_size(usage)
-    }
-
-    fn precompute(
-        &mut self,
-        batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        usage: Usage,
-    ) -> Result<()> {
-        self.reference.precompute(batch, on_device, usage)
-    }
-
-    fn precomputed(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
-        self.reference.sums(ids, usage)
-    }
-
-    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32], usage: Usage) -> bool {
-        self.reference.set_sums(ids, numbers, usage)
     }
 }
 

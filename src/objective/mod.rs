@@ -26,6 +26,7 @@ use self::log_probs::{CompletionLogProbs, DeviceBatch};
 use self::losses::vector_like;
 use self::metrics::{MicroBatchMetrics, SampleOutput, Sum};
 use self::pass::{Pass, PassLimits, mean_weights};
+use self::reference::Reference;
 use crate::adapter::parameters::Parameter;
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
@@ -41,9 +42,6 @@ pub trait Objective<B: TrainBackend>: Debug {
 
     /// Keys shown in the status line, with their short names.
     const STATUS_KEYS: &'static [(&'static str, &'static str)];
-
-    /// Whether there is a reference, with one log-probability for each completion.
-    const HAS_REFERENCE: bool;
 
     /// Name of the checkpoint file with [`Self::state`]; `None` if there is no state.
     const STATE_FILE: Option<&'static str> = None;
@@ -84,6 +82,16 @@ pub trait Objective<B: TrainBackend>: Debug {
         0.0
     }
 
+    /// Returns the reference model; `None` if the objective has none.
+    fn reference_model(&self) -> Option<&Reference<B>> {
+        None
+    }
+
+    /// Returns the reference model like [`Self::reference_model`], to change it.
+    fn reference_model_mut(&mut self) -> Option<&mut Reference<B>> {
+        None
+    }
+
     /// Returns the reference's log-probabilities of all completions, or a vector of length 0 without a reference. They are
     /// computed on the inner backend, without a graph. The batch may also be of companions.
     fn reference(
@@ -91,7 +99,12 @@ pub trait Objective<B: TrainBackend>: Debug {
         batch: &PackedBatch,
         on_device: &DeviceBatch<B>,
         usage: Usage,
-    ) -> Tensor<B, 1>;
+    ) -> Tensor<B, 1> {
+        match self.reference_model() {
+            Some(reference) => reference.log_probs(batch, on_device, usage),
+            None => Tensor::zeros([0], &on_device.input.token_ids.device()),
+        }
+    }
 
     /// Computes the loss of each sample of a pass, `[N]`, on the backend with or without autodiff.
     fn losses<A: TrainBackend>(
@@ -129,42 +142,52 @@ pub trait Objective<B: TrainBackend>: Debug {
         None
     }
 
-    /// Computes what later steps or evaluations need of a batch of samples, or of their companions.
+    /// Computes the reference's log-probabilities of a batch of samples, or of their companions, and keeps them.
     ///
     /// # Errors
     /// A computed value is not finite.
     fn precompute(
         &mut self,
-        _batch: &PackedBatch,
-        _on_device: &DeviceBatch<B>,
-        _usage: Usage,
+        batch: &PackedBatch,
+        on_device: &DeviceBatch<B>,
+        usage: Usage,
     ) -> Result<()> {
-        Ok(())
+        let reference = self.reference_model_mut();
+        reference.map_or(Ok(()), |reference| reference.precompute(batch, on_device, usage))
     }
 
     /// Returns what [`Self::precompute`] kept of the samples with these ids, as numbers; `None` if it is not complete.
-    fn precomputed(&self, _ids: &[&str], _usage: Usage) -> Option<Vec<f32>> {
-        None
+    fn precomputed(&self, ids: &[&str], usage: Usage) -> Option<Vec<f32>> {
+        self.reference_model()?.sums(ids, usage)
     }
 
     /// Keeps `numbers` as [`Self::precompute`] does with those that it computes. Returns whether their count fits.
-    fn set_precomputed(&mut self, _ids: &[&str], _numbers: &[f32], _usage: Usage) -> bool {
-        false
+    fn set_precomputed(&mut self, ids: &[&str], numbers: &[f32], usage: Usage) -> bool {
+        let reference = self.reference_model_mut();
+        reference.is_some_and(|reference| reference.set_sums(ids, numbers, usage))
     }
 
     /// Keeps what later steps need of a training sample of an applied step.
     fn remember(&mut self, _id: &str, _output: &SampleOutput) {}
 
     /// Adjusts the objective to the policy after optimizer step number `step` (from 1).
-    fn after_update(&mut self, _step: usize, _policy: &Mistral<Autodiff<B>>) {}
+    fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
+        if let Some(reference) = self.reference_model_mut() {
+            reference.after_update(step, policy);
+        }
+    }
 
     /// Returns the tensors that a resumed run needs, with their names.
     fn tensors(&self) -> &[Parameter<B>] {
-        &[]
+        self.reference_model().map_or(&[], Reference::moving)
     }
 
     /// Replaces [`Self::tensors`].
-    fn set_tensors(&mut self, _values: Vec<Tensor<B, 2>>, _policy: &Mistral<Autodiff<B>>) {}
+    fn set_tensors(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
+        if let Some(reference) = self.reference_model_mut() {
+            reference.set_moving(values, policy);
+        }
+    }
 
     /// Returns the content of [`Self::STATE_FILE`]; `None` if there is nothing to keep.
     ///

@@ -44,8 +44,6 @@ impl<B: TrainBackend> Objective<B> for Orpo {
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("rewards/margins", "margin"), ("rewards/accuracies", "acc")];
 
-    const HAS_REFERENCE: bool = false;
-
     /// Leaves the tokens of the prompts, which are scored for the cross-entropy, out of the weighted sums.
     fn prepare(&self, samples: &[&OrpoPair], batch: &PackedBatch, on_device: &mut DeviceBatch<B>) {
         let prompts: Vec<usize> = (0..OrpoPair::SIDES.len())
@@ -57,15 +55,6 @@ impl<B: TrainBackend> Objective<B> for Orpo {
 
     fn stats(&self) -> LogProbStats {
         LogProbStats::None
-    }
-
-    fn reference(
-        &self,
-        _batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        _usage: Usage,
-    ) -> Tensor<B, 1> {
-        Tensor::zeros([0], &on_device.input.token_ids.device())
     }
 
     fn losses<A: TrainBackend>(

@@ -4,7 +4,7 @@
 use arithmo_backends::TrainBackend;
 use burn::tensor::Tensor;
 
-use super::log_probs::{CompletionLogProbs, DeviceBatch};
+use super::log_probs::CompletionLogProbs;
 use super::metrics::{MicroBatchMetrics, Sum};
 use super::pass::Pass;
 use super::{MicroBatch, Objective, Usage};
@@ -21,23 +21,12 @@ impl<B: TrainBackend> Objective<B> for Sft {
     const STATUS_KEYS: &'static [(&'static str, &'static str)] =
         &[("loss", "loss"), ("mean_token_accuracy", "acc")];
 
-    const HAS_REFERENCE: bool = false;
-
     /// Returns weights that make the loss of a step the mean over all its completion tokens (`num_items_in_batch` in
     /// transformers' `Trainer`).
     fn weights(&self, micro_batches: &[Vec<&EncodedExample>]) -> Vec<f64> {
         let examples = micro_batches.iter().flatten();
         let tokens: usize = examples.clone().map(|example| example.sequence.scored_tokens()).sum();
         vec![1.0 / tokens.max(1) as f64; examples.count()]
-    }
-
-    fn reference(
-        &self,
-        _batch: &PackedBatch,
-        on_device: &DeviceBatch<B>,
-        _usage: Usage,
-    ) -> Tensor<B, 1> {
-        Tensor::zeros([0], &on_device.input.token_ids.device())
     }
 
     /// Returns the summed cross-entropy of each example.

@@ -36,7 +36,7 @@ impl Lock {
     /// Locks an output that does not exist yet or will be replaced, with a lock file beside it.
     ///
     /// # Errors
-    /// Those of [`Lock::folder`].
+    /// Same as [`Lock::folder`].
     pub fn beside(output: &Path) -> Result<Self> {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
         let name = format!(".{name}{NAME}");

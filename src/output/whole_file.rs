@@ -125,7 +125,7 @@ impl Finished {
 /// The last file is the main one. Its older version is removed first, and the new one is renamed last.
 ///
 /// # Errors
-/// Those of [`WholeFile::commit`]. Nothing is replaced before every file is complete.
+/// Same as [`WholeFile::commit`]. Nothing is replaced before every file is complete.
 pub fn commit_set(files: Vec<WholeFile>) -> Result<()> {
     let finished = files.into_iter().map(WholeFile::finish);
     let finished = finished.collect::<Result<Vec<_>>>()?;
@@ -154,7 +154,7 @@ impl Write for WholeFile {
 /// Writes `bytes` to `path` as a [`WholeFile`].
 ///
 /// # Errors
-/// Those of [`WholeFile::create`] and [`WholeFile::commit`].
+/// Same as [`WholeFile::create`] and [`WholeFile::commit`].
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;

@@ -57,7 +57,7 @@ impl Layer {
     /// Returns the projections of layer `index` of a model of this shape.
     ///
     /// # Errors
-    /// Those of [`LoraConfig::at`].
+    /// Same as [`LoraConfig::at`].
     pub(super) fn of(
         shape: &MistralConfig,
         lora: Option<&LoraConfig>,

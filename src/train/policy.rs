@@ -86,7 +86,7 @@ pub(super) fn policy<B: TrainBackend>(
 /// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
 ///
 /// # Errors
-/// Those of [`adapter::linear::check`].
+/// Same as [`adapter::linear::check`].
 pub(super) fn check_adapter(config: &RunConfig, shape: &MistralConfig) -> Result<()> {
     if !config.model.use_peft || config.lora.adapter.is_some() {
         return Ok(());

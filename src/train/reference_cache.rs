@@ -1,6 +1,6 @@
-//! Keeps the reference's log-probabilities of training samples on disk for `precompute_ref_log_probs`, so that further runs
-//! with the same reference and data do not compute them again. Each is one file in `$XDG_CACHE_HOME/arithmo/reference`
-//! (usually `~/.cache/arithmo/reference`), and may be deleted at any time.
+//! Keeps the reference's log-probabilities of training or held-out samples on disk for `precompute_ref_log_probs`, so that
+//! further runs with the same reference and data do not compute them again. Each is one file in
+//! `$XDG_CACHE_HOME/arithmo/reference` (usually `~/.cache/arithmo/reference`), and may be deleted at any time.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

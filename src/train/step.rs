@@ -116,9 +116,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         learning_rate: f64,
         micro_batches: &[Vec<&O::Sample>],
     ) -> StepOutput {
-        let companions: Vec<_> =
-            micro_batches.iter().map(|micro| self.objective.companions(micro)).collect();
-        let baselines = self.baselines(&companions, Usage::Training);
+        let baselines = self.training_baselines(micro_batches);
         let (mut sum, mut outputs, mut batches) = (Vec::new(), Vec::new(), Vec::new());
         for (index, pass) in self.passes(micro_batches, &baselines).iter().enumerate() {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
@@ -254,7 +252,8 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         for batch in batches {
             let (samples, sequences) = (batch.samples(), batch.counts.len());
             let (losses, sums) = (take(samples), take(sequences));
-            let reference = take(if O::HAS_REFERENCE { sequences } else { 0 });
+            let reference =
+                take(if self.objective.reference_model().is_some() { sequences } else { 0 });
             let mut completions = batch.counts.iter().zip(sums).map(|(count, logps)| {
                 let tokens = take(width * count).chunks_exact(width);
                 let statistic = |token: &[f64], column| token.get(column).copied().unwrap_or(0.0);

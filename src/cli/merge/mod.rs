@@ -73,7 +73,7 @@ pub struct MergeArgs {
 /// Merges on `device` and prints the output folder; for a quantized base, it first reports the effect of each target.
 ///
 /// # Errors
-/// Those of [`merge`], or the base cannot be downloaded.
+/// Same as [`merge`], or the base cannot be downloaded.
 pub fn run<B: TrainBackend>(
     args: &MergeArgs,
     mode: ProgressMode,

@@ -45,7 +45,7 @@ impl Rule {
     /// Returns the rule of a run. With LoRA+, the weight decay is that of `[lora]`.
     ///
     /// # Errors
-    /// Those of [`Self::of`].
+    /// Same as [`Self::of`].
     pub fn of_run(config: &RunConfig) -> Result<Self> {
         let mut train = config.train.clone();
         if config.lora.loraplus_lr_ratio.is_some() {

@@ -18,6 +18,12 @@ use crate::progress::{Progress, ProgressMode};
 use crate::train::reference_cache::{ReferenceCache, agrees};
 
 impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
+    /// Returns the baseline of each training micro-batch.
+    pub(super) fn training_baselines(&self, micro_batches: &[Vec<&O::Sample>]) -> Vec<f64> {
+        let companions = micro_batches.iter().map(|micro| self.objective.companions(micro));
+        self.baselines(&companions.collect::<Vec<_>>(), Usage::Training)
+    }
+
     /// Scores the companions of each micro-batch under policy and reference, without a graph and without dropout. Returns the
     /// baseline of each micro-batch; they are read from the device, because the losses need them.
     pub(super) fn baselines(&self, companions: &[Vec<EncodedExample>], usage: Usage) -> Vec<f64> {
@@ -61,8 +67,9 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         let companions = self.objective.companions(&samples);
         let ids = samples.iter().map(|sample| sample.id());
         let ids: Vec<&str> = ids.chain(companions.iter().map(Sample::id)).collect();
+        let first = samples.chunks(size.max(1)).next().unwrap_or_default();
         if let Some(cache) = cache
-            && self.use_cached(&samples, &ids, usage, cache, mode)?
+            && self.use_cached(first, &ids, usage, cache, mode)?
         {
             return Ok(());
         }
@@ -89,27 +96,22 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
         Ok(())
     }
 
-    /// Takes what the objective needs of samples and companions, which have the given `ids`, from `cache`, unless the first
-    /// batch, computed again, differs from it. Returns whether it was taken.
+    /// Takes what the objective needs of samples and companions, which have the given `ids`, from `cache`, unless the batch
+    /// `first`, which begins them, differs from it when it is computed again. Returns whether it was taken.
     ///
     /// # Errors
     /// A computed value is not finite.
     fn use_cached(
         &mut self,
-        samples: &[&O::Sample],
+        first: &[&O::Sample],
         ids: &[&str],
         usage: Usage,
         cache: &ReferenceCache,
         mode: ProgressMode,
     ) -> Result<bool> {
-        let (Some(size), Some(numbers)) =
-            (self.objective.precompute_batch_size(usage), cache.read())
-        else {
-            return Ok(false);
-        };
-        let count = size.max(1).min(samples.len());
-        self.precompute_batch(&samples[..count], usage)?;
-        let computed = self.objective.precomputed(&ids[..count], usage).unwrap_or_default();
+        let Some(numbers) = cache.read() else { return Ok(false) };
+        self.precompute_batch(first, usage)?;
+        let computed = self.objective.precomputed(&ids[..first.len()], usage).unwrap_or_default();
         let cached = numbers.get(..computed.len()).unwrap_or_default();
         let taken =
             agrees(cached, &computed) && self.objective.set_precomputed(ids, &numbers, usage);

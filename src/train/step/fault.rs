@@ -8,7 +8,7 @@ use super::{Learner, mix};
 use crate::data::batch::PackedBatch;
 use crate::data::sample::Sample;
 use crate::model::not_finite;
-use crate::objective::{Objective, Usage};
+use crate::objective::Objective;
 use crate::train::parameters::trained_parameters;
 
 /// The place of the first value of a step that is not finite.
@@ -42,9 +42,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
 
     /// Finds the first gradient, in the order of the backward pass, with a value that is not finite.
     fn find_gradient(&self, step: usize, micro_batches: &[Vec<&O::Sample>]) -> Option<Fault> {
-        let companions: Vec<_> =
-            micro_batches.iter().map(|micro| self.objective.companions(micro)).collect();
-        let baselines = self.baselines(&companions, Usage::Training);
+        let baselines = self.training_baselines(micro_batches);
         let passes = self.passes(micro_batches, &baselines);
         passes.iter().enumerate().find_map(|(index, pass)| {
             let seed = self.config.dropout_seed.map(|seed| mix(seed, step, index));
