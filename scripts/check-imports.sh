@@ -35,6 +35,7 @@ plan: config data model adapter objective train doctor bench
 iterate: config data model adapter objective train generate eval
 demo: config data model adapter objective train generate eval iterate report
 cli: config data model adapter objective generate train eval iterate report demo doctor bench plan inspect
+dispatch: cli
 "
 
 # Prints the modules that module $1 may import; returns 1 if there is no rule for it.
@@ -126,8 +127,8 @@ mapfile -t readers < <(printf '%s\n' "${files[@]}" | grep -vE '^(input_file\.rs|
 code "${readers[@]}" | grep -E '(\bfs::read(_to_string)?|\bFile::open)\(' | grep -vE ':[[:space:]]*//' |
   violation "read files with crate::input_file" || true
 
-code "${files[@]}" | grep -v '^main\.rs:' | grep -iE ':.*(cuda|wgpu|ndarray|cubecl)' |
-  violation "only main.rs may name a backend" || true
+code "${files[@]}" | grep -vE '^(main|dispatch)\.rs:' | grep -iE ':.*(cuda|wgpu|ndarray|cubecl)' |
+  violation "only dispatch.rs may name a backend" || true
 find . \( -name 'util.rs' -o -name 'utils.rs' -o -path '*/util/mod.rs' -o -path '*/utils/mod.rs' \) |
   sed 's|^\./||; s|$|:1:|' | violation "no 'utils': name the module after what it does"
 

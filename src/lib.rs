@@ -45,6 +45,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod demo;
+pub mod dispatch;
 pub mod doctor;
 pub mod error;
 pub mod eval;

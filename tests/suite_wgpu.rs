@@ -11,7 +11,7 @@ backend_suite!(
     arithmo_backends::wgpu::Gpu,
     BackendKind::Wgpu,
     skip: [
-        linear_and_its_gradient: "backends/tests/kernels.rs has these cases, and one autodiff serves all backends",
+        linear_and_its_gradient: "backends/tests/kernels/main.rs has these cases, and one autodiff serves all backends",
         adapted_linear_and_its_gradients: "see linear_and_its_gradient",
         attention_and_its_gradient: "see linear_and_its_gradient",
         log_probs_and_their_gradient: "see linear_and_its_gradient",

@@ -1,5 +1,5 @@
 //! Checks the gradients of every operation through autodiff, with the results that `arithmo_backends::conformance` computes
-//! in f64. `backends/tests/kernels.rs` checks the operations themselves, forward and backward, on many more cases.
+//! in f64. `backends/tests/kernels/main.rs` checks the operations themselves, forward and backward, on many more cases.
 
 use arithmo_backends::conformance::{
     AdaptedLinear, Linear, LogProbs, Operation, RmsNorm, Rope, Rule, SelfAttention, Swiglu,

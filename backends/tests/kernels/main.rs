@@ -1,6 +1,8 @@
 //! The operations of every backend against the results that `conformance` computes in f64: odd sizes, views, 16-bit types.
 //! The tests of a backend that does not start compare nothing and say so.
 
+mod quantized;
+
 use arithmo_backends::conformance::{
     AdamW, AdaptedLinear, CachedAttention, Linear, LogProbs, Operation, RmsNorm, Rope,
     SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
