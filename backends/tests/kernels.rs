@@ -2,7 +2,7 @@
 //! The tests of a backend that does not start compare nothing and say so.
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Linear, LogProbs, Operation, RmsNorm, Rope,
+    AdamW, AdaptedLinear, CachedAttention, HeadNorm, Linear, LogProbs, Operation, RmsNorm, Rope,
     SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
 };
 use arithmo_backends::{BackendKind, TrainBackend};
@@ -49,6 +49,7 @@ macro_rules! kernels {
             linear: Linear,
             adapted_linear: AdaptedLinear,
             rms_norm: RmsNorm,
+            head_norm: HeadNorm,
             rope: Rope,
             swiglu: Swiglu,
             self_attention: SelfAttention,

@@ -5,8 +5,8 @@ use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::random;
-use arithmo::model::mistral::Mistral;
 use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::parameters::{set_trained_parameters, train_all, trained_parameters};
@@ -29,14 +29,14 @@ fn examples() -> Vec<EncodedExample> {
     all.map(example).into()
 }
 
-fn loss(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> f64 {
+fn loss(model: &Decoder<B>, on_device: &DeviceBatch<B>) -> f64 {
     let sums = score(model, on_device, LogProbStats::None).sums;
     -sums.into_data().iter::<f64>().sum::<f64>()
 }
 
 /// Compares three elements of the gradient of every trained tensor with central differences of the loss. The upper
 /// `keep` layers keep their activations. Returns the number of tensors.
-fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
+fn check_gradients(mut model: Decoder<A>, keep: usize) -> usize {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
@@ -78,7 +78,7 @@ fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
 #[test]
 fn gradients_of_all_weights_equal_finite_differences() {
     for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
-        let model: Mistral<A> = random(config(tied), 5, DType::F64, &Default::default()).unwrap();
+        let model: Decoder<A> = random(config(tied), 5, DType::F64, &Default::default()).unwrap();
         assert_eq!(check_gradients(train_all(model), keep), if tied { 20 } else { 21 });
     }
 }
@@ -101,7 +101,7 @@ fn gradients_of_every_part_of_an_adapter_equal_finite_differences() {
         ..LoraConfig::default()
     };
     for keep in [usize::MAX, 0, 1] {
-        let mut model: Mistral<A> = random(config(false), 5, DType::F64, &device).unwrap();
+        let mut model: Decoder<A> = random(config(false), 5, DType::F64, &device).unwrap();
         attach(&mut model, &options, 1, &device).unwrap();
         let values = trained_parameters(&model).into_iter().map(|parameter| {
             let noise = Distribution::Uniform(-0.3, 0.3);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::weights::WeightFiles;
@@ -243,7 +243,7 @@ fn packed(model: &Path, folder: &Path) -> PathBuf {
     let to = Quantization { format: Format::Nf4, double_quant: true };
     let cache =
         Cache { folder: Some(folder.join("packed")), worth: 0, progress: ProgressMode::Quiet };
-    let (shape, files) = (MistralConfig::load(model), WeightFiles::open(model));
+    let (shape, files) = (DecoderConfig::load(model), WeightFiles::open(model));
     let packed = cache.quantized_folder(model, &shape.unwrap(), &files.unwrap(), to);
     packed.unwrap().unwrap()
 }
@@ -268,8 +268,8 @@ fn resident_peak(command: &mut Command) -> u64 {
     }
 }
 
-pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> MistralConfig {
-    MistralConfig {
+pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> DecoderConfig {
+    DecoderConfig {
         vocab_size: vocabulary,
         hidden_size: width,
         intermediate_size: inner,

@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor, ops::FloatTensor};
 
 use super::{float, primitive};
 use crate::{
-    Attended, AttentionConfig, AttentionMask, Projection, RotaryAngles, Rotation, TrainBackend,
-    Weight, ops,
+    Attended, AttentionConfig, AttentionMask, HeadNorm, Projection, RotaryAngles, Rotation,
+    TrainBackend, Weight, ops,
 };
 /// The rule of a frozen linear projection. It saves only a handle of the weight.
 #[derive(Debug)]
@@ -113,6 +113,33 @@ impl<B: TrainBackend> Backward<B, 2> for NormBackward {
                 None => B::rms_norm_backward(x, weight, epsilon, grad),
             };
             grads.register::<B>(parent.id, primitive(d_x));
+        }
+    }
+}
+
+/// The rule of the norms of heads. It saves the input.
+#[derive(Debug)]
+pub(super) struct HeadNormBackward;
+
+impl<B: TrainBackend> Backward<B, 3> for HeadNormBackward {
+    type State = (Option<Tensor<B, 2>>, HeadNorm<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent, query_parent, key_parent] = ops.parents;
+        let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
+        let (Some(qkv), norm) = ops.state else { return };
+        if query_parent.is_some() || key_parent.is_some() {
+            let [d_query, d_key] =
+                ops::head_norm::weight_gradients(qkv.clone(), &norm, grad.clone());
+            for (parent, d_weight) in [(query_parent, d_query), (key_parent, d_key)] {
+                if let Some(parent) = parent {
+                    grads.register::<B>(parent.id, primitive(d_weight));
+                }
+            }
+        }
+        if let Some(parent) = parent {
+            let d_qkv = B::head_norm_backward(qkv, &norm, grad);
+            grads.register::<B>(parent.id, primitive(d_qkv));
         }
     }
 }

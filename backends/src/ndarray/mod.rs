@@ -36,8 +36,8 @@ use self::tile::Rows;
 use crate::device_info::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    DropoutMask, LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, Rotation,
-    TrainBackend, Weight, ops,
+    DropoutMask, HeadNorm, LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles,
+    Rotation, TrainBackend, Weight, ops,
 };
 
 pub use self::allocator::CacheAligned;
@@ -219,6 +219,38 @@ where
         let (x, grad) = (x_host.values(), g.values());
         let d_weight = row_wise::rms_norm_weight_gradient(x, columns, epsilon as f32, grad);
         tensor(d_weight, [columns])
+    }
+
+    fn head_norm(qkv: Tensor<Self, 2>, norm: &HeadNorm<Self>) -> Tensor<Self, 2> {
+        let shape = qkv.dims();
+        let weights = norm.weights.clone().map(Matrix::new);
+        let [Some(queries), Some(keys)] = weights else {
+            return ops::head_norm::reference(qkv, norm);
+        };
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut values = Matrix::new(qkv).map_or(Vec::new(), Matrix::into_values);
+        let weights = [queries.values(), keys.values()];
+        let epsilon = norm.epsilon as f32;
+        row_wise::head_norm(&mut values, shape[1], weights, norm.heads, epsilon);
+        tensor(values, shape)
+    }
+
+    fn head_norm_backward(
+        qkv: Tensor<Self, 2>,
+        norm: &HeadNorm<Self>,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let (shape, weights) = (grad.dims(), norm.weights.clone().map(Matrix::new));
+        let ([Some(queries), Some(keys)], Some(x)) = (weights, Matrix::new(qkv.clone())) else {
+            return ops::head_norm::reference_backward(qkv, norm, grad);
+        };
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
+        let weights = [queries.values(), keys.values()];
+        let epsilon = norm.epsilon as f32;
+        let target = (&mut d[..], shape[1]);
+        row_wise::head_norm_backward(x.values(), weights, norm.heads, epsilon, target);
+        tensor(d, shape)
     }
 
     fn rope(
