@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::gemms::GemmSpeed;
 use self::operations::{OperationTimes, time_operations};
-pub use self::shape::shape;
+pub use self::shape::{shape, shape_names};
 use self::step::{Run, Setup};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::doctor::{Out, device_name, gemm_provider_json};

@@ -128,6 +128,34 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     assert_eq!((plan.pass.tokens, plan.passes), (2 * 1023 - 1, 4));
 }
 
+/// The presets of other families on the card or the GPU that they are for.
+#[test]
+fn presets_of_every_family_fit_their_devices() {
+    let math_1_5b = r#"{"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+    let llama_1b = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+        "max_position_embeddings": 131072, "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+    let parse = |text: &str| DecoderConfig::parse(text, Path::new("config.json")).unwrap();
+    let (math_1_5b, llama_1b) = (parse(math_1_5b), parse(llama_1b));
+    let [math_7b, ministral] = ["qwen2.5-7b", "ministral-3b"].map(|name| shape(name).unwrap());
+    for (preset, shape, memory) in [
+        ("qwen2.5-math-1.5b-lora", &math_1_5b, 16_000_000_000),
+        ("qwen2.5-math-1.5b-qlora", &math_1_5b, CARD),
+        ("qwen2.5-math-7b-lora", &math_7b, 40_000_000_000),
+        ("qwen2.5-math-7b-qlora", &math_7b, 12_000_000_000),
+        ("llama-3.2-1b-lora", &llama_1b, 16_000_000_000),
+        ("ministral-3-3b-lora", &ministral, 24_000_000_000),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let config = RunConfig::load(&path.join(format!("{preset}.toml")), &[]).unwrap();
+        let profile = Profile::assumed(BackendKind::Cuda, memory);
+        let plan = Plan::new(&job(shape, &config, &profile), &profile);
+        assert_eq!(plan.fits(), Some(true), "{preset}: {:?}", plan.table);
+    }
+}
+
 #[test]
 fn a_plan_that_does_not_fit_proposes_changes_that_do() {
     let shape = shape("mistral-7b").unwrap();

@@ -96,3 +96,6 @@ pub fn missing_feature(model_type: &str) -> Option<&'static str> {
 pub fn model_types() -> String {
     FAMILIES.map(|family| family.model_type).join(", ")
 }
+
+#[cfg(test)]
+mod tests;
