@@ -14,8 +14,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use self::rules::{
-    AdaptedBackward, AdaptedState, AttentionBackward, HeadNormBackward, LinearBackward,
-    LogProbsBackward, NormBackward, RopeBackward, SwigluBackward,
+    AdaptedBackward, AdaptedState, AttentionBackward, GegluBackward, HeadNormBackward,
+    LinearBackward, LogProbsBackward, NormBackward, RopeBackward, SwigluBackward,
 };
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
@@ -232,6 +232,13 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         let (node, gate_up) = (gate_up.node, float::<B, 2>(gate_up.primitive));
         let output = B::swiglu(gate_up.clone());
         record!(SwigluBackward, [node], gate_up, output)
+    }
+
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let gate_up = tensor(gate_up);
+        let (node, gate_up) = (gate_up.node, float::<B, 2>(gate_up.primitive));
+        let output = B::geglu(gate_up.clone());
+        record!(GegluBackward, [node], gate_up, output)
     }
 
     fn completion_log_probs(

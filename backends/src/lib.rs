@@ -278,6 +278,16 @@ pub trait TrainBackend: Backend {
         ops::swiglu::reference_backward(gate_up, grad)
     }
 
+    /// Computes `gelu(gate) * up` of gate and up side by side: see [`ops::geglu`].
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::geglu::reference(gate_up)
+    }
+
+    /// Returns the gradient of [`Self::geglu`]: see [`ops::geglu`].
+    fn geglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::geglu::reference_backward(gate_up, grad)
+    }
+
     /// Returns the log-probabilities of target tokens without materializing the full logits and, if asked for, their
     /// slopes: see [`ops::log_probs`].
     fn completion_log_probs(

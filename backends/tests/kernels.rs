@@ -2,8 +2,8 @@
 //! The tests of a backend that does not start compare nothing and say so.
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, HeadNorm, Linear, LogProbs, Operation, RmsNorm, Rope,
-    SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
+    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
+    Rope, SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
 };
 use arithmo_backends::{BackendKind, TrainBackend};
 
@@ -52,6 +52,7 @@ macro_rules! kernels {
             head_norm: HeadNorm,
             rope: Rope,
             swiglu: Swiglu,
+            geglu: Geglu,
             self_attention: SelfAttention,
             cached_attention: CachedAttention,
             log_probs: LogProbs,

@@ -14,7 +14,7 @@ use super::family::Family;
 use super::names::{self, ModelTensor};
 use super::quantize::Quantization;
 use super::rope::Rope;
-use super::switches::{Activation, LayerKind, RopeScaling, Switches};
+use super::switches::{Activation, LayerKind, NormPlacement, RopeScaling, Switches};
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::output::write_whole;
@@ -193,10 +193,22 @@ impl DecoderConfig {
 
     /// Returns the number of values per token that a decoder layer keeps for the backward pass, without the `x A^T`
     /// of the low-rank branches: the residual stream before and between its halves, both norms' outputs, queries,
-    /// keys, values, the attention output, gate, up and their elementwise product.
+    /// keys, values (twice if their heads are normalized), the attention output, gate, up and their elementwise product.
     pub fn block_values_per_token(&self) -> usize {
         let heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads;
-        4 * self.hidden_size + heads * self.head_dim() + 3 * self.intermediate_size
+        let before_norms = if self.switches.qk_norm {
+            (heads - self.num_attention_heads) * self.head_dim()
+        } else {
+            0
+        };
+        let norms = match self.switches.norm_placement {
+            NormPlacement::Before => 4,
+            NormPlacement::BeforeAndAfter => 6,
+        };
+        norms * self.hidden_size
+            + heads * self.head_dim()
+            + before_norms
+            + 3 * self.intermediate_size
     }
 
     /// Returns the bytes per token of the largest activation, with `size` bytes per value: gate and up side by side,
@@ -378,11 +390,11 @@ mod tests {
     #[test]
     fn unsupported_or_impossible_values_are_named() {
         let wrong = [
-            ("model_type", json!("llama"), "llama"),
+            ("model_type", json!("mixtral"), "mixtral"),
             ("hidden_act", json!("gelu"), "gelu"),
             ("attention_bias", json!(true), "attention_bias"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "yarn"),
-            ("rope_parameters", json!({"rope_type": "linear"}), "linear"),
+            ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "dynamic"),
+            ("rope_parameters", json!({"rope_type": "linear"}), "factor must be"),
             (
                 "quantization_config",
                 json!({"quant_method": "gptq", "bits": 4}),

@@ -1,6 +1,8 @@
 //! The gated feed-forward half of a decoder layer (arXiv 2002.05202).
 
-use arithmo_backends::{TrainBackend, ops::swiglu::swiglu};
+use arithmo_backends::TrainBackend;
+use arithmo_backends::ops::geglu::geglu;
+use arithmo_backends::ops::swiglu::swiglu;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -36,15 +38,4 @@ impl<B: TrainBackend> Mlp<B> {
         };
         project(&[&self.down_proj], gated, residual, dropout_seed)
     }
-}
-
-/// Computes `gelu(gate) * up` of gate and up side by side, `[T, 2I]`, as `[T, I]`, with the tanh approximation
-/// `gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
-fn geglu<B: TrainBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
-    let width = gate_up.dims()[1] / 2;
-    let gate = gate_up.clone().narrow(1, 0, width);
-    let up = gate_up.narrow(1, width, width);
-    let cube = gate.clone() * gate.clone() * gate.clone();
-    let inner = (gate.clone() + cube * 0.044_715) * (2.0 / std::f64::consts::PI).sqrt();
-    gate * 0.5 * (inner.tanh() + 1.0) * up
 }

@@ -11,6 +11,11 @@ use super::switches::QueryGrowth;
 /// more, which hardly any text uses.
 const TABULATED: usize = 1 << 15;
 
+/// Returns how many of `positions` positions are tabulated.
+pub fn tabulated(positions: usize) -> usize {
+    positions.min(TABULATED)
+}
+
 /// The rotary angles of every position and frequency, computed on the host in f32 as Hugging Face does, and the
 /// windows.
 #[derive(Clone, Debug)]
@@ -38,7 +43,7 @@ struct RopeTable<B: TrainBackend> {
 impl<B: TrainBackend> PositionTable<B> {
     /// Tabulates the angles `position * frequency` of `positions` positions for a model of this shape.
     pub fn new(config: &DecoderConfig, positions: usize, device: &B::Device) -> Self {
-        let tabulated: Vec<i64> = (0..positions.min(TABULATED) as i64).collect();
+        let tabulated: Vec<i64> = (0..tabulated(positions) as i64).collect();
         let table = |rope: Rope| {
             let frequencies = rope.frequencies(config.head_dim());
             let factor = rope.attention_factor();

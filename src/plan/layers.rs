@@ -14,6 +14,8 @@ pub(super) struct Group {
     pub(super) ranks: Vec<usize>,
     /// Whether the branches have magnitudes (DoRA).
     pub(super) dora: bool,
+    /// Whether the projections or their branches have biases.
+    pub(super) bias: bool,
 }
 
 impl Group {
@@ -63,7 +65,7 @@ impl Layer {
         lora: Option<&LoraConfig>,
         index: usize,
     ) -> Result<Self> {
-        let dims = projection_dims(shape);
+        let (dims, biases) = (projection_dims(shape), shape.switches.biases());
         let mut ranks = [0; 7];
         if let Some(lora) = lora {
             for (rank, path) in ranks.iter_mut().zip(PROJECTIONS) {
@@ -75,7 +77,10 @@ impl Layer {
             d_in: dims[range.start][1],
             outs: dims[range.clone()].iter().map(|[out, _]| *out).collect(),
             ranks: ranks[range.clone()].to_vec(),
-            dora: lora.is_some_and(|lora| lora.use_dora) && ranks[range].iter().any(|r| *r > 0),
+            dora: lora.is_some_and(|lora| lora.use_dora)
+                && ranks[range.clone()].iter().any(|r| *r > 0),
+            bias: biases[range.clone()].contains(&true)
+                || lora.is_some_and(|lora| lora.lora_bias) && ranks[range].iter().any(|r| *r > 0),
         };
         Ok(Self { qkv: group(0..3), o: group(3..4), gate_up: group(4..6), down: group(6..7) })
     }

@@ -201,6 +201,23 @@ impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
     }
 }
 
+/// The rule of GeGLU. It saves gate and up.
+#[derive(Debug)]
+pub(super) struct GegluBackward;
+
+impl<B: TrainBackend> Backward<B, 1> for GegluBackward {
+    type State = Tensor<B, 2>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
+        let grad = float(grads.consume::<B>(&ops.node));
+        if let Some(parent) = parent {
+            let d = B::geglu_backward(ops.state, grad);
+            grads.register::<B>(parent.id, primitive(d));
+        }
+    }
+}
+
 /// The rule of the log-probabilities. It saves the slope of each log-probability, which forward computed, and, for a
 /// trained head, handles of the states, the head and the targets. Its inputs are the states, and the head if it is
 /// trained.

@@ -356,6 +356,27 @@ where
         tensor(d, shape)
     }
 
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        match Matrix::new(gate_up.clone()) {
+            Some(host) => {
+                let half = host.columns / 2;
+                tensor(row_wise::geglu(host.values(), half), [host.rows, half])
+            }
+            None => ops::geglu::reference(gate_up),
+        }
+    }
+
+    fn geglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let Some(g) = Matrix::new(grad.clone()) else {
+            return ops::geglu::reference_backward(gate_up, grad);
+        };
+        let shape = gate_up.dims();
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
+        row_wise::geglu_backward(&mut d, g.columns, g.values());
+        tensor(d, shape)
+    }
+
     fn completion_log_probs(
         hidden: Tensor<Self, 2>,
         lm_head: Weight<Self>,

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::matrix::filled;
 use super::vector::{exp, sum, sum2, update_pairs, vectorized};
 use crate::Rotation;
+use crate::ops::geglu::{CUBIC, TWICE_ROOT};
 
 /// The smallest number of values per thread; fewer are not worth waking one.
 const MIN_VALUES_PER_THREAD: usize = 1 << 14;
@@ -273,6 +274,58 @@ pub(super) fn swiglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
             }
         },
     );
+}
+
+/// Computes GeGLU (see [`crate::ops::geglu`]); a row of `gate_up` holds `2 * half` values.
+pub(super) fn geglu(gate_up: &[f32], half: usize) -> Vec<f32> {
+    collect_by_rows(
+        gate_up.len() / 2,
+        half,
+        #[inline(always)]
+        |first, rows| {
+            let pairs = gate_up[first * 2 * half..].chunks_exact(2 * half);
+            for (y, pair) in rows.chunks_exact_mut(half).zip(pairs) {
+                let (gate, up) = pair.split_at(half);
+                for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                    *y = gate * sigmoid(twice_u(*gate)) * up;
+                }
+            }
+        },
+    )
+}
+
+/// Computes the backward pass of GeGLU (see [`crate::ops::geglu`]). The gradients overwrite gate and up, a row of which
+/// holds `2 * half` values.
+pub(super) fn geglu_backward(gate_up: &mut [f32], half: usize, grad: &[f32]) {
+    by_rows(
+        gate_up,
+        2 * half,
+        #[inline(always)]
+        |first, rows| {
+            let grads = grad[first * half..].chunks_exact(half);
+            for (pair, grad) in rows.chunks_exact_mut(2 * half).zip(grads) {
+                let (gate, up) = pair.split_at_mut(half);
+                update_pairs(
+                    [gate, up],
+                    [grad, grad],
+                    #[inline(always)]
+                    |gate, up, grad, _| {
+                        let sigmoid = sigmoid(twice_u(gate));
+                        let twice_slope =
+                            TWICE_ROOT as f32 * (1.0 + 3.0 * CUBIC as f32 * gate * gate);
+                        let slope = 1.0 + gate * (1.0 - sigmoid) * twice_slope;
+                        (grad * up * sigmoid * slope, grad * gate * sigmoid)
+                    },
+                );
+            }
+        },
+    );
+}
+
+/// Returns the argument of the sigmoid in GELU.
+#[inline(always)]
+fn twice_u(x: f32) -> f32 {
+    TWICE_ROOT as f32 * x * (1.0 + CUBIC as f32 * x * x)
 }
 
 #[inline(always)]
