@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::config::{BranchConfig, LoraConfig};
-use super::linear::{Branch, attach_one};
+use super::lora::{Branch, attach_one};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::decoder::Decoder;

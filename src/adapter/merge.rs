@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
-use super::linear::Branch;
+use super::lora::Branch;
 use super::peft::{self, AdapterWeights};
 use crate::error::{Error, Result};
 use crate::model::config::DecoderConfig;

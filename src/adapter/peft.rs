@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::config::{BranchConfig, LoraConfig};
-use super::linear::{Branch, attach_one, check_other_modules};
+use super::lora::{Branch, attach_one, check_other_modules};
 use super::modules::TargetModules;
 use super::parameters::{MAGNITUDE, Parameter, adapter_parameters, set_trained_parameters};
 use super::residual;

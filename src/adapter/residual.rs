@@ -19,8 +19,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::config::{BranchConfig, LoraConfig, LoraInit};
-use super::linear::{Branch, attach_one};
 use super::loftq::{self, Matrix};
+use super::lora::{Branch, attach_one};
 use super::peft::PREFIX;
 use crate::error::{Error, Result};
 use crate::interrupt;

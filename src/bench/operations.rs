@@ -9,7 +9,7 @@ use burn::tensor::{Distribution, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::step::{Run, Setup};
-use crate::adapter::linear::adapter_parameters;
+use crate::adapter::lora::adapter_parameters;
 use crate::data::batch::PackedBatch;
 use crate::doctor::speed::median_seconds;
 use crate::error::Result;

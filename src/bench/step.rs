@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{BenchOptions, Probe};
 use crate::adapter::LoraConfig;
-use crate::adapter::linear::{attach, trainable};
+use crate::adapter::lora::{attach, trainable};
 use crate::config::GradientCheckpointing;
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;

@@ -50,15 +50,13 @@ pub(super) fn saved_values_per_token(job: &Job) -> usize {
     let inputs =
         saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
     let heads = if shape.switches.qk_norm { layer.qkv.width() } else { 0 };
-    let halves = if has_norms_behind(job) { 2 * shape.hidden_size } else { 0 };
+    let halves = match shape.switches.norm_placement {
+        NormPlacement::Before => 0,
+        NormPlacement::BeforeAndAfter => 2 * shape.hidden_size,
+    };
     let scaled = layer.groups().into_iter().filter(|group| group.dora).map(Group::width);
     let inputs = inputs + heads + halves + scaled.sum::<usize>();
     2 * shape.hidden_size + layer.qkv.width() + queries + layer.gate_up.width() + inputs
-}
-
-/// Returns whether a layer has norms behind its halves.
-fn has_norms_behind(job: &Job) -> bool {
-    job.shape.switches.norm_placement == NormPlacement::BeforeAndAfter
 }
 
 impl Walk<'_> {
@@ -75,8 +73,7 @@ impl Walk<'_> {
         let (shape, last) = (&self.job.shape, self.rows_after(index, pass) != pass.tokens);
         let (width, rows) = (shape.hidden_size, self.rows_after(index, pass));
         let bytes = self.bytes(pass.tokens, width);
-        let (has_head_norms, norms_behind) =
-            (self.job.shape.switches.qk_norm, has_norms_behind(self.job));
+        let has_head_norms = self.job.shape.switches.qk_norm;
         let normed = self.memory.allocate(Category::Workspace, bytes);
         let residual = if last {
             let bytes = self.bytes(rows, width);
@@ -98,25 +95,16 @@ impl Walk<'_> {
         let attended = all.attention(qkv, rows);
         let mut selected = self.rows(rows, pass.span);
         selected.memory.free(qkv);
-        let (x, low_rank) = if norms_behind {
-            let (out, low_rank) = selected.project(&layer.o, Residual::None);
-            (selected.add_normed(out, residual, Category::Workspace, false).0, low_rank)
-        } else {
-            selected.project(&layer.o, residual)
-        };
+        let (x, _, low_rank) =
+            selected.project_onto(&layer.o, residual, Category::Workspace, false);
         selected.memory.free_all(low_rank.into_iter().chain(attended));
         let normed = selected.norm(Category::Workspace);
         let (gate_up, low_rank) = selected.project(&layer.gate_up, Residual::None);
         selected.memory.free_all(low_rank.into_iter().chain([normed]));
         let gated = selected.swiglu(Category::Workspace);
         selected.memory.free(gate_up);
-        let (y, low_rank) = if norms_behind {
-            let (out, low_rank) = selected.project(&layer.down, Residual::None);
-            let sum = selected.add_normed(out, Residual::Own(x), Category::Workspace, false);
-            (sum.0, low_rank)
-        } else {
-            selected.project(&layer.down, Residual::Own(x))
-        };
+        let (y, _, low_rank) =
+            selected.project_onto(&layer.down, Residual::Own(x), Category::Workspace, false);
         selected.memory.free_all(low_rank.into_iter().chain([gated]));
         y
     }
@@ -133,8 +121,7 @@ impl Walk<'_> {
         let (rows, trains_all) = (self.rows_after(index, pass), self.job.trains_all());
         let width = self.job.shape.hidden_size;
         let is_saved = |group: &Group| trains_all || group.branches() > 0;
-        let (has_head_norms, norms_behind) =
-            (self.job.shape.switches.qk_norm, has_norms_behind(self.job));
+        let has_head_norms = self.job.shape.switches.qk_norm;
         let bytes = self.bytes(pass.tokens, width);
         let normed = self.memory.allocate(Category::Activations, bytes);
         let residual = if rows != pass.tokens {
@@ -152,28 +139,15 @@ impl Walk<'_> {
         all.memory.recategorize(qkv, Category::Activations);
         let attended = all.attention(qkv, rows);
         let mut selected = self.rows(rows, pass.span);
-        let (x_attended, unnormed_attended, low_rank_o) = if norms_behind {
-            let (out, low_rank) = selected.project(&layer.o, Residual::None);
-            let (sum, out) = selected.add_normed(out, residual, Category::Activations, true);
-            (sum, out, low_rank)
-        } else {
-            let (sum, low_rank) = selected.project(&layer.o, residual);
-            (sum, None, low_rank)
-        };
+        let (x_attended, unnormed_attended, low_rank_o) =
+            selected.project_onto(&layer.o, residual, Category::Activations, true);
         let normed_attended = selected.norm(Category::Activations);
         let (gate_up, low_rank_gate_up) = selected.project(&layer.gate_up, Residual::None);
         let normed_attended = selected.free_unless(is_saved(&layer.gate_up), normed_attended);
         selected.memory.recategorize(gate_up, Category::Activations);
         let gated = selected.swiglu(Category::Activations);
-        let (y, unnormed_fed, low_rank_down) = if norms_behind {
-            let (out, low_rank) = selected.project(&layer.down, Residual::None);
-            let (sum, out) =
-                selected.add_normed(out, Residual::Shared, Category::Activations, true);
-            (sum, out, low_rank)
-        } else {
-            let (sum, low_rank) = selected.project(&layer.down, Residual::Shared);
-            (sum, None, low_rank)
-        };
+        let (y, unnormed_fed, low_rank_down) =
+            selected.project_onto(&layer.down, Residual::Shared, Category::Activations, true);
         let gated = selected.free_unless(is_saved(&layer.down), gated);
         let saved = SavedActivations {
             x,

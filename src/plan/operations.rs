@@ -10,6 +10,7 @@ use arithmo_backends::ops::log_probs::{cpu_chunk_rows, gpu_chunk_rows};
 use super::job::Job;
 use super::layers::Group;
 use super::memory::{Buffer, Category, Memory};
+use crate::model::switches::NormPlacement;
 
 /// The tensor to which a projection is added.
 #[derive(Clone, Copy)]
@@ -76,8 +77,26 @@ impl Operations<'_> {
         }
     }
 
+    /// Simulates the last projection of a half of a layer and its addition to the residual stream, behind a norm if the
+    /// model has one there. Returns the sum, the input of that norm if it `is_saved`, and what [`Self::project`] returns.
+    pub(super) fn project_onto(
+        &mut self,
+        group: &Group,
+        residual: Residual,
+        category: Category,
+        is_saved: bool,
+    ) -> (Buffer, Option<Buffer>, Vec<Buffer>) {
+        if self.job.shape.switches.norm_placement == NormPlacement::Before {
+            let (sum, low_rank) = self.project(group, residual);
+            return (sum, None, low_rank);
+        }
+        let (out, low_rank) = self.project(group, Residual::None);
+        let (sum, out) = self.add_normed(out, residual, category, is_saved);
+        (sum, out, low_rank)
+    }
+
     /// Simulates the norm of `out` and its addition to the residual stream. Returns the sum, and `out` if it `is_saved`.
-    pub(super) fn add_normed(
+    fn add_normed(
         &mut self,
         out: Buffer,
         residual: Residual,

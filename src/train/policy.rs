@@ -68,7 +68,7 @@ pub(super) fn policy<B: TrainBackend>(
         }
         None => {
             let lora = lora_config(config);
-            adapter::linear::attach(&mut policy, &lora, config.seed, device)?;
+            adapter::lora::attach(&mut policy, &lora, config.seed, device)?;
             if lora.init == LoraInit::LoftQ {
                 let files = WeightFiles::open_model(model_folder, &shape)?;
                 loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
@@ -86,14 +86,14 @@ pub(super) fn policy<B: TrainBackend>(
 /// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
 ///
 /// # Errors
-/// Same as [`adapter::linear::check`].
+/// Same as [`adapter::lora::check`].
 pub(super) fn check_adapter(config: &RunConfig, shape: &DecoderConfig) -> Result<()> {
     if !config.model.use_peft || config.lora.adapter.is_some() {
         return Ok(());
     }
     let quantization = shape.quantization.or(config.model.quantize());
     let shape = DecoderConfig { quantization, ..shape.clone() };
-    adapter::linear::check(&shape, &lora_config(config))
+    adapter::lora::check(&shape, &lora_config(config))
 }
 
 /// Returns the dtype of weights that are trained themselves: the backend's own, f32.

@@ -1,6 +1,6 @@
 //! Tests of the gradients of DoRA: magnitudes, A and B, with the row norms as constants, with and without dropout.
 
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::model::decoder::Decoder;
 use arithmo::model::load::load;

@@ -1,6 +1,6 @@
 //! Compares the gradient of every weight, and of every part of an adapter, with finite differences.
 
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::PackedBatch;

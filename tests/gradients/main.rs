@@ -18,7 +18,7 @@ mod tiny;
 
 use std::f64::consts::LN_2;
 
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::{PackedBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};

@@ -1,7 +1,7 @@
 //! Quantized base: compares the adapter's gradients with those on the dequantized base and with finite differences.
 
 use arithmo::adapter::TargetModules;
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::model::decoder::Decoder;
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load_as;

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::suite::adapters::random_logits;
 use crate::suite::tiny::write_model;
 use arithmo::adapter::config::LoraInit;
-use arithmo::adapter::linear::{adapter_parameters, attach};
+use arithmo::adapter::lora::{adapter_parameters, attach};
 use arithmo::adapter::{LoraConfig, TargetModules, loftq};
 use arithmo::model::config::DecoderConfig;
 use arithmo::model::decoder::Decoder;

@@ -9,7 +9,7 @@ use crate::suite::adapters::{
     save_adapter, write_base,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
-use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
+use arithmo::adapter::lora::{adapter_parameters, attach, trainable};
 use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::parameters::{self, Role};
 use arithmo::adapter::{LoraConfig, peft};

@@ -1,7 +1,7 @@
 //! Tests of a reference that follows the policy (TR-DPO) as a second adapter on the same base.
 
 use arithmo::adapter::LoraConfig;
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::model::decoder::Decoder;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::adapter::{LoraConfig, TargetModules, peft};
 use arithmo::data::batch::TokenRows;
 use arithmo::model::config::DecoderConfig;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arithmo::adapter::config::{LoraConfig, TargetModules};
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
 use arithmo::model::config::DecoderConfig;

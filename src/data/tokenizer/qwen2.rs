@@ -18,7 +18,7 @@ const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// The tokenizer library does not accept them.
 pub(super) fn adapt(folder: &Path, tokenizer: &mut Tokenizer) -> Result<(), String> {
     let object = |name: &str| -> Value {
-        let text = input_file::read_to_string(&folder.join(name)).unwrap_or_default();
+        let text = input_file::read_to_string(folder.join(name)).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     };
     let general = ["PreTrainedTokenizerFast", "TokenizersBackend"];
