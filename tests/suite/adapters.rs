@@ -106,9 +106,18 @@ pub fn base_and_adapter(
     config: &LoraConfig,
     dtype: DType,
 ) -> (TempDir, PathBuf, PathBuf, Decoder<B>) {
+    base_of_shape_and_adapter(&shape(), config, dtype)
+}
+
+/// Writes a model of `shape` and an adapter like [`base_and_adapter`].
+pub fn base_of_shape_and_adapter(
+    shape: &DecoderConfig,
+    config: &LoraConfig,
+    dtype: DType,
+) -> (TempDir, PathBuf, PathBuf, Decoder<B>) {
     let folder = tempfile::tempdir().unwrap();
     let (base, adapter_folder) = (folder.path().join("base"), folder.path().join("adapter"));
-    write_base(&base, dtype);
+    write_model(&base, shape, dtype);
     let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
     attach_random(&mut model, config);
     fs::create_dir(&adapter_folder).unwrap();
