@@ -21,8 +21,8 @@ use std::time::Instant;
 
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{GenerateConfig, generate, read_prompts};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
 use arithmo::process;
 use arithmo_backends::ndarray::CacheAligned;
 use burn::tensor::DType;
@@ -100,7 +100,7 @@ fn settings() -> Settings {
 }
 
 /// Returns the new tokens per second over all `prompts` at once.
-fn our_run(model: &Mistral<B>, prompts: &[Vec<u32>], new: usize, lookup: bool) -> f64 {
+fn our_run(model: &Decoder<B>, prompts: &[Vec<u32>], new: usize, lookup: bool) -> f64 {
     let config = |max_new_tokens| GenerateConfig {
         max_new_tokens,
         batch_size: prompts.len(),

@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::{load, load_as};
+use arithmo::model::names::ModelTensor;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::{ModelFolder, OutTensor};
@@ -38,8 +39,8 @@ const LOAD_ONLY: &str = "ARITHMO_LOAD_ONLY";
 const ROUNDS: usize = 7;
 const MIB: f64 = 1024.0 * 1024.0;
 
-fn config() -> MistralConfig {
-    MistralConfig {
+fn config() -> DecoderConfig {
+    DecoderConfig {
         vocab_size: 32000,
         hidden_size: 1024,
         intermediate_size: 3584,
@@ -62,8 +63,7 @@ fn main() {
     let (single, half) = (work.path().join("f32"), work.path().join("bf16"));
     write_model(&single, DType::F32);
     write_model(&half, DType::BF16);
-    let weights: usize =
-        config().tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let weights: usize = config().weights();
     let over = peak_while_loading(&half) - 4.0 * weights as f64;
     println!(
         "{weights} weights; peak of loading bf16 as f32: {:.0} MiB above the model",
@@ -137,8 +137,7 @@ fn tensors(folder: &Path, dtype: DType) -> Box<dyn Send> {
 fn write_model(folder: &Path, dtype: DType) {
     let config = config();
     let mut state = 1u32;
-    let tensors: Vec<_> = config.tensors();
-    let tensors = tensors.into_iter().map(|(name, shape)| {
+    let tensors = config.tensors().into_iter().map(|ModelTensor { name, shape, .. }| {
         let count = shape.iter().product();
         state = state.wrapping_add(1);
         let mut state = state;

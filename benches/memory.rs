@@ -17,15 +17,15 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use serde_json::{Value, json};
 
 /// Tokens of a sequence; a step has two sequences.
 const LENGTHS: [usize; 3] = [32, 128, 512];
 const MIB: f64 = 1024.0 * 1024.0;
 
-fn config() -> MistralConfig {
-    MistralConfig {
+fn config() -> DecoderConfig {
+    DecoderConfig {
         vocab_size: 32000,
         hidden_size: 768,
         intermediate_size: 2048,
@@ -45,8 +45,7 @@ fn main() {
     let work = tempfile::tempdir().unwrap();
     let (model, config) = (work.path().join("model"), config());
     tiny::write_model(&model, &config, 1);
-    let weights: usize =
-        config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let weights: usize = config.weights();
     let (bytes, largest) = (weights * 4, config.vocab_size * config.hidden_size * 4);
     println!(
         "model: {weights} weights, {:.0} MiB in f32, largest tensor {:.0} MiB",

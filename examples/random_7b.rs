@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use arithmo::Result;
 use arithmo::bench::shape;
+use arithmo::model::names::{ModelTensor, TensorRole};
 use arithmo::model::save::{ModelFolder, OutTensor};
 use arithmo::progress::{Progress, ProgressMode};
 use burn::tensor::DType;
@@ -36,12 +37,14 @@ fn main() -> ExitCode {
 fn write(folder: &Path, name: &str) -> Result<()> {
     let (config, start) = (shape(name)?, Instant::now());
     let tensors = config.tensors();
-    let weights: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let weights = config.weights();
     let progress =
         Progress::new("write", Some(tensors.len() as u64), "weights", ProgressMode::detect(false));
     let deviation = config.initializer_range as f32;
-    let out = (1..).zip(tensors).map(|(seed, (name, shape))| {
-        let (progress, count, is_norm) = (&progress, shape.iter().product(), shape.len() == 1);
+    let out = (1..).zip(tensors).map(|(seed, tensor)| {
+        let ModelTensor { name, shape, role } = tensor;
+        let (progress, count) = (&progress, shape.iter().product());
+        let is_norm = role == TensorRole::Norm;
         OutTensor::new(name, shape, DType::BF16, move || {
             progress.inc(1);
             if is_norm { Ok(vec![1.0; count]) } else { Ok(normal_values(seed, count, deviation)) }

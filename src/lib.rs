@@ -7,8 +7,8 @@
 //! 1. [`data::preference`] and [`data::prepare`]: turn voted answers into pairs of a chosen and a rejected
 //!    completion.
 //! 2. [`objective::losses`], then [`objective::log_probs`]: the loss, and the log-probabilities it is a function of.
-//! 3. [`model::linear`] and [`adapter::linear`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
-//! 4. [`model::mistral`]: the model, with Hugging Face's field names.
+//! 3. [`model::linear`] and [`adapter::lora`]: a frozen projection with a low-rank branch, `y = x W^T + s (x A^T) B^T`.
+//! 4. [`model::decoder`]: the model, with Hugging Face's field names.
 //! 5. [`train::step`]: one step, from a batch to changed adapter weights; [`train::trainer`] is the loop around
 //!    it.
 //! 6. [`arithmo_backends`]: the trait that each backend implements.

@@ -14,13 +14,13 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive, ops::FloatTensor};
 
 use self::rules::{
-    AdaptedBackward, AdaptedState, AttentionBackward, LinearBackward, LogProbsBackward,
-    NormBackward, RopeBackward, SwigluBackward,
+    AdaptedBackward, AdaptedState, AttentionBackward, GegluBackward, HeadNormBackward,
+    LinearBackward, LogProbsBackward, NormBackward, RopeBackward, SwigluBackward,
 };
 use crate::{
     Adapted, Adapter, Allocation, Attended, AttentionConfig, AttentionMask, BufferLimits,
-    DropoutMask, LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection, RotaryAngles,
-    Rotation, TrainBackend, Weight,
+    DropoutMask, HeadNorm, LogProbStats, LogProbs, MatmulProvider, PackedWeight, Projection,
+    RotaryAngles, Rotation, TrainBackend, Weight,
 };
 
 type Ad<B, C> = Autodiff<B, C>;
@@ -182,6 +182,23 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         record!(NormBackward, nodes, (input, weight, epsilon), output)
     }
 
+    fn head_norm(qkv: Tensor<Self, 2>, norm: &HeadNorm<Self>) -> Tensor<Self, 2> {
+        let qkv = tensor(qkv);
+        let [queries, keys] = norm.weights.clone().map(tensor);
+        let nodes = [qkv.node, queries.node, keys.node];
+        let qkv = float::<B, 2>(qkv.primitive);
+        let norm = HeadNorm {
+            weights: [queries.primitive, keys.primitive].map(float::<B, 1>),
+            heads: norm.heads,
+            epsilon: norm.epsilon,
+        };
+        // The input is kept only if a gradient needs it, so that it may be overwritten otherwise.
+        let tracked = nodes.iter().any(|node| !node.requirement.is_none());
+        let saved = tracked.then(|| qkv.clone());
+        let output = B::head_norm(qkv, &norm);
+        record!(HeadNormBackward, nodes, (saved, norm), output)
+    }
+
     fn rope(
         x: Tensor<Self, 2>,
         angles: &RotaryAngles<Self>,
@@ -215,6 +232,13 @@ impl<B: TrainBackend, C: CheckpointStrategy> TrainBackend for Autodiff<B, C> {
         let (node, gate_up) = (gate_up.node, float::<B, 2>(gate_up.primitive));
         let output = B::swiglu(gate_up.clone());
         record!(SwigluBackward, [node], gate_up, output)
+    }
+
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let gate_up = tensor(gate_up);
+        let (node, gate_up) = (gate_up.node, float::<B, 2>(gate_up.primitive));
+        let output = B::geglu(gate_up.clone());
+        record!(GegluBackward, [node], gate_up, output)
     }
 
     fn completion_log_probs(

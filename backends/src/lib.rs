@@ -40,6 +40,7 @@ pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
 pub use ops::dropout::DropoutMask;
+pub use ops::head_norm::HeadNorm;
 pub use ops::log_probs::{LogProbStats, LogProbs};
 pub use ops::packed::{Format, PackedWeight, Scales, Weight};
 pub use ops::rope::{RotaryAngles, Rotation};
@@ -203,6 +204,20 @@ pub trait TrainBackend: Backend {
         ops::rms_norm::reference_weight_gradient(x, epsilon, grad)
     }
 
+    /// Normalizes each head of queries and keys: see [`ops::head_norm`].
+    fn head_norm(qkv: Tensor<Self, 2>, norm: &HeadNorm<Self>) -> Tensor<Self, 2> {
+        ops::head_norm::reference(qkv, norm)
+    }
+
+    /// Returns the gradient of [`Self::head_norm`] with respect to `qkv`: see [`ops::head_norm`].
+    fn head_norm_backward(
+        qkv: Tensor<Self, 2>,
+        norm: &HeadNorm<Self>,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        ops::head_norm::reference_backward(qkv, norm, grad)
+    }
+
     /// Rotates the first heads of each token by its angles, or by the inverse rotation: see [`ops::rope`].
     fn rope(
         x: Tensor<Self, 2>,
@@ -261,6 +276,16 @@ pub trait TrainBackend: Backend {
     /// Returns the gradient of [`Self::swiglu`]: see [`ops::swiglu`].
     fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
         ops::swiglu::reference_backward(gate_up, grad)
+    }
+
+    /// Computes `gelu(gate) * up` of gate and up side by side: see [`ops::geglu`].
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::geglu::reference(gate_up)
+    }
+
+    /// Returns the gradient of [`Self::geglu`]: see [`ops::geglu`].
+    fn geglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        ops::geglu::reference_backward(gate_up, grad)
     }
 
     /// Returns the log-probabilities of target tokens without materializing the full logits and, if asked for, their

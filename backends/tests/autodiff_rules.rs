@@ -2,8 +2,9 @@
 //! computes on the host, and what the rules do beside: weights that are trained, weights that are not.
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Linear, LogProbs, Operation, RmsNorm, Rope, Rule,
-    SelfAttention, Swiglu, Unpack, backpropagate, check, check_gradients, check_saturated_gates,
+    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
+    Rope, Rule, SelfAttention, Swiglu, Unpack, backpropagate, check, check_gradients,
+    check_saturated_gates,
 };
 use arithmo_backends::ops::{adapted_linear, attention, linear, log_probs, rms_norm};
 use arithmo_backends::{
@@ -51,6 +52,8 @@ fn adapted_linear_matches() {
 #[test]
 fn rms_norm_rope_and_swiglu_match() {
     check_in_f64::<RmsNorm>();
+    check_in_f64::<HeadNorm>();
+    check_in_f64::<Geglu>();
     check_in_f64::<Rope>();
     check_in_f64::<Swiglu>();
 }

@@ -7,8 +7,11 @@ use std::path::Path;
 
 use arithmo::config::RunConfig;
 use arithmo::demo::arithmetic::{Split, lessons, problems};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::family::mistral;
+use arithmo::model::names::ModelTensor;
 use arithmo::model::save::{ModelFolder, OutTensor, load_safetensors_f32};
+use arithmo::model::switches::Switches;
 use arithmo::output::write_whole;
 use arithmo::progress::ProgressMode;
 use arithmo::train::folder::Existing;
@@ -91,7 +94,7 @@ pub(crate) fn weights(work: &Path) -> Result<(String, Vec<u8>)> {
     let mut weights = load_safetensors_f32(&work.join("run/model/model.safetensors"))?;
     let out = work.join("bf16");
     arithmo::output::remove(&out)?;
-    let tensors = config().tensors().into_iter().map(|(name, shape)| {
+    let tensors = config().tensors().into_iter().map(|ModelTensor { name, shape, .. }| {
         let values = weights.remove(&name).map(|(_, values)| values);
         let missing = Error::run(format!("{name} was not trained"), "fix this example");
         OutTensor::new(name, shape, DType::BF16, move || values.ok_or(missing))
@@ -102,8 +105,11 @@ pub(crate) fn weights(work: &Path) -> Result<(String, Vec<u8>)> {
     Ok(("model/model.safetensors".to_string(), bytes))
 }
 
-fn config() -> MistralConfig {
-    MistralConfig {
+fn config() -> DecoderConfig {
+    DecoderConfig {
+        family: &mistral::FAMILY,
+        switches: Switches::default(),
+        is_text_part: false,
         vocab_size: VOCAB_SIZE,
         hidden_size: 160,
         intermediate_size: 416,

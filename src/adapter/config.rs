@@ -75,8 +75,8 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
 }
 
-/// Biases of the model that are trained too (PEFT's `bias`). The projections of a Mistral model have none, so this only
-/// changes the adapter's settings.
+/// Biases of the model that are trained too (PEFT's `bias`). In a model without biases this only changes the adapter's
+/// settings; in a model with biases, only [`Self::None`] is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraBias {
@@ -99,7 +99,7 @@ pub struct BranchConfig {
 }
 
 impl Default for LoraConfig {
-    /// Returns PEFT's defaults for a Mistral model.
+    /// Returns PEFT's defaults for a model of these families.
     fn default() -> Self {
         Self {
             r: 8,

@@ -19,10 +19,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::config::{BranchConfig, LoraConfig};
-use super::linear::{Branch, attach_one};
+use super::lora::{Branch, attach_one};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::model::weights::WeightFiles;
 use crate::progress::{Progress, ProgressMode};
 
@@ -38,7 +38,7 @@ const ITERATIONS: usize = 6;
 /// # Errors
 /// The weights cannot be read or are already quantized in `files`, or the user interrupts.
 pub fn start<B: TrainBackend>(
-    policy: &mut Mistral<Autodiff<B>>,
+    policy: &mut Decoder<Autodiff<B>>,
     config: &LoraConfig,
     seed: u64,
     files: &WeightFiles,

@@ -9,14 +9,15 @@ use burn::tensor::{DType, Tensor, TensorData};
 use clap::ValueEnum;
 use half::{bf16, f16};
 
-use super::linear::Branch;
+use super::lora::Branch;
 use super::peft::{self, AdapterWeights};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::load::from_values;
-use crate::model::mistral::Mistral;
+use crate::model::names::{ModelTensor, TensorRole, is_projection};
 use crate::model::quantize::cache::quantize_matrix;
-use crate::model::quantize::{Quantization, Quantized, bitsandbytes, is_projection};
+use crate::model::quantize::{Quantization, Quantized, bitsandbytes};
 use crate::model::save::{ModelFolder, OutTensor, check_replaceable, is_model_file};
 use crate::model::weights::WeightFiles;
 use crate::output::list::{NAME, listed_files};
@@ -81,7 +82,7 @@ pub fn merge<B: TrainBackend>(
     config.check_output()?;
     let merger = Merger::<B>::new(config, device)?;
     let mut tensors = Vec::new();
-    for (name, dims) in merger.shape.tensors() {
+    for ModelTensor { name, shape: dims, .. } in merger.shape.tensors() {
         let dtype = merger.output_dtype(&name)?;
         let (merger, on_tensor, source) = (&merger, &on_tensor, name.clone());
         let to = merger.result.quantization.filter(|_| is_projection(&name));
@@ -118,7 +119,7 @@ pub fn merged_model<B: TrainBackend>(
     config: &MergeConfig,
     dtype: DType,
     device: &B::Device,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let merger = Merger::<B>::new(config, device)?;
     let result = merger.result.clone();
     from_values(result, dtype, device, &mut |name| {
@@ -131,9 +132,9 @@ pub fn merged_model<B: TrainBackend>(
 struct Merger<'a, B: TrainBackend> {
     config: &'a MergeConfig,
     /// Shape and quantization of the base.
-    shape: MistralConfig,
+    shape: DecoderConfig,
     /// Shape and quantization of the output.
-    result: MistralConfig,
+    result: DecoderConfig,
     files: WeightFiles,
     adapter: AdapterWeights,
     device: &'a B::Device,
@@ -142,8 +143,8 @@ struct Merger<'a, B: TrainBackend> {
 impl<'a, B: TrainBackend> Merger<'a, B> {
     /// Opens base and adapter, and checks that they fit together and suit the target.
     fn new(config: &'a MergeConfig, device: &'a B::Device) -> Result<Self> {
-        let shape = MistralConfig::load(&config.model)?;
-        let files = WeightFiles::open(&config.model)?;
+        let shape = DecoderConfig::load(&config.model)?;
+        let files = WeightFiles::open_model(&config.model, &shape)?;
         files.check(&shape.tensors())?;
         if shape.quantization.is_some() && config.target == MergeTarget::Original {
             return Err(Error::file(
@@ -155,14 +156,9 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         let quantization = shape.quantization.or(config.base_quantization);
         let (lora, adapter) = peft::read(&shape, &config.adapter)?;
         if lora.lora_bias {
-            return Err(Error::file(
-                &config.adapter,
-                "has biases (lora_bias), and the projections of a Mistral model have none to which they could be added; PEFT \
-                 refuses to merge it too",
-                "use the adapter as it is, or train without lora_bias",
-            ));
+            check_biases(&shape, &adapter, &config.adapter)?;
         }
-        let result = MistralConfig {
+        let result = DecoderConfig {
             quantization: quantization.filter(|_| config.target == MergeTarget::Requantized),
             ..shape.clone()
         };
@@ -171,7 +167,9 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
 
     /// Returns the number of weights that the adapter changes.
     fn changed(&self) -> usize {
-        self.adapter.branches.len() + self.adapter.saved.len()
+        let branches = self.adapter.branches.values();
+        let biases = branches.filter(|branch| branch.bias.is_some()).count();
+        self.adapter.branches.len() + biases + self.adapter.saved.len()
     }
 
     /// Returns the dtype in which the weight `name` is written; for a quantized one, the dtype of its dequantized
@@ -191,6 +189,12 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
 
     /// Returns the values of the weight `name` for writing in `dtype`, merged if it has a branch.
     fn values(&self, name: &str, dtype: DType) -> Result<Vec<f32>> {
+        if let Some(module) = name.strip_suffix(".bias") {
+            let branch = self.adapter.branches.get(module);
+            let values = self.bias(name, branch)?;
+            check_finite(name, &values, dtype)?;
+            return Ok(values);
+        }
         let module = name.trim_end_matches(".weight");
         let values = match (self.adapter.saved.get(module), self.adapter.branches.get(module)) {
             (Some(saved), _) => saved.iter::<f32>().collect(),
@@ -204,10 +208,20 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         Ok(values)
     }
 
+    /// Returns the values of the bias `name`, with that of the projection's branch.
+    fn bias(&self, name: &str, branch: Option<&Branch>) -> Result<Vec<f32>> {
+        let mut values = self.files.tensor_f32(name)?;
+        if let Some(Branch { bias: Some(bias), scaling, .. }) = branch {
+            let added = bias.iter::<f32>();
+            values.iter_mut().zip(added).for_each(|(value, bias)| *value += *scaling as f32 * bias);
+        }
+        Ok(values)
+    }
+
     /// Returns the values to which the adapter is added, and their shape.
     fn base(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let tensor = self.shape.tensors().into_iter().find(|(other, _)| other == name);
-        let dims = tensor.map_or_else(Vec::new, |(_, dims)| dims);
+        let tensor = self.shape.tensors().into_iter().find(|tensor| tensor.name == name);
+        let dims = tensor.map_or_else(Vec::new, |tensor| tensor.shape);
         let as_trained = self.config.target != MergeTarget::Original && is_projection(name);
         let values = match (dims.as_slice(), self.config.base_quantization.filter(|_| as_trained)) {
             (&[d_out, d_in], _) if self.files.is_quantized(name) => {
@@ -234,6 +248,26 @@ impl<'a, B: TrainBackend> Merger<'a, B> {
         }
         merged.into_data().iter::<f32>().collect()
     }
+}
+
+/// Checks that every projection whose branch has a bias has one itself, to which that can be added.
+fn check_biases(shape: &DecoderConfig, adapter: &AdapterWeights, folder: &Path) -> Result<()> {
+    let tensors = shape.tensors();
+    let has_bias = |module: &str| {
+        let mut biases = tensors.iter().filter(|tensor| tensor.role == TensorRole::Bias);
+        biases.any(|tensor| tensor.module() == module)
+    };
+    let Some(module) = adapter.branches.keys().find(|module| !has_bias(module)) else {
+        return Ok(());
+    };
+    Err(Error::file(
+        folder,
+        format!(
+            "has biases (lora_bias), and {module} of the base has none to which its could be added; PEFT refuses to merge it \
+             too"
+        ),
+        "use the adapter as it is, or train without lora_bias",
+    ))
 }
 
 /// Checks that all values are finite in `dtype`, as PEFT's `safe_merge` does: a broken adapter must not become a
@@ -315,7 +349,7 @@ impl MergeConfig {
 }
 
 /// Writes the model, which replaces one that this program wrote if `overwrite` is set.
-fn write(config: &MergeConfig, shape: &MistralConfig, tensors: Vec<OutTensor<'_>>) -> Result<()> {
+fn write(config: &MergeConfig, shape: &DecoderConfig, tensors: Vec<OutTensor<'_>>) -> Result<()> {
     let folder = ModelFolder::new(&config.output, shape).with_tokenizer(&config.model);
     if config.overwrite { folder.replace_with(tensors, |_| Ok(())) } else { folder.save(tensors) }
 }

@@ -1,8 +1,8 @@
 //! Adapters: LoRA (arXiv 2106.09685) with its settings and initializations, PEFT's adapter files, and merging.
 
 pub mod config;
-pub mod linear;
 pub mod loftq;
+pub mod lora;
 pub mod merge;
 pub mod modules;
 pub mod parameters;

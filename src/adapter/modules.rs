@@ -16,7 +16,7 @@ pub enum TargetModules {
 }
 
 impl Default for TargetModules {
-    /// Returns the modules that PEFT targets in a Mistral model by default.
+    /// Returns the modules that PEFT targets by default in most families.
     fn default() -> Self {
         Self::Names(["q_proj", "v_proj"].map(String::from).to_vec())
     }

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// Name of DoRA's magnitudes in PEFT's files, below the module's name.
 pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
@@ -64,12 +64,12 @@ impl<B: Backend> Parameter<B> {
 }
 
 /// Returns the tensors of `model`'s adapter, in the order of the model's fields.
-pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<Parameter<B>> {
+pub fn adapter_parameters<B: TrainBackend>(model: &Decoder<B>) -> Vec<Parameter<B>> {
     collect(model, |role, _| role.is_adapter())
 }
 
 /// Returns the tensors that require a gradient, in the order of the model's fields.
-pub fn trained_parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<Parameter<B>> {
+pub fn trained_parameters<B: TrainBackend>(model: &Decoder<Autodiff<B>>) -> Vec<Parameter<B>> {
     let trained = collect(model, |_, requires_grad| requires_grad).into_iter();
     let inner = |Parameter { name, role, shape, value }: Parameter<Autodiff<B>>| Parameter {
         name,
@@ -86,7 +86,7 @@ pub fn trained_parameters<B: TrainBackend>(model: &Mistral<Autodiff<B>>) -> Vec<
 /// # Panics
 /// If their number or sizes differ.
 pub fn set_trained_parameters<B: TrainBackend>(
-    model: &mut Mistral<Autodiff<B>>,
+    model: &mut Decoder<Autodiff<B>>,
     values: Vec<Tensor<B, 2>>,
 ) {
     struct Replace<B: TrainBackend>(std::vec::IntoIter<Tensor<B, 2>>);
@@ -114,7 +114,7 @@ pub fn set_trained_parameters<B: TrainBackend>(
 
 /// Returns the parameters of a model for which `wanted(role, requires_grad)` is true.
 fn collect<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     wanted: impl Fn(Role, bool) -> bool,
 ) -> Vec<Parameter<B>> {
     struct Visit<B: TrainBackend, F> {
@@ -160,6 +160,7 @@ fn name_and_role(path: &[String]) -> (String, Role) {
             // `Float` is a variant of the enum of stored weights.
             "lora" | "dora" | "weight" | "stored" | "Float" => {}
             "trained" => role = Role::Saved,
+            "bias" => end = "bias",
             "lora_b_bias" => (end, role) = ("lora_B.bias", Role::LoraBias),
             "lora_a" => (end, role) = ("lora_A.weight", Role::LoraA),
             "lora_b" => (end, role) = ("lora_B.weight", Role::LoraB),

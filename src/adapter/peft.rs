@@ -10,16 +10,16 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::config::{BranchConfig, LoraConfig};
-use super::linear::{Branch, attach_one, check_other_modules};
+use super::lora::{Branch, attach_one, check_other_modules};
 use super::modules::TargetModules;
 use super::parameters::{MAGNITUDE, Parameter, adapter_parameters, set_trained_parameters};
 use super::residual;
 use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result, first_few};
 use crate::input_file;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::identity::ModelIdentity;
-use crate::model::mistral::{Mistral, PROJECTIONS};
 use crate::model::quantize::Quantization;
 use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
 use crate::output::write_whole;
@@ -54,7 +54,7 @@ pub struct AdapterWeights {
 /// # Errors
 /// Same as [`read`].
 pub fn load<B: TrainBackend>(
-    model: &mut Mistral<B>,
+    model: &mut Decoder<B>,
     folder: &Path,
     device: &B::Device,
 ) -> Result<LoraConfig> {
@@ -75,7 +75,7 @@ pub fn load<B: TrainBackend>(
 /// # Errors
 /// A file is missing or damaged, the adapter uses an unsupported feature, or its tensors do not fit the model: the
 /// first few that are missing, unexpected or misshapen are named.
-pub fn read(model: &MistralConfig, folder: &Path) -> Result<(LoraConfig, AdapterWeights)> {
+pub fn read(model: &DecoderConfig, folder: &Path) -> Result<(LoraConfig, AdapterWeights)> {
     let folder = &adapter_folder(folder);
     let config = read_config(folder)?;
     let path = folder.join(WEIGHTS);
@@ -191,7 +191,7 @@ fn without_weights(folder: &Path) -> Error {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn save<B: TrainBackend>(model: &Mistral<B>, config: &str, folder: &Path) -> Result<()> {
+pub fn save<B: TrainBackend>(model: &Decoder<B>, config: &str, folder: &Path) -> Result<()> {
     let tensors: Vec<_> = (tensors(model).into_iter())
         .map(|(name, data)| (name, data.shape.to_vec(), data.iter::<f32>().collect()))
         .collect();
@@ -225,7 +225,7 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
 
 /// Returns the adapter's tensors under PEFT's names, bit for bit. An adapter that started with a part of the base has
 /// the form of the original base: see [`residual`].
-pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)> {
+pub fn tensors<B: TrainBackend>(model: &Decoder<B>) -> Vec<(String, TensorData)> {
     let named =
         |parameter: Parameter<B>| (format!("{PREFIX}{}", parameter.name), parameter.into_data());
     let mut tensors: Vec<_> = adapter_parameters(model).into_iter().map(named).collect();
@@ -239,7 +239,7 @@ pub fn tensors<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, TensorData)>
 /// # Errors
 /// A tensor is missing or has another shape.
 pub fn restore<B: TrainBackend>(
-    model: &mut Mistral<Autodiff<B>>,
+    model: &mut Decoder<Autodiff<B>>,
     saved: Vec<(String, TensorData)>,
     place: &Path,
     device: &B::Device,
@@ -266,7 +266,7 @@ pub fn restore<B: TrainBackend>(
 
 /// Returns the text of `adapter_config.json` for `model`'s adapter.
 pub fn config_json<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     config: &LoraConfig,
     base_model: &str,
     revision: Option<&str>,
@@ -276,7 +276,7 @@ pub fn config_json<B: TrainBackend>(
 }
 
 /// Returns the target modules as PEFT writes them: sorted names, with `all-linear` resolved, or the pattern.
-fn written_targets<B: TrainBackend>(model: &Mistral<B>, config: &LoraConfig) -> Value {
+fn written_targets<B: TrainBackend>(model: &Decoder<B>, config: &LoraConfig) -> Value {
     let names: BTreeSet<String> = match &config.target_modules {
         TargetModules::Names(names) => names.iter().cloned().collect(),
         TargetModules::AllLinear => {
@@ -301,12 +301,11 @@ struct Target {
 ///
 /// # Errors
 /// Same as [`LoraConfig::at`].
-fn targets(model: &MistralConfig, config: &LoraConfig) -> Result<Vec<Target>> {
+fn targets(model: &DecoderConfig, config: &LoraConfig) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for (name, shape) in model.tensors() {
-        let name = name.trim_end_matches(".weight");
-        let projection = PROJECTIONS.iter().any(|path| name.ends_with(path));
-        if let (&[d_out, d_in], true) = (shape.as_slice(), projection)
+    for tensor in model.tensors().iter().filter(|tensor| tensor.is_projection()) {
+        let name = tensor.module();
+        if let Some([d_out, d_in]) = tensor.dims()
             && let Some(branch) = config.at(name)?
         {
             targets.push(Target { name: name.to_string(), d_out, d_in, branch });

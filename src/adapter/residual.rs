@@ -19,13 +19,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::config::{BranchConfig, LoraConfig, LoraInit};
-use super::linear::{Branch, attach_one};
 use super::loftq::{self, Matrix};
+use super::lora::{Branch, attach_one};
 use super::peft::PREFIX;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::model::decoder::Decoder;
 use crate::model::load::held_like;
-use crate::model::mistral::Mistral;
 use crate::progress::{Progress, ProgressMode};
 
 /// The tensors of a checkpoint by name.
@@ -38,7 +38,7 @@ type Saved = BTreeMap<String, TensorData>;
 /// The rank is larger than a side of a weight, a weight is quantized, the decomposition fails, `saved` has other
 /// tensors, or the user interrupts.
 pub fn start<B: TrainBackend>(
-    policy: &mut Mistral<Autodiff<B>>,
+    policy: &mut Decoder<Autodiff<B>>,
     config: &LoraConfig,
     seed: u64,
     saved: Option<Vec<(String, TensorData)>>,
@@ -191,7 +191,7 @@ fn halves(
 }
 
 /// Converts the tensors of an adapter to the form of the original base, where a branch has initial matrices.
-pub(super) fn convert<B: TrainBackend>(model: &Mistral<B>, tensors: &mut [(String, TensorData)]) {
+pub(super) fn convert<B: TrainBackend>(model: &Decoder<B>, tensors: &mut [(String, TensorData)]) {
     for (module, linear) in model.projections() {
         let Some(initial) = linear.lora.as_ref().and_then(|lora| lora.initial.as_ref()) else {
             continue;
@@ -214,7 +214,7 @@ pub(super) fn convert<B: TrainBackend>(model: &Mistral<B>, tensors: &mut [(Strin
 }
 
 /// Undoes [`convert`]: keeps the adapter's own matrices.
-pub(super) fn revert<B: TrainBackend>(model: &Mistral<B>, tensors: &mut Saved) {
+pub(super) fn revert<B: TrainBackend>(model: &Decoder<B>, tensors: &mut Saved) {
     for (module, linear) in model.projections() {
         let Some(initial) = linear.lora.as_ref().and_then(|lora| lora.initial.as_ref()) else {
             continue;

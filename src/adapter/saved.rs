@@ -8,11 +8,11 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 
 use super::config::LoraConfig;
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::{Decoder, ModuleMut};
 use crate::model::limits::check_whole_weights;
 use crate::model::linear::WeightParam;
-use crate::model::mistral::{Mistral, ModuleMut};
-use crate::model::quantize::is_projection;
+use crate::model::names::{ModelTensor, TensorRole, is_projection};
 use crate::model::rms_norm::RmsNorm;
 
 /// The weight of each module that is trained in full, by module name (`lm_head`), in f32.
@@ -25,13 +25,13 @@ pub type SavedWeights = BTreeMap<String, TensorData>;
 /// A name chooses no module or one that holds other modules, the embedding is also the head, or a chosen projection is
 /// quantized or has a branch.
 pub fn saved_modules(
-    model: &MistralConfig,
+    model: &DecoderConfig,
     config: &LoraConfig,
 ) -> Result<Vec<(String, Vec<usize>)>> {
-    let weights = model.tensors().into_iter();
-    let modules: Vec<(String, Vec<usize>)> = weights
-        .map(|(name, shape)| (name.trim_end_matches(".weight").to_string(), shape))
-        .collect();
+    let tensors = model.tensors();
+    let weights = tensors.iter().filter(|tensor| tensor.role != TensorRole::Bias);
+    let modules: Vec<(String, Vec<usize>)> =
+        weights.map(|tensor| (tensor.module().to_string(), tensor.shape.clone())).collect();
     for ending in &config.modules_to_save {
         check_ending(model, &modules, ending)?;
     }
@@ -42,6 +42,8 @@ pub fn saved_modules(
             "also gets a low-rank branch, because the end of its name is no whole part of it"
         } else if model.quantization.is_some() && is_projection(&format!("{name}.weight")) {
             "is quantized, and quantized weights cannot be trained themselves"
+        } else if tensors.iter().any(|tensor| is_bias_of(name, tensor)) {
+            "has a bias, which PEFT would train with its weight; that is not built"
         } else {
             continue;
         };
@@ -50,9 +52,14 @@ pub fn saved_modules(
     Ok(saved)
 }
 
+/// Returns whether `tensor` is the bias of `module`.
+fn is_bias_of(module: &str, tensor: &ModelTensor) -> bool {
+    tensor.role == TensorRole::Bias && tensor.module() == module
+}
+
 /// Checks that `ending` chooses weights, and no module that holds others.
 fn check_ending(
-    model: &MistralConfig,
+    model: &DecoderConfig,
     modules: &[(String, Vec<usize>)],
     ending: &str,
 ) -> Result<()> {
@@ -92,7 +99,7 @@ fn refused(problem: String, remedy: &str) -> Error {
 /// # Errors
 /// Same as [`saved_modules`], or the device cannot take a weight whole.
 pub(super) fn attach_saved<B: TrainBackend>(
-    model: &mut Mistral<B>,
+    model: &mut Decoder<B>,
     config: &LoraConfig,
     mut saved: SavedWeights,
     device: &B::Device,
@@ -108,9 +115,9 @@ pub(super) fn attach_saved<B: TrainBackend>(
         }
         let data = saved.remove(&name);
         match module {
-            ModuleMut::Matrix(weight) => {
-                let value = from_data(data, dtype, device);
-                weight.trained = Some(trainable(value.unwrap_or_else(|| weight.floats(dtype))));
+            ModuleMut::Matrix(weight) => attach_matrix(weight, data, dtype, device),
+            ModuleMut::Projection(linear) => {
+                attach_matrix(&mut linear.weight, data, dtype, device);
             }
             ModuleMut::Norm(norm) => {
                 let value = from_data(data, dtype, device);
@@ -120,6 +127,17 @@ pub(super) fn attach_saved<B: TrainBackend>(
         }
     }
     Ok(())
+}
+
+/// Makes `weight` trainable, from `data` or from its own values.
+fn attach_matrix<B: TrainBackend>(
+    weight: &mut WeightParam<B>,
+    data: Option<TensorData>,
+    dtype: DType,
+    device: &B::Device,
+) {
+    let value = from_data(data, dtype, device);
+    weight.trained = Some(trainable(value.unwrap_or_else(|| weight.floats(dtype))));
 }
 
 fn from_data<B: TrainBackend, const D: usize>(
@@ -135,15 +153,17 @@ fn trainable<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Ten
 }
 
 /// Returns whether the modules that are trained in full have the weights of the model without its adapter.
-pub fn saved_equals_base<B: TrainBackend>(model: &Mistral<B>) -> bool {
+pub fn saved_equals_base<B: TrainBackend>(model: &Decoder<B>) -> bool {
     let mut model = model.clone();
+    let matrix_equals = |WeightParam { stored, trained }: &WeightParam<B>| {
+        trained.as_ref().is_none_or(|trained| {
+            let trained = trained.val().detach();
+            is_equal(stored.val().floats(trained.dtype()), trained)
+        })
+    };
     model.modules_mut().into_iter().all(|(_, module)| match module {
-        ModuleMut::Matrix(WeightParam { stored, trained }) => {
-            trained.as_ref().is_none_or(|trained| {
-                let trained = trained.val().detach();
-                is_equal(stored.val().floats(trained.dtype()), trained)
-            })
-        }
+        ModuleMut::Matrix(weight) => matrix_equals(weight),
+        ModuleMut::Projection(linear) => matrix_equals(&linear.weight),
         ModuleMut::Norm(RmsNorm { weight, trained, .. }) => {
             trained.as_ref().is_none_or(|trained| {
                 let trained = trained.val().detach();

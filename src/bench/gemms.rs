@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::doctor::Out;
 use crate::doctor::speed::{median_seconds, timed};
 use crate::error::Result;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::names::{HEAD, projection_dims, projection_names};
 
 /// Seconds compared with which synchronizing with the device is negligible; shorter GEMMs are
 /// repeated without synchronizing in between.
@@ -37,7 +38,7 @@ pub(super) struct GemmSpeed {
 /// The device fails, the user interrupts, or a line cannot be written.
 pub(super) fn measure<B: TrainBackend>(
     by: &MatmulProvider,
-    config: &MistralConfig,
+    config: &DecoderConfig,
     tokens: usize,
     dtype: DType,
     device: &B::Device,
@@ -72,21 +73,11 @@ pub(super) fn measure<B: TrainBackend>(
 
 /// Returns the shapes of a layer's seven projections and of the head, each once, with the names of
 /// its weights.
-fn shapes(config: &MistralConfig) -> Vec<(Vec<&'static str>, [usize; 2])> {
-    let (width, mlp) = (config.hidden_size, config.intermediate_size);
-    let heads = config.num_attention_heads * config.head_dim();
-    let kv_heads = config.num_key_value_heads * config.head_dim();
+fn shapes(config: &DecoderConfig) -> Vec<(Vec<&'static str>, [usize; 2])> {
+    let projections = projection_names().zip(projection_dims(config));
+    let head = (HEAD, [config.vocab_size, config.hidden_size]);
     let mut shapes: Vec<(Vec<_>, _)> = Vec::new();
-    for (name, shape) in [
-        ("q_proj", [heads, width]),
-        ("k_proj", [kv_heads, width]),
-        ("v_proj", [kv_heads, width]),
-        ("o_proj", [width, heads]),
-        ("gate_proj", [mlp, width]),
-        ("up_proj", [mlp, width]),
-        ("down_proj", [width, mlp]),
-        ("lm_head", [config.vocab_size, width]),
-    ] {
+    for (name, shape) in projections.chain([head]) {
         match shapes.iter_mut().find(|(_, known)| *known == shape) {
             Some((names, _)) => names.push(name),
             None => shapes.push((vec![name], shape)),

@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 
 use self::gemms::GemmSpeed;
 use self::operations::{OperationTimes, time_operations};
-pub use self::shape::shape;
+pub use self::shape::{shape, shape_names};
 use self::step::{Run, Setup};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::doctor::{Out, device_name, gemm_provider_json};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::dtype::{Purpose, choose};
-use crate::model::quantize::{Quantization, is_projection};
+use crate::model::quantize::Quantization;
 
 /// The fraction of the available memory that weights may take; a step needs some too.
 const MAX_WEIGHTS_FRACTION: f64 = 0.9;
@@ -39,7 +39,7 @@ pub struct BenchOptions {
     /// The user's name for the shape.
     pub name: String,
     /// The model's shape (see [`shape`]).
-    pub shape: MistralConfig,
+    pub shape: DecoderConfig,
     /// Numbers of packed tokens per step; each is measured.
     pub tokens: Vec<usize>,
     /// Number of layers, if it differs from the shape's.
@@ -166,15 +166,15 @@ pub fn probe<B: TrainBackend>(
 
 /// Refuses weights that do not fit: the system would end the program without a message.
 fn check_memory<B: TrainBackend>(
-    config: &MistralConfig,
+    config: &DecoderConfig,
     quantization: Option<Quantization>,
     dtype: DType,
     device: &B::Device,
 ) -> Result<()> {
-    let bytes = config.tensors().into_iter().map(|(name, shape)| {
-        let (count, quantization) =
-            (shape.iter().product(), quantization.filter(|_| is_projection(&name)));
-        quantization.map_or(count * dtype.size(), |quantization| quantization.bytes(count))
+    let bytes = config.tensors().into_iter().map(|tensor| {
+        let quantization = quantization.filter(|_| tensor.is_projection());
+        let plain = tensor.count() * dtype.size();
+        quantization.map_or(plain, |quantization| quantization.bytes(tensor.count()))
     });
     let needed = bytes.sum::<usize>() as f64;
     match B::available_memory_bytes(device) {

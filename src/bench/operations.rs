@@ -9,12 +9,12 @@ use burn::tensor::{Distribution, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::step::{Run, Setup};
-use crate::adapter::linear::adapter_parameters;
+use crate::adapter::lora::adapter_parameters;
 use crate::data::batch::PackedBatch;
 use crate::doctor::speed::median_seconds;
 use crate::error::Result;
+use crate::model::decoder::Decoder;
 use crate::model::linear::Linear;
-use crate::model::mistral::Mistral;
 use crate::objective::log_probs::DeviceBatch;
 use crate::objective::pass::{mean_weights, passes};
 use crate::train::optimizer::{AdamW, NamedUpdate, Optimizer, clip_by_global_norm};
@@ -115,7 +115,7 @@ pub(super) fn time_operations<B: TrainBackend>(
 struct Pass<'a, B: TrainBackend> {
     batch: DeviceBatch<B>,
     host: &'a PackedBatch,
-    model: &'a Mistral<B>,
+    model: &'a Decoder<B>,
     setup: &'a Setup<B>,
     device: &'a B::Device,
     /// Forward passes of the reference.
@@ -195,7 +195,7 @@ impl<B: TrainBackend> Pass<'_, B> {
 
     /// Times the attention of all layers.
     fn attention(&self) -> Result<f64> {
-        let (config, mask) = (self.setup.config.attention(), &self.batch.input.context.mask);
+        let (config, mask) = (self.setup.config.attention(), &self.batch.input.context.masks[0]);
         let qkv = self.random(self.tokens(), config.qkv_width());
         let dy = self.random(self.tokens(), config.heads * config.head_dim);
         let forward = || B::self_attention(qkv.clone(), mask, &config);
@@ -220,7 +220,7 @@ impl<B: TrainBackend> Pass<'_, B> {
         let qkv = self.random(self.tokens(), heads.qkv_width());
         let gate_up = self.random(self.tokens(), 2 * config.intermediate_size);
         let d_gated = self.random(self.tokens(), config.intermediate_size);
-        let angles = &self.batch.input.context.angles;
+        let angles = &self.batch.input.context.angles[0];
         let norm = self.seconds(forward, || B::rms_norm(x.clone(), weight.clone(), epsilon))?
             + self.seconds(1.0, || {
                 B::rms_norm_backward(x.clone(), weight.clone(), epsilon, x.clone())

@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use super::{BenchOptions, Probe};
 use crate::adapter::LoraConfig;
-use crate::adapter::linear::{attach, trainable};
+use crate::adapter::lora::{attach, trainable};
 use crate::config::GradientCheckpointing;
 use crate::data::encode::{EncodedPair, EncodedSequence};
 use crate::data::sample::Sample;
 use crate::doctor::speed::{median, timed};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::load::random_on_device;
 use crate::objective::Usage;
 use crate::objective::dpo::ReferenceTiming;
@@ -44,7 +44,7 @@ const LEARNING_RATE: f64 = 1e-6;
 /// A model, its adapter and its learner.
 pub(super) struct Setup<B: TrainBackend> {
     pub(super) learner: Learner<B>,
-    pub(super) config: MistralConfig,
+    pub(super) config: DecoderConfig,
     pub(super) dtype: DType,
     pub(super) activations: Activations,
     pub(super) trainable: usize,
@@ -74,7 +74,7 @@ pub(super) struct Run {
 impl<B: TrainBackend> Setup<B> {
     pub(super) fn new(
         options: &BenchOptions,
-        config: MistralConfig,
+        config: DecoderConfig,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self> {
@@ -182,13 +182,9 @@ impl<B: TrainBackend> Setup<B> {
         recomputed: f64,
         precomputed: bool,
     ) -> f64 {
-        let matrix = |(_, shape): &(String, Vec<usize>)| match shape.as_slice() {
-            [rows, columns] => (rows * columns) as f64,
-            _ => 0.0,
-        };
-        let in_layers = |(name, _): &&(String, Vec<usize>)| name.starts_with("model.layers.");
         let tensors = self.config.tensors();
-        let layers: f64 = tensors.iter().filter(in_layers).map(matrix).sum();
+        let projections = tensors.iter().filter(|tensor| tensor.is_projection());
+        let layers: f64 = projections.map(|projection| projection.count() as f64).sum();
         let head = (self.config.vocab_size * self.config.hidden_size) as f64;
         let scored = pairs.iter().flat_map(|p| [&p.chosen, &p.rejected]);
         let scored: usize = scored.map(EncodedSequence::scored_tokens).sum();

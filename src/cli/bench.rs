@@ -13,8 +13,9 @@ use super::model::QuantizeArgs;
 /// Measure the DPO step of a model with random weights.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// Set the model's shape: mistral-7b, or the path of a config.json.
-    #[arg(long, value_name = "mistral-7b|FILE")]
+    /// Set the model's shape: mistral-7b, mistral-nemo, ministral-3b, llama-3.1-8b, qwen2.5-7b, qwen3-4b, or the path of
+    /// a config.json.
+    #[arg(long, value_name = "NAME|FILE")]
     pub shape: String,
     /// Set the tokens per step; several values, separated by commas, are measured one after another.
     #[arg(
@@ -56,7 +57,7 @@ pub struct BenchArgs {
 /// The projections that get a low-rank branch.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Targets {
-    /// q_proj and v_proj, PEFT's default for Mistral.
+    /// q_proj and v_proj, PEFT's default for most families.
     Qv,
     /// All seven projections of each layer.
     AllLinear,

@@ -8,12 +8,12 @@ use clap::Args;
 use crate::adapter::peft;
 use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
 use crate::model::limits;
 use crate::model::load::load_as;
-use crate::model::mistral::Mistral;
 use crate::model::quantize;
 use crate::model::quantize::cache::Cache;
 use crate::progress::ProgressMode;
@@ -109,12 +109,12 @@ impl ModelArgs {
         folder: &Path,
         mode: ProgressMode,
         device: &B::Device,
-    ) -> Result<Mistral<B>> {
+    ) -> Result<Decoder<B>> {
         if let Some(adapter) = &self.load.adapter {
             // A mistake in the adapter is found before the model is loaded.
             peft::read_config(adapter)?;
         }
-        let shape = MistralConfig::load(folder)?;
+        let shape = DecoderConfig::load(folder)?;
         let dtype = choose::<B>(&shape, self.load.dtype.dtype(), Purpose::Hold, device)?;
         let (to, cache) = (self.load.quantize.quantization()?, Cache::from_env(mode));
         limits::check::<B>(&shape, to, dtype, device)?;

@@ -13,7 +13,7 @@ use crate::data::lengths::SampleLengths;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::hub::Hub;
 use crate::plan::{Planned, Profile, Samples, Timing, parse_bytes};
 use crate::progress::ProgressMode;
@@ -102,12 +102,12 @@ pub fn print(planned: &Planned, json: bool, timing: Option<Timing>) -> Result<()
 }
 
 /// Reads the configuration, the model's shape, and the lengths of the data if tokenizer and files are present.
-fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, MistralConfig, Samples)> {
+fn inputs(args: &PlanArgs, mode: ProgressMode) -> Result<(RunConfig, DecoderConfig, Samples)> {
     let config = RunConfig::load(&args.config, &args.set)?;
     let folder =
         Hub::open(mode).config_folder(&config.model.model_name_or_path, &config.model.revision);
     let folder = folder.map_err(|error| error.at("--model", "model.model_name_or_path"))?;
-    let shape = MistralConfig::load(&folder)?;
+    let shape = DecoderConfig::load(&folder)?;
     let samples = match config.method {
         Method::Dpo => lengths::<EncodedPair>(&config, &folder)?,
         Method::Sft => lengths::<EncodedExample>(&config, &folder)?,

@@ -14,7 +14,7 @@ use super::sections::{DataSection, LoraSection, ModelSection};
 use crate::data::encode::Compat;
 use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
-use crate::model::mistral::projection_names;
+use crate::model::names::projection_names;
 use crate::train::policy::lora_config;
 
 /// Returns an error at `key` unless `holds`.
@@ -311,12 +311,7 @@ impl LoraSection {
         for (index, name) in names.iter().enumerate() {
             let last = name.rsplit('.').next().unwrap_or_default();
             let exists = projection_names().any(|known| known == last);
-            ensure(
-                exists,
-                key,
-                format!("`{name}` is not a projection of Mistral's layers"),
-                &known,
-            )?;
+            ensure(exists, key, format!("`{name}` is not a projection of a layer"), &known)?;
             let twice = names.iter().take(index).any(|earlier| earlier == name);
             ensure(!twice, key, format!("`{name}` is named twice"), "name it once")?;
         }

@@ -145,7 +145,8 @@ pub struct LoraSection {
     pub init_lora_weights: InitLoraWeights,
     /// Settings of `init_lora_weights = "loftq"`.
     pub loftq_config: LoftqConfig,
-    /// Biases that are trained too. A Mistral model's projections have none, so this only changes adapter_config.json.
+    /// Biases that are trained too. A model with biases (Qwen2) needs "none"; for others this only changes
+    /// adapter_config.json.
     pub bias: LoraBias,
     /// Whether `lora_B` has a bias. An adapter with biases cannot be merged.
     pub lora_bias: bool,

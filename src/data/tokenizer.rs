@@ -1,6 +1,7 @@
 //! The tokenizer of a Hugging Face model folder: `tokenizer.json`, and the special tokens from the folder's config files.
 
 mod caught;
+mod qwen2;
 mod special;
 
 use std::collections::BTreeSet;
@@ -80,6 +81,7 @@ impl Tokenizer {
             let untruncated = inner.with_truncation(None);
             untruncated.map_err(|e| unusable(e.to_string()))?;
             names.add_to(&mut inner)?;
+            qwen2::adapt(folder, &mut inner).map_err(unusable)?;
             Ok(inner)
         });
         let inner = opened.map_err(unusable)??;

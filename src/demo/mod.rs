@@ -31,8 +31,8 @@ use crate::generate::{GenerateConfig, stop_ids};
 use crate::interrupt;
 use crate::iterate::measure::{Measured, measure};
 use crate::iterate::sample::{SampleOptions, sample_pairs};
+use crate::model::decoder::Decoder;
 use crate::model::load::load;
-use crate::model::mistral::Mistral;
 use crate::progress::ProgressMode;
 use crate::report::write_report;
 use crate::train::folder::Existing;
@@ -94,7 +94,7 @@ impl Demo {
             "2/6  Before. The model answers problems of a kind, and with numbers, that it was never trained on.",
             &[folder.evaluate_command("before")],
         )?;
-        let mut model: Mistral<B> = load(&folder.model(), DType::F32, device)?;
+        let mut model: Decoder<B> = load(&folder.model(), DType::F32, device)?;
         let before = self.measure(&model, "before")?;
         self.say(
             "3/6  Pairs from its own answers. It answers other problems eight times each; the known results tell right from wrong.",
@@ -159,7 +159,7 @@ impl Demo {
     }
 
     /// Returns the settings of greedy generation.
-    fn generate<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<GenerateConfig> {
+    fn generate<B: TrainBackend>(&self, model: &Decoder<B>) -> Result<GenerateConfig> {
         let eos = self.tokenizer.eos_id();
         Ok(GenerateConfig {
             max_new_tokens: MAX_NEW_TOKENS,
@@ -170,7 +170,7 @@ impl Demo {
     }
 
     /// Evaluates the model on the held-out problems, `before` or `after` training.
-    fn measure<B: TrainBackend>(&self, model: &Mistral<B>, when: &str) -> Result<Vec<Judged>> {
+    fn measure<B: TrainBackend>(&self, model: &Decoder<B>, when: &str) -> Result<Vec<Judged>> {
         let folder = &self.folder;
         let (path, adapter) = (folder.model(), folder.adapter(Training::Own));
         let adapter = (when == "after").then_some(adapter.as_path());
@@ -203,7 +203,7 @@ impl Demo {
         model.settings()
     }
 
-    fn sample<B: TrainBackend>(&self, model: &Mistral<B>) -> Result<()> {
+    fn sample<B: TrainBackend>(&self, model: &Decoder<B>) -> Result<()> {
         let options = SampleOptions {
             samples: SAMPLES,
             pairs_per_problem: 1,

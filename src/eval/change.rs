@@ -7,8 +7,8 @@ use burn::tensor::{DType, Tensor};
 use crate::data::batch::TokenRows;
 use crate::error::Result;
 use crate::generate::{GenerateConfig, generate};
+use crate::model::decoder::Decoder;
 use crate::model::input::ModelInput;
-use crate::model::mistral::Mistral;
 
 /// Maximum number of tokens of a text or prompt, if the model has enough positions.
 const MAX_TOKENS: usize = 128;
@@ -85,7 +85,7 @@ pub struct Change {
 /// # Errors
 /// Generation fails (an id outside the vocabulary, logits that are not finite), or the user interrupts.
 pub fn model_outputs<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     texts: &Texts,
     max_new_tokens: usize,
     eos_ids: &[u32],

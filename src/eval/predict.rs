@@ -11,7 +11,7 @@ use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::generate::{CompletionEvent, FinishReason, GenerateConfig, complete_each};
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::progress::{Progress, ProgressMode, TokenWork};
 
 /// Builds the prompts of `problems`: each in `template`, or, if there are `shots`, after these solved examples in lm-eval's
@@ -58,7 +58,7 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Answering<'a, B: TrainBackend> {
     /// Model that answers.
-    pub model: &'a Mistral<B>,
+    pub model: &'a Decoder<B>,
     /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
     /// Generation settings: maximum length, stop conditions, batch size.

@@ -15,7 +15,7 @@ use crate::data::encode::EncodedPair;
 use crate::data::pair::PreferencePair;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::objective::log_probs::{DeviceBatch, finite_sums, score};
 use crate::progress::{Progress, ProgressMode};
 
@@ -67,7 +67,7 @@ impl PairScore {
 /// A log-probability is not finite, the store cannot be written, or the user interrupts. Scores that are in the store stay
 /// there.
 pub fn score_pairs<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     has_adapter: bool,
     pairs: &[EncodedPair],
     batch_size: usize,
@@ -93,7 +93,7 @@ pub fn score_pairs<B: TrainBackend>(
         let some: Vec<&EncodedPair> = indices.iter().map(|index| &pairs[*index]).collect();
         let batch = PackedBatch::new(&some);
         let on_device = DeviceBatch::new(&batch, &table, device);
-        let sums = |model: &Mistral<B>| -> Result<Vec<f32>> {
+        let sums = |model: &Decoder<B>| -> Result<Vec<f32>> {
             let scored = score(model, &on_device, LogProbStats::None);
             finite_sums(model, &on_device, scored.sums)
         };

@@ -19,9 +19,9 @@ use super::sampling::{Choice, choose};
 use crate::data::batch::{AttentionRange, TokenRows};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::model::decoder::Decoder;
 use crate::model::input::ModelInput;
 use crate::model::kv_cache::KvCache;
-use crate::model::mistral::Mistral;
 use crate::model::not_finite;
 use crate::model::positions::PositionTable;
 
@@ -50,7 +50,7 @@ struct InputToken {
 
 /// The state of one generation over a list of prompts.
 pub(super) struct Batch<'a, B: TrainBackend> {
-    model: &'a Mistral<B>,
+    model: &'a Decoder<B>,
     prompts: &'a [Vec<u32>],
     config: &'a GenerateConfig,
     table: PositionTable<B>,
@@ -67,7 +67,7 @@ pub(super) struct Batch<'a, B: TrainBackend> {
 impl<'a, B: TrainBackend> Batch<'a, B> {
     /// Starts a generation for at least one prompt; the prompts are already checked.
     pub(super) fn new(
-        model: &'a Mistral<B>,
+        model: &'a Decoder<B>,
         prompts: &'a [Vec<u32>],
         config: &'a GenerateConfig,
     ) -> Self {

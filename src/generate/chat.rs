@@ -11,7 +11,7 @@ use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// Separator between an answer and the next question.
 const SEPARATOR: &str = "\n\n";
@@ -38,7 +38,7 @@ impl<B: TrainBackend> Conversation<B> {
     /// answer is still empty.
     pub fn ask(
         &mut self,
-        model: &Mistral<B>,
+        model: &Decoder<B>,
         tokenizer: &Tokenizer,
         question: &str,
         template: &PromptTemplate,

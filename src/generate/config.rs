@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::input_file;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 
 /// How tokens are chosen and when to stop.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,7 +131,7 @@ pub struct Generated {
 ///
 /// # Errors
 /// `generation_config.json` is not readable JSON, or its `eos_token_id` is not a token id.
-pub fn stop_ids(folder: &Path, config: &MistralConfig, tokenizer_eos: u32) -> Result<Vec<u32>> {
+pub fn stop_ids(folder: &Path, config: &DecoderConfig, tokenizer_eos: u32) -> Result<Vec<u32>> {
     let path = folder.join("generation_config.json");
     let text = match input_file::read_to_string(&path) {
         Ok(text) => text,

@@ -6,8 +6,8 @@ use super::batch::Batch;
 use super::config::{GenerateConfig, Generated};
 use super::listener::{Events, Flow, GenerateEvent, GenerateProgress, Listener};
 use crate::error::{Error, Result};
+use crate::model::decoder::Decoder;
 use crate::model::kv_cache::KvCache;
-use crate::model::mistral::Mistral;
 
 /// Completes each of `prompts` (token ids, including BOS if the model expects it) and returns the results in the
 /// prompts' order.
@@ -17,7 +17,7 @@ use crate::model::mistral::Mistral;
 /// # Errors
 /// Same as [`generate_with`].
 pub fn generate<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     mut on_progress: impl FnMut(GenerateProgress),
@@ -38,7 +38,7 @@ pub fn generate<B: TrainBackend>(
 /// # Errors
 /// Same as [`generate_with`].
 pub fn generate_each<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_event: impl FnMut(GenerateEvent<'_>) -> Result<()>,
@@ -52,7 +52,7 @@ pub fn generate_each<B: TrainBackend>(
 /// A setting is impossible; a prompt is empty, holds an id outside the vocabulary, or fills all positions of the model;
 /// logits are not finite; the listener fails; or the user asked to stop.
 pub fn generate_with<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     listener: &mut impl Listener,
@@ -66,7 +66,7 @@ pub fn generate_with<B: TrainBackend>(
 }
 
 /// Checks that each prompt has tokens, leaves room for an answer, and uses ids of the vocabulary only.
-fn check_prompts<B: TrainBackend>(model: &Mistral<B>, prompts: &[Vec<u32>]) -> Result<()> {
+fn check_prompts<B: TrainBackend>(model: &Decoder<B>, prompts: &[Vec<u32>]) -> Result<()> {
     let (positions, vocabulary) = (model.config.max_position_embeddings, model.config.vocab_size);
     for (index, ids) in prompts.iter().enumerate() {
         let (problem, remedy) = if ids.is_empty() {
@@ -103,7 +103,7 @@ pub struct PrefixCache<B: TrainBackend> {
 /// Same as [`generate_with`]; the prefix is then lost.
 pub fn generate_with_prefix<B: TrainBackend>(
     prefix: &mut Option<PrefixCache<B>>,
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     prompt: &[u32],
     config: &GenerateConfig,
     listener: &mut impl Listener,

@@ -15,7 +15,7 @@ use crate::data::json_lines;
 use crate::data::prompt::PromptTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// One line of `out.jsonl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +58,7 @@ pub enum CompletionEvent<'a> {
 /// # Errors
 /// Same as [`complete_each`].
 pub fn complete<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     prompts: &[String],
     template: &PromptTemplate,
@@ -85,7 +85,7 @@ pub fn complete<B: TrainBackend>(
 /// # Errors
 /// Same as [`generate_with`], or the tokenizer fails.
 pub fn complete_each<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     prompts: &[String],
     template: &PromptTemplate,

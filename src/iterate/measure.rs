@@ -21,7 +21,7 @@ use crate::eval::statistics::Rate;
 use crate::eval::store::Store;
 use crate::eval::task::Task;
 use crate::generate::GenerateConfig;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::output::remove;
 use crate::progress::ProgressMode;
 
@@ -68,7 +68,7 @@ impl Measurement {
 /// The problems cannot be read, generation fails or is interrupted (finished answers are kept, and the same call
 /// continues), the folder holds answers of another model or to other problems, or a file cannot be written.
 pub fn measure<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     measured: &Measured<'_>,
     folder: &Path,

@@ -23,12 +23,12 @@ use crate::eval::settings::{ResultKey, Settings};
 use crate::eval::statistics::Rate;
 use crate::generate::{GenerateConfig, stop_ids};
 use crate::input_file;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::hub::Hub;
 use crate::model::identity::ModelIdentity;
 use crate::model::load::load_as;
-use crate::model::mistral::Mistral;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
 use crate::output::{Lock, remove, write_whole};
@@ -145,7 +145,7 @@ impl Rounds {
         let (name, revision) = (&run.model.model_name_or_path, &run.model.revision);
         let folder = Hub::open(mode).resolve(name, revision)?;
         let tokenizer = Tokenizer::from_folder(&folder)?;
-        let eos_ids = stop_ids(&folder, &MistralConfig::load(&folder)?, tokenizer.eos_id())?;
+        let eos_ids = stop_ids(&folder, &DecoderConfig::load(&folder)?, tokenizer.eos_id())?;
         let identity = ModelIdentity::read(&folder)?;
         let rounds = Self {
             config,
@@ -210,9 +210,9 @@ impl Rounds {
     }
 
     /// Loads the base model, quantized if the run is configured so.
-    fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Mistral<B>> {
+    fn load<B: TrainBackend>(&self, device: &B::Device) -> Result<Decoder<B>> {
         let (folder, ..) = &self.base;
-        let shape = MistralConfig::load(folder)?;
+        let shape = DecoderConfig::load(folder)?;
         let dtype = choose::<B>(&shape, self.dtype, Purpose::Hold, device)?;
         let cache = Cache::from_env(self.mode);
         load_as(folder, dtype, self.quantize, &cache, device)
@@ -250,7 +250,7 @@ impl Rounds {
     /// is sampled again if `[sample]` has changed and no later round has started.
     fn sample<B: TrainBackend>(
         &self,
-        model: &Mistral<B>,
+        model: &Decoder<B>,
         round: usize,
         trained: Option<usize>,
     ) -> Result<SampleStats> {
@@ -344,7 +344,7 @@ impl Rounds {
     /// Measures the model with the adapter of the round `trained`; an existing measurement is scored again.
     fn measure<B: TrainBackend>(
         &self,
-        model: &Mistral<B>,
+        model: &Decoder<B>,
         trained: Option<usize>,
         summary: &mut RoundSummary,
     ) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::eval::problems::Problem;
 use crate::eval::settings::ResultKey;
 use crate::eval::store::Store;
 use crate::generate::{Completion, CompletionEvent, FinishReason, GenerateConfig, complete_each};
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::output::{WholeFile, commit_set};
 use crate::progress::{Progress, ProgressMode, TokenWork};
 
@@ -115,7 +115,7 @@ struct SampleLine<'a> {
 /// `STEM.partial.jsonl`, and the same call continues), that file was started with other settings, or a file cannot be
 /// written.
 pub fn sample_pairs<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     problems: &[Problem],
     options: &SampleOptions,
@@ -230,7 +230,7 @@ pub fn stats_path(output: &Path) -> PathBuf {
 
 /// Samples the answers that `store` does not hold yet, problem by problem.
 fn sample<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     problems: &[Problem],
     options: &SampleOptions,
@@ -271,7 +271,7 @@ fn sample<B: TrainBackend>(
 
 /// Stores empty samples, which are in no pair, for problems whose prompts leave no room for an answer.
 fn skip_too_long<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     problems: &[Problem],
     options: &SampleOptions,

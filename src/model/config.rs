@@ -1,23 +1,35 @@
-//! Reads `config.json` of a Mistral model in every form that Hugging Face transformers has written.
+//! Reads and writes `config.json` of a model, in every form that Hugging Face transformers has written.
 
 mod fields;
+mod rope;
 
 use std::path::Path;
 
 use arithmo_backends::AttentionConfig;
 use serde_json::{Map, Value, json};
 
-use self::fields::Fields;
+pub use self::fields::Fields;
+pub use self::rope::RopeKeys;
+use super::family::Family;
+use super::names::{self, ModelTensor};
 use super::quantize::Quantization;
+use super::rope::Rope;
+use super::switches::{Activation, LayerKind, NormPlacement, RopeScaling, Switches};
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::output::write_whole;
 
-/// The shape of a Mistral model, with the field names of transformers' `MistralConfig`.
+/// The shape of a model, with the field names of transformers' `PretrainedConfig` classes.
 ///
 /// Notation: D = `hidden_size`, H = `num_attention_heads`, H_kv = `num_key_value_heads`, d = [`head_dim`](Self::head_dim).
 #[derive(Clone, Debug, PartialEq)]
-pub struct MistralConfig {
+pub struct DecoderConfig {
+    /// The family of the model, which determines the form of its `config.json`.
+    pub family: &'static Family,
+    /// What the model has beyond Mistral's decoder.
+    pub switches: Switches,
+    /// Whether the model's files hold a model of several kinds of input, of which this is the text part.
+    pub is_text_part: bool,
     /// Rows of the embedding and of the output head, V.
     pub vocab_size: usize,
     /// Width of the residual stream, D.
@@ -38,7 +50,8 @@ pub struct MistralConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Sliding window: position i attends to j with `i - window < j <= i`; `None` means all j <= i.
+    /// Sliding window: position i attends to j with `i - window < j <= i`; `None` means all j <= i. It restricts the layers
+    /// of [`Switches::windowed`].
     pub sliding_window: Option<usize>,
     /// Whether the embedding matrix serves as the output head.
     pub tie_word_embeddings: bool,
@@ -58,12 +71,12 @@ pub struct MistralConfig {
     pub quantization: Option<Quantization>,
 }
 
-impl MistralConfig {
+impl DecoderConfig {
     /// Reads `folder/config.json`.
     ///
     /// # Errors
-    /// The file is missing or not JSON, a size is missing or impossible, or the model is of an unsupported kind
-    /// (another `model_type`, another activation, RoPE scaling, biases, weights quantized otherwise than by
+    /// The file is missing or not JSON, a size is missing or impossible, or the model has a feature that is not
+    /// implemented (another `model_type`, another activation or RoPE scaling, weights quantized otherwise than by
     /// bitsandbytes in 4 bits).
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
@@ -79,27 +92,27 @@ impl MistralConfig {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
             Error::file(path, format!("is not a JSON object: {e}"), "fetch the file again")
         })?;
-        let fields = Fields { object, path };
-        fields.refuse_unsupported()?;
-        let config = Self {
+        let fields = Fields::new(object, path)?;
+        let heads = fields.size("num_attention_heads")?;
+        let mut config = Self {
+            family: fields.family,
+            switches: Switches {
+                rope_scaling: fields.rope(None)?.scaling()?,
+                activation: fields.activation()?,
+                ..Switches::default()
+            },
+            is_text_part: fields.is_text_part,
             vocab_size: fields.size("vocab_size")?,
             hidden_size: fields.size("hidden_size")?,
             intermediate_size: fields.size("intermediate_size")?,
             num_hidden_layers: fields.size("num_hidden_layers")?,
-            num_attention_heads: fields.size("num_attention_heads")?,
-            num_key_value_heads: fields.size("num_key_value_heads")?,
+            num_attention_heads: heads,
+            num_key_value_heads: fields.optional_size("num_key_value_heads")?.unwrap_or(heads),
             head_dim: fields.optional_size("head_dim")?,
-            max_position_embeddings: fields
-                .optional_size("max_position_embeddings")?
-                .unwrap_or(4096 * 32),
+            max_position_embeddings: fields.size("max_position_embeddings")?,
             rms_norm_eps: fields.number("rms_norm_eps", 1e-6)?,
             rope_theta: fields.rope_theta()?,
-            sliding_window: if fields.object.contains_key("sliding_window") {
-                fields.optional_size("sliding_window")?
-            } else {
-                // The default of transformers for an absent key; `null` means no window.
-                Some(4096)
-            },
+            sliding_window: None,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             initializer_range: fields.number("initializer_range", 0.02)?,
             attention_dropout: fields.number("attention_dropout", 0.0)?,
@@ -109,7 +122,9 @@ impl MistralConfig {
             torch_dtype: fields.dtype(),
             quantization: fields.quantization()?,
         };
+        // The families' lists have one entry per layer, so the sizes are checked first.
         config.validate(path)?;
+        (config.family.read)(&fields, &mut config)?;
         Ok(config)
     }
 
@@ -125,16 +140,75 @@ impl MistralConfig {
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
             head_dim,
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            scale: 1.0 / self.switches.query_pre_attn_scalar.unwrap_or(head_dim as f64).sqrt(),
+        }
+    }
+
+    /// Sets the sliding window and the layers that it restricts; if `windowed` is empty, all of them.
+    pub(super) fn set_windows(&mut self, window: Option<usize>, windowed: Vec<bool>) {
+        let restricts_some = windowed.is_empty() || windowed.contains(&true);
+        self.sliding_window = window.filter(|_| restricts_some);
+        let restricts_all = !windowed.contains(&false);
+        let is_uniform = self.sliding_window.is_none() || restricts_all;
+        self.switches.windowed = if is_uniform { Vec::new() } else { windowed };
+    }
+
+    /// Returns the value of `layer_types`.
+    pub(super) fn layer_types(&self) -> Value {
+        let name = |index: usize| {
+            let restricted = self.sliding_window.is_some() && self.switches.is_windowed(index);
+            if restricted { "sliding_attention" } else { "full_attention" }
+        };
+        (0..self.num_hidden_layers).map(name).collect()
+    }
+
+    /// Returns the widths of the windows that layers have, each once.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        match self.sliding_window {
+            Some(window) if self.switches.windowed.is_empty() => vec![Some(window)],
+            Some(window) => vec![None, Some(window)],
+            None => vec![None],
+        }
+    }
+
+    /// Returns the rotary frequencies that layers have, each once.
+    pub fn ropes(&self) -> Vec<Rope> {
+        let scaling = self.switches.rope_scaling.clone();
+        let global = Rope { theta: self.rope_theta, scaling };
+        let local = self.switches.local_rope_theta;
+        let local = local.map(|theta| Rope { theta, scaling: RopeScaling::None });
+        std::iter::once(global).chain(local).collect()
+    }
+
+    /// Returns which window and which rotary frequencies layer `index` has, and the shape of its attention.
+    pub fn layer_kind(&self, index: usize) -> LayerKind {
+        let windowed = self.sliding_window.is_some() && self.switches.is_windowed(index);
+        let rope = usize::from(windowed && self.switches.local_rope_theta.is_some());
+        LayerKind {
+            attention: self.attention(),
+            window: usize::from(windowed && !self.switches.windowed.is_empty()),
+            rope: self.switches.is_rotated(index).then_some(rope),
         }
     }
 
     /// Returns the number of values per token that a decoder layer keeps for the backward pass, without the `x A^T`
     /// of the low-rank branches: the residual stream before and between its halves, both norms' outputs, queries,
-    /// keys, values, the attention output, gate, up and their elementwise product.
+    /// keys, values (twice if their heads are normalized), the attention output, gate, up and their elementwise product.
     pub fn block_values_per_token(&self) -> usize {
         let heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads;
-        4 * self.hidden_size + heads * self.head_dim() + 3 * self.intermediate_size
+        let before_norms = if self.switches.qk_norm {
+            (heads - self.num_attention_heads) * self.head_dim()
+        } else {
+            0
+        };
+        let norms = match self.switches.norm_placement {
+            NormPlacement::Before => 4,
+            NormPlacement::BeforeAndAfter => 6,
+        };
+        norms * self.hidden_size
+            + heads * self.head_dim()
+            + before_norms
+            + 3 * self.intermediate_size
     }
 
     /// Returns the bytes per token of the largest activation, with `size` bytes per value: gate and up side by side,
@@ -148,37 +222,12 @@ impl MistralConfig {
 
     /// Returns the number of weights.
     pub fn weights(&self) -> usize {
-        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        self.tensors().iter().map(ModelTensor::count).sum()
     }
 
-    /// Lists the name and shape of every weight as `MistralForCausalLM` stores them (`[out, in]`), without
-    /// `lm_head.weight` if the embeddings are tied.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, inter) = (self.hidden_size, self.intermediate_size);
-        let q = self.num_attention_heads * self.head_dim();
-        let kv = self.num_key_value_heads * self.head_dim();
-        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, d])];
-        for layer in 0..self.num_hidden_layers {
-            let parts = [
-                ("self_attn.q_proj", vec![q, d]),
-                ("self_attn.k_proj", vec![kv, d]),
-                ("self_attn.v_proj", vec![kv, d]),
-                ("self_attn.o_proj", vec![d, q]),
-                ("mlp.gate_proj", vec![inter, d]),
-                ("mlp.up_proj", vec![inter, d]),
-                ("mlp.down_proj", vec![d, inter]),
-                ("input_layernorm", vec![d]),
-                ("post_attention_layernorm", vec![d]),
-            ];
-            tensors.extend(
-                parts.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)),
-            );
-        }
-        tensors.push(("model.norm.weight".to_string(), vec![d]));
-        if !self.tie_word_embeddings {
-            tensors.push(("lm_head.weight".to_string(), vec![self.vocab_size, d]));
-        }
-        tensors
+    /// Lists all tensors of the model: see [`names`].
+    pub fn tensors(&self) -> Vec<ModelTensor> {
+        names::tensors(self)
     }
 
     /// Writes `folder/config.json` in the form that every transformers since 4.34 reads (`rope_theta`,
@@ -199,29 +248,37 @@ impl MistralConfig {
             many => json!(many),
         };
         let mut config = json!({
-            "architectures": ["MistralForCausalLM"],
+            "architectures": [self.family.architecture],
             "attention_dropout": self.attention_dropout,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": eos,
             "head_dim": self.head_dim(),
-            "hidden_act": "silu",
+            "hidden_act": match self.switches.activation {
+                Activation::Silu => "silu",
+                Activation::GeluTanh => "gelu_pytorch_tanh",
+            },
             "hidden_size": self.hidden_size,
             "initializer_range": self.initializer_range,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
-            "model_type": "mistral",
+            "model_type": self.family.model_type,
             "num_attention_heads": self.num_attention_heads,
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "pad_token_id": self.pad_token_id,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
-            "sliding_window": self.sliding_window,
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": self.torch_dtype,
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });
+        if let Some(object) = config.as_object_mut() {
+            let scaling = self.rope_scaling().map(Value::Object);
+            object.extend(scaling.map(|scaling| ("rope_scaling".to_string(), scaling)));
+            (self.family.write)(self, object);
+            object.sort_keys();
+        }
         if let Some(quantization) = &self.quantization {
             config["quantization_config"] = quantization.to_json(self.torch_dtype.as_deref());
         }
@@ -298,10 +355,10 @@ mod tests {
         })
     }
 
-    fn with(key: &str, value: Value) -> Result<MistralConfig> {
+    fn with(key: &str, value: Value) -> Result<DecoderConfig> {
         let mut object = base();
         object[key] = value;
-        MistralConfig::parse(&object.to_string(), Path::new("config.json"))
+        DecoderConfig::parse(&object.to_string(), Path::new("config.json"))
     }
 
     #[test]
@@ -333,11 +390,11 @@ mod tests {
     #[test]
     fn unsupported_or_impossible_values_are_named() {
         let wrong = [
-            ("model_type", json!("llama"), "llama"),
+            ("model_type", json!("mixtral"), "mixtral"),
             ("hidden_act", json!("gelu"), "gelu"),
             ("attention_bias", json!(true), "attention_bias"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 2.0}), "yarn"),
-            ("rope_parameters", json!({"rope_type": "linear"}), "linear"),
+            ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "dynamic"),
+            ("rope_parameters", json!({"rope_type": "linear"}), "factor must be"),
             (
                 "quantization_config",
                 json!({"quant_method": "gptq", "bits": 4}),
@@ -377,7 +434,7 @@ mod tests {
             object[key] = huge.clone();
         }
         object["num_hidden_layers"] = json!(MAX_LAYERS);
-        let config = MistralConfig::parse(&object.to_string(), Path::new("config.json"));
+        let config = DecoderConfig::parse(&object.to_string(), Path::new("config.json"));
         let message = config.unwrap_err().to_string();
         assert!(message.contains("weights, more than any model has"), "{message}");
         // 2 * 7 * 12 for embedding and head, (2 * 12 + 2 * 4 + 3 * 20 + 2) * 12 for the layer.
@@ -396,7 +453,7 @@ mod tests {
         config.quantization = Some(Quantization { format: Format::Nf4, double_quant: true });
         config.torch_dtype = Some("bfloat16".to_string());
         config.save(folder.path()).unwrap();
-        assert_eq!(MistralConfig::load(folder.path()).unwrap(), config);
+        assert_eq!(DecoderConfig::load(folder.path()).unwrap(), config);
     }
 
     #[test]
@@ -404,13 +461,11 @@ mod tests {
         let config = with("head_dim", json!(4)).unwrap();
         let tensors = config.tensors();
         assert_eq!(tensors.len(), 1 + 9 + 2);
-        assert_eq!(
-            tensors[1],
-            ("model.layers.0.self_attn.q_proj.weight".to_string(), vec![24, 12])
-        );
-        assert_eq!(tensors[3].1, [8, 12]);
-        assert_eq!(tensors[4].1, [12, 24]);
+        let q_proj = "model.layers.0.self_attn.q_proj.weight";
+        assert_eq!((tensors[1].name.as_str(), &tensors[1].shape[..]), (q_proj, &[24, 12][..]));
+        assert_eq!(tensors[3].shape, [8, 12]);
+        assert_eq!(tensors[4].shape, [12, 24]);
         let tied = with("tie_word_embeddings", json!(true)).unwrap();
-        assert!(tied.tensors().iter().all(|(name, _)| name != "lm_head.weight"));
+        assert!(tied.tensors().iter().all(|tensor| tensor.name != "lm_head.weight"));
     }
 }

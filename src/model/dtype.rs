@@ -3,7 +3,7 @@
 use arithmo_backends::TrainBackend;
 use burn::tensor::{DType, Element};
 
-use super::config::MistralConfig;
+use super::config::DecoderConfig;
 use crate::error::{Error, Result};
 
 /// What the device must be able to do with weights of a dtype.
@@ -22,7 +22,7 @@ pub enum Purpose {
 /// # Errors
 /// The device cannot serve `purpose` in the wanted dtype.
 pub fn choose<B: TrainBackend>(
-    config: &MistralConfig,
+    config: &DecoderConfig,
     wanted: Option<DType>,
     purpose: Purpose,
     device: &B::Device,
@@ -54,7 +54,7 @@ pub fn computed<B: TrainBackend>(device: &B::Device) -> Vec<DType> {
 
 /// Returns the dtype the weights are stored in if `dtypes` contains it. Other 16-bit weights get the other 16-bit
 /// dtype if `dtypes` contains that one (f16 on most consumer GPUs), and f32 otherwise.
-pub fn auto(config: &MistralConfig, dtypes: &[DType]) -> DType {
+pub fn auto(config: &DecoderConfig, dtypes: &[DType]) -> DType {
     let order = match config.torch_dtype.as_deref() {
         Some("bfloat16") => [DType::BF16, DType::F16],
         Some("float16") => [DType::F16, DType::BF16],
@@ -95,12 +95,12 @@ mod tests {
         assert_eq!(chosen.unwrap(), DType::F64);
     }
 
-    fn stored_in(dtype: &str) -> MistralConfig {
+    fn stored_in(dtype: &str) -> DecoderConfig {
         let text = format!(
             r#"{{"model_type": "mistral", "vocab_size": 7, "hidden_size": 12, "intermediate_size": 20,
             "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "torch_dtype": "{dtype}"}}"#
         );
-        MistralConfig::parse(&text, Path::new("config.json")).unwrap()
+        DecoderConfig::parse(&text, Path::new("config.json")).unwrap()
     }
 
     #[test]

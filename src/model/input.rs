@@ -19,12 +19,15 @@ pub struct ModelInput<B: TrainBackend> {
 /// The inputs of every layer besides its own weights and the hidden states.
 #[derive(Clone, Debug)]
 pub struct SequenceContext<B: TrainBackend> {
-    /// Rotary angles of the tokens' positions.
-    pub angles: RotaryAngles<B>,
-    /// Which keys each token attends to; the keys may be slots of a cache.
-    pub mask: AttentionMask<B>,
-    /// Mask of the last layer if it computes only some tokens' hidden states; `None` means all tokens.
-    pub last_mask: Option<AttentionMask<B>>,
+    /// Rotary angles of the tokens' positions, for each of [`DecoderConfig::ropes`](super::config::DecoderConfig::ropes).
+    pub angles: Vec<RotaryAngles<B>>,
+    /// Factors on the queries after their rotation, as angles; `None` if all are 1.
+    pub query_factors: Option<RotaryAngles<B>>,
+    /// Which keys each token attends to, for each of [`DecoderConfig::windows`](super::config::DecoderConfig::windows); the
+    /// keys may be slots of a cache.
+    pub masks: Vec<AttentionMask<B>>,
+    /// Masks of the last layer if it computes only some tokens' hidden states; `None` means all tokens.
+    pub last_masks: Option<Vec<AttentionMask<B>>>,
     /// Cache slots in which the tokens' keys and values are stored, `[T]`; `None` without a cache.
     pub slots: Option<Tensor<B, 1, Int>>,
     /// Seed of the dropout masks; `Some` only while training with dropout.
@@ -43,18 +46,18 @@ impl<B: TrainBackend> ModelInput<B> {
             let flags = rows.hidden.iter().map(|hidden| i64::from(*hidden));
             ints(flags.collect(), device)
         });
-        let near = rows
-            .attention
-            .iter()
-            .zip(&rows.positions)
-            .map(|(range, position)| range.within(table.window, *position));
-        let mask = AttentionMask { ranges: ranges(near, device), hidden, queries: None };
+        let mask = |window: &Option<usize>| {
+            let tokens = rows.attention.iter().zip(&rows.positions);
+            let near = tokens.map(|(range, position)| range.within(*window, *position));
+            AttentionMask { ranges: ranges(near, device), hidden: hidden.clone(), queries: None }
+        };
         Self {
             token_ids: ints(rows.ids.clone(), device),
             context: SequenceContext {
                 angles: table.angles(&rows.positions, device),
-                mask,
-                last_mask: None,
+                query_factors: table.query_factors(&rows.positions, device),
+                masks: table.windows.iter().map(mask).collect(),
+                last_masks: None,
                 slots: None,
                 dropout_seed: None,
             },
@@ -70,13 +73,13 @@ impl<B: TrainBackend> ModelInput<B> {
     /// Restricts the last layer to the hidden states of the tokens `queries` (ascending, at least one); it skips the
     /// others.
     pub fn only(mut self, queries: &[i64], device: &B::Device) -> Self {
-        let mask = &self.context.mask;
         let queries = ints(queries.to_vec(), device);
-        self.context.last_mask = Some(AttentionMask {
+        let restricted = |mask: &AttentionMask<B>| AttentionMask {
             ranges: mask.ranges.clone().select(0, queries.clone()),
             hidden: mask.hidden.clone(),
-            queries: Some(queries),
-        });
+            queries: Some(queries.clone()),
+        };
+        self.context.last_masks = Some(self.context.masks.iter().map(restricted).collect());
         self
     }
 
@@ -93,11 +96,11 @@ impl<B: TrainBackend> ModelInput<B> {
 }
 
 impl<B: TrainBackend> SequenceContext<B> {
-    /// Returns the mask of layer `index` of `layers`.
-    pub fn layer_mask(&self, index: usize, layers: usize) -> &AttentionMask<B> {
-        match &self.last_mask {
-            Some(last) if index + 1 == layers => last,
-            _ => &self.mask,
+    /// Returns the mask of a layer with the window number `window`, which `is_last` says to be the last layer or not.
+    pub fn mask(&self, window: usize, is_last: bool) -> &AttentionMask<B> {
+        match &self.last_masks {
+            Some(last) if is_last => &last[window],
+            _ => &self.masks[window],
         }
     }
 
@@ -106,13 +109,17 @@ impl<B: TrainBackend> SequenceContext<B> {
     where
         A: TrainBackend + AutodiffBackend<InnerBackend = B>,
     {
+        let angles = |angles: &RotaryAngles<B>| RotaryAngles {
+            cos: Tensor::from_inner(angles.cos.clone()),
+            sin: Tensor::from_inner(angles.sin.clone()),
+        };
+        let masks =
+            |masks: &Vec<AttentionMask<B>>| masks.iter().map(AttentionMask::to_autodiff).collect();
         SequenceContext {
-            angles: RotaryAngles {
-                cos: Tensor::from_inner(self.angles.cos.clone()),
-                sin: Tensor::from_inner(self.angles.sin.clone()),
-            },
-            mask: self.mask.to_autodiff(),
-            last_mask: self.last_mask.as_ref().map(AttentionMask::to_autodiff),
+            angles: self.angles.iter().map(angles).collect(),
+            query_factors: self.query_factors.as_ref().map(angles),
+            masks: masks(&self.masks),
+            last_masks: self.last_masks.as_ref().map(masks),
             slots: self.slots.clone().map(Tensor::from_inner),
             dropout_seed: self.dropout_seed,
         }

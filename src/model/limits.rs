@@ -4,8 +4,9 @@
 use arithmo_backends::TrainBackend;
 use burn::tensor::{DType, Element};
 
-use super::config::MistralConfig;
-use super::quantize::{Quantization, is_projection};
+use super::config::DecoderConfig;
+use super::names::is_projection;
+use super::quantize::Quantization;
 use crate::error::{Error, Result};
 
 /// Limits on the parts into which matrices are split.
@@ -47,7 +48,7 @@ impl Pieces {
     /// quantized as `to`.
     pub fn too_long(
         &self,
-        config: &MistralConfig,
+        config: &DecoderConfig,
         to: Option<Quantization>,
     ) -> Option<(String, u64)> {
         let quantization = to.or(config.quantization);
@@ -59,13 +60,13 @@ impl Pieces {
     }
 
     /// Returns the name and byte count of the first matrix that is longer than one part.
-    pub fn longer_than_a_piece(&self, config: &MistralConfig) -> Option<(String, u64)> {
+    pub fn longer_than_a_piece(&self, config: &DecoderConfig) -> Option<(String, u64)> {
         self.longer(config, |_, [rows, columns]| self.rows([rows, columns], 1) != Some(rows))
     }
 
     /// Returns the name and byte count of the first matrix among those of the modules `names` that is longer than one
     /// part.
-    pub fn longer_among(&self, config: &MistralConfig, names: &[&str]) -> Option<(String, u64)> {
+    pub fn longer_among(&self, config: &DecoderConfig, names: &[&str]) -> Option<(String, u64)> {
         self.longer(config, |name, [rows, columns]| {
             names.contains(&name.trim_end_matches(".weight"))
                 && self.rows([rows, columns], 1) != Some(rows)
@@ -75,12 +76,13 @@ impl Pieces {
     /// Returns the name and byte count of the first matrix for which `is_long` holds.
     fn longer(
         &self,
-        config: &MistralConfig,
+        config: &DecoderConfig,
         is_long: impl Fn(&str, [usize; 2]) -> bool,
     ) -> Option<(String, u64)> {
-        let mut matrices = config.tensors().into_iter().filter_map(|(name, shape)| {
-            let dims = <[usize; 2]>::try_from(shape).ok()?;
-            Some((name, dims))
+        let tensors = config.tensors().into_iter();
+        let mut matrices = tensors.filter_map(|tensor| {
+            let dims = tensor.dims()?;
+            Some((tensor.name, dims))
         });
         let (name, [rows, columns]) = matrices.find(|(name, dims)| is_long(name, *dims))?;
         Some((name, (rows * columns * self.size) as u64))
@@ -96,7 +98,7 @@ pub const HALVES: usize = 2;
 /// # Errors
 /// A matrix is too long and cannot be split; the error names it.
 pub fn check<B: TrainBackend>(
-    config: &MistralConfig,
+    config: &DecoderConfig,
     to: Option<Quantization>,
     dtype: DType,
     device: &B::Device,
@@ -110,7 +112,7 @@ pub fn check<B: TrainBackend>(
 ///
 /// # Errors
 /// A matrix is too long; the error names it.
-pub fn check_whole<B: TrainBackend>(config: &MistralConfig, device: &B::Device) -> Result<()> {
+pub fn check_whole<B: TrainBackend>(config: &DecoderConfig, device: &B::Device) -> Result<()> {
     let pieces = Pieces::of::<B>(DType::F32, device);
     refuse::<B>(pieces, pieces.longer_than_a_piece(config), device)
 }
@@ -120,7 +122,7 @@ pub fn check_whole<B: TrainBackend>(config: &MistralConfig, device: &B::Device) 
 /// # Errors
 /// A matrix is too long; the error names it.
 pub fn check_whole_weights<B: TrainBackend>(
-    config: &MistralConfig,
+    config: &DecoderConfig,
     names: &[&str],
     device: &B::Device,
 ) -> Result<()> {
@@ -182,7 +184,7 @@ mod tests {
         let text = r#"{"model_type": "mistral", "vocab_size": 700, "hidden_size": 60, "intermediate_size": 5000,
             "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2,
             "max_position_embeddings": 16, "sliding_window": null}"#;
-        let config = MistralConfig::parse(text, "config.json".as_ref()).unwrap();
+        let config = DecoderConfig::parse(text, "config.json".as_ref()).unwrap();
         let pieces = Pieces { longest: Some(1 << 18), size: 4 };
         let nf4 = |double_quant| Some(Quantization { format: Format::Nf4, double_quant });
         assert_eq!(pieces.too_long(&config, None), None);

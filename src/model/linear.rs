@@ -1,5 +1,5 @@
-//! A projection, with or without a low-rank branch on top: `y = x W^T + scaling * (x A^T) B^T`. With DoRA (see [`Dora`]),
-//! every output is also scaled by a factor of its own.
+//! A projection, with or without a bias and a low-rank branch on top: `y = x W^T + b + scaling * (x A^T) B^T`. With DoRA
+//! (see [`Dora`]), every output but the bias is also scaled by a factor of its own.
 //!
 //! The branch is part of the projection so that the model has one type for all its projections; what the branch
 //! *is* (its initialization, its files, which projections get one) is decided in [`crate::adapter`].
@@ -145,14 +145,16 @@ pub(super) fn in_dtype<B: TrainBackend, const D: usize>(
 pub struct Linear<B: TrainBackend> {
     /// `[D_out, D_in]`, as stored by Hugging Face.
     pub weight: WeightParam<B>,
+    /// `[D_out]`; `None` if the projection has no bias.
+    pub bias: Option<Param<Tensor<B, 1>>>,
     /// The trainable branch, if an adapter is attached here.
     pub lora: Option<LowRank<B>>,
 }
 
 impl<B: TrainBackend> Linear<B> {
-    /// Creates a projection by `weight` `[D_out, D_in]`, without a low-rank branch.
+    /// Creates a projection by `weight` `[D_out, D_in]`, without a bias and a low-rank branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
-        Self { weight: WeightParam::frozen(weight), lora: None }
+        Self { weight: WeightParam::frozen(weight), bias: None, lora: None }
     }
 
     /// Returns the shape `(D_out, D_in)`.
@@ -218,16 +220,20 @@ pub fn project<B: TrainBackend>(
     residual: Option<Tensor<B, 2>>,
     dropout_seed: Option<u64>,
 ) -> Tensor<B, 2> {
+    // The operation adds the residual, so biases join it.
+    let residual = match (biases(linears, &x), residual) {
+        (None, residual) => residual,
+        (Some(biases), Some(residual)) => Some(residual + biases),
+        (Some(biases), None) => {
+            let ([tokens, _], [_, width]) = (x.dims(), biases.dims());
+            Some(biases.expand([tokens, width]))
+        }
+    };
     if linears.iter().any(|linear| linear.has_magnitudes()) {
         return project_scaled(linears, x, residual, dropout_seed);
     }
     let projections = projections(linears, &x, dropout_seed);
-    let biases = scaled_biases(linears, &x);
-    let output = adapted_linear(x, &projections, residual);
-    match biases {
-        Some(biases) => output + biases,
-        None => output,
-    }
+    adapted_linear(x, &projections, residual)
 }
 
 /// Returns the projections in the form that the operation takes, for an input `x` `[T, D_in]`.
@@ -243,16 +249,19 @@ fn projections<B: TrainBackend>(
     linears.iter().map(projection).collect()
 }
 
-/// Returns the biases of all branches times their scalings, side by side as `[1, sum of D_out]` in the dtype of `x`;
-/// `None` if no branch has a bias.
-fn scaled_biases<B: TrainBackend>(
-    linears: &[&Linear<B>],
-    x: &Tensor<B, 2>,
-) -> Option<Tensor<B, 2>> {
+/// Returns the biases of all projections, plus those of their branches times their scalings, side by side as
+/// `[1, sum of D_out]` in the dtype of `x`; `None` if there is no bias.
+fn biases<B: TrainBackend>(linears: &[&Linear<B>], x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
     let bias = |linear: &&Linear<B>| {
-        let lora = linear.lora.as_ref()?;
-        let bias = lora.lora_b_bias.as_ref()?.val();
-        Some(in_dtype((bias * lora.scaling).unsqueeze(), x.dtype()))
+        let own = linear.bias.as_ref().map(|bias| in_dtype(bias.val().unsqueeze(), x.dtype()));
+        let branch = linear.lora.as_ref().and_then(|lora| {
+            let bias = lora.lora_b_bias.as_ref()?.val();
+            Some(in_dtype((bias * lora.scaling).unsqueeze(), x.dtype()))
+        });
+        match (own, branch) {
+            (Some(own), Some(branch)) => Some(own + branch),
+            (own, branch) => own.or(branch),
+        }
     };
     let biases: Vec<Option<Tensor<B, 2>>> = linears.iter().map(bias).collect();
     if biases.iter().all(Option::is_none) {

@@ -1,7 +1,8 @@
-//! Builds a [`Mistral`] tensor by tensor from a Hugging Face folder, optionally quantizing it, or from random values.
+//! Builds a [`Decoder`] tensor by tensor from a Hugging Face folder, optionally quantizing it, or from random values.
 
 mod values;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arithmo_backends::{Format, SplitWeight, TrainBackend, Weight};
@@ -11,13 +12,14 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use self::values::{Floats, Values, host};
 use super::attention::Attention;
-use super::config::MistralConfig;
+use super::config::DecoderConfig;
+use super::decoder::{Decoder, DecoderLayer};
 use super::limits::Pieces;
-use super::linear::{Linear, StoredWeight, WeightParam};
-use super::mistral::{DecoderLayer, Mistral};
+use super::linear::{Linear, StoredWeight, WeightParam, frozen_param};
 use super::mlp::Mlp;
+use super::names::{EMBEDDING, FINAL_NORM, HEAD, is_projection, layer_module};
 use super::quantize::cache::{Cache, quantize_matrix};
-use super::quantize::{Quantization, Quantized, bitsandbytes, is_projection, words};
+use super::quantize::{Quantization, Quantized, bitsandbytes, words};
 use super::rms_norm::RmsNorm;
 use super::weights::WeightFiles;
 use crate::error::{Error, Result};
@@ -31,13 +33,13 @@ use crate::interrupt;
 /// in memory.
 ///
 /// # Errors
-/// The folder is not a Mistral model in safetensors format, or tensors are missing, unexpected or misshapen (all are
+/// The folder is not a supported model in safetensors format, or tensors are missing, unexpected or misshapen (all are
 /// named).
 pub fn load<B: TrainBackend>(
     folder: &Path,
     dtype: DType,
     device: &B::Device,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     load_as(folder, dtype, None, &Cache::none(), device)
 }
 
@@ -52,7 +54,7 @@ pub fn load_as<B: TrainBackend>(
     to: Option<Quantization>,
     cache: &Cache,
     device: &B::Device,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let pieces = Pieces::of::<B>(dtype, device);
     load_in_pieces(folder, dtype, to, cache, pieces, device)
 }
@@ -68,9 +70,9 @@ pub fn load_in_pieces<B: TrainBackend>(
     cache: &Cache,
     pieces: Pieces,
     device: &B::Device,
-) -> Result<Mistral<B>> {
-    let config = MistralConfig::load(folder)?;
-    let files = WeightFiles::open(folder)?;
+) -> Result<Decoder<B>> {
+    let config = DecoderConfig::load(folder)?;
+    let files = WeightFiles::open_model(folder, &config)?;
     files.check(&config.tensors())?;
     let to = match (config.quantization, to) {
         (Some(stored), Some(requested)) if stored != requested => {
@@ -91,7 +93,7 @@ pub fn load_in_pieces<B: TrainBackend>(
         Some(_) => [DType::BF16, DType::F32].contains(&dtype),
         None => dtype == DType::BF16,
     } && !B::computes_in(device, DType::BF16);
-    let config = MistralConfig { quantization, ..config };
+    let config = DecoderConfig { quantization, ..config };
     build_in_pieces(config, dtype, pieces, device, &mut |name, shape| {
         if interrupt::requested() {
             return Err(Error::Interrupted { note: "stopped while loading the model".to_string() });
@@ -157,11 +159,11 @@ pub type MakeWeight<'a> = dyn FnMut(&str) -> Result<(Vec<f32>, DType)> + 'a;
 /// # Errors
 /// `values` fails, or a weight to be quantized is not finite.
 pub fn from_values<B: TrainBackend>(
-    config: MistralConfig,
+    config: DecoderConfig,
     dtype: DType,
     device: &B::Device,
     values: &mut MakeWeight<'_>,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let quantization = config.quantization;
     build(config, dtype, device, &mut |name, shape| {
         let (values, stored) = values(name)?;
@@ -181,19 +183,21 @@ pub fn from_values<B: TrainBackend>(
     })
 }
 
-/// Creates a model with random weights: normal with standard deviation `initializer_range`, norms at one. A seed
-/// gives the same weights on every backend.
+/// Creates a model with random weights: normal with standard deviation `initializer_range`, norms at one, biases at zero.
+/// A seed gives the same weights on every backend.
 pub fn random<B: TrainBackend>(
-    config: MistralConfig,
+    config: DecoderConfig,
     seed: u64,
     dtype: DType,
     device: &B::Device,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let deviation = config.initializer_range;
-    build(config, dtype, device, &mut |_, shape| {
+    let unit_offset = config.switches.unit_offset_norm;
+    build(config, dtype, device, &mut |name, shape| {
         let count = shape.iter().product();
         let values: Vec<f32> = match shape {
+            [_] if unit_offset || name.ends_with(".bias") => vec![0.0; count],
             [_] => vec![1.0; count],
             _ => (0..count).map(|_| (normal(&mut rng) * deviation) as f32).collect(),
         };
@@ -203,17 +207,18 @@ pub fn random<B: TrainBackend>(
 }
 
 /// Creates a model with random weights directly on the device, for measurements: uniform with standard deviation
-/// `initializer_range`, norms at one, and random codes for projections quantized as `to`.
+/// `initializer_range`, norms at one, biases at zero, and random codes for projections quantized as `to`.
 pub fn random_on_device<B: TrainBackend>(
-    config: MistralConfig,
+    config: DecoderConfig,
     dtype: DType,
     to: Option<Quantization>,
     device: &B::Device,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let deviation = config.initializer_range;
+    let (deviation, unit_offset) = (config.initializer_range, config.switches.unit_offset_norm);
     build(config, dtype, device, &mut |name, shape| {
         Ok(match (shape, to.filter(|_| is_projection(name))) {
+            ([_], _) if unit_offset || name.ends_with(".bias") => Values::Floats(Floats::Zeros),
             ([_], _) => Values::Floats(Floats::Ones),
             (&[d_out, d_in], Some(to)) => {
                 Values::Quantized(Quantized::random([d_out, d_in], to, deviation as f32, &mut rng))
@@ -227,25 +232,26 @@ type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Values> + 'a;
 
 /// Builds a model from the values of `source`, with matrices split by the limits of `device`.
 fn build<B: TrainBackend>(
-    config: MistralConfig,
+    config: DecoderConfig,
     dtype: DType,
     device: &B::Device,
     source: &mut Source<'_>,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let pieces = Pieces::of::<B>(dtype, device);
     build_in_pieces(config, dtype, pieces, device, source)
 }
 
 /// Builds a model from the values of `source`, with matrices split as `pieces` says.
 fn build_in_pieces<B: TrainBackend>(
-    config: MistralConfig,
+    config: DecoderConfig,
     dtype: DType,
     pieces: Pieces,
     device: &B::Device,
     source: &mut Source<'_>,
-) -> Result<Mistral<B>> {
+) -> Result<Decoder<B>> {
     let mut builder = Builder::<B> {
         config: &config,
+        tensors: config.tensors().into_iter().map(|tensor| (tensor.name, tensor.shape)).collect(),
         dtype: if B::computes_in(device, dtype) {
             dtype
         } else {
@@ -255,22 +261,18 @@ fn build_in_pieces<B: TrainBackend>(
         device,
         source,
     };
-    let embed_tokens =
-        builder.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)?;
-    let layers = (0..config.num_hidden_layers)
-        .map(|index| builder.layer(&format!("model.layers.{index}")))
-        .collect::<Result<_>>()?;
-    let norm = builder.norm("model.norm")?;
-    let lm_head = if config.tie_word_embeddings {
-        None
-    } else {
-        Some(builder.matrix("lm_head", config.vocab_size, config.hidden_size)?)
-    };
-    Ok(Mistral { embed_tokens, layers, norm, lm_head, config })
+    let embed_tokens = builder.matrix(EMBEDDING)?;
+    let layers =
+        (0..config.num_hidden_layers).map(|index| builder.layer(index)).collect::<Result<_>>()?;
+    let norm = builder.norm(FINAL_NORM)?;
+    let lm_head = if config.tie_word_embeddings { None } else { Some(builder.matrix(HEAD)?) };
+    Ok(Decoder { embed_tokens, layers, norm, lm_head, config })
 }
 
 struct Builder<'a, 'b, B: TrainBackend> {
-    config: &'a MistralConfig,
+    config: &'a DecoderConfig,
+    /// The shapes of the model's tensors by name.
+    tensors: BTreeMap<String, Vec<usize>>,
     /// Dtype of computation.
     dtype: DType,
     pieces: Pieces,
@@ -279,45 +281,68 @@ struct Builder<'a, 'b, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Builder<'_, '_, B> {
-    /// Builds a decoder layer from the tensors below `path`.
-    fn layer(&mut self, path: &str) -> Result<DecoderLayer<B>> {
-        let config = self.config;
-        let (width, inner, head_dim) =
-            (config.hidden_size, config.intermediate_size, config.head_dim());
-        let queries = config.num_attention_heads * head_dim;
-        let keys = config.num_key_value_heads * head_dim;
-        let name = |part: &str| format!("{path}.{part}");
+    /// Builds the decoder layer number `index`.
+    fn layer(&mut self, index: usize) -> Result<DecoderLayer<B>> {
+        let layer = layer_module(index);
+        let name = |part: &str| format!("{layer}.{part}");
         Ok(DecoderLayer {
             self_attn: Attention {
-                q_proj: self.linear(&name("self_attn.q_proj"), queries, width)?,
-                k_proj: self.linear(&name("self_attn.k_proj"), keys, width)?,
-                v_proj: self.linear(&name("self_attn.v_proj"), keys, width)?,
-                o_proj: self.linear(&name("self_attn.o_proj"), width, queries)?,
-                head_dim,
+                q_proj: self.linear(&name("self_attn.q_proj"))?,
+                k_proj: self.linear(&name("self_attn.k_proj"))?,
+                v_proj: self.linear(&name("self_attn.v_proj"))?,
+                o_proj: self.linear(&name("self_attn.o_proj"))?,
+                q_norm: self.optional_norm(&name("self_attn.q_norm"))?,
+                k_norm: self.optional_norm(&name("self_attn.k_norm"))?,
+                kind: self.config.layer_kind(index),
             },
             mlp: Mlp {
-                gate_proj: self.linear(&name("mlp.gate_proj"), inner, width)?,
-                up_proj: self.linear(&name("mlp.up_proj"), inner, width)?,
-                down_proj: self.linear(&name("mlp.down_proj"), width, inner)?,
+                gate_proj: self.linear(&name("mlp.gate_proj"))?,
+                up_proj: self.linear(&name("mlp.up_proj"))?,
+                down_proj: self.linear(&name("mlp.down_proj"))?,
+                activation: self.config.switches.activation,
             },
             input_layernorm: self.norm(&name("input_layernorm"))?,
             post_attention_layernorm: self.norm(&name("post_attention_layernorm"))?,
+            pre_feedforward_layernorm: self.optional_norm(&name("pre_feedforward_layernorm"))?,
+            post_feedforward_layernorm: self.optional_norm(&name("post_feedforward_layernorm"))?,
         })
     }
 
-    fn linear(&mut self, path: &str, d_out: usize, d_in: usize) -> Result<Linear<B>> {
-        Ok(Linear { weight: self.matrix(path, d_out, d_in)?, lora: None })
+    /// Builds the projection `module`, with a bias if it has one.
+    fn linear(&mut self, module: &str) -> Result<Linear<B>> {
+        let weight = self.matrix(module)?;
+        let bias = format!("{module}.bias");
+        let bias = self.tensors.contains_key(&bias).then(|| self.vector(&bias)).transpose()?;
+        Ok(Linear { weight, bias: bias.map(frozen_param), lora: None })
     }
 
-    fn norm(&mut self, path: &str) -> Result<RmsNorm<B>> {
-        let weight = self.tensor(path, [self.config.hidden_size])?;
-        Ok(RmsNorm::frozen(weight, self.config.rms_norm_eps))
+    /// Builds the norm `module`.
+    fn norm(&mut self, module: &str) -> Result<RmsNorm<B>> {
+        let weight = self.vector(&format!("{module}.weight"))?;
+        let unit_offset = self.config.switches.unit_offset_norm;
+        Ok(RmsNorm::frozen(weight, self.config.rms_norm_eps, unit_offset))
     }
 
-    /// Builds the matrix `path`, split into parts if it is too long for the device.
-    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<WeightParam<B>> {
-        let dims = [rows, columns];
-        let values = (self.source)(&format!("{path}.weight"), &dims)?;
+    /// Builds the norm `module`, or nothing if the model does not have it.
+    fn optional_norm(&mut self, module: &str) -> Result<Option<RmsNorm<B>>> {
+        let exists = self.tensors.contains_key(&format!("{module}.weight"));
+        exists.then(|| self.norm(module)).transpose()
+    }
+
+    /// Returns the shape of the tensor `name`.
+    fn shape<const D: usize>(&self, name: &str) -> Result<[usize; D]> {
+        let shape = self.tensors.get(name).and_then(|shape| shape.as_slice().try_into().ok());
+        shape.ok_or_else(|| {
+            let problem = format!("{name} is not in the list of the model's tensors");
+            Error::run(problem, "this is a defect of arithmo: please report it")
+        })
+    }
+
+    /// Builds the weight of `module`, a matrix, split into parts if it is too long for the device.
+    fn matrix(&mut self, module: &str) -> Result<WeightParam<B>> {
+        let name = format!("{module}.weight");
+        let dims @ [rows, columns] = self.shape(&name)?;
+        let values = (self.source)(&name, &dims)?;
         let piece = self.pieces.rows(dims, values.unit()).unwrap_or(rows);
         if piece >= rows {
             return Ok(WeightParam::frozen(self.weight(values, dims)));
@@ -340,12 +365,13 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         })
     }
 
-    /// Builds the unquantized tensor `path`.
-    fn tensor<const D: usize>(&mut self, path: &str, shape: [usize; D]) -> Result<Tensor<B, D>> {
-        let values = (self.source)(&format!("{path}.weight"), &shape)?;
+    /// Builds the vector `name`, the weight of a norm or a bias.
+    fn vector(&mut self, name: &str) -> Result<Tensor<B, 1>> {
+        let shape = self.shape(name)?;
+        let values = (self.source)(name, &shape)?;
         let (device, dtype) = (self.device, self.dtype);
         let Values::Floats(floats) = values else {
-            let problem = format!("{path} was quantized, but it is not a matrix");
+            let problem = format!("{name} was quantized, but it is not a matrix");
             return Err(Error::run(problem, "this is a defect of arithmo: please report it"));
         };
         Ok(B::memory_persistent_allocations(device, floats, |floats| {

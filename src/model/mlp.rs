@@ -1,12 +1,15 @@
-//! The SwiGLU feed-forward half of a decoder layer (arXiv 2002.05202).
+//! The gated feed-forward half of a decoder layer (arXiv 2002.05202).
 
-use arithmo_backends::{TrainBackend, ops::swiglu::swiglu};
+use arithmo_backends::TrainBackend;
+use arithmo_backends::ops::geglu::geglu;
+use arithmo_backends::ops::swiglu::swiglu;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::linear::{Linear, project};
+use super::switches::Activation;
 
-/// `down(silu(gate(x)) * up(x))`.
+/// `down(activation(gate(x)) * up(x))`.
 #[derive(Module, Debug)]
 pub struct Mlp<B: TrainBackend> {
     /// `[I, D]`
@@ -15,18 +18,24 @@ pub struct Mlp<B: TrainBackend> {
     pub up_proj: Linear<B>,
     /// `[D, I]`
     pub down_proj: Linear<B>,
+    /// The function that the gate passes through.
+    #[module(skip)]
+    pub activation: Activation,
 }
 
 impl<B: TrainBackend> Mlp<B> {
-    /// Applies the feed-forward block to each token and adds the result to `residual`, `[T, D]` both.
+    /// Applies the feed-forward block to each token and adds the result to `residual`, if there is one; `[T, D]` both.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
-        residual: Tensor<B, 2>,
+        residual: Option<Tensor<B, 2>>,
         dropout_seed: Option<u64>,
     ) -> Tensor<B, 2> {
         let gate_up = project(&[&self.gate_proj, &self.up_proj], x, None, dropout_seed);
-        let gated = swiglu(gate_up);
-        project(&[&self.down_proj], gated, Some(residual), dropout_seed)
+        let gated = match self.activation {
+            Activation::Silu => swiglu(gate_up),
+            Activation::GeluTanh => geglu(gate_up),
+        };
+        project(&[&self.down_proj], gated, residual, dropout_seed)
     }
 }

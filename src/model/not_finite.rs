@@ -1,12 +1,14 @@
 //! Finds the first weight that holds a NaN or infinity, or the first layer whose activations overflow.
 
 use arithmo_backends::{TrainBackend, Weight};
+use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, ElementConversion, Int, Tensor};
 
+use super::decoder::{Decoder, ModuleMut};
 use super::input::ModelInput;
-use super::linear::WeightParam;
-use super::mistral::{DecoderLayer, Mistral, PROJECTIONS};
+use super::linear::{Linear, WeightParam};
+use super::names::layer_module;
 use crate::error::Error;
 
 /// Number of values of a matrix that are checked together.
@@ -22,7 +24,7 @@ struct NonFinite {
 /// Returns the error for a model whose log-probabilities or logits on one of `inputs` are not finite. It names the
 /// first weight with such a value, or else the first layer whose activations have one.
 pub fn explain<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     inputs: impl IntoIterator<Item = ModelInput<B>>,
 ) -> Error {
     let explain_input = |input: ModelInput<B>| explain_activations(model, &input);
@@ -35,31 +37,16 @@ pub fn explain<B: TrainBackend>(
 }
 
 /// Returns the error for the first weight of `model` with a value that is not finite, or `None` if all are finite.
-pub fn explain_weights<B: TrainBackend>(model: &Mistral<B>) -> Option<Error> {
-    let layer_weight_name =
-        |index: usize, part: &str| format!("model.layers.{index}.{part}.weight");
+pub fn explain_weights<B: TrainBackend>(model: &Decoder<B>) -> Option<Error> {
     let device = model.device();
-    let embedding = || {
-        let name = "model.embed_tokens.weight".to_string();
-        check_matrix(name, &model.embed_tokens, &device)
-    };
-    let layers = model.layers.iter().enumerate();
-    let in_layers = || {
-        layers
-            .flat_map(|(index, layer)| {
-                check_layer(layer, &|part| layer_weight_name(index, part), &device)
-            })
-            .next()
-    };
-    let at_the_end = || {
-        let norm = count(model.norm.val());
-        let norm = norm.any().then(|| ("model.norm.weight".to_string(), norm));
-        let head = model.lm_head.as_ref();
-        norm.or_else(|| {
-            head.and_then(|head| check_matrix("lm_head.weight".to_string(), head, &device))
-        })
-    };
-    let (name, found) = embedding().or_else(in_layers).or_else(at_the_end)?;
+    // The weights are shared with `model`, not copied.
+    let mut model = model.clone();
+    let mut modules = model.modules_mut().into_iter();
+    let (name, found) = modules.find_map(|(name, module)| match module {
+        ModuleMut::Matrix(matrix) => check_matrix(format!("{name}.weight"), matrix, &device),
+        ModuleMut::Projection(linear) => check_projection(&name, linear, &device),
+        ModuleMut::Norm(norm) => check_tensor(format!("{name}.weight"), norm.val()),
+    })?;
     let remedy = if name.contains(".lora_") {
         "the adapter is broken: take another checkpoint, or train again with a lower learning rate"
     } else {
@@ -68,32 +55,40 @@ pub fn explain_weights<B: TrainBackend>(model: &Mistral<B>) -> Option<Error> {
     Some(Error::run(format!("the weight {name} holds {}", found.describe()), remedy))
 }
 
-/// Returns the weights of a layer that hold values that are not finite, with their counts.
-fn check_layer<B: TrainBackend>(
-    layer: &DecoderLayer<B>,
-    name: &dyn Fn(&str) -> String,
+/// Returns the first weight of a projection and its branch that holds values that are not finite, with their counts.
+fn check_projection<B: TrainBackend>(
+    module: &str,
+    linear: &Linear<B>,
     device: &B::Device,
-) -> Vec<(String, NonFinite)> {
-    let norms = [
-        ("input_layernorm", &layer.input_layernorm),
-        ("post_attention_layernorm", &layer.post_attention_layernorm),
-    ];
-    let norms = norms.map(|(part, norm)| (name(part), count(norm.val())));
-    let mut found: Vec<_> = norms.into_iter().filter(|(_, found)| found.any()).collect();
-    for (part, linear) in PROJECTIONS.iter().zip(layer.projections()) {
-        found.extend(check_matrix(name(part), &linear.weight, device));
-        if let Some(lora) = &linear.lora {
-            let counted =
-                [("lora_A", count(lora.lora_a.val())), ("lora_B", count(lora.lora_b.val()))];
-            let biases = lora.lora_b_bias.iter().map(|bias| ("lora_B.bias", count(bias.val())));
-            let magnitudes = lora.dora.iter().map(|dora| dora.magnitude.val());
-            let magnitudes = magnitudes.map(|values| ("lora_magnitude_vector", count(values)));
-            let all = counted.into_iter().chain(biases).chain(magnitudes);
-            let broken = all.filter(|(_, counted)| counted.any());
-            found.extend(broken.map(|(side, counted)| (name(&format!("{part}.{side}")), counted)));
-        }
-    }
-    found
+) -> Option<(String, NonFinite)> {
+    let name = |part: &str| format!("{module}.{part}");
+    let own = check_matrix(name("weight"), &linear.weight, device).or_else(|| {
+        let bias = linear.bias.as_ref()?;
+        check_tensor(name("bias"), bias.val())
+    });
+    own.or_else(|| {
+        let lora = linear.lora.as_ref()?;
+        let sides = [("lora_A", &lora.lora_a), ("lora_B", &lora.lora_b)];
+        let broken = |(side, values): (&str, &Param<Tensor<B, 2>>)| {
+            check_tensor(name(&format!("{side}.weight")), values.val())
+        };
+        let magnitude = lora.dora.as_ref().map(|dora| &dora.magnitude);
+        let vectors =
+            [("lora_B.bias", lora.lora_b_bias.as_ref()), ("lora_magnitude_vector", magnitude)];
+        sides.into_iter().find_map(broken).or_else(|| {
+            let mut vectors = vectors.into_iter();
+            vectors.find_map(|(side, values)| check_tensor(name(side), values?.val()))
+        })
+    })
+}
+
+/// Counts the values of a tensor that are not finite. Returns `None` if all are finite.
+fn check_tensor<B: TrainBackend, const D: usize>(
+    name: String,
+    values: Tensor<B, D>,
+) -> Option<(String, NonFinite)> {
+    let found = count(values);
+    found.any().then_some((name, found))
 }
 
 /// Counts the values of a matrix that are not finite, a few rows at a time and dequantized if need be. Returns `None`
@@ -122,7 +117,7 @@ fn check_matrix<B: TrainBackend>(
 
 /// Returns the error for the first layer whose output on `input` is not finite, or `None` if all are finite.
 fn explain_activations<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     input: &ModelInput<B>,
 ) -> Option<Error> {
     let place = find_activation(model, input)?;
@@ -142,7 +137,7 @@ fn explain_activations<B: TrainBackend>(
 /// Finds the first layer whose output on `input` has a value that is not finite. Returns it in words, with the number of such
 /// values, as in `from layer 3 (model.layers.3) on: 5 NaN`.
 pub fn find_activation<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     input: &ModelInput<B>,
 ) -> Option<String> {
     let mut x = model.embed(input.token_ids.clone());
@@ -154,7 +149,7 @@ pub fn find_activation<B: TrainBackend>(
         }
         x = model.layer(index, x, &input.context);
         found = count(x.clone());
-        place = format!("layer {index} (model.layers.{index})");
+        place = format!("layer {index} ({})", layer_module(index));
     }
     if !found.any() {
         x = model.norm.forward(x);

@@ -11,7 +11,7 @@ use burn::tensor::DType;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use super::config::MistralConfig;
+use super::config::DecoderConfig;
 use super::quantize::bitsandbytes::{self, Part};
 use super::quantize::{Quantization, Quantized};
 use super::weights::WeightFiles;
@@ -113,14 +113,14 @@ impl fmt::Debug for OutTensor<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct ModelFolder<'a> {
     dir: &'a Path,
-    config: &'a MistralConfig,
+    config: &'a DecoderConfig,
     max_shard_bytes: u64,
     tokenizer_folder: Option<&'a Path>,
 }
 
 impl<'a> ModelFolder<'a> {
     /// Creates a writer of the folder `dir` for a model of the shape `config`, without a tokenizer. Nothing is written yet.
-    pub fn new(dir: &'a Path, config: &'a MistralConfig) -> Self {
+    pub fn new(dir: &'a Path, config: &'a DecoderConfig) -> Self {
         Self { dir, config, max_shard_bytes: MAX_SHARD_BYTES, tokenizer_folder: None }
     }
 

@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use self::header::read_header;
+use super::config::DecoderConfig;
 use super::quantize::bitsandbytes::STATE;
 use crate::error::{Error, Result};
 use crate::input_file;
@@ -74,6 +75,20 @@ impl WeightFiles {
             return Err(no_safetensors(folder));
         };
         weights.refuse_llm_int8()?;
+        Ok(weights)
+    }
+
+    /// Opens the weights of the model that `config` describes, like [`open`](Self::open). Of a model of several kinds of
+    /// input, they are those of its text part, under the names that they have in a model of text alone.
+    ///
+    /// # Errors
+    /// Same as [`open`](Self::open).
+    pub fn open_model(folder: &Path, config: &DecoderConfig) -> Result<Self> {
+        let mut weights = Self::open(folder)?;
+        if config.is_text_part {
+            let all = std::mem::take(&mut weights.tensors).into_iter();
+            weights.tensors = all.filter_map(|(name, at)| Some((text_name(&name)?, at))).collect();
+        }
         Ok(weights)
     }
 
@@ -400,6 +415,16 @@ impl WeightFiles {
                 "name the full-precision model and quantize it here with model.quantization",
             )),
         }
+    }
+}
+
+/// Returns the name that a tensor of a model of several kinds of input has in a model of text alone; `None` if it does not
+/// belong to the text part. Transformers 4 and 5 name them differently.
+fn text_name(name: &str) -> Option<String> {
+    match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
+        (Some(rest), _) => Some(rest.to_string()),
+        (None, Some(rest)) => Some(format!("model.{rest}")),
+        (None, None) => name.starts_with("lm_head.").then(|| name.to_string()),
     }
 }
 

@@ -7,8 +7,8 @@ use burn::tensor::{Element, Int, Tensor, TensorData};
 
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
+use crate::model::decoder::Decoder;
 use crate::model::input::ModelInput;
-use crate::model::mistral::Mistral;
 use crate::model::not_finite;
 use crate::model::positions::PositionTable;
 
@@ -192,7 +192,7 @@ where
 
 /// Computes the log-probabilities of `batch` under `model` in one forward pass without a graph.
 pub fn score<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     batch: &DeviceBatch<B>,
     stats: LogProbStats,
 ) -> CompletionLogProbs<B> {
@@ -205,7 +205,7 @@ pub fn score<B: TrainBackend>(
 /// # Errors
 /// A sum is not finite. The error names the weight or layer from which this comes ([`not_finite::explain`]).
 pub fn finite_sums<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     batch: &DeviceBatch<B>,
     sums: Tensor<B, 1>,
 ) -> Result<Vec<f32>> {

@@ -32,7 +32,7 @@ use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
 use crate::data::sample::Sample;
 use crate::error::Result;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// An objective of training. The [step](crate::train::step) computes the log-probabilities of the samples' completions; the
 /// objective computes the loss and the metrics from them.
@@ -171,7 +171,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     fn remember(&mut self, _id: &str, _output: &SampleOutput) {}
 
     /// Adjusts the objective to the policy after optimizer step number `step` (from 1).
-    fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
+    fn after_update(&mut self, step: usize, policy: &Decoder<Autodiff<B>>) {
         if let Some(reference) = self.reference_model_mut() {
             reference.after_update(step, policy);
         }
@@ -183,7 +183,7 @@ pub trait Objective<B: TrainBackend>: Debug {
     }
 
     /// Replaces [`Self::tensors`].
-    fn set_tensors(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
+    fn set_tensors(&mut self, values: Vec<Tensor<B, 2>>, policy: &Decoder<Autodiff<B>>) {
         if let Some(reference) = self.reference_model_mut() {
             reference.set_moving(values, policy);
         }

@@ -13,7 +13,7 @@ use super::log_probs::{DeviceBatch, finite_sums, score};
 use crate::adapter::parameters::{Parameter, set_trained_parameters, trained_parameters};
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// How the reference follows the policy (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656), as TRL's
 /// `SyncRefModelCallback` does. Every trained tensor becomes `alpha * policy + (1 - alpha) * reference`; for an adapter, these
@@ -30,7 +30,7 @@ pub struct ReferenceSync {
 #[derive(Debug)]
 pub struct Reference<B: TrainBackend> {
     /// The model, which shares every base weight with the policy.
-    model: Mistral<B>,
+    model: Decoder<B>,
     /// Whether the model is a copy of the policy, with the starting adapter.
     copy: bool,
     /// Summed log-probabilities of each completion (chosen, rejected) of the training samples computed so far, by sample id.
@@ -45,29 +45,29 @@ pub struct Reference<B: TrainBackend> {
 
 impl<B: TrainBackend> Reference<B> {
     /// Creates a reference that is `policy` without its adapter.
-    pub fn base(policy: Mistral<B>) -> Self {
+    pub fn base(policy: Decoder<B>) -> Self {
         Self::new(policy.without_adapter(), false)
     }
 
     /// Creates a reference that is `policy` as it is now, including its adapter. Later changes to the policy do not affect
     /// it.
-    pub fn initial(policy: Mistral<B>) -> Self {
+    pub fn initial(policy: Decoder<B>) -> Self {
         Self::new(policy, true)
     }
 
     /// Creates a reference that is `policy` as it is now and follows it.
-    pub fn following(policy: &Mistral<Autodiff<B>>, sync: ReferenceSync) -> Self {
+    pub fn following(policy: &Decoder<Autodiff<B>>, sync: ReferenceSync) -> Self {
         let moving = trained_parameters(policy);
         Self { sync: Some(sync), moving, ..Self::initial(policy.valid()) }
     }
 
-    fn new(model: Mistral<B>, copy: bool) -> Self {
+    fn new(model: Decoder<B>, copy: bool) -> Self {
         let (cached, held_out) = Default::default();
         Self { model, copy, cached, held_out, sync: None, moving: Vec::new() }
     }
 
     /// Moves a reference that follows the policy if an update is due after optimizer step number `step` (from 1).
-    pub fn after_update(&mut self, step: usize, policy: &Mistral<Autodiff<B>>) {
+    pub fn after_update(&mut self, step: usize, policy: &Decoder<Autodiff<B>>) {
         let Some(ReferenceSync { alpha, steps }) = self.sync else { return };
         if !step.is_multiple_of(steps) {
             return;
@@ -88,7 +88,7 @@ impl<B: TrainBackend> Reference<B> {
     ///
     /// # Panics
     /// If the number or the sizes of `values` differ from the trained tensors of `policy`.
-    pub fn set_moving(&mut self, values: Vec<Tensor<B, 2>>, policy: &Mistral<Autodiff<B>>) {
+    pub fn set_moving(&mut self, values: Vec<Tensor<B, 2>>, policy: &Decoder<Autodiff<B>>) {
         let mut model = policy.clone();
         set_trained_parameters(&mut model, values.clone());
         self.model = model.valid();

@@ -11,7 +11,7 @@ use crate::data::batch::PackedBatch;
 use crate::data::encode::{EncodeReport, EncodedPair};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::objective::log_probs::{DeviceBatch, finite_sums, score};
 use crate::output::WholeFile;
 use crate::progress::{Progress, ProgressMode};
@@ -53,7 +53,7 @@ impl Truncated {
 /// # Errors
 /// Same as [`write_marked_scores`].
 pub fn write_scores<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     pairs: &[EncodedPair],
     output: &Path,
     options: &ScoreOptions,
@@ -74,7 +74,7 @@ pub fn write_scores<B: TrainBackend>(
 /// A log-probability is not finite, the file cannot be written, or the user interrupts. The file then does not appear under
 /// its final name.
 pub fn write_marked_scores<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     pairs: &[EncodedPair],
     truncated: &Truncated,
     output: &Path,

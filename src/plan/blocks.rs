@@ -7,6 +7,7 @@ use super::memory::{Buffer, Category};
 use super::operations::Residual;
 use super::passes::PassShape;
 use super::walk::Walk;
+use crate::model::switches::NormPlacement;
 
 /// The buffers of a block that the forward pass keeps for the backward pass.
 pub(super) enum Block {
@@ -20,12 +21,18 @@ pub(super) enum Block {
 pub(super) struct SavedActivations {
     x: Buffer,
     normed: Option<Buffer>,
+    /// Queries, keys and values before the norms of their heads.
+    unnormed_qkv: Option<Buffer>,
     qkv: Buffer,
     attended: [Buffer; 2],
+    /// The output of attention before the norm behind it.
+    unnormed_attended: Option<Buffer>,
     x_attended: Buffer,
     normed_attended: Option<Buffer>,
     gate_up: Buffer,
     gated: Option<Buffer>,
+    /// The output of the feed-forward block before the norm behind it.
+    unnormed_fed: Option<Buffer>,
     /// `x A^T` of the four groups of projections, and their outputs before DoRA scales them.
     low_ranks: [Vec<Buffer>; 4],
 }
@@ -42,8 +49,13 @@ pub(super) fn saved_values_per_token(job: &Job) -> usize {
     let queries = shape.num_attention_heads * shape.head_dim();
     let inputs =
         saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
+    let heads = if shape.switches.qk_norm { layer.qkv.width() } else { 0 };
+    let halves = match shape.switches.norm_placement {
+        NormPlacement::Before => 0,
+        NormPlacement::BeforeAndAfter => 2 * shape.hidden_size,
+    };
     let scaled = layer.groups().into_iter().filter(|group| group.dora).map(Group::width);
-    let inputs = inputs + scaled.sum::<usize>();
+    let inputs = inputs + heads + halves + scaled.sum::<usize>();
     2 * shape.hidden_size + layer.qkv.width() + queries + layer.gate_up.width() + inputs
 }
 
@@ -61,6 +73,7 @@ impl Walk<'_> {
         let (shape, last) = (&self.job.shape, self.rows_after(index, pass) != pass.tokens);
         let (width, rows) = (shape.hidden_size, self.rows_after(index, pass));
         let bytes = self.bytes(pass.tokens, width);
+        let has_head_norms = self.job.shape.switches.qk_norm;
         let normed = self.memory.allocate(Category::Workspace, bytes);
         let residual = if last {
             let bytes = self.bytes(rows, width);
@@ -77,18 +90,21 @@ impl Walk<'_> {
         let mut all = self.rows(pass.tokens, pass.span);
         let (qkv, low_rank) = all.project(&layer.qkv, Residual::None);
         all.memory.free_all(low_rank.into_iter().chain([normed]));
+        let (qkv, _) = if has_head_norms { all.head_norm(qkv, false) } else { (qkv, None) };
         let qkv = all.rope(qkv);
         let attended = all.attention(qkv, rows);
         let mut selected = self.rows(rows, pass.span);
         selected.memory.free(qkv);
-        let (x, low_rank) = selected.project(&layer.o, residual);
+        let (x, _, low_rank) =
+            selected.project_onto(&layer.o, residual, Category::Workspace, false);
         selected.memory.free_all(low_rank.into_iter().chain(attended));
         let normed = selected.norm(Category::Workspace);
         let (gate_up, low_rank) = selected.project(&layer.gate_up, Residual::None);
         selected.memory.free_all(low_rank.into_iter().chain([normed]));
         let gated = selected.swiglu(Category::Workspace);
         selected.memory.free(gate_up);
-        let (y, low_rank) = selected.project(&layer.down, Residual::Own(x));
+        let (y, _, low_rank) =
+            selected.project_onto(&layer.down, Residual::Own(x), Category::Workspace, false);
         selected.memory.free_all(low_rank.into_iter().chain([gated]));
         y
     }
@@ -105,6 +121,7 @@ impl Walk<'_> {
         let (rows, trains_all) = (self.rows_after(index, pass), self.job.trains_all());
         let width = self.job.shape.hidden_size;
         let is_saved = |group: &Group| trains_all || group.branches() > 0;
+        let has_head_norms = self.job.shape.switches.qk_norm;
         let bytes = self.bytes(pass.tokens, width);
         let normed = self.memory.allocate(Category::Activations, bytes);
         let residual = if rows != pass.tokens {
@@ -116,27 +133,34 @@ impl Walk<'_> {
         let mut all = self.rows(pass.tokens, pass.span);
         let (qkv, low_rank_qkv) = all.project(&layer.qkv, Residual::None);
         let normed = all.free_unless(is_saved(&layer.qkv), normed);
+        let (qkv, unnormed_qkv) =
+            if has_head_norms { all.head_norm(qkv, true) } else { (qkv, None) };
         let qkv = all.rope(qkv);
         all.memory.recategorize(qkv, Category::Activations);
         let attended = all.attention(qkv, rows);
         let mut selected = self.rows(rows, pass.span);
-        let (x_attended, low_rank_o) = selected.project(&layer.o, residual);
+        let (x_attended, unnormed_attended, low_rank_o) =
+            selected.project_onto(&layer.o, residual, Category::Activations, true);
         let normed_attended = selected.norm(Category::Activations);
         let (gate_up, low_rank_gate_up) = selected.project(&layer.gate_up, Residual::None);
         let normed_attended = selected.free_unless(is_saved(&layer.gate_up), normed_attended);
         selected.memory.recategorize(gate_up, Category::Activations);
         let gated = selected.swiglu(Category::Activations);
-        let (y, low_rank_down) = selected.project(&layer.down, Residual::Shared);
+        let (y, unnormed_fed, low_rank_down) =
+            selected.project_onto(&layer.down, Residual::Shared, Category::Activations, true);
         let gated = selected.free_unless(is_saved(&layer.down), gated);
         let saved = SavedActivations {
             x,
             normed,
+            unnormed_qkv,
             qkv,
             attended,
+            unnormed_attended,
             x_attended,
             normed_attended,
             gate_up,
             gated,
+            unnormed_fed,
             low_ranks: [low_rank_qkv, low_rank_o, low_rank_gate_up, low_rank_down],
         };
         (saved, y)
@@ -159,7 +183,9 @@ impl Walk<'_> {
         let norm_bytes = 4 * job.shape.hidden_size;
         let [low_rank_qkv, low_rank_o, low_rank_gate_up, low_rank_down] = saved.low_ranks;
         let mut selected = self.rows(rows, pass.span);
+        let d_fed = saved.unnormed_fed.map(|out| selected.norm_behind_backward(out));
         let d_gated = selected.project_backward(&layer.down, true, grads);
+        selected.memory.free_all(d_fed);
         selected.memory.free_all(saved.gated.into_iter().chain(low_rank_down));
         let d_gate_up = selected.swiglu_backward(saved.gate_up);
         selected.memory.free_all(d_gated);
@@ -173,13 +199,23 @@ impl Walk<'_> {
             grads.push(self.memory.allocate(Category::Gradients, norm_bytes));
         }
         let mut selected = self.rows(rows, pass.span);
+        let d_out = saved.unnormed_attended.map(|out| selected.norm_behind_backward(out));
         let d_attended = selected.project_backward(&layer.o, true, grads);
+        selected.memory.free_all(d_out);
         selected.memory.free_all(low_rank_o);
         let mut all = self.rows(pass.tokens, pass.span);
         let d_qkv = all.attention_backward(rows);
         all.memory.free_all(d_attended);
         all.memory.free_all([saved.qkv].into_iter().chain(saved.attended));
         let d_qkv = all.rope(d_qkv);
+        let d_qkv = match saved.unnormed_qkv {
+            Some(unnormed) => {
+                let d_qkv = all.head_norm_backward(d_qkv);
+                all.memory.free(unnormed);
+                d_qkv
+            }
+            None => d_qkv,
+        };
         let needs_x = index > 0 || job.trains("model.embed_tokens");
         let d_normed = all.project_backward(&layer.qkv, needs_x, grads);
         let finished = saved.normed.into_iter().chain(low_rank_qkv);

@@ -10,7 +10,7 @@ use super::time::relative;
 use crate::config::{GradientCheckpointing, Method, ModelDtype, Quantization, RunConfig};
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 
 /// The largest number of proposed changes.
 const PROPOSED: usize = 3;
@@ -89,7 +89,7 @@ fn last_that_fits(first: usize, last: usize, fits: impl Fn(usize) -> bool) -> Op
 /// # Errors
 /// The adapter from which training starts cannot be read.
 pub fn changes(
-    shape: &MistralConfig,
+    shape: &DecoderConfig,
     config: &RunConfig,
     samples: &Samples,
     profile: &Profile,

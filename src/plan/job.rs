@@ -11,9 +11,10 @@ use crate::adapter::{LoraConfig, peft};
 use crate::config::{GradientCheckpointing, Method, Optim, Reference, RunConfig};
 use crate::error::{Error, Result};
 use crate::input_file;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::limits::{HALVES, Pieces};
-use crate::model::quantize::{Quantization, is_projection};
+use crate::model::names::{ModelTensor, is_projection, layer_module};
+use crate::model::quantize::Quantization;
 use crate::train::activations::{ACTIVATIONS_SHARE, Activations, RECOMPUTE_ABOVE};
 use crate::train::optimizer::{Rule, UpdateRule, eight_bit};
 use crate::train::policy::lora_config;
@@ -22,7 +23,7 @@ use crate::train::policy::lora_config;
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The model's shape.
-    pub shape: MistralConfig,
+    pub shape: DecoderConfig,
     /// The run's configuration.
     pub config: RunConfig,
     /// Compute type: that of activations, and of weights unless they are quantized.
@@ -48,7 +49,7 @@ impl Job {
     /// # Errors
     /// The adapter from which training starts cannot be read.
     pub fn new(
-        shape: &MistralConfig,
+        shape: &DecoderConfig,
         config: &RunConfig,
         samples: &Samples,
         profile: &Profile,
@@ -58,7 +59,7 @@ impl Job {
             (0..shape.num_hidden_layers).map(|index| Layer::of(shape, lora.as_ref(), index));
         let quantization = quantization(shape, config);
         let saved = match &lora {
-            Some(lora) => saved_modules(&MistralConfig { quantization, ..shape.clone() }, lora)?,
+            Some(lora) => saved_modules(&DecoderConfig { quantization, ..shape.clone() }, lora)?,
             None => Vec::new(),
         };
         Ok(Self {
@@ -91,7 +92,7 @@ impl Job {
 
     /// Returns the numbers of weights of the projections of layer `index` that are trained in full beside an adapter.
     pub(super) fn saved_projections(&self, index: usize) -> Vec<usize> {
-        let layer = format!("model.layers.{index}.");
+        let layer = format!("{}.", layer_module(index));
         let is_here =
             |name: &str| name.starts_with(&layer) && is_projection(&format!("{name}.weight"));
         self.saved.iter().filter(|(name, _)| is_here(name)).map(|(_, count)| *count).collect()
@@ -189,8 +190,7 @@ impl Job {
     /// Returns the number of values of each trained matrix.
     pub(super) fn trained_sizes(&self) -> Vec<usize> {
         if self.trains_all() {
-            let tensors = self.shape.tensors().into_iter();
-            return tensors.map(|(_, shape)| shape.iter().product()).collect();
+            return self.shape.tensors().iter().map(ModelTensor::count).collect();
         }
         let groups = self.layers.iter().flat_map(Layer::groups);
         let branches = groups.flat_map(|group| {
@@ -225,12 +225,12 @@ impl Job {
     /// is split.
     pub(super) fn weight_bytes(&self) -> Vec<usize> {
         let mut all = Vec::new();
-        for (name, shape) in self.shape.tensors() {
-            let &[rows, columns] = shape.as_slice() else {
-                all.push(shape.iter().product::<usize>() * self.size());
+        for tensor in self.shape.tensors() {
+            let Some([rows, columns]) = tensor.dims() else {
+                all.push(tensor.count() * self.size());
                 continue;
             };
-            let quantized = is_projection(&name);
+            let quantized = tensor.is_projection();
             let piece_rows = self.piece_rows([rows, columns], quantized);
             for start in (0..rows).step_by(piece_rows.max(1)) {
                 let rows = piece_rows.min(rows - start);
@@ -271,7 +271,7 @@ impl Job {
     }
 
     /// Returns the bytes per token that a checkpointed block keeps, as
-    /// [`Mistral::block_bytes_per_token`](crate::model::mistral::Mistral::block_bytes_per_token) counts them.
+    /// [`Decoder::block_bytes_per_token`](crate::model::decoder::Decoder::block_bytes_per_token) counts them.
     fn block_bytes_per_token(&self) -> u64 {
         let scaled = |layer: &Layer| -> usize {
             let groups = layer.groups().into_iter().filter(|group| group.dora);
@@ -315,7 +315,7 @@ fn bias_sizes(layers: &[Layer], lora_bias: bool) -> impl Iterator<Item = usize> 
 
 /// Returns how projections are quantized. Files that are quantized already stay as they are,
 /// whatever the configuration says ([`crate::model::load::load_as`]).
-pub(super) fn quantization(shape: &MistralConfig, config: &RunConfig) -> Option<Quantization> {
+pub(super) fn quantization(shape: &DecoderConfig, config: &RunConfig) -> Option<Quantization> {
     shape.quantization.or(config.model.quantize())
 }
 

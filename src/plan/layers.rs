@@ -2,8 +2,8 @@
 
 use crate::adapter::LoraConfig;
 use crate::error::Result;
-use crate::model::config::MistralConfig;
-use crate::model::mistral::PROJECTIONS;
+use crate::model::config::DecoderConfig;
+use crate::model::names::{PROJECTIONS, layer_module, projection_dims};
 
 /// Projections that share one input, computed side by side.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,8 @@ pub(super) struct Group {
     pub(super) ranks: Vec<usize>,
     /// Whether the branches have magnitudes (DoRA).
     pub(super) dora: bool,
+    /// Whether the projections or their branches have biases.
+    pub(super) bias: bool,
 }
 
 impl Group {
@@ -59,33 +61,28 @@ impl Layer {
     /// # Errors
     /// Same as [`LoraConfig::at`].
     pub(super) fn of(
-        shape: &MistralConfig,
+        shape: &DecoderConfig,
         lora: Option<&LoraConfig>,
         index: usize,
     ) -> Result<Self> {
-        let (d, inner) = (shape.hidden_size, shape.intermediate_size);
-        let queries = shape.num_attention_heads * shape.head_dim();
-        let keys = shape.num_key_value_heads * shape.head_dim();
-        let outs = [queries, keys, keys, d, inner, inner, d];
+        let (dims, biases) = (projection_dims(shape), shape.switches.biases());
         let mut ranks = [0; 7];
         if let Some(lora) = lora {
             for (rank, path) in ranks.iter_mut().zip(PROJECTIONS) {
-                let branch = lora.at(&format!("model.layers.{index}.{path}"))?;
+                let branch = lora.at(&format!("{}.{path}", layer_module(index)))?;
                 *rank = branch.map_or(0, |branch| branch.r);
             }
         }
-        let group = |d_in: usize, range: std::ops::Range<usize>| Group {
-            d_in,
-            outs: outs[range.clone()].to_vec(),
+        let group = |range: std::ops::Range<usize>| Group {
+            d_in: dims[range.start][1],
+            outs: dims[range.clone()].iter().map(|[out, _]| *out).collect(),
             ranks: ranks[range.clone()].to_vec(),
-            dora: lora.is_some_and(|lora| lora.use_dora) && ranks[range].iter().any(|r| *r > 0),
+            dora: lora.is_some_and(|lora| lora.use_dora)
+                && ranks[range.clone()].iter().any(|r| *r > 0),
+            bias: biases[range.clone()].contains(&true)
+                || lora.is_some_and(|lora| lora.lora_bias) && ranks[range].iter().any(|r| *r > 0),
         };
-        Ok(Self {
-            qkv: group(d, 0..3),
-            o: group(queries, 3..4),
-            gate_up: group(d, 4..6),
-            down: group(inner, 6..7),
-        })
+        Ok(Self { qkv: group(0..3), o: group(3..4), gate_up: group(4..6), down: group(6..7) })
     }
 
     /// Returns the four groups in the order of the forward pass.

@@ -10,6 +10,7 @@ use arithmo_backends::ops::log_probs::{cpu_chunk_rows, gpu_chunk_rows};
 use super::job::Job;
 use super::layers::Group;
 use super::memory::{Buffer, Category, Memory};
+use crate::model::switches::NormPlacement;
 
 /// The tensor to which a projection is added.
 #[derive(Clone, Copy)]
@@ -76,6 +77,51 @@ impl Operations<'_> {
         }
     }
 
+    /// Simulates the last projection of a half of a layer and its addition to the residual stream, behind a norm if the
+    /// model has one there. Returns the sum, the input of that norm if it `is_saved`, and what [`Self::project`] returns.
+    pub(super) fn project_onto(
+        &mut self,
+        group: &Group,
+        residual: Residual,
+        category: Category,
+        is_saved: bool,
+    ) -> (Buffer, Option<Buffer>, Vec<Buffer>) {
+        if self.job.shape.switches.norm_placement == NormPlacement::Before {
+            let (sum, low_rank) = self.project(group, residual);
+            return (sum, None, low_rank);
+        }
+        let (out, low_rank) = self.project(group, Residual::None);
+        let (sum, out) = self.add_normed(out, residual, category, is_saved);
+        (sum, out, low_rank)
+    }
+
+    /// Simulates the norm of `out` and its addition to the residual stream. Returns the sum, and `out` if it `is_saved`.
+    fn add_normed(
+        &mut self,
+        out: Buffer,
+        residual: Residual,
+        category: Category,
+        is_saved: bool,
+    ) -> (Buffer, Option<Buffer>) {
+        self.memory.recategorize(out, category);
+        let normed = self.norm(Category::Workspace);
+        let out = self.free_unless(is_saved, out);
+        let sum = self.norm(category);
+        self.memory.free(normed);
+        if let Residual::Own(input) = residual {
+            self.memory.free(input);
+        }
+        (sum, out)
+    }
+
+    /// Simulates the backward pass of a norm behind a half of a layer; returns the gradient of its input.
+    pub(super) fn norm_behind_backward(&mut self, out: Buffer) -> Buffer {
+        let bytes = self.bytes(self.job.shape.hidden_size);
+        let grad = self.workspace(bytes);
+        self.memory.free(out);
+        grad
+    }
+
     /// Simulates the rotation of queries and keys, which the CPU does in place.
     pub(super) fn rope(&mut self, qkv: Buffer) -> Buffer {
         if self.heap {
@@ -94,6 +140,7 @@ impl Operations<'_> {
     /// Simulates projections side by side; returns their output, and what the backward pass needs: `x A^T` if there are
     /// branches, and the output before DoRA scales it.
     pub(super) fn project(&mut self, group: &Group, residual: Residual) -> (Buffer, Vec<Buffer>) {
+        let residual = if group.bias { self.add_bias(group, residual) } else { residual };
         if !group.dora {
             let (out, low_rank) = self.project_unscaled(group, residual);
             return (out, low_rank.into_iter().collect());
@@ -119,6 +166,49 @@ impl Operations<'_> {
             }
         }
         (scaled, low_rank.into_iter().chain([unscaled]).collect())
+    }
+
+    /// Simulates the residual with the biases, which join it.
+    fn add_bias(&mut self, group: &Group, residual: Residual) -> Residual {
+        if !self.heap && matches!(residual, Residual::None) {
+            // A GPU's kernel reads the biases as a residual whose rows are the same in memory.
+            return Residual::Shared;
+        }
+        let sum = self.workspace(self.bytes(group.width()));
+        if let Residual::Own(input) = residual {
+            self.memory.free(input);
+        }
+        Residual::Own(sum)
+    }
+
+    /// Simulates the norms of heads, which the CPU computes in place unless the input `is_saved`. Returns the output, and
+    /// the saved input.
+    pub(super) fn head_norm(&mut self, qkv: Buffer, is_saved: bool) -> (Buffer, Option<Buffer>) {
+        if self.heap && !is_saved {
+            return (qkv, None);
+        }
+        let bytes = self.bytes(self.qkv_width());
+        let parts = (!self.heap).then(|| self.workspace(2 * self.bytes(self.rotated_width())));
+        let output = self.workspace(bytes);
+        self.memory.free_all(parts);
+        (output, self.free_unless(is_saved, qkv))
+    }
+
+    /// Simulates the backward pass of the norms of heads, which the CPU computes in place.
+    pub(super) fn head_norm_backward(&mut self, d_qkv: Buffer) -> Buffer {
+        if self.heap {
+            return d_qkv;
+        }
+        let parts = self.workspace(3 * self.bytes(self.rotated_width()));
+        let output = self.workspace(self.bytes(self.qkv_width()));
+        self.memory.free_all([parts, d_qkv]);
+        output
+    }
+
+    /// Returns the number of values of queries and keys per row.
+    fn rotated_width(&self) -> usize {
+        let attention = self.job.shape.attention();
+        (attention.heads + attention.kv_heads) * attention.head_dim
     }
 
     fn project_unscaled(&mut self, group: &Group, residual: Residual) -> (Buffer, Option<Buffer>) {

@@ -11,7 +11,7 @@ use super::table::Report;
 use super::time::{Timing, measure};
 use crate::config::RunConfig;
 use crate::error::Result;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::train::run::Prepared;
 
 /// A plan together with the changes that make it fit.
@@ -31,7 +31,7 @@ impl Planned {
     /// # Errors
     /// The adapter from which training starts cannot be read.
     pub fn new(
-        shape: &MistralConfig,
+        shape: &DecoderConfig,
         config: &RunConfig,
         samples: &Samples,
         profile: Profile,

@@ -10,8 +10,10 @@ use super::table::Bytes;
 use crate::bench::{BenchOptions, probe};
 use crate::config::{GradientCheckpointing, RunConfig, TargetModules};
 use crate::doctor::device_name;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::dtype;
+use crate::model::family::mistral;
+use crate::model::switches::Switches;
 
 /// The properties of a device that a plan needs.
 #[derive(Clone, Debug)]
@@ -74,7 +76,7 @@ impl Profile {
     }
 
     /// Returns the compute type (see [`dtype::choose`]).
-    pub fn dtype(&self, shape: &MistralConfig, config: &RunConfig) -> DType {
+    pub fn dtype(&self, shape: &DecoderConfig, config: &RunConfig) -> DType {
         if config.model.use_peft {
             match config.model.dtype.dtype() {
                 Some(wanted) if self.dtypes.contains(&wanted) => wanted,
@@ -90,7 +92,7 @@ impl Profile {
     /// Returns whether matrices that are not quantized are stored in bf16 although the device
     /// cannot compute in it: if the configuration asks for it, or if they accompany quantized
     /// weights and the files store them in bf16.
-    pub fn stores_bf16(&self, shape: &MistralConfig, config: &RunConfig) -> bool {
+    pub fn stores_bf16(&self, shape: &DecoderConfig, config: &RunConfig) -> bool {
         let model = &config.model;
         let requested = model.dtype.dtype() == Some(DType::BF16);
         let stored = shape.torch_dtype.as_deref() == Some("bfloat16");
@@ -110,7 +112,10 @@ impl Profile {
 fn warm_process_bytes<B: TrainBackend>(device: &B::Device) -> u64 {
     let options = BenchOptions {
         name: String::new(),
-        shape: MistralConfig {
+        shape: DecoderConfig {
+            family: &mistral::FAMILY,
+            switches: Switches::default(),
+            is_text_part: false,
             vocab_size: 128,
             hidden_size: 64,
             intermediate_size: 128,

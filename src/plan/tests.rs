@@ -6,7 +6,7 @@ use super::*;
 use crate::bench::shape;
 use crate::config::{GradientCheckpointing, ModelDtype, Quantization, RunConfig};
 use crate::data::lengths::{SampleLengths, SideLengths};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::plan::fit::Effect;
 
 const CARD: u64 = 8_000_000_000;
@@ -22,17 +22,17 @@ fn quantized() -> RunConfig {
     config
 }
 
-fn job(shape: &MistralConfig, config: &RunConfig, profile: &Profile) -> Job {
+fn job(shape: &DecoderConfig, config: &RunConfig, profile: &Profile) -> Job {
     Job::new(shape, config, &no_samples(), profile).unwrap()
 }
 
 /// One layer of width 8 with two query heads and one key head of 4, 12 inside the MLP, and a
 /// vocabulary of 2,000.
-fn small() -> MistralConfig {
+fn small() -> DecoderConfig {
     let text = r#"{"model_type": "mistral", "vocab_size": 2000, "hidden_size": 8, "intermediate_size": 12,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
         "max_position_embeddings": 16, "sliding_window": null}"#;
-    MistralConfig::parse(text, Path::new("config.json")).unwrap()
+    DecoderConfig::parse(text, Path::new("config.json")).unwrap()
 }
 
 /// A CPU with one thread of which nothing is in use.
@@ -53,7 +53,7 @@ fn cpu(capacity: Option<u64>) -> Profile {
 /// if they accompany quantized weights and are stored in bf16; norms and activations are f32.
 #[test]
 fn bf16_is_stored_where_the_device_cannot_compute_in_it() {
-    let shape = MistralConfig { torch_dtype: Some("bfloat16".into()), ..small() };
+    let shape = DecoderConfig { torch_dtype: Some("bfloat16".into()), ..small() };
     let mut config = RunConfig::default();
     config.model.dtype = ModelDtype::Bf16;
     let bf16_job = job(&shape, &config, &cpu(None));
@@ -77,9 +77,9 @@ fn bf16_is_stored_where_the_device_cannot_compute_in_it() {
 #[test]
 fn a_quantized_folder_is_planned_as_it_is_stored() {
     let floats =
-        MistralConfig { torch_dtype: Some("bfloat16".into()), ..shape("mistral-7b").unwrap() };
-    let stored = MistralConfig { quantization: quantized().model.quantize(), ..floats.clone() };
-    let on = |profile: &Profile, shape: &MistralConfig, config: &RunConfig| {
+        DecoderConfig { torch_dtype: Some("bfloat16".into()), ..shape("mistral-7b").unwrap() };
+    let stored = DecoderConfig { quantization: quantized().model.quantize(), ..floats.clone() };
+    let on = |profile: &Profile, shape: &DecoderConfig, config: &RunConfig| {
         Plan::new(&job(shape, config, profile), profile).table
     };
     for profile in [cpu(None), Profile::assumed(BackendKind::Wgpu, CARD)] {
@@ -91,7 +91,7 @@ fn a_quantized_folder_is_planned_as_it_is_stored() {
     // The rest is bf16 because the configuration requests it, not because it is stored so.
     let mut bf16 = RunConfig::default();
     bf16.model.dtype = ModelDtype::Bf16;
-    let others_in_f32 = MistralConfig { torch_dtype: None, ..stored.clone() };
+    let others_in_f32 = DecoderConfig { torch_dtype: None, ..stored.clone() };
     let requested = on(&cpu(None), &others_in_f32, &bf16);
     assert_eq!(requested, on(&cpu(None), &floats, &quantized()));
 
@@ -126,6 +126,34 @@ fn mistral_7b_in_four_bits_fits_a_card_of_8_gb() {
     assert!(plan.total() > 4_500_000_000, "{:?}", plan.table);
     // One pair at a time: two sides of 1,023 tokens that share one.
     assert_eq!((plan.pass.tokens, plan.passes), (2 * 1023 - 1, 4));
+}
+
+/// The presets of other families on the card or the GPU that they are for.
+#[test]
+fn presets_of_every_family_fit_their_devices() {
+    let math_1_5b = r#"{"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+    let llama_1b = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+        "max_position_embeddings": 131072, "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"#;
+    let parse = |text: &str| DecoderConfig::parse(text, Path::new("config.json")).unwrap();
+    let (math_1_5b, llama_1b) = (parse(math_1_5b), parse(llama_1b));
+    let [math_7b, ministral] = ["qwen2.5-7b", "ministral-3b"].map(|name| shape(name).unwrap());
+    for (preset, shape, memory) in [
+        ("qwen2.5-math-1.5b-lora", &math_1_5b, 16_000_000_000),
+        ("qwen2.5-math-1.5b-qlora", &math_1_5b, CARD),
+        ("qwen2.5-math-7b-lora", &math_7b, 40_000_000_000),
+        ("qwen2.5-math-7b-qlora", &math_7b, 12_000_000_000),
+        ("llama-3.2-1b-lora", &llama_1b, 16_000_000_000),
+        ("ministral-3-3b-lora", &ministral, 24_000_000_000),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let config = RunConfig::load(&path.join(format!("{preset}.toml")), &[]).unwrap();
+        let profile = Profile::assumed(BackendKind::Cuda, memory);
+        let plan = Plan::new(&job(shape, &config, &profile), &profile);
+        assert_eq!(plan.fits(), Some(true), "{preset}: {:?}", plan.table);
+    }
 }
 
 #[test]

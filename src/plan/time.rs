@@ -13,7 +13,7 @@ use crate::bench::{BenchOptions, Probe, probe};
 use crate::config::{GradientCheckpointing, TargetModules};
 use crate::data::lengths::SampleLengths;
 use crate::error::Result;
-use crate::model::mistral::projection_names;
+use crate::model::names::projection_names;
 
 /// The measurement starts no further repetition after this.
 const LIMIT: Duration = Duration::from_secs(8);

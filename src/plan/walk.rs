@@ -12,6 +12,7 @@ use super::memory::{Buffer, Category, Memory, Table};
 use super::operations::Operations;
 use super::passes::PassShape;
 use super::profile::Profile;
+use crate::model::positions::tabulated;
 
 /// Simulates a run; returns the bytes by category at the peak, and the phase in which it occurs.
 pub(super) fn walk(
@@ -93,9 +94,11 @@ impl Walk<'_> {
                 self.memory.allocate_for_run(Category::Adapter, 4 * count);
             }
         }
-        let angles = job.shape.max_position_embeddings * job.shape.head_dim();
-        self.memory.allocate_for_run(Category::Tables, 2 * angles);
-        self.memory.allocate_for_run(Category::Tables, 2 * angles);
+        let angles = tabulated(job.shape.max_position_embeddings) * job.shape.head_dim();
+        for _ in job.shape.ropes() {
+            self.memory.allocate_for_run(Category::Tables, 2 * angles);
+            self.memory.allocate_for_run(Category::Tables, 2 * angles);
+        }
         // The CPU dequantizes weights tile by tile; other devices dequantize the largest one into a
         // single buffer.
         if (job.is_quantized() || job.bf16_storage) && !self.heap {
@@ -108,16 +111,14 @@ impl Walk<'_> {
     fn tables(&mut self, pass: PassShape) -> Vec<Buffer> {
         let int = if self.heap { 8 } else { 4 };
         let half = self.job.shape.head_dim() / 2;
-        let counts = [
-            pass.tokens * int,
-            4 * pass.tokens * int,
-            4 * pass.queries * int,
-            4 * pass.tokens * half,
-            4 * pass.tokens * half,
-            3 * pass.scored * int,
-        ];
-        let buffers = counts.map(|bytes| self.memory.allocate(Category::Tables, bytes));
-        buffers.to_vec()
+        let mut counts = vec![pass.tokens * int, 3 * pass.scored * int];
+        for _ in self.job.shape.windows() {
+            counts.extend([4 * pass.tokens * int, 4 * pass.queries * int]);
+        }
+        for _ in self.job.shape.ropes() {
+            counts.extend([4 * pass.tokens * half; 2]);
+        }
+        counts.into_iter().map(|bytes| self.memory.allocate(Category::Tables, bytes)).collect()
     }
 
     /// Simulates the forward pass of the reference.

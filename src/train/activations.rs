@@ -3,7 +3,7 @@
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 /// Fraction of the free memory that kept activations may take. The rest is for the temporaries of a layer.
 pub(crate) const ACTIVATIONS_SHARE: f64 = 0.6;
@@ -44,7 +44,7 @@ impl Activations {
 /// is free once the model is loaded. If the device does not report its free memory, all layers of small models and none of
 /// large models do. `memory` is the device memory in bytes that the run may use, or `None` for all of it.
 pub fn choose_activations<B: TrainBackend>(
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     memory: Option<u64>,
     device: &B::Device,
 ) -> Activations {

@@ -11,7 +11,7 @@ use crate::data::prompt::PromptTemplate;
 use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 
 /// Number of tokens per bucket of the length histograms.
 const LENGTH_BUCKET: usize = 64;
@@ -39,7 +39,7 @@ pub fn load_data<S: Sample>(
     model_folder: &Path,
     reported: &mut dyn FnMut(&Path, &EncodeReport),
 ) -> Result<RunData<S>> {
-    let model = MistralConfig::load(model_folder)?;
+    let model = DecoderConfig::load(model_folder)?;
     let tokenizer = Tokenizer::from_folder(model_folder)?;
     let settings = encode_config(config)?;
     let mut encode = |file: &Path| {

@@ -11,8 +11,8 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
+use crate::model::decoder::Decoder;
 use crate::model::input::{ModelInput, SequenceContext};
-use crate::model::mistral::Mistral;
 use crate::train::parameters::{gradients_of, is_trained};
 
 /// A loss, and another output of the forward pass for the caller.
@@ -38,7 +38,7 @@ enum LayerState<B: TrainBackend> {
 /// Computes the gradients of `loss(final hidden states [Q, D])` with respect to the trained tensors, in the order of
 /// [`crate::train::parameters`]. The upper `keep` layers keep their activations, and the others are recomputed.
 pub fn gradients<B: TrainBackend, Out>(
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     input: &ModelInput<B>,
     keep: usize,
     loss: impl FnOnce(Tensor<Autodiff<B>, 2>) -> Loss<Autodiff<B>, Out>,
@@ -85,7 +85,7 @@ pub fn gradients<B: TrainBackend, Out>(
 /// Runs the forward pass through all layers. Returns the state of each layer and the residual stream after the last one.
 /// `context` is the context of `input`, for layers with a graph.
 fn forward<B: TrainBackend>(
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     input: &ModelInput<B>,
     context: &SequenceContext<Autodiff<B>>,
     keep: usize,
@@ -114,7 +114,7 @@ fn forward<B: TrainBackend>(
 
 /// Returns a layer's input as the start of its graph. It requires no gradient if nothing below the layer is trained.
 fn leaf<B: TrainBackend>(
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     index: usize,
     x: Tensor<B, 2>,
 ) -> Tensor<Autodiff<B>, 2> {
@@ -124,7 +124,7 @@ fn leaf<B: TrainBackend>(
 }
 
 /// Returns the index of the lowest layer with trained tensors at or below it, or the number of layers if there is none.
-fn first_trained<B: TrainBackend>(policy: &Mistral<Autodiff<B>>) -> usize {
+fn first_trained<B: TrainBackend>(policy: &Decoder<Autodiff<B>>) -> usize {
     if is_trained(&policy.embed_tokens) {
         return 0;
     }

@@ -9,7 +9,7 @@ use burn::module::AutodiffModule;
 use crate::adapter::LoraConfig;
 use crate::config::{GradientCheckpointing, Method, Reference as ReferenceChoice, RunConfig};
 use crate::error::Result;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::objective::Objective;
 use crate::objective::cpo::Cpo;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
@@ -122,7 +122,7 @@ impl<B: TrainBackend> Loader<'_, B> {
         &self,
         model_folder: &Path,
         resumed: Option<&Checkpoint>,
-        objective: impl Fn(&Mistral<Autodiff<B>>, &StepConfig) -> O,
+        objective: impl Fn(&Decoder<Autodiff<B>>, &StepConfig) -> O,
     ) -> Result<Loaded<B, O>> {
         let (policy, lora, step) = self.policy(model_folder, resumed)?;
         let objective = objective(&policy, &step);
@@ -135,7 +135,7 @@ impl<B: TrainBackend> Loader<'_, B> {
         &self,
         model_folder: &Path,
         resumed: Option<&Checkpoint>,
-    ) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>, StepConfig)> {
+    ) -> Result<(Decoder<Autodiff<B>>, Option<LoraConfig>, StepConfig)> {
         let (config, mode, device) = (self.config, self.mode, self.device);
         let (policy, lora) = policy::<B>(config, model_folder, resumed, mode, device)?;
         let step = step_config(self.config, lora.as_ref(), &policy, self.memory, self.device);
@@ -144,7 +144,7 @@ impl<B: TrainBackend> Loader<'_, B> {
 }
 
 /// Creates the reference of `policy`.
-fn reference<B: TrainBackend>(config: &RunConfig, policy: &Mistral<Autodiff<B>>) -> Reference<B> {
+fn reference<B: TrainBackend>(config: &RunConfig, policy: &Decoder<Autodiff<B>>) -> Reference<B> {
     // Weights are never changed in place, so that the base stays the original model even if all weights are trained.
     match (config.reference(), &config.lora.adapter) {
         _ if config.method == Method::Dpo && config.dpo.sync_ref_model => {
@@ -170,7 +170,7 @@ fn reference_timing(config: &RunConfig) -> ReferenceTiming {
 /// Returns the optimizer of a run, with the groups of the trained parameters.
 fn optimizer<B: TrainBackend>(
     config: &RunConfig,
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
 ) -> Result<Optimizer<B>> {
     let groups = Groups::of(config, &trained_parameters(policy));
     Ok(Optimizer::of(config)?.with_groups(groups))
@@ -180,7 +180,7 @@ fn optimizer<B: TrainBackend>(
 fn step_config<B: TrainBackend>(
     config: &RunConfig,
     lora: Option<&LoraConfig>,
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     memory: Option<u64>,
     device: &B::Device,
 ) -> StepConfig {

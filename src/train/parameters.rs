@@ -8,12 +8,12 @@ use burn::tensor::backend::AutodiffBackend;
 
 use crate::adapter::parameters::as_matrix;
 pub use crate::adapter::parameters::{set_trained_parameters, trained_parameters};
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 
 type Gradients<B> = <Autodiff<B> as AutodiffBackend>::Gradients;
 
 /// Marks every weight of `model` as trainable.
-pub fn train_all<B: TrainBackend>(model: Mistral<Autodiff<B>>) -> Mistral<Autodiff<B>> {
+pub fn train_all<B: TrainBackend>(model: Decoder<Autodiff<B>>) -> Decoder<Autodiff<B>> {
     struct All;
     impl<B: TrainBackend> ModuleMapper<Autodiff<B>> for All {
         fn map_float<const D: usize>(

@@ -12,9 +12,9 @@ use crate::adapter::modules::{LayerChoice, Patterns};
 use crate::adapter::{self, LoraConfig, loftq, peft, residual};
 use crate::config::{InitLoraWeights, RunConfig};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::dtype::{Purpose, choose};
-use crate::model::mistral::Mistral;
 use crate::model::quantize::cache::Cache;
 use crate::model::weights::WeightFiles;
 use crate::model::{limits, load};
@@ -31,8 +31,8 @@ pub(super) fn policy<B: TrainBackend>(
     resumed: Option<&Checkpoint>,
     mode: ProgressMode,
     device: &B::Device,
-) -> Result<(Mistral<Autodiff<B>>, Option<LoraConfig>)> {
-    let shape = MistralConfig::load(model_folder)?;
+) -> Result<(Decoder<Autodiff<B>>, Option<LoraConfig>)> {
+    let shape = DecoderConfig::load(model_folder)?;
     if !config.model.use_peft {
         limits::check_whole::<B>(&shape, device)?;
         let dtype = full_dtype::<B>();
@@ -68,9 +68,9 @@ pub(super) fn policy<B: TrainBackend>(
         }
         None => {
             let lora = lora_config(config);
-            adapter::linear::attach(&mut policy, &lora, config.seed, device)?;
+            adapter::lora::attach(&mut policy, &lora, config.seed, device)?;
             if lora.init == LoraInit::LoftQ {
-                let files = WeightFiles::open(model_folder)?;
+                let files = WeightFiles::open_model(model_folder, &shape)?;
                 loftq::start::<B>(&mut policy, &lora, config.seed, &files, mode, device)?;
             }
             if lora.init.changes_base() {
@@ -86,14 +86,14 @@ pub(super) fn policy<B: TrainBackend>(
 /// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
 ///
 /// # Errors
-/// Same as [`adapter::linear::check`].
-pub(super) fn check_adapter(config: &RunConfig, shape: &MistralConfig) -> Result<()> {
+/// Same as [`adapter::lora::check`].
+pub(super) fn check_adapter(config: &RunConfig, shape: &DecoderConfig) -> Result<()> {
     if !config.model.use_peft || config.lora.adapter.is_some() {
         return Ok(());
     }
     let quantization = shape.quantization.or(config.model.quantize());
-    let shape = MistralConfig { quantization, ..shape.clone() };
-    adapter::linear::check(&shape, &lora_config(config))
+    let shape = DecoderConfig { quantization, ..shape.clone() };
+    adapter::lora::check(&shape, &lora_config(config))
 }
 
 /// Returns the dtype of weights that are trained themselves: the backend's own, f32.
@@ -109,7 +109,7 @@ fn full_dtype<B: TrainBackend>() -> DType {
 fn check_against_adapter<B: TrainBackend>(
     config: &RunConfig,
     adapter: &LoraConfig,
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
 ) -> Result<()> {
     let names: Vec<String> = policy.projections().map(|(name, _)| name).collect();
     let branches = |lora: &LoraConfig| -> Result<Vec<Option<BranchConfig>>> {

@@ -11,7 +11,7 @@ use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::tokenizer::{CarriedFiles, TOKENIZER_FILES};
 use crate::error::Result;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::model::save::{ModelFolder, OutTensor};
 use crate::train::checkpoint::{Checkpoint, NamedTensors};
 use crate::train::folder::RunFolder;
@@ -48,7 +48,7 @@ impl TrainedWeights {
     }
 
     /// Returns the trained tensors for a checkpoint.
-    pub fn tensors<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> NamedTensors {
+    pub fn tensors<B: TrainBackend>(&self, policy: &Decoder<Autodiff<B>>) -> NamedTensors {
         if self.lora.is_some() {
             return peft::tensors(policy);
         }
@@ -57,7 +57,7 @@ impl TrainedWeights {
     }
 
     /// Returns the names and contents of the files that a checkpoint has beside the tensors.
-    pub fn files<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Vec<(String, Vec<u8>)> {
+    pub fn files<B: TrainBackend>(&self, policy: &Decoder<Autodiff<B>>) -> Vec<(String, Vec<u8>)> {
         let config = self.adapter_config(policy);
         let file = config.map(|json| (peft::CONFIG.to_string(), json.into_bytes()));
         file.into_iter().collect()
@@ -69,7 +69,7 @@ impl TrainedWeights {
     /// The tensors do not fit the model.
     pub fn restore<B: TrainBackend>(
         &self,
-        policy: &mut Mistral<Autodiff<B>>,
+        policy: &mut Decoder<Autodiff<B>>,
         checkpoint: &Checkpoint,
         device: &B::Device,
     ) -> Result<()> {
@@ -97,7 +97,7 @@ impl TrainedWeights {
     /// The folder cannot be written.
     pub fn save<B: TrainBackend>(
         &self,
-        policy: &Mistral<Autodiff<B>>,
+        policy: &Decoder<Autodiff<B>>,
         run: &RunFolder,
         carried: &CarriedFiles,
     ) -> Result<PathBuf> {
@@ -121,7 +121,7 @@ impl TrainedWeights {
     }
 
     /// Returns the adapter's config file, or `None` if all weights are trained.
-    fn adapter_config<B: TrainBackend>(&self, policy: &Mistral<Autodiff<B>>) -> Option<String> {
+    fn adapter_config<B: TrainBackend>(&self, policy: &Decoder<Autodiff<B>>) -> Option<String> {
         let lora = self.lora.as_ref()?;
         let revision = Some(self.revision.as_str());
         Some(peft::config_json(policy, lora, &self.base_model, revision))

@@ -8,7 +8,7 @@ use crate::config::{Method, RunConfig, nearest_name};
 use crate::data::encode::EncodeReport;
 use crate::data::lengths::SampleLengths;
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::hub::Hub;
 use crate::objective::Objective;
 use crate::objective::metrics::KEYS;
@@ -51,7 +51,7 @@ pub struct RunSummary {
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// The model's config.
-    pub shape: MistralConfig,
+    pub shape: DecoderConfig,
     /// Lengths of the training samples.
     pub train: Vec<SampleLengths>,
     /// Lengths of the held-out samples.
@@ -146,7 +146,7 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
     if options.progress != ProgressMode::Quiet {
         print_warnings(config, data.train.len());
     }
-    let shape = MistralConfig::load(&model_folder)?;
+    let shape = DecoderConfig::load(&model_folder)?;
     check_adapter(config, &shape)?;
     let lengths = |samples: &[O::Sample]| samples.iter().map(SampleLengths::of).collect();
     (start.ready)(&Prepared { shape, train: lengths(&data.train), eval: lengths(&data.eval) })?;

@@ -15,7 +15,7 @@ use crate::adapter::parameters::Parameter;
 use crate::adapter::saved::saved_equals_base;
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::model::positions::PositionTable;
 use crate::objective::dpo::{Dpo, ReferenceTiming};
 use crate::objective::log_probs::{CompletionLogProbs, DeviceBatch, score};
@@ -62,7 +62,7 @@ pub struct StepOutput {
 #[derive(Debug)]
 pub struct Learner<B: TrainBackend, O = Dpo<B>> {
     /// The model that is trained: its tensors that require a gradient, which are those of an adapter or all.
-    pub policy: Mistral<Autodiff<B>>,
+    pub policy: Decoder<Autodiff<B>>,
     /// The optimizer of the trained tensors.
     pub optimizer: Optimizer<B>,
     /// The objective.
@@ -76,7 +76,7 @@ pub struct Learner<B: TrainBackend, O = Dpo<B>> {
 impl<B: TrainBackend> Learner<B> {
     /// Creates a learner that optimizes `loss` against `reference`. The adapter of `policy` is already attached.
     pub fn dpo(
-        policy: Mistral<Autodiff<B>>,
+        policy: Decoder<Autodiff<B>>,
         optimizer: Optimizer<B>,
         loss: PreferenceLoss,
         reference: Reference<B>,
@@ -94,7 +94,7 @@ impl<B: TrainBackend> Learner<B> {
 impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
     /// Creates a learner for `policy`, which trains the tensors that require a gradient.
     pub fn new(
-        policy: Mistral<Autodiff<B>>,
+        policy: Decoder<Autodiff<B>>,
         optimizer: Optimizer<B>,
         objective: O,
         config: StepConfig,
@@ -309,7 +309,7 @@ impl<B: TrainBackend, O: Objective<B>> Learner<B, O> {
 
 /// Returns whether `policy` is the same function as `reference` before the first step.
 pub(super) fn equals_reference<B: TrainBackend>(
-    policy: &Mistral<Autodiff<B>>,
+    policy: &Decoder<Autodiff<B>>,
     reference: &Reference<B>,
     config: &StepConfig,
 ) -> bool {
@@ -322,7 +322,7 @@ pub(super) fn equals_reference<B: TrainBackend>(
 /// Returns whether the adapter has no effect: every `lora_b` and its bias is zero, every magnitude of DoRA is the norm of
 /// its row, and the modules that are trained in full have their original weights. With `dropout`, DoRA projects two parts of
 /// its input, whose sum is rounded differently.
-fn adapter_is_zero<B: TrainBackend>(policy: &Mistral<Autodiff<B>>, dropout: bool) -> bool {
+fn adapter_is_zero<B: TrainBackend>(policy: &Decoder<Autodiff<B>>, dropout: bool) -> bool {
     let is_zero = |data: TensorData| data.iter::<f64>().all(|value| value == 0.0);
     let branches = policy.projections().filter_map(|(_, linear)| linear.lora.as_ref());
     let mut branches = branches.map(|lora| {

@@ -1,9 +1,9 @@
 //! Tests of the gradients of DoRA: magnitudes, A and B, with the row norms as constants, with and without dropout.
 
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
 use burn::module::{AutodiffModule, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +12,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::{A, B, backward, batch, config, dpo, lora, on_device, pairs, sums, tiny};
 
 /// Returns a model whose adapter is random, with magnitudes that differ from the row norms.
-fn policy(targets: TargetModules, dropout: f64) -> Mistral<A> {
+fn policy(targets: TargetModules, dropout: f64) -> Decoder<A> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     tiny::write_model(&path, &config(false), 5);
@@ -35,7 +35,7 @@ fn policy(targets: TargetModules, dropout: f64) -> Mistral<A> {
 }
 
 /// Replaces tensor number `index` of the adapter and leaves the row norms as they are.
-fn replace(model: &mut Mistral<B>, index: usize, values: &[f64]) {
+fn replace(model: &mut Decoder<B>, index: usize, values: &[f64]) {
     let branches = model.projections_mut().filter_map(|(_, linear)| linear.lora.as_mut());
     let lora = { branches }.nth(index / 3).unwrap();
     let data = TensorData::new(values.to_vec(), [values.len()]);

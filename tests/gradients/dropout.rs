@@ -1,7 +1,7 @@
 //! Tests of LoRA's dropout: its mask, and when it is applied.
 
 use arithmo::adapter::TargetModules;
-use arithmo::adapter::linear::adapter_parameters;
+use arithmo::adapter::lora::adapter_parameters;
 use arithmo::model::linear::{Linear, LowRank, project};
 use arithmo::train::activations::Activations;
 use burn::module::Param;

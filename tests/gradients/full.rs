@@ -1,12 +1,13 @@
 //! Compares the gradient of every weight, and of every part of an adapter, with finite differences.
 
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::random;
-use arithmo::model::mistral::Mistral;
 use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::train::gradient::{Loss, gradients};
 use arithmo::train::parameters::{set_trained_parameters, train_all, trained_parameters};
@@ -29,14 +30,14 @@ fn examples() -> Vec<EncodedExample> {
     all.map(example).into()
 }
 
-fn loss(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> f64 {
+fn loss(model: &Decoder<B>, on_device: &DeviceBatch<B>) -> f64 {
     let sums = score(model, on_device, LogProbStats::None).sums;
     -sums.into_data().iter::<f64>().sum::<f64>()
 }
 
 /// Compares three elements of the gradient of every trained tensor with central differences of the loss. The upper
 /// `keep` layers keep their activations. Returns the number of tensors.
-fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
+fn check_gradients(mut model: Decoder<A>, keep: usize) -> usize {
     let device = Default::default();
     let examples = examples();
     let refs: Vec<&EncodedExample> = examples.iter().collect();
@@ -78,8 +79,43 @@ fn check_gradients(mut model: Mistral<A>, keep: usize) -> usize {
 #[test]
 fn gradients_of_all_weights_equal_finite_differences() {
     for (tied, keep) in [(false, usize::MAX), (true, 0), (true, 1)] {
-        let model: Mistral<A> = random(config(tied), 5, DType::F64, &Default::default()).unwrap();
+        let model: Decoder<A> = random(config(tied), 5, DType::F64, &Default::default()).unwrap();
         assert_eq!(check_gradients(train_all(model), keep), if tied { 20 } else { 21 });
+    }
+}
+
+/// Models with biases, norms of heads, norms behind the halves of a layer, and rotations and windows by layer.
+#[test]
+fn gradients_of_all_weights_of_other_families_equal_finite_differences() {
+    for (keys, tensors) in [
+        (r#"{"model_type": "llama", "attention_bias": true, "mlp_bias": true}"#, 21 + 2 * 7),
+        (r#"{"model_type": "qwen3", "attention_bias": true}"#, 21 + 2 * (4 + 2)),
+        (
+            r#"{"model_type": "gemma3_text", "sliding_window": 3, "sliding_window_pattern": 2,
+                "query_pre_attn_scalar": 3}"#,
+            21 + 2 * (2 + 2),
+        ),
+        (
+            r#"{"model_type": "ministral3", "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+                "original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.1}}"#,
+            21,
+        ),
+    ] {
+        let mut object = config(false).to_json();
+        let keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(keys).unwrap();
+        object.as_object_mut().unwrap().extend(keys);
+        let shape = DecoderConfig::parse(&object.to_string(), "config.json".as_ref()).unwrap();
+        let device = Default::default();
+        let model: Decoder<A> = random(shape, 5, DType::F64, &device).unwrap();
+        let mut model = train_all(model);
+        // Biases are zero and norms equal in a random model.
+        let values = trained_parameters(&model).into_iter().map(|parameter| {
+            let noise = Distribution::Uniform(-0.3, 0.3);
+            parameter.value.clone() + Tensor::random(parameter.value.dims(), noise, &device)
+        });
+        let values = values.collect();
+        set_trained_parameters(&mut model, values);
+        assert_eq!(check_gradients(model, usize::MAX), tensors);
     }
 }
 
@@ -101,7 +137,7 @@ fn gradients_of_every_part_of_an_adapter_equal_finite_differences() {
         ..LoraConfig::default()
     };
     for keep in [usize::MAX, 0, 1] {
-        let mut model: Mistral<A> = random(config(false), 5, DType::F64, &device).unwrap();
+        let mut model: Decoder<A> = random(config(false), 5, DType::F64, &device).unwrap();
         attach(&mut model, &options, 1, &device).unwrap();
         let values = trained_parameters(&model).into_iter().map(|parameter| {
             let noise = Distribution::Uniform(-0.3, 0.3);

@@ -18,14 +18,14 @@ mod tiny;
 
 use std::f64::consts::LN_2;
 
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::data::batch::{PackedBatch, TokenRows};
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
 use arithmo::objective::dpo::ReferenceTiming;
 use arithmo::objective::log_probs::{DeviceBatch, score};
 use arithmo::objective::losses::PairLogProbs;
@@ -51,8 +51,8 @@ const BETA: f64 = 0.7;
 const VOCABULARY: usize = 29;
 
 /// Returns a shape with four query heads on two key heads, `head_dim * heads != hidden_size` and a window of 3.
-fn config(tied: bool) -> MistralConfig {
-    MistralConfig {
+fn config(tied: bool) -> DecoderConfig {
+    DecoderConfig {
         vocab_size: VOCABULARY,
         hidden_size: 6,
         intermediate_size: 10,
@@ -78,7 +78,7 @@ fn lora(targets: TargetModules, dropout: f64) -> LoraConfig {
 }
 
 /// Returns a model with a random adapter (`lora_B` included), and the same model in plain loops.
-fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Mistral<A>, Plain) {
+fn policy(tied: bool, targets: TargetModules, dropout: f64) -> (Decoder<A>, Plain) {
     let folder = tempfile::tempdir().unwrap();
     let (path, config) = (folder.path().join("model"), config(tied));
     tiny::write_model(&path, &config, 5);
@@ -127,12 +127,12 @@ fn micro_batch(pairs: &[EncodedPair]) -> Vec<&EncodedPair> {
     pairs.iter().collect()
 }
 
-fn on_device(model: &Mistral<B>, batch: &PackedBatch) -> DeviceBatch<B> {
+fn on_device(model: &Decoder<B>, batch: &PackedBatch) -> DeviceBatch<B> {
     let device = Default::default();
     DeviceBatch::new(batch, &model.position_table(64, &device), &device)
 }
 
-fn sums(model: &Mistral<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
+fn sums(model: &Decoder<B>, on_device: &DeviceBatch<B>) -> Vec<f64> {
     score(model, on_device, LogProbStats::None).sums.into_data().to_vec().unwrap()
 }
 
@@ -144,7 +144,7 @@ fn dpo(policy: &[f64], reference: &[f64]) -> f64 {
     (0..pairs).map(loss).sum::<f64>() / pairs as f64
 }
 
-fn learner(policy: Mistral<A>, config: StepConfig) -> Learner<B> {
+fn learner(policy: Decoder<A>, config: StepConfig) -> Learner<B> {
     let reference = Reference::base(policy.valid());
     let optimizer =
         Optimizer::new(AdamW { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01 });
@@ -164,7 +164,7 @@ fn step_config() -> StepConfig {
 /// Returns the gradient of the DPO loss with respect to every adapter tensor. The activations of `keep` layers are
 /// kept, those of the others are recomputed.
 fn backward(
-    policy: &Mistral<A>,
+    policy: &Decoder<A>,
     batch: &PackedBatch,
     on_device: &DeviceBatch<B>,
     reference: &[f64],
@@ -192,7 +192,7 @@ fn backward(
     grads.into_iter().map(Tensor::into_data).collect()
 }
 
-fn adapter_tensor(model: &mut Mistral<B>, index: usize) -> &mut Param<Tensor<B, 2>> {
+fn adapter_tensor(model: &mut Decoder<B>, index: usize) -> &mut Param<Tensor<B, 2>> {
     let branches = model.projections_mut().filter_map(|(_, linear)| linear.lora.as_mut());
     let mut tensors = branches.flat_map(|lora| [&mut lora.lora_a, &mut lora.lora_b]);
     tensors.nth(index).unwrap()
@@ -200,7 +200,7 @@ fn adapter_tensor(model: &mut Mistral<B>, index: usize) -> &mut Param<Tensor<B, 
 
 /// Returns the central difference of the loss for every element of adapter tensor number `index`.
 fn differences(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     on_device: &DeviceBatch<B>,
     reference: &[f64],
     index: usize,
@@ -267,7 +267,7 @@ fn sides(pairs: &[EncodedPair]) -> Vec<EncodedSequence> {
 }
 
 /// Compares the learner's loss and chosen reward with plain loops. `sums` are the policy's summed log-probabilities.
-fn check_loss(policy: Mistral<A>, plain: &Plain, pairs: &[EncodedPair], sums: &[f64]) {
+fn check_loss(policy: Decoder<A>, plain: &Plain, pairs: &[EncodedPair], sums: &[f64]) {
     let base = plain.without_adapter();
     let base_logps = |side: &EncodedSequence| {
         plain::summed(&base.logits(&side.ids), &side.ids, side.completion_start)
@@ -393,7 +393,7 @@ fn training_learns_the_pairs_and_leaves_frozen_weights_alone() {
 }
 
 /// Returns all weights except the adapter's.
-fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
+fn frozen(policy: &Decoder<A>) -> Vec<TensorData> {
     let mut all = vec![
         policy.embed_tokens.floats(DType::F64).into_data(),
         policy.head().floats(DType::F64).into_data(),
@@ -401,7 +401,7 @@ fn frozen(policy: &Mistral<A>) -> Vec<TensorData> {
     all.extend(
         policy.projections().map(|(_, linear)| linear.weight.floats(DType::F64).into_data()),
     );
-    let norms = |layer: &arithmo::model::mistral::DecoderLayer<A>| {
+    let norms = |layer: &arithmo::model::decoder::DecoderLayer<A>| {
         let norms = [&layer.input_layernorm, &layer.post_attention_layernorm];
         norms.map(|norm| norm.weight.val().into_data())
     };

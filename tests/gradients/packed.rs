@@ -1,10 +1,10 @@
 //! Quantized base: compares the adapter's gradients with those on the dequantized base and with finite differences.
 
 use arithmo::adapter::TargetModules;
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load_as;
-use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo_backends::Format;
@@ -14,7 +14,7 @@ use burn::tensor::DType;
 use super::{A, backward, batch, config, differences, lora, on_device, pairs, policy, sums, tiny};
 
 /// Returns the model of [`policy`] on a quantized base, with the adapter of `like`.
-fn packed(tied: bool, to: Quantization, dropout: f64, like: &Mistral<A>) -> Mistral<A> {
+fn packed(tied: bool, to: Quantization, dropout: f64, like: &Decoder<A>) -> Decoder<A> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     tiny::write_model(&path, &config(tied), 5);

@@ -6,11 +6,11 @@ use std::path::Path;
 use crate::suite::adapters::random_logits;
 use crate::suite::tiny::write_model;
 use arithmo::adapter::config::LoraInit;
-use arithmo::adapter::linear::{adapter_parameters, attach};
+use arithmo::adapter::lora::{adapter_parameters, attach};
 use arithmo::adapter::{LoraConfig, TargetModules, loftq};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::{load, load_as};
-use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::weights::WeightFiles;
@@ -23,11 +23,11 @@ use burn::tensor::{DType, Tensor};
 type B = burn_ndarray::NdArray<f32>;
 
 /// Returns a shape of odd widths, so that quantization blocks of 64 values begin anywhere in a row.
-fn shape() -> MistralConfig {
+fn shape() -> DecoderConfig {
     let text = r#"{"model_type": "mistral", "vocab_size": 37, "hidden_size": 19, "intermediate_size": 29,
         "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 6,
         "max_position_embeddings": 32, "sliding_window": 5}"#;
-    MistralConfig::parse(text, "config.json".as_ref()).unwrap()
+    DecoderConfig::parse(text, "config.json".as_ref()).unwrap()
 }
 
 /// Returns a configuration for every projection. Its scaling (13 / 5 or 13 / sqrt(5)) is so large that an
@@ -44,7 +44,7 @@ fn config(use_rslora: bool) -> LoraConfig {
 }
 
 /// Loads the model in `folder`, quantizes it and attaches an adapter with LoftQ's initialization.
-fn with_loftq(folder: &Path, to: Quantization, config: &LoraConfig) -> Mistral<Autodiff<B>> {
+fn with_loftq(folder: &Path, to: Quantization, config: &LoraConfig) -> Decoder<Autodiff<B>> {
     let (device, nowhere) = (Default::default(), Cache::none());
     let model = load_as::<Autodiff<B>>(folder, DType::F32, Some(to), &nowhere, &device);
     let mut model = model.unwrap();
@@ -60,7 +60,7 @@ fn dot(a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> f64 {
 
 /// Checks, for every projection, that the branch reduces the quantization error, and that it is an orthogonal
 /// projection of that error, so that no scaling of the branch could reduce it further.
-fn check_projections(full: &Mistral<B>, model: &Mistral<B>, name: &str) {
+fn check_projections(full: &Decoder<B>, model: &Decoder<B>, name: &str) {
     assert_eq!(adapter_parameters(model).len(), 2 * 14);
     for ((site, full), (_, linear)) in full.projections().zip(model.projections()) {
         let error = full.weight.floats(DType::F32) - linear.weight.floats(DType::F32);
@@ -76,7 +76,7 @@ fn check_projections(full: &Mistral<B>, model: &Mistral<B>, name: &str) {
 }
 
 /// Returns the Euclidean distance of two models' logits.
-fn distance(a: &Mistral<B>, b: &Mistral<B>) -> f32 {
+fn distance(a: &Decoder<B>, b: &Decoder<B>) -> f32 {
     let (a, b) = (random_logits(a), random_logits(b));
     let squares = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b));
     squares.sum::<f32>().sqrt()

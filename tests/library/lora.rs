@@ -9,13 +9,13 @@ use crate::suite::adapters::{
     save_adapter, write_base,
 };
 use crate::suite::golden::{Tensors, assert_close, json_file, reference};
-use arithmo::adapter::linear::{adapter_parameters, attach, trainable};
+use arithmo::adapter::lora::{adapter_parameters, attach, trainable};
 use arithmo::adapter::modules::{ExcludeModules, Patterns};
 use arithmo::adapter::parameters::{self, Role};
 use arithmo::adapter::{LoraConfig, peft};
+use arithmo::model::decoder::{Decoder, ModuleMut};
 use arithmo::model::linear::WeightParam;
 use arithmo::model::load::load;
-use arithmo::model::mistral::{Mistral, ModuleMut};
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn values<const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
 
 /// Returns `model` without branches and with `W + scaling * B A`, computed on the host in f64, as the weights. With
 /// magnitudes, each row is scaled to its own.
-fn merged_by_hand(model: &Mistral<B>, scaling: f64) -> Mistral<B> {
+fn merged_by_hand(model: &Decoder<B>, scaling: f64) -> Decoder<B> {
     let mut model = model.clone();
     for (_, linear) in model.projections_mut() {
         let Some(lora) = linear.lora.take() else {
@@ -173,7 +173,7 @@ fn saving_and_loading_changes_no_bit() {
         let mut again = load::<B>(&base, DType::F32, &Default::default()).unwrap();
         let read = peft::load(&mut again, &adapter_folder, &Default::default()).unwrap();
         assert_eq!(read.modules_to_save, config.modules_to_save);
-        let bits = |model: &Mistral<B>| -> Vec<(String, Vec<u32>)> {
+        let bits = |model: &Decoder<B>| -> Vec<(String, Vec<u32>)> {
             let all = adapter_parameters(model).into_iter();
             all.map(|(name, t)| (name, values(&t).iter().map(|x| x.to_bits()).collect())).collect()
         };

@@ -16,6 +16,7 @@ mod not_finite;
 mod optimizer;
 mod peft_forms;
 mod quantize;
+mod real_model;
 mod reference;
 mod sft;
 #[path = "../suite/signal.rs"]

@@ -5,8 +5,8 @@ use crate::suite::tiny::{write_changed_model, write_not_finite};
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
 use arithmo::generate::{GenerateConfig, generate};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::{load, load_as};
-use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::objective::Usage;
 use arithmo::objective::log_probs::DeviceBatch;
@@ -31,7 +31,7 @@ fn pair() -> EncodedPair {
 }
 
 /// Returns the errors of scoring, of the reference pass and of generation (greedy and sampled) with `model`.
-fn errors(model: &Mistral<B>) -> Vec<String> {
+fn errors(model: &Decoder<B>) -> Vec<String> {
     let (device, folder) = (Default::default(), tempfile::tempdir().unwrap());
     let output = folder.path().join("scores.jsonl");
     let options = ScoreOptions { batch_size: 2, per_token: false, progress: ProgressMode::Quiet };

@@ -11,10 +11,11 @@ use crate::support::json_file;
 use crate::tiny::fixture;
 use arithmo::Result;
 use arithmo::adapter::peft;
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::linear::Linear;
 use arithmo::model::load::{load, load_as};
-use arithmo::model::mistral::Mistral;
+use arithmo::model::names::ModelTensor;
 use arithmo::model::quantize::cache::{self, Cache};
 use arithmo::model::quantize::{HostScales, Quantization, Quantized, bitsandbytes};
 use arithmo::model::weights::WeightFiles;
@@ -213,9 +214,9 @@ fn elements_that_are_not_finite_are_named() {
 /// Reads the quantized matrices of a model's files.
 fn projections(folder: &Path) -> Vec<(String, Quantized)> {
     let (config, files) =
-        (MistralConfig::load(folder).unwrap(), WeightFiles::open(folder).unwrap());
-    let tensors = config.tensors().into_iter().filter(|(name, _)| files.is_quantized(name));
-    let read = |(name, shape): (String, Vec<usize>)| {
+        (DecoderConfig::load(folder).unwrap(), WeightFiles::open(folder).unwrap());
+    let tensors = config.tensors().into_iter().filter(|tensor| files.is_quantized(&tensor.name));
+    let read = |ModelTensor { name, shape, .. }: ModelTensor| {
         let packed = bitsandbytes::read(&files, &name, [shape[0], shape[1]]).unwrap();
         (name, packed)
     };
@@ -260,7 +261,7 @@ fn quantized_models_of_transformers_open() {
 }
 
 /// Loads the model in `folder` and replaces its projections by the dequantized `packed` ones.
-fn with_floats(folder: &Path, packed: Vec<(String, Quantized)>) -> Mistral<B> {
+fn with_floats(folder: &Path, packed: Vec<(String, Quantized)>) -> Decoder<B> {
     let mut model = load::<B>(folder, DType::F32, &Default::default()).unwrap();
     for ((name, linear), (weight, packed)) in model.projections_mut().zip(packed) {
         assert_eq!(format!("{name}.weight"), weight);
@@ -292,7 +293,7 @@ impl Work {
         self.folder.path().join("base")
     }
 
-    fn load(&self, to: Quantization, cache: &Cache) -> Mistral<B> {
+    fn load(&self, to: Quantization, cache: &Cache) -> Decoder<B> {
         load_as(&self.base(), DType::F32, Some(to), cache, &Default::default()).unwrap()
     }
 
@@ -328,7 +329,7 @@ fn a_cached_model_equals_one_quantized_while_loading() {
                 assert_eq!(work.cached().len(), index + 1, "{to:?}");
             }
             let files = WeightFiles::open(&work.base()).unwrap();
-            let names = shape().tensors().into_iter().map(|(name, _)| name);
+            let names = shape().tensors().into_iter().map(|tensor| tensor.name);
             let names = names.filter(|name| name.contains("_proj"));
             let all = names.map(|name| (name.clone(), packed(&files, &name, to)));
             let floats = with_floats(&work.base(), all.collect());
@@ -400,7 +401,7 @@ fn damaged_cache_entries_are_made_again() {
     fs::remove_dir_all(work.base()).unwrap();
     suite::tiny::write_model(
         &work.base(),
-        &MistralConfig { vocab_size: 37, ..shape() },
+        &DecoderConfig { vocab_size: 37, ..shape() },
         DType::F32,
     );
     let other = random_logits(&work.load(to, &work.cache));

@@ -1,11 +1,11 @@
 //! Tests of a reference that follows the policy (TR-DPO) as a second adapter on the same base.
 
 use arithmo::adapter::LoraConfig;
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::data::batch::PackedBatch;
 use arithmo::data::encode::{EncodedPair, EncodedSequence};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
 use arithmo::objective::log_probs::DeviceBatch;
 use arithmo::objective::reference::{Reference, ReferenceSync};
 use arithmo::train::parameters::{set_trained_parameters, trained_parameters};
@@ -20,7 +20,7 @@ use crate::suite::tiny::uniform;
 type B = NdArray<f32>;
 
 /// Replaces the adapter by random values and returns them.
-fn set_random(policy: &mut Mistral<Autodiff<B>>, seed: u64) -> Vec<Vec<f32>> {
+fn set_random(policy: &mut Decoder<Autodiff<B>>, seed: u64) -> Vec<Vec<f32>> {
     let (mut values, mut tensors) = (Vec::new(), Vec::new());
     for (index, parameter) in trained_parameters(policy).into_iter().enumerate() {
         let shape = parameter.value.dims();
@@ -36,7 +36,7 @@ fn matrix(values: &[f32], shape: [usize; 2]) -> Tensor<B, 2> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), &Default::default())
 }
 
-fn log_probs(reference: &Reference<B>, policy: &Mistral<Autodiff<B>>) -> Vec<f32> {
+fn log_probs(reference: &Reference<B>, policy: &Decoder<Autodiff<B>>) -> Vec<f32> {
     let sequence = |ids: &[u32]| EncodedSequence {
         ids: ids.to_vec(),
         completion_start: 2,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use arithmo::config::RunConfig;
 use arithmo::data::encode::{EncodedExample, EncodedSequence};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::load;
 use arithmo::model::weights::WeightFiles;
 use arithmo::objective::sft::Sft;
@@ -105,8 +105,8 @@ fn ten_steps_equal_torchs() {
 fn write_inputs(folder: &Path) -> String {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
-    let shape = MistralConfig::load(&fixture("sft/model")).unwrap();
-    let shape = MistralConfig { vocab_size: 512, max_position_embeddings: 128, ..shape };
+    let shape = DecoderConfig::load(&fixture("sft/model")).unwrap();
+    let shape = DecoderConfig { vocab_size: 512, max_position_embeddings: 128, ..shape };
     shape.save(&model).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(fixture("tokenizer/byte-level").join(name), model.join(name)).unwrap();
@@ -155,7 +155,7 @@ fn a_run_from_random_weights_learns_and_resumes_bit_for_bit() {
     // The model's folder is complete and has the tokenizer.
     let model = folder.join("run/model");
     let files = WeightFiles::open(&model).unwrap();
-    files.check(&MistralConfig::load(&model).unwrap().tensors()).unwrap();
+    files.check(&DecoderConfig::load(&model).unwrap().tensors()).unwrap();
     assert!(model.join("tokenizer.json").is_file());
     let weights = fs::read(model.join("model.safetensors")).unwrap();
 

@@ -6,10 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use arithmo::data::batch::TokenRows;
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::input::ModelInput;
 use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::load;
+use arithmo::model::names::{ModelTensor, TensorRole};
 use arithmo::model::save::{ModelFolder, OutTensor, load_safetensors_f32, save_safetensors};
 use arithmo::model::weights::WeightFiles;
 use arithmo_backends::Format;
@@ -217,8 +218,12 @@ fn one_error_names_all_tensors_that_do_not_fit() {
         "model.layers.0.self_attn.rotary_emb.inv_freq": entry("F32", &[1], 12, 16)});
     let weights = open_raw(&header.to_string(), &[0; 16]).unwrap();
     let expect = |list: &[(&str, &[usize])]| {
-        let list: Vec<_> = list.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect();
-        weights.check(&list)
+        let tensor = |(name, shape): &(&str, &[usize])| ModelTensor {
+            name: name.to_string(),
+            role: TensorRole::Norm,
+            shape: shape.to_vec(),
+        };
+        weights.check(&list.iter().map(tensor).collect::<Vec<_>>())
     };
     expect(&[("a", &[1]), ("extra", &[1])]).unwrap();
     let error = expect(&[("a", &[1, 1]), ("b", &[3]), ("c", &[])]).unwrap_err().to_string();
@@ -234,9 +239,9 @@ fn one_error_names_all_tensors_that_do_not_fit() {
 }
 
 /// Opens the golden model `path` and checks that its weights fit its configuration.
-fn golden_model(path: &str) -> (MistralConfig, WeightFiles) {
+fn golden_model(path: &str) -> (DecoderConfig, WeightFiles) {
     let folder = support::reference(path).unwrap();
-    let config = MistralConfig::load(&folder).unwrap();
+    let config = DecoderConfig::load(&folder).unwrap();
     let weights = WeightFiles::open(&folder).unwrap();
     weights.check(&config.tensors()).unwrap();
     (config, weights)
@@ -271,11 +276,11 @@ fn sharded_and_quantized_models_fit_their_configs() {
 }
 
 /// Returns a shape of one layer with odd sizes, tied embeddings and `head_dim * heads != hidden_size`.
-fn tiny_config() -> MistralConfig {
+fn tiny_config() -> DecoderConfig {
     let text = json!({"model_type": "mistral", "vocab_size": 11, "hidden_size": 6, "intermediate_size": 7,
         "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 4,
         "tie_word_embeddings": true, "sliding_window": null, "eos_token_id": 2});
-    MistralConfig::parse(&text.to_string(), Path::new("config.json")).unwrap()
+    DecoderConfig::parse(&text.to_string(), Path::new("config.json")).unwrap()
 }
 
 /// Returns values that differ between tensors and that bf16 and f16 must round.
@@ -286,8 +291,8 @@ fn tensor_values(name: &str, shape: &[usize]) -> Vec<f32> {
 }
 
 /// Returns tensors to write: norms in f32, all others in `dtype`.
-fn out_tensors(config: &MistralConfig, dtype: DType) -> Vec<OutTensor<'static>> {
-    let tensor = |(name, shape): (String, Vec<usize>)| {
+fn out_tensors(config: &DecoderConfig, dtype: DType) -> Vec<OutTensor<'static>> {
+    let tensor = |ModelTensor { name, shape, .. }: ModelTensor| {
         let dtype = if name.contains("norm") { DType::F32 } else { dtype };
         let make = (name.clone(), shape.clone());
         OutTensor::new(name, shape, dtype, move || Ok(tensor_values(&make.0, &make.1)))
@@ -308,14 +313,14 @@ fn a_saved_folder_is_read_back_whole_or_in_shards() {
             folder.with_max_shard_bytes(max_bytes).save(tensors).unwrap();
             let weights = WeightFiles::open(&dir).unwrap();
             weights.check(&config.tensors()).unwrap();
-            for (name, shape) in config.tensors() {
+            for ModelTensor { name, shape, .. } in config.tensors() {
                 let norm = name.contains("norm");
                 let as_saved = |v: f32| if norm { v } else { round(f64::from(v)) as f32 };
                 let wanted: Vec<f32> =
                     tensor_values(&name, &shape).into_iter().map(as_saved).collect();
                 assert_eq!(weights.tensor_f32(&name).unwrap(), wanted, "{name}");
             }
-            let mut read = MistralConfig::load(&dir).unwrap();
+            let mut read = DecoderConfig::load(&dir).unwrap();
             let saved_as = read.torch_dtype.take().unwrap();
             assert_eq!(saved_as.replace("float", "F").replace("bF", "BF"), *name);
             assert_eq!(read, config);

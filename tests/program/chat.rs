@@ -11,7 +11,7 @@ use crate::suite::tiny::{text_shape, write_model_with_tokenizer};
 use arithmo::data::prompt::PromptTemplate;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{Conversation, GenerateConfig, complete};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::load;
 use burn::tensor::DType;
 
@@ -20,7 +20,7 @@ type B = burn_ndarray::NdArray<f32>;
 /// Writes a model with random weights and a tokenizer, and an adapter for it. Returns both folders.
 fn model_and_adapter(folder: &Path) -> (PathBuf, PathBuf) {
     let (model, adapter) = (folder.join("model"), folder.join("adapter"));
-    let shape = MistralConfig { max_position_embeddings: 128, ..text_shape() };
+    let shape = DecoderConfig { max_position_embeddings: 128, ..text_shape() };
     write_model_with_tokenizer(&model, &shape, DType::F32, "byte-level");
     let mut adapted = load::<B>(&model, DType::F32, &Default::default()).unwrap();
     let mut lora = config(&[], false);

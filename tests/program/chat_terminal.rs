@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use crate::suite::tiny::{text_shape, write_model_with_tokenizer};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use burn::tensor::DType;
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Writes a model whose answers have tens of thousands of tokens.
 fn write_model(model: &Path) {
     let shape =
-        MistralConfig { max_position_embeddings: 200_000, eos_token_id: vec![429], ..text_shape() };
+        DecoderConfig { max_position_embeddings: 200_000, eos_token_id: vec![429], ..text_shape() };
     write_model_with_tokenizer(model, &shape, DType::F32, "byte-level");
 }
 

@@ -393,9 +393,15 @@ fn every_preset_is_valid() {
         names,
         [
             "iterate.toml",
+            "llama-3.2-1b-lora.toml",
+            "ministral-3-3b-lora.toml",
             "mistral-7b-lora.toml",
             "mistral-7b-qlora.toml",
             "original.toml",
+            "qwen2.5-math-1.5b-lora.toml",
+            "qwen2.5-math-1.5b-qlora.toml",
+            "qwen2.5-math-7b-lora.toml",
+            "qwen2.5-math-7b-qlora.toml",
             "sft.toml",
             "tiny-own.toml",
             "tiny.toml"
@@ -430,9 +436,16 @@ fn recommended_presets_give_no_warnings() {
     assert_eq!(recommended.lora.target_modules, TargetModules::AllLinear);
     assert_eq!(recommended.data.prompt_template, "Question: {prompt}\n\nAnswer:");
     assert!(recommended.warnings().is_empty());
-    let packed = load("mistral-7b-qlora.toml");
-    assert_eq!(packed.model.quantization, Quantization::Nf4);
-    assert!(packed.model.double_quant && packed.warnings().is_empty());
+    for name in ["mistral-7b", "qwen2.5-math-1.5b", "qwen2.5-math-7b"] {
+        let packed = load(&format!("{name}-qlora.toml"));
+        assert_eq!(packed.model.quantization, Quantization::Nf4);
+        assert!(packed.model.double_quant && packed.warnings().is_empty());
+    }
+    for name in ["llama-3.2-1b", "ministral-3-3b", "qwen2.5-math-1.5b", "qwen2.5-math-7b"] {
+        let preset = load(&format!("{name}-lora.toml"));
+        assert_eq!(preset.lora.target_modules, TargetModules::AllLinear);
+        assert!(preset.warnings().is_empty());
+    }
     assert!(load("tiny.toml").warnings().is_empty());
     assert!(load("tiny-own.toml").warnings().is_empty());
 }

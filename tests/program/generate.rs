@@ -14,7 +14,7 @@ use arithmo::generate::{
     Completion, CompletionEvent, FinishReason, GenerateConfig, GenerateEvent, complete_each,
     generate_each, read_prompts, stop_ids,
 };
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::load;
 use arithmo::progress::ProgressMode;
 use burn::tensor::DType;
@@ -41,7 +41,7 @@ fn generate(model: &Path, flags: &[&str]) -> Result<(), String> {
 fn model_with_tokenizer(folder: &Path, tokenizer: &str) -> PathBuf {
     let model = folder.join("model");
     let (max_position_embeddings, sliding_window) = (64, Some(5));
-    let shape = MistralConfig { max_position_embeddings, sliding_window, ..text_shape() };
+    let shape = DecoderConfig { max_position_embeddings, sliding_window, ..text_shape() };
     write_model_with_tokenizer(&model, &shape, DType::BF16, tokenizer);
     model
 }
@@ -80,7 +80,7 @@ fn golden_prompts_are_completed_as_by_transformers() {
         ];
         generate(&model, &flags).unwrap();
         let tokenizer = Tokenizer::from_folder(&model).unwrap();
-        let config = MistralConfig::load(&model).unwrap();
+        let config = DecoderConfig::load(&model).unwrap();
         let stops = stop_ids(&model, &config, tokenizer.eos_id()).unwrap();
         let lines = json_lines(&output);
         assert_eq!(lines.len(), expected.len());
@@ -310,8 +310,8 @@ fn stop_ids_come_from_the_most_specific_file() {
     let path = folder.path().join("generation_config.json");
     let base = r#"{"model_type": "mistral", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}"#;
-    let mut config = MistralConfig::parse(base, "config.json".as_ref()).unwrap();
-    let ids = |config: &MistralConfig| stop_ids(folder.path(), config, 7);
+    let mut config = DecoderConfig::parse(base, "config.json".as_ref()).unwrap();
+    let ids = |config: &DecoderConfig| stop_ids(folder.path(), config, 7);
     assert_eq!(ids(&config).unwrap(), [7]);
     config.eos_token_id = vec![3, 4];
     assert_eq!(ids(&config).unwrap(), [3, 4]);

@@ -20,6 +20,12 @@ fn plans_are_within_five_percent_of_measured_memory() {
     plan::within_five_percent("ndarray", plan::PACKED);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn plans_of_other_families_are_within_five_percent_of_measured_memory() {
+    plan::within_five_percent("ndarray", plan::FAMILIES);
+}
+
 /// A temporary folder with `model/` and `run.toml`.
 struct Workshop(TempDir);
 

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arithmo::adapter::linear::attach;
+use arithmo::adapter::lora::attach;
 use arithmo::adapter::{LoraConfig, TargetModules, peft};
 use arithmo::data::batch::TokenRows;
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::{Decoder, ModuleMut};
 use arithmo::model::input::ModelInput;
+use arithmo::model::linear::Linear;
 use arithmo::model::load::load;
-use arithmo::model::mistral::{Mistral, ModuleMut};
 use arithmo::model::quantize::Quantization;
 use arithmo_backends::Format;
 use burn::module::Param;
@@ -17,7 +18,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::golden::{Tensors, json_file, reference, whole_reference};
+use super::golden::{Tensors, json_file, whole_reference};
 use super::tiny::{uniform, write_model};
 
 type B = burn_ndarray::NdArray<f32>;
@@ -25,11 +26,11 @@ type B = burn_ndarray::NdArray<f32>;
 pub const VOCABULARY: usize = 37;
 
 /// Returns a tiny shape with grouped queries, a window, and `head_dim * heads != hidden_size`.
-pub fn shape() -> MistralConfig {
+pub fn shape() -> DecoderConfig {
     let text = r#"{"model_type": "mistral", "vocab_size": 37, "hidden_size": 20, "intermediate_size": 28,
         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
         "max_position_embeddings": 32, "sliding_window": 5}"#;
-    MistralConfig::parse(text, "config.json".as_ref()).unwrap()
+    DecoderConfig::parse(text, "config.json".as_ref()).unwrap()
 }
 
 /// Writes a model of [`shape`] with random weights, in several shards, stored as `dtype`.
@@ -52,7 +53,7 @@ pub fn config(targets: &[&str], use_rslora: bool) -> LoraConfig {
 }
 
 /// Attaches an adapter whose `lora_B` is random, not zero.
-pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
+pub fn attach_random(model: &mut Decoder<B>, config: &LoraConfig) {
     attach(model, config, 3, &Default::default()).unwrap();
     for (seed, (_, linear)) in (100..).zip(model.projections_mut()) {
         if let Some(lora) = &mut linear.lora {
@@ -76,7 +77,7 @@ pub fn attach_random(model: &mut Mistral<B>, config: &LoraConfig) {
     for (seed, (_, module)) in (200..).zip(model.modules_mut()) {
         let noise = |count| TensorData::new(uniform(seed, count, 0.1), [count]);
         match module {
-            ModuleMut::Matrix(weight) => {
+            ModuleMut::Matrix(weight) | ModuleMut::Projection(Linear { weight, .. }) => {
                 weight.trained = weight
                     .trained
                     .take()
@@ -104,10 +105,19 @@ fn add_noise<const D: usize>(
 pub fn base_and_adapter(
     config: &LoraConfig,
     dtype: DType,
-) -> (TempDir, PathBuf, PathBuf, Mistral<B>) {
+) -> (TempDir, PathBuf, PathBuf, Decoder<B>) {
+    base_of_shape_and_adapter(&shape(), config, dtype)
+}
+
+/// Writes a model of `shape` and an adapter like [`base_and_adapter`].
+pub fn base_of_shape_and_adapter(
+    shape: &DecoderConfig,
+    config: &LoraConfig,
+    dtype: DType,
+) -> (TempDir, PathBuf, PathBuf, Decoder<B>) {
     let folder = tempfile::tempdir().unwrap();
     let (base, adapter_folder) = (folder.path().join("base"), folder.path().join("adapter"));
-    write_base(&base, dtype);
+    write_model(&base, shape, dtype);
     let mut model = load::<B>(&base, DType::F32, &Default::default()).unwrap();
     attach_random(&mut model, config);
     fs::create_dir(&adapter_folder).unwrap();
@@ -115,12 +125,12 @@ pub fn base_and_adapter(
     (folder, base, adapter_folder, model)
 }
 
-pub fn save_adapter(model: &Mistral<B>, config: &LoraConfig, base: &str, folder: &Path) {
+pub fn save_adapter(model: &Decoder<B>, config: &LoraConfig, base: &str, folder: &Path) {
     let json = peft::config_json(model, config, base, None);
     peft::save(model, &json, folder).unwrap();
 }
 
-pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
+pub fn logits(model: &Decoder<B>, ids: &[&[u32]]) -> Vec<f32> {
     let device = Default::default();
     let rows = TokenRows::right_padded(ids, 0);
     let input = ModelInput::new(&rows, &model.position_table(rows.length, &device), &device);
@@ -128,7 +138,7 @@ pub fn logits(model: &Mistral<B>, ids: &[&[u32]]) -> Vec<f32> {
 }
 
 /// Returns the logits of `model` for the `input_ids` of a golden file.
-pub fn golden_logits(model: &Mistral<B>, golden: &Tensors) -> Vec<f32> {
+pub fn golden_logits(model: &Decoder<B>, golden: &Tensors) -> Vec<f32> {
     let (shape, ids) = golden.i64("input_ids");
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
     let rows: Vec<&[u32]> = ids.chunks(shape[1]).collect();
@@ -141,7 +151,7 @@ pub fn random_ids(rows: usize, length: usize) -> Vec<Vec<u32>> {
     ids.chunks(length).map(<[u32]>::to_vec).collect()
 }
 
-pub fn random_logits(model: &Mistral<B>) -> Vec<f32> {
+pub fn random_logits(model: &Decoder<B>) -> Vec<f32> {
     let ids = random_ids(3, 11);
     logits(model, &ids.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
@@ -169,7 +179,11 @@ pub fn runs_of(group: &str) -> Vec<(String, PathBuf, Value)> {
 
 /// Returns the model folder of a golden run's base, given the run's `config.json`.
 pub fn base_folder(run: &Value) -> PathBuf {
-    reference(&format!("models/{}", run["model"].as_str().unwrap())).unwrap()
+    let name = run["model"].as_str().unwrap();
+    let folders = ["models", "families/models"];
+    let mut folders =
+        folders.map(|folder| whole_reference(&format!("{folder}/{name}"))).into_iter();
+    folders.find(|folder| folder.exists()).unwrap()
 }
 
 /// Returns how a golden run's base is quantized, given the run's `config.json`.

@@ -1,18 +1,45 @@
 //! Compares forward passes with transformers: logits, hidden states and log-probabilities, padded left and right.
 
+use std::path::PathBuf;
+
 use arithmo::data::batch::{AttentionRange, TokenRows};
+use arithmo::model::decoder::Decoder;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::load;
-use arithmo::model::mistral::Mistral;
 use arithmo_backends::ops::log_probs::completion_log_probs;
 use arithmo_backends::{LogProbStats, TrainBackend};
 use burn::tensor::{DType, Tensor, TensorData};
 
+use super::generate::equals_transformers;
 use super::golden::{Tensors, assert_close, reference};
+use super::support::{file_names, shared};
 
-pub fn model<B: TrainBackend>(name: &str, device: &B::Device) -> Option<Mistral<B>> {
-    let folder = reference(&format!("models/{name}"))?;
+/// Returns the golden file or folder `kind/NAME`, or `families/kind/NAME` if `name` is `families/NAME`.
+pub fn golden_path(kind: &str, name: &str) -> Option<PathBuf> {
+    match name.strip_prefix("families/") {
+        Some(family) => reference(&format!("families/{kind}/{family}")),
+        None => reference(&format!("{kind}/{name}")),
+    }
+}
+
+pub fn model<B: TrainBackend>(name: &str, device: &B::Device) -> Option<Decoder<B>> {
+    let folder = golden_path("models", name)?;
     Some(load(&folder, DType::F32, device).unwrap())
+}
+
+/// Compares logits, hidden states and generated ids of every golden model of the families.
+pub fn families<B: TrainBackend>(device: &B::Device) {
+    let Some(folder) = shared("reference/families/models") else {
+        return;
+    };
+    let names = file_names(&folder);
+    assert!(names.len() >= 14, "only {names:?}");
+    for name in names {
+        let name = format!("families/{name}");
+        padded_batches::<B>(&name, device);
+        hidden_states::<B>(&name, device);
+        equals_transformers::<B>(&name, device);
+    }
 }
 
 /// Compares logits (within 1e-4) and log-probabilities (within 5e-5) of right- and left-padded batches.
@@ -20,7 +47,7 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
     };
-    let golden = Tensors::open(&reference(&format!("forward/{name}.safetensors")).unwrap());
+    let golden = Tensors::open(&golden_path("forward", &format!("{name}.safetensors")).unwrap());
     for side in ["right", "left"] {
         let (shape, ids) = golden.i64(&format!("{side}.input_ids"));
         let (_, attended) = golden.i64(&format!("{side}.attention_mask"));
@@ -50,7 +77,7 @@ pub fn padded_batches<B: TrainBackend>(name: &str, device: &B::Device) {
 /// Compares `log p(token t+1 | tokens up to t)` wherever both tokens are real, not padding.
 fn log_probs<B: TrainBackend>(
     what: &str,
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     hidden: Tensor<B, 2>,
     rows: &TokenRows,
     attended: &[i64],
@@ -81,7 +108,7 @@ pub fn hidden_states<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
     };
-    let golden = Tensors::open(&reference(&format!("forward/{name}.safetensors")).unwrap());
+    let golden = Tensors::open(&golden_path("forward", &format!("{name}.safetensors")).unwrap());
     let (shape, ids) = golden.i64("right.input_ids");
     let (_, attended) = golden.i64("right.attention_mask");
     let length = attended[..shape[1]].iter().sum::<i64>() as usize;

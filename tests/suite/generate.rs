@@ -2,20 +2,20 @@
 
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{FinishReason, GenerateConfig, generate};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::input::ModelInput;
 use arithmo::model::load::random;
-use arithmo::model::mistral::Mistral;
 use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::forward::model;
-use super::golden::{ids, json_file, reference};
+use super::forward::{golden_path, model};
+use super::golden::{ids, json_file};
 
 fn complete<B: TrainBackend>(
-    model: &Mistral<B>,
+    model: &Decoder<B>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
 ) -> Vec<Vec<u32>> {
@@ -29,7 +29,7 @@ pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
     let Some(model) = model::<B>(name, device) else {
         return;
     };
-    let golden = json_file(&reference(&format!("forward/{name}.json")).unwrap());
+    let golden = json_file(&golden_path("forward", &format!("{name}.json")).unwrap());
     let texts = golden["generate"].as_array().unwrap();
     let prompts: Vec<_> = texts.iter().map(|text| ids(&text["prompt_ids"])).collect();
     let expected: Vec<_> = texts.iter().map(|text| ids(&text["new_ids"])).collect();
@@ -52,7 +52,7 @@ pub fn equals_transformers<B: TrainBackend>(name: &str, device: &B::Device) {
 }
 
 /// Returns a random model with grouped queries, a window shorter than the texts and `head_dim * heads != hidden_size`.
-fn random_model<B: TrainBackend>(positions: usize, device: &B::Device) -> Mistral<B> {
+fn random_model<B: TrainBackend>(positions: usize, device: &B::Device) -> Decoder<B> {
     windowed_model(positions, "5", device)
 }
 
@@ -60,14 +60,14 @@ fn windowed_model<B: TrainBackend>(
     positions: usize,
     window: &str,
     device: &B::Device,
-) -> Mistral<B> {
+) -> Decoder<B> {
     let text = format!(
         r#"{{"model_type": "mistral", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40,
             "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
             "max_position_embeddings": {positions}, "sliding_window": {window}, "initializer_range": 0.5,
             "tie_word_embeddings": true}}"#
     );
-    let config = MistralConfig::parse(&text, "config.json".as_ref()).unwrap();
+    let config = DecoderConfig::parse(&text, "config.json".as_ref()).unwrap();
     random(config, 11, DType::F32, device).unwrap()
 }
 

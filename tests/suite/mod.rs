@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use arithmo_backends::{BackendKind, TrainBackend};
 
 pub mod adapters;
+pub mod families;
 pub mod forward;
 pub mod generate;
 pub mod golden;
@@ -70,6 +71,16 @@ macro_rules! backend_suite {
                     suite::forward::hidden_states::<B>(name, device);
                 }
             },
+            forward_of_other_families_matches_transformers: |device| {
+                for name in ["families/qwen2", "families/ministral3"] {
+                    suite::forward::padded_batches::<B>(name, device);
+                    suite::forward::hidden_states::<B>(name, device);
+                    suite::generate::equals_transformers::<B>(name, device);
+                }
+            },
+            #[ignore = "compares with data that are not in the tree"]
+            forward_of_every_family_matches_transformers: suite::forward::families::<B>,
+            training_of_every_family_equals_the_cpu: suite::step::families_equal_the_cpu::<B>,
             #[ignore = "compares with data that are not in the tree"]
             a_model_in_bf16_matches_transformers: |device| {
                 suite::forward::padded_batches::<B>("tiny-c", device);

@@ -2,8 +2,8 @@
 //! in f64. `backends/tests/kernels/main.rs` checks the operations themselves, forward and backward, on many more cases.
 
 use arithmo_backends::conformance::{
-    AdaptedLinear, Linear, LogProbs, Operation, RmsNorm, Rope, Rule, SelfAttention, Swiglu,
-    check_gradients, check_saturated_gates,
+    AdaptedLinear, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm, Rope, Rule,
+    SelfAttention, Swiglu, check_gradients, check_saturated_gates,
 };
 use arithmo_backends::ops::dropout;
 use arithmo_backends::{DropoutMask, TrainBackend};
@@ -37,11 +37,13 @@ pub fn dropout_masks<B: TrainBackend>(device: &B::Device) {
     }
 }
 
-/// RMSNorm, rotary embedding and SwiGLU.
+/// RMSNorm, also of each head, rotary embedding, SwiGLU and GeGLU.
 pub fn row_wise<B: TrainBackend>(device: &B::Device) {
     check_gradients::<B, RmsNorm>(Rule::Operation, RmsNorm::quick(), device);
+    check_gradients::<B, HeadNorm>(Rule::Operation, HeadNorm::quick(), device);
     check_gradients::<B, Rope>(Rule::Operation, Rope::quick(), device);
     check_gradients::<B, Swiglu>(Rule::Operation, Swiglu::quick(), device);
+    check_gradients::<B, Geglu>(Rule::Operation, Geglu::quick(), device);
     check_saturated_gates::<B>(device);
 }
 

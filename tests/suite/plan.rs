@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::weights::WeightFiles;
@@ -35,7 +35,52 @@ pub struct Case {
     pub settings: &'static [&'static str],
     /// Whether the model's files are quantized already (nf4, 8-bit scales).
     pub packed: bool,
+    /// Keys of `config.json` that make the model one of another family.
+    pub family: &'static str,
 }
+
+/// No other family.
+pub const MISTRAL: &str = "{}";
+
+/// Cases of other families: biases, norms of heads, norms behind the halves of a layer, windows in some layers.
+pub const FAMILIES: &[Case] = &[
+    Case {
+        shape: SMALL,
+        tokens: [512, 100],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64, "max_window_layers": 3}"#,
+    },
+    Case {
+        shape: SMALL,
+        tokens: [512, 100],
+        settings: &["train.gradient_checkpointing=false"],
+        packed: false,
+        family: r#"{"model_type": "qwen3", "head_dim": 80, "tie_word_embeddings": true}"#,
+    },
+    Case {
+        shape: WIDE,
+        tokens: [300, 16],
+        settings: &["train.gradient_checkpointing=true", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "llama", "attention_bias": true, "mlp_bias": true}"#,
+    },
+    Case {
+        shape: WIDE,
+        tokens: [300, 100],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "gemma3_text", "sliding_window": 64, "tie_word_embeddings": true}"#,
+    },
+    Case {
+        shape: WIDE,
+        tokens: [300, 100],
+        settings: &["train.gradient_checkpointing=false"],
+        packed: false,
+        family: r#"{"model_type": "ministral3", "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6,
+            "factor": 16.0, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1}}"#,
+    },
+];
 
 /// Cases with different lengths, layers, widths, ranks, checkpointing, passes and target modules.
 pub const CASES: &[Case] = &[
@@ -44,6 +89,7 @@ pub const CASES: &[Case] = &[
         tokens: [256, 16],
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: SMALL,
@@ -54,12 +100,14 @@ pub const CASES: &[Case] = &[
             "lora.r=32",
         ],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: SMALL,
         tokens: [512, 100],
         settings: &["train.gradient_checkpointing=false", "train.per_device_train_batch_size=2"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: SMALL,
@@ -71,36 +119,42 @@ pub const CASES: &[Case] = &[
             "train.max_tokens_per_pass=750",
         ],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: WIDE,
         tokens: [300, 16],
         settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: WIDE,
         tokens: [300, 100],
         settings: &["train.gradient_checkpointing=true", "lora.r=64"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: LONG_HEAD,
         tokens: [300, 16],
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: LARGE_VOCABULARIES[0],
         tokens: [200, 16],
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: LARGE_VOCABULARIES[1],
         tokens: [200, 16],
         settings: &["train.gradient_checkpointing=false"],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: SMALL,
@@ -111,6 +165,7 @@ pub const CASES: &[Case] = &[
             "lora.use_dora=true",
         ],
         packed: false,
+        family: MISTRAL,
     },
 ];
 
@@ -120,6 +175,7 @@ pub const FULL: &[Case] = &[Case {
     tokens: [256, 16],
     settings: &["train.gradient_checkpointing=false", "model.use_peft=false"],
     packed: false,
+    family: MISTRAL,
 }];
 
 /// Cases of other methods: one that scores sequences without a gradient first, and one that scores prompts.
@@ -133,12 +189,14 @@ pub const METHODS: &[Case] = &[
             "train.gradient_checkpointing=true",
         ],
         packed: false,
+        family: MISTRAL,
     },
     Case {
         shape: LONG_HEAD,
         tokens: [300, 200],
         settings: &["method=orpo", "train.gradient_checkpointing=false"],
         packed: false,
+        family: MISTRAL,
     },
 ];
 
@@ -149,6 +207,7 @@ pub const PACKED: &[Case] = &[
         tokens: [200, 16],
         settings: &["lora.target_modules=all-linear"],
         packed: true,
+        family: MISTRAL,
     },
     Case {
         shape: WIDE,
@@ -159,6 +218,7 @@ pub const PACKED: &[Case] = &[
             "model.double_quant=true",
         ],
         packed: false,
+        family: MISTRAL,
     },
 ];
 
@@ -183,10 +243,11 @@ pub fn within_five_percent(backend: &str, cases: &[Case]) {
     for (index, case) in cases.iter().enumerate() {
         let compared = compare(backend, case, folder.path(), index);
         let line = format!(
-            "{:?} {:?} {}: planned {:.1} MB, measured {:.1} MB, {:+.1} %",
+            "{:?} {:?} {} {}: planned {:.1} MB, measured {:.1} MB, {:+.1} %",
             case.shape,
             case.tokens,
             case.settings.join(" "),
+            case.family,
             compared.planned as f64 / 1e6,
             compared.measured as f64 / 1e6,
             100.0 * compared.error()
@@ -200,9 +261,10 @@ pub fn within_five_percent(backend: &str, cases: &[Case]) {
 }
 
 fn compare(backend: &str, case: &Case, folder: &Path, index: usize) -> Compared {
-    let mut model = folder.join(format!("model-{:?}", case.shape));
+    let config = config_of_family(case);
+    let mut model = folder.join(format!("model-{:?}-{:?}", case.shape, config.family));
     if !model.is_dir() {
-        tiny::write_model(&model, &config(case.shape), 1);
+        tiny::write_model(&model, &config, 1);
     }
     if case.packed {
         model = packed(&model, folder);
@@ -243,7 +305,7 @@ fn packed(model: &Path, folder: &Path) -> PathBuf {
     let to = Quantization { format: Format::Nf4, double_quant: true };
     let cache =
         Cache { folder: Some(folder.join("packed")), worth: 0, progress: ProgressMode::Quiet };
-    let (shape, files) = (MistralConfig::load(model), WeightFiles::open(model));
+    let (shape, files) = (DecoderConfig::load(model), WeightFiles::open(model));
     let packed = cache.quantized_folder(model, &shape.unwrap(), &files.unwrap(), to);
     packed.unwrap().unwrap()
 }
@@ -268,8 +330,8 @@ fn resident_peak(command: &mut Command) -> u64 {
     }
 }
 
-pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> MistralConfig {
-    MistralConfig {
+pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> DecoderConfig {
+    DecoderConfig {
         vocab_size: vocabulary,
         hidden_size: width,
         intermediate_size: inner,
@@ -283,6 +345,14 @@ pub fn config([vocabulary, width, inner, layers, heads, kv_heads]: Shape) -> Mis
         initializer_range: 0.02,
         ..tiny::config()
     }
+}
+
+/// Returns the shape of a case's model.
+fn config_of_family(case: &Case) -> DecoderConfig {
+    let mut object = config(case.shape).to_json();
+    let keys: Value = serde_json::from_str(case.family).unwrap();
+    object.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    DecoderConfig::parse(&object.to_string(), "config.json".as_ref()).unwrap()
 }
 
 /// Writes pairs with the case's numbers of tokens and the `run.toml` of a run of two steps. Returns the path of the

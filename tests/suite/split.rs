@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use arithmo::adapter::config::{LoraConfig, TargetModules};
-use arithmo::adapter::linear::{adapter_parameters, attach, set_adapter_parameters};
+use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::input::ModelInput;
 use arithmo::model::limits::Pieces;
 use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::{load_as, load_in_pieces};
-use arithmo::model::mistral::Mistral;
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::train::gradient::{Loss, gradients};
@@ -30,14 +30,14 @@ const VOCABULARY: usize = 700;
 /// projection except keys and values into at least four.
 const LONGEST: u64 = 4 * 256 * 64;
 
-fn shape(tied: bool) -> MistralConfig {
+fn shape(tied: bool) -> DecoderConfig {
     let json = format!(
         r#"{{"model_type": "mistral", "vocab_size": {VOCABULARY}, "hidden_size": 64, "intermediate_size": 1024,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
             "max_position_embeddings": 80, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 9,
             "tie_word_embeddings": {tied}, "hidden_act": "silu"}}"#
     );
-    MistralConfig::parse(&json, Path::new("config.json")).unwrap()
+    DecoderConfig::parse(&json, Path::new("config.json")).unwrap()
 }
 
 /// How the weights are stored in the file, held in memory, and quantized.
@@ -92,7 +92,7 @@ impl Case {
             |weight: &WeightParam<Autodiff<B>>| matches!(weight.stored, StoredWeight::Split(_));
         assert!(is_split(&split.embed_tokens) && !is_split(&whole.embed_tokens));
         assert!(split.lm_head.iter().all(is_split));
-        let cut = |model: &Mistral<_>| {
+        let cut = |model: &Decoder<_>| {
             let linears = model.projections();
             linears.filter(|(_, linear)| is_split(&linear.weight)).count()
         };
@@ -105,7 +105,7 @@ impl Case {
 }
 
 /// Attaches a branch with random non-zero weights to every projection.
-fn with_branches<B: TrainBackend>(model: &mut Mistral<Autodiff<B>>, device: &B::Device) {
+fn with_branches<B: TrainBackend>(model: &mut Decoder<Autodiff<B>>, device: &B::Device) {
     let config = LoraConfig {
         r: 3,
         lora_alpha: 6.0,
@@ -131,7 +131,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn compute<B: TrainBackend>(model: &Mistral<Autodiff<B>>, device: &B::Device) -> Self {
+    fn compute<B: TrainBackend>(model: &Decoder<Autodiff<B>>, device: &B::Device) -> Self {
         let inner = model.valid();
         let ids = |count: usize, step: usize| -> Vec<u32> {
             (0..count).map(|at| (at * step % VOCABULARY) as u32).collect()

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use arithmo::adapter::{linear::adapter_parameters, peft};
+use arithmo::adapter::{lora::adapter_parameters, peft};
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };

@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor, ops::FloatTensor};
 
 use super::{float, primitive};
 use crate::{
-    Attended, AttentionConfig, AttentionMask, Projection, RotaryAngles, Rotation, TrainBackend,
-    Weight, ops,
+    Attended, AttentionConfig, AttentionMask, HeadNorm, Projection, RotaryAngles, Rotation,
+    TrainBackend, Weight, ops,
 };
 /// The rule of a frozen linear projection. It saves only a handle of the weight.
 #[derive(Debug)]
@@ -117,6 +117,33 @@ impl<B: TrainBackend> Backward<B, 2> for NormBackward {
     }
 }
 
+/// The rule of the norms of heads. It saves the input.
+#[derive(Debug)]
+pub(super) struct HeadNormBackward;
+
+impl<B: TrainBackend> Backward<B, 3> for HeadNormBackward {
+    type State = (Option<Tensor<B, 2>>, HeadNorm<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent, query_parent, key_parent] = ops.parents;
+        let grad: Tensor<B, 2> = float(grads.consume::<B>(&ops.node));
+        let (Some(qkv), norm) = ops.state else { return };
+        if query_parent.is_some() || key_parent.is_some() {
+            let [d_query, d_key] =
+                ops::head_norm::weight_gradients(qkv.clone(), &norm, grad.clone());
+            for (parent, d_weight) in [(query_parent, d_query), (key_parent, d_key)] {
+                if let Some(parent) = parent {
+                    grads.register::<B>(parent.id, primitive(d_weight));
+                }
+            }
+        }
+        if let Some(parent) = parent {
+            let d_qkv = B::head_norm_backward(qkv, &norm, grad);
+            grads.register::<B>(parent.id, primitive(d_qkv));
+        }
+    }
+}
+
 /// The rule of the rotary embedding. It saves the angles.
 #[derive(Debug)]
 pub(super) struct RopeBackward;
@@ -169,6 +196,23 @@ impl<B: TrainBackend> Backward<B, 1> for SwigluBackward {
         let grad = float(grads.consume::<B>(&ops.node));
         if let Some(parent) = parent {
             let d = B::swiglu_backward(ops.state, grad);
+            grads.register::<B>(parent.id, primitive(d));
+        }
+    }
+}
+
+/// The rule of GeGLU. It saves gate and up.
+#[derive(Debug)]
+pub(super) struct GegluBackward;
+
+impl<B: TrainBackend> Backward<B, 1> for GegluBackward {
+    type State = Tensor<B, 2>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [parent] = ops.parents;
+        let grad = float(grads.consume::<B>(&ops.node));
+        if let Some(parent) = parent {
+            let d = B::geglu_backward(ops.state, grad);
             grads.register::<B>(parent.id, primitive(d));
         }
     }

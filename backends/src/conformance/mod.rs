@@ -9,6 +9,8 @@
 mod adamw;
 mod adapted_linear;
 mod attention;
+mod geglu;
+mod head_norm;
 mod host;
 mod linear;
 mod log_probs;
@@ -26,6 +28,8 @@ use burn::tensor::{DType, Element, Tensor, backend::Backend};
 pub use adamw::AdamW;
 pub use adapted_linear::AdaptedLinear;
 pub use attention::{CachedAttention, SelfAttention};
+pub use geglu::Geglu;
+pub use head_norm::HeadNorm;
 pub use host::{Host, Layout, Place, Source, numbers};
 pub use linear::{Linear, quick_packed};
 pub use log_probs::LogProbs;

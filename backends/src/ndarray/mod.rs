@@ -36,8 +36,8 @@ use self::tile::Rows;
 use crate::device_info::CPU_PASS_TOKENS;
 use crate::{
     AdamWTensor, AdamWUpdate, Adapted, AdaptedGrads, Attended, AttentionConfig, AttentionMask,
-    DropoutMask, LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles, Rotation,
-    TrainBackend, Weight, ops,
+    DropoutMask, HeadNorm, LogProbStats, LogProbs, PackedWeight, Projection, RotaryAngles,
+    Rotation, TrainBackend, Weight, ops,
 };
 
 pub use self::allocator::CacheAligned;
@@ -221,6 +221,38 @@ where
         tensor(d_weight, [columns])
     }
 
+    fn head_norm(qkv: Tensor<Self, 2>, norm: &HeadNorm<Self>) -> Tensor<Self, 2> {
+        let shape = qkv.dims();
+        let weights = norm.weights.clone().map(Matrix::new);
+        let [Some(queries), Some(keys)] = weights else {
+            return ops::head_norm::reference(qkv, norm);
+        };
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut values = Matrix::new(qkv).map_or(Vec::new(), Matrix::into_values);
+        let weights = [queries.values(), keys.values()];
+        let epsilon = norm.epsilon as f32;
+        row_wise::head_norm(&mut values, shape[1], weights, norm.heads, epsilon);
+        tensor(values, shape)
+    }
+
+    fn head_norm_backward(
+        qkv: Tensor<Self, 2>,
+        norm: &HeadNorm<Self>,
+        grad: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let (shape, weights) = (grad.dims(), norm.weights.clone().map(Matrix::new));
+        let ([Some(queries), Some(keys)], Some(x)) = (weights, Matrix::new(qkv.clone())) else {
+            return ops::head_norm::reference_backward(qkv, norm, grad);
+        };
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut d = Matrix::new(grad).map_or(Vec::new(), Matrix::into_values);
+        let weights = [queries.values(), keys.values()];
+        let epsilon = norm.epsilon as f32;
+        let target = (&mut d[..], shape[1]);
+        row_wise::head_norm_backward(x.values(), weights, norm.heads, epsilon, target);
+        tensor(d, shape)
+    }
+
     fn rope(
         x: Tensor<Self, 2>,
         angles: &RotaryAngles<Self>,
@@ -321,6 +353,27 @@ where
         // Consumed, so that it is overwritten in place if no one else uses the tensor.
         let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
         row_wise::swiglu_backward(&mut d, g.columns, g.values());
+        tensor(d, shape)
+    }
+
+    fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        match Matrix::new(gate_up.clone()) {
+            Some(host) => {
+                let half = host.columns / 2;
+                tensor(row_wise::geglu(host.values(), half), [host.rows, half])
+            }
+            None => ops::geglu::reference(gate_up),
+        }
+    }
+
+    fn geglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let Some(g) = Matrix::new(grad.clone()) else {
+            return ops::geglu::reference_backward(gate_up, grad);
+        };
+        let shape = gate_up.dims();
+        // Consumed, so that it is overwritten in place if no one else uses the tensor.
+        let mut d = Matrix::new(gate_up).map_or(Vec::new(), Matrix::into_values);
+        row_wise::geglu_backward(&mut d, g.columns, g.values());
         tensor(d, shape)
     }
 

@@ -4,6 +4,8 @@ pub mod adamw;
 pub mod adapted_linear;
 pub mod attention;
 pub mod dropout;
+pub mod geglu;
+pub mod head_norm;
 pub mod linear;
 pub mod log_probs;
 pub mod packed;

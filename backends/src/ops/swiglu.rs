@@ -46,12 +46,12 @@ pub fn reference_backward<B: Backend>(gate_up: Tensor<B, 2>, grad: Tensor<B, 2>)
 }
 
 /// Returns the gate and up columns.
-fn halves<B: Backend>(gate_up: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
+pub(super) fn halves<B: Backend>(gate_up: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
     let half = gate_up.dims()[1] / 2;
     [gate_up.clone().narrow(1, 0, half), gate_up.narrow(1, half, half)]
 }
 
 /// Computes `1 / (1 + exp(-x))`, which is 0 where the exponential overflows.
-fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(super) fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     (x.neg().exp() + 1.0).recip()
 }

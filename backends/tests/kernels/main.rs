@@ -4,8 +4,8 @@
 mod quantized;
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Linear, LogProbs, Operation, RmsNorm, Rope,
-    SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
+    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
+    Rope, SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
 };
 use arithmo_backends::{BackendKind, TrainBackend};
 
@@ -51,8 +51,10 @@ macro_rules! kernels {
             linear: Linear,
             adapted_linear: AdaptedLinear,
             rms_norm: RmsNorm,
+            head_norm: HeadNorm,
             rope: Rope,
             swiglu: Swiglu,
+            geglu: Geglu,
             self_attention: SelfAttention,
             cached_attention: CachedAttention,
             log_probs: LogProbs,

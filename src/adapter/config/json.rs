@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 impl LoraConfig {
     /// Parses `adapter_config.json`; errors name `place`. Absent keys, and a `target_modules` of `null`, get PEFT's
-    /// defaults for a Mistral model. Unknown keys of later PEFT versions are accepted if they are off.
+    /// defaults. Unknown keys of later PEFT versions are accepted if they are off.
     ///
     /// # Errors
     /// A key has the wrong type, or the adapter uses an unsupported feature.

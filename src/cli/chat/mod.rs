@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Conversation, FinishReason, GenerateConfig, stop_ids};
 use crate::interrupt;
 use crate::message;
-use crate::model::mistral::Mistral;
+use crate::model::decoder::Decoder;
 use crate::progress::ProgressMode;
 
 use self::input::{Input, LineReader};
@@ -106,9 +106,9 @@ enum Next {
 }
 
 struct Chat<B: TrainBackend> {
-    base: Mistral<B>,
+    base: Decoder<B>,
     /// The base with the adapter's weights; `Some` if an adapter was named.
-    adapted: Option<Mistral<B>>,
+    adapted: Option<Decoder<B>>,
     adapter_on: bool,
     conversation: Conversation<B>,
     /// Number of questions so far, including those before a `/reset`, so that each draws other random numbers.

@@ -27,7 +27,7 @@ use crate::eval::settings::{ResultKey, Settings};
 use crate::eval::store::Store;
 use crate::eval::task::Task;
 use crate::generate::{FinishReason, GenerateConfig, stop_ids};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::file_hash::hash_file;
 use crate::output::{Lock, check, remove};
 use crate::progress::ProgressMode;
@@ -128,7 +128,7 @@ pub(super) fn run<B: TrainBackend>(
     folder.check(&Folder::FILES, evaluation.inputs())?;
     let _lock = Lock::folder(&folder.0)?;
     let tokenizer = Tokenizer::from_folder(&model_folder)?;
-    let shape = MistralConfig::load(&model_folder)?;
+    let shape = DecoderConfig::load(&model_folder)?;
     let too_long = too_long(&questions.prompts, &tokenizer, shape.max_position_embeddings)?;
     // Remove the old results only once everything that the new evaluation needs is loaded.
     let mut loaded = None;

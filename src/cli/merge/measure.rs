@@ -11,7 +11,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::eval::change::{Change, Texts, change, model_outputs};
 use crate::generate::stop_ids;
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::dtype::{Purpose, choose};
 use crate::model::load::load_as;
 use crate::model::quantize::Quantization;
@@ -60,7 +60,7 @@ pub(super) fn measure<B: TrainBackend>(
         say!("note: the base has no tokenizer.json, so the effect of merging is not measured");
         return Ok(());
     }
-    let (shape, tokenizer) = (MistralConfig::load(folder)?, Tokenizer::from_folder(folder)?);
+    let (shape, tokenizer) = (DecoderConfig::load(folder)?, Tokenizer::from_folder(folder)?);
     let (texts, source) = texts(args, &tokenizer, shape.max_position_embeddings)?;
     let eos = stop_ids(folder, &shape, tokenizer.eos_id())?;
     let dtype = choose::<B>(&shape, None, Purpose::Hold, device)?;

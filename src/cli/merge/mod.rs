@@ -14,7 +14,7 @@ use crate::adapter::merge::{MergeConfig, MergeTarget, merge};
 use crate::adapter::peft;
 use crate::config::{ModelDtype, Quantization};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::hub::Hub;
 use crate::model::quantize;
 use crate::model::weights::WeightFiles;
@@ -80,7 +80,7 @@ pub fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let model = Hub::open(mode).resolve(&args.model, &args.revision)?;
-    let shape = MistralConfig::load(&model)?;
+    let shape = DecoderConfig::load(&model)?;
     let quantization = args.base_quantization(shape.quantization)?;
     let config = MergeConfig {
         model,
@@ -102,7 +102,7 @@ pub fn run<B: TrainBackend>(
         measure::<B>(args, &config, to, mode, device)?;
     }
     if quantization.is_some() && mode != ProgressMode::Quiet {
-        note_rounding(&config)?;
+        note_rounding(&config, &shape)?;
     }
     let tensors = shape.tensors().len();
     let progress = Progress::new("merge", Some(tensors as u64), "weights", mode);
@@ -117,10 +117,12 @@ pub fn run<B: TrainBackend>(
 }
 
 /// Prints a note if 16 bits cannot represent the sums of a quantized base and an adapter exactly.
-fn note_rounding(config: &MergeConfig) -> Result<()> {
+fn note_rounding(config: &MergeConfig, shape: &DecoderConfig) -> Result<()> {
     let written = match config.dtype {
         Some(dtype) => dtype,
-        None => WeightFiles::open(&config.model)?.dtype("model.embed_tokens.weight")?,
+        None => {
+            WeightFiles::open_model(&config.model, shape)?.dtype("model.embed_tokens.weight")?
+        }
     };
     if config.target == MergeTarget::Dequantized && ![DType::F32, DType::F64].contains(&written) {
         say!(

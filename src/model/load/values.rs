@@ -22,6 +22,7 @@ pub(super) enum Values {
 pub(super) enum Floats {
     /// Values in host memory.
     Host(TensorData),
+    Zeros,
     Ones,
     /// Uniform random values between minus and plus this bound.
     Uniform(f64),
@@ -50,6 +51,7 @@ impl Values {
                 let shape = [rows.len(), columns];
                 host(TensorData::from_bytes_vec(bytes.to_vec(), shape, data.dtype))
             }
+            Self::Floats(Floats::Zeros) => Self::Floats(Floats::Zeros),
             Self::Floats(Floats::Ones) => Self::Floats(Floats::Ones),
             Self::Floats(Floats::Uniform(bound)) => Self::Floats(Floats::Uniform(*bound)),
         }
@@ -86,6 +88,7 @@ impl Floats {
         let place = (device, dtype);
         match self {
             Self::Host(data) => Tensor::from_data(data, place),
+            Self::Zeros => Tensor::zeros(shape, place),
             Self::Ones => Tensor::ones(shape, place),
             Self::Uniform(bound) => {
                 Tensor::random(shape, Distribution::Uniform(-bound, bound), place)

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use sha2::{Digest, Sha256};
 
-use super::{Quantization, Quantized, checksum, is_projection};
+use super::{Quantization, Quantized, checksum};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
 use crate::model::identity::{hex, weights_and_config};
+use crate::model::names::ModelTensor;
 use crate::model::save::{ModelFolder, OutTensor};
 use crate::model::weights::WeightFiles;
 use crate::output::list::{FileList, listed_files, remove_files};
@@ -53,7 +54,7 @@ impl Cache {
     pub fn quantized_folder(
         &self,
         model: &Path,
-        config: &MistralConfig,
+        config: &DecoderConfig,
         files: &WeightFiles,
         to: Quantization,
     ) -> Result<Option<PathBuf>> {
@@ -105,7 +106,7 @@ impl Cache {
         &self,
         folder: &Path,
         model: &Path,
-        config: &MistralConfig,
+        config: &DecoderConfig,
         files: &WeightFiles,
         to: Quantization,
     ) -> Result<()> {
@@ -114,27 +115,26 @@ impl Cache {
         let progress = Progress::new("quantize", Some(total), "weights", self.progress);
         progress.println(&format!("quantizing to {}: {}", to.name(), folder.display()));
         let mut out = Vec::new();
-        for (name, shape) in tensors {
+        for tensor in tensors {
+            let (is_projection, dims) = (tensor.is_projection(), tensor.dims());
+            let ModelTensor { name, shape, .. } = tensor;
             let dtype = match files.dtype(&name)? {
                 DType::F64 => DType::F32,
                 stored => stored,
             };
             let (progress, source) = (&progress, name.clone());
-            out.push(match (shape.as_slice(), is_projection(&name)) {
-                (&[d_out, d_in], true) => {
-                    let dims = [d_out, d_in];
-                    OutTensor::quantized(name, dims, dtype, to, move || {
-                        progress.inc(1);
-                        quantize_matrix(files, &source, dims, to)
-                    })
-                }
-                _ => OutTensor::new(name, shape, dtype, move || {
+            out.push(match dims.filter(|_| is_projection) {
+                Some(dims) => OutTensor::quantized(name, dims, dtype, to, move || {
+                    progress.inc(1);
+                    quantize_matrix(files, &source, dims, to)
+                }),
+                None => OutTensor::new(name, shape, dtype, move || {
                     progress.inc(1);
                     files.tensor_f32(&source)
                 }),
             });
         }
-        let quantized_config = MistralConfig { quantization: Some(to), ..config.clone() };
+        let quantized_config = DecoderConfig { quantization: Some(to), ..config.clone() };
         let finish = |written: &Path| checksum::write_checksums(written);
         ModelFolder::new(folder, &quantized_config).with_tokenizer(model).save_with(out, finish)?;
         progress.finish();
@@ -179,14 +179,14 @@ fn unlisted_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns whether `folder` holds a complete model of this shape, quantized as `to`.
-fn is_whole(folder: &Path, config: &MistralConfig, to: Quantization) -> bool {
+fn is_whole(folder: &Path, config: &DecoderConfig, to: Quantization) -> bool {
     let opened = || -> Result<bool> {
-        let stored = MistralConfig::load(folder)?;
+        let stored = DecoderConfig::load(folder)?;
         let files = WeightFiles::open(folder)?;
         files.check(&config.tensors())?;
-        let mut names = config.tensors().into_iter().map(|(name, _)| name);
-        Ok(stored.quantization == Some(to)
-            && names.all(|name| files.is_quantized(&name) == is_projection(&name)))
+        let is_stored_well =
+            |tensor: &ModelTensor| files.is_quantized(&tensor.name) == tensor.is_projection();
+        Ok(stored.quantization == Some(to) && config.tensors().iter().all(is_stored_well))
     };
     folder.is_dir() && opened().unwrap_or(false)
 }

@@ -21,7 +21,6 @@ use rayon::prelude::*;
 
 pub use self::blocks::words;
 use self::blocks::{Codebook, quantize_scales};
-use super::mistral::PROJECTIONS;
 use crate::error::{Error, Result};
 
 /// Number of values that a thread quantizes at once: whole blocks that stay in its cache.
@@ -50,14 +49,6 @@ impl Quantization {
             if self.double_quant { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) } else { 4 * blocks };
         (count * self.format.bits()).div_ceil(8) + scale_bytes
     }
-}
-
-/// Returns whether the weight `name` (`model.layers.0.mlp.up_proj.weight`) belongs to a projection. Projections are
-/// quantized; embeddings, norms and the head are not.
-pub fn is_projection(name: &str) -> bool {
-    let module = name.strip_suffix(".weight").unwrap_or_default();
-    let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    in_layer.is_some_and(|(_, path)| PROJECTIONS.contains(&path))
 }
 
 /// A quantized matrix in host memory.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::WeightFiles;
 use crate::error::{Error, Result, first_few};
+use crate::model::names::ModelTensor;
 
 impl WeightFiles {
-    /// Compares the stored tensors with the `expected` names and shapes. The error names the first differences and
+    /// Compares the stored tensors with the `expected` ones. The error names the first differences and
     /// counts the others.
     ///
     /// `rotary_emb.inv_freq` buffers (old checkpoints) and an unexpected `lm_head.weight` (tied embeddings) are
@@ -14,9 +15,9 @@ impl WeightFiles {
     ///
     /// # Errors
     /// Tensors are missing, unexpected, of another shape, or not floats.
-    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    pub fn check(&self, expected: &[ModelTensor]) -> Result<()> {
         let mut problems = Vec::new();
-        for (name, shape) in expected {
+        for ModelTensor { name, shape, .. } in expected {
             match self.tensors.get(name) {
                 None => problems.push(format!("missing: {name} {shape:?}")),
                 // The state of a quantized tensor holds its shape, which is checked when it is read.
@@ -31,7 +32,7 @@ impl WeightFiles {
                 Some(_) => {}
             }
         }
-        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let known: BTreeSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
         let ignored =
             |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
         // `X.weight.absmax` and the like belong to a quantized `X.weight`.

@@ -409,7 +409,7 @@ pub(super) struct Tolerances {
 impl Tolerances {
     /// Returns the tolerances of the run `group/run`: those of reference/README.md for `trl`, of README-2.md for others.
     fn of(group: &str, run: &str) -> Self {
-        let is_trl = group == "trl";
+        let is_trl = group.ends_with("trl");
         let loose_loss = ["loss_sppo_hard", "fdiv_forward_kl", "fdiv_alpha0.5"].contains(&run);
         Self {
             loss: if loose_loss { 3e-4 } else { 5e-5 },
@@ -685,6 +685,24 @@ fn rank_stabilized_lora() {
 #[test]
 fn weight_decomposed_lora() {
     replay("lora_dora");
+}
+
+/// A LoRA on every projection of a model with biases, which are frozen.
+#[test]
+fn a_model_of_another_family() {
+    replay_run("families/trl", "qwen2");
+}
+
+/// A LoRA on every projection of a model of each family.
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn models_of_every_family() {
+    let Some(folder) = support::shared("reference/families/trl") else { return };
+    let names = support::file_names(&folder).into_iter();
+    let names: Vec<String> =
+        names.filter(|name| folder.join(name).join("trace.jsonl").exists()).collect();
+    assert!(names.len() >= 14, "only {names:?}");
+    names.iter().for_each(|name| replay_run("families/trl", name));
 }
 
 #[test]

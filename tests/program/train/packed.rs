@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use arithmo::model::config::MistralConfig;
+use arithmo::model::config::DecoderConfig;
 use serde_json::Value;
 
 use super::{ProcessOutput, STEPS, Workshop, json_lines, metrics, number, program};
@@ -178,7 +178,7 @@ fn each_merge_target_can_be_chosen() {
     let stderr = workshop.merged("again", &["--target", "requantized", "--data", &data]);
     assert!(stderr.contains("texts of --data"), "{stderr}");
     assert!(measured(&stderr, "requantized").4, "{stderr}");
-    let config = MistralConfig::load(&workshop.path("again")).unwrap();
+    let config = DecoderConfig::load(&workshop.path("again")).unwrap();
     assert!(config.quantization.unwrap().double_quant);
     assert_eq!(workshop.scores("again", &[]).0.len(), 14);
 

@@ -7,15 +7,15 @@ use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::config::{BranchConfig, LoraConfig, LoraInit};
+use super::config::{BranchConfig, LoraBias, LoraConfig, LoraInit};
 use super::modules::{Patterns, TargetModules};
 use super::parameters::{self, set_trained_parameters};
 use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result};
-use crate::model::config::MistralConfig;
+use crate::model::config::DecoderConfig;
+use crate::model::decoder::Decoder;
 use crate::model::linear::{Dora, Linear, LowRank, frozen_param};
-use crate::model::mistral::Mistral;
-use crate::model::quantize::is_projection;
+use crate::model::names::{TensorRole, projection_names};
 
 /// Attaches a new branch to every targeted projection, `lora_a` random from `seed` and `lora_b` zero, and makes copies of
 /// the modules that are trained in full. The model's output does not change.
@@ -24,7 +24,7 @@ use crate::model::quantize::is_projection;
 /// No projection is targeted, a listed name targets none (a misspelled module must not be ignored), or those of
 /// [`saved_modules`].
 pub fn attach<B: TrainBackend>(
-    model: &mut Mistral<B>,
+    model: &mut Decoder<B>,
     config: &LoraConfig,
     seed: u64,
     device: &B::Device,
@@ -100,7 +100,7 @@ fn param<B: TrainBackend, const D: usize>(
 }
 
 /// Returns the names and values of the adapter's tensors: see [`Parameter`](super::parameters::Parameter).
-pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, Tensor<B, 2>)> {
+pub fn adapter_parameters<B: TrainBackend>(model: &Decoder<B>) -> Vec<(String, Tensor<B, 2>)> {
     let all = parameters::adapter_parameters(model).into_iter();
     all.map(|parameter| (parameter.name, parameter.value)).collect()
 }
@@ -110,14 +110,14 @@ pub fn adapter_parameters<B: TrainBackend>(model: &Mistral<B>) -> Vec<(String, T
 /// # Panics
 /// Panics if their number or shapes differ, or if other tensors are trained.
 pub fn set_adapter_parameters<B: TrainBackend>(
-    model: &mut Mistral<Autodiff<B>>,
+    model: &mut Decoder<Autodiff<B>>,
     values: Vec<Tensor<B, 2>>,
 ) {
     set_trained_parameters(model, values);
 }
 
 /// Returns the number of trainable weights.
-pub fn trainable<B: TrainBackend>(model: &Mistral<B>) -> usize {
+pub fn trainable<B: TrainBackend>(model: &Decoder<B>) -> usize {
     adapter_parameters(model).iter().map(|(_, tensor)| tensor.shape().num_elements()).sum()
 }
 
@@ -142,12 +142,10 @@ fn initial_a(config: &LoraConfig, [r, d_in]: [usize; 2], rng: &mut ChaCha8Rng) -
 ///
 /// # Errors
 /// One of these does not hold. The error names the key of `[lora]`.
-pub fn check(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
-    let tensors = model.tensors().into_iter().map(|(name, _)| name);
-    let names: Vec<String> = tensors
-        .filter(|name| is_projection(name))
-        .map(|name| name.trim_end_matches(".weight").to_string())
-        .collect();
+pub fn check(model: &DecoderConfig, config: &LoraConfig) -> Result<()> {
+    let tensors = model.tensors();
+    let projections = tensors.iter().filter(|tensor| tensor.is_projection());
+    let names: Vec<String> = projections.map(|tensor| tensor.module().to_string()).collect();
     check_targets(&names, config)?;
     check_patterns(&names, config).map_err(|error| error.within("lora."))?;
     check_other_modules(model, config).map_err(|error| error.within("lora."))?;
@@ -155,13 +153,24 @@ pub fn check(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no module is targeted that cannot have a branch: the embedding, the head or a norm.
-pub(super) fn check_other_modules(model: &MistralConfig, config: &LoraConfig) -> Result<()> {
+/// Checks that no module is targeted that cannot have a branch: the embedding, the head or a norm; and that no bias of the
+/// model is trained.
+pub(super) fn check_other_modules(model: &DecoderConfig, config: &LoraConfig) -> Result<()> {
+    if config.bias != LoraBias::None && model.switches.biases().contains(&true) {
+        return Err(Error::invalid(
+            "bias",
+            "asks for training the biases of the model beside the adapter, which is not built; without it they stay frozen",
+            "set it to \"none\"",
+        ));
+    }
     if config.target_modules == TargetModules::AllLinear {
         return Ok(());
     }
-    for (name, _) in model.tensors().into_iter().filter(|(name, _)| !is_projection(name)) {
-        let module = name.trim_end_matches(".weight");
+    let belongs_to_projection =
+        |role: TensorRole| matches!(role, TensorRole::Projection | TensorRole::Bias);
+    let tensors = model.tensors();
+    for tensor in tensors.iter().filter(|tensor| !belongs_to_projection(tensor.role)) {
+        let module = tensor.module();
         if config.at(module)?.is_some() {
             return Err(Error::invalid(
                 "target_modules",
@@ -177,7 +186,7 @@ pub(super) fn check_other_modules(model: &MistralConfig, config: &LoraConfig) ->
 
 /// Checks that one of the projections `names` gets a branch, and that each listed name has an effect.
 fn check_targets(names: &[String], config: &LoraConfig) -> Result<()> {
-    let known = "use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
+    let known = format!("use some of {}", projection_names().collect::<Vec<_>>().join(", "));
     let targets = "lora.target_modules";
     let wanted = match &config.target_modules {
         TargetModules::Names(targets) => targets.as_slice(),

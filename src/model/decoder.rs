@@ -1,18 +1,20 @@
-//! The Mistral model (arXiv 2310.06825), with Hugging Face's field names.
+//! The decoder-only transformer with Hugging Face's field names. What distinguishes the families of models are the
+//! [`Switches`](super::switches::Switches) of its configuration.
 
 use arithmo_backends::{
-    AttentionMask, TrainBackend, Weight,
+    TrainBackend, Weight,
     ops::{self, linear::linear},
 };
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::attention::Attention;
-use super::config::MistralConfig;
+use super::config::DecoderConfig;
 use super::input::{ModelInput, SequenceContext};
 use super::kv_cache::{KvCache, LayerCache};
 use super::linear::{Linear, WeightParam};
 use super::mlp::Mlp;
+use super::names::{EMBEDDING, FINAL_NORM, HEAD, PROJECTIONS, layer_module};
 use super::positions::PositionTable;
 use super::rms_norm::RmsNorm;
 
@@ -25,28 +27,42 @@ pub struct DecoderLayer<B: TrainBackend> {
     pub mlp: Mlp<B>,
     /// Norm before attention.
     pub input_layernorm: RmsNorm<B>,
-    /// Norm before the feed-forward.
+    /// Norm before the feed-forward; after attention if there is a [`Self::pre_feedforward_layernorm`].
     pub post_attention_layernorm: RmsNorm<B>,
+    /// Norm before the feed-forward in a layer that also has norms after its halves.
+    pub pre_feedforward_layernorm: Option<RmsNorm<B>>,
+    /// Norm after the feed-forward.
+    pub post_feedforward_layernorm: Option<RmsNorm<B>>,
 }
 
 impl<B: TrainBackend> DecoderLayer<B> {
-    /// Maps the residual stream `[T, D]` to `[Q, D]`: one row per token in `mask.queries`, or per token if that is
-    /// `None`.
+    /// Maps the residual stream `[T, D]` to `[Q, D]`: one row per token that the layer's mask selects, or per token if it
+    /// selects none. `is_last` says whether this is the model's last layer.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
         context: &SequenceContext<B>,
-        mask: &AttentionMask<B>,
+        is_last: bool,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 2> {
+        let mask = context.mask(self.self_attn.kind.window, is_last);
         let normed = self.input_layernorm.forward(x.clone());
         let residual = match &mask.queries {
             Some(queries) => x.select(0, queries.clone()),
             None => x,
         };
-        let x = self.self_attn.forward(normed, residual, context, mask, cache);
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        self.mlp.forward(normed, x, context.dropout_seed)
+        let (attention, seed) = (&self.self_attn, context.dropout_seed);
+        let (Some(before), Some(after)) =
+            (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm)
+        else {
+            let x = attention.forward(normed, Some(residual), context, mask, cache);
+            let normed = self.post_attention_layernorm.forward(x.clone());
+            return self.mlp.forward(normed, Some(x), seed);
+        };
+        let attended = attention.forward(normed, None, context, mask, cache);
+        let x = residual + self.post_attention_layernorm.forward(attended);
+        let fed = self.mlp.forward(before.forward(x.clone()), None, seed);
+        x + after.forward(fed)
     }
 
     /// Returns the seven projections, in Hugging Face's order.
@@ -71,56 +87,48 @@ impl<B: TrainBackend> DecoderLayer<B> {
         scaled.flatten().map(|projection| projection.dims().0).sum()
     }
 
-    /// Returns the seven projections mutably, in the order of [`Self::projections`].
-    pub fn projections_mut(&mut self) -> [&mut Linear<B>; 7] {
-        projections_mut(&mut self.self_attn, &mut self.mlp)
+    /// Returns the modules that have a weight, mutably, with their paths below the layer's: first the projections in the
+    /// order of [`PROJECTIONS`], then the norms.
+    fn modules_mut(&mut self) -> Vec<(&'static str, ModuleMut<'_, B>)> {
+        let Self { self_attn: attn, mlp, .. } = self;
+        let projections = [
+            &mut attn.q_proj,
+            &mut attn.k_proj,
+            &mut attn.v_proj,
+            &mut attn.o_proj,
+            &mut mlp.gate_proj,
+            &mut mlp.up_proj,
+            &mut mlp.down_proj,
+        ];
+        let norms = [
+            ("self_attn.q_norm", attn.q_norm.as_mut()),
+            ("self_attn.k_norm", attn.k_norm.as_mut()),
+            ("input_layernorm", Some(&mut self.input_layernorm)),
+            ("post_attention_layernorm", Some(&mut self.post_attention_layernorm)),
+            ("pre_feedforward_layernorm", self.pre_feedforward_layernorm.as_mut()),
+            ("post_feedforward_layernorm", self.post_feedforward_layernorm.as_mut()),
+        ];
+        let projections = PROJECTIONS.into_iter().zip(projections.map(ModuleMut::Projection));
+        let norms =
+            norms.into_iter().filter_map(|(path, norm)| Some((path, ModuleMut::Norm(norm?))));
+        projections.chain(norms).collect()
     }
-}
-
-/// Returns the projections of a layer's two halves, in the order of [`DecoderLayer::projections`].
-fn projections_mut<'a, B: TrainBackend>(
-    attn: &'a mut Attention<B>,
-    mlp: &'a mut Mlp<B>,
-) -> [&'a mut Linear<B>; 7] {
-    [
-        &mut attn.q_proj,
-        &mut attn.k_proj,
-        &mut attn.v_proj,
-        &mut attn.o_proj,
-        &mut mlp.gate_proj,
-        &mut mlp.up_proj,
-        &mut mlp.down_proj,
-    ]
 }
 
 /// A module of the model that has a weight.
 #[derive(Debug)]
 pub enum ModuleMut<'a, B: TrainBackend> {
-    /// A matrix: the embedding, a projection or the head.
+    /// The embedding or the head.
     Matrix(&'a mut WeightParam<B>),
+    /// A projection.
+    Projection(&'a mut Linear<B>),
     /// A norm.
     Norm(&'a mut RmsNorm<B>),
 }
 
-/// Paths of a layer's projections below `model.layers.N.`, in the order of [`DecoderLayer::projections`].
-pub const PROJECTIONS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
-/// Returns the names of a layer's projections, as in PEFT's `target_modules`: `q_proj` and so on.
-pub fn projection_names() -> impl Iterator<Item = &'static str> {
-    PROJECTIONS.into_iter().filter_map(|path| path.split('.').nth(1))
-}
-
 /// The decoder-only transformer with its language-model head.
 #[derive(Module, Debug)]
-pub struct Mistral<B: TrainBackend> {
+pub struct Decoder<B: TrainBackend> {
     /// `[V, D]`
     pub embed_tokens: WeightParam<B>,
     /// The decoder layers.
@@ -131,10 +139,10 @@ pub struct Mistral<B: TrainBackend> {
     pub lm_head: Option<WeightParam<B>>,
     /// Shapes and constants.
     #[module(skip)]
-    pub config: MistralConfig,
+    pub config: DecoderConfig,
 }
 
-impl<B: TrainBackend> Mistral<B> {
+impl<B: TrainBackend> Decoder<B> {
     /// Computes the hidden states after the final norm, `[Q, D]`: of the tokens chosen by [`ModelInput::only`], or of
     /// all tokens.
     pub fn hidden_states(&self, input: &ModelInput<B>) -> Tensor<B, 2> {
@@ -152,8 +160,7 @@ impl<B: TrainBackend> Mistral<B> {
         x: Tensor<B, 2>,
         context: &SequenceContext<B>,
     ) -> Tensor<B, 2> {
-        let mask = context.layer_mask(index, self.layers.len());
-        self.layers[index].forward(x, context, mask, None)
+        self.layers[index].forward(x, context, index + 1 == self.layers.len(), None)
     }
 
     /// Computes hidden states like [`Self::hidden_states`]; the tokens also attend to those in `cache` and are added
@@ -166,8 +173,7 @@ impl<B: TrainBackend> Mistral<B> {
         let (mut x, context) = (self.embed(input.token_ids.clone()), &input.context);
         let caches = cache.layers.iter_mut();
         for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            let mask = context.layer_mask(index, self.layers.len());
-            x = layer.forward(x, context, mask, Some(cache));
+            x = layer.forward(x, context, index + 1 == self.layers.len(), Some(cache));
         }
         self.norm.forward(x)
     }
@@ -179,7 +185,12 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// Embeds token ids `[T]` as `[T, D]`.
     pub fn embed(&self, token_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.embed_tokens.rows(token_ids, self.dtype())
+        let embedded = self.embed_tokens.rows(token_ids, self.dtype());
+        if self.config.switches.scaled_embedding {
+            embedded * (self.config.hidden_size as f64).sqrt()
+        } else {
+            embedded
+        }
     }
 
     /// Returns the matrix that maps hidden states to logits, `[V, D]`.
@@ -192,13 +203,11 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// Builds the [`PositionTable`] of the first `positions` positions.
     pub fn position_table(&self, positions: usize, device: &B::Device) -> PositionTable<B> {
-        let MistralConfig { rope_theta, sliding_window, .. } = self.config;
-        let head_dim = self.config.head_dim();
-        PositionTable::new(positions, head_dim, rope_theta, sliding_window, device)
+        PositionTable::new(&self.config, positions, device)
     }
 
     /// Returns the bytes per token that a checkpointed block keeps for the backward pass: see
-    /// [`MistralConfig::block_values_per_token`]. With DoRA, also the outputs before they are scaled.
+    /// [`DecoderConfig::block_values_per_token`]. With DoRA, also the outputs before they are scaled.
     pub fn block_bytes_per_token(&self) -> usize {
         let scaled = self.layers.iter().map(DecoderLayer::scaled_values_per_token).max();
         let accumulator = ops::accumulator(self.dtype()).size();
@@ -222,41 +231,30 @@ impl<B: TrainBackend> Mistral<B> {
             PROJECTIONS
                 .iter()
                 .zip(layer.projections())
-                .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
+                .map(move |(path, linear)| (format!("{}.{path}", layer_module(index)), linear))
         })
     }
 
     /// Returns every projection mutably with its module name, in the order of [`Self::projections`].
     pub fn projections_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
-        self.layers.iter_mut().enumerate().flat_map(|(index, layer)| {
-            PROJECTIONS
-                .iter()
-                .zip(layer.projections_mut())
-                .map(move |(path, linear)| (format!("model.layers.{index}.{path}"), linear))
+        self.modules_mut().into_iter().filter_map(|(name, module)| match module {
+            ModuleMut::Projection(linear) => Some((name, linear)),
+            ModuleMut::Matrix(_) | ModuleMut::Norm(_) => None,
         })
     }
 
-    /// Returns every module that has a weight, mutably, with its Hugging Face name.
+    /// Returns every module that has a weight, mutably, with its Hugging Face name, in the order of
+    /// [`DecoderConfig::tensors`].
     pub fn modules_mut(&mut self) -> Vec<(String, ModuleMut<'_, B>)> {
         let Self { embed_tokens, layers, norm, lm_head, .. } = self;
-        let mut modules = vec![("model.embed_tokens".to_string(), ModuleMut::Matrix(embed_tokens))];
+        let mut modules = vec![(EMBEDDING.to_string(), ModuleMut::Matrix(embed_tokens))];
         for (index, layer) in layers.iter_mut().enumerate() {
-            let DecoderLayer { self_attn, mlp, input_layernorm, post_attention_layernorm } = layer;
-            let matrices = PROJECTIONS.into_iter().zip(projections_mut(self_attn, mlp));
-            let matrices =
-                matrices.map(|(path, linear)| (path, ModuleMut::Matrix(&mut linear.weight)));
-            let norms = [
-                ("input_layernorm", ModuleMut::Norm(input_layernorm)),
-                ("post_attention_layernorm", ModuleMut::Norm(post_attention_layernorm)),
-            ];
-            let all = matrices.chain(norms);
-            modules
-                .extend(all.map(|(path, module)| (format!("model.layers.{index}.{path}"), module)));
+            let layer_name = layer_module(index);
+            let in_layer = layer.modules_mut().into_iter();
+            modules.extend(in_layer.map(|(path, module)| (format!("{layer_name}.{path}"), module)));
         }
-        modules.push(("model.norm".to_string(), ModuleMut::Norm(norm)));
-        modules.extend(
-            lm_head.iter_mut().map(|head| ("lm_head".to_string(), ModuleMut::Matrix(head))),
-        );
+        modules.push((FINAL_NORM.to_string(), ModuleMut::Norm(norm)));
+        modules.extend(lm_head.iter_mut().map(|head| (HEAD.to_string(), ModuleMut::Matrix(head))));
         modules
     }
 
@@ -276,12 +274,13 @@ impl<B: TrainBackend> Mistral<B> {
 
     /// Removes the adapter like [`Self::without_adapter`].
     pub fn remove_adapter(&mut self) {
-        for (_, linear) in self.projections_mut() {
-            linear.lora = None;
-        }
         for (_, module) in self.modules_mut() {
             match module {
                 ModuleMut::Matrix(weight) => weight.trained = None,
+                ModuleMut::Projection(linear) => {
+                    linear.lora = None;
+                    linear.weight.trained = None;
+                }
                 ModuleMut::Norm(norm) => norm.trained = None,
             }
         }

@@ -1,0 +1,217 @@
+//! The keys of rotary embeddings: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`.
+
+use serde_json::{Map, Value, json};
+
+use super::{DecoderConfig, Fields};
+use crate::error::{Error, Result};
+use crate::model::switches::{RopeScaling, Yarn};
+
+/// The object with the parameters of rotary embeddings.
+#[derive(Debug)]
+pub struct RopeKeys<'a> {
+    fields: &'a Fields<'a>,
+    key: &'static str,
+    object: Option<&'a Map<String, Value>>,
+    is_of_layer_type: bool,
+}
+
+impl Fields<'_> {
+    /// Returns the parameters of rotary embeddings, `rope_parameters` or else `rope_scaling`. In a `rope_parameters` with
+    /// one object per type of layers, they are those of `layer_type`, or of `full_attention` if that is `None`.
+    ///
+    /// # Errors
+    /// The value is not an object.
+    pub fn rope(&self, layer_type: Option<&str>) -> Result<RopeKeys<'_>> {
+        for key in ["rope_parameters", "rope_scaling"] {
+            let Some(value) = self.get(key) else { continue };
+            let all = value.as_object().ok_or_else(|| self.wrong(key, "an object"))?;
+            let one = all.get(layer_type.unwrap_or("full_attention")).and_then(Value::as_object);
+            let object = one.unwrap_or(all);
+            return Ok(RopeKeys {
+                fields: self,
+                key,
+                object: Some(object),
+                is_of_layer_type: one.is_some(),
+            });
+        }
+        Ok(RopeKeys { fields: self, key: "rope_scaling", object: None, is_of_layer_type: false })
+    }
+
+    /// Returns the base of the frequencies: `rope_parameters.rope_theta` (transformers 5) or `rope_theta`.
+    ///
+    /// # Errors
+    /// It is not a number.
+    pub(super) fn rope_theta(&self) -> Result<f64> {
+        match self.rope(None)?.number("rope_theta")? {
+            Some(theta) => Ok(theta),
+            None => self.number("rope_theta", 10_000.0),
+        }
+    }
+}
+
+impl RopeKeys<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.object?.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Returns whether the parameters are those of one type of layers.
+    pub fn is_of_layer_type(&self) -> bool {
+        self.is_of_layer_type
+    }
+
+    /// Returns the number `key`; `None` if it is absent.
+    ///
+    /// # Errors
+    /// It is not a finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| number.is_finite());
+        number.map(Some).ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    /// Returns the length of the texts of the first training phase.
+    ///
+    /// # Errors
+    /// It is not a positive integer.
+    pub fn original_max_position_embeddings(&self) -> Result<usize> {
+        const KEY: &str = "original_max_position_embeddings";
+        match self.get(KEY) {
+            Some(value) => {
+                let size = value.as_f64().filter(|size| *size >= 1.0 && *size < 1e12);
+                size.map(|size| size as usize).ok_or_else(|| self.wrong(KEY, "a positive integer"))
+            }
+            None => match self.fields.optional_size(KEY)? {
+                Some(size) => Ok(size),
+                None => self.fields.size("max_position_embeddings"),
+            },
+        }
+    }
+
+    /// Returns how the frequencies are scaled.
+    ///
+    /// # Errors
+    /// A parameter is missing or out of range, or the kind of scaling is not implemented.
+    pub(super) fn scaling(&self) -> Result<RopeScaling> {
+        let kind = self.get("rope_type").or_else(|| self.get("type"));
+        let kind = match kind {
+            None => "default",
+            Some(kind) => kind.as_str().ok_or_else(|| self.wrong("rope_type", "a name"))?,
+        };
+        let partial = match self.number("partial_rotary_factor")? {
+            Some(partial) => partial,
+            None => self.fields.number("partial_rotary_factor", 1.0)?,
+        };
+        if partial != 1.0 {
+            return Err(self.unsupported(format!(
+                "partial_rotary_factor is {partial}; only whole heads can be rotated"
+            )));
+        }
+        Ok(match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: self.positive("factor")? },
+            "llama3" => RopeScaling::Llama3 {
+                factor: self.positive("factor")?,
+                low_freq_factor: self.positive("low_freq_factor")?,
+                high_freq_factor: self.positive("high_freq_factor")?,
+                original_max_position_embeddings: self.original_max_position_embeddings()?,
+            },
+            "yarn" => RopeScaling::Yarn(Yarn {
+                factor: self.positive("factor")?,
+                original_max_position_embeddings: self.original_max_position_embeddings()?,
+                attention_factor: self.number("attention_factor")?,
+                beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
+                mscale: self.number("mscale")?,
+                mscale_all_dim: self.number("mscale_all_dim")?,
+                truncate: self.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+            }),
+            other => {
+                return Err(self.unsupported(format!(
+                    "the rotary embeddings are scaled by {other:?}; only \"linear\", \"llama3\" and \"yarn\" are \
+                     implemented"
+                )));
+            }
+        })
+    }
+
+    /// Refuses a scaling.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn refuse_scaling(&self) -> Result<()> {
+        match self.scaling()? {
+            RopeScaling::None => Ok(()),
+            _ => {
+                Err(self
+                    .unsupported("layers with a window have scaled rotary embeddings".to_string()))
+            }
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<f64> {
+        let number = self.number(key)?.filter(|number| *number > 0.0);
+        number.ok_or_else(|| self.wrong(key, "a number above 0"))
+    }
+
+    fn wrong(&self, key: &str, wanted: &str) -> Error {
+        let found = self.get(key).map_or("missing".to_string(), |value| format!("is {value}"));
+        Error::file(
+            self.fields.path,
+            format!("{}: {key} must be {wanted}, {found}", self.key),
+            "take the config.json that belongs to these weights",
+        )
+    }
+
+    fn unsupported(&self, problem: String) -> Error {
+        Error::file(
+            self.fields.path,
+            format!("{}: {problem}", self.key),
+            "choose a model without this scaling, or one without its key if its texts are short",
+        )
+    }
+}
+
+impl DecoderConfig {
+    /// Returns the parameters of rotary embeddings as transformers 5 writes them.
+    pub fn rope_parameters(&self) -> Map<String, Value> {
+        let mut object = self
+            .rope_scaling()
+            .unwrap_or_else(|| Map::from_iter([("rope_type".to_string(), json!("default"))]));
+        object.insert("rope_theta".to_string(), json!(self.rope_theta));
+        object
+    }
+
+    /// Returns the value of `rope_scaling`; `None` if the frequencies are not scaled.
+    pub(super) fn rope_scaling(&self) -> Option<Map<String, Value>> {
+        let value = match &self.switches.rope_scaling {
+            RopeScaling::None => return None,
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            }),
+            RopeScaling::Yarn(yarn) => json!({
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_position_embeddings,
+                "attention_factor": yarn.attention_factor,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "mscale": yarn.mscale,
+                "mscale_all_dim": yarn.mscale_all_dim,
+                "truncate": yarn.truncate,
+            }),
+        };
+        let Value::Object(mut object) = value else { return None };
+        object.retain(|_, value| !value.is_null());
+        Some(object)
+    }
+}

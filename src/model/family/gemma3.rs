@@ -1,0 +1,90 @@
+//! Gemma 3 (arXiv 2503.19786), text only: norms behind attention and feed-forward block too, which multiply by
+//! `1 + weight`; scaled embeddings; GELU; and layers with a window, which have rotary frequencies of their own.
+
+use serde_json::{Map, Value, json};
+
+use super::Family;
+use crate::error::Result;
+use crate::model::config::{DecoderConfig, Fields};
+use crate::model::switches::NormPlacement;
+
+/// See [`Family`].
+pub(super) static FAMILY: Family =
+    Family { model_type: "gemma3_text", architecture: "Gemma3ForCausalLM", defaults, read, write };
+
+/// The published models of several kinds of input leave out all of these.
+fn defaults() -> Value {
+    json!({
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "tie_word_embeddings": true,
+    })
+}
+
+fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        fields.refuse_set(key, "soft caps are not implemented")?;
+    }
+    if fields.flag("use_bidirectional_attention")? {
+        fields.refuse_set(
+            "use_bidirectional_attention",
+            "a model that attends to later tokens cannot generate",
+        )?;
+    }
+    let (attention_bias, layers) = (fields.flag("attention_bias")?, config.num_hidden_layers);
+    let windowed = match fields.layer_types(layers)? {
+        listed if !listed.is_empty() => listed,
+        _ => {
+            let [new, old] = ["_sliding_window_pattern", "sliding_window_pattern"];
+            let interval = match fields.optional_size(new)? {
+                Some(interval) => interval,
+                None => fields.optional_size(old)?.unwrap_or(6),
+            };
+            (1..=layers).map(|number| !number.is_multiple_of(interval)).collect()
+        }
+    };
+    config.set_windows(Some(fields.size("sliding_window")?), windowed);
+    let local = fields.rope(Some("sliding_attention"))?;
+    let local_theta = match local.number("rope_theta")? {
+        Some(theta) if local.is_of_layer_type() => theta,
+        _ => fields.positive("rope_local_base_freq")?,
+    };
+    if local.is_of_layer_type() {
+        local.refuse_scaling()?;
+    }
+    let switches = &mut config.switches;
+    switches.qkv_bias = attention_bias;
+    switches.o_bias = attention_bias;
+    switches.qk_norm = true;
+    switches.local_rope_theta = Some(local_theta);
+    switches.query_pre_attn_scalar = Some(fields.positive("query_pre_attn_scalar")?);
+    switches.scaled_embedding = true;
+    switches.unit_offset_norm = true;
+    switches.norm_placement = NormPlacement::BeforeAndAfter;
+    Ok(())
+}
+
+/// The form that transformers 4 and 5 read.
+fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
+    let switches = &config.switches;
+    let activation = object.remove("hidden_act").unwrap_or_default();
+    for (key, value) in [
+        ("hidden_activation", activation),
+        ("attention_bias", json!(switches.o_bias)),
+        ("sliding_window", json!(config.sliding_window)),
+        ("layer_types", config.layer_types()),
+        ("rope_local_base_freq", json!(switches.local_rope_theta)),
+        ("query_pre_attn_scalar", json!(switches.query_pre_attn_scalar)),
+    ] {
+        object.insert(key.to_string(), value);
+    }
+}

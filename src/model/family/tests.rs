@@ -1,0 +1,260 @@
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::error::Result;
+use crate::model::names::TensorRole;
+use crate::model::switches::{Activation, NormPlacement, QueryGrowth, RopeScaling, Yarn};
+
+/// Parses a model of four layers with `keys` in addition.
+fn parse(keys: Value) -> Result<DecoderConfig> {
+    let mut object = json!({"vocab_size": 7, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 2});
+    for (key, value) in keys.as_object().unwrap() {
+        object[key] = value.clone();
+    }
+    DecoderConfig::parse(&object.to_string(), Path::new("config.json"))
+}
+
+fn good(keys: Value) -> DecoderConfig {
+    parse(keys).unwrap()
+}
+
+fn refused(keys: Value) -> String {
+    parse(keys).unwrap_err().to_string()
+}
+
+/// Returns which layers have a window.
+fn windowed(config: &DecoderConfig) -> Vec<bool> {
+    let windows = config.windows();
+    let window = |index: usize| windows[config.layer_kind(index).window];
+    (0..config.num_hidden_layers).map(|index| window(index).is_some()).collect()
+}
+
+#[test]
+fn absent_keys_take_the_defaults_of_each_class_of_transformers() {
+    let sizes = json!({"vocab_size": 7, "hidden_size": 512, "intermediate_size": 20, "num_hidden_layers": 4,
+        "num_attention_heads": 64});
+    // Key heads, width of a head, positions, base of the frequencies, window, tied.
+    for (model_type, expected) in [
+        ("mistral", (8, 8, 131_072, 1e4, Some(4096), false)),
+        ("ministral", (8, 8, 131_072, 1e4, Some(4096), false)),
+        ("ministral3", (8, 128, 262_144, 1e6, None, false)),
+        ("llama", (64, 8, 2048, 1e4, None, false)),
+        ("qwen2", (32, 8, 32_768, 1e4, None, false)),
+        ("qwen3", (32, 128, 32_768, 1e4, None, false)),
+        ("smollm3", (4, 8, 32_768, 2e6, None, true)),
+        ("gemma3_text", (4, 256, 131_072, 1e6, Some(4096), true)),
+    ] {
+        let mut object = sizes.clone();
+        object["model_type"] = json!(model_type);
+        let config = DecoderConfig::parse(&object.to_string(), Path::new("config.json")).unwrap();
+        let (window, tied) = (config.sliding_window, config.tie_word_embeddings);
+        let (heads, positions) = (config.num_key_value_heads, config.max_position_embeddings);
+        let ours = (heads, config.head_dim(), positions, config.rope_theta, window, tied);
+        assert_eq!(ours, expected, "{model_type}");
+    }
+    // An explicit null is the number of query heads.
+    let null = good(json!({"model_type": "qwen2", "num_key_value_heads": null}));
+    assert_eq!(null.num_key_value_heads, 6);
+}
+
+#[test]
+fn biases_follow_the_keys_of_each_family() {
+    let biases = |keys: Value| {
+        let config = good(keys);
+        let tensors = config.tensors().into_iter();
+        let biases = tensors.filter(|tensor| tensor.role == TensorRole::Bias);
+        let first = biases.filter(|tensor| tensor.name.starts_with("model.layers.0."));
+        let name = |name: String| name.split('.').nth(4).map(String::from);
+        first.filter_map(|tensor| name(tensor.name)).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        biases(json!({"model_type": "qwen2", "attention_bias": false})),
+        "q_proj k_proj v_proj"
+    );
+    let all = json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true});
+    assert_eq!(biases(all), "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj");
+    let attention = json!({"model_type": "qwen3", "attention_bias": true});
+    assert_eq!(biases(attention), "q_proj k_proj v_proj o_proj");
+    assert_eq!(biases(json!({"model_type": "qwen3"})), "");
+    assert!(
+        refused(json!({"model_type": "mistral", "attention_bias": true}))
+            .contains("attention_bias is true")
+    );
+}
+
+#[test]
+fn windows_follow_the_layers() {
+    let qwen2 = |keys: Value| {
+        let mut all = json!({"model_type": "qwen2", "sliding_window": 8, "max_window_layers": 3});
+        all.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        windowed(&good(all))
+    };
+    assert_eq!(qwen2(json!({})), [false; 4]);
+    assert_eq!(qwen2(json!({"use_sliding_window": true})), [false, false, false, true]);
+    let layers = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"];
+    let listed = qwen2(json!({"use_sliding_window": true, "layer_types": layers}));
+    assert_eq!(listed, [true, false, false, true]);
+    assert_eq!(qwen2(json!({"layer_types": layers})), [false; 4]);
+    assert_eq!(qwen2(json!({"use_sliding_window": true, "max_window_layers": 0})), [true; 4]);
+
+    assert_eq!(windowed(&good(json!({"model_type": "llama", "sliding_window": 8}))), [false; 4]);
+    assert_eq!(windowed(&good(json!({"model_type": "mistral", "sliding_window": 8}))), [true; 4]);
+    let ministral =
+        good(json!({"model_type": "ministral", "sliding_window": 8, "layer_types": layers}));
+    assert_eq!(windowed(&ministral), [true, false, false, true]);
+    let gemma = good(
+        json!({"model_type": "gemma3_text", "sliding_window": 8, "sliding_window_pattern": 3}),
+    );
+    assert_eq!(windowed(&gemma), [true, true, false, true]);
+    assert_eq!([0, 2].map(|index| gemma.layer_kind(index).rope), [Some(1), Some(0)]);
+
+    let chunked = json!({"model_type": "qwen3", "layer_types": vec!["chunked_attention"; 4]});
+    assert!(refused(chunked).contains("layer_types must be"));
+    let short = json!({"model_type": "qwen3", "layer_types": ["full_attention"]});
+    assert!(refused(short).contains("layer_types must be"));
+}
+
+#[test]
+fn rotations_follow_the_layers() {
+    let rotated = |keys: Value| {
+        let config = good(keys);
+        (0..4).map(|index| config.layer_kind(index).rope.is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(rotated(json!({"model_type": "smollm3"})), [true, true, true, false]);
+    let interval = json!({"model_type": "smollm3", "no_rope_layer_interval": 2});
+    assert_eq!(rotated(interval), [true, false, true, false]);
+    let listed = json!({"model_type": "smollm3", "no_rope_layers": [0, 1, 1, 0]});
+    assert_eq!(rotated(listed), [false, true, true, false]);
+}
+
+#[test]
+fn scaled_rotations_are_read_in_both_forms() {
+    let llama = |rope: Value| {
+        let key = if rope.get("rope_theta").is_some() { "rope_parameters" } else { "rope_scaling" };
+        parse(json!({"model_type": "llama", "max_position_embeddings": 64, key: rope}))
+    };
+    let scaling = |rope: Value| llama(rope).unwrap().switches.rope_scaling;
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_eq!(scaling(json!({"type": "linear", "factor": 4.0})), linear);
+    let new = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5});
+    assert_eq!(scaling(new.clone()), linear);
+    assert_eq!(llama(new).unwrap().rope_theta, 5e5);
+    // The first training phase was as long as the texts of the model, if nothing else is said.
+    let yarn = Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 64,
+        attention_factor: None,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: true,
+    };
+    assert_eq!(scaling(json!({"rope_type": "yarn", "factor": 4.0})), RopeScaling::Yarn(yarn));
+    for (rope, wanted) in [
+        (json!({"rope_type": "dynamic", "factor": 2.0}), "\"dynamic\""),
+        (json!({"rope_type": "longrope", "long_factor": [1.0]}), "\"longrope\""),
+        (json!({"rope_type": "yarn"}), "factor must be a number above 0, missing"),
+        (json!({"rope_type": "linear", "factor": 0}), "factor must be a number above 0, is 0"),
+        (json!({"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (json!("yarn"), "rope_scaling must be an object"),
+    ] {
+        let error = llama(rope).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn queries_of_ministral_3_grow_by_absolute_positions() {
+    let rope = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+        "original_max_position_embeddings": 16});
+    let config = good(json!({"model_type": "ministral3", "rope_parameters": rope}));
+    let growth = QueryGrowth { beta: 0.1, original_max_position_embeddings: 16 };
+    assert_eq!(config.switches.query_growth, Some(growth));
+    assert_eq!([0, 15].map(|position| growth.factor(position)), [1.0; 2]);
+    assert_eq!(growth.factor(40), 1.0 + 0.1 * 3f32.ln());
+}
+
+#[test]
+fn gemma_3_has_its_norms_scales_and_activation() {
+    let config =
+        good(json!({"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+        }}));
+    let switches = &config.switches;
+    assert_eq!((config.rope_theta, switches.local_rope_theta), (2e6, Some(3e4)));
+    assert_eq!(switches.rope_scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(config.attention().scale, 0.25);
+    assert_eq!(switches.activation, Activation::GeluTanh);
+    assert_eq!(switches.norm_placement, NormPlacement::BeforeAndAfter);
+    assert!(switches.qk_norm && switches.unit_offset_norm && switches.scaled_embedding);
+    let capped = json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0});
+    assert!(refused(capped).contains("final_logit_softcapping is 30.0"));
+}
+
+/// The text part of a model that also reads images, whose keys are nested.
+#[test]
+fn the_text_part_of_a_larger_model_is_read() {
+    let text = json!({"model_type": "ministral3", "vocab_size": 7, "hidden_size": 12, "intermediate_size": 20,
+        "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 2});
+    let whole = json!({"model_type": "mistral3", "text_config": text, "vision_config": {"model_type": "pixtral"},
+        "tie_word_embeddings": true, "dtype": "bfloat16"});
+    let config = DecoderConfig::parse(&whole.to_string(), Path::new("config.json")).unwrap();
+    assert_eq!(config.family.model_type, "ministral3");
+    assert!(config.is_text_part && config.tie_word_embeddings);
+    assert_eq!(config.torch_dtype.as_deref(), Some("bfloat16"));
+    let growth = config.switches.query_growth.unwrap();
+    assert_eq!((growth.beta, growth.original_max_position_embeddings), (0.1, 16_384));
+}
+
+#[test]
+fn what_is_missing_for_other_models_is_named() {
+    for (model_type, wanted) in [
+        ("qwen3_moe", "a mixture of experts"),
+        ("mixtral", "a mixture of experts"),
+        ("qwen2_5_vl", "an encoder of images"),
+        ("qwen3_next", "linear attention"),
+        ("gemma2", "soft caps"),
+        ("gemma4", "embeddings per layer"),
+        ("phi3", "one matrix"),
+        ("olmo2", "norms only behind"),
+        ("granite", "multipliers"),
+        ("of_a_later_year", "which is not implemented"),
+    ] {
+        let error = refused(json!({"model_type": model_type}));
+        assert!(error.contains(wanted) && error.contains("llama, qwen2, qwen3"), "{error}");
+    }
+    assert!(refused(json!({})).contains("\"(none)\""));
+    let activation = json!({"model_type": "llama", "hidden_act": "relu2"});
+    assert!(refused(activation).contains("hidden_act is \"relu2\""));
+}
+
+#[test]
+fn saved_configurations_are_read_back() {
+    let yarn =
+        json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.1, "truncate": false});
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32});
+    let layers = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"];
+    for keys in [
+        json!({"model_type": "mistral", "rope_scaling": yarn}),
+        json!({"model_type": "llama", "rope_scaling": llama3, "attention_bias": true, "mlp_bias": true}),
+        json!({"model_type": "qwen2"}),
+        json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "layer_types": layers}),
+        json!({"model_type": "qwen3", "use_sliding_window": true, "max_window_layers": 1, "attention_bias": true}),
+        json!({"model_type": "ministral", "layer_types": layers}),
+        json!({"model_type": "ministral3"}),
+        json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
+        json!({"model_type": "smollm3", "no_rope_layers": [0, 1, 1, 0], "use_sliding_window": true, "sliding_window": 8}),
+        json!({"model_type": "gemma3_text", "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ] {
+        let config = good(keys);
+        let text = config.to_json().to_string();
+        let read = DecoderConfig::parse(&text, Path::new("config.json"));
+        assert_eq!(read.unwrap(), config, "{text}");
+    }
+}

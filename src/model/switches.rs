@@ -1,0 +1,153 @@
+//! The switches of the decoder: what a family of models has beyond, or instead of, what Mistral has.
+
+use arithmo_backends::AttentionConfig;
+
+/// What distinguishes the decoders of different families. The default is Mistral's decoder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Switches {
+    /// Whether the projections of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention has a bias.
+    pub o_bias: bool,
+    /// Whether the projections of the feed-forward block have biases.
+    pub mlp_bias: bool,
+    /// Whether each head of the queries and keys is normalized before its rotation.
+    pub qk_norm: bool,
+    /// The layers that the sliding window restricts; empty if it restricts all of them.
+    pub windowed: Vec<bool>,
+    /// The layers whose queries and keys are rotated; empty if all are.
+    pub rotated: Vec<bool>,
+    /// How the rotary frequencies are stretched for longer texts.
+    pub rope_scaling: RopeScaling,
+    /// Base of the rotary frequencies of the layers that the window restricts, which are not scaled; `None` if all
+    /// layers have the same frequencies.
+    pub local_rope_theta: Option<f64>,
+    /// The growth of the queries with their positions; `None` if they do not grow.
+    pub query_growth: Option<QueryGrowth>,
+    /// The number whose inverse square root scales the attention scores; `None` means the width of a head.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// Whether embeddings are multiplied by `sqrt(D)`.
+    pub scaled_embedding: bool,
+    /// Whether norms multiply by `1 + weight` instead of `weight`.
+    pub unit_offset_norm: bool,
+    /// Where a layer has norms.
+    pub norm_placement: NormPlacement,
+    /// The activation of the feed-forward block.
+    pub activation: Activation,
+}
+
+impl Switches {
+    /// Returns which projections of a layer have a bias, in the order of [`PROJECTIONS`](super::names::PROJECTIONS).
+    pub fn biases(&self) -> [bool; 7] {
+        let (qkv, o, mlp) = (self.qkv_bias, self.o_bias, self.mlp_bias);
+        [qkv, qkv, qkv, o, mlp, mlp, mlp]
+    }
+
+    /// Returns whether the window, if there is one, restricts layer `index`.
+    pub fn is_windowed(&self, index: usize) -> bool {
+        self.windowed.get(index).copied().unwrap_or(self.windowed.is_empty())
+    }
+
+    /// Returns whether queries and keys of layer `index` are rotated.
+    pub fn is_rotated(&self, index: usize) -> bool {
+        self.rotated.get(index).copied().unwrap_or(true)
+    }
+}
+
+/// What distinguishes the attention of one layer from that of others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerKind {
+    /// Heads, and the factor on scores.
+    pub attention: AttentionConfig,
+    /// Index of the layer's window in [`DecoderConfig::windows`](super::config::DecoderConfig::windows).
+    pub window: usize,
+    /// Index of the layer's frequencies in [`DecoderConfig::ropes`](super::config::DecoderConfig::ropes); `None` if nothing
+    /// is rotated.
+    pub rope: Option<usize>,
+}
+
+/// Where a layer has norms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before attention and before the feed-forward block.
+    #[default]
+    Before,
+    /// Before and after each of the two (Gemma 2 and 3).
+    BeforeAndAfter,
+}
+
+/// The function that the gate of the feed-forward block passes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    #[default]
+    Silu,
+    /// GELU by its approximation with tanh (arXiv 1606.08415), `gelu_pytorch_tanh`.
+    GeluTanh,
+}
+
+/// The growth of queries with their positions (Llama 4, Ministral 3): they are multiplied by
+/// `1 + beta ln(1 + floor(position / original_max_position_embeddings))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    /// `llama_4_scaling_beta`.
+    pub beta: f64,
+    /// The longest text of the first training phase, in tokens.
+    pub original_max_position_embeddings: usize,
+}
+
+impl QueryGrowth {
+    /// Returns the factor on the query at `position`, computed in f32 as transformers does.
+    pub fn factor(&self, position: i64) -> f32 {
+        let quotient = (position as f32 / self.original_max_position_embeddings as f32).floor();
+        1.0 + self.beta as f32 * (1.0 + quotient).ln()
+    }
+}
+
+/// How rotary frequencies are stretched for texts longer than those of the first training phase, with the names of
+/// transformers' `rope_scaling`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all (`default`).
+    #[default]
+    None,
+    /// All by one factor (`linear`).
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Low frequencies only, with a smooth transition (`llama3`).
+    Llama3 {
+        /// Factor of the low frequencies.
+        factor: f64,
+        /// Waves longer than `original_max_position_embeddings` over this are stretched.
+        low_freq_factor: f64,
+        /// Waves shorter than `original_max_position_embeddings` over this are not.
+        high_freq_factor: f64,
+        /// The longest text of the first training phase, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// Low frequencies only, with a linear transition (`yarn`, arXiv 2309.00071).
+    Yarn(Yarn),
+}
+
+/// The parameters of YaRN.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    /// Factor of the low frequencies.
+    pub factor: f64,
+    /// The longest text of the first training phase, in tokens.
+    pub original_max_position_embeddings: usize,
+    /// Factor on sines and cosines; `None` derives it from the others.
+    pub attention_factor: Option<f64>,
+    /// Rotations over the first training phase's length above which a frequency keeps its value.
+    pub beta_fast: f64,
+    /// Rotations below which a frequency is stretched by the whole factor.
+    pub beta_slow: f64,
+    /// Weight of the derived factor on sines and cosines.
+    pub mscale: Option<f64>,
+    /// Weight of its divisor.
+    pub mscale_all_dim: Option<f64>,
+    /// Whether the bounds of the transition are rounded to whole frequencies.
+    pub truncate: bool,
+}
