@@ -21,11 +21,11 @@ const AUTO_REMEDY: &str = "leave --backend out to use the best one that starts";
 static ALLOCATOR: arithmo_backends::ndarray::CacheAligned = arithmo_backends::ndarray::CacheAligned;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return print_clap_message(&error),
     };
-    match start(&cli) {
+    match start(&mut cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             arithmo::say!("error: {error}");
@@ -52,7 +52,7 @@ fn print_clap_message(answer: &clap::Error) -> ExitCode {
 }
 
 /// Runs the sandboxed program, or sets up the process and runs the command.
-fn start(cli: &Cli) -> Result<()> {
+fn start(cli: &mut Cli) -> Result<()> {
     // The sandboxed program must start before any thread exists.
     if let Command::SandboxExec(args) = &cli.command {
         return sandbox_exec::run(args);
@@ -60,6 +60,7 @@ fn start(cli: &Cli) -> Result<()> {
     process::set_up();
     set_max_row_bytes(cli.max_row_bytes);
     interrupt::install();
+    cli.resolve_adapter()?;
     run(cli)
 }
 
