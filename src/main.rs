@@ -16,11 +16,11 @@ use clap::Parser;
 static ALLOCATOR: arithmo_backends::ndarray::CacheAligned = arithmo_backends::ndarray::CacheAligned;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return print_clap_message(&error),
     };
-    match start(&cli) {
+    match start(&mut cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             arithmo::say!("error: {error}");
@@ -47,7 +47,7 @@ fn print_clap_message(answer: &clap::Error) -> ExitCode {
 }
 
 /// Runs the sandboxed program, or sets up the process and runs the command.
-fn start(cli: &Cli) -> Result<()> {
+fn start(cli: &mut Cli) -> Result<()> {
     // The sandboxed program must start before any thread exists.
     if let Command::SandboxExec(args) = &cli.command {
         return sandbox_exec::run(args);
@@ -55,5 +55,6 @@ fn start(cli: &Cli) -> Result<()> {
     process::set_up();
     set_max_row_bytes(cli.max_row_bytes);
     interrupt::install();
+    cli.resolve_adapter()?;
     dispatch::run(cli)
 }

@@ -33,6 +33,12 @@ pub const CHECKPOINT_GROUP: &str = "adapter_model";
 /// Name of an adapter folder's weights file.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// Name of the adapter that PEFT saves at the top of a folder.
+pub const DEFAULT_NAME: &str = "default";
+
+/// Name under which TRL adds a reference that is an adapter to a model, and PEFT saves it.
+pub const REFERENCE_NAME: &str = "ref";
+
 /// Name of the adapter's folder within a run's folder.
 const RUN_ADAPTER: &str = "adapter";
 
@@ -143,11 +149,63 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
 /// Returns the adapter folder that `folder` stands for: `folder` itself, or the adapter within a run's folder.
 pub fn adapter_folder(folder: &Path) -> PathBuf {
     let run_adapter = folder.join(RUN_ADAPTER);
-    if !folder.join(CONFIG).exists() && run_adapter.join(CONFIG).is_file() {
+    let is_run = run_adapter.join(CONFIG).is_file() || !named_adapters(&run_adapter).is_empty();
+    let no_others = named_adapters(folder).iter().all(|name| name == RUN_ADAPTER);
+    if !folder.join(CONFIG).exists() && no_others && is_run {
         run_adapter
     } else {
         folder.to_path_buf()
     }
+}
+
+/// Returns the folder of the adapter called `name` in `folder`, where PEFT saves it: `folder` itself for `default`, else the
+/// subfolder of that name. `folder` may be a run's folder.
+///
+/// # Errors
+/// There is no adapter of that name; the error lists those that there are.
+pub fn named_adapter(folder: &Path, name: &str) -> Result<PathBuf> {
+    let folder = adapter_folder(folder);
+    let own = folder.join(CONFIG).is_file().then(|| DEFAULT_NAME.to_string());
+    let names: Vec<String> = own.into_iter().chain(named_adapters(&folder)).collect();
+    if !names.iter().any(|known| known == name) {
+        let problem = format!("{} holds no adapter called {name:?}", folder.display());
+        let remedy = if names.is_empty() {
+            "choose a folder in which PEFT saved an adapter".to_string()
+        } else {
+            format!("choose one of {}", first_few(names, ", "))
+        };
+        return Err(Error::invalid("--adapter-name", problem, remedy));
+    }
+    Ok(folder_of(&folder, name))
+}
+
+/// Returns the folder in which PEFT saves the adapter called `name` if it saves a model in `folder`.
+pub fn folder_of(folder: &Path, name: &str) -> PathBuf {
+    if name == DEFAULT_NAME { folder.to_path_buf() } else { folder.join(name) }
+}
+
+/// Returns the problem with `name` as the name of an adapter; `None` if PEFT can use it.
+pub fn name_problem(name: &str) -> Option<&'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    if name.is_empty() || !name.chars().all(plain) {
+        Some(
+            "must consist of letters, digits, '_' and '-', as the name of a module and of a folder",
+        )
+    } else if "lora_".contains(name) {
+        Some("is a part of \"lora_\", which PEFT takes for the names of weights")
+    } else {
+        None
+    }
+}
+
+/// Returns the names of the adapters that PEFT saved in subfolders of `folder`, sorted.
+pub fn named_adapters(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let inside = entries.filter(|entry| entry.path().join(CONFIG).is_file());
+    let mut names: Vec<String> =
+        inside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 /// Returns the error for a folder without an adapter; it names adapters inside the folder, if any.
@@ -156,15 +214,12 @@ fn without_config(folder: &Path) -> Error {
         let remedy = "check the path; relative ones start at the working folder";
         return Error::file(folder, "is not a folder", remedy);
     }
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let inside = entries.filter(|entry| entry.path().join(CONFIG).is_file());
-    let mut inside: Vec<PathBuf> = inside.map(|entry| entry.path()).collect();
-    inside.sort();
+    let inside = named_adapters(folder);
     let problem = format!("holds no {CONFIG}");
     if inside.is_empty() {
         return Error::file(folder, problem, "choose a folder in which PEFT saved an adapter");
     }
-    let inside = first_few(inside.iter().map(|path| path.display()), ", ");
+    let inside = first_few(inside.iter().map(|name| folder.join(name).display().to_string()), ", ");
     Error::file(
         folder,
         format!("{problem}, but folders in it do"),

@@ -14,6 +14,7 @@ pub mod merge;
 pub mod model;
 pub mod plan;
 pub mod prepare;
+pub mod push;
 pub mod report;
 pub mod sample_pairs;
 pub mod sandbox_exec;
@@ -78,6 +79,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Merge an adapter into its base model and write the result.
     Merge(merge::MergeArgs),
+    /// Push an adapter, a model or a run's result to a repository of the Hugging Face hub.
+    Push(push::PushArgs),
     /// List the devices of every backend in this build.
     Devices(devices::DevicesArgs),
     /// Find the devices, check every operation on the one in use, and measure its speed.
@@ -102,6 +105,23 @@ pub enum Command {
 }
 
 impl Cli {
+    /// Replaces the folder of `--adapter` by that of the adapter which `--adapter-name` chooses in it.
+    ///
+    /// # Errors
+    /// There is no adapter of that name.
+    pub fn resolve_adapter(&mut self) -> Result<()> {
+        let load = match &mut self.command {
+            Command::Score(args) => &mut args.model.load,
+            Command::SamplePairs(args) => &mut args.model.load,
+            Command::Generate(args) => &mut args.model.load,
+            Command::Chat(args) => &mut args.model.load,
+            Command::Evaluate(args) => args.task.load_args(),
+            Command::Merge(args) => return args.resolve_adapter(),
+            _ => return Ok(()),
+        };
+        load.resolve_adapter()
+    }
+
     /// Runs a subcommand that computes nothing on a device. Returns `None` if the subcommand needs one, see
     /// [`Self::run`].
     pub fn run_without_backend(&self) -> Option<Result<()>> {
@@ -116,6 +136,7 @@ impl Cli {
                     },
                 ))
             }
+            Command::Push(args) => Some(push::run(args, mode)),
             Command::Report(args) => Some(report::run(args)),
             Command::Devices(args) => Some(devices::run(args)),
             Command::Plan(args) => plan::run_assumed(args, &self.backend, mode),
@@ -149,6 +170,7 @@ impl Cli {
             Command::Bench(args) => bench::run::<B>(args, device),
             Command::Evaluate(args) => evaluate::run::<B>(args, mode, device),
             Command::Prepare(_)
+            | Command::Push(_)
             | Command::Report(_)
             | Command::Devices(_)
             | Command::Compare(_)

@@ -37,6 +37,9 @@ pub struct LoadArgs {
     /// Apply the PEFT adapter in this folder.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Choose the adapter with this name in the folder of --adapter [default: default, which PEFT saves at the top].
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    pub adapter_name: Option<String>,
     /// Set the dtype of the weights in memory; auto uses that of the files, or the nearest one in which the backend
     /// computes.
     #[arg(long, value_enum, default_value = "auto")]
@@ -82,6 +85,19 @@ pub(super) fn quantization_settings(
             "leave it out",
         )),
         packed => Ok(packed),
+    }
+}
+
+impl LoadArgs {
+    /// Replaces the folder of `--adapter` by that of the adapter which `--adapter-name` chooses in it.
+    ///
+    /// # Errors
+    /// There is no adapter of that name.
+    pub(super) fn resolve_adapter(&mut self) -> Result<()> {
+        if let (Some(folder), Some(name)) = (&mut self.adapter, &self.adapter_name) {
+            *folder = peft::named_adapter(folder, name)?;
+        }
+        Ok(())
     }
 }
 

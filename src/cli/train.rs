@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arithmo_backends::TrainBackend;
 use clap::Args;
 
+use super::push::PushFlags;
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::plan::{Planned, parse_bytes};
@@ -55,6 +56,9 @@ pub struct TrainArgs {
     /// Do not time a few layers on the device in a dry run (which takes at most ten seconds).
     #[arg(long, requires = "dry_run")]
     pub no_timing: bool,
+    /// The push of the result.
+    #[command(flatten)]
+    pub push: PushFlags,
 }
 
 /// Trains the model and prints the folder of the adapter (or the model) on stdout.
@@ -66,7 +70,7 @@ pub fn run<B: TrainBackend>(
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<()> {
-    let config = RunConfig::load(&args.config, &args.set)?;
+    let config = args.configuration()?;
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
@@ -87,9 +91,27 @@ pub fn run<B: TrainBackend>(
     };
     let config_file = Some(args.config.as_path());
     let start = Start { device_memory: memory, config_file, ready: &mut ready };
-    let summary = run_from::<B>(&config, &options, start, device)?;
+    let summary = run_from::<B>(&config, &options, start, device);
+    let flag = args.push.push_to_hub.is_some();
+    let summary =
+        summary.map_err(|e| if flag { e.at("train.hub_model_id", PushFlags::FLAG) } else { e })?;
     if let Some(output) = summary.output {
         super::print_line(&output.display().to_string())?;
     }
     Ok(())
+}
+
+impl TrainArgs {
+    /// Reads the configuration and applies the flags that stand for its keys.
+    fn configuration(&self) -> Result<RunConfig> {
+        let mut config = RunConfig::load(&self.config, &self.set)?;
+        if let Some(repo) = &self.push.push_to_hub {
+            config.train.push_to_hub = true;
+            config.train.hub_model_id = Some(repo.clone());
+        }
+        if self.push.private {
+            config.train.hub_private_repo = Some(true);
+        }
+        Ok(config)
+    }
 }

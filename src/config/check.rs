@@ -11,6 +11,7 @@ use super::RunConfig;
 use super::options::{InitLoraWeights, IntervalStrategy, ModelDtype, Quantization, TargetModules};
 use super::ranges::{self, check_number};
 use super::sections::{DataSection, LoraSection, ModelSection};
+use crate::adapter::peft;
 use crate::data::encode::Compat;
 use crate::data::prompt::PromptTemplate;
 use crate::error::{Error, Result};
@@ -76,6 +77,7 @@ impl RunConfig {
         self.validate_lora_plus()?;
         self.train.validate_strategies()?;
         self.train.validate_optimizer()?;
+        self.train.validate_hub()?;
         self.train.validate_control(self.data.eval_file.is_some())?;
         let evaluated = [
             ("train.eval_steps", self.train.eval_steps > 0),
@@ -279,6 +281,17 @@ impl LoraSection {
         positive(self.lora_alpha, "lora.lora_alpha")?;
         check_number(self.lora_dropout, "lora.lora_dropout")?;
         self.validate_targets()?;
+        let name = &self.adapter_name;
+        if let Some(problem) = peft::name_problem(name) {
+            let problem = format!("{name:?} {problem}");
+            return Err(Error::invalid("lora.adapter_name", problem, "choose another name"));
+        }
+        ensure(
+            name != peft::REFERENCE_NAME,
+            "lora.adapter_name",
+            "\"ref\" is the name of the reference that dpo.sync_ref_model saves",
+            "choose another name",
+        )?;
         let empty = self.adapter.as_ref().is_some_and(|path| path.as_os_str().is_empty());
         ensure(!empty, "lora.adapter", "is empty", "give a PEFT folder, or remove the key")?;
         ensure(

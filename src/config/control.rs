@@ -1,7 +1,7 @@
 //! The settings of `[train]` by which evaluations control a run: the best step, early stopping, and the learning rate.
 
 use super::check::ensure;
-use super::options::IntervalStrategy;
+use super::options::{IntervalStrategy, SaveStrategy};
 use super::sections::TrainSection;
 use crate::error::Result;
 use crate::train::schedule::SchedulerType;
@@ -67,6 +67,12 @@ impl TrainSection {
             "has no effect: train.early_stopping_patience is not set",
             "remove the key, or set train.early_stopping_patience",
         )?;
+        ensure(
+            self.save_strategy != SaveStrategy::Best || self.metric_for_best_model.is_some(),
+            "train.save_strategy",
+            "\"best\" needs a metric by which evaluations are compared, and train.metric_for_best_model is not set",
+            "set train.metric_for_best_model, such as \"loss\" or \"rewards/margins\"",
+        )?;
         self.validate_best_is_saved()
     }
 
@@ -96,16 +102,18 @@ impl TrainSection {
         if !self.load_best_model_at_end {
             return Ok(());
         }
+        let Some(saves) = self.save_strategy.fixed() else {
+            return Ok(());
+        };
         ensure(
-            self.save_strategy == self.eval_strategy,
+            saves == self.eval_strategy,
             "train.save_strategy",
             "is not train.eval_strategy, and train.load_best_model_at_end needs a checkpoint of each evaluated step",
-            "set both to \"steps\" or both to \"epoch\", or remove train.load_best_model_at_end",
+            "set it to \"best\", set both to \"steps\" or both to \"epoch\", or remove train.load_best_model_at_end",
         )?;
         let (save, eval) = (self.save_steps, self.eval_steps);
         ensure(
-            self.save_strategy != IntervalStrategy::Steps
-                || (save > 0 && save.is_multiple_of(eval)),
+            saves != IntervalStrategy::Steps || (save > 0 && save.is_multiple_of(eval)),
             "train.save_steps",
             format!(
                 "is {save}, no multiple of train.eval_steps = {eval}, which train.load_best_model_at_end needs"

@@ -29,7 +29,7 @@ const NOT_BUILT: &[&str] = &[
 
 /// Options that are unnecessary or have another name, as (name, remedy).
 const REMEDIES: &[(&str, &str)] = &[
-    ("report_to", LOGS),
+    ("report_to", TRACKERS),
     ("logging_dir", LOGS),
     ("run_name", LOGS),
     ("bf16", "set model.dtype = \"bf16\""),
@@ -79,10 +79,10 @@ const REMEDIES: &[(&str, &str)] = &[
     ("fsdp_config", ONE_DEVICE),
     ("ddp_backend", ONE_DEVICE),
     ("local_rank", ONE_DEVICE),
-    ("push_to_hub", HUB),
-    ("hub_model_id", HUB),
-    ("hub_strategy", HUB),
-    ("hub_token", HUB),
+    (
+        "hub_token",
+        "remove the key, since a token in a file is soon published, and set the environment variable HF_TOKEN",
+    ),
     ("token", "set the environment variable HF_TOKEN"),
     ("use_auth_token", "set the environment variable HF_TOKEN"),
     ("trust_remote_code", "remove the key: code from the hub is never run"),
@@ -147,9 +147,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("include_for_metrics", HELD_OUT),
     ("batch_eval_metrics", HELD_OUT),
     ("enable_jit_checkpoint", "remove the key: Ctrl-C and SIGTERM save before the run ends"),
-    ("hub_private_repo", HUB),
-    ("hub_always_push", HUB),
-    ("hub_revision", HUB),
+    ("hub_always_push", "remove the key: only the result is pushed, once"),
     ("ignore_data_skip", "remove the key: a resumed run continues with the next sample"),
     (
         "restore_callback_states_from_checkpoint",
@@ -199,6 +197,9 @@ const REMEDIES: &[(&str, &str)] = &[
 
 const CPU: &str = "choose the CPU with --backend; `arithmo devices` lists the names";
 const LOGS: &str = "remove the key: metrics.jsonl and TensorBoard's event files (runs/) are always written to output_dir";
+const TRACKERS: &str = "remove the key: metrics.jsonl and TensorBoard's event files (runs/) are always written to output_dir. No maintained \
+     Rust crate writes the formats of W&B, Trackio or MLflow; W&B reads the event files with `wandb sync --sync-tensorboard`, Trackio with \
+     trackio.import_tf_events";
 const ENCODED_ONCE: &str = "remove the key: the data is read and encoded once, before training";
 const PACKED: &str = "remove the key: sequences are always packed, neither padded nor cut; train.max_tokens_per_pass sets how many \
      tokens are computed together";
@@ -208,8 +209,6 @@ const HELD_OUT: &str = "remove the key: TRL's metrics of data.eval_file are comp
 const DATASET: &str = "remove the key: `arithmo prepare --input hf://datasets/OWNER/NAME` fetches and selects the rows; set data.train_file and data.eval_file to its outputs";
 const ONE_DEVICE: &str =
     "remove the key: a run uses one device, chosen with --backend and --device";
-const HUB: &str =
-    "remove the key: upload the folder output_dir/adapter, for example with `hf upload`";
 
 /// Returns the problem and the remedy for a key that is an option of another library.
 pub(super) fn other_library_hint(key: &str) -> Option<(&'static str, String)> {
@@ -219,6 +218,31 @@ pub(super) fn other_library_hint(key: &str) -> Option<(&'static str, String)> {
     }
     let (_, remedy) = REMEDIES.iter().find(|(known, _)| *known == name)?;
     Some(("not an option of this program", (*remedy).to_string()))
+}
+
+/// Names under which losses are known that are not methods of their own here, as (name, method, table and loss).
+const METHODS: &[(&str, &str, &str)] = &[
+    ("simpo", "cpo", "cpo.loss_type = \"simpo\" and cpo.cpo_alpha = 0"),
+    ("cpo-simpo", "cpo", "cpo.loss_type = \"simpo\""),
+    ("alphapo", "cpo", "cpo.loss_type = \"alphapo\""),
+    ("ipo", "dpo", "dpo.loss_type = \"ipo\""),
+    ("slic", "dpo", "dpo.loss_type = \"hinge\""),
+    ("cdpo", "dpo", "dpo.loss_type = \"cdpo\""),
+    ("dpop", "dpo", "dpo.loss_type = \"dpop\""),
+    ("rpo", "dpo", "dpo.rpo_alpha = 1"),
+    ("wpo", "dpo", "dpo.use_weighting = true"),
+    ("ld-dpo", "dpo", "dpo.ld_alpha = 0.5"),
+    ("tr-dpo", "dpo", "dpo.sync_ref_model = true"),
+    ("bco", "dpo", "dpo.loss_type = \"bco_pair\""),
+    ("nca", "dpo", "dpo.loss_type = \"nca_pair\""),
+    ("sppo", "dpo", "dpo.loss_type = \"sppo_hard\""),
+];
+
+/// Returns how to choose the loss called `name`, if it is one of a method.
+pub(super) fn method_remedy(name: &str) -> Option<String> {
+    let name = name.to_lowercase().replace('_', "-");
+    let (_, method, setting) = METHODS.iter().find(|(known, ..)| *known == name)?;
+    Some(format!("set method = \"{method}\" and {setting}"))
 }
 
 /// Other names of values, as (other name, name in `run.toml`).
@@ -264,6 +288,15 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn losses_are_found_by_their_papers_names() {
+        for (name, part) in [("simpo", "cpo.loss_type = \"simpo\""), ("TR_DPO", "sync_ref_model")] {
+            let remedy = method_remedy(name).unwrap();
+            assert!(remedy.contains(part), "{remedy}");
+        }
+        assert_eq!(method_remedy("ppo"), None);
     }
 
     #[test]

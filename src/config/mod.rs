@@ -20,8 +20,9 @@ use serde_json::Value;
 
 pub use methods::{CpoSection, KtoSection, OrpoSection};
 pub use options::{
-    EvalMeans, ExcludeModules, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
-    Method, ModelDtype, Optim, Quantization, Reference, TargetModules,
+    EvalMeans, ExcludeModules, GradientCheckpointing, HubStrategy, InitLoraWeights,
+    IntervalStrategy, LoraBias, Method, ModelDtype, Optim, Quantization, Reference, SaveStrategy,
+    TargetModules,
 };
 pub use ranges::range_in_words;
 pub use sections::{DataSection, DpoSection, LoftqConfig, LoraSection, ModelSection, TrainSection};
@@ -78,8 +79,8 @@ impl Default for RunConfig {
 }
 
 /// Keys that may change when a run is resumed, because they do not change the training: where and how often results are
-/// written, which step is the result, and whether activations are kept or recomputed.
-const NEUTRAL_KEYS: [&str; 9] = [
+/// written and pushed, which step is the result, and whether activations are kept or recomputed.
+const NEUTRAL_KEYS: [&str; 14] = [
     "output_dir",
     "train.logging_strategy",
     "train.save_strategy",
@@ -89,6 +90,11 @@ const NEUTRAL_KEYS: [&str; 9] = [
     "train.save_total_limit",
     "train.load_best_model_at_end",
     "train.gradient_checkpointing",
+    "train.push_to_hub",
+    "train.hub_model_id",
+    "train.hub_private_repo",
+    "train.hub_revision",
+    "train.hub_strategy",
 ];
 
 /// Keys whose value is a table of the user's own names. Such a table is one value.
@@ -153,7 +159,7 @@ impl RunConfig {
     /// such as `train.learning_rate: 5e-5 -> 0.0001`.
     ///
     /// Two kinds of keys are ignored. Some do not change the training: `output_dir`, the keys that determine when to log or
-    /// save, `train.save_total_limit`, `train.load_best_model_at_end` and `train.gradient_checkpointing`, and the keys that
+    /// save, `train.save_total_limit`, `train.load_best_model_at_end`, `train.gradient_checkpointing`, those of the hub, and the keys that
     /// determine when to evaluate unless evaluations are compared. Others only change the length of the run: see
     /// [`Self::length_changes`].
     pub fn diff(&self, other: &Self) -> Vec<String> {

@@ -66,6 +66,38 @@ impl IntervalStrategy {
     }
 }
 
+/// When to save checkpoints, as in transformers' `TrainingArguments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveStrategy {
+    /// Never during training.
+    No,
+    /// After a fixed number of optimizer steps.
+    #[default]
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+    /// After each evaluation that is the best so far.
+    Best,
+}
+
+impl SaveStrategy {
+    /// Returns the strategy that counts steps or epochs; `None` if evaluations decide.
+    pub fn fixed(self) -> Option<IntervalStrategy> {
+        match self {
+            Self::No => Some(IntervalStrategy::No),
+            Self::Steps => Some(IntervalStrategy::Steps),
+            Self::Epoch => Some(IntervalStrategy::Epoch),
+            Self::Best => None,
+        }
+    }
+
+    /// Returns whether a checkpoint is saved at an interval and after the last step.
+    pub fn saves_regularly(self) -> bool {
+        matches!(self, Self::Steps | Self::Epoch)
+    }
+}
+
 /// Dtype of the base weights. LoRA weights and the optimizer state are always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -212,6 +244,15 @@ impl Optim {
                 | Self::AdEmaMix8bit
         )
     }
+}
+
+/// Which states of a run are pushed to the hub, the `hub_strategy` of `TrainingArguments`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HubStrategy {
+    /// The result, once.
+    #[default]
+    End,
 }
 
 /// How metrics are averaged over several batches.

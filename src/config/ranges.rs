@@ -189,6 +189,9 @@ mod tests {
             "train.optim_args",
             "train.metric_for_best_model",
             "train.greater_is_better",
+            "train.hub_model_id",
+            "train.hub_private_repo",
+            "train.hub_revision",
         ];
         let shapes = ["warmup_type", "decay_type", "mode"];
         for (key, value) in leaves(&RunConfig::default()) {

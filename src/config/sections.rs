@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::options::{
-    EvalMeans, ExcludeModules, GradientCheckpointing, InitLoraWeights, IntervalStrategy, LoraBias,
-    ModelDtype, Optim, Quantization, Reference, TargetModules, one_or_list, one_or_many,
+    EvalMeans, ExcludeModules, GradientCheckpointing, HubStrategy, InitLoraWeights,
+    IntervalStrategy, LoraBias, ModelDtype, Optim, Quantization, Reference, SaveStrategy,
+    TargetModules, one_or_list, one_or_many,
 };
+use crate::adapter::peft::DEFAULT_NAME;
 use crate::data::encode::{Compat, TruncationMode};
 use crate::data::prompt::PLAIN;
 use crate::model::quantize;
@@ -141,6 +143,9 @@ pub struct LoraSection {
     pub use_dora: bool,
     /// Folder of a PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
+    /// Name of the adapter. As PEFT does, the run saves `"default"` in `output_dir/adapter` itself, and any other name in its
+    /// subfolder of that name. `"ref"` is the name of the reference that `dpo.sync_ref_model` saves there.
+    pub adapter_name: String,
     /// Initialization of the adapter's weights.
     pub init_lora_weights: InitLoraWeights,
     /// Settings of `init_lora_weights = "loftq"`.
@@ -187,6 +192,7 @@ impl Default for LoraSection {
             use_rslora: false,
             use_dora: false,
             adapter: None,
+            adapter_name: DEFAULT_NAME.to_string(),
             init_lora_weights: InitLoraWeights::KaimingUniform,
             loftq_config: LoftqConfig::default(),
             bias: LoraBias::None,
@@ -374,9 +380,10 @@ pub struct TrainSection {
     /// How held-out metrics are averaged: `"pairs"` (over all pairs or tokens) or `"trl"` (over the batch means, as TRL
     /// logs them). In training metrics, `"pairs"` weights micro-batches by their number of pairs, `"trl"` equally.
     pub eval_means: EvalMeans,
-    /// When to save checkpoints: `"steps"` (every `save_steps`), `"epoch"`, or `"no"` (never). `"steps"` and `"epoch"`
-    /// always save after the last step. Ctrl-C saves in any case.
-    pub save_strategy: IntervalStrategy,
+    /// When to save checkpoints: `"steps"` (every `save_steps`), `"epoch"`, `"best"` (after each evaluation that is the best
+    /// so far by `metric_for_best_model`), or `"no"` (never). `"steps"` and `"epoch"` always save after the last step. Ctrl-C
+    /// saves in any case.
+    pub save_strategy: SaveStrategy,
     /// Optimizer steps between checkpoints; 0 means only after the last step, so that a crash loses the run.
     pub save_steps: usize,
     /// Number of checkpoints to keep: the newest ones, and the best one if evaluations are compared; 0 keeps all. While the
@@ -402,6 +409,17 @@ pub struct TrainSection {
     pub max_tokens_per_pass: Option<usize>,
     /// Whether to disable all dropout, including LoRA's; true is TRL's default for DPO.
     pub disable_dropout: bool,
+    /// Whether to push the result to the hub after training, with the access token in `HF_TOKEN`. The repository is made
+    /// before the first step. The same as `--push-to-hub`.
+    pub push_to_hub: bool,
+    /// Repository to push to: `owner/name`, or a name of the token's own account. Default: the name of `output_dir`.
+    pub hub_model_id: Option<String>,
+    /// Whether the repository is private if the push makes it. Default: that of the account.
+    pub hub_private_repo: Option<bool>,
+    /// Branch to push to; it must exist. Default: `main`.
+    pub hub_revision: Option<String>,
+    /// What is pushed: `"end"`, the result. Checkpoints are pushed with `arithmo push`.
+    pub hub_strategy: HubStrategy,
 }
 
 impl Default for TrainSection {
@@ -431,7 +449,7 @@ impl Default for TrainSection {
             eval_on_start: false,
             eval_delay: 0.0,
             eval_means: EvalMeans::Pairs,
-            save_strategy: IntervalStrategy::Steps,
+            save_strategy: SaveStrategy::Steps,
             save_steps: 0,
             save_total_limit: 2,
             load_best_model_at_end: false,
@@ -442,6 +460,11 @@ impl Default for TrainSection {
             gradient_checkpointing: GradientCheckpointing::Auto,
             max_tokens_per_pass: None,
             disable_dropout: true,
+            push_to_hub: false,
+            hub_model_id: None,
+            hub_private_repo: None,
+            hub_revision: None,
+            hub_strategy: HubStrategy::End,
         }
     }
 }

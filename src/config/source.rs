@@ -209,7 +209,9 @@ impl Source {
             _ => Vec::new(),
         };
         let value = given.and_then(Value::as_str).unwrap_or_default();
+        let method = (key == "method").then(|| hints::method_remedy(value)).flatten();
         let remedy = match hints::nearest_value(value, &known) {
+            _ if method.is_some() => method.unwrap_or_default(),
             Some(meant) => format!("did you mean \"{meant}\"?"),
             None => "use a value of that type, or remove the key to use the default".to_string(),
         };

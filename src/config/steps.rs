@@ -24,9 +24,10 @@ impl TrainSection {
     }
 
     /// Returns the optimizer steps between checkpoints in a run over `samples` pairs; 0 means none before the last
-    /// step.
+    /// step, or that evaluations decide.
     pub fn save_interval(&self, samples: usize) -> usize {
-        self.save_strategy.interval(self.save_steps, self.steps_per_epoch(samples))
+        let strategy = self.save_strategy.fixed();
+        strategy.map_or(0, |fixed| fixed.interval(self.save_steps, self.steps_per_epoch(samples)))
     }
 
     /// Returns the optimizer steps of a run over `samples` pairs, as transformers' `Trainer` counts them.

@@ -1,9 +1,10 @@
 //! Warns about settings that are valid but probably not intended.
 
 use crate::data::template_text::literal_escape;
+use crate::objective::losses::LossType;
 use crate::train::schedule::{PlateauMode, SchedulerType};
 
-use super::{InitLoraWeights, Method, Reference, RunConfig};
+use super::{DpoSection, InitLoraWeights, Method, Reference, RunConfig};
 
 /// Learning rates of at least this value cause a warning.
 const LARGE_RATE: f64 = 0.1;
@@ -87,6 +88,24 @@ impl RunConfig {
                 "cpo.label_smoothing: {} has no effect: TRL ignores it for this loss",
                 self.cpo.label_smoothing
             ));
+        }
+        let only_sft = dpo.loss_type == [LossType::Sft];
+        if self.method == Method::Dpo && only_sft && dpo.rpo_alpha.is_none() {
+            let default = DpoSection::default();
+            let keys = [
+                ("dpo.beta", dpo.beta != default.beta),
+                ("dpo.reference", dpo.reference != default.reference),
+                ("dpo.reference_free", dpo.reference_free),
+                ("dpo.precompute_ref_log_probs", dpo.precompute_ref_log_probs),
+                ("dpo.sync_ref_model", dpo.sync_ref_model),
+            ];
+            let given = keys.into_iter().filter(|(_, given)| *given);
+            warnings.extend(given.map(|(key, _)| {
+                format!(
+                    "{key}: changes only the logged rewards: the loss \"sft\" alone has neither beta nor reference; \
+                     method = \"sft\" trains the same without a reference"
+                )
+            }));
         }
         let sorts = dpo.loss_type.iter().any(|loss| loss.uses().batch);
         if sorts && self.train.per_device_train_batch_size == 1 {

@@ -1,7 +1,8 @@
 //! The commands that a user can run to repeat the demo's steps on the same files.
 
-use super::folder::{DemoFolder, Training, shell};
+use super::folder::{DemoFolder, Training};
 use super::{BATCH, MAX_NEW_TOKENS, SAMPLES};
+use crate::message::shell;
 
 impl DemoFolder {
     pub(super) fn prepare_command(&self) -> String {

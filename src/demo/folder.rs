@@ -6,6 +6,7 @@ use super::arithmetic::{Problem, Split, problems};
 use crate::error::{Error, Result};
 use crate::eval::folder::Folder;
 use crate::input_file;
+use crate::message::shell;
 use crate::output::list::remove_files;
 use crate::output::{is_taken, write_whole};
 use crate::train::folder::RunFolder;
@@ -292,24 +293,6 @@ fn write_problems(path: &Path, split: Split, seed: u64, count: usize) -> Result<
     write_whole(path, lines.as_bytes())
 }
 
-/// Quotes a path as a word of a shell command.
-pub(super) fn shell(path: &Path) -> String {
-    quote(&path.to_string_lossy())
-}
-
-/// Quotes `text` as a word of a bash command.
-fn quote(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_string();
-    }
-    if !text.contains(char::is_control) {
-        return format!("'{}'", text.replace('\'', r"'\''"));
-    }
-    let escaped = text.replace('\\', r"\\").replace('\'', r"\'");
-    format!("$'{}'", escaped.replace('\n', r"\n").replace('\t', r"\t"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -318,15 +301,6 @@ mod tests {
     use crate::config::RunConfig;
 
     const SIZE: DemoSize = DemoSize { problems: 5, seed: 42 };
-
-    #[test]
-    fn quoted_words_mean_the_same_to_bash() {
-        for text in ["a/b.c", "a b", "it's", "Question: {p}\n\nAnswer:", "", "\\n'\n", "$x"] {
-            let script = format!("printf %s {}", quote(text));
-            let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
-            assert_eq!(String::from_utf8(output.stdout).unwrap(), text, "{script}");
-        }
-    }
 
     #[test]
     fn the_runs_are_the_tiny_presets_in_another_place() {

@@ -132,12 +132,29 @@ struct Rounds {
     mode: ProgressMode,
 }
 
+/// Checks that the configuration of the rounds' runs sets nothing that only a single run can have.
+fn check_run(path: &Path, run: &RunConfig) -> Result<()> {
+    let refused = |key: &str, problem: &str, remedy: &str| {
+        Err(Error::invalid(format!("{}: {key}", path.display()), problem, remedy))
+    };
+    if run.train.push_to_hub {
+        let remedy = "remove the key; push the adapter of a round with `arithmo push`";
+        return refused("train.push_to_hub", "would push every round", remedy);
+    }
+    if run.lora.adapter_name != peft::DEFAULT_NAME {
+        let problem = "the adapters of rounds have no names of their own";
+        return refused("lora.adapter_name", problem, "remove the key");
+    }
+    Ok(())
+}
+
 impl Rounds {
     /// Reads all inputs of the rounds and checks that they agree with existing rounds.
     fn new(config: &IterateConfig, mode: ProgressMode) -> Result<Self> {
         let mut config = config.clone();
         config.continue_from_kept()?;
         let run = RunConfig::load(&config.run, &[])?;
+        check_run(&config.run, &run)?;
         let problems = read_problems(&config.sample.data)?;
         if let Some(evaluate) = &config.evaluate {
             read_problems(&evaluate.data)?;
@@ -314,6 +331,7 @@ impl Rounds {
             let adapter = self.adapter(trained);
             // An adapter that took a part of the base is written with twice its rank.
             let lora = peft::read_config(&adapter)?;
+            self.note_rank(round, lora.r)?;
             settings.push(format!("lora.r={}", lora.r));
             settings.push(format!("lora.lora_alpha={:?}", lora.lora_alpha));
             settings.extend(pattern_settings(&lora));
@@ -339,6 +357,18 @@ impl Rounds {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Says that the adapter of the first round, which took a part of the base, continues with twice its rank.
+    fn note_rank(&self, round: usize, r: usize) -> Result<()> {
+        let run = RunConfig::load(&self.config.run, &[])?;
+        if round > 1 && run.lora.changes_base() && self.mode != ProgressMode::Quiet {
+            say!(
+                "note: round {round} continues the adapter with rank {r}, twice lora.r: it holds the part of the base that \
+                 lora.init_lora_weights moved into it, too"
+            );
+        }
+        Ok(())
     }
 
     /// Measures the model with the adapter of the round `trained`; an existing measurement is scored again.

@@ -1,4 +1,4 @@
-//! Downloads models and data sets from the Hugging Face hub into its usual cache folder.
+//! Downloads models and data sets from the Hugging Face hub into its usual cache folder, and pushes results to it.
 //!
 //! The cache has the layout of `huggingface_hub` and `hf-hub` (`blobs/`, `snapshots/<commit>/`, `refs/`), so that
 //! files are shared with them. Only the types `Repo` and `RepoType` come from hf-hub, version 0.5.
@@ -23,6 +23,7 @@ mod incoming;
 mod listing;
 mod local;
 mod names;
+mod push;
 mod retries;
 mod verify;
 
@@ -37,6 +38,7 @@ pub use self::config::HubConfig;
 use self::data_sets::{parse_url, select};
 use self::listing::{Listing, MAX_JSON};
 use self::local::LocalRepo;
+pub use self::push::{Destination, PushFile, PushTarget, Pushed};
 use crate::data::tokenizer::TOKENIZER_FILES;
 use crate::error::{Error, Result};
 use crate::input_file;

@@ -84,6 +84,11 @@ impl<B: TrainBackend> Reference<B> {
         &self.moving
     }
 
+    /// Returns the model of a reference that follows the policy; `None` for others.
+    pub fn moving_model(&self) -> Option<&Decoder<B>> {
+        self.sync.map(|_| &self.model)
+    }
+
     /// Replaces the tensors of [`Self::moving`]. All other weights are those of `policy`.
     ///
     /// # Panics

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::input_file;
 use crate::model::file_hash::FileHash;
 use crate::output::{FileList, write_whole};
+use crate::train::folder::run_of_adapter;
 use crate::train::logger::METRICS_FILE;
 use crate::train::manifest::RunManifest;
 use crate::train::selection::BestStep;
@@ -56,7 +57,7 @@ pub fn write_card(run_dir: &Path, result: &Path, best: Option<BestStep>) -> Resu
 /// The manifest or the log of the run cannot be read, or the folder is not writable.
 pub fn write_merged_card(adapter: &Path, output: &Path) -> Result<()> {
     let real = std::fs::canonicalize(adapter).map_err(|e| Error::io(adapter, "open", e))?;
-    let Some(run_dir) = real.parent().filter(|_| real.ends_with("adapter")) else {
+    let Some(run_dir) = run_of_adapter(&real) else {
         return Ok(());
     };
     let Some(manifest) = RunManifest::read(run_dir)? else {

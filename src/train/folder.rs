@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::adapter::peft;
+use crate::config::RunConfig;
 use crate::data::tokenizer::TOKENIZER_FILES;
 use crate::error::{Error, Result};
 use crate::model::save::{check_replaceable, is_model_file};
@@ -36,6 +37,8 @@ pub struct RunFolder {
 
 /// The files that a run writes at the top of its folder.
 const OWN_FILES: [&str; 2] = [MANIFEST_FILE, METRICS_FILE];
+/// The files of an adapter itself.
+const PEFT_FILES: [&str; 3] = [peft::WEIGHTS, peft::CONFIG, peft::BASE_QUANTIZATION];
 /// The folders that a run writes at the top of its folder.
 const OWN_FOLDERS: [&str; 5] = [EVENTS_FOLDER, "checkpoints", "adapter", "model", "report"];
 
@@ -217,7 +220,7 @@ impl RunFolder {
         if !resumed {
             return self.begin(manifest);
         }
-        self.write_file_list()
+        self.write_file_list(&manifest.config)
     }
 
     /// Removes the files of an earlier run, unless this run resumes it, and the temporary files of killed processes. The
@@ -229,6 +232,9 @@ impl RunFolder {
         }
         remove_all_dead(&self.path);
         remove_all_dead(&self.adapter());
+        for name in peft::named_adapters(&self.adapter()) {
+            remove_all_dead(&self.adapter().join(name));
+        }
         clear_unfinished(&self.checkpoints())
     }
 
@@ -238,13 +244,17 @@ impl RunFolder {
     /// The folder is not writable.
     pub fn begin(&self, manifest: &RunManifest) -> Result<()> {
         manifest.write(&self.path)?;
-        self.write_file_list()
+        self.write_file_list(&manifest.config)
     }
 
     /// Adds the files that this run will write to the folder's [`FileList`]. If the run was started by an older version,
     /// which wrote no list, its existing files are added too.
-    fn write_file_list(&self) -> Result<()> {
-        let adapter = adapter_files().map(|name| format!("adapter/{name}"));
+    fn write_file_list(&self, config: &RunConfig) -> Result<()> {
+        let subfolders = [config.lora.adapter_name.as_str(), peft::REFERENCE_NAME];
+        let named = subfolders.into_iter().flat_map(|subfolder| {
+            PEFT_FILES.iter().map(move |name| format!("adapter/{subfolder}/{name}"))
+        });
+        let adapter = adapter_files().map(|name| format!("adapter/{name}")).chain(named);
         let names = [MANIFEST_FILE, METRICS_FILE].map(str::to_string);
         // The run may be one of an older version that wrote no list.
         let unlisted = match FileList::read(&self.path) {
@@ -336,6 +346,12 @@ impl RunFolder {
     }
 }
 
+/// Returns the folder of the run that wrote `adapter`, a default adapter or one with a name, if the path is that of a run.
+pub fn run_of_adapter(adapter: &Path) -> Option<&Path> {
+    let whole = adapter.ancestors().take(2).find(|folder| folder.ends_with("adapter"))?;
+    whole.parent()
+}
+
 /// Returns whether an event file was written by TensorBoard's own writers, whose names end with a process id and a count.
 fn by_other_writer(file: &Path) -> bool {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -345,8 +361,7 @@ fn by_other_writer(file: &Path) -> bool {
 
 /// Returns the names of all files that an adapter's folder can have.
 fn adapter_files() -> impl Iterator<Item = &'static str> {
-    let own = [peft::WEIGHTS, peft::CONFIG, peft::BASE_QUANTIZATION];
-    own.into_iter().chain(TOKENIZER_FILES)
+    PEFT_FILES.into_iter().chain(TOKENIZER_FILES)
 }
 
 /// Returns the files in `folder` whose names are those of a model's files.
@@ -364,7 +379,6 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::config::RunConfig;
     use crate::train::manifest::StartingModel;
 
     /// A process that is killed between removing the old run and writing the new one must leave a folder that the same

@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod optimizer;
 pub mod parameters;
 pub mod policy;
+pub mod push;
 pub mod reference_cache;
 pub mod result;
 mod resume;

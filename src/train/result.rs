@@ -27,6 +27,8 @@ pub struct TrainedWeights {
     lora: Option<LoraConfig>,
     base_model: String,
     revision: String,
+    /// Name of the adapter.
+    name: String,
 }
 
 impl TrainedWeights {
@@ -36,6 +38,7 @@ impl TrainedWeights {
             lora,
             base_model: config.model.model_name_or_path.clone(),
             revision: config.model.revision.clone(),
+            name: config.lora.adapter_name.clone(),
         }
     }
 
@@ -91,20 +94,26 @@ impl TrainedWeights {
         CarriedFiles::read(model_folder, TOKENIZER_FILES.into_iter().chain(model))
     }
 
-    /// Writes the result of the run into its folder and returns the folder of the result.
+    /// Writes the result of the run into its folder and returns the folder of the result. A `reference` that follows an
+    /// adapter is one itself, and is saved beside it under PEFT's rules for several adapters.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn save<B: TrainBackend>(
         &self,
         policy: &Decoder<Autodiff<B>>,
+        reference: Option<&Decoder<B>>,
         run: &RunFolder,
         carried: &CarriedFiles,
     ) -> Result<PathBuf> {
         if let Some(config) = self.adapter_config(policy) {
             let folder = run.adapter();
-            peft::save(policy, &config, &folder)?;
+            if let Some(reference) = reference {
+                peft::save(reference, &config, &folder.join(peft::REFERENCE_NAME))?;
+            }
             carried.write(&folder)?;
+            let folder = peft::folder_of(&folder, &self.name);
+            peft::save(policy, &config, &folder)?;
             return Ok(folder);
         }
         let folder = run.model();

@@ -22,6 +22,7 @@ use crate::train::learner::{Loaded, Loader};
 use crate::train::logger::{MetricsLog, Record};
 use crate::train::manifest::RunManifest;
 use crate::train::policy::check_adapter;
+use crate::train::push::Push;
 use crate::train::resume::{Resumption, nothing_to_resume};
 use crate::train::trainer::Trainer;
 
@@ -87,6 +88,7 @@ pub fn run<B: TrainBackend>(
 /// - An input is invalid. Nothing is written then.
 /// - The loss becomes non-finite or the check of the first step fails. A checkpoint of the last good state is kept.
 /// - The user interrupts. Everything is saved.
+/// - The result cannot be pushed to the hub. It is complete, and the error says how to push it later.
 pub fn run_from<B: TrainBackend>(
     config: &RunConfig,
     options: &RunOptions,
@@ -125,6 +127,7 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
 ) -> Result<RunSummary> {
     let folder = RunFolder::new(&config.output_dir);
     check_metric(config, &KEYS)?;
+    let mut push = Push::from_config(config, options.progress)?;
     if !options.dry_run {
         folder.check(options.existing)?;
     }
@@ -153,7 +156,14 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
     if options.dry_run {
         return Ok(RunSummary { steps: 0, output: None, last: None });
     }
-    begin(config, options, &data, &model_folder, device, learner)
+    if let Some(push) = &mut push {
+        push.prepare()?;
+    }
+    let summary = begin(config, options, &data, &model_folder, device, learner)?;
+    if let Some(push) = &mut push {
+        push.result(&result_folder(config))?;
+    }
+    Ok(summary)
 }
 
 /// Checks that evaluations have the metric by which they are compared: `eval_loss` or one of `keys`.
@@ -219,8 +229,14 @@ fn begin<B: TrainBackend, O: Objective<B>>(
     trainer.precompute(model.as_ref(), &device_name, options.progress)?;
     let last = trainer.run(options.progress)?;
     let output = trainer.save(&carried)?;
-    write_card(&config.output_dir, &output, trainer.restored())?;
+    write_card(&config.output_dir, &result_folder(config), trainer.restored())?;
     Ok(RunSummary { steps: trainer.steps(), output: Some(output), last })
+}
+
+/// Returns the folder of the result with its card; an adapter with a name is in a subfolder of it.
+fn result_folder(config: &RunConfig) -> PathBuf {
+    let folder = RunFolder::new(&config.output_dir);
+    if config.model.use_peft { folder.adapter() } else { folder.model() }
 }
 
 /// Prints warnings about settings that are probably mistakes, now that the number of samples is known.

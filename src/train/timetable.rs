@@ -35,9 +35,10 @@ impl<'a> Timetable<'a> {
         done >= self.train.eval_delay && self.is_at(step, self.train.eval_interval(self.samples))
     }
 
-    /// Returns whether a checkpoint is saved after `step`: at the interval and after the last step.
+    /// Returns whether a checkpoint is saved after `step` whatever the evaluations show: at the interval and after the last
+    /// step.
     pub(super) fn saves(&self, step: usize) -> bool {
-        self.train.save_strategy != IntervalStrategy::No
+        self.train.save_strategy.saves_regularly()
             && self.is_at(step, self.train.save_interval(self.samples))
     }
 

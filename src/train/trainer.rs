@@ -10,12 +10,13 @@ use std::time::Instant;
 use arithmo_backends::TrainBackend;
 
 use crate::adapter::LoraConfig;
-use crate::config::{IntervalStrategy, RunConfig};
+use crate::config::{IntervalStrategy, RunConfig, SaveStrategy};
 use crate::data::sample::Sample;
 use crate::data::tokenizer::CarriedFiles;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::identity::ModelIdentity;
+use crate::objective::reference::Reference;
 use crate::objective::{Objective, Usage};
 use crate::progress::{Progress, ProgressMode};
 use crate::train::checkpoint::TrainState;
@@ -184,7 +185,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// no checkpoint before its end.
     fn warn_if_unsaved(&mut self, seconds: f64, progress: &Progress) {
         self.steps_timed += 1;
-        if self.steps_timed != 2 {
+        if self.steps_timed != 2 || self.config.train.save_strategy == SaveStrategy::Best {
             return;
         }
         let remaining = self.total_steps.saturating_sub(self.state.step);
@@ -279,12 +280,12 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     }
 
     /// Returns whether a checkpoint is saved after the step that was done last: when it is due, when the run stops early, and
-    /// when a step that may become the result is the best so far.
+    /// when the step is the best so far and may become the result, or is saved for that.
     fn save_is_due(&self, is_best: bool) -> bool {
         let train = &self.config.train;
-        let may_be_result = is_best && train.load_best_model_at_end;
-        let stops = self.stopped_early() && train.save_strategy != IntervalStrategy::No;
-        self.timetable.saves(self.state.step) || may_be_result || stops
+        let saves_best = train.load_best_model_at_end || train.save_strategy == SaveStrategy::Best;
+        let stops = self.stopped_early() && train.save_strategy.saves_regularly();
+        self.timetable.saves(self.state.step) || is_best && saves_best || stops
     }
 
     /// Reads the files of the base model that [`save`](Self::save) writes beside the result.
@@ -302,6 +303,8 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
     /// The folder cannot be written.
     pub fn save(&self, carried: &CarriedFiles) -> Result<PathBuf> {
         let folder = RunFolder::new(&self.config.output_dir);
-        self.weights.save(&self.learner.policy, &folder, carried)
+        let reference = self.learner.objective.reference_model();
+        let reference = reference.and_then(Reference::moving_model);
+        self.weights.save(&self.learner.policy, reference, &folder, carried)
     }
 }

@@ -36,6 +36,8 @@ impl Watch {
             for (key, value) in line.iter().filter(|(key, _)| *key != "step") {
                 watch.push(key, (step, value.as_f64().unwrap_or(f64::NAN)));
             }
+            // The process that logged this line printed the alarms that it raised.
+            watch.new_alarms();
         }
         Ok(watch)
     }
@@ -45,6 +47,11 @@ impl Watch {
         for (key, value) in &record.values {
             self.push(key, (record.step as f64, *value));
         }
+        self.new_alarms()
+    }
+
+    /// Returns the texts of the alarms that the curves raise and that were not raised before.
+    fn new_alarms(&mut self) -> Vec<String> {
         let curves = |key: &str| self.curves.get(key).map_or(&[][..], Vec::as_slice);
         let found = alarms(&curves).into_iter();
         let new: Vec<_> = found.filter(|alarm| !self.raised.contains(alarm.name)).collect();
@@ -58,6 +65,31 @@ impl Watch {
             None => {
                 self.curves.insert(key.to_string(), vec![point]);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of 30 steps with a gradient of 0, of which the alarm comes with line 20.
+    #[test]
+    fn an_alarm_is_raised_once_also_when_the_run_is_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = |step: u64| Record::new(step).with("grad_norm", 0.0);
+        let raised = |watch: &mut Watch, steps: std::ops::RangeInclusive<u64>| -> Vec<u64> {
+            steps.filter(|step| !watch.add(&record(*step)).is_empty()).collect()
+        };
+        let mut watch = Watch::read(folder.path()).unwrap();
+        assert_eq!(raised(&mut watch, 1..=30), [20]);
+        for (lines, expected) in [(25, vec![]), (20, vec![]), (19, vec![20])] {
+            let log: String = (1..=lines)
+                .map(|step| format!("{{\"step\": {step}, \"grad_norm\": 0.0}}\n"))
+                .collect();
+            std::fs::write(folder.path().join(METRICS_FILE), log).unwrap();
+            let mut watch = Watch::read(folder.path()).unwrap();
+            assert_eq!(raised(&mut watch, lines + 1..=30), expected, "{lines}");
         }
     }
 }

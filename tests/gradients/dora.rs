@@ -3,7 +3,10 @@
 use arithmo::adapter::lora::{adapter_parameters, attach, set_adapter_parameters};
 use arithmo::adapter::{LoraConfig, TargetModules};
 use arithmo::model::decoder::Decoder;
-use arithmo::model::load::load;
+use arithmo::model::load::load_as;
+use arithmo::model::quantize::Quantization;
+use arithmo::model::quantize::cache::Cache;
+use arithmo_backends::Format;
 use burn::module::{AutodiffModule, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
@@ -11,13 +14,13 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::{A, B, backward, batch, config, dpo, lora, on_device, pairs, sums, tiny};
 
-/// Returns a model whose adapter is random, with magnitudes that differ from the row norms.
-fn policy(targets: TargetModules, dropout: f64) -> Decoder<A> {
+/// Returns a model whose adapter is random, with magnitudes that differ from the row norms, on a base quantized as `to`.
+fn policy(targets: TargetModules, dropout: f64, to: Option<Quantization>) -> Decoder<A> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     tiny::write_model(&path, &config(false), 5);
     let device = Default::default();
-    let mut policy = load::<A>(&path, DType::F64, &device).unwrap();
+    let mut policy = load_as::<A>(&path, DType::F64, to, &Cache::none(), &device).unwrap();
     let lora = LoraConfig { use_dora: true, ..lora(targets, dropout) };
     attach(&mut policy, &lora, 1, &device).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(8);
@@ -51,12 +54,16 @@ fn replace(model: &mut Decoder<B>, index: usize, values: &[f64]) {
 fn gradients_equal_finite_differences_with_constant_norms() {
     const H: f64 = 5e-5;
     let some = TargetModules::Names(vec!["q_proj".into(), "down_proj".into()]);
-    for (targets, branches, dropout_seed) in [
-        (TargetModules::AllLinear, 14, None),
-        (TargetModules::AllLinear, 14, Some(17)),
-        (some, 4, None),
+    let nf4 = Quantization { format: Format::Nf4, double_quant: true };
+    let int8 = Quantization { format: Format::Int8, double_quant: false };
+    for (targets, branches, dropout_seed, to) in [
+        (TargetModules::AllLinear, 14, None, None),
+        (TargetModules::AllLinear, 14, Some(17), None),
+        (some.clone(), 4, None, None),
+        (TargetModules::AllLinear, 14, Some(17), Some(nf4)),
+        (some, 4, None, Some(int8)),
     ] {
-        let policy = policy(targets, 0.4);
+        let policy = policy(targets, 0.4, to);
         let (model, batch) = (policy.valid(), batch(&pairs(2, 3)));
         let mut on_device = on_device(&model, &batch);
         let reference = sums(&model.clone().without_adapter(), &on_device);
@@ -92,7 +99,7 @@ fn gradients_equal_finite_differences_with_constant_norms() {
 /// The norms follow A and B, and are those of `W + scaling * B A` summed on the host.
 #[test]
 fn norms_are_those_of_the_rows() {
-    let model = policy(TargetModules::AllLinear, 0.0).valid();
+    let model = policy(TargetModules::AllLinear, 0.0, None).valid();
     for (name, linear) in model.projections() {
         let lora = linear.lora.as_ref().unwrap();
         let host = |tensor: Tensor<B, 2>| tensor.into_data().to_vec::<f64>().unwrap();

@@ -2,7 +2,9 @@
 
 mod hostile;
 mod limits;
+mod push;
 mod server;
+mod storage;
 
 use std::collections::HashMap;
 use std::fs;

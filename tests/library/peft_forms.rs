@@ -49,6 +49,14 @@ fn every_form_has_pefts_logits_or_is_refused_by_name() {
             assert!(error.contains(part) && error.contains("\n  help: "), "{name}: {error}");
             continue;
         }
+        if let Some((folder, name)) = name.split_once('/') {
+            assert_eq!(
+                peft::named_adapter(&forms.join(folder), name).unwrap(),
+                forms.join(folder).join(name)
+            );
+            let error = peft::named_adapter(&forms.join(folder), "x").unwrap_err().to_string();
+            assert!(error.contains("choose one of other"), "{error}");
+        }
         loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = Tensors::open(&folder.join("expected.safetensors"));
         let (ours, theirs) = (golden_logits(&model, &expected), expected.f32("logits").1);

@@ -21,6 +21,7 @@ mod pages;
 mod plan;
 mod prepare;
 mod promises;
+mod push;
 mod readme;
 mod report;
 #[path = "../suite/signal.rs"]

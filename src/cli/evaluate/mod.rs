@@ -46,6 +46,17 @@ pub enum TaskArgs {
     Preference(PreferenceArgs),
 }
 
+impl TaskArgs {
+    /// Returns the flags that select the form of the model.
+    pub(super) fn load_args(&mut self) -> &mut LoadArgs {
+        match self {
+            Self::Gsm8k(args) | Self::Math(args) => &mut args.answers.load,
+            Self::Gsm8kPot(args) => &mut args.answers.load,
+            Self::Preference(args) => &mut args.model.load,
+        }
+    }
+}
+
 /// Arguments of the tasks that generate answers.
 #[derive(Args, Clone, Debug)]
 pub struct AnswersArgs {

@@ -17,6 +17,7 @@ use crate::model::load::load_as;
 use crate::model::quantize::Quantization;
 use crate::model::quantize::cache::Cache;
 use crate::progress::{Progress, ProgressMode};
+use crate::train::folder::run_of_adapter;
 use crate::train::manifest::RunManifest;
 
 /// Number of texts to measure on.
@@ -135,7 +136,7 @@ fn texts(
 /// Returns the pairs of the run that contains the adapter, if they still exist; held-out ones if it has any.
 fn run_pairs(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
     let adapter = peft::adapter_folder(&args.adapter);
-    let run = RunManifest::read(adapter.parent()?).ok()??;
+    let run = RunManifest::read(run_of_adapter(&adapter)?).ok()??;
     let data = run.config.data;
     let file = data.eval_file.unwrap_or(data.train_file);
     let template = PromptTemplate::new(&data.prompt_template).ok()?;

@@ -10,6 +10,7 @@ use burn::tensor::DType;
 use self::measure::measure;
 use super::model::{note_base_mismatch, quantization_settings};
 use super::print_line;
+use super::push::PushFlags;
 use crate::adapter::merge::{MergeConfig, MergeTarget, merge};
 use crate::adapter::peft;
 use crate::config::{ModelDtype, Quantization};
@@ -35,6 +36,9 @@ pub struct MergeArgs {
     /// Merge the PEFT adapter in this folder.
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
+    /// Choose the adapter with this name in the folder of --adapter [default: default, which PEFT saves at the top].
+    #[arg(long, value_name = "NAME")]
+    pub adapter_name: Option<String>,
     /// Write the merged model to this folder.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -68,6 +72,9 @@ pub struct MergeArgs {
     /// Replace the output folder if it holds a model.
     #[arg(long)]
     pub overwrite: bool,
+    /// The push of the result.
+    #[command(flatten)]
+    pub push: PushFlags,
 }
 
 /// Merges on `device` and prints the output folder; for a quantized base, it first reports the effect of each target.
@@ -79,6 +86,7 @@ pub fn run<B: TrainBackend>(
     mode: ProgressMode,
     device: &B::Device,
 ) -> Result<()> {
+    let mut push = args.push.push(mode)?;
     let model = Hub::open(mode).resolve(&args.model, &args.revision)?;
     let shape = DecoderConfig::load(&model)?;
     let quantization = args.base_quantization(shape.quantization)?;
@@ -94,6 +102,9 @@ pub fn run<B: TrainBackend>(
     config.check_output()?;
     refuse_inputs_among(&listed_files(&config.output), args.data.as_deref())?;
     note_base_mismatch(&config.adapter, quantization, mode)?;
+    if let Some(push) = &mut push {
+        push.prepare()?;
+    }
     let _lock = config.lock_output()?;
     if let Some(to) = quantization
         && !args.no_measure
@@ -113,6 +124,9 @@ pub fn run<B: TrainBackend>(
         summary.merged, summary.copied
     ));
     progress.finish();
+    if let Some(push) = &mut push {
+        push.result(&config.output)?;
+    }
     print_line(&config.output.display().to_string())
 }
 
@@ -134,6 +148,17 @@ fn note_rounding(config: &MergeConfig, shape: &DecoderConfig) -> Result<()> {
 }
 
 impl MergeArgs {
+    /// Replaces the folder of `--adapter` by that of the adapter which `--adapter-name` chooses in it.
+    ///
+    /// # Errors
+    /// There is no adapter of that name.
+    pub(super) fn resolve_adapter(&mut self) -> Result<()> {
+        if let Some(name) = &self.adapter_name {
+            self.adapter = peft::named_adapter(&self.adapter, name)?;
+        }
+        Ok(())
+    }
+
     /// Returns the quantization of the base: that of the flags, of the stored weights, or of the adapter's record.
     fn base_quantization(
         &self,

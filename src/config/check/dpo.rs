@@ -21,13 +21,8 @@ impl DpoSection {
         self.validate_weights()?;
         positive(self.beta, "dpo.beta")?;
         check_number(self.label_smoothing, "dpo.label_smoothing")?;
-        ensure(
-            self.label_smoothing == 0.0 || compat == Compat::Trl1,
-            "dpo.label_smoothing",
-            "TRL 0.7.4 has no label smoothing",
-            "remove the key",
-        )?;
-        self.validate_loss_settings(compat)?;
+        self.validate_compat(compat)?;
+        self.validate_loss_settings()?;
         self.validate_reference()?;
         if let Some(size) = self.precompute_ref_batch_size {
             at_least_one(size, "dpo.precompute_ref_batch_size")?;
@@ -43,7 +38,7 @@ impl DpoSection {
     }
 
     /// Checks that every setting of the loss has an effect on one of the losses, and has a value with which that is defined.
-    fn validate_loss_settings(&self, compat: Compat) -> Result<()> {
+    fn validate_loss_settings(&self) -> Result<()> {
         for (alpha, key) in [(self.ld_alpha, "dpo.ld_alpha"), (self.rpo_alpha, "dpo.rpo_alpha")] {
             alpha.map_or(Ok(()), |alpha| check_number(alpha, key))?;
         }
@@ -80,10 +75,30 @@ impl DpoSection {
             "dpo.label_smoothing",
             "must be above 0 for the loss \"exo_pair\", which contains its logarithm",
             "set it to 1e-3, the value of the paper",
-        )?;
-        let known_to_0_7_4 = |loss: &LossType| matches!(loss, LossType::Sigmoid | LossType::Hinge);
+        )
+    }
+
+    /// Checks that nothing is set that the followed version of TRL lacks.
+    fn validate_compat(&self, compat: Compat) -> Result<()> {
+        if compat == Compat::Trl1 {
+            return Ok(());
+        }
+        let plain = self.f_divergence_type == FDivergence::ReverseKl;
+        for (key, given, what) in [
+            ("dpo.label_smoothing", self.label_smoothing != 0.0, "label smoothing"),
+            ("dpo.f_divergence_type", !plain, "other divergence than the reverse KL"),
+            ("dpo.use_weighting", self.use_weighting, "WPO"),
+            ("dpo.ld_alpha", self.ld_alpha.is_some(), "LD-DPO"),
+            ("dpo.rpo_alpha", self.rpo_alpha.is_some(), "RPO"),
+            ("dpo.loss_weights", self.loss_weights.is_some(), "sum of losses"),
+            ("dpo.sync_ref_model", self.sync_ref_model, "TR-DPO"),
+        ] {
+            let problem = format!("TRL 0.7.4 has no {what}");
+            ensure(!given, key, problem, "remove the key, or data.compat")?;
+        }
+        let known = |loss: &LossType| matches!(loss, LossType::Sigmoid | LossType::Hinge);
         ensure(
-            compat == Compat::Trl1 || self.loss_type.iter().all(known_to_0_7_4),
+            self.loss_type.len() == 1 && self.loss_type.iter().all(known),
             "dpo.loss_type",
             "TRL 0.7.4 has only \"sigmoid\" and \"hinge\" of these formulas",
             "choose one of them, or remove data.compat",

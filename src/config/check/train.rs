@@ -49,16 +49,33 @@ impl TrainSection {
     /// Checks that no interval in steps is set for a strategy other than `"steps"`.
     pub(super) fn validate_strategies(&self) -> Result<()> {
         let strategies = [
-            ("logging", self.logging_strategy, self.logging_steps, 1),
-            ("eval", self.eval_strategy, self.eval_steps, 0),
-            ("save", self.save_strategy, self.save_steps, 0),
+            ("logging", Some(self.logging_strategy), self.logging_steps, 1),
+            ("eval", Some(self.eval_strategy), self.eval_steps, 0),
+            ("save", self.save_strategy.fixed(), self.save_steps, 0),
         ];
         strategies.into_iter().try_for_each(|(name, strategy, steps, default)| {
             ensure(
-                strategy == IntervalStrategy::Steps || steps == default,
+                strategy == Some(IntervalStrategy::Steps) || steps == default,
                 &format!("train.{name}_steps"),
                 format!("has no effect: train.{name}_strategy is not \"steps\""),
                 format!("remove the key, or set train.{name}_strategy = \"steps\""),
+            )
+        })
+    }
+
+    /// Checks that no setting of the hub is given without a push.
+    pub(super) fn validate_hub(&self) -> Result<()> {
+        let given = [
+            ("train.hub_model_id", self.hub_model_id.is_some()),
+            ("train.hub_private_repo", self.hub_private_repo.is_some()),
+            ("train.hub_revision", self.hub_revision.is_some()),
+        ];
+        given.into_iter().try_for_each(|(key, given)| {
+            ensure(
+                !given || self.push_to_hub,
+                key,
+                "has no effect: train.push_to_hub is false",
+                "set train.push_to_hub = true, or remove the key",
             )
         })
     }

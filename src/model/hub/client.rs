@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hf_hub::Repo;
+use ureq::http::header::AUTHORIZATION;
 use ureq::http::{HeaderMap, HeaderValue, Response};
 use ureq::{Agent, Body};
 
@@ -54,9 +55,9 @@ pub(super) enum Method {
 #[derive(Debug)]
 pub(super) struct Client {
     /// Does not follow redirects itself: only the code here knows to which origin the token belongs.
-    agent: Agent,
+    pub(super) agent: Agent,
     pub(super) endpoint: String,
-    token: Option<String>,
+    pub(super) token: Option<String>,
     pub(super) retries: u32,
     pub(super) timeout: Duration,
     pub(super) progress: ProgressMode,
@@ -146,22 +147,9 @@ impl Client {
 
     /// Sends a request, and once more if the connection breaks before a response.
     fn send(&self, method: Method, url: &str, range: Option<&str>) -> Attempt<Response<Body>> {
-        let wrong = |problem: String| {
-            let remedy =
-                "check HF_ENDPOINT: it is https://huggingface.co or the address of a mirror";
-            Failure::Final(Error::invalid(redacted(url), problem, remedy))
-        };
-        let origin = Origin::parse(url).map_err(wrong)?;
-        let mut headers = HeaderMap::new();
-        // A compressed response would have neither the size nor the byte ranges of the file.
-        headers.insert("accept-encoding", HeaderValue::from_static("identity"));
+        let mut headers = self.headers(url, true)?;
         if let Some(range) = range.and_then(|range| HeaderValue::from_str(range).ok()) {
             headers.insert("range", range);
-        }
-        if Origin::parse(&self.endpoint).as_ref() == Ok(&origin) {
-            headers.extend(
-                self.authorization()?.map(|value| (ureq::http::header::AUTHORIZATION, value)),
-            );
         }
         let attempt = || {
             let (agent, url, headers) = (self.agent.clone(), url.to_string(), headers.clone());
@@ -185,14 +173,32 @@ impl Client {
             Err(error) if again(&error) => attempt()?,
             answer => answer,
         };
-        answer.map_err(|error| match error {
+        answer.map_err(|error| self.not_answered(url, error))
+    }
+
+    /// Returns the headers of every request to `url`, with the access token if `url` belongs to the endpoint and
+    /// `with_token` is set.
+    pub(super) fn headers(&self, url: &str, with_token: bool) -> Attempt<HeaderMap> {
+        let origin = Origin::parse(url).map_err(|problem| wrong_endpoint(url, problem))?;
+        let mut headers = HeaderMap::new();
+        // A compressed response would have neither the size nor the byte ranges of the file.
+        headers.insert("accept-encoding", HeaderValue::from_static("identity"));
+        if with_token && Origin::parse(&self.endpoint).as_ref() == Ok(&origin) {
+            headers.extend(self.authorization()?.map(|value| (AUTHORIZATION, value)));
+        }
+        Ok(headers)
+    }
+
+    /// Converts the reason why a request was not answered into an error with its remedy.
+    pub(super) fn not_answered(&self, url: &str, error: ureq::Error) -> Failure {
+        match error {
             ureq::Error::BadUri(_)
             | ureq::Error::Http(_)
             | ureq::Error::InvalidProxyUrl
             | ureq::Error::Protocol(_)
-            | ureq::Error::LargeResponseHeader(..) => wrong(error.to_string()),
+            | ureq::Error::LargeResponseHeader(..) => wrong_endpoint(url, error.to_string()),
             error => self.unreachable(url, &error),
-        })
+        }
     }
 
     /// Returns the authorization header, if there is a token.
@@ -265,6 +271,12 @@ impl Client {
             )),
         })
     }
+}
+
+/// Returns the failure for an endpoint that is not the address of a hub.
+fn wrong_endpoint(url: &str, problem: String) -> Failure {
+    let remedy = "check HF_ENDPOINT: it is https://huggingface.co or the address of a mirror";
+    Failure::Final(Error::invalid(redacted(url), problem, remedy))
 }
 
 /// Returns the error of a download that the user stopped.

@@ -47,7 +47,7 @@ impl Client {
             return Ok(Listing::default());
         }
         self.accept(&response, repo, None)?;
-        let bytes = self.whole(response.into_body(), &url)?;
+        let bytes = self.whole(response.into_body(), &url, "a listing", MAX_JSON)?;
         let info: Info = serde_json::from_slice(&bytes).map_err(|e| {
             let problem = format!("returned no listing: {e}");
             Error::invalid(redacted(&url), problem, "check HF_ENDPOINT")
@@ -89,8 +89,8 @@ impl Client {
         }
     }
 
-    /// Reads a response body into memory.
-    fn whole(&self, body: Body, url: &str) -> Attempt<Vec<u8>> {
+    /// Reads a response body of at most `max` bytes into memory; `what` names its contents in the error.
+    pub(super) fn whole(&self, body: Body, url: &str, what: &str, max: u64) -> Attempt<Vec<u8>> {
         let mut incoming = Incoming::start(body, self.timeout);
         let mut bytes = Vec::new();
         loop {
@@ -99,8 +99,8 @@ impl Client {
                 return Ok(bytes);
             }
             bytes.extend(block);
-            if bytes.len() as u64 > MAX_JSON {
-                let problem = format!("returned a listing of more than {} MiB", MAX_JSON >> 20);
+            if bytes.len() as u64 > max {
+                let problem = format!("returned {what} of more than {} MiB", max >> 20);
                 return Err(Error::invalid(redacted(url), problem, "check HF_ENDPOINT").into());
             }
         }

@@ -25,8 +25,8 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// Checks that `id` can be the id of a repository, `owner/name`, by the hub's own rules.
-pub(super) fn check_id(id: &str, place: &str) -> Result<()> {
+/// Returns whether `id` can be the id of a repository, `owner/name`, by the hub's own rules.
+pub(super) fn is_id(id: &str) -> bool {
     let part = |part: &str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let edge = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -39,7 +39,12 @@ pub(super) fn check_id(id: &str, place: &str) -> Result<()> {
             && !part.contains("..")
     };
     let parts: Vec<&str> = id.split('/').collect();
-    if parts.len() <= 2 && parts.iter().all(|name| part(name)) {
+    parts.len() <= 2 && parts.iter().all(|name| part(name))
+}
+
+/// Checks that `id` can be the id of a repository.
+pub(super) fn check_id(id: &str, place: &str) -> Result<()> {
+    if is_id(id) {
         return Ok(());
     }
     Err(Error::invalid(
@@ -62,11 +67,11 @@ pub(super) fn repository(id: &str, kind: RepoType, revision: &str, place: &str) 
     Ok(Repo::with_revision(id.to_string(), kind, revision.to_string()))
 }
 
-type Check = std::result::Result<(), &'static str>;
+pub(super) type Check = std::result::Result<(), &'static str>;
 
 /// Checks the name of a branch, tag or commit by the rules of `git check-ref-format`; names like `refs/pr/1` are
 /// valid.
-fn check_revision(revision: &str) -> Check {
+pub(super) fn check_revision(revision: &str) -> Check {
     if revision.contains([' ', '~', '^', ':', '?', '*', '[']) {
         return Err("it holds a space or one of ~ ^ : ? * [");
     }

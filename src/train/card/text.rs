@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Line, file_name};
+use crate::adapter::peft::DEFAULT_NAME;
 use crate::config::{Method, RunConfig};
 use crate::train::manifest::RunManifest;
 use crate::train::selection::{BestStep, Selection};
@@ -218,10 +219,16 @@ impl Card<'_> {
     fn usage(&self) -> String {
         let (base, title) = (self.base(), &self.title);
         if self.kind == Kind::Adapter {
+            let name = &self.config().lora.adapter_name;
+            let (flag, argument) = if name == DEFAULT_NAME {
+                Default::default()
+            } else {
+                (format!(" --adapter-name {name}"), format!(", subfolder=\"{name}\""))
+            };
             format!(
-                "With arithmo, where `{title}` is this folder:\n\n```sh\narithmo generate --model {base} --adapter {title} --prompt \"...\"\n```\n\n\
+                "With arithmo, where `{title}` is this folder:\n\n```sh\narithmo generate --model {base} --adapter {title}{flag} --prompt \"...\"\n```\n\n\
                  With PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-                 base = AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(base, \"{title}\")\n\
+                 base = AutoModelForCausalLM.from_pretrained(\"{base}\")\nmodel = PeftModel.from_pretrained(base, \"{title}\"{argument})\n\
                  tokenizer = AutoTokenizer.from_pretrained(\"{title}\")\n```"
             )
         } else {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,9 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) range: Option<u64>,
     pub(crate) token: bool,
+    /// Names and values of all headers, in lower case.
+    pub(crate) headers: Vec<String>,
+    pub(crate) body: Vec<u8>,
 }
 
 pub(crate) enum Reply {
@@ -37,6 +40,8 @@ type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 /// A server that responds with the results of a handler, with one thread per connection.
 pub(crate) struct Hostile {
     pub(crate) port: u16,
+    /// Number of requests with a body of more than 1,000 bytes that break off after these.
+    pub(crate) cuts: Arc<AtomicUsize>,
     log: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
 }
@@ -46,17 +51,20 @@ impl Hostile {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self {
             port: listener.local_addr().unwrap().port(),
+            cuts: Arc::default(),
             log: Arc::default(),
             stop: Arc::default(),
         };
         let (log, stop, handler) = (server.log.clone(), server.stop.clone(), Arc::new(handler));
+        let cuts = server.cuts.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
                 let (log, stop, handler) = (log.clone(), stop.clone(), handler.clone());
-                thread::spawn(move || drop(answer(stream, &log, &stop, &*handler)));
+                let cuts = cuts.clone();
+                thread::spawn(move || drop(answer(stream, &log, &cuts, &stop, &*handler)));
             }
         });
         server
@@ -102,30 +110,50 @@ impl Drop for Hostile {
 fn answer(
     mut stream: TcpStream,
     log: &Mutex<Vec<String>>,
+    cuts: &AtomicUsize,
     stop: &AtomicBool,
     handler: &Handler,
 ) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let first = lines.next().transpose()?.unwrap_or_default();
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
     let mut words = first.split_whitespace().map(str::to_string);
     let mut request = Request {
         method: words.next().unwrap_or_default(),
         path: words.next().unwrap_or_default(),
         range: None,
         token: false,
+        headers: Vec::new(),
+        body: Vec::new(),
     };
-    for line in lines {
-        let line = line?.to_ascii_lowercase();
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let line = line.trim_end().to_ascii_lowercase();
         if line.is_empty() {
             break;
         }
         if let Some(range) = line.strip_prefix("range: bytes=") {
             request.range = range.trim_end_matches('-').parse().ok();
         }
+        if let Some(bytes) = line.strip_prefix("content-length: ") {
+            length = bytes.parse().unwrap();
+        }
         request.token |= line.starts_with("authorization:");
+        request.headers.push(line);
     }
+    let cut = length > 1000
+        && cuts
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |cuts| cuts.checked_sub(1))
+            .is_ok();
+    request.body = vec![0; if cut { 1000 } else { length }];
+    reader.read_exact(&mut request.body)?;
     let token = if request.token { " token" } else { "" };
     log.lock().unwrap().push(format!("{} {}{token}", request.method, request.path));
+    if cut {
+        return Ok(());
+    }
     match handler(&request) {
         Reply::Bytes(bytes) => stream.write_all(&bytes),
         Reply::Silence(bytes) => {

@@ -8,7 +8,7 @@ use arithmo::model::save::{NamedTensors, load_safetensors_f32};
 use serde_json::{Map, Value, json};
 
 use super::golden::{Golden, Tolerances};
-use super::{Workshop, metrics};
+use super::{Workshop, json_lines, metrics, number};
 use crate::support::file_names;
 
 /// The tolerances of reference/README-2.md for runs of `control`.
@@ -149,6 +149,46 @@ fn a_plateau_lowers_the_learning_rate() {
     replay("optim", "sched_reduce_on_plateau", PLATEAU, 2e-3);
 }
 
+/// Replays the golden run `NAME` with `save_strategy = "best"`: the checkpoints are those of the evaluations that transformers
+/// would save, which are better than all before.
+fn check_saved_best(name: &str) {
+    let Some(golden) = Golden::open(&format!("control/{name}")) else {
+        return;
+    };
+    let given = &golden.config["dpo"];
+    let text = |key: &str| given[key].as_str();
+    let metric = text("metric_for_best_model").unwrap_or("eval_loss").to_string();
+    let metric = if metric.starts_with("eval_") { metric } else { format!("eval_{metric}") };
+    let greater = given["greater_is_better"].as_bool().unwrap_or(!metric.ends_with("loss"));
+    let (mut best, mut expected) = (f64::NEG_INFINITY, Vec::new());
+    for line in json_lines(&golden.folder.join("eval.jsonl")) {
+        let value = if greater { number(&line, &metric) } else { -number(&line, &metric) };
+        if value > best {
+            best = value;
+            expected.push(number(&line, "step") as u64);
+        }
+    }
+    let metric = format!("train.metric_for_best_model={metric}");
+    let settings =
+        ["train.save_strategy=best", "train.save_steps=0", "train.save_total_limit=0", &metric];
+    golden.train(&settings);
+    let saved = saved_steps(Path::new(&golden.path("run")));
+    assert_eq!(saved, expected, "{name}");
+}
+
+#[test]
+fn only_better_evaluations_are_saved() {
+    check_saved_best("early_stopping");
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn only_better_evaluations_are_saved_by_other_metrics() {
+    for name in ["early_stopping_margins", "best_margins", "best_eval_loss", "epoch_strategy"] {
+        check_saved_best(name);
+    }
+}
+
 /// Settings of a run that stops after step 8 of 14, because no evaluation after the first improves by more than a huge
 /// threshold. The largest loss is the best one, so that the best step is not the last.
 const STOPS: [&str; 7] = [
@@ -249,6 +289,37 @@ fn a_resumed_run_has_the_same_learning_rates_on_a_plateau() {
         lines.iter().filter_map(|line| line.get("learning_rate")?.as_f64()).collect();
     let halvings = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3];
     assert_eq!(rates, halvings.map(|times| 5e-3 * 0.5f64.powi(times)));
+}
+
+/// Nothing is saved after the last step or an early stop, unless it is the best.
+#[test]
+fn a_run_that_saves_the_best_steps_resumes_from_them() {
+    let settings = [
+        "train.eval_steps=2",
+        "train.save_strategy=best",
+        "train.metric_for_best_model=loss",
+        "train.save_total_limit=0",
+    ];
+    let workshop = Workshop::new();
+    let eval = held_out(&workshop);
+    workshop.trained(&[&[eval.as_str()], &settings[..]].concat(), &[]);
+    let run = workshop.path("run");
+    let (mut best, mut expected) = (f64::INFINITY, Vec::new());
+    for line in metrics(&run).iter().filter(|line| line.contains_key("eval_loss")) {
+        if number(line, "eval_loss") < best {
+            best = number(line, "eval_loss");
+            expected.push(number(line, "step") as u64);
+        }
+    }
+    assert!(expected.len() > 1, "{expected:?}");
+    check_resumed(&settings, &expected);
+    for (missing, part) in [
+        ("train.metric_for_best_model=loss", "train.metric_for_best_model"),
+        ("train.eval_steps=2", "during training"),
+    ] {
+        let settings: Vec<&str> = settings.into_iter().filter(|key| *key != missing).collect();
+        workshop.train(&[&[eval.as_str()], &settings[..]].concat(), &[]).refused(&[part]);
+    }
 }
 
 /// A best step is saved even if no checkpoint is due.

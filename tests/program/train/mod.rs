@@ -6,6 +6,7 @@ mod control;
 mod golden;
 mod longer;
 mod methods;
+mod named;
 mod packed;
 mod reference_cache;
 mod refusals;
