@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod batch;
+pub mod chat;
 mod columnar;
 pub mod encode;
 pub mod example;

@@ -179,6 +179,7 @@ fn pair_all<'a>(
                 rejected: wrong.text.clone(),
                 chosen_score: None,
                 rejected_score: None,
+                rendered: None,
             };
         all.extend(pairs.iter().enumerate().map(pair));
     }

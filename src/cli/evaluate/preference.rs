@@ -28,13 +28,14 @@ pub(super) fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let (task, data) = (Task::Preference, args.data.as_path());
-    let mut pairs = read_pairs(data)?;
+    let model_folder = args.model.folder(mode)?;
+    let tokenizer = Tokenizer::from_folder(&model_folder)?;
+    let mut pairs = read_pairs(data, tokenizer.chat_template())?;
     pairs.truncate(args.output.limit.unwrap_or(usize::MAX));
     let template = match args.template.given()? {
         Some(template) => template,
         None => task.template()?,
     };
-    let model_folder = args.model.folder(mode)?;
     let settings = args
         .model
         .evaluated_model(&model_folder)?
@@ -42,13 +43,17 @@ pub(super) fn run<B: TrainBackend>(
         .with("data", data.display().to_string())
         .with("max_length", args.max_length)
         .with("prompt_template", String::from(template.clone()));
-    let rows = pairs.iter().map(|pair| serde_json::to_vec(pair).unwrap_or_default());
+    let rows = pairs.iter().map(|pair| match &pair.rendered {
+        None => serde_json::to_vec(pair).unwrap_or_default(),
+        Some(rendered) => {
+            serde_json::to_vec(&(&rendered.prompt, &rendered.wholes)).unwrap_or_default()
+        }
+    });
     let key = ResultKey::new(settings, "pairs", rows);
     let folder = args.output.folder(task);
     let inputs = args.model.inputs().into_iter().chain([data]);
     folder.check(&Folder::FILES, inputs.chain(args.template.inputs()))?;
     let _lock = Lock::folder(&folder.0)?;
-    let tokenizer = Tokenizer::from_folder(&model_folder)?;
     let encoded = encode(args, &pairs, &tokenizer, template)?;
     let load = || {
         let model = args.model.load::<B>(&model_folder, mode, device)?;
