@@ -113,11 +113,11 @@ impl PairWriter {
         Ok(Self { file: WholeFile::create(path)?, path: path.to_path_buf(), written: 0 })
     }
 
-    /// Appends one pair.
+    /// Appends one pair: a [`PreferencePair`], or a row with lists of messages.
     ///
     /// # Errors
     /// The disk is full.
-    pub fn write(&mut self, pair: &PreferencePair) -> Result<()> {
+    pub fn write(&mut self, pair: &impl Serialize) -> Result<()> {
         let fail = |e| Error::io(&self.path, "write", e);
         serde_json::to_writer(&mut self.file, pair).map_err(|e| fail(e.into()))?;
         self.file.write_all(b"\n").map_err(fail)?;

@@ -1,10 +1,12 @@
 //! The messages of a conversation, prepared for a template as transformers prepares them.
 
 use minijinja::value::Value as TemplateValue;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// One message: a role, a content and whatever else the data has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Message(Map<String, Value>);
 
 /// Names under which data and templates keep what the assistant thought. The first is the one that most templates read.
