@@ -274,3 +274,46 @@ fn each_side_is_an_example_of_kto() {
     }
     assert_eq!(examples.iter().map(|example| example.desirable).collect::<Vec<_>>(), [true, false]);
 }
+
+/// The real tokenizer merges a line end at the end of the prompt with spaces that follow.
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn conversations_have_the_token_ids_of_smollm2() {
+    let (Some(model), Some(rows)) = (smollm2(), reference("smollm2/chat_tokenized.jsonl")) else {
+        return;
+    };
+    let tokenizer = Tokenizer::from_folder(&model).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("row.jsonl");
+    let config = EncodeConfig { max_length: None, ..EncodeConfig::new(Compat::Trl1) };
+    for row in json_lines(&rows) {
+        std::fs::write(&file, row["row"].to_string()).unwrap();
+        let pairs = read_pairs(&file, tokenizer.chat_template()).unwrap();
+        let encoded = encode_pairs(&tokenizer, &pairs, &config).unwrap();
+        let pair = &encoded.pairs[0];
+        for (side, name) in [(&pair.chosen, "chosen_ids"), (&pair.rejected, "rejected_ids")] {
+            let (prompt, completion) = side.ids.split_at(side.completion_start);
+            assert_eq!(prompt, ids(&row["prompt_ids"]), "{row}");
+            assert_eq!(completion, ids(&row[name]), "{row}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn further_templates_are_rendered_as_by_transformers() {
+    let Some(cases) = reference("chat_templates.jsonl") else { return };
+    for case in json_lines(&cases) {
+        let text = |key: &str| case[key].as_str().unwrap().to_string();
+        let special = ["bos_token", "eos_token"].map(|key| (key.to_string(), text(key)));
+        let template = ChatTemplate::new("t", &text("template"), special.to_vec(), clock());
+        let add_generation_prompt = case["add_generation_prompt"] == true;
+        let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
+        let rendered = template.render(&messages(&case["messages"]), &options);
+        assert_eq!(
+            rendered.ok().map(|rendered| rendered.text).as_deref(),
+            case["text"].as_str(),
+            "{case}"
+        );
+    }
+}

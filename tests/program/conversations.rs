@@ -153,7 +153,7 @@ fn rows_that_cannot_be_rendered_are_named() {
     let row = |answer: Value| json!({"prompt": [user], "chosen": [says("assistant", " 5")], "rejected": [answer]});
     let (good, tool) = (row(says("assistant", " 6")), row(says("tool", "6")));
     desk.write("tool.jsonl", &[good.clone(), tool]);
-    desk.write("good.jsonl", &[good.clone()]);
+    desk.write("good.jsonl", std::slice::from_ref(&good));
     desk.write("mixed.jsonl", &[good, json!({"prompt": "2", "chosen": "a", "rejected": "b"})]);
     let train = |model: &str, data: &str, more: &[&str]| {
         let arguments = desk.config("run", model, "dpo", data);

@@ -6,6 +6,9 @@ use minijinja::{Error, ErrorKind};
 /// Positional and keyword arguments as minijinja passes them.
 pub(super) type Passed = Rest<ValueOrKwargs>;
 
+/// Keyword arguments with their values.
+pub(super) type Keywords = Vec<(String, Value)>;
+
 /// Binds `args` to the parameters `names`, in order; a parameter without an argument is `None`.
 ///
 /// # Errors
@@ -44,7 +47,7 @@ pub(super) fn bind<const N: usize>(
 ///
 /// # Errors
 /// A keyword is not text.
-pub(super) fn split(args: &[Value]) -> Result<(&[Value], Vec<(String, Value)>), Error> {
+pub(super) fn split(args: &[Value]) -> Result<(&[Value], Keywords), Error> {
     let Some((last, positional)) = args.split_last().filter(|(last, _)| last.is_kwargs()) else {
         return Ok((args, Vec::new()));
     };

@@ -3,9 +3,10 @@
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error};
 
-use super::arguments::{Passed, bind, text, width};
-use super::methods::{capitalize, center, format_filter, strip};
+use super::arguments::{Passed, bind, number, text, width};
+use super::methods::format_filter;
 use super::python::{JsonStyle, invalid, items, pairs, repr, str};
+use super::texts::{capitalize, center, strip};
 
 /// Adds the filters and tests to `env`.
 pub(super) fn add_to(env: &mut Environment<'_>) {
@@ -14,6 +15,12 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_filter("d", default);
     env.add_filter("string", |value: Value| {
         if value.as_str().is_some() { Ok(value) } else { str(&value).map(Value::from) }
+    });
+    env.add_filter("int", int);
+    env.add_filter("float", |value: Value, args: Passed| {
+        let [default] = bind(&args.into_values(), ["default"])?;
+        let default = default.unwrap_or_else(|| Value::from(0.0));
+        Ok::<_, Error>(real(&value).map_or(default, Value::from))
     });
     env.add_filter("pprint", |value: Value| repr(&value));
     env.add_filter("escape", escape);
@@ -81,6 +88,45 @@ fn tojson(value: Value, args: Passed) -> Result<String, Error> {
         style.key_separator = text("separators", Some(key))?;
     }
     style.dumps(&value)
+}
+
+/// Returns a number, or the number that a text states as Python's `float` reads it.
+fn real(value: &Value) -> Option<f64> {
+    match value.as_str() {
+        Some(text) => text.trim().replace('_', "").parse().ok(),
+        None => f64::try_from(value.clone()).ok(),
+    }
+}
+
+/// Implements `int`: the whole part of a number, or of the number that a text states, or else `default`.
+fn int(value: Value, args: Passed) -> Result<Value, Error> {
+    let [default, base] = bind(&args.into_values(), ["default", "base"])?;
+    let base = u32::try_from(number("base", base.as_ref(), 10)?).unwrap_or(10);
+    let whole = match value.as_str() {
+        Some(text) => {
+            let (digits, negative) = match text.trim().strip_prefix('-') {
+                Some(digits) => (digits, true),
+                None => (text.trim().trim_start_matches('+'), false),
+            };
+            let lower = digits.to_lowercase();
+            let prefix = match base {
+                2 => "0b",
+                8 => "0o",
+                16 => "0x",
+                _ => "",
+            };
+            let digits = lower.strip_prefix(prefix).unwrap_or(&lower).replace('_', "");
+            let parsed = (2..=36).contains(&base).then(|| i64::from_str_radix(&digits, base).ok());
+            parsed.flatten().map(|number| if negative { -number } else { number })
+        }
+        None if value.is_integer() => return Ok(value),
+        None => None,
+    };
+    let truncated = || real(&value).filter(|number| number.is_finite()).map(|number| number as i64);
+    Ok(match whole.or_else(truncated) {
+        Some(number) => Value::from(number),
+        None => default.unwrap_or_else(|| Value::from(0)),
+    })
 }
 
 fn default(value: Value, args: Passed) -> Result<Value, Error> {

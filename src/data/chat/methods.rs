@@ -4,8 +4,11 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Tuple, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use super::arguments::{bind, number, split, text, width};
+use super::arguments::{bind, number, split, text};
 use super::python::{invalid, is_space, items, pairs};
+use super::texts::{
+    capitalize, check_size, pad, partition, search, split_lines, split_text, strip, title,
+};
 
 /// Calls a method that minijinja does not know itself.
 ///
@@ -102,29 +105,8 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
             let lines = split_lines(s, keep.is_some_and(|keep| keep.is_true()));
             lines.into_iter().map(Value::from).collect()
         }
-        "startswith" | "endswith" => {
-            let [affix] = bind(args, ["prefix"])?;
-            let affix = affix.ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
-            let affixes = if affix.is_tuple() { items(&affix)? } else { vec![affix] };
-            let affixes: Vec<String> = affixes
-                .iter()
-                .map(|affix| text("prefix", Some(affix)))
-                .collect::<Result<_, _>>()?;
-            let starts = method == "startswith";
-            let matches =
-                |affix: &String| if starts { s.starts_with(affix) } else { s.ends_with(affix) };
-            Value::from(affixes.iter().any(matches))
-        }
-        "replace" => {
-            let [old, new, count] = bind(args, ["old", "new", "count"])?;
-            let (old, new) = (text("old", old.as_ref())?, text("new", new.as_ref())?);
-            let count = number("count", count.as_ref(), -1)?;
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            check_size(s.len().saturating_add(
-                (s.len() / old.len().max(1) + 1).min(count).saturating_mul(new.len()),
-            ))?;
-            Value::from(s.replacen(&old, &new, count))
-        }
+        "startswith" | "endswith" => has_affix(s, method, args)?,
+        "replace" => replace(s, args)?,
         "find" | "rfind" | "index" | "rindex" | "count" => search(s, method, args)?,
         "join" => {
             let [list] = bind(args, ["iterable"])?;
@@ -135,15 +117,14 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
             let texts: Vec<String> = list.iter().map(item).collect::<Result<_, _>>()?;
             Value::from(texts.join(s))
         }
-        "removeprefix" => {
-            let [affix] = bind(args, ["prefix"])?;
-            let affix = text("prefix", affix.as_ref())?;
-            Value::from(s.strip_prefix(&*affix).unwrap_or(s))
-        }
-        "removesuffix" => {
-            let [affix] = bind(args, ["suffix"])?;
-            let affix = text("suffix", affix.as_ref())?;
-            Value::from(s.strip_suffix(&*affix).unwrap_or(s))
+        "removeprefix" | "removesuffix" => {
+            let [affix] = bind(args, ["affix"])?;
+            let affix = text("affix", affix.as_ref())?;
+            let removed = match method {
+                "removeprefix" => s.strip_prefix(&*affix),
+                _ => s.strip_suffix(&*affix),
+            };
+            Value::from(removed.unwrap_or(s))
         }
         "partition" | "rpartition" => {
             let [separator] = bind(args, ["sep"])?;
@@ -154,6 +135,44 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         "format" => Value::from(format(FormatStyle::StrFormat, s, args)?),
         _ => return Err(Error::from(ErrorKind::UnknownMethod)),
     })
+}
+
+/// Returns whether `s`, or the part of it that is named by indices of characters, begins or ends with a text or one of a
+/// tuple's.
+fn has_affix(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let [affix, start, end] = bind(args, ["prefix", "start", "end"])?;
+    let affix = affix.ok_or_else(|| Error::from(ErrorKind::MissingArgument))?;
+    let affixes = if affix.is_tuple() { items(&affix)? } else { vec![affix] };
+    let affixes: Vec<String> =
+        affixes.iter().map(|affix| text("prefix", Some(affix))).collect::<Result<_, _>>()?;
+    let s = part(s, start.as_ref(), end.as_ref())?;
+    let matches = |affix: &String| match method {
+        "startswith" => s.starts_with(affix),
+        _ => s.ends_with(affix),
+    };
+    Ok(Value::from(affixes.iter().any(matches)))
+}
+
+/// Returns the characters of `s` from `start` to `end`, which count from its end if they are negative.
+fn part<'a>(s: &'a str, start: Option<&Value>, end: Option<&Value>) -> Result<&'a str, Error> {
+    let length = s.chars().count() as i64;
+    let given = |value: Option<&'_ Value>| value.filter(|value| !value.is_none()).cloned();
+    let at = |name: &str, value: Option<Value>, default: i64| {
+        let index = number(name, value.as_ref(), default)?;
+        Ok::<_, Error>(if index < 0 { (length + index).max(0) } else { index.min(length) })
+    };
+    let (start, end) = (at("start", given(start), 0)?, at("end", given(end), length)?);
+    let byte = |index: i64| s.char_indices().nth(index as usize).map_or(s.len(), |(at, _)| at);
+    Ok(s.get(byte(start)..byte(end)).unwrap_or_default())
+}
+
+fn replace(s: &str, args: &[Value]) -> Result<Value, Error> {
+    let [old, new, count] = bind(args, ["old", "new", "count"])?;
+    let (old, new) = (text("old", old.as_ref())?, text("new", new.as_ref())?);
+    let count = usize::try_from(number("count", count.as_ref(), -1)?).unwrap_or(usize::MAX);
+    let replaced = (s.len() / old.len().max(1) + 1).min(count);
+    check_size(s.len().saturating_add(replaced.saturating_mul(new.len())))?;
+    Ok(Value::from(s.replacen(&old, &new, count)))
 }
 
 /// Calls a method of `str` that takes no arguments, or returns `None` if there is none of this name.
@@ -188,175 +207,6 @@ fn string_without_arguments(s: &str, method: &str) -> Option<Value> {
         "istitle" => Value::from(s.chars().any(char::is_alphabetic) && title(s) == s),
         _ => return None,
     })
-}
-
-/// Returns `s` with its first character in upper case and the others in lower case.
-pub(super) fn capitalize(s: &str) -> String {
-    let mut chars = s.chars();
-    let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
-    first + &chars.as_str().to_lowercase()
-}
-
-/// Returns `s` with the first letter of each run of letters in upper case, as `str.title` does.
-fn title(s: &str) -> String {
-    let mut out = String::with_capacity(s.len());
-    let mut in_word = false;
-    for c in s.chars() {
-        if in_word {
-            out.extend(c.to_lowercase())
-        } else {
-            out.extend(c.to_uppercase())
-        }
-        in_word = c.is_alphabetic();
-    }
-    out
-}
-
-/// Removes characters from the ends of `s`: those in `chars`, or white space.
-pub(super) fn strip<'a>(s: &'a str, chars: Option<&str>, method: &str) -> &'a str {
-    let stripped = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
-    match method {
-        "lstrip" => s.trim_start_matches(stripped),
-        "rstrip" => s.trim_end_matches(stripped),
-        _ => s.trim_matches(stripped),
-    }
-}
-
-fn split_text(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let [separator, limit] = bind(args, ["sep", "maxsplit"])?;
-    let separator = separator.filter(|separator| !separator.is_none());
-    let separator = separator.map(|separator| text("sep", Some(&separator))).transpose()?;
-    let limit = number("maxsplit", limit.as_ref(), -1)?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let from_right = method == "rsplit";
-    let parts: Vec<&str> = match separator.as_deref() {
-        Some("") => return Err(invalid("empty separator")),
-        Some(separator) if from_right => {
-            let mut parts: Vec<&str> = s.rsplitn(limit.saturating_add(1), separator).collect();
-            parts.reverse();
-            parts
-        }
-        Some(separator) => s.splitn(limit.saturating_add(1), separator).collect(),
-        None => split_words(s, limit, from_right),
-    };
-    Ok(parts.into_iter().map(Value::from).collect())
-}
-
-/// Splits `s` at runs of white space, at most `limit` times.
-fn split_words(s: &str, limit: usize, from_right: bool) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let mut rest = s.trim_matches(is_space);
-    while !rest.is_empty() {
-        let at = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
-        let Some(at) = at.filter(|_| parts.len() < limit) else {
-            parts.push(rest);
-            break;
-        };
-        let after = at + rest[at..].chars().next().map_or(0, char::len_utf8);
-        let (part, remaining) =
-            if from_right { (&rest[after..], &rest[..at]) } else { (&rest[..at], &rest[after..]) };
-        parts.push(part);
-        rest = if from_right {
-            remaining.trim_end_matches(is_space)
-        } else {
-            remaining.trim_start_matches(is_space)
-        };
-    }
-    // Python keeps the white space at the far end of a rest that the limit left whole.
-    if parts.len() > limit
-        && let Some(last) = parts.last_mut()
-    {
-        let at = last.as_ptr() as usize - s.as_ptr() as usize;
-        *last = if from_right { &s[..at + last.len()] } else { &s[at..] };
-    }
-    if from_right {
-        parts.reverse();
-    }
-    parts
-}
-
-/// Splits `s` at the line ends that Python knows.
-fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
-    let is_end = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
-                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
-    let mut lines = Vec::new();
-    let mut rest = s;
-    while let Some(at) = rest.find(is_end) {
-        let end = if rest[at..].starts_with("\r\n") {
-            at + 2
-        } else {
-            at + rest[at..].chars().next().map_or(0, char::len_utf8)
-        };
-        lines.push(&rest[..if keep_ends { end } else { at }]);
-        rest = &rest[end..];
-    }
-    if !rest.is_empty() {
-        lines.push(rest);
-    }
-    lines
-}
-
-/// Counts or finds a text in `s`. Indices are in characters.
-fn search(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let [wanted] = bind(args, ["sub"])?;
-    let wanted = text("sub", wanted.as_ref())?;
-    if method == "count" {
-        return Ok(Value::from(s.matches(&*wanted).count()));
-    }
-    let at = if method.starts_with('r') { s.rfind(&*wanted) } else { s.find(&*wanted) };
-    match at {
-        Some(at) => Ok(Value::from(s[..at].chars().count())),
-        None if method.ends_with("find") => Ok(Value::from(-1)),
-        None => Err(invalid("substring not found")),
-    }
-}
-
-/// Splits `s` at the first or last `separator`.
-fn partition<'a>(s: &'a str, separator: &'a str, method: &str) -> [&'a str; 3] {
-    if method == "partition" {
-        s.split_once(separator).map_or([s, "", ""], |(a, b)| [a, separator, b])
-    } else {
-        s.rsplit_once(separator).map_or(["", "", s], |(a, b)| [a, separator, b])
-    }
-}
-
-fn pad(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let [to, fill] = bind(args, ["width", "fillchar"])?;
-    let to = width(to.as_ref(), 0)?;
-    let fill = fill.map_or(Ok(" ".to_string()), |fill| text("fillchar", Some(&fill)))?;
-    let missing = to.saturating_sub(s.chars().count());
-    Ok(Value::from(match method {
-        "zfill" => {
-            let (sign, digits) = s.split_at(usize::from(s.starts_with(['+', '-'])));
-            [sign, &"0".repeat(missing), digits].concat()
-        }
-        "ljust" => [s, &fill.repeat(missing)].concat(),
-        "rjust" => [&fill.repeat(missing), s].concat(),
-        _ => center(s, to, &fill),
-    }))
-}
-
-/// Returns `s` in the middle of `to` characters, as `str.center` does.
-pub(super) fn center(s: &str, to: usize, fill: &str) -> String {
-    let missing = to.saturating_sub(s.chars().count());
-    let left = missing / 2 + (missing & to & 1);
-    [&fill.repeat(left), s, &fill.repeat(missing - left)].concat()
-}
-
-/// Maximum size in bytes of a text that a method makes.
-const MAX_SIZE: usize = 64 << 20;
-
-/// Refuses a text of `size` bytes that is too large, before it is made.
-fn check_size(size: usize) -> Result<(), Error> {
-    if size > MAX_SIZE {
-        return Err(invalid(format!("a text of {size} bytes is larger than {MAX_SIZE}")));
-    }
-    Ok(())
 }
 
 /// Implements the operator `%` of a text.

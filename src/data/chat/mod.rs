@@ -14,6 +14,7 @@ mod python;
 mod rewrite;
 mod source;
 mod template;
+mod texts;
 
 pub use conversation::RenderedRow;
 pub(crate) use conversation::{Conversation, extract_prompt};

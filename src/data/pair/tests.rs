@@ -267,7 +267,7 @@ fn conversations_are_rendered_or_the_row_is_named() {
             row("", "{\"content\": \"c\"}", ""),
             "chosen[0]: role is missing; the message has content",
         ),
-        (explicit.replace('}', "}").replacen('{', "{\"tools\": 7, ", 1), "tools: is a number"),
+        (explicit.replacen('{', "{\"tools\": 7, ", 1), "tools: is a number"),
         (
             explicit.replacen('{', "{\"chat_template_kwargs\": [], ", 1),
             "chat_template_kwargs: is an array",
