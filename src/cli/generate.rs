@@ -15,7 +15,7 @@ use crate::progress::{Progress, ProgressMode, TokenWork};
 
 use super::model::ModelArgs;
 use super::print_line;
-use super::template::TemplateArgs;
+use super::template::{ChatTemplateArgs, TemplateArgs};
 
 /// Arguments of `arithmo generate`.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +37,8 @@ pub struct GenerateArgs {
     pub overwrite: bool,
     #[command(flatten)]
     pub(super) template: TemplateArgs,
+    #[command(flatten)]
+    pub(super) chat: ChatTemplateArgs,
     #[command(flatten)]
     pub(super) decoding: DecodingArgs,
     /// Decode this many prompts together.
@@ -121,7 +123,7 @@ pub fn run<B: TrainBackend>(
     // Everything that can be checked before loading the weights is checked here.
     let mut config = args.decoding.config(args.batch_size);
     config.validate()?;
-    let template = args.template.or(PLAIN)?;
+    let text = args.template.or(PLAIN)?;
     let prompts = match &args.prompts {
         Some(file) => read_prompts(file)?,
         None => args.prompt.iter().cloned().collect(),
@@ -137,13 +139,14 @@ pub fn run<B: TrainBackend>(
 
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
+    let format = args.chat.format(&args.template, &tokenizer, PLAIN, text)?;
     let model = args.model.load::<B>(&folder, mode, device)?;
     args.decoding.note_positions(model.config.max_position_embeddings, mode);
     config.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
 
     let progress = Progress::new("generate", Some(prompts.len() as u64), "prompts", mode);
     let (mut tokens, mut work) = (0, TokenWork::new(prompts.len(), config.max_new_tokens));
-    let completions = complete(&model, &tokenizer, &prompts, &template, &config, |step| {
+    let completions = complete(&model, &tokenizer, &prompts, &format, &config, |step| {
         tokens += step.new_tokens;
         progress.set_message(format!("{tokens} tokens"));
         work.generated(step.new_tokens);

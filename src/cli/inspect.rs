@@ -69,7 +69,12 @@ pub fn run(args: &InspectArgs, mode: ProgressMode) -> Result<()> {
     };
     let folder = Hub::open(mode).config_folder(&args.model, &args.revision)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
-    let inspection = inspect(&tokenizer, &read_pairs(&args.data)?, &config, &args.against)?;
+    let inspection = inspect(
+        &tokenizer,
+        &read_pairs(&args.data, tokenizer.chat_template())?,
+        &config,
+        &args.against,
+    )?;
     if let Some(folder) = &args.output {
         write(args, folder, &inspection)?;
     }

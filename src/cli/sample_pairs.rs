@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::at_least_one;
 use super::model::ModelArgs;
-use super::template::TemplateArgs;
-use crate::data::prompt::QUESTION;
+use super::template::{ChatTemplateArgs, TemplateArgs};
+use crate::data::prompt::{PLAIN, QUESTION};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::folder::{EvaluatedModel, answers_key};
@@ -50,6 +50,8 @@ pub struct SamplePairsArgs {
     pub keep_cut_off: bool,
     #[command(flatten)]
     pub(super) template: TemplateArgs,
+    #[command(flatten)]
+    pub(super) chat: ChatTemplateArgs,
     /// Generate at most this many tokens per answer.
     #[arg(long, value_name = "N", default_value_t = SampleSection::default().max_new_tokens)]
     pub max_new_tokens: usize,
@@ -92,7 +94,7 @@ pub fn run<B: TrainBackend>(
             batch_size: args.batch_size,
             ..GenerateConfig::default()
         },
-        prompt_template: args.template.or(QUESTION)?,
+        prompt_format: args.template.or(QUESTION)?.into(),
         progress: mode,
     };
     options.validate()?;
@@ -101,6 +103,8 @@ pub fn run<B: TrainBackend>(
     let problems = read_problems(&args.data)?;
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
+    let text = args.template.or(QUESTION)?;
+    options.prompt_format = args.chat.format(&args.template, &tokenizer, PLAIN, text)?;
     let model = args.model.load::<B>(&folder, mode, device)?;
     options.generate.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
     if args.overwrite {

@@ -66,7 +66,8 @@ pub fn run<B: TrainBackend>(
         truncation_mode: TruncationMode::KeepStart,
         prompt_template: args.template.or(PLAIN)?,
     };
-    let encoded = encode_pairs(&tokenizer, &read_pairs(&args.data)?, &config)?;
+    let encoded =
+        encode_pairs(&tokenizer, &read_pairs(&args.data, tokenizer.chat_template())?, &config)?;
     // Nothing is trained here: pairs without anything to train on still have scores.
     let encoded = encoded.settle(true, false)?;
     if mode != ProgressMode::Quiet {

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::data::prompt::PromptTemplate;
-use crate::error::Result;
+use crate::data::prompt_format::{ChatPrompt, PromptFormat};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
 
 /// The flags that set the prompt template.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TemplateArgs {
     /// Apply this template to each prompt; it contains {prompt} once. `\n` is a line break, `\t` a tab, `\\n` a
-    /// backslash and an n; commands of LaTeX (\neq, \text) stay as they are. Default: {prompt} alone for generate and
-    /// score, the task's own for evaluate, "Question: {prompt}\n\nAnswer:" for chat and sample-pairs.
+    /// backslash and an n; commands of LaTeX (\neq, \text) stay as they are. For commands that ask a model something, it
+    /// replaces the model's chat template. Default without a chat template: {prompt} alone for generate and score, the
+    /// task's own for evaluate, "Question: {prompt}\n\nAnswer:" for chat and sample-pairs.
     #[arg(long, value_name = "TEMPLATE")]
     pub prompt_template: Option<String>,
     /// Read the template from this file, without escapes; a line break at its end is removed.
@@ -47,6 +50,50 @@ impl TemplateArgs {
         match self.given()? {
             Some(template) => Ok(template),
             None => PromptTemplate::new(default),
+        }
+    }
+}
+
+/// The flags for the model's chat template, of the subcommands that ask a model something.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ChatTemplateArgs {
+    /// Do not use the model's chat template, which is the default where the model has one: complete text instead.
+    #[arg(long)]
+    pub no_chat_template: bool,
+    /// Begin each conversation with this system message; needs the model's chat template.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["no_chat_template", "prompt_template", "prompt_template_file"])]
+    pub system: Option<String>,
+}
+
+impl ChatTemplateArgs {
+    /// Returns how questions are asked: in the template that `given` sets, else with the model's chat template and the words
+    /// `request` around the question, else in the template `text`.
+    ///
+    /// # Errors
+    /// Same as [`TemplateArgs::given`]; or the chat template is not valid, or is absent and a system message is given.
+    pub(super) fn format(
+        &self,
+        given: &TemplateArgs,
+        tokenizer: &Tokenizer,
+        request: &str,
+        text: PromptTemplate,
+    ) -> Result<PromptFormat> {
+        if let Some(template) = given.given()? {
+            return Ok(template.into());
+        }
+        match tokenizer.chat_template().filter(|_| !self.no_chat_template) {
+            Some(template) => {
+                template.check()?;
+                let (template, system) = (template.clone(), self.system.clone());
+                let request = PromptTemplate::new(request)?;
+                Ok(PromptFormat::Chat(ChatPrompt { template, system, request }))
+            }
+            None if self.system.is_some() => Err(Error::invalid(
+                "--system",
+                "the model has no chat template, so there are no system messages",
+                "leave it out, or write it into --prompt-template",
+            )),
+            None => Ok(text.into()),
         }
     }
 }

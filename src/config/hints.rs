@@ -169,7 +169,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("eval_packing", PACKED),
     ("completion_only_loss", "remove the key: only completions are scored"),
     ("dataset_kwargs", ENCODED_ONCE),
-    ("chat_template_path", "set data.prompt_template"),
+    ("chat_template_path", "put the template into the model's folder as chat_template.jinja"),
     ("eos_token", "remove the key: it is the tokenizer's"),
     ("is_encoder_decoder", "remove the key: the models are decoders"),
     ("model_revision", "set model.revision"),

@@ -73,7 +73,7 @@ pub struct DataSection {
     pub train_file: PathBuf,
     /// File of held-out pairs (or examples), in the same formats.
     pub eval_file: Option<PathBuf>,
-    /// Template around each prompt; contains `{prompt}` once. `--set data.prompt_template=` reads `\n` as a line break,
+    /// Template around each prompt that is text (a conversation has the model's chat template); contains `{prompt}` once. `--set data.prompt_template=` reads `\n` as a line break,
     /// like `--prompt-template`.
     pub prompt_template: String,
     /// Maximum length of prompt + completion, in tokens. Default 1024, or 512 with `compat = "trl-0.7.4"`.

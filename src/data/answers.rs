@@ -34,7 +34,8 @@ impl<const SCORES_PROMPT: bool> Sample for AnswerPair<SCORES_PROMPT> {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        Ok(encode_answers(tokenizer, &read_pairs(file)?, config)?.map(Self))
+        Ok(encode_answers(tokenizer, &read_pairs(file, tokenizer.chat_template())?, config)?
+            .map(Self))
     }
 
     fn id(&self) -> &str {

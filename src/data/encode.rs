@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 pub use answers::encode_answers;
 pub use labeled::encode_labeled;
-pub use report::{EncodeReport, Refusal, Refused};
+pub use report::{Divergence, EncodeReport, Refusal, Refused};
 
+use crate::data::chat::RenderedRow;
 use crate::data::example::Example;
 use crate::data::pair::PreferencePair;
 use crate::data::prompt::PromptTemplate;
@@ -262,8 +263,8 @@ pub fn encode_pairs(
     config: &EncodeConfig,
 ) -> Result<EncodedDataset> {
     config.validate()?;
-    let encode = |pair| match config.compat {
-        Compat::Trl1 => encode_trl1(tokenizer, pair, config),
+    let encode = |pair: &PreferencePair| match config.compat {
+        Compat::Trl1 => encode_trl1(tokenizer, &pair.id, &Texts::from_pair(pair), config),
         Compat::Trl074 => encode_trl074(tokenizer, pair, config),
     };
     let outcomes: Vec<Outcome> = pairs.par_iter().map(encode).collect::<Result<_>>()?;
@@ -291,9 +292,7 @@ pub fn encode_examples(
         let problem = "has no rules for examples of one completion";
         return Err(Error::invalid("data.compat", problem, "remove the key"));
     }
-    let encode = |example: &Example| {
-        encode_completion(tokenizer, [&example.prompt, &example.completion], config)
-    };
+    let encode = |example: &Example| encode_completion(tokenizer, example, config);
     let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = examples.iter().map(|example| &example.id);
     let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _)| EncodedExample {
@@ -306,19 +305,15 @@ pub fn encode_examples(
 /// Encodes a prompt and its only completion by the rules of TRL 1.x.
 fn encode_completion(
     tokenizer: &Tokenizer,
-    [prompt, completion]: [&str; 2],
+    example: &Example,
     config: &EncodeConfig,
 ) -> Result<Outcome> {
-    // A pair whose two sides are the completion.
-    let pair = PreferencePair {
-        id: String::new(),
-        prompt: prompt.to_string(),
-        chosen: completion.to_string(),
-        rejected: completion.to_string(),
-        chosen_score: None,
-        rejected_score: None,
-    };
-    encode_trl1(tokenizer, &pair, config).map(Outcome::into_single_side)
+    let texts = Texts::new(
+        &example.prompt,
+        [&example.completion, &example.completion],
+        example.rendered.as_deref(),
+    );
+    encode_trl1(tokenizer, &example.id, &texts, config).map(Outcome::into_single_side)
 }
 
 /// Collects the outcomes into a data set and its report.
@@ -355,6 +350,8 @@ struct Outcome {
     eos_lost: bool,
     eos_inside: bool,
     identical_after_truncation: bool,
+    /// How a conversation's prompt and its continuation part, if the template renders the prompt otherwise alone.
+    divergence: Option<Divergence>,
 }
 
 impl Outcome {
@@ -383,55 +380,106 @@ impl Outcome {
     }
 }
 
-/// Returns why the texts alone make the pair untrainable (an empty completion, or two equal ones), or `None`.
-fn refuse_text(pair: &PreferencePair, eos: &str) -> Option<Refusal> {
-    let without_eos = |text: &'_ str| text.strip_suffix(eos).unwrap_or(text).to_string();
-    let (chosen, rejected) = (without_eos(&pair.chosen), without_eos(&pair.rejected));
-    if chosen.trim().is_empty() || rejected.trim().is_empty() {
-        Some(Refusal::EmptyCompletion)
-    } else if chosen == rejected {
-        Some(Refusal::IdenticalSides)
-    } else {
-        None
+/// The texts of a prompt and two completions, which are the same one for an example.
+struct Texts<'a> {
+    prompt: &'a str,
+    completions: [&'a str; 2],
+    /// Prompt, and prompt with each completion, as a chat template renders them.
+    rendered: Option<&'a RenderedRow>,
+}
+
+impl<'a> Texts<'a> {
+    fn new(prompt: &'a str, completions: [&'a str; 2], rendered: Option<&'a RenderedRow>) -> Self {
+        Self { prompt, completions, rendered }
+    }
+
+    fn from_pair(pair: &'a PreferencePair) -> Self {
+        Self::new(&pair.prompt, [&pair.chosen, &pair.rejected], pair.rendered.as_deref())
+    }
+
+    /// Returns why the texts alone train on nothing (an empty completion, or two equal ones), or `None`.
+    fn refusal(&self, eos: &str) -> Option<Refusal> {
+        let without_eos = |text: &'a str| match self.rendered {
+            None => text.strip_suffix(eos).unwrap_or(text),
+            // A template may write a line end after EOS.
+            Some(_) => text.trim_end().strip_suffix(eos).unwrap_or(text),
+        };
+        let [chosen, rejected] = self.completions.map(without_eos);
+        if chosen.trim().is_empty() || rejected.trim().is_empty() {
+            Some(Refusal::EmptyCompletion)
+        } else if chosen == rejected {
+            Some(Refusal::IdenticalSides)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the ids of the prompt alone, and of the prompt with each completion. A chat template writes BOS and EOS
+    /// itself; otherwise the tokenizer adds BOS, and the text of EOS is appended.
+    fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        config: &EncodeConfig,
+    ) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
+        let special = self.rendered.is_none();
+        let (prompt, wholes) = match self.rendered {
+            Some(row) => {
+                let whole = |index: usize| row.wholes.get(index).or(row.wholes.first());
+                (row.prompt.clone(), [0, 1].map(|index| whole(index).cloned().unwrap_or_default()))
+            }
+            None => {
+                let (prompt, eos) =
+                    (config.prompt_template.apply(self.prompt), tokenizer.eos_token());
+                let whole = |completion: &str| {
+                    let end = if completion.ends_with(eos) { "" } else { eos };
+                    [&prompt, completion, end].concat()
+                };
+                let wholes = self.completions.map(whole);
+                (prompt, wholes)
+            }
+        };
+        let chosen = tokenizer.encode(&wholes[0], special)?;
+        let rejected = if wholes[1] == wholes[0] {
+            chosen.clone()
+        } else {
+            tokenizer.encode(&wholes[1], special)?
+        };
+        Ok((tokenizer.encode(&prompt, special)?, [chosen, rejected]))
     }
 }
 
 /// Encodes a pair by the rules of TRL 1.x (`DPOTrainer._prepare_dataset` and `DataCollatorForPreference`).
 fn encode_trl1(
     tokenizer: &Tokenizer,
-    pair: &PreferencePair,
+    id: &str,
+    texts: &Texts<'_>,
     config: &EncodeConfig,
 ) -> Result<Outcome> {
-    let eos = tokenizer.eos_token();
-    let prompt = config.prompt_template.apply(&pair.prompt);
-    let joint = |completion: &str| {
-        let end = if completion.ends_with(eos) { "" } else { eos };
-        tokenizer.encode(&[&prompt, completion, end].concat(), true)
-    };
-    let chosen = joint(&pair.chosen)?;
-    let rejected =
-        if pair.rejected == pair.chosen { chosen.clone() } else { joint(&pair.rejected)? };
+    check_template(id, texts, config)?;
+    let (prompt, [chosen, rejected]) = texts.encode(tokenizer, config)?;
     // The last prompt token may have merged with the completion's first characters, so the prompt ends before it.
-    let prompt = tokenizer.encode(&prompt, true)?;
     let start = common_prefix(&prompt, &chosen).min(common_prefix(&prompt, &rejected));
     let max_length = config.max_length.unwrap_or(usize::MAX);
     if config.truncation_mode == TruncationMode::KeepStart && start >= max_length {
         return Ok(Outcome::default());
     }
-    let id = tokenizer.eos_id();
-    let inside = |ids: &[u32]| ids.split_last().is_some_and(|(_, before)| before.contains(&id));
+    let eos = tokenizer.eos_id();
+    let inside = |ids: &[u32]| ids.split_last().is_some_and(|(_, before)| before.contains(&eos));
+    // The turns of a conversation end with EOS.
+    let eos_inside = texts.rendered.is_none() && (inside(&chosen) || inside(&rejected));
     let keep_end = config.truncation_mode == TruncationMode::KeepEnd;
     // Number of tokens that `keep_end` removes from the start.
     let cut = |ids: &[u32]| {
         if keep_end { ids.len().saturating_sub(max_length) } else { 0 }
     };
     let outcome = Outcome {
-        refusal: refuse_text(pair, eos),
+        refusal: texts.refusal(tokenizer.eos_token()),
         prompt_cut: start > 0 && cut(&chosen).max(cut(&rejected)) > 0,
         chosen_cut: if keep_end { cut(&chosen) > start } else { chosen.len() > max_length },
         rejected_cut: if keep_end { cut(&rejected) > start } else { rejected.len() > max_length },
         eos_lost: !keep_end && chosen.len().max(rejected.len()) > max_length,
-        eos_inside: inside(&chosen) || inside(&rejected),
+        eos_inside,
+        divergence: texts.rendered.and_then(Divergence::find),
         ..Outcome::default()
     };
     let truncate = |mut ids: Vec<u32>| {
@@ -441,6 +489,23 @@ fn encode_trl1(
         EncodedSequence { ids, completion_start: start.saturating_sub(cut), hidden: Vec::new() }
     };
     Ok(outcome.with_sides(truncate(chosen), truncate(rejected)))
+}
+
+/// Refuses a prompt template for a conversation, and a conversation under the rules of TRL 0.7.4, which knows none.
+fn check_template(id: &str, texts: &Texts<'_>, config: &EncodeConfig) -> Result<()> {
+    let (problem, remedy) = if texts.rendered.is_none() {
+        return Ok(());
+    } else if config.compat == Compat::Trl074 {
+        ("is a conversation, which data.compat = \"trl-0.7.4\" does not know", "remove data.compat")
+    } else if config.prompt_template != PromptTemplate::default() {
+        (
+            "is a conversation, for which the chat template is used and not the prompt template",
+            "remove data.prompt_template (--prompt-template)",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!("row {id}"), problem, remedy))
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
@@ -454,6 +519,8 @@ fn encode_trl074(
     config: &EncodeConfig,
 ) -> Result<Outcome> {
     let (max_length, max_prompt_length) = config.trl074_lengths();
+    let texts = Texts::from_pair(pair);
+    check_template(&pair.id, &texts, config)?;
     let eos = tokenizer.eos_id();
     let mut prompt = tokenizer.encode(&config.prompt_template.apply(&pair.prompt), false)?;
     let mut chosen = tokenizer.encode(&pair.chosen, false)?;
@@ -481,7 +548,7 @@ fn encode_trl074(
     }
     let (chosen_cut, rejected_cut) = (chosen.len() < whole.0, rejected.len() < whole.1);
     let outcome = Outcome {
-        refusal: refuse_text(pair, tokenizer.eos_token()),
+        refusal: texts.refusal(tokenizer.eos_token()),
         prompt_cut: prompt.len() < whole_prompt,
         chosen_cut,
         rejected_cut,

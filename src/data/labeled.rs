@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::chat::{ChatTemplate, Conversation, RenderedRow};
 use super::encode::{
     EncodeConfig, EncodedDataset, EncodedExample, EncodedSequence, encode_labeled,
 };
@@ -24,6 +25,8 @@ pub struct LabeledExample {
     pub completion: String,
     /// Whether the completion is desirable.
     pub desirable: bool,
+    /// The texts of a conversation, from which its tokens are made.
+    pub rendered: Option<Box<RenderedRow>>,
 }
 
 /// An encoded [`LabeledExample`].
@@ -56,13 +59,14 @@ impl EncodedLabeled {
 
 /// Reads all labeled examples of a file in one of the formats of [`super::pair::read_pairs`].
 ///
-/// Required columns are `prompt` (or `question`), `completion` and `label` (true for desirable). A file of preference pairs is
+/// Required columns are `prompt` (or `question`), `completion` and `label` (true for desirable). Prompt and completion may be
+/// lists of messages, which the template `chat` renders. A file of preference pairs is
 /// taken apart: of each 1000 pairs, first all chosen completions, which are desirable, then all rejected ones.
 ///
 /// # Errors
 /// Same as [`super::pair::read_pairs`], or the file has rows of both kinds.
-pub fn read_labeled(path: &Path) -> Result<Vec<LabeledExample>> {
-    let rows: Vec<LabeledRow> = read_rows(path)?;
+pub fn read_labeled(path: &Path, chat: Option<&ChatTemplate>) -> Result<Vec<LabeledExample>> {
+    let rows: Vec<LabeledRow> = read_rows(path, chat)?;
     let pairs = rows.iter().filter(|row| row.completions.len() == 2).count();
     if pairs != 0 && pairs != rows.len() {
         return Err(Error::file(
@@ -72,13 +76,13 @@ pub fn read_labeled(path: &Path) -> Result<Vec<LabeledExample>> {
         ));
     }
     let example = |row: &LabeledRow, side: usize| {
-        let (completion, desirable) = &row.completions[side];
+        let Completion { text, desirable, rendered } = &row.completions[side];
         let id = match row.completions.len() {
             1 => row.id.clone(),
             _ => format!("{}/{}", row.id, if *desirable { "chosen" } else { "rejected" }),
         };
-        let (prompt, completion) = (row.prompt.clone(), completion.clone());
-        LabeledExample { id, prompt, completion, desirable: *desirable }
+        let (prompt, completion) = (row.prompt.clone(), text.clone());
+        LabeledExample { id, prompt, completion, desirable: *desirable, rendered: rendered.clone() }
     };
     let sides = if pairs == 0 { 1 } else { 2 };
     let blocks = rows.chunks(UNPAIRED_TOGETHER);
@@ -92,23 +96,66 @@ pub fn read_labeled(path: &Path) -> Result<Vec<LabeledExample>> {
 struct LabeledRow {
     id: String,
     prompt: String,
-    /// Completions, and whether they are desirable.
-    completions: Vec<(String, bool)>,
+    completions: Vec<Completion>,
+}
+
+/// A completion of a row.
+struct Completion {
+    text: String,
+    desirable: bool,
+    /// The texts of a conversation.
+    rendered: Option<Box<RenderedRow>>,
+}
+
+impl Completion {
+    fn plain(text: String, desirable: bool) -> Self {
+        Self { text, desirable, rendered: None }
+    }
+}
+
+impl LabeledRow {
+    /// Takes a row whose columns are lists of messages.
+    fn from_messages(id: String, row: &mut Columns) -> std::result::Result<Self, BadRow> {
+        let (conversation, labels) = if row.has("chosen") && !row.has("completion") {
+            (row.preference()?, vec![true, false])
+        } else {
+            let (prompt, completion) = (row.messages("prompt")?, row.messages("completion")?);
+            let desirable = row.flag("label")?;
+            (row.conversation(prompt, vec![completion])?, vec![desirable])
+        };
+        let mut prompt = String::new();
+        let mut completions = Vec::new();
+        for (messages, desirable) in conversation.completions.iter().zip(labels) {
+            // Each completion is one example, so its prompt ends where it alone differs from the prompt.
+            let one = Conversation { completions: vec![messages.clone()], ..conversation.clone() };
+            let rendered = row.render(&one)?;
+            let (text, completion) = rendered.split();
+            prompt = text.to_string();
+            let text = completion.concat();
+            completions.push(Completion { text, desirable, rendered: Some(Box::new(rendered)) });
+        }
+        Ok(Self { id, prompt, completions })
+    }
 }
 
 impl Row for LabeledRow {
     const NAME: &'static str = "examples";
     const COLUMNS: &'static str = "each row needs prompt (or question), completion and label (true or false); or prompt, chosen \
-                                   and rejected";
+                                   and rejected; text, or lists of messages";
     const REQUIRED: &'static [&'static [&'static str]] =
         &[&["completion", "label"], &["chosen", "rejected"]];
 
     fn from_columns(row: &mut Columns) -> std::result::Result<Self, BadRow> {
-        let (id, prompt) = (row.id()?, row.text(&["prompt", "question"])?);
+        let id = row.id()?;
+        if row.is_conversation(&["prompt", "completion", "chosen", "rejected"]) {
+            return Self::from_messages(id, row);
+        }
+        let prompt = row.text(&["prompt", "question"])?;
         let completions = if row.has("chosen") && !row.has("completion") {
-            vec![(row.text(&["chosen"])?, true), (row.text(&["rejected"])?, false)]
+            let (chosen, rejected) = (row.text(&["chosen"])?, row.text(&["rejected"])?);
+            vec![Completion::plain(chosen, true), Completion::plain(rejected, false)]
         } else {
-            vec![(row.text(&["completion"])?, row.flag("label")?)]
+            vec![Completion::plain(row.text(&["completion"])?, row.flag("label")?)]
         };
         Ok(Self { id, prompt, completions })
     }
@@ -127,7 +174,7 @@ impl Sample for EncodedLabeled {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        encode_labeled(tokenizer, &read_labeled(file)?, config)
+        encode_labeled(tokenizer, &read_labeled(file, tokenizer.chat_template())?, config)
     }
 
     fn id(&self) -> &str {
@@ -159,7 +206,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl");
         std::fs::write(&path, text).unwrap();
-        read_labeled(&path)
+        read_labeled(&path, None)
     }
 
     #[test]
@@ -201,7 +248,7 @@ mod tests {
         }
         rows.close().unwrap();
         writer.close().unwrap();
-        let examples = read_labeled(&path).unwrap();
+        let examples = read_labeled(&path, None).unwrap();
         let seen = examples.iter().map(|e| (&e.prompt[..], &e.completion[..], e.desirable));
         assert_eq!(seen.collect::<Vec<_>>(), [("p0", "c0", true), ("p1", "c1", false)]);
     }

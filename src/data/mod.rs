@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod batch;
+pub mod chat;
 mod columnar;
 pub mod encode;
 pub mod example;
@@ -13,6 +14,7 @@ pub mod pair;
 pub mod preference;
 pub mod prepare;
 pub mod prompt;
+pub mod prompt_format;
 pub mod row_limit;
 pub mod sample;
 pub mod stack_exchange;

@@ -1,6 +1,7 @@
 //! Preference pairs (a prompt, a chosen and a rejected completion), and reading and writing files of them.
 
 mod columns;
+mod messages;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::chat::{ChatTemplate, RenderedRow};
 use super::json_lines;
 use crate::error::{Error, Result};
 use crate::output::WholeFile;
@@ -32,21 +34,25 @@ pub struct PreferencePair {
     /// Vote score of the rejected answer, if the source has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected_score: Option<i64>,
+    /// The texts of a conversation, from which its tokens are made. `prompt`, `chosen` and `rejected` are then parts of them.
+    #[serde(skip)]
+    pub rendered: Option<Box<RenderedRow>>,
 }
 
 /// Reads all pairs of a `.parquet` file, or of a `.jsonl`, `.ndjson` or `.json` file with one object per line or an array
 /// of objects.
 ///
-/// Required columns are `prompt` (or `question`), `chosen` and `rejected`. Optional are `id` (text or integer),
-/// `chosen_score` and `rejected_score` (integers). Other columns are ignored. The id of a row without `id` is its line
+/// Required columns are `prompt` (or `question`), `chosen` and `rejected`: text, or lists of messages, which the template
+/// `chat` renders; the prompt of a conversation may be what chosen and rejected begin with. Optional are `id` (text or integer),
+/// `chosen_score` and `rejected_score` (integers), and for conversations `chat_template_kwargs` and `tools`. Other columns are ignored. The id of a row without `id` is its line
 /// number, or its number in the array or table, from 1. An id that occurs again gets `#2`, `#3`, ... appended, so that
 /// every id is unique. A UTF-8 byte order mark is skipped.
 ///
 /// # Errors
-/// The file cannot be read, has another format or no pairs, or a row is not a pair. The error names the file, the line or
-/// row, and the key.
-pub fn read_pairs(path: &Path) -> Result<Vec<PreferencePair>> {
-    read_rows(path)
+/// The file cannot be read, has another format or no pairs, or a row is not a pair or cannot be rendered. The error names the
+/// file, the line or row, and the key.
+pub fn read_pairs(path: &Path, chat: Option<&ChatTemplate>) -> Result<Vec<PreferencePair>> {
+    read_rows(path, chat)
 }
 
 /// A type that can be read from the rows of a data file.
@@ -69,11 +75,11 @@ pub(super) trait Row: Sized {
 ///
 /// # Errors
 /// Same as [`read_pairs`].
-pub(super) fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>> {
+pub(super) fn read_rows<T: Row>(path: &Path, chat: Option<&ChatTemplate>) -> Result<Vec<T>> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let mut rows: Vec<T> = match extension.to_ascii_lowercase().as_str() {
-        "jsonl" | "ndjson" | "json" => read_json(path)?,
-        "parquet" => columns::read_parquet(path)?,
+        "jsonl" | "ndjson" | "json" => read_json(path, RowReader::new(chat))?,
+        "parquet" => columns::read_parquet(path, RowReader::new(chat))?,
         other => {
             return Err(Error::file(
                 path,
@@ -107,11 +113,11 @@ impl PairWriter {
         Ok(Self { file: WholeFile::create(path)?, path: path.to_path_buf(), written: 0 })
     }
 
-    /// Appends one pair.
+    /// Appends one pair: a [`PreferencePair`], or a row with lists of messages.
     ///
     /// # Errors
     /// The disk is full.
-    pub fn write(&mut self, pair: &PreferencePair) -> Result<()> {
+    pub fn write(&mut self, pair: &impl Serialize) -> Result<()> {
         let fail = |e| Error::io(&self.path, "write", e);
         serde_json::to_writer(&mut self.file, pair).map_err(|e| fail(e.into()))?;
         self.file.write_all(b"\n").map_err(fail)?;
@@ -149,13 +155,13 @@ pub fn write_pairs<'a>(
     writer.finish()
 }
 
-fn read_json<T: Row>(path: &Path) -> Result<Vec<T>> {
+fn read_json<T: Row>(path: &Path, mut reader: RowReader<'_>) -> Result<Vec<T>> {
     let mut rows = Vec::new();
     json_lines::read_values(
         path,
         "write one object per line, or an array of objects",
         |place, number, value| {
-            rows.push(from_row(value, number).map_err(|e| e.at(place.to_string()))?);
+            rows.push(reader.read(value, number, || place.to_string())?);
             Ok(())
         },
     )?;
@@ -177,14 +183,17 @@ impl BadRow {
 }
 
 /// The columns of one row.
-pub(super) struct Columns {
+pub(super) struct Columns<'a> {
     row: Map<String, Value>,
     number: usize,
+    chat: Option<&'a ChatTemplate>,
+    /// Whether the row turned out to be a conversation.
+    conversational: bool,
     /// Remedy of the error for a missing column.
     remedy: &'static str,
 }
 
-impl Columns {
+impl Columns<'_> {
     /// Takes the id, or returns the row's number if it has none.
     pub(super) fn id(&mut self) -> std::result::Result<String, BadRow> {
         Ok(take_id(&mut self.row)?.unwrap_or_else(|| self.number.to_string()))
@@ -232,7 +241,6 @@ impl Columns {
         };
         match self.row.get_mut(*key).map(Value::take) {
             Some(Value::String(text)) => Ok(text),
-            Some(Value::Array(_) | Value::Object(_)) => Err(conversational(key)),
             other => {
                 let other = other.unwrap_or_default();
                 Err(bad(format!("{key}: is {}, not text", kind(&other))))
@@ -241,47 +249,80 @@ impl Columns {
     }
 }
 
-/// Converts the JSON object of row `number`.
-fn from_row<T: Row>(row: Value, number: usize) -> std::result::Result<T, BadRow> {
-    match row {
-        Value::Object(row) => T::from_columns(&mut Columns { row, number, remedy: T::COLUMNS }),
-        other => Err(BadRow {
-            problem: format!("is {}, not an object", kind(&other)),
-            remedy: T::COLUMNS,
-        }),
+/// Converts the rows of a file, which are all text or all conversations.
+struct RowReader<'a> {
+    chat: Option<&'a ChatTemplate>,
+    /// Whether the first row is a conversation, and its place.
+    first: Option<(bool, String)>,
+}
+
+impl<'a> RowReader<'a> {
+    fn new(chat: Option<&'a ChatTemplate>) -> Self {
+        Self { chat, first: None }
+    }
+
+    /// Converts the JSON object of row `number` at `place`.
+    fn read<T: Row>(&mut self, row: Value, number: usize, place: impl Fn() -> String) -> Result<T> {
+        let row = match row {
+            Value::Object(row) => row,
+            other => {
+                let problem = format!("is {}, not an object", kind(&other));
+                return Err(BadRow { problem, remedy: T::COLUMNS }.at(place()));
+            }
+        };
+        let (chat, conversational) = (self.chat, false);
+        let mut columns = Columns { row, number, chat, conversational, remedy: T::COLUMNS };
+        let converted = T::from_columns(&mut columns).map_err(|e| e.at(place()))?;
+        let form = |conversational| if conversational { "a conversation" } else { "text" };
+        match &self.first {
+            Some((first, before)) if *first != columns.conversational => Err(Error::invalid(
+                place(),
+                format!("is {}, but {before} is {}", form(columns.conversational), form(*first)),
+                "write all rows as text, or all as lists of messages",
+            )),
+            Some(_) => Ok(converted),
+            None => {
+                self.first = Some((columns.conversational, place()));
+                Ok(converted)
+            }
+        }
     }
 }
 
 impl Row for PreferencePair {
     const NAME: &'static str = "pairs";
-    const COLUMNS: &'static str =
-        "each row needs prompt (or question), chosen and rejected, all of them text";
+    const COLUMNS: &'static str = "each row needs prompt (or question), chosen and rejected: all of them text, or lists of messages";
     const REQUIRED: &'static [&'static [&'static str]] = &[&["chosen", "rejected"]];
 
     fn from_columns(row: &mut Columns) -> std::result::Result<Self, BadRow> {
-        Ok(Self {
+        let mut pair = Self {
             id: row.id()?,
-            prompt: row.text(&["prompt", "question"])?,
-            chosen: row.text(&["chosen"])?,
-            rejected: row.text(&["rejected"])?,
+            prompt: String::new(),
+            chosen: String::new(),
+            rejected: String::new(),
             chosen_score: take_score(&mut row.row, "chosen_score")?,
             rejected_score: take_score(&mut row.row, "rejected_score")?,
-        })
+            rendered: None,
+        };
+        if row.is_conversation(&["prompt", "chosen", "rejected"]) {
+            let conversation = row.preference()?;
+            let rendered = row.render(&conversation)?;
+            let (prompt, completions) = rendered.split();
+            pair.prompt = prompt.to_string();
+            if let [chosen, rejected] = completions[..] {
+                (pair.chosen, pair.rejected) = (chosen.to_string(), rejected.to_string());
+            }
+            pair.rendered = Some(Box::new(rendered));
+        } else {
+            pair.prompt = row.text(&["prompt", "question"])?;
+            pair.chosen = row.text(&["chosen"])?;
+            pair.rejected = row.text(&["rejected"])?;
+        }
+        Ok(pair)
     }
 
     fn id_mut(&mut self) -> &mut String {
         &mut self.id
-    }
-}
-
-/// Returns the error for a column of messages (`[{"role": ..., "content": ...}]`). They need a chat template, which base
-/// models do not have.
-fn conversational(key: &str) -> BadRow {
-    BadRow {
-        problem: format!(
-            "{key}: is a list of messages (role, content); only plain text is supported"
-        ),
-        remedy: "render the conversation to text first, with the prompt and the completions in separate columns",
     }
 }
 

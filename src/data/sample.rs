@@ -73,7 +73,7 @@ impl Sample for EncodedPair {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        encode_pairs(tokenizer, &read_pairs(file)?, config)
+        encode_pairs(tokenizer, &read_pairs(file, tokenizer.chat_template())?, config)
     }
 
     fn id(&self) -> &str {
@@ -88,6 +88,9 @@ impl Sample for EncodedPair {
 /// Returns whether the completion follows the prompt without a space: it begins with a letter, a digit or a minus sign,
 /// and the prompt ends in a visible character other than the end of a chat template's turn (`>` or `]`).
 fn is_joined(template: &PromptTemplate, example: &Example) -> bool {
+    if example.rendered.is_some() {
+        return false;
+    }
     let prompt = template.apply(&example.prompt);
     let ends_prompt = |c: char| !c.is_whitespace() && c != '>' && c != ']';
     let begins_word = |c: char| c.is_alphanumeric() || c == '-';
@@ -104,7 +107,7 @@ impl Sample for EncodedExample {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        let examples = read_examples(file)?;
+        let examples = read_examples(file, tokenizer.chat_template())?;
         let mut encoded = encode_examples(tokenizer, &examples, config)?;
         encoded.report.single_completion = true;
         encoded.report.joined =
@@ -128,8 +131,12 @@ mod tests {
     #[test]
     fn completions_that_follow_without_a_space_are_seen() {
         let joined = |template: &str, prompt: &str, completion: &str| {
-            let example =
-                Example { id: "1".into(), prompt: prompt.into(), completion: completion.into() };
+            let example = Example {
+                id: "1".into(),
+                prompt: prompt.into(),
+                completion: completion.into(),
+                rendered: None,
+            };
             is_joined(&PromptTemplate::new(template).unwrap(), &example)
         };
         assert!(joined("Question: {prompt}\n\nAnswer:", "2 + 2?", "Natalia sold 4"));

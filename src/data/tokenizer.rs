@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use self::caught::caught;
 use self::special::SpecialTokens;
+use crate::data::chat::{self, ChatTemplate};
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::output::write_whole;
@@ -37,6 +38,7 @@ pub struct Tokenizer {
     bos_id: Option<u32>,
     pad_id: u32,
     vocab_size: usize,
+    chat_template: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
@@ -48,7 +50,8 @@ impl Tokenizer {
     /// [`encode_pairs`](super::encode::encode_pairs) decides about lengths.
     ///
     /// # Errors
-    /// `tokenizer.json` is missing or damaged, a special token is not in the vocabulary, or there is no EOS token.
+    /// `tokenizer.json` is missing or damaged, a special token is not in the vocabulary, there is no EOS token, or the chat
+    /// template cannot be read.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let bytes = match input_file::read(&path) {
@@ -96,7 +99,8 @@ impl Tokenizer {
         // TRL pads with EOS where the tokenizer has no padding token.
         let pad_id = names.find("pad", &inner)?.map_or(eos.1, |(_, id)| id);
         let vocab_size = inner.get_vocab_size(true);
-        let tokenizer = Self { inner, path, eos, bos_id, pad_id, vocab_size };
+        let chat_template = chat::find(folder, names.tokenizer_config(), names.variables())?;
+        let tokenizer = Self { inner, path, eos, bos_id, pad_id, vocab_size, chat_template };
         tokenizer.warn_about_flags(&names)?;
         Ok(tokenizer)
     }
@@ -178,6 +182,11 @@ impl Tokenizer {
     /// Returns the id of the padding token, or of EOS if the tokenizer has no padding token.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
+    }
+
+    /// Returns the chat template of the model, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
     }
 
     /// Returns the number of tokens, including added ones.

@@ -177,7 +177,7 @@ impl Demo {
         let measured = Measured {
             model: self.model_settings(&path, adapter)?,
             data: &folder.held_out_problems(),
-            template: &Task::Gsm8k.template()?,
+            format: &Task::Gsm8k.template()?.into(),
             generate: &self.generate(model)?,
             remedy: "restart the demo with --overwrite",
             progress: self.progress,
@@ -209,7 +209,7 @@ impl Demo {
             pairs_per_problem: 1,
             keep_cut_off: false,
             generate: GenerateConfig { temperature: 1.0, seed: self.seed, ..self.generate(model)? },
-            prompt_template: Task::Gsm8k.template()?,
+            prompt_format: Task::Gsm8k.template()?.into(),
             progress: self.progress,
         };
         let problems = read_problems(&self.folder.problems())?;

@@ -7,38 +7,51 @@ use serde::{Deserialize, Serialize};
 use super::answers::Scorer;
 use super::problems::Problem;
 use super::store::Store;
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::generate::{CompletionEvent, FinishReason, GenerateConfig, complete_each};
+use crate::generate::{CompletionEvent, FinishReason, GenerateConfig, complete_ids};
 use crate::model::decoder::Decoder;
 use crate::progress::{Progress, ProgressMode, TokenWork};
 
-/// Builds the prompts of `problems`: each in `template`, or, if there are `shots`, after these solved examples in lm-eval's
+/// Builds the prompts of `problems`: each in `format`, or, if there are `shots`, after these solved examples in lm-eval's
 /// format (`Question: ...\nAnswer: ...`, separated by blank lines).
-pub fn prompts(problems: &[Problem], template: &PromptTemplate, shots: &[Problem]) -> Vec<String> {
+///
+/// # Errors
+/// The chat template refuses the messages.
+pub fn prompts(
+    problems: &[Problem],
+    format: &PromptFormat,
+    shots: &[Problem],
+) -> Result<Vec<String>> {
     let solved: String = shots
         .iter()
         .map(|shot| format!("Question: {}\nAnswer: {}\n\n", shot.question, shot.ground_truth))
         .collect();
     let prompt = |problem: &Problem| {
         if shots.is_empty() {
-            template.apply(&problem.question)
+            format.apply(&problem.question)
         } else {
-            format!("{solved}Question: {}\nAnswer:", problem.question)
+            Ok(format!("{solved}Question: {}\nAnswer:", problem.question))
         }
     };
     problems.iter().map(prompt).collect()
 }
 
 /// Returns the numbers (from 1) of the prompts that leave no room for an answer in a model with `positions` positions.
+/// `special_tokens` says whether the tokenizer adds its special tokens ([`PromptFormat::adds_special_tokens`]).
 ///
 /// # Errors
 /// The tokenizer cannot encode a prompt.
-pub fn too_long(prompts: &[String], tokenizer: &Tokenizer, positions: usize) -> Result<Vec<usize>> {
+pub fn too_long(
+    prompts: &[String],
+    tokenizer: &Tokenizer,
+    special_tokens: bool,
+    positions: usize,
+) -> Result<Vec<usize>> {
     let mut numbers = Vec::new();
     for (prompt, number) in prompts.iter().zip(1..) {
-        if tokenizer.encode(prompt, true)?.len() >= positions {
+        if tokenizer.encode(prompt, special_tokens)?.len() >= positions {
             numbers.push(number);
         }
     }
@@ -61,6 +74,8 @@ pub struct Answering<'a, B: TrainBackend> {
     pub model: &'a Decoder<B>,
     /// Tokenizer of the model.
     pub tokenizer: &'a Tokenizer,
+    /// Whether the tokenizer adds its special tokens to the prompts.
+    pub special_tokens: bool,
     /// Generation settings: maximum length, stop conditions, batch size.
     pub config: &'a GenerateConfig,
     /// Scorers whose running accuracy is shown with the progress.
@@ -123,10 +138,9 @@ impl<B: TrainBackend> Answering<'_, B> {
             }
             Ok(())
         };
-        // The prompts are complete already, so the default template, which changes nothing, is used.
-        let template = PromptTemplate::default();
-        let result =
-            complete_each(self.model, self.tokenizer, &asked, &template, self.config, on_event);
+        let encode = |prompt: &String| self.tokenizer.encode(prompt, self.special_tokens);
+        let ids = asked.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let result = complete_ids(self.model, self.tokenizer, &asked, &ids, self.config, on_event);
         progress.finish();
         store.with_kept_note(result)
     }

@@ -53,6 +53,14 @@ impl Task {
         })
     }
 
+    /// Returns the words around the question in the user's message of a chat.
+    pub fn request(self) -> &'static str {
+        match self {
+            Self::Gsm8k | Self::Math | Self::Preference => PLAIN,
+            Self::Gsm8kPot => "{prompt}. Write a Python program to solve this.",
+        }
+    }
+
     /// Returns the scorers of the completions, or of the programs' output in [`Self::Gsm8kPot`].
     pub fn scorers(self) -> &'static [Scorer] {
         match self {

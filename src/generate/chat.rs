@@ -7,7 +7,8 @@ use super::config::{FinishReason, GenerateConfig};
 use super::decode::{PrefixCache, generate_with_prefix};
 use super::listener::{Flow, GenerateProgress, Listener};
 use super::text::{CompletionEvent, TextListener};
-use crate::data::prompt::PromptTemplate;
+use crate::data::chat::Message;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -20,16 +21,18 @@ const SEPARATOR: &str = "\n\n";
 #[derive(Clone, Debug, Default)]
 pub struct Conversation<B: TrainBackend> {
     text: String,
+    /// The messages so far, for a model with a chat template.
+    messages: Vec<Message>,
     prefix: Option<PrefixCache<B>>,
 }
 
 impl<B: TrainBackend> Conversation<B> {
     /// Starts an empty conversation.
     pub fn new() -> Self {
-        Self { text: String::new(), prefix: None }
+        Self { text: String::new(), messages: Vec::new(), prefix: None }
     }
 
-    /// Completes `question` in `template` after the earlier text; `on_text` receives the answer piece by piece.
+    /// Completes `question` in its format after the earlier text or messages; `on_text` receives the answer piece by piece.
     /// Returns why the answer ended.
     ///
     /// # Errors
@@ -41,13 +44,26 @@ impl<B: TrainBackend> Conversation<B> {
         model: &Decoder<B>,
         tokenizer: &Tokenizer,
         question: &str,
-        template: &PromptTemplate,
+        format: &PromptFormat,
         config: &GenerateConfig,
         mut on_text: impl FnMut(&str) -> Result<()>,
     ) -> Result<FinishReason> {
-        let separator = if self.text.is_empty() { "" } else { SEPARATOR };
-        let text = [&self.text, separator, &template.apply(question)].concat();
-        let (prompts, ids) = ([text.clone()], [tokenizer.encode(&text, true)?]);
+        let mut messages = self.messages.clone();
+        let text = match format {
+            PromptFormat::Text(template) => {
+                let separator = if self.text.is_empty() { "" } else { SEPARATOR };
+                [&self.text, separator, &template.apply(question)].concat()
+            }
+            PromptFormat::Chat(chat) => {
+                if messages.is_empty() {
+                    messages = chat.start();
+                }
+                messages.push(chat.message(question));
+                chat.render(&messages)?
+            }
+        };
+        let ids = tokenizer.encode(&text, format.adds_special_tokens())?;
+        let (prompts, ids) = ([text.clone()], [ids]);
         let mut answer = String::new();
         let on_event = |event: CompletionEvent<'_>| match event {
             CompletionEvent::Text { text, .. } => {
@@ -66,14 +82,19 @@ impl<B: TrainBackend> Conversation<B> {
             generate_with_prefix(&mut self.prefix, model, &ids[0], config, &mut stoppable);
         let stopped = stoppable.stopped;
         drop(texts);
+        let keep = |answer: &str| {
+            self.text = text + answer.trim_end();
+            messages.push(Message::new("assistant", answer.trim_end()));
+            self.messages = messages;
+        };
         match generated {
             Ok(generated) if !stopped => {
-                self.text = text + answer.trim_end();
+                keep(&answer);
                 Ok(generated.finish_reason)
             }
             Ok(_) | Err(Error::Interrupted { .. }) => {
                 if !answer.trim().is_empty() {
-                    self.text = text + answer.trim_end();
+                    keep(&answer);
                 }
                 let note = "the answer was stopped".into();
                 Err(Error::Interrupted { note })

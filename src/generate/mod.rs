@@ -14,4 +14,4 @@ pub use chat::Conversation;
 pub use config::{FinishReason, GenerateConfig, Generated, stop_ids};
 pub use decode::{generate, generate_each, generate_with};
 pub use listener::{Flow, GenerateEvent, GenerateProgress, Listener};
-pub use text::{Completion, CompletionEvent, complete, complete_each, read_prompts};
+pub use text::{Completion, CompletionEvent, complete, complete_each, complete_ids, read_prompts};

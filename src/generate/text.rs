@@ -12,7 +12,7 @@ use super::decode::generate_with;
 use super::listener::{Flow, GenerateProgress, Listener};
 use super::stream::TextStream;
 use crate::data::json_lines;
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
@@ -52,8 +52,8 @@ pub enum CompletionEvent<'a> {
     Step(GenerateProgress),
 }
 
-/// Completes each prompt up to an end token or the first of `config.stop`, after applying the template and encoding
-/// it (with BOS if the tokenizer adds one). Returns the results in the prompts' order.
+/// Completes each prompt up to an end token or the first of `config.stop`, after bringing it into its format and encoding
+/// it (with BOS if the tokenizer, or the chat template, adds one). Returns the results in the prompts' order.
 ///
 /// # Errors
 /// Same as [`complete_each`].
@@ -61,12 +61,12 @@ pub fn complete<B: TrainBackend>(
     model: &Decoder<B>,
     tokenizer: &Tokenizer,
     prompts: &[String],
-    template: &PromptTemplate,
+    format: &PromptFormat,
     config: &GenerateConfig,
     mut on_progress: impl FnMut(GenerateProgress),
 ) -> Result<Vec<Completion>> {
     let mut all = vec![None; prompts.len()];
-    complete_each(model, tokenizer, prompts, template, config, |event| {
+    complete_each(model, tokenizer, prompts, format, config, |event| {
         match event {
             CompletionEvent::Text { .. } => {}
             CompletionEvent::Finished { index, completion } => {
@@ -83,19 +83,34 @@ pub fn complete<B: TrainBackend>(
 /// as it ends. An error of `on_event` ends the generation.
 ///
 /// # Errors
-/// Same as [`generate_with`], or the tokenizer fails.
+/// Same as [`generate_with`], or the chat template or the tokenizer fails.
 pub fn complete_each<B: TrainBackend>(
     model: &Decoder<B>,
     tokenizer: &Tokenizer,
     prompts: &[String],
-    template: &PromptTemplate,
+    format: &PromptFormat,
     config: &GenerateConfig,
     on_event: impl FnMut(CompletionEvent<'_>) -> Result<()>,
 ) -> Result<()> {
-    let encode = |prompt: &String| tokenizer.encode(&template.apply(prompt), true);
+    let encode = |prompt: &String| format.encode(tokenizer, prompt);
     let ids = prompts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-    let mut texts = TextListener::new(tokenizer, prompts, &ids, &config.stop, on_event);
-    generate_with(model, &ids, config, &mut texts)
+    complete_ids(model, tokenizer, prompts, &ids, config, on_event)
+}
+
+/// Completes prompts like [`complete_each`] that are encoded already: `ids` are those of `prompts`.
+///
+/// # Errors
+/// Same as [`generate_with`], or the tokenizer fails.
+pub fn complete_ids<B: TrainBackend>(
+    model: &Decoder<B>,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+    ids: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_event: impl FnMut(CompletionEvent<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut texts = TextListener::new(tokenizer, prompts, ids, &config.stop, on_event);
+    generate_with(model, ids, config, &mut texts)
 }
 
 /// A listener that decodes the tokens of all prompts to text.

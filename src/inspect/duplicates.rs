@@ -91,6 +91,7 @@ mod tests {
             rejected: rejected.into(),
             chosen_score: None,
             rejected_score: None,
+            rendered: None,
         }
     }
 

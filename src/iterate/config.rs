@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::sample::SampleOptions;
 use crate::config::toml_error;
 use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::{ChatPrompt, PromptFormat};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::GenerateConfig;
 use crate::input_file;
@@ -61,6 +63,12 @@ pub struct SampleSection {
     pub max_new_tokens: usize,
     /// Number of answers decoded together.
     pub batch_size: usize,
+    /// Whether questions are asked with the model's chat template, if it has one and the run has no `data.prompt_template`;
+    /// the pairs are then conversations.
+    pub chat_template: bool,
+    /// System message before each question; needs the chat template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
 }
 
 impl Default for SampleSection {
@@ -76,16 +84,48 @@ impl Default for SampleSection {
             top_p: 1.0,
             max_new_tokens: 512,
             batch_size: 64,
+            chat_template: true,
+            system: None,
         }
     }
 }
 
 impl SampleSection {
+    /// Returns how questions are asked: in `prompt_template` if the run sets one, else with the chat template of the model
+    /// if it has one.
+    ///
+    /// # Errors
+    /// `system` is set and no chat template is used, or the template is not valid.
+    pub(super) fn prompt_format(
+        &self,
+        tokenizer: &Tokenizer,
+        prompt_template: PromptTemplate,
+    ) -> Result<PromptFormat> {
+        let chat = tokenizer.chat_template().filter(|_| self.chat_template);
+        match chat.filter(|_| prompt_template == PromptTemplate::default()) {
+            Some(template) => {
+                template.check()?;
+                Ok(PromptFormat::Chat(ChatPrompt {
+                    template: template.clone(),
+                    system: self.system.clone(),
+                    request: PromptTemplate::default(),
+                }))
+            }
+            None if self.system.is_some() => Err(Error::invalid(
+                "sample.system",
+                "needs the model's chat template, which is not used",
+                "remove it; or remove data.prompt_template in the run.toml, set sample.chat_template = true and take a model with \
+                 a chat template",
+            )),
+            None => Ok(PromptFormat::Text(prompt_template)),
+        }
+    }
+
     /// Returns the options that these keys describe; `generate` provides seed and end tokens.
     pub(super) fn options(
         &self,
         generate: GenerateConfig,
-        prompt_template: PromptTemplate,
+        prompt_format: PromptFormat,
         progress: ProgressMode,
     ) -> SampleOptions {
         SampleOptions {
@@ -100,7 +140,7 @@ impl SampleSection {
                 batch_size: self.batch_size,
                 ..generate
             },
-            prompt_template,
+            prompt_format,
             progress,
         }
     }
@@ -138,7 +178,7 @@ impl IterateConfig {
         }
         let options = config.sample.options(
             GenerateConfig::default(),
-            PromptTemplate::default(),
+            PromptTemplate::default().into(),
             ProgressMode::Quiet,
         );
         // The options' errors name flags; here they are keys.

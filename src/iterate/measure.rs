@@ -5,7 +5,7 @@ use std::path::Path;
 
 use arithmo_backends::TrainBackend;
 
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::{ForeignPrompt, NUMERIC};
@@ -32,8 +32,8 @@ pub struct Measured<'a> {
     pub model: Settings,
     /// File of held-out problems.
     pub data: &'a Path,
-    /// Template around each problem.
-    pub template: &'a PromptTemplate,
+    /// How each problem is asked.
+    pub format: &'a PromptFormat,
     /// Maximum length, end tokens and batch size; decoding is greedy.
     pub generate: &'a GenerateConfig,
     /// Remedy to name if the folder holds other answers.
@@ -74,11 +74,11 @@ pub fn measure<B: TrainBackend>(
     folder: &Path,
 ) -> Result<Measurement> {
     let problems = read_problems(measured.data)?;
-    let template = measured.template;
-    let prompts = prompts(&problems, template, &[]);
+    let format = measured.format;
+    let prompts = prompts(&problems, format, &[])?;
     let max_new_tokens = measured.generate.max_new_tokens;
     let key = answers_key(measured.model.clone(), measured.data, &problems, max_new_tokens)
-        .with("prompt_template", String::from(template.clone()))
+        .with("prompt_template", format.identity())
         .with_remedy(measured.remedy);
     let folder = Folder(folder.to_path_buf());
     let score = |predictions: &[_], key: &ResultKey| -> Result<Measurement> {
@@ -90,7 +90,7 @@ pub fn measure<B: TrainBackend>(
     };
     if folder.rows_done(&key)? == problems.len() {
         let file = folder.predictions();
-        let predictions = read_predictions(&file, &ForeignPrompt::Usual(template.clone()))?;
+        let predictions = read_predictions(&file, &ForeignPrompt::usual(format))?;
         check_same_problems(&file, &predictions, &problems)?;
         let measurement = score(&predictions, &key)?;
         // A process that was killed right after it wrote the results has left it.
@@ -102,12 +102,13 @@ pub fn measure<B: TrainBackend>(
         let answering = Answering {
             model,
             tokenizer,
+            special_tokens: format.adds_special_tokens(),
             config: measured.generate,
             scorers: Task::Gsm8k.scorers(),
             progress: measured.progress,
         };
         let positions = model.config.max_position_embeddings;
-        let too_long = too_long(&prompts, tokenizer, positions)?;
+        let too_long = too_long(&prompts, tokenizer, format.adds_special_tokens(), positions)?;
         answering.answer(&problems, &prompts, &too_long, &mut store)?;
     }
     let (answers, partial) = store.finish()?;

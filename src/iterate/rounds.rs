@@ -15,6 +15,7 @@ use super::stats::SampleStats;
 use crate::adapter::{LoraConfig, peft};
 use crate::config::RunConfig;
 use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::folder::{EvaluatedModel, answers_key};
@@ -127,7 +128,7 @@ struct Rounds {
     quantize: Option<Quantization>,
     tokenizer: Tokenizer,
     problems: Vec<Problem>,
-    prompt_template: PromptTemplate,
+    prompt_format: PromptFormat,
     eos_ids: Vec<u32>,
     mode: ProgressMode,
 }
@@ -164,6 +165,9 @@ impl Rounds {
         let tokenizer = Tokenizer::from_folder(&folder)?;
         let eos_ids = stop_ids(&folder, &DecoderConfig::load(&folder)?, tokenizer.eos_id())?;
         let identity = ModelIdentity::read(&folder)?;
+        let prompt_format = config
+            .sample
+            .prompt_format(&tokenizer, PromptTemplate::new(&run.data.prompt_template)?)?;
         let rounds = Self {
             config,
             base: (folder, name.clone(), identity),
@@ -171,7 +175,7 @@ impl Rounds {
             quantize: run.model.quantize(),
             tokenizer,
             problems,
-            prompt_template: PromptTemplate::new(&run.data.prompt_template)?,
+            prompt_format,
             eos_ids,
             mode,
         };
@@ -284,7 +288,7 @@ impl Rounds {
             ..GenerateConfig::default()
         };
         let sample = &self.config.sample;
-        let options = sample.options(generate, self.prompt_template.clone(), self.mode);
+        let options = sample.options(generate, self.prompt_format.clone(), self.mode);
         let problems = self.problems(round);
         let model_settings = self.model_settings(trained)?;
         let key = answers_key(
@@ -385,7 +389,7 @@ impl Rounds {
         let measured = Measured {
             model: self.model_settings(trained)?,
             data: &evaluate.data,
-            template: &self.prompt_template,
+            format: &self.prompt_format,
             generate: &GenerateConfig {
                 max_new_tokens: evaluate.max_new_tokens.unwrap_or(default),
                 batch_size: self.config.sample.batch_size,

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::pairing::{CheckedAnswer, PairingConfig, pair_up};
 use super::stats::SampleStats;
+use crate::data::chat::Message;
 use crate::data::pair::{PairWriter, PreferencePair};
-use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::{ChatPrompt, PromptFormat};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::NUMERIC;
@@ -34,8 +35,8 @@ pub struct SampleOptions {
     pub keep_cut_off: bool,
     /// Settings of generation.
     pub generate: GenerateConfig,
-    /// Template around each problem.
-    pub prompt_template: PromptTemplate,
+    /// How each problem is asked.
+    pub prompt_format: PromptFormat,
     /// Where progress goes.
     pub progress: ProgressMode,
 }
@@ -147,12 +148,38 @@ pub fn sample_pairs<B: TrainBackend>(
     let mut files = vec![samples_file, stats_file];
     if !pairs.is_empty() {
         let mut writer = PairWriter::create(output)?;
-        pairs.iter().try_for_each(|pair| writer.write(pair))?;
+        pairs.iter().try_for_each(|pair| match &options.prompt_format {
+            PromptFormat::Text(_) => writer.write(pair),
+            PromptFormat::Chat(chat) => writer.write(&ConversationPair::new(pair, chat)),
+        })?;
         files.push(writer.into_file());
     }
     commit_set(files)?;
     partial.remove()?;
     Ok(stats)
+}
+
+/// A pair as a conversation, so that training asks with the chat template too.
+#[derive(Serialize)]
+struct ConversationPair<'a> {
+    id: &'a str,
+    prompt: Vec<Message>,
+    chosen: [Message; 1],
+    rejected: [Message; 1],
+}
+
+impl<'a> ConversationPair<'a> {
+    fn new(pair: &'a PreferencePair, chat: &ChatPrompt) -> Self {
+        let mut prompt = chat.start();
+        prompt.push(chat.message(&pair.prompt));
+        let answer = |text: &str| [Message::new("assistant", text)];
+        Self {
+            id: &pair.id,
+            prompt,
+            chosen: answer(&pair.chosen),
+            rejected: answer(&pair.rejected),
+        }
+    }
 }
 
 /// Checks and pairs the samples of all problems.
@@ -179,6 +206,7 @@ fn pair_all<'a>(
                 rejected: wrong.text.clone(),
                 chosen_score: None,
                 rejected_score: None,
+                rendered: None,
             };
         all.extend(pairs.iter().enumerate().map(pair));
     }
@@ -247,8 +275,8 @@ fn sample<B: TrainBackend>(
     let config = GenerateConfig { places: Some(open.clone()), ..options.generate.clone() };
     let mut tokens = 0;
     let mut work = TokenWork::new(open.len(), config.max_new_tokens);
-    let template = &options.prompt_template;
-    let ended = complete_each(model, tokenizer, &prompts, template, &config, |event| {
+    let format = &options.prompt_format;
+    let ended = complete_each(model, tokenizer, &prompts, format, &config, |event| {
         match event {
             CompletionEvent::Text { .. } => {}
             CompletionEvent::Finished { index, completion } => {
@@ -277,9 +305,10 @@ fn skip_too_long<B: TrainBackend>(
     options: &SampleOptions,
     store: &mut Store<Sample>,
 ) -> Result<()> {
-    let prompts = prompts(problems, &options.prompt_template, &[]);
+    let format = &options.prompt_format;
+    let prompts = prompts(problems, format, &[])?;
     let positions = model.config.max_position_embeddings;
-    for number in too_long(&prompts, tokenizer, positions)? {
+    for number in too_long(&prompts, tokenizer, format.adds_special_tokens(), positions)? {
         for sample in 0..options.samples {
             let place = (number - 1) * options.samples + sample;
             if !store.done().contains_key(&place) {

@@ -77,7 +77,7 @@ impl SampleStats {
                 top_p: generate.top_p,
                 max_new_tokens: generate.max_new_tokens,
                 seed: generate.seed,
-                prompt_template: options.prompt_template.clone().into(),
+                prompt_template: options.prompt_format.identity(),
             },
             ..Self::default()
         }

@@ -12,6 +12,7 @@ use crate::data::sample::Sample;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::config::DecoderConfig;
+use crate::train::shown_sample::show_sample;
 
 /// Number of tokens per bucket of the length histograms.
 const LENGTH_BUCKET: usize = 64;
@@ -23,6 +24,8 @@ pub struct RunData<S = EncodedPair> {
     pub train: Vec<S>,
     /// Held-out samples. Empty without `data.eval_file`.
     pub eval: Vec<S>,
+    /// The first training sample as text, a line for each sequence, with what is trained on marked.
+    pub shown_sample: Vec<String>,
     /// Report about encoding the training samples.
     pub train_report: EncodeReport,
     /// Report about encoding the held-out samples.
@@ -56,7 +59,9 @@ pub fn load_data<S: Sample>(
         Some((pairs, report)) => (pairs, Some(report)),
         None => (Vec::new(), None),
     };
-    Ok(RunData { train, eval, train_report, eval_report })
+    let first = train.first().map(|sample| show_sample(&tokenizer, sample));
+    let shown_sample = first.transpose()?.unwrap_or_default();
+    Ok(RunData { train, eval, shown_sample, train_report, eval_report })
 }
 
 /// Returns the settings for encoding from the configuration.

@@ -21,6 +21,7 @@ pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod selection;
+mod shown_sample;
 mod status;
 pub mod step;
 pub mod steps;

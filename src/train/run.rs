@@ -147,6 +147,7 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
         print_report(file, report, options);
     })?;
     if options.progress != ProgressMode::Quiet {
+        data.shown_sample.iter().for_each(|line| say!("{line}"));
         print_warnings(config, data.train.len());
     }
     let shape = DecoderConfig::load(&model_folder)?;

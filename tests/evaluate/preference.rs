@@ -187,6 +187,7 @@ fn margins_are_grouped_by_votes_length_and_certainty() {
         rejected: "no".into(),
         chosen_score: votes.map(|votes| votes.0),
         rejected_score: votes.map(|votes| votes.1),
+        rendered: None,
     };
     let score = |(index, (margin, tokens, _)): (usize, &Case)| PairScore {
         id: index.to_string(),

@@ -31,6 +31,7 @@ fn pair(id: &str, prompt: &str, chosen: &str, rejected: &str) -> PreferencePair 
         rejected: rejected.to_string(),
         chosen_score: None,
         rejected_score: None,
+        rendered: None,
     }
 }
 

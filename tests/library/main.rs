@@ -4,6 +4,7 @@
 #![allow(clippy::too_many_lines, reason = "a test is one sequence of steps")]
 
 mod alarms;
+mod chat;
 mod checkpoint;
 mod encode;
 mod html;

@@ -139,6 +139,7 @@ fn a_conversation_equals_completions_of_the_whole_text() {
     let tokenizer = Tokenizer::from_folder(&model).unwrap();
     let model = load::<B>(&model, DType::F32, &Default::default()).unwrap();
     let template = PromptTemplate::new("Q: {prompt} A:").unwrap();
+    let format = template.clone().into();
     let config = GenerateConfig { max_new_tokens: 7, ..GenerateConfig::default() };
     let mut conversation = Conversation::new();
     let mut whole = String::new();
@@ -148,12 +149,12 @@ fn a_conversation_equals_completions_of_the_whole_text() {
             answer.push_str(text);
             Ok(())
         };
-        conversation.ask(&model, &tokenizer, question, &template, &config, on_text).unwrap();
+        conversation.ask(&model, &tokenizer, question, &format, &config, on_text).unwrap();
         if !whole.is_empty() {
             whole.push_str("\n\n");
         }
         whole.push_str(&template.apply(question));
-        let plain = PromptTemplate::default();
+        let plain = PromptTemplate::default().into();
         let prompts = [whole.clone()];
         let expected = complete(&model, &tokenizer, &prompts, &plain, &config, |_| ()).unwrap();
         assert_eq!(answer, expected[0].completion, "after {whole:?}");
@@ -162,9 +163,9 @@ fn a_conversation_equals_completions_of_the_whole_text() {
     // A question that is too long for the model is refused, and the conversation is unchanged.
     let long = "12 and 30 make ".repeat(30);
     let silent = |_: &str| Ok(());
-    let refused = conversation.ask(&model, &tokenizer, &long, &template, &config, silent);
+    let refused = conversation.ask(&model, &tokenizer, &long, &format, &config, silent);
     assert!(refused.unwrap_err().to_string().contains("128 positions"));
-    let again = conversation.ask(&model, &tokenizer, "x", &template, &config, silent);
+    let again = conversation.ask(&model, &tokenizer, "x", &format, &config, silent);
     again.unwrap();
 }
 

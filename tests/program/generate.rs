@@ -154,7 +154,7 @@ fn streamed(folder: &Path, config: &GenerateConfig) -> (Vec<String>, Vec<(usize,
     let tokenizer = Tokenizer::from_folder(folder).unwrap();
     let model = load::<B>(folder, DType::F32, &Default::default()).unwrap();
     let prompts = ["How many clips?", "12 and 30 make", "x"].map(String::from);
-    let template = PromptTemplate::default();
+    let template = PromptTemplate::default().into();
     let (mut texts, mut ended) = (vec![String::new(); 3], Vec::new());
     let result = complete_each(&model, &tokenizer, &prompts, &template, config, |event| {
         match event {

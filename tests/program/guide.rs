@@ -16,7 +16,8 @@ use tempfile::TempDir;
 use crate::pages::{blocks, pages_below, read};
 
 /// Names of the pages. Each has a test below.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
+    "conversations",
     "devices-and-doctor",
     "evaluate",
     "generate",
@@ -157,6 +158,11 @@ fn every_page_has_a_test() {
 #[test]
 fn devices_and_doctor() {
     check_page("devices-and-doctor", &[]);
+}
+
+#[test]
+fn conversations() {
+    check_page("conversations", &[]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod chat;
 mod chat_terminal;
 mod config;
 mod configuration;
+mod conversations;
 mod demo;
 mod devices;
 mod doctor;

@@ -83,6 +83,7 @@ impl Run {
                 rejected: text(row, "rejected"),
                 chosen_score: None,
                 rejected_score: None,
+                rendered: None,
             })
             .collect();
         let mut config = EncodeConfig::new(Compat::Trl1);

@@ -6,7 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use arithmo_backends::TrainBackend;
 
-use crate::data::prompt::{PromptTemplate, QUESTION};
+use crate::data::prompt::{PLAIN, QUESTION};
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::generate::{Conversation, FinishReason, GenerateConfig, stop_ids};
@@ -19,7 +20,7 @@ use self::input::{Input, LineReader};
 use super::generate::DecodingArgs;
 use super::model::ModelArgs;
 use super::print_text;
-use super::template::TemplateArgs;
+use super::template::{ChatTemplateArgs, TemplateArgs};
 
 const COMMANDS: &str = "/adapter on|off   answer with or without the adapter\n\
                         /reset            start a new conversation\n\
@@ -35,6 +36,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub(super) template: TemplateArgs,
     #[command(flatten)]
+    pub(super) chat: ChatTemplateArgs,
+    #[command(flatten)]
     pub(super) decoding: DecodingArgs,
 }
 
@@ -47,12 +50,13 @@ pub struct ChatArgs {
 pub fn run<B: TrainBackend>(args: &ChatArgs, mode: ProgressMode, device: &B::Device) -> Result<()> {
     let mut config = args.decoding.config(1);
     config.validate()?;
-    let template = args.template.or(QUESTION)?;
-    if config.stop.is_empty() {
-        config.stop = next_question(&template);
-    }
+    let text = args.template.or(QUESTION)?;
     let folder = args.model.folder(mode)?;
     let tokenizer = Tokenizer::from_folder(&folder)?;
+    let format = args.chat.format(&args.template, &tokenizer, PLAIN, text)?;
+    if config.stop.is_empty() {
+        config.stop = next_question(&format);
+    }
     let model = args.model.load::<B>(&folder, mode, device)?;
     args.decoding.note_positions(model.config.max_position_embeddings, mode);
     config.eos_ids = stop_ids(&folder, &model.config, tokenizer.eos_id())?;
@@ -72,7 +76,7 @@ pub fn run<B: TrainBackend>(args: &ChatArgs, mode: ProgressMode, device: &B::Dev
         questions: 0,
         on_terminal: input::is_terminal(),
         tokenizer,
-        template,
+        format,
         config,
     };
     let prompt = if speaks { PROMPT } else { "" };
@@ -90,8 +94,10 @@ fn fresh_seed() -> u64 {
 
 const PROMPT: &str = "> ";
 
-/// Returns the start of a next question, which ends an answer, if the template begins with text.
-fn next_question(template: &PromptTemplate) -> Vec<String> {
+/// Returns the start of a next question, which ends an answer, if the template begins with text. With a chat template the
+/// model ends its answers itself.
+fn next_question(format: &PromptFormat) -> Vec<String> {
+    let PromptFormat::Text(template) = format else { return Vec::new() };
     match template.before().trim() {
         "" => Vec::new(),
         text => vec![format!("\n{text}")],
@@ -116,7 +122,7 @@ struct Chat<B: TrainBackend> {
     /// Whether a person types the questions and may want to stop an answer.
     on_terminal: bool,
     tokenizer: Tokenizer,
-    template: PromptTemplate,
+    format: PromptFormat,
     config: GenerateConfig,
 }
 
@@ -209,7 +215,7 @@ impl<B: TrainBackend> Chat<B> {
         };
         self.config.places = Some(vec![self.questions]);
         self.questions += 1;
-        let (tokenizer, template, config) = (&self.tokenizer, &self.template, &self.config);
+        let (tokenizer, format, config) = (&self.tokenizer, &self.format, &self.config);
         let mut started = false;
         let on_text = |text: &str| {
             // The answer's leading space would indent its first line.
@@ -217,7 +223,7 @@ impl<B: TrainBackend> Chat<B> {
             started |= !text.is_empty();
             answer(text)
         };
-        let finished = self.conversation.ask(model, tokenizer, question, template, config, on_text);
+        let finished = self.conversation.ask(model, tokenizer, question, format, config, on_text);
         match finished {
             Ok(reason) => {
                 answer("\n")?;

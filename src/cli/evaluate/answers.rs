@@ -11,6 +11,7 @@ use super::{AnswersArgs, AnswersTask, missing};
 use crate::cli::print_line;
 use crate::cli::template::TemplateArgs;
 use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::answers::{ForeignPrompt, STOP_STRINGS};
@@ -117,19 +118,22 @@ pub(super) fn run<B: TrainBackend>(
     let AnswersTask { task, args, .. } = *evaluation;
     // Everything that can be checked without the weights is checked before they are loaded.
     let scoring = Scoring { task, sandbox: evaluation.sandbox()?, mode };
-    let questions = Questions::read(evaluation)?;
+    let mut questions = Questions::read(evaluation)?;
     let mut config = questions.config(args);
     config.validate()?;
     let model_args = args.model_args()?;
     let model_folder = model_args.folder(mode)?;
+    let tokenizer = Tokenizer::from_folder(&model_folder)?;
+    questions.ask_in_chat(evaluation, &tokenizer)?;
+    let special_tokens = questions.format.adds_special_tokens();
+    let prompts = prompts(&questions.problems, &questions.format, &questions.solved)?;
     let model = model_args.evaluated_model(&model_folder)?.settings()?;
     let key = questions.key(model, config.max_new_tokens);
     let folder = args.output.folder(task);
     folder.check(&Folder::FILES, evaluation.inputs())?;
     let _lock = Lock::folder(&folder.0)?;
-    let tokenizer = Tokenizer::from_folder(&model_folder)?;
     let shape = DecoderConfig::load(&model_folder)?;
-    let too_long = too_long(&questions.prompts, &tokenizer, shape.max_position_embeddings)?;
+    let too_long = too_long(&prompts, &tokenizer, special_tokens, shape.max_position_embeddings)?;
     // Remove the old results only once everything that the new evaluation needs is loaded.
     let mut loaded = None;
     if args.output.overwrite {
@@ -161,14 +165,15 @@ pub(super) fn run<B: TrainBackend>(
         let answering = Answering {
             model: &model,
             tokenizer: &tokenizer,
+            special_tokens,
             config: &config,
             scorers: if task == Task::Gsm8kPot { &[] } else { task.scorers() },
             progress: mode,
         };
-        answering.answer(&questions.problems, &questions.prompts, &too_long, &mut store)?;
+        answering.answer(&questions.problems, &prompts, &too_long, &mut store)?;
     }
     let (answers, partial) = store.finish()?;
-    let predictions = predictions(&questions.problems, questions.prompts, answers);
+    let predictions = predictions(&questions.problems, prompts, answers);
     write_predictions(&folder.predictions(), &predictions)?;
     let problems = Some(&questions.problems[..]);
     scoring.score_and_report(&folder, &predictions, problems, key.settings(), &too_long)?;
@@ -209,18 +214,19 @@ fn refuse_leaked_examples(file: &Path, solved: &[Problem], problems: &[Problem])
     }
 }
 
-/// The problems of an evaluation with their prompts.
+/// The problems of an evaluation, and how they are asked.
 struct Questions {
     data: PathBuf,
     problems: Vec<Problem>,
-    prompts: Vec<String>,
-    template: PromptTemplate,
+    format: PromptFormat,
+    /// Solved examples before each question.
+    solved: Vec<Problem>,
     /// Number and hash of the solved examples.
     shots: Option<(usize, String)>,
 }
 
 impl Questions {
-    /// Reads the problems and the solved examples, and builds the prompts.
+    /// Reads the problems and the solved examples, to be asked in a template of text.
     fn read(evaluation: &AnswersTask<'_>) -> Result<Self> {
         let AnswersTask { task, args, shots: examples, .. } = *evaluation;
         let data = args.data.clone().ok_or_else(|| missing("--data"))?;
@@ -240,8 +246,17 @@ impl Questions {
             refuse_leaked_examples(file, &solved, &problems)?;
             shots = Some((count, hash_file(file)?.sha256));
         }
-        let prompts = prompts(&problems, &template, &solved);
-        Ok(Self { data, problems, prompts, template, shots })
+        Ok(Self { data, problems, format: template.into(), solved, shots })
+    }
+
+    /// Asks in the model's chat template if it has one, unless another template is given or there are solved examples.
+    fn ask_in_chat(&mut self, evaluation: &AnswersTask<'_>, tokenizer: &Tokenizer) -> Result<()> {
+        let AnswersTask { task, args, .. } = *evaluation;
+        if self.shots.is_none() {
+            let text = task.template()?;
+            self.format = args.chat.format(&args.template, tokenizer, task.request(), text)?;
+        }
+        Ok(())
     }
 
     /// Returns the settings of generation, without end tokens.
@@ -260,7 +275,7 @@ impl Questions {
 
     /// Returns the template for reading predictions that were made with these prompts.
     fn foreign_prompt(&self) -> ForeignPrompt {
-        ForeignPrompt::Usual(self.template.clone())
+        ForeignPrompt::usual(&self.format)
     }
 
     /// Returns the key that identifies the model's answers to these questions.
@@ -270,7 +285,7 @@ impl Questions {
             Some((shots, sha256)) => {
                 key.with("shots", *shots).with("shots_sha256", sha256.as_str())
             }
-            None => key.with("prompt_template", String::from(self.template.clone())),
+            None => key.with("prompt_template", self.format.identity()),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::progress::ProgressMode;
 
 use super::at_least_one;
 use super::model::{LoadArgs, ModelArgs};
-use super::template::TemplateArgs;
+use super::template::{ChatTemplateArgs, TemplateArgs};
 pub use compare::CompareArgs;
 pub(super) use pages::{interval, percent, results_page};
 
@@ -82,6 +82,8 @@ pub struct AnswersArgs {
     pub max_new_tokens: Option<usize>,
     #[command(flatten)]
     pub(super) template: TemplateArgs,
+    #[command(flatten)]
+    pub(super) chat: ChatTemplateArgs,
 }
 
 /// Arguments that every task has.
@@ -106,12 +108,12 @@ pub struct OutputArgs {
 pub struct InWordsArgs {
     #[command(flatten)]
     pub(super) answers: AnswersArgs,
-    /// Put N solved problems before each question, in lm-eval's form.
+    /// Put N solved problems before each question, in lm-eval's form; the model's chat template is then not used.
     #[arg(
         long,
         value_name = "N",
         requires = "shots_from",
-        conflicts_with_all = ["prompt_template", "prompt_template_file", "predictions"]
+        conflicts_with_all = ["prompt_template", "prompt_template_file", "system", "predictions"]
     )]
     pub shots: Option<usize>,
     /// Take the solved problems from the start of this file.

@@ -28,13 +28,14 @@ pub(super) fn run<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<()> {
     let (task, data) = (Task::Preference, args.data.as_path());
-    let mut pairs = read_pairs(data)?;
+    let model_folder = args.model.folder(mode)?;
+    let tokenizer = Tokenizer::from_folder(&model_folder)?;
+    let mut pairs = read_pairs(data, tokenizer.chat_template())?;
     pairs.truncate(args.output.limit.unwrap_or(usize::MAX));
     let template = match args.template.given()? {
         Some(template) => template,
         None => task.template()?,
     };
-    let model_folder = args.model.folder(mode)?;
     let settings = args
         .model
         .evaluated_model(&model_folder)?
@@ -42,13 +43,11 @@ pub(super) fn run<B: TrainBackend>(
         .with("data", data.display().to_string())
         .with("max_length", args.max_length)
         .with("prompt_template", String::from(template.clone()));
-    let rows = pairs.iter().map(|pair| serde_json::to_vec(pair).unwrap_or_default());
-    let key = ResultKey::new(settings, "pairs", rows);
+    let key = ResultKey::new(settings, "pairs", pairs.iter().map(content));
     let folder = args.output.folder(task);
     let inputs = args.model.inputs().into_iter().chain([data]);
     folder.check(&Folder::FILES, inputs.chain(args.template.inputs()))?;
     let _lock = Lock::folder(&folder.0)?;
-    let tokenizer = Tokenizer::from_folder(&model_folder)?;
     let encoded = encode(args, &pairs, &tokenizer, template)?;
     let load = || {
         let model = args.model.load::<B>(&model_folder, mode, device)?;
@@ -89,6 +88,15 @@ pub(super) fn run<B: TrainBackend>(
     let (scores, _) = store.finish()?;
     let dropped = &encoded.report.dropped_prompt_too_long;
     report(args, &folder, &pairs, &scores, dropped, known.settings())
+}
+
+/// Returns what identifies a pair: its texts, as the chat template renders those of a conversation.
+fn content(pair: &PreferencePair) -> Vec<u8> {
+    match &pair.rendered {
+        None => serde_json::to_vec(pair),
+        Some(rendered) => serde_json::to_vec(&(&rendered.prompt, &rendered.wholes)),
+    }
+    .unwrap_or_default()
 }
 
 /// Encodes the pairs as TRL 1.x does.

@@ -5,6 +5,7 @@ use arithmo_backends::TrainBackend;
 use super::MergeArgs;
 use crate::adapter::merge::{MergeConfig, MergeTarget, merged_model};
 use crate::adapter::peft;
+use crate::data::chat::ChatTemplate;
 use crate::data::pair::{PreferencePair, read_pairs};
 use crate::data::prompt::{PromptTemplate, QUESTION};
 use crate::data::tokenizer::Tokenizer;
@@ -115,10 +116,10 @@ fn texts(
     tokenizer: &Tokenizer,
     positions: usize,
 ) -> Result<(Texts, &'static str)> {
-    let (pairs, template, source) = match (&args.data, run_pairs(args)) {
+    let (pairs, template, source) = match (&args.data, run_pairs(args, tokenizer.chat_template())) {
         (Some(data), run) => {
             let template = run.map_or_else(PromptTemplate::default, |(_, own)| own);
-            (read_pairs(data)?, template, "texts of --data")
+            (read_pairs(data, tokenizer.chat_template())?, template, "texts of --data")
         }
         (None, Some((pairs, template))) => (pairs, template, "texts of the run"),
         (None, None) => (built_in(), PromptTemplate::new(QUESTION)?, "built-in texts"),
@@ -126,21 +127,32 @@ fn texts(
     let mut texts = Texts::new(positions);
     let every = pairs.len().div_ceil(TEXTS).max(1);
     for pair in pairs.iter().step_by(every) {
-        let prompt = template.apply(&pair.prompt);
-        let whole = format!("{prompt}{}", pair.chosen);
-        texts.push(tokenizer.encode(&prompt, true)?, tokenizer.encode(&whole, true)?);
+        let (prompt, whole, special) = match &pair.rendered {
+            Some(row) => {
+                (row.prompt.clone(), row.wholes.first().cloned().unwrap_or_default(), false)
+            }
+            None => {
+                let prompt = template.apply(&pair.prompt);
+                let whole = format!("{prompt}{}", pair.chosen);
+                (prompt, whole, true)
+            }
+        };
+        texts.push(tokenizer.encode(&prompt, special)?, tokenizer.encode(&whole, special)?);
     }
     Ok((texts, source))
 }
 
 /// Returns the pairs of the run that contains the adapter, if they still exist; held-out ones if it has any.
-fn run_pairs(args: &MergeArgs) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
+fn run_pairs(
+    args: &MergeArgs,
+    chat: Option<&ChatTemplate>,
+) -> Option<(Vec<PreferencePair>, PromptTemplate)> {
     let adapter = peft::adapter_folder(&args.adapter);
     let run = RunManifest::read(run_of_adapter(&adapter)?).ok()??;
     let data = run.config.data;
     let file = data.eval_file.unwrap_or(data.train_file);
     let template = PromptTemplate::new(&data.prompt_template).ok()?;
-    Some((read_pairs(&file).ok()?, template))
+    Some((read_pairs(&file, chat).ok()?, template))
 }
 
 /// Returns the built-in texts as pairs with an empty rejected side.
@@ -152,6 +164,7 @@ fn built_in() -> Vec<PreferencePair> {
         rejected: String::new(),
         chosen_score: None,
         rejected_score: None,
+        rendered: None,
     };
     BUILT_IN.map(pair).to_vec()
 }

@@ -116,6 +116,21 @@ impl Table {
         self.leaf(&[name]).map(Some)
     }
 
+    /// Returns the names of the fields of the structures in the column `list`, or `None` if it is not a list of structures or
+    /// there is no such column.
+    pub(in crate::data) fn list_fields(&self, list: &str) -> Option<Vec<String>> {
+        let column = only_field(self.root(), list).ok()??;
+        if !column.is_group() {
+            return None;
+        }
+        let structure = match list_element(column, &mut Vec::new()) {
+            Some(element) if element.is_group() => element,
+            Some(_) => return None,
+            None => column,
+        };
+        Some(structure.get_fields().iter().map(|field| field.name().to_string()).collect())
+    }
+
     /// Finds the field `field` of the column `list`, which is a list of structures, or a structure of lists as Hugging
     /// Face's `Sequence` writes it. Returns `None` if there is no such field.
     ///

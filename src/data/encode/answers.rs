@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::{Divergence, Texts, check_template, collect};
 use super::{EncodeConfig, EncodedDataset, EncodedPair, EncodedSequence, Outcome, Refusal};
-use super::{collect, refuse_text};
 use crate::data::pair::PreferencePair;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -36,11 +36,24 @@ fn encode_pair(
     pair: &PreferencePair,
     config: &EncodeConfig,
 ) -> Result<Outcome> {
-    let prompt = config.prompt_template.apply(&pair.prompt);
+    let mut texts = Texts::from_pair(pair);
+    check_template(&pair.id, &texts, config)?;
+    let mut prompt = config.prompt_template.apply(&pair.prompt);
+    if let Some(rendered) = texts.rendered {
+        let (shared, completions) = rendered.split_for_answers().map_err(|problem| {
+            let remedy = "end the prompt with a message of the user, or with one of the assistant that goes on";
+            Error::invalid(format!("pair {}", pair.id), problem, remedy)
+        })?;
+        prompt = shared.to_string();
+        if let [chosen, rejected] = completions[..] {
+            texts.completions = [chosen, rejected];
+        }
+    }
     let side = |answer: &str| {
         encode_side(tokenizer, &prompt, answer)?.ok_or_else(|| different_prompts(pair))
     };
-    let (chosen, rejected) = (side(&pair.chosen)?, side(&pair.rejected)?);
+    let [chosen, rejected] = texts.completions.map(side);
+    let (chosen, rejected) = (chosen?, rejected?);
     check_prompts(pair, &chosen, &rejected)?;
     let max_length = config.max_length.unwrap_or(usize::MAX);
     let eos = tokenizer.eos_id();
@@ -48,13 +61,14 @@ fn encode_pair(
         side.ids.split_last().is_some_and(|(_, before)| before.contains(&eos))
     };
     let is_long = |side: &EncodedSequence| side.ids.len() > max_length;
-    let refusal = refuse_text(pair, tokenizer.eos_token());
+    let refusal = texts.refusal(tokenizer.eos_token());
     let outcome = Outcome {
         refusal: refusal.filter(|refusal| *refusal != Refusal::IdenticalSides),
         chosen_cut: is_long(&chosen),
         rejected_cut: is_long(&rejected),
         eos_lost: is_long(&chosen) || is_long(&rejected),
-        eos_inside: inside(&chosen) || inside(&rejected),
+        eos_inside: texts.rendered.is_none() && (inside(&chosen) || inside(&rejected)),
+        divergence: texts.rendered.and_then(Divergence::find),
         ..Outcome::default()
     };
     let truncate = |mut side: EncodedSequence| {

@@ -21,9 +21,10 @@ pub fn encode_labeled(
         id: example.id.clone(),
         prompt: example.prompt.clone(),
         completion: example.completion.clone(),
+        rendered: example.rendered.clone(),
     };
-    let plain: Vec<Example> = examples.iter().map(plain).collect();
-    let mut dataset = encode_examples(tokenizer, &plain, config)?;
+    let all: Vec<Example> = examples.iter().map(plain).collect();
+    let mut dataset = encode_examples(tokenizer, &all, config)?;
     dataset.report.single_completion = true;
     // What truncation removed from a completion may fit after the prompt of another example.
     let unlimited = EncodeConfig { max_length: None, ..config.clone() };
@@ -33,8 +34,7 @@ pub fn encode_labeled(
     let convert = |example: EncodedExample| {
         let labeled = by_id[&example.id];
         let whole = if cut.contains(&example.id) {
-            let texts = [labeled.prompt.as_str(), labeled.completion.as_str()];
-            encode_completion(tokenizer, texts, &unlimited)?.sides.map(|(whole, _)| whole)
+            encode_completion(tokenizer, &plain(labeled), &unlimited)?.sides.map(|(whole, _)| whole)
         } else {
             None
         };

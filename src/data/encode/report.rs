@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Compat, EncodeConfig, Outcome};
+use crate::data::chat::RenderedRow;
 use crate::error::{Error, Result};
 
 /// Maximum number of ids that a message lists for each kind.
@@ -30,6 +31,27 @@ impl fmt::Display for Refusal {
             Self::IdenticalSides => "chosen and rejected are the same text",
             Self::LostByTruncation => "completion lost by truncation",
         })
+    }
+}
+
+/// How a conversation's prompt, rendered alone, goes on where prompt and completion, rendered together, go on otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Divergence {
+    /// The rest of the prompt alone, as the model sees it when it answers.
+    pub alone: String,
+    /// The text at the same place of prompt and completion together, from which is learned.
+    pub together: String,
+}
+
+impl Divergence {
+    /// Maximum number of characters that are kept of each text.
+    const KEPT: usize = 80;
+
+    /// Returns how the prompt of `row` and its first other continuation part, if they do.
+    pub(super) fn find(row: &RenderedRow) -> Option<Self> {
+        let [alone, together] =
+            row.divergence()?.map(|text| text.chars().take(Self::KEPT).collect());
+        Some(Self { alone, together })
     }
 }
 
@@ -61,6 +83,13 @@ pub struct EncodeReport {
     pub identical_after_truncation: Vec<String>,
     /// Pairs that would train on nothing.
     pub refused: Refused,
+    /// Conversations whose prompt the chat template renders otherwise alone than before the completion, so that the completion
+    /// is learned after another text than it is generated after.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prompt_diverges: Vec<String>,
+    /// The texts of the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_divergence: Option<Divergence>,
     /// Whether the samples are examples of one completion, which is counted as `chosen`.
     #[serde(skip)]
     pub single_completion: bool,
@@ -84,6 +113,8 @@ impl EncodeReport {
             eos_inside_text: Vec::new(),
             identical_after_truncation: Vec::new(),
             refused: Refused::new(),
+            prompt_diverges: Vec::new(),
+            first_divergence: None,
             single_completion: false,
             joined: 0,
         }
@@ -94,6 +125,10 @@ impl EncodeReport {
         self.pairs_read += 1;
         if let Some(refusal) = outcome.refusal {
             self.refused.entry(refusal).or_default().push(id.to_string());
+        }
+        if let Some(divergence) = &outcome.divergence {
+            self.prompt_diverges.push(id.to_string());
+            self.first_divergence.get_or_insert_with(|| divergence.clone());
         }
         for (happened, list) in [
             (outcome.sides.is_none(), &mut self.dropped_prompt_too_long),
@@ -134,7 +169,18 @@ impl EncodeReport {
             self.refused.iter().map(|(reason, ids)| (format!("trains on nothing: {reason}"), ids));
         let all = changes.chain(refused).filter(|(_, ids)| !ids.is_empty());
         let lines = all.map(|(change, ids)| format!("{change}: {}", listed(ids)));
-        lines.chain(self.missing_space_hint()).collect()
+        lines.chain(self.divergence_warning()).chain(self.missing_space_hint()).collect()
+    }
+
+    /// Returns a warning about prompts that the chat template renders otherwise alone, with both texts.
+    fn divergence_warning(&self) -> Option<String> {
+        let Divergence { alone, together } = self.first_divergence.as_ref()?;
+        Some(format!(
+            "warning: the chat template renders the prompt otherwise alone than before the completion: {}; where the prompt goes \
+             on with {alone:?}, both together go on with {together:?}, from which is learned; a template made for training \
+             (chat_template.jinja) renders both alike",
+            listed(&self.prompt_diverges)
+        ))
     }
 
     /// Returns a hint if most completions follow their prompt without a space, where a base model would write one.

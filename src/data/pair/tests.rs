@@ -8,13 +8,14 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use super::*;
+use crate::data::chat::Clock;
 
 /// Writes `bytes` to a file called `name` and reads pairs from it.
 fn read(name: &str, bytes: &[u8]) -> Result<Vec<PreferencePair>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     fs::write(&path, bytes).unwrap();
-    read_pairs(&path)
+    read_pairs(&path, None)
 }
 
 fn message(name: &str, bytes: &[u8]) -> String {
@@ -69,7 +70,10 @@ fn every_bad_line_is_named_with_its_number_and_key() {
             "prompt (or question): is missing",
         ),
         (good.replace("\"c\"", "3"), "chosen: is a number, not text"),
-        (good.replace("\"p\"", messages), "prompt: is a list of messages"),
+        (
+            good.replace("\"p\"", messages),
+            "chosen: is text, while another column is a list of messages",
+        ),
         (good.replace("{", "{\"id\": 1.5, "), "id: must be text or an integer, is 1.5"),
         (good.replace("{", "{\"chosen_score\": 1.5, "), "chosen_score: must be an integer, is 1.5"),
         ("[1]".to_string(), "is an array, not an object"),
@@ -108,7 +112,7 @@ fn written_pairs_are_read_back() {
     let path = folder.path().join("new/pairs.jsonl");
     let pairs = read("a.jsonl", LINES.as_bytes()).unwrap();
     assert_eq!(write_pairs(&path, &pairs).unwrap(), 3);
-    assert_eq!(read_pairs(&path).unwrap(), pairs);
+    assert_eq!(read_pairs(&path, None).unwrap(), pairs);
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with(
         "{\"id\":\"1\",\"prompt\":\"q\u{e9}\",\"chosen\":\"a\",\"rejected\":\"b\"}\n"
@@ -153,7 +157,7 @@ const TABLE: &str = "message m { required int64 id; optional binary question (UT
 #[test]
 fn a_table_is_read_across_row_groups() {
     let (_folder, path) = parquet_file(TABLE, false);
-    let pairs = read_pairs(&path).unwrap();
+    let pairs = read_pairs(&path, None).unwrap();
     assert_eq!(pairs.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["0", "1", "10", "11"]);
     let last = &pairs[3];
     assert_eq!([&last.prompt, &last.chosen, &last.rejected], ["1-1-1", "2-1-1", "3-1-1"]);
@@ -162,31 +166,116 @@ fn a_table_is_read_across_row_groups() {
 #[test]
 fn a_bad_table_names_row_or_column() {
     let (_folder, path) = parquet_file(TABLE, true);
-    let error = read_pairs(&path).unwrap_err().to_string();
+    let error = read_pairs(&path, None).unwrap_err().to_string();
     assert!(error.contains("a.parquet: row 2: chosen: is null, not text"), "{error}");
     let (_folder, path) = parquet_file(&TABLE.replace("rejected", "other"), false);
-    let error = read_pairs(&path).unwrap_err().to_string();
+    let error = read_pairs(&path, None).unwrap_err().to_string();
     assert!(error.contains("only id, question, chosen, other"), "{error}");
     let (_folder, path) = parquet_file(TABLE, false);
     let whole = fs::read(&path).unwrap();
     for cut in (0..whole.len()).step_by(7) {
         fs::write(&path, &whole[..cut]).unwrap();
-        assert!(read_pairs(&path).unwrap_err().to_string().contains("a.parquet"), "cut at {cut}");
+        assert!(
+            read_pairs(&path, None).unwrap_err().to_string().contains("a.parquet"),
+            "cut at {cut}"
+        );
     }
 }
 
+/// A template that writes `<role>content` for each message.
+fn template() -> ChatTemplate {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+                  {% if add_generation_prompt %}<assistant>{% endif %}";
+    ChatTemplate::new("chat_template.jinja", source, Vec::new(), Clock::Start)
+}
+
 #[test]
-fn a_table_of_messages_is_refused_by_its_schema() {
-    let schema = "message m { required group chosen (LIST) { repeated group list { optional group element \
-        { optional binary content (UTF8); optional binary role (UTF8); } } } }";
+fn the_messages_of_a_table_are_read() {
+    let list = |name: &str| {
+        format!(
+            "required group {name} (LIST) {{ repeated group list {{ optional group element {{ \
+             optional binary content (UTF8); optional binary role (UTF8); }} }} }}"
+        )
+    };
+    let schema = format!("message m {{ {} {} }}", list("chosen"), list("rejected"));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
-    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
     let properties = Arc::new(WriterProperties::builder().build());
     let file = File::create(&path).unwrap();
-    SerializedFileWriter::new(file, schema, properties).unwrap().close().unwrap();
-    let error = read_pairs(&path).unwrap_err().to_string();
-    assert!(error.contains("chosen: is a list of messages"), "{error}");
+    let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+    let mut rows = writer.next_row_group().unwrap();
+    for texts in [
+        ["q", "c", "s", "c2"],
+        ["user", "assistant", "user", "assistant"],
+        ["q", "r", "s", "r2"],
+        ["user", "assistant", "user", "assistant"],
+    ] {
+        let mut out = rows.next_column().unwrap().unwrap();
+        let texts = texts.map(|text| ByteArray::from(text.as_bytes().to_vec()));
+        out.typed::<ByteArrayType>()
+            .write_batch(&texts, Some(&[3, 3, 3, 3]), Some(&[0, 1, 0, 1]))
+            .unwrap();
+        out.close().unwrap();
+    }
+    rows.close().unwrap();
+    writer.close().unwrap();
+    let pairs = read_pairs(&path, Some(&template())).unwrap();
+    let seen = pairs.iter().map(|pair| [&*pair.prompt, &*pair.chosen, &*pair.rejected]);
+    assert_eq!(
+        seen.collect::<Vec<_>>(),
+        [["<user>q<assistant>", "c", "r"], ["<user>s<assistant>", "c2", "r2"]]
+    );
+    let error = read_pairs(&path, None).unwrap_err().to_string();
+    assert!(error.contains("a.parquet: row 1: is a conversation"), "{error}");
+}
+
+#[test]
+fn conversations_are_rendered_or_the_row_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    let read = |text: &str| {
+        fs::write(&path, text).unwrap();
+        read_pairs(&path, Some(&template()))
+    };
+    let user = |text: &str| format!("{{\"role\": \"user\", \"content\": \"{text}\"}}");
+    let row = |prompt: &str, chosen: &str, rejected: &str| {
+        format!("{{{prompt} \"chosen\": [{chosen}], \"rejected\": [{rejected}]}}\n")
+    };
+    let explicit = row(&format!("\"prompt\": [{}],", user("p")), &user("c"), &user("r"));
+    let both = |answer: &str| format!("{}, {}", user("p"), user(answer));
+    // Some data sets give the prompt as text too.
+    let implicit = row("\"prompt\": \"p\",", &both("c"), &both("r"));
+    for pair in read(&(explicit.clone() + &implicit)).unwrap() {
+        let seen = [pair.prompt, pair.chosen, pair.rejected];
+        assert_eq!(seen, ["<user>p<", "user>c", "user>r"]);
+        let rendered = pair.rendered.unwrap();
+        assert_eq!(rendered.prompt, "<user>p<assistant>");
+        assert_eq!(rendered.wholes, ["<user>p<user>c", "<user>p<user>r"]);
+    }
+    let text = "{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"d\"}\n";
+    for (rows, problem) in [
+        (explicit.clone() + text, "a.jsonl:2: is text, but"),
+        (text.to_string() + &explicit, "a.jsonl:2: is a conversation, but"),
+        (
+            row("", &user("c"), &user("r")),
+            "prompt: is missing, and chosen and rejected do not begin",
+        ),
+        (row("", "", ""), "chosen: holds no message"),
+        (row("", "7", "7"), "chosen[0]: is 7, not an object"),
+        (
+            row("", "{\"content\": \"c\"}", ""),
+            "chosen[0]: role is missing; the message has content",
+        ),
+        (explicit.replacen('{', "{\"tools\": 7, ", 1), "tools: is a number"),
+        (
+            explicit.replacen('{', "{\"chat_template_kwargs\": [], ", 1),
+            "chat_template_kwargs: is an array",
+        ),
+    ] {
+        let error = read(&rows).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
 }
 
 #[test]
@@ -199,7 +288,7 @@ fn no_damaged_byte_of_a_table_makes_it_panic() {
         damaged[at] ^= 0xff;
         fs::write(&path, &damaged).unwrap();
         // A change in a text or a statistic need not be detected.
-        errors += usize::from(read_pairs(&path).is_err());
+        errors += usize::from(read_pairs(&path, None).is_err());
     }
     assert!(errors > whole.len() / 9, "{errors} of {}", whole.len());
 }

@@ -86,6 +86,7 @@ impl Judge {
             rejected: self.text(&worst.text)?,
             chosen_score: Some(best.pm_score),
             rejected_score: Some(worst.pm_score),
+            rendered: None,
         };
         let lengths = self.check_texts(&pair)?;
         let needed =

@@ -246,6 +246,7 @@ mod tests {
             rejected: "\u{8}\u{c}\r~".into(),
             chosen_score: None,
             rejected_score: None,
+            rendered: None,
         };
         let mut file = PairsFile::create(&path, Form::Array).unwrap();
         file.push(&Form::Array.encode(&pair)).unwrap();

@@ -138,6 +138,27 @@ impl SpecialTokens {
         Ok(())
     }
 
+    /// Returns the names and texts of the special tokens as chat templates see them: `bos_token` and its like, if they are
+    /// set, and the named ones of `extra_special_tokens`.
+    pub(super) fn variables(&self) -> Vec<(String, String)> {
+        let text =
+            |token: &Value| token.get("content").unwrap_or(token).as_str().map(str::to_string);
+        let kinds = ["bos", "eos"].into_iter().chain(Self::OTHERS);
+        let known = kinds.filter_map(|kind| {
+            let key = format!("{kind}_token");
+            let found = self.files.iter().find_map(|file| file.get(&key).and_then(text));
+            found.map(|token| (key, token))
+        });
+        let named = self.config.get("extra_special_tokens").and_then(Value::as_object);
+        let named = named.into_iter().flatten();
+        known.chain(named.filter_map(|(name, token)| Some((name.clone(), text(token)?)))).collect()
+    }
+
+    /// Returns `tokenizer_config.json`, or null if there is none.
+    pub(super) fn tokenizer_config(&self) -> &Value {
+        &self.config
+    }
+
     /// Returns further special tokens in the order in which transformers adds them: first the tokens of the table of
     /// named tokens, then those of the lists. `special_tokens_map.json` is used only if there is no
     /// `added_tokens_decoder`.

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::data::prompt::PromptTemplate;
+use crate::data::prompt_format::PromptFormat;
 use crate::eval::pattern;
 
 /// Marks of common chat templates: the first opens the user's turn, the second the model's.
@@ -41,6 +42,15 @@ pub enum ForeignPrompt {
 }
 
 impl ForeignPrompt {
+    /// Returns the prompt of predictions that were made with `format`. That of a chat is searched: the templates of
+    /// predictions are templates of text.
+    pub fn usual(format: &PromptFormat) -> Self {
+        Self::Usual(match format {
+            PromptFormat::Text(template) => template.clone(),
+            PromptFormat::Chat(chat) => chat.request.clone(),
+        })
+    }
+
     /// Returns the completion at the end of `prediction`, or `None` if the given template is not in it.
     pub fn completion<'a>(&self, question: &str, prediction: &'a str) -> Option<&'a str> {
         let (Self::Given(template) | Self::Usual(template)) = self;

@@ -1,0 +1,24 @@
+//! Conversations: chat templates, rendered as transformers renders them, and the texts of conversational data.
+//!
+//! [`ChatTemplate`] compiles a model's template with minijinja. What Python's Jinja has beyond it is added here: methods and
+//! printed forms of Python's values ([`methods`], [`python`]), filters and functions ([`filters`], [`functions`]), and syntax
+//! ([`rewrite`]). [`source`] finds the template in a model's folder.
+
+mod arguments;
+mod conversation;
+mod filters;
+mod functions;
+mod message;
+mod methods;
+mod python;
+mod rewrite;
+mod source;
+mod template;
+mod texts;
+
+pub use conversation::RenderedRow;
+pub(crate) use conversation::{Conversation, extract_prompt};
+pub use functions::Clock;
+pub use message::Message;
+pub(crate) use source::find;
+pub use template::{ChatTemplate, RenderOptions, Rendered};
