@@ -14,6 +14,8 @@ pub(super) struct Group {
     pub(super) ranks: Vec<usize>,
     /// Whether the branches have magnitudes (DoRA).
     pub(super) dora: bool,
+    /// Whether the weight of a projection is trained in full beside an adapter.
+    pub(super) trained: bool,
 }
 
 impl Group {
@@ -38,6 +40,11 @@ impl Group {
         self.ranks.iter().filter(|rank| **rank > 0).count()
     }
 
+    /// Returns whether the backward pass of an adapter needs the input of the projections.
+    pub(super) fn keeps_input(&self) -> bool {
+        self.trained || self.branches() > 0
+    }
+
     /// Returns the group without its branches, as the reference model has it.
     pub(super) fn bare(&self) -> Self {
         Self { ranks: vec![0; self.outs.len()], dora: false, ..self.clone() }
@@ -54,13 +61,15 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Returns the projections of layer `index` of a model of this shape.
+    /// Returns the projections of layer `index` of a model of this shape. `saved` are the names of the modules that are
+    /// trained in full beside the adapter.
     ///
     /// # Errors
     /// Same as [`LoraConfig::at`].
     pub(super) fn of(
         shape: &MistralConfig,
         lora: Option<&LoraConfig>,
+        saved: &[(String, usize)],
         index: usize,
     ) -> Result<Self> {
         let (d, inner) = (shape.hidden_size, shape.intermediate_size);
@@ -74,10 +83,15 @@ impl Layer {
                 *rank = branch.map_or(0, |branch| branch.r);
             }
         }
+        let is_saved = PROJECTIONS.map(|path| {
+            let name = format!("model.layers.{index}.{path}");
+            saved.iter().any(|(module, _)| *module == name)
+        });
         let group = |d_in: usize, range: std::ops::Range<usize>| Group {
             d_in,
             outs: outs[range.clone()].to_vec(),
             ranks: ranks[range.clone()].to_vec(),
+            trained: is_saved[range.clone()].contains(&true),
             dora: lora.is_some_and(|lora| lora.use_dora) && ranks[range].iter().any(|r| *r > 0),
         };
         Ok(Self {

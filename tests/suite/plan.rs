@@ -114,6 +114,29 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Cases that train modules in full, and biases, beside an adapter.
+pub const SAVED: &[Case] = &[
+    Case {
+        shape: LONG_HEAD,
+        tokens: [300, 100],
+        settings: &[
+            "train.gradient_checkpointing=true",
+            "lora.modules_to_save=[\"lm_head\", \"norm\"]",
+        ],
+        packed: false,
+    },
+    Case {
+        shape: SMALL,
+        tokens: [256, 16],
+        settings: &[
+            "train.gradient_checkpointing=false",
+            "lora.modules_to_save=[\"embed_tokens\", \"mlp.up_proj\"]",
+            "lora.lora_bias=true",
+        ],
+        packed: false,
+    },
+];
+
 /// Cases that train all weights.
 pub const FULL: &[Case] = &[Case {
     shape: SMALL,
