@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::config::{BranchConfig, LoraConfig};
@@ -21,7 +21,7 @@ use crate::model::config::DecoderConfig;
 use crate::model::decoder::Decoder;
 use crate::model::identity::ModelIdentity;
 use crate::model::quantize::Quantization;
-use crate::model::save::{NamedTensors, load_safetensors_f32, save_safetensors};
+use crate::model::save::{NamedTensors, OutTensor, load_safetensors_f32, save_tensors};
 use crate::output::write_whole;
 
 /// Prefix that PEFT puts before every module's name.
@@ -247,10 +247,12 @@ fn without_weights(folder: &Path) -> Error {
 /// # Errors
 /// The folder cannot be written.
 pub fn save<B: TrainBackend>(model: &Decoder<B>, config: &str, folder: &Path) -> Result<()> {
-    let tensors: Vec<_> = (tensors(model).into_iter())
-        .map(|(name, data)| (name, data.shape.to_vec(), data.iter::<f32>().collect()))
-        .collect();
-    save_safetensors(&folder.join(WEIGHTS), &tensors)?;
+    // Modules that are trained in full are large: none of them is copied more often than needed.
+    let tensors = tensors(model).into_iter().map(|(name, data)| {
+        let shape = data.shape.to_vec();
+        OutTensor::new(name, shape, DType::F32, move || Ok(data.iter::<f32>().collect()))
+    });
+    save_tensors(&folder.join(WEIGHTS), tensors.collect())?;
     if let Some(quantization) = model.config.quantization {
         let text = format!("{:#}\n", quantization.description());
         write_whole(&folder.join(BASE_QUANTIZATION), text.as_bytes())?;

@@ -266,6 +266,14 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)])
     write_file(path, out.collect())
 }
 
+/// Writes tensors to one file like [`save_safetensors`]. The values of one tensor at a time are in memory.
+///
+/// # Errors
+/// The disk is full, a tensor's values do not fill its shape, or the user interrupts.
+pub fn save_tensors(path: &Path, tensors: Vec<OutTensor<'_>>) -> Result<()> {
+    write_file(path, tensors)
+}
+
 /// Tensors by name: shape and row-major values.
 pub type NamedTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

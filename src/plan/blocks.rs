@@ -45,7 +45,7 @@ pub(super) fn saved_values_per_token(job: &Job) -> usize {
         return 0;
     };
     let saved_inputs =
-        |group: &Group| if job.trains_all() || group.branches() > 0 { group.d_in } else { 0 };
+        |group: &Group| if job.trains_all() || group.keeps_input() { group.d_in } else { 0 };
     let queries = shape.num_attention_heads * shape.head_dim();
     let inputs =
         saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
@@ -120,7 +120,7 @@ impl Walk<'_> {
         let layer = &self.job.layers[index];
         let (rows, trains_all) = (self.rows_after(index, pass), self.job.trains_all());
         let width = self.job.shape.hidden_size;
-        let is_saved = |group: &Group| trains_all || group.branches() > 0;
+        let is_saved = |group: &Group| trains_all || group.keeps_input();
         let has_head_norms = self.job.shape.switches.qk_norm;
         let bytes = self.bytes(pass.tokens, width);
         let normed = self.memory.allocate(Category::Activations, bytes);

@@ -55,16 +55,19 @@ impl Job {
         profile: &Profile,
     ) -> Result<Self> {
         let lora = trained_adapter(config)?;
-        let layers =
-            (0..shape.num_hidden_layers).map(|index| Layer::of(shape, lora.as_ref(), index));
         let quantization = quantization(shape, config);
         let saved = match &lora {
             Some(lora) => saved_modules(&DecoderConfig { quantization, ..shape.clone() }, lora)?,
             None => Vec::new(),
         };
+        let saved: Vec<(String, usize)> =
+            saved.into_iter().map(|(name, dims)| (name, dims.iter().product())).collect();
+        let layers = (0..shape.num_hidden_layers)
+            .map(|index| Layer::of(shape, lora.as_ref(), &saved, index))
+            .collect::<Result<_>>()?;
         Ok(Self {
-            saved: saved.into_iter().map(|(name, dims)| (name, dims.iter().product())).collect(),
-            layers: layers.collect::<Result<_>>()?,
+            layers,
+            saved,
             shape: shape.clone(),
             dtype: profile.dtype(shape, config),
             bf16_storage: profile.stores_bf16(shape, config),

@@ -16,6 +16,8 @@ pub(super) struct Group {
     pub(super) dora: bool,
     /// Whether the projections or their branches have biases.
     pub(super) bias: bool,
+    /// Whether the weight of a projection is trained in full beside an adapter.
+    pub(super) trained: bool,
 }
 
 impl Group {
@@ -40,6 +42,11 @@ impl Group {
         self.ranks.iter().filter(|rank| **rank > 0).count()
     }
 
+    /// Returns whether the backward pass of an adapter needs the input of the projections.
+    pub(super) fn keeps_input(&self) -> bool {
+        self.trained || self.branches() > 0
+    }
+
     /// Returns the group without its branches, as the reference model has it.
     pub(super) fn bare(&self) -> Self {
         Self { ranks: vec![0; self.outs.len()], dora: false, ..self.clone() }
@@ -56,13 +63,15 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Returns the projections of layer `index` of a model of this shape.
+    /// Returns the projections of layer `index` of a model of this shape. `saved` are the names of the modules that are
+    /// trained in full beside the adapter.
     ///
     /// # Errors
     /// Same as [`LoraConfig::at`].
     pub(super) fn of(
         shape: &DecoderConfig,
         lora: Option<&LoraConfig>,
+        saved: &[(String, usize)],
         index: usize,
     ) -> Result<Self> {
         let (dims, biases) = (projection_dims(shape), shape.switches.biases());
@@ -73,12 +82,17 @@ impl Layer {
                 *rank = branch.map_or(0, |branch| branch.r);
             }
         }
+        let is_saved = PROJECTIONS.map(|path| {
+            let name = format!("model.layers.{index}.{path}");
+            saved.iter().any(|(module, _)| *module == name)
+        });
         let group = |range: std::ops::Range<usize>| Group {
             d_in: dims[range.start][1],
             outs: dims[range.clone()].iter().map(|[out, _]| *out).collect(),
             ranks: ranks[range.clone()].to_vec(),
             dora: lora.is_some_and(|lora| lora.use_dora)
                 && ranks[range.clone()].iter().any(|r| *r > 0),
+            trained: is_saved[range.clone()].contains(&true),
             bias: biases[range.clone()].contains(&true)
                 || lora.is_some_and(|lora| lora.lora_bias) && ranks[range].iter().any(|r| *r > 0),
         };

@@ -283,6 +283,9 @@ impl Operations<'_> {
     ) -> Option<Buffer> {
         if self.job.trains_all() {
             self.weight_gradients(group, grads);
+        } else if group.trained {
+            // That of the whole group, from which those of the trained weights are cut.
+            self.memory.allocate_scratch(Category::Workspace, 4 * group.width() * group.d_in);
         }
         // The gradient of the output before DoRA scales it, and its products with that output.
         let unscaled = group.dora.then(|| self.workspace(self.f32_bytes(group.width())));

@@ -280,12 +280,28 @@ impl Walk<'_> {
             return grads;
         }
         let head_bytes = 4 * shape.vocab_size * shape.hidden_size;
-        // The logits again, their softmax, and its gradient.
-        let rows = reference_chunk_rows(shape.vocab_size).min(scored.max(1));
-        let chunk = 4 * rows * shape.vocab_size;
-        let temporaries = [chunk; 3].map(|bytes| self.memory.allocate(Category::Head, bytes));
-        self.memory.free_all(temporaries);
-        grads.push(self.memory.allocate(Category::Gradients, head_bytes));
+        let (chunk_rows, scored) = (reference_chunk_rows(shape.vocab_size), scored.max(1));
+        // The logits again, beside their softmax or its gradient.
+        let copies = if self.heap { 2 } else { 3 };
+        let mut sum = None;
+        for start in (0..scored).step_by(chunk_rows) {
+            let chunk = 4 * chunk_rows.min(scored - start) * shape.vocab_size;
+            let logits = self.memory.allocate(Category::Head, chunk);
+            let others: Vec<Buffer> =
+                (1..copies).map(|_| self.memory.allocate(Category::Head, chunk)).collect();
+            self.memory.free_all(others);
+            let head = self.memory.allocate(Category::Gradients, head_bytes);
+            self.memory.free(logits);
+            sum = Some(match sum {
+                Some(before) => {
+                    let after = self.memory.allocate(Category::Gradients, head_bytes);
+                    self.memory.free_all([before, head]);
+                    after
+                }
+                None => head,
+            });
+        }
+        grads.extend(sum);
         grads
     }
 

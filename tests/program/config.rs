@@ -134,6 +134,8 @@ fn wrong_types_name_file_line_and_key() {
         [train] ; optim = 'adamax' | run.toml:2: train.optim: | adamw_torch
         [train] ; gradient_checkpointing = 'yes' | run.toml:2: train.gradient_checkpointing: | auto
         [train] ; max_steps = 99999999999999999999 | run.toml:2: | integer
+        method = 'simpo' | run.toml:1: method: | set method = "cpo" and cpo.loss_type = "simpo"
+        [train] ; hub_strategy = 'every_save' | run.toml:2: train.hub_strategy: | `end`
         [train] ; lr_scheduler_kwargs = 3 | run.toml:2: train.lr_scheduler_kwargs: | expected a table, found integer
         "#,
     ) {
@@ -249,6 +251,12 @@ const REFUSED: &str = r#"
     [train] ; optim_args = 'momentum=0.9' | train.optim_args | `momentum`
     [train] ; optim = 'rmsprop' ; adam_epsilon = 1e-6 | train.adam_epsilon | no effect
     [train] ; optim = 'lion_32bit' ; adam_epsilon = 1e-6 | train.adam_epsilon | no effect
+    [data] ; compat = 'trl-0.7.4' ; [dpo] ; f_divergence_type = 'js_divergence' | dpo.f_divergence_type | TRL 0.7.4 has no
+    [data] ; compat = 'trl-0.7.4' ; [dpo] ; use_weighting = true | dpo.use_weighting | TRL 0.7.4 has no WPO
+    [data] ; compat = 'trl-0.7.4' ; [dpo] ; sync_ref_model = true | dpo.sync_ref_model | TRL 0.7.4 has no TR-DPO
+    [train] ; hub_model_id = 'owner/name' | train.hub_model_id | train.push_to_hub is false
+    [train] ; hub_private_repo = true | train.hub_private_repo | train.push_to_hub is false
+    data.eval_file = 'e.jsonl' ; [train] ; eval_steps = 5 ; save_strategy = 'best' | train.save_strategy | metric_for_best_model is not set
 "#;
 
 #[test]
@@ -336,6 +344,7 @@ fn unlikely_settings_give_a_warning() {
         ("[train]\nmax_steps = 2000\nnum_train_epochs = 1", "train.num_train_epochs"),
         ("[train]\nwarmup_steps = 5\nwarmup_ratio = 0.1", "train.warmup_ratio"),
         ("train.max_steps = 100", "train.warmup_steps"),
+        ("dpo.loss_type = 'sft'\ndpo.beta = 0.3", "dpo.beta"),
         (
             "[data]\ncompat = 'trl-0.7.4'\nmax_prompt_length = 512\nallow_empty_completions = true",
             "data.max_prompt_length",

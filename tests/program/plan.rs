@@ -15,6 +15,7 @@ use crate::suite::plan;
 #[test]
 fn plans_are_within_five_percent_of_measured_memory() {
     plan::within_five_percent("ndarray", plan::CASES);
+    plan::within_five_percent("ndarray", plan::SAVED);
     plan::within_five_percent("ndarray", plan::FULL);
     plan::within_five_percent("ndarray", plan::METHODS);
     plan::within_five_percent("ndarray", plan::PACKED);

@@ -169,6 +169,31 @@ pub const CASES: &[Case] = &[
     },
 ];
 
+/// Cases that train modules in full, and biases, beside an adapter.
+pub const SAVED: &[Case] = &[
+    Case {
+        shape: LONG_HEAD,
+        tokens: [300, 100],
+        settings: &[
+            "train.gradient_checkpointing=true",
+            "lora.modules_to_save=[\"lm_head\", \"norm\"]",
+        ],
+        packed: false,
+        family: MISTRAL,
+    },
+    Case {
+        shape: SMALL,
+        tokens: [256, 16],
+        settings: &[
+            "train.gradient_checkpointing=false",
+            "lora.modules_to_save=[\"embed_tokens\", \"mlp.up_proj\"]",
+            "lora.lora_bias=true",
+        ],
+        packed: false,
+        family: MISTRAL,
+    },
+];
+
 /// Cases that train all weights.
 pub const FULL: &[Case] = &[Case {
     shape: SMALL,

@@ -1,15 +1,45 @@
 //! AdamW on slices (see [`crate::ops::adamw`]).
 
+use burn_ndarray::{
+    FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray,
+};
 use rayon::prelude::*;
 
+use super::matrix::{Matrix, tensor};
 use super::vector::vectorized;
-use crate::ops::adamw::AdamWFactors;
+use crate::ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate, reference_single};
 
 /// Number of values that a thread updates at a time.
 const CHUNK: usize = 1 << 15;
 
+/// Updates one tensor and its moments in a single pass.
+pub(super) fn update<E, I, Q>(
+    tensor_: AdamWTensor<NdArray<E, I, Q>>,
+) -> AdamWUpdate<NdArray<E, I, Q>>
+where
+    E: FloatNdArrayElement,
+    I: IntNdArrayElement,
+    Q: QuantElement,
+    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
+{
+    let sides = [&tensor_.param, &tensor_.grad, &tensor_.exp_avg, &tensor_.exp_avg_sq];
+    let [Some(param), Some(grad), Some(m), Some(v)] = sides.map(|t| Matrix::new(t.clone())) else {
+        return reference_single(tensor_);
+    };
+    let (shape, factors) = ([param.rows, param.columns], tensor_.factors);
+    // With a second handle, the moments would be copied instead of updated in place.
+    drop(tensor_);
+    let [mut param, mut m, mut v] = [param, m, v].map(Matrix::into_values);
+    step(&mut param, grad.values(), [&mut m, &mut v], &factors);
+    AdamWUpdate {
+        param: tensor(param, shape),
+        exp_avg: tensor(m, shape),
+        exp_avg_sq: tensor(v, shape),
+    }
+}
+
 /// Updates a parameter and its moments in place.
-pub(super) fn step(
+fn step(
     param: &mut [f32],
     grad: &[f32],
     [exp_avg, exp_avg_sq]: [&mut [f32]; 2],
@@ -36,4 +66,41 @@ pub(super) fn step(
             },
         );
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+
+    use super::*;
+
+    type B = NdArray<f32>;
+
+    /// Returns the address of the first value.
+    fn address(tensor: &Tensor<B, 2>) -> *const f32 {
+        match tensor.clone().into_primitive().tensor() {
+            NdArrayTensor::F32(storage) => storage.view().as_ptr(),
+            _ => std::ptr::null(),
+        }
+    }
+
+    /// The moments of a large matrix are as large as the matrix: a copy would count in the peak of a run.
+    #[test]
+    fn moments_are_updated_in_place() {
+        let ones = || Tensor::<B, 2>::ones([64, 64], &Default::default()) * 1.0;
+        let [exp_avg, exp_avg_sq] = [ones(), ones()];
+        let before = [address(&exp_avg), address(&exp_avg_sq)];
+        let factors = AdamWFactors {
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            shrink: 1.0,
+            step_size: 0.1,
+            root_correction: 1.0,
+        };
+        let tensor = AdamWTensor { param: ones(), grad: ones(), exp_avg, exp_avg_sq, factors };
+        let updated = update(tensor);
+        assert_eq!([address(&updated.exp_avg), address(&updated.exp_avg_sq)], before);
+        assert!(!before[0].is_null());
+    }
 }

@@ -401,29 +401,7 @@ where
     }
 
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
-        tensors.into_iter().map(adamw_tensor).collect()
-    }
-}
-
-/// Updates one tensor and its moments in a single pass.
-fn adamw_tensor<E, I, Q>(tensor_: AdamWTensor<NdArray<E, I, Q>>) -> AdamWUpdate<NdArray<E, I, Q>>
-where
-    E: FloatNdArrayElement,
-    I: IntNdArrayElement,
-    Q: QuantElement,
-    NdArrayTensor: From<SharedArray<E>> + From<SharedArray<I>>,
-{
-    let sides = [&tensor_.param, &tensor_.grad, &tensor_.exp_avg, &tensor_.exp_avg_sq];
-    let [Some(param), Some(grad), Some(m), Some(v)] = sides.map(|t| Matrix::new(t.clone())) else {
-        return ops::adamw::reference_single(tensor_);
-    };
-    let shape = [param.rows, param.columns];
-    let [mut param, mut m, mut v] = [param, m, v].map(Matrix::into_values);
-    adamw::step(&mut param, grad.values(), [&mut m, &mut v], &tensor_.factors);
-    AdamWUpdate {
-        param: tensor(param, shape),
-        exp_avg: tensor(m, shape),
-        exp_avg_sq: tensor(v, shape),
+        tensors.into_iter().map(adamw::update).collect()
     }
 }
 

@@ -250,6 +250,48 @@ fn errors_in_the_configuration_leave_no_files() {
         assert!(message.contains(expected) && !message.contains("--"), "{message}");
         assert!(output.stdout.is_empty() && !folder.join("rounds").exists(), "{key}");
     }
+    fs::write(folder.join("iterate.toml"), config).unwrap();
+    let run = fs::read_to_string(folder.join("run.toml")).unwrap();
+    for (addition, expected) in [
+        ("push_to_hub = true", "run.toml: train.push_to_hub: would push every round"),
+        ("[lora]\nadapter_name = \"x\"", "run.toml: lora.adapter_name"),
+    ] {
+        let changed = match addition.strip_prefix("[lora]") {
+            Some(key) => run.replace("[lora]", &format!("[lora]{key}")),
+            None => format!("{run}{addition}\n"),
+        };
+        fs::write(folder.join("run.toml"), changed).unwrap();
+        let output = arithmo(folder, &["iterate", "--config", "iterate.toml"]);
+        let message = message(&output);
+        assert!(output.status.code() == Some(1) && message.contains(expected), "{message}");
+        assert!(!folder.join("rounds").exists(), "{addition}");
+    }
+}
+
+/// The first round starts with a part of the base, and the second one continues the converted form, whose ranks, also those
+/// of single projections, are twice as large.
+#[test]
+fn rounds_after_a_residual_start_have_twice_the_ranks() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
+    write_problems(&folder.join("problems.jsonl"), Split::Train, 24);
+    write_problems(&folder.join("held-out.jsonl"), Split::HeldOut, 4);
+    write_configs(folder, 2, 1.0);
+    let run = fs::read_to_string(folder.join("run.toml")).unwrap();
+    let lora = "[lora]\ninit_lora_weights = \"pissa\"\nrank_pattern = { v_proj = 2 }";
+    fs::write(folder.join("run.toml"), run.replace("[lora]", lora)).unwrap();
+    let output = arithmo(folder, &["iterate", "--config", "iterate.toml"]);
+    let message = message(&output);
+    assert!(output.status.success(), "{message}");
+    assert!(
+        message.contains("round 2 continues the adapter with rank 8, twice lora.r"),
+        "{message}"
+    );
+    for round in ["round-1", "round-2"] {
+        let config =
+            json_file(&folder.join(format!("rounds/{round}/run/adapter/adapter_config.json")));
+        assert_eq!((&config["r"], &config["rank_pattern"]["v_proj"]), (&8.into(), &4.into()));
+    }
 }
 
 /// Checks that inputs are refused if the rounds would overwrite them.

@@ -104,7 +104,7 @@ impl Push<'_> {
             "transfers": ["basic", "multipart"],
             "objects": objects,
             "hash_algo": "sha256",
-            "ref": {"name": format!("refs/heads/{}", self.to.revision)},
+            "ref": {"name": self.to.revision},
         });
         let (endpoint, repo) = (&self.client.endpoint, &self.to.repo);
         let url = format!("{endpoint}/{repo}.git/info/lfs/objects/batch");

@@ -14,6 +14,7 @@ use crate::model::hub::address::redacted;
 use crate::model::hub::client::{Attempt, Failure};
 use crate::model::hub::names::{self, quoted};
 use crate::model::identity::hex;
+use crate::progress::ProgressMode;
 
 /// Size above which a file is always sent to the storage, in bytes; the hub takes no larger ones in a commit.
 const MAX_REGULAR: u64 = 10 << 20;
@@ -116,7 +117,9 @@ impl Push<'_> {
                 return Err(self.wrong_answer(&format!("does not say how to upload {}", file.name)));
             };
             if found.should_ignore {
-                say!("note: {}: the repository's .gitignore excludes it", file.name);
+                if self.client.progress != ProgressMode::Quiet {
+                    say!("note: {}: the repository's .gitignore excludes it", file.name);
+                }
                 continue;
             }
             let is_large = found.upload_mode == "lfs" || file.hash.bytes > MAX_REGULAR;
