@@ -311,6 +311,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
             post_attention_layernorm: self.norm(&name("post_attention_layernorm"))?,
             pre_feedforward_layernorm: self.optional_norm(&name("pre_feedforward_layernorm"))?,
             post_feedforward_layernorm: self.optional_norm(&name("post_feedforward_layernorm"))?,
+            residual_multiplier: self.config.switches.residual_multiplier,
         })
     }
 
