@@ -140,7 +140,10 @@ impl DecoderConfig {
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
             head_dim,
-            scale: 1.0 / self.switches.query_pre_attn_scalar.unwrap_or(head_dim as f64).sqrt(),
+            scale: match self.switches.attention_scale {
+                Some(scale) => scale.factor(),
+                None => 1.0 / (head_dim as f64).sqrt(),
+            },
         }
     }
 

@@ -33,6 +33,9 @@ pub struct DecoderLayer<B: TrainBackend> {
     pub pre_feedforward_layernorm: Option<RmsNorm<B>>,
     /// Norm after the feed-forward.
     pub post_feedforward_layernorm: Option<RmsNorm<B>>,
+    /// Factor on what each half adds to the residual stream; `None` means 1.
+    #[module(skip)]
+    pub residual_multiplier: Option<f64>,
 }
 
 impl<B: TrainBackend> DecoderLayer<B> {
@@ -55,9 +58,14 @@ impl<B: TrainBackend> DecoderLayer<B> {
         let (Some(before), Some(after)) =
             (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm)
         else {
-            let x = attention.forward(normed, Some(residual), context, mask, cache);
+            let Some(multiplier) = self.residual_multiplier else {
+                let x = attention.forward(normed, Some(residual), context, mask, cache);
+                let normed = self.post_attention_layernorm.forward(x.clone());
+                return self.mlp.forward(normed, Some(x), seed);
+            };
+            let x = residual + attention.forward(normed, None, context, mask, cache) * multiplier;
             let normed = self.post_attention_layernorm.forward(x.clone());
-            return self.mlp.forward(normed, Some(x), seed);
+            return x + self.mlp.forward(normed, None, seed) * multiplier;
         };
         let attended = attention.forward(normed, None, context, mask, cache);
         let x = residual + self.post_attention_layernorm.forward(attended);
@@ -150,7 +158,7 @@ impl<B: TrainBackend> Decoder<B> {
         for index in 0..self.layers.len() {
             x = self.layer(index, x, &input.context);
         }
-        self.norm.forward(x)
+        self.final_states(x)
     }
 
     /// Applies layer `index` to the residual stream `x` `[T, D]`.
@@ -175,7 +183,7 @@ impl<B: TrainBackend> Decoder<B> {
         for (index, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
             x = layer.forward(x, context, index + 1 == self.layers.len(), Some(cache));
         }
-        self.norm.forward(x)
+        self.final_states(x)
     }
 
     /// Computes the logits of the next token at every position, `[T, V]`.
@@ -186,10 +194,19 @@ impl<B: TrainBackend> Decoder<B> {
     /// Embeds token ids `[T]` as `[T, D]`.
     pub fn embed(&self, token_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let embedded = self.embed_tokens.rows(token_ids, self.dtype());
-        if self.config.switches.scaled_embedding {
-            embedded * (self.config.hidden_size as f64).sqrt()
-        } else {
-            embedded
+        match self.config.switches.embedding_multiplier {
+            Some(multiplier) => embedded * multiplier,
+            None => embedded,
+        }
+    }
+
+    /// Computes the hidden states that the head maps to logits, `[T, D]`, from the residual stream after the last layer:
+    /// normalized, and divided by what the model divides its logits by.
+    pub fn final_states(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let normed = self.norm.forward(x);
+        match self.config.switches.logits_scaling {
+            Some(divisor) => normed / divisor,
+            None => normed,
         }
     }
 

@@ -72,6 +72,12 @@ pub fn load_in_pieces<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<Decoder<B>> {
     let config = DecoderConfig::load(folder)?;
+    if config.is_text_part {
+        cache.say(&format!(
+            "note: {}: this model reads more than text; only its text part is used",
+            folder.display()
+        ));
+    }
     let files = WeightFiles::open_model(folder, &config)?;
     files.check(&config.tensors())?;
     let to = match (config.quantization, to) {
@@ -305,6 +311,7 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
             post_attention_layernorm: self.norm(&name("post_attention_layernorm"))?,
             pre_feedforward_layernorm: self.optional_norm(&name("pre_feedforward_layernorm"))?,
             post_feedforward_layernorm: self.optional_norm(&name("post_feedforward_layernorm"))?,
+            residual_multiplier: self.config.switches.residual_multiplier,
         })
     }
 

@@ -152,7 +152,7 @@ pub fn find_activation<B: TrainBackend>(
         place = format!("layer {index} ({})", layer_module(index));
     }
     if !found.any() {
-        x = model.norm.forward(x);
+        x = model.final_states(x);
         found = count(x);
         place = "the final norm (model.norm)".to_string();
     }

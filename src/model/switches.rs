@@ -24,10 +24,14 @@ pub struct Switches {
     pub local_rope_theta: Option<f64>,
     /// The growth of the queries with their positions; `None` if they do not grow.
     pub query_growth: Option<QueryGrowth>,
-    /// The number whose inverse square root scales the attention scores; `None` means the width of a head.
-    pub query_pre_attn_scalar: Option<f64>,
-    /// Whether embeddings are multiplied by `sqrt(D)`.
-    pub scaled_embedding: bool,
+    /// The factor on attention scores; `None` means one over the square root of the width of a head.
+    pub attention_scale: Option<AttentionScale>,
+    /// Factor on embeddings; `None` means 1.
+    pub embedding_multiplier: Option<f64>,
+    /// Factor on what attention and the feed-forward block add to the residual stream; `None` means 1.
+    pub residual_multiplier: Option<f64>,
+    /// Divisor of the logits; `None` means 1.
+    pub logits_scaling: Option<f64>,
     /// Whether norms multiply by `1 + weight` instead of `weight`.
     pub unit_offset_norm: bool,
     /// Where a layer has norms.
@@ -64,6 +68,25 @@ pub struct LayerKind {
     /// Index of the layer's frequencies in [`DecoderConfig::ropes`](super::config::DecoderConfig::ropes); `None` if nothing
     /// is rotated.
     pub rope: Option<usize>,
+}
+
+/// The factor on attention scores, as a family's `config.json` gives it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttentionScale {
+    /// The factor itself.
+    Factor(f64),
+    /// A number whose inverse square root is the factor (`query_pre_attn_scalar`).
+    InverseRootOf(f64),
+}
+
+impl AttentionScale {
+    /// Returns the factor.
+    pub fn factor(self) -> f64 {
+        match self {
+            Self::Factor(factor) => factor,
+            Self::InverseRootOf(scalar) => 1.0 / scalar.sqrt(),
+        }
+    }
 }
 
 /// Where a layer has norms.

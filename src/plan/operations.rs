@@ -86,8 +86,15 @@ impl Operations<'_> {
         category: Category,
         is_saved: bool,
     ) -> (Buffer, Option<Buffer>, Vec<Buffer>) {
-        if self.job.shape.switches.norm_placement == NormPlacement::Before {
-            let (sum, low_rank) = self.project(group, residual);
+        let switches = &self.job.shape.switches;
+        if switches.norm_placement == NormPlacement::Before {
+            if switches.residual_multiplier.is_none() {
+                let (sum, low_rank) = self.project(group, residual);
+                return (sum, None, low_rank);
+            }
+            // The output times its factor is added like that of a norm, without being saved.
+            let (out, low_rank) = self.project(group, Residual::None);
+            let (sum, _) = self.add_normed(out, residual, category, false);
             return (sum, None, low_rank);
         }
         let (out, low_rank) = self.project(group, Residual::None);

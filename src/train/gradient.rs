@@ -47,7 +47,7 @@ pub fn gradients<B: TrainBackend, Out>(
     let context = input.context.to_autodiff();
     let (layers, top) = forward(policy, input, &context, keep);
     let top = Tensor::from_inner(top).require_grad();
-    let Loss { loss, output } = loss(policy.norm.forward(top.clone()));
+    let Loss { loss, output } = loss(policy.final_states(top.clone()));
     let grads = loss.backward();
     let mut grad_above = top.grad(&grads);
     drop(top);

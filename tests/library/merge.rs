@@ -11,9 +11,11 @@ use crate::suite::adapters::{
 use crate::suite::families;
 use crate::suite::golden::{Tensors, assert_close, json_file};
 use crate::suite::support::shared;
+use crate::suite::tiny::write_changed_model;
 use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
 use arithmo::adapter::modules::Patterns;
 use arithmo::adapter::{LoraConfig, peft};
+use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::{load, load_as};
 use arithmo::model::names::ModelTensor;
 use arithmo::model::quantize::Quantization;
@@ -22,7 +24,7 @@ use arithmo::model::save::{load_safetensors_f32, save_safetensors};
 use arithmo::model::weights::WeightFiles;
 use arithmo_backends::Format;
 use burn::tensor::DType;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 type B = burn_ndarray::NdArray<f32>;
 
@@ -179,6 +181,39 @@ fn models_of_every_family_are_merged_and_quantized() {
             assert_close(&what, &random_logits(&merged), &random_logits(&packed), 1e-4);
         }
     }
+}
+
+/// The factors of Granite are those of a Llama whose weights are multiplied by them.
+#[test]
+fn a_granite_model_equals_a_llama_with_scaled_weights() {
+    let parse = |keys: serde_json::Value| {
+        let mut all = json!({"vocab_size": 37, "hidden_size": 20, "intermediate_size": 28, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 32});
+        all.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        DecoderConfig::parse(&all.to_string(), "config.json".as_ref()).unwrap()
+    };
+    let granite = parse(
+        json!({"model_type": "granite", "embedding_multiplier": 3.0, "attention_multiplier": 0.3,
+        "residual_multiplier": 0.6, "logits_scaling": 5.0}),
+    );
+    let llama = parse(json!({"model_type": "llama"}));
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["granite", "llama"].map(|name| folder.path().join(name));
+    write_changed_model(&first, &granite, DType::F32, |_, _| ());
+    write_changed_model(&second, &llama, DType::F32, |name, values| {
+        let factor = match name.rsplit('.').nth(1).unwrap() {
+            "embed_tokens" => 3.0,
+            // The square root of the width of a head is 2.
+            "q_proj" => 0.3 * 2.0,
+            "o_proj" | "down_proj" => 0.6,
+            "lm_head" => 1.0 / 5.0,
+            _ => 1.0,
+        };
+        values.iter_mut().for_each(|value| *value *= factor);
+    });
+    let [ours, expected] = [first, second]
+        .map(|folder| random_logits(&load::<B>(&folder, DType::F32, &Default::default()).unwrap()));
+    assert_close("logits", &ours, &expected, 2e-5);
 }
 
 fn run_merge(

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use arithmo::data::batch::TokenRows;
 use arithmo::model::config::DecoderConfig;
+use arithmo::model::decoder::Decoder;
 use arithmo::model::input::ModelInput;
 use arithmo::model::linear::{StoredWeight, WeightParam};
 use arithmo::model::load::load;
@@ -235,6 +236,43 @@ fn one_error_names_all_tensors_that_do_not_fit() {
         "not part of the model: extra",
     ] {
         assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+/// The text part of a model of several kinds of input, under the names that transformers 4 and 5 give it, has the weights of
+/// the same model of text alone; other weights are left out.
+#[test]
+fn the_text_part_of_a_larger_model_is_loaded() {
+    let reference = support::reference("families/models/ministral3").unwrap();
+    let text = DecoderConfig::load(&reference).unwrap();
+    let tensors = load_safetensors_f32(&reference.join("model.safetensors")).unwrap();
+    type Renamed = fn(&str) -> String;
+    let as_in_4: Renamed = |name| format!("language_model.{name}");
+    let as_in_5: Renamed = |name| match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => name.to_string(),
+    };
+    for rename in [as_in_4, as_in_5] {
+        let folder = tempfile::tempdir().unwrap();
+        let renamed = tensors
+            .iter()
+            .map(|(name, (shape, values))| (rename(name), shape.clone(), values.clone()));
+        let image = ("vision_tower.patch_conv.weight".to_string(), vec![2], vec![0.5f32; 2]);
+        let all: Vec<_> = renamed.chain([image]).collect();
+        save_safetensors(&folder.path().join("model.safetensors"), &all).unwrap();
+        let config =
+            json!({"model_type": "mistral3", "text_config": text.to_json(), "vision_config": {}});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let device = Default::default();
+        let [ours, expected] = [folder.path(), reference.as_path()]
+            .map(|folder| load::<burn_ndarray::NdArray<f32>>(folder, DType::F32, &device).unwrap());
+        let weight = |model: &Decoder<_>| model.layers[1].mlp.up_proj.weight.floats(DType::F32);
+        assert_eq!(weight(&ours).into_data(), weight(&expected).into_data());
+        assert_eq!(ours.config.switches, expected.config.switches);
+        // Weights that belong to no part of the model are still refused.
+        let plain = text.to_json();
+        fs::write(folder.path().join("config.json"), plain.to_string()).unwrap();
+        assert!(load::<burn_ndarray::NdArray<f32>>(folder.path(), DType::F32, &device).is_err());
     }
 }
 

@@ -26,6 +26,8 @@ pub fn configs() -> Vec<Value> {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
         json!({"model_type": "ministral3", "rope_parameters": ministral3}),
         json!({"model_type": "smollm3", "no_rope_layer_interval": 2}),
+        json!({"model_type": "granite", "embedding_multiplier": 3.0, "attention_multiplier": 0.4,
+            "residual_multiplier": 0.6, "logits_scaling": 2.0}),
         json!({"model_type": "gemma3_text", "sliding_window": 9, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ];

@@ -73,6 +73,14 @@ pub const FAMILIES: &[Case] = &[
         family: r#"{"model_type": "gemma3_text", "sliding_window": 64, "tie_word_embeddings": true}"#,
     },
     Case {
+        shape: SMALL,
+        tokens: [400, 100],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "granite", "embedding_multiplier": 3.0, "residual_multiplier": 0.6,
+            "logits_scaling": 2.0}"#,
+    },
+    Case {
         shape: WIDE,
         tokens: [300, 100],
         settings: &["train.gradient_checkpointing=false"],

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Family;
 use crate::error::Result;
 use crate::model::config::{DecoderConfig, Fields};
-use crate::model::switches::NormPlacement;
+use crate::model::switches::{AttentionScale, NormPlacement};
 
 /// See [`Family`].
 pub(super) static FAMILY: Family =
@@ -66,8 +66,9 @@ fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
     switches.o_bias = attention_bias;
     switches.qk_norm = true;
     switches.local_rope_theta = Some(local_theta);
-    switches.query_pre_attn_scalar = Some(fields.positive("query_pre_attn_scalar")?);
-    switches.scaled_embedding = true;
+    let scalar = fields.positive("query_pre_attn_scalar")?;
+    switches.attention_scale = Some(AttentionScale::InverseRootOf(scalar));
+    switches.embedding_multiplier = Some((config.hidden_size as f64).sqrt());
     switches.unit_offset_norm = true;
     switches.norm_placement = NormPlacement::BeforeAndAfter;
     Ok(())
@@ -77,13 +78,17 @@ fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
 fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
     let switches = &config.switches;
     let activation = object.remove("hidden_act").unwrap_or_default();
+    let scalar = match switches.attention_scale {
+        Some(AttentionScale::InverseRootOf(scalar)) => scalar,
+        _ => config.head_dim() as f64,
+    };
     for (key, value) in [
         ("hidden_activation", activation),
         ("attention_bias", json!(switches.o_bias)),
         ("sliding_window", json!(config.sliding_window)),
         ("layer_types", config.layer_types()),
         ("rope_local_base_freq", json!(switches.local_rope_theta)),
-        ("query_pre_attn_scalar", json!(switches.query_pre_attn_scalar)),
+        ("query_pre_attn_scalar", json!(scalar)),
     ] {
         object.insert(key.to_string(), value);
     }

@@ -19,7 +19,7 @@ fn defaults() -> Value {
     })
 }
 
-fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
+pub(super) fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
     let attention_bias = fields.flag("attention_bias")?;
     config.switches.qkv_bias = attention_bias;
     config.switches.o_bias = attention_bias;
@@ -27,7 +27,7 @@ fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
     Ok(())
 }
 
-fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
+pub(super) fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
     object.insert("attention_bias".to_string(), json!(config.switches.o_bias));
     object.insert("mlp_bias".to_string(), json!(config.switches.mlp_bias));
 }

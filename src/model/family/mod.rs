@@ -4,6 +4,7 @@
 //! A new family is a new file here, an entry in [`FAMILIES`], and a fixture for `tests/program/families.rs`.
 
 mod gemma3;
+mod granite;
 mod llama;
 mod ministral;
 mod ministral3;
@@ -20,7 +21,7 @@ use super::config::{DecoderConfig, Fields};
 use crate::error::Result;
 
 /// All families, in the order in which errors list them.
-pub static FAMILIES: [&Family; 8] = [
+pub static FAMILIES: [&Family; 9] = [
     &mistral::FAMILY,
     &ministral::FAMILY,
     &ministral3::FAMILY,
@@ -29,6 +30,7 @@ pub static FAMILIES: [&Family; 8] = [
     &qwen3::FAMILY,
     &smollm3::FAMILY,
     &gemma3::FAMILY,
+    &granite::FAMILY,
 ];
 
 /// A family of models.
@@ -82,7 +84,6 @@ pub fn missing_feature(model_type: &str) -> Option<&'static str> {
             "embeddings per layer and keys and values that layers share"
         }
         "phi3" | "phi4" => "projections that are stored as one matrix (qkv_proj, gate_up_proj)",
-        "granite" => "the multipliers of embeddings, attention, residuals and logits",
         "olmo2" | "olmo3" => "layers that have norms only behind their halves",
         "cohere" | "cohere2" => "attention and feed-forward blocks that are computed in parallel",
         "gpt2" | "gpt_neox" | "gptj" | "opt" | "bloom" | "falcon" | "phi" => {

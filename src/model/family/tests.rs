@@ -45,6 +45,7 @@ fn absent_keys_take_the_defaults_of_each_class_of_transformers() {
         ("qwen2", (32, 8, 32_768, 1e4, None, false)),
         ("qwen3", (32, 128, 32_768, 1e4, None, false)),
         ("smollm3", (4, 8, 32_768, 2e6, None, true)),
+        ("granite", (64, 8, 2048, 1e4, None, false)),
         ("gemma3_text", (4, 256, 131_072, 1e6, Some(4096), true)),
     ] {
         let mut object = sizes.clone();
@@ -191,7 +192,11 @@ fn gemma_3_has_its_norms_scales_and_activation() {
     assert_eq!(config.attention().scale, 0.25);
     assert_eq!(switches.activation, Activation::GeluTanh);
     assert_eq!(switches.norm_placement, NormPlacement::BeforeAndAfter);
-    assert!(switches.qk_norm && switches.unit_offset_norm && switches.scaled_embedding);
+    assert!(
+        switches.qk_norm
+            && switches.unit_offset_norm
+            && switches.embedding_multiplier == Some(12f64.sqrt())
+    );
     let capped = json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0});
     assert!(refused(capped).contains("final_logit_softcapping is 30.0"));
 }
@@ -222,7 +227,7 @@ fn what_is_missing_for_other_models_is_named() {
         ("gemma4", "embeddings per layer"),
         ("phi3", "one matrix"),
         ("olmo2", "norms only behind"),
-        ("granite", "multipliers"),
+        ("granitemoe", "a mixture of experts"),
         ("of_a_later_year", "which is not implemented"),
     ] {
         let error = refused(json!({"model_type": model_type}));
@@ -249,6 +254,8 @@ fn saved_configurations_are_read_back() {
         json!({"model_type": "ministral", "layer_types": layers}),
         json!({"model_type": "ministral3"}),
         json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
+        json!({"model_type": "granite", "embedding_multiplier": 12, "attention_multiplier": 0.015625,
+            "residual_multiplier": 0.22, "logits_scaling": 16.0, "attention_bias": true}),
         json!({"model_type": "smollm3", "no_rope_layers": [0, 1, 1, 0], "use_sliding_window": true, "sliding_window": 8}),
         json!({"model_type": "gemma3_text", "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ] {

@@ -141,7 +141,8 @@ impl Cache {
         Ok(())
     }
 
-    fn say(&self, message: &str) {
+    /// Prints a message, unless nothing is to be printed.
+    pub(in crate::model) fn say(&self, message: &str) {
         if self.progress != ProgressMode::Quiet {
             say!("{message}");
         }
