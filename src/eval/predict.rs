@@ -89,7 +89,7 @@ impl<B: TrainBackend> Answering<'_, B> {
     /// Prompts whose number (from 1) is in `too_long` get an empty answer.
     ///
     /// # Errors
-    /// Generation fails as in [`complete_each`], or the store cannot be written. Answers that are in the store stay there.
+    /// Generation fails as in [`complete_ids`], or the store cannot be written. Answers that are in the store stay there.
     pub fn answer(
         &self,
         problems: &[Problem],

@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use crate::signal;
 use crate::suite::adapters::{attach_random, config, save_adapter};
 use crate::suite::tiny::{text_shape, write_model_with_tokenizer};
+use arithmo::data::chat::{ChatTemplate, Clock};
 use arithmo::data::prompt::PromptTemplate;
+use arithmo::data::prompt_format::{ChatPrompt, PromptFormat};
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::generate::{Conversation, GenerateConfig, complete};
 use arithmo::model::config::DecoderConfig;
@@ -167,6 +169,38 @@ fn a_conversation_equals_completions_of_the_whole_text() {
     assert!(refused.unwrap_err().to_string().contains("128 positions"));
     let again = conversation.ask(&model, &tokenizer, "x", &format, &config, silent);
     again.unwrap();
+}
+
+/// The same in a chat template: each question is asked after all messages before it.
+#[test]
+fn a_conversation_in_a_chat_template_equals_completions_of_the_whole_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = model_and_adapter(folder.path());
+    let tokenizer = Tokenizer::from_folder(&model).unwrap();
+    let model = load::<B>(&model, DType::F32, &Default::default()).unwrap();
+    let source = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }};{% endfor %}";
+    let format = PromptFormat::Chat(ChatPrompt {
+        template: ChatTemplate::new("t", source, Vec::new(), Clock::Start),
+        system: Some("Add.".to_string()),
+        request: PromptTemplate::new("Q {prompt}").unwrap(),
+    });
+    let config = GenerateConfig { max_new_tokens: 5, ..GenerateConfig::default() };
+    let mut conversation = Conversation::new();
+    let mut whole = "s: Add.;".to_string();
+    for question in ["How many clips?", "12 and 30 make", "x"] {
+        let mut answer = String::new();
+        let on_text = |text: &str| {
+            answer.push_str(text);
+            Ok(())
+        };
+        conversation.ask(&model, &tokenizer, question, &format, &config, on_text).unwrap();
+        whole.push_str(&format!("u: Q {question};"));
+        // The tokenizer of this model adds no BOS.
+        let (plain, prompts) = (PromptTemplate::default().into(), [whole.clone()]);
+        let expected = complete(&model, &tokenizer, &prompts, &plain, &config, |_| ()).unwrap();
+        assert_eq!(answer, expected[0].completion, "after {whole:?}");
+        whole.push_str(&format!("a: {};", answer.trim_end()));
+    }
 }
 
 /// Checks that a chat that `nohup` started keeps running after its terminal is closed.

@@ -283,3 +283,43 @@ fn sampled_pairs_are_conversations() {
     let (_, said) = desk.train("run", "chatty", "dpo", "pairs.jsonl");
     assert!(said.contains("<s>Question: "), "{said}");
 }
+
+/// Rounds ask, pair, train and measure with the chat template, and with the same words as a template of text.
+#[test]
+fn rounds_use_the_chat_template() {
+    let desk = Desk::new();
+    write_problems(&desk.path("problems.jsonl"), Split::Train, 8);
+    write_problems(&desk.path("held-out.jsonl"), Split::HeldOut, 2);
+    let rounds = |output: &str, model: &str, template: &str, sample: &str| {
+        desk.config("unused", model, "dpo", "unused.jsonl");
+        let run = fs::read_to_string(desk.path("run.toml")).unwrap();
+        fs::write(desk.path("run.toml"), run.replace("[data]\n", &format!("[data]\n{template}")))
+            .unwrap();
+        let config = format!(
+            "output_dir = \"{output}\"\nrounds = 1\nrun = \"run.toml\"\n[sample]\ndata = \"problems.jsonl\"\nsamples = 4\n\
+             temperature = 1.5\nmax_new_tokens = 64\n{sample}[evaluate]\ndata = \"held-out.jsonl\"\n"
+        );
+        fs::write(desk.path("iterate.toml"), config).unwrap();
+        printed(desk.0.path(), &["iterate", "--config", "iterate.toml"])
+    };
+    let chat = rounds("chat", "chatty", "", "system = \"Question: \"\n");
+    let text = rounds("text", "plain", "prompt_template = \"Question: {prompt}\"\n", "");
+    let [pairs, expected] =
+        ["chat", "text"].map(|run| lines(&desk.path(run).join("round-1/pairs.jsonl")));
+    assert!(!pairs.is_empty());
+    for (pair, expected) in pairs.iter().zip(&expected) {
+        assert_eq!(pair["prompt"][1]["content"], expected["prompt"]);
+        assert_eq!(pair["chosen"][0]["content"], expected["chosen"]);
+        assert_eq!(pair["rejected"][0]["content"], expected["rejected"]);
+    }
+    // The same samples, the same training, the same answers.
+    assert_eq!(chat, text);
+    desk.config("unused", "plain", "dpo", "unused.jsonl");
+    let config = fs::read_to_string(desk.path("iterate.toml")).unwrap();
+    let config = config
+        .replace("samples = 4", "samples = 4\nsystem = \"s\"")
+        .replace("\"text\"", "\"none\"");
+    fs::write(desk.path("iterate.toml"), config).unwrap();
+    let said = desk.refused(&["iterate", "--config", "iterate.toml"]);
+    assert!(said.contains("sample.system: needs the model's chat template"), "{said}");
+}

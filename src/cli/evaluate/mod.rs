@@ -74,7 +74,7 @@ pub struct AnswersArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["model", "adapter", "quantization", "max_new_tokens"]
+        conflicts_with_all = ["model", "adapter", "quantization", "max_new_tokens", "system", "no_chat_template"]
     )]
     pub predictions: Option<PathBuf>,
     /// Generate at most this many tokens per answer [default: 1024].

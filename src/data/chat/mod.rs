@@ -1,8 +1,8 @@
 //! Conversations: chat templates, rendered as transformers renders them, and the texts of conversational data.
 //!
 //! [`ChatTemplate`] compiles a model's template with minijinja. What Python's Jinja has beyond it is added here: methods and
-//! printed forms of Python's values ([`methods`], [`python`]), filters and functions ([`filters`], [`functions`]), and syntax
-//! ([`rewrite`]). [`source`] finds the template in a model's folder.
+//! printed forms of Python's values (`methods`, `texts`, `python`), filters and functions (`filters`, `functions`), and syntax
+//! (`rewrite`). `source` finds the template in a model's folder, `conversation` makes the texts of a row.
 
 mod arguments;
 mod conversation;

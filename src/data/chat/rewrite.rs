@@ -296,9 +296,7 @@ mod tests {
 
     #[test]
     fn what_does_not_end_stays_as_it_is() {
-        for source in
-            ["{{ 'a", "{% if x", "{# x", "{% raw %}{{", "{{ 'a' % (", "{% macro m(", "{{ 'a\\"]
-        {
+        for source in ["{{ 'a", "{% if x", "{# x", "{% raw %}{{", "{% macro m(", "{{ 'a\\"] {
             becomes(source, source);
         }
     }

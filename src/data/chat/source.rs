@@ -72,3 +72,57 @@ pub(crate) fn find(
         None => template,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Message, RenderOptions};
+    use super::*;
+
+    /// Renders a message with the template of a folder; `tools` says whether the conversation has any.
+    fn rendered(folder: &Path, config: &Value, tools: bool) -> Result<Option<String>> {
+        let special = vec![("bos_token".to_string(), "<s>".to_string())];
+        let Some(template) = find(folder, config, special)? else { return Ok(None) };
+        template.check()?;
+        let schemas = json!([{"name": "t"}]);
+        let options =
+            RenderOptions { tools: tools.then_some(&schemas), ..RenderOptions::default() };
+        Ok(template.render(&[Message::new("user", "hi")], &options).ok().map(|text| text.text))
+    }
+
+    #[test]
+    fn the_template_is_found_where_transformers_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let found = |config: &Value, tools| rendered(folder, config, tools).unwrap();
+        assert_eq!(found(&Value::Null, false), None);
+        assert_eq!(found(&json!({"chat_template": null}), false), None);
+        let text = json!({"chat_template": "{{ bos_token }}{{ messages[0].content }}"});
+        assert_eq!(found(&text, false).as_deref(), Some("<s>hi"));
+        let list = json!({"chat_template": [
+            {"name": "tool_use", "template": "with {{ tools[0].name }}"},
+            {"name": "default", "template": "without"},
+        ]});
+        assert_eq!(found(&list, false).as_deref(), Some("without"));
+        assert_eq!(found(&list, true).as_deref(), Some("with t"));
+        std::fs::write(folder.join(FILE), "file").unwrap();
+        assert_eq!(found(&list, true).as_deref(), Some("file"));
+    }
+
+    #[test]
+    fn templates_that_cannot_be_chosen_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for (template, problem) in [
+            (json!(7), "is neither text nor a list"),
+            (json!([{"name": "default"}]), "an entry without the texts name and template"),
+            (json!([{"name": "rag", "template": "x"}]), "no template named \"default\", only rag"),
+            (json!("{{ x"), "is not a chat template that can be used"),
+        ] {
+            let config = json!({"chat_template": template});
+            let error = rendered(folder.path(), &config, false).unwrap_err().to_string();
+            assert!(error.contains("tokenizer_config.json: chat_template"), "{error}");
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+}
