@@ -168,6 +168,10 @@ fn templates_without_end_are_stopped() {
     assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").is_err());
     let nested = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
     assert!(render(&nested).is_err());
+    assert!(render("{{ '%999999999d' % 1 }}").is_err());
+    assert!(render("{{ '{:>999999999}'.format(1) }}{{ '%-999999999s' | format('a') }}").is_err());
+    assert!(render("{{ 'a'.center(999999999) }}").is_err());
+    assert_eq!(render("{{ 'in 1234567 or %5d' % 7 }}").unwrap().text, "in 1234567 or     7");
     assert!(render("{% include '/etc/passwd' %}").is_err());
     let error = render("{{ raise_exception('no ' ~ messages[0].role) }}").unwrap_err();
     assert_eq!(error, "the template says: no user");
@@ -248,14 +252,15 @@ fn compare_ids(golden: &Golden, tokenizer: &Tokenizer, row: &Value, file: &Path)
 fn conversations_have_the_token_ids_of_trl() {
     let folder = tempfile::tempdir().unwrap();
     let mut compared = 0;
-    for golden in goldens(&whole_reference("chat")) {
-        let Some(tokenizer) = tokenizer(&golden, folder.path()) else { continue };
+    let goldens = goldens(&whole_reference("chat"));
+    for golden in &goldens {
+        let Some(tokenizer) = tokenizer(golden, folder.path()) else { continue };
         let file = folder.path().join("row.jsonl");
         for row in &golden.rows {
-            compared += compare_ids(&golden, &tokenizer, row, &file);
+            compared += compare_ids(golden, &tokenizer, row, &file);
         }
     }
-    eprintln!("{compared} compared");
+    assert!(compared > 1000 || goldens.len() < 30, "{compared} compared");
 }
 
 /// KTO's examples are a pair's sides, whose prompts end where each alone parts from the prompt.

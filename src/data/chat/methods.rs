@@ -132,7 +132,12 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
             Value::from(Tuple::from(partition(s, &separator, method).map(Value::from)))
         }
         "ljust" | "rjust" | "center" | "zfill" => pad(s, method, args)?,
-        "format" => Value::from(format(FormatStyle::StrFormat, s, args)?),
+        "format" => {
+            check_widths(
+                s.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or_default()),
+            )?;
+            Value::from(format(FormatStyle::StrFormat, s, args)?)
+        }
         _ => return Err(Error::from(ErrorKind::UnknownMethod)),
     })
 }
@@ -209,14 +214,30 @@ fn string_without_arguments(s: &str, method: &str) -> Option<Value> {
     })
 }
 
+/// Refuses a width or a precision of a million or more. Each of `specifications` begins with what says how to format one
+/// value.
+fn check_widths<'a>(mut specifications: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    let is_wide = |specification: &str| {
+        let end = specification.find(|c: char| !"-+ #0123456789.:<>^={},_".contains(c));
+        let numbers = &specification[..end.unwrap_or(specification.len())];
+        numbers.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 6)
+    };
+    if specifications.any(is_wide) {
+        return Err(invalid("a width of a million or more is too large"));
+    }
+    Ok(())
+}
+
 /// Implements the operator `%` of a text.
 pub(super) fn percent(format_text: &str, args: Value) -> Result<String, Error> {
+    check_widths(format_text.split('%').skip(1))?;
     let args = if args.is_tuple() { items(&args)? } else { vec![args] };
     format(FormatStyle::Printf, format_text, &args)
 }
 
 /// Implements `"%s"|format(...)`.
 pub(super) fn format_filter(format_text: &str, args: &[Value]) -> Result<String, Error> {
+    check_widths(format_text.split('%').skip(1))?;
     let (positional, keywords) = split(args)?;
     if keywords.is_empty() {
         format(FormatStyle::Printf, format_text, positional)

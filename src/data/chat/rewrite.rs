@@ -295,6 +295,52 @@ mod tests {
     }
 
     #[test]
+    fn no_source_makes_it_panic() {
+        let pieces = [
+            "{%",
+            "%}",
+            "{{",
+            "}}",
+            "{#",
+            "#}",
+            "-",
+            "+",
+            "'",
+            "\"",
+            "\\",
+            "é",
+            "数",
+            "%",
+            "(",
+            ")",
+            "[",
+            "{",
+            ".",
+            "|",
+            " ",
+            "\n",
+            "macro",
+            "endmacro",
+            "raw",
+            "endraw",
+            "generation",
+            "varargs",
+            "a",
+        ];
+        // Every sequence of pieces that a linear congruential generator draws.
+        let mut state = 1_u64;
+        for length in (1..14).cycle().take(20_000) {
+            let source: String = (0..length)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    pieces[(state >> 33) as usize % pieces.len()]
+                })
+                .collect();
+            let _ = rewrite(&source);
+        }
+    }
+
+    #[test]
     fn what_does_not_end_stays_as_it_is() {
         for source in ["{{ 'a", "{% if x", "{# x", "{% raw %}{{", "{% macro m(", "{{ 'a\\"] {
             becomes(source, source);

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{Divergence, Texts, check_template, collect};
+use super::texts::{Texts, check_template};
+use super::{Divergence, collect};
 use super::{EncodeConfig, EncodedDataset, EncodedPair, EncodedSequence, Outcome, Refusal};
 use crate::data::pair::PreferencePair;
 use crate::data::tokenizer::Tokenizer;
