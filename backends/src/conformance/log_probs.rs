@@ -86,8 +86,9 @@ impl Operation for LogProbs {
             [300, 2, 70_001],
             [3, 2, 300_001],
             [3, 2, 3_000_001],
-            // The vocabulary of Qwen.
+            // The vocabularies of Qwen and Gemma.
             [5, 40, 151_936],
+            [5, 24, 262_144],
         ];
         cases.extend(more.map(|shape| case(shape, Kind::Float)));
         cases.push(Case { certain: true, ..case([41, 6, 97], Kind::Float) });
