@@ -65,7 +65,7 @@ pub enum Command {
     Prepare(prepare::PrepareArgs),
     /// Estimate a run's memory and time on a device before loading anything: bytes by category, the largest batch.
     Plan(plan::PlanArgs),
-    /// Train a model as configured in a run.toml: DPO or SFT, an adapter or all weights.
+    /// Train a model as configured in a run.toml: DPO, KTO, ORPO, CPO or SFT, an adapter or all weights.
     Train(train::TrainArgs),
     /// Write the log-probabilities of both completions of every pair.
     Score(score::ScoreArgs),

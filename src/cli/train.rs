@@ -16,16 +16,16 @@ use crate::train::run::{Prepared, RunOptions, Start, run_from};
 /// The configuration's keys in `train --help`.
 const CONFIGURATION: &str = "\
 The configuration's keys:
-  output_dir, seed, method (dpo or sft)
+  output_dir, seed, method (dpo, kto, orpo, cpo or sft)
   [model]  the model to train: model_name_or_path, dtype, quantization, use_peft ...
   [data]   train_file, eval_file, prompt_template, max_length ...
   [lora]   the adapter: r, lora_alpha, target_modules, adapter ...
-  [dpo]    the loss: loss_type, beta, reference ...
+  [dpo]    the loss: loss_type, beta, reference ...; the other methods have tables of their names: [kto], [orpo], [cpo]
   [train]  batches, learning_rate, max_steps or num_train_epochs, save_steps ...
 docs/configuration.md lists each key with its type, its default and that of TRL.
 Examples are in configs/. Relative paths start at the working folder.";
 
-/// Train a model as configured in a run.toml: DPO or SFT, an adapter or all weights.
+/// Train a model as configured in a run.toml: DPO, KTO, ORPO, CPO or SFT, an adapter or all weights.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = CONFIGURATION)]
 pub struct TrainArgs {
@@ -42,8 +42,8 @@ pub struct TrainArgs {
     /// Remove the run in output_dir and start again.
     #[arg(long)]
     pub overwrite: bool,
-    /// Check everything and list what would be truncated, dropped or refused, with the memory and time on the device;
-    /// train nothing and write nothing.
+    /// Check the configuration, the model and the data, and list what would be truncated, dropped or refused, with the
+    /// memory and time on the device; train nothing and write nothing. What output_dir holds is not checked.
     #[arg(long)]
     pub dry_run: bool,
     /// Limit the run to this much of the device's memory, such as 8GB, and refuse it if that is too little [default:

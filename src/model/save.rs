@@ -263,15 +263,16 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)])
     let out = tensors.iter().map(|(name, shape, values)| {
         OutTensor::new(name, shape.clone(), DType::F32, || Ok(values.clone()))
     });
-    write_file(path, out.collect())
+    write_file(path, out.collect(), || false)
 }
 
-/// Writes tensors to one file like [`save_safetensors`]. The values of one tensor at a time are in memory.
+/// Writes tensors to one file like [`save_safetensors`]. The values of one tensor at a time are in memory. A request to stop
+/// does not end it: an adapter, the result of a run, takes less than a second.
 ///
 /// # Errors
-/// The disk is full, a tensor's values do not fill its shape, or the user interrupts.
+/// The disk is full, or a tensor's values do not fill its shape.
 pub fn save_tensors(path: &Path, tensors: Vec<OutTensor<'_>>) -> Result<()> {
-    write_file(path, tensors)
+    write_file(path, tensors, || false)
 }
 
 /// Tensors by name: shape and row-major values.
@@ -311,7 +312,7 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
     let count = shards.len();
     if count == 1 {
         let single = shards.into_iter().flatten().collect();
-        return write_file(&folder.join("model.safetensors"), single);
+        return write_file(&folder.join("model.safetensors"), single, interrupt::requested);
     }
     let total: u64 = shards.iter().flatten().map(OutTensor::bytes).sum();
     let mut weight_map = Map::new();
@@ -319,7 +320,7 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
         let name = format!("model-{number:05}-of-{count:05}.safetensors");
         let names = tensors.iter().flat_map(OutTensor::parts);
         weight_map.extend(names.map(|part| (part.name, json!(name))));
-        write_file(&folder.join(name), tensors)?;
+        write_file(&folder.join(name), tensors, interrupt::requested)?;
     }
     weight_map.sort_keys();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
@@ -327,8 +328,12 @@ fn write_shards(folder: &Path, shards: Vec<Vec<OutTensor<'_>>>) -> Result<()> {
 }
 
 /// Writes one safetensors file, with quantized matrices and wide dtypes first, so that every tensor is aligned to its
-/// elements.
-fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
+/// elements. It ends without a file once `is_stopped` returns true.
+fn write_file(
+    path: &Path,
+    mut tensors: Vec<OutTensor<'_>>,
+    is_stopped: impl Fn() -> bool,
+) -> Result<()> {
     tensors.sort_by_key(|tensor| Reverse(tensor.alignment()));
     let header = header(&tensors)?;
     let fail = |e| Error::io(path, "write", e);
@@ -336,7 +341,7 @@ fn write_file(path: &Path, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
     file.write_all(header.as_bytes()).map_err(fail)?;
     for tensor in tensors {
-        if interrupt::requested() {
+        if is_stopped() {
             let note = format!("{} was not written", path.display());
             return Err(Error::Interrupted { note });
         }

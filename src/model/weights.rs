@@ -82,12 +82,15 @@ impl WeightFiles {
     /// input, they are those of its text part, under the names that they have in a model of text alone.
     ///
     /// # Errors
-    /// Same as [`open`](Self::open).
+    /// Same as [`open`](Self::open), or the embeddings are tied and the files hold another head.
     pub fn open_model(folder: &Path, config: &DecoderConfig) -> Result<Self> {
         let mut weights = Self::open(folder)?;
         if config.is_text_part {
             let all = std::mem::take(&mut weights.tensors).into_iter();
             weights.tensors = all.filter_map(|(name, at)| Some((text_name(&name)?, at))).collect();
+        }
+        if config.tie_word_embeddings {
+            weights.refuse_other_head()?;
         }
         Ok(weights)
     }

@@ -277,7 +277,7 @@ fn writer() {
 fn a_kill_at_any_moment_leaves_a_complete_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut noise = Noise(11);
-    let mut reached = 0;
+    let (mut reached, mut left) = (0, 2);
     for _ in 0..10 {
         let mut writer = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "checkpoint::writer"])
@@ -303,7 +303,10 @@ fn a_kill_at_any_moment_leaves_a_complete_checkpoint() {
         reached = step.unwrap();
         let whole =
             file_names(folder.path()).iter().filter(|name| name.starts_with("step-")).count();
-        assert!((1..=3).contains(&whole));
+        // The writer keeps 2. If it is killed before it removes older ones, there is one more, which the next one removes
+        // unless it is killed as early.
+        assert!((1..=left + 1).contains(&whole), "{whole} after {left}");
+        left = whole.max(2);
     }
     clear_unfinished(folder.path()).unwrap();
     assert!(file_names(folder.path()).iter().all(|name| name.starts_with("step-")));

@@ -476,3 +476,24 @@ fn a_model_is_held_in_bf16_on_a_backend_without_bf16() {
         assert_eq!(ours.to_vec::<f32>().unwrap(), rounded, "{name}");
     }
 }
+
+/// transformers does not tie a head that differs from the embedding; a model that ignored it would compute something else.
+#[test]
+fn a_head_beside_tied_embeddings_must_equal_them() {
+    let config = json!({"model_type": "llama", "vocab_size": 2, "hidden_size": 4, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": true});
+    let config = DecoderConfig::parse(&config.to_string(), Path::new("config.json")).unwrap();
+    let embedding = [0.5, -1.0, 2.0, 0.25, f32::NAN, 1.0, 0.0, 3.0];
+    let open = |head: [f32; 8]| {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [("model.embed_tokens.weight", embedding), ("lm_head.weight", head)]
+            .map(|(name, values)| (name.to_string(), vec![2, 4], values.to_vec()));
+        save_safetensors(&folder.path().join("model.safetensors"), &tensors).unwrap();
+        WeightFiles::open_model(folder.path(), &config)
+    };
+    open(embedding).unwrap();
+    let mut other = embedding;
+    other[7] = 3.5;
+    let error = open(other).unwrap_err().to_string();
+    assert!(error.contains("lm_head.weight differs") && error.contains("to false"), "{error}");
+}

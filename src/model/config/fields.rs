@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::family::{Family, WITH_TEXT_PART, find, missing_feature, model_types};
+use crate::model::family::{Family, WITH_TEXT_PART, find, ministral, missing_feature, model_types};
 use crate::model::quantize::Quantization;
 use crate::model::switches::Activation;
 
@@ -27,27 +27,36 @@ impl<'a> Fields<'a> {
     /// There is none.
     pub(super) fn new(object: Map<String, Value>, path: &'a Path) -> Result<Self> {
         let (mut object, is_text_part) = text_part(object);
-        let model_type = object.get("model_type").and_then(Value::as_str).unwrap_or("(none)");
-        let Some(family) = find(model_type) else {
-            let problem = match missing_feature(model_type) {
-                Some(missing) => {
-                    format!("model_type is {model_type:?}: {missing} is not implemented")
-                }
-                None => format!("model_type is {model_type:?}, which is not implemented"),
-            };
-            let remedy = format!("choose a model of one of these types: {}", model_types());
-            return Err(Error::file(path, problem, remedy));
-        };
+        let family = family_of(&object, path)?;
         if let Value::Object(defaults) = (family.defaults)() {
             for (key, value) in defaults {
                 // The old form of this key replaces the default.
-                if key != "rope_parameters" || !object.contains_key("rope_scaling") {
+                let has_old_form = object.get("rope_scaling").is_some_and(|old| !old.is_null());
+                if key != "rope_parameters" || !has_old_form {
                     object.entry(key).or_insert(value);
                 }
             }
         }
         Ok(Self { object, path, family, is_text_part })
     }
+}
+
+/// Returns the family of the model that `object` describes. A Mistral with `layer_types` is a Ministral, as in
+/// transformers, where the first Ministral was published under Mistral's type.
+fn family_of(object: &Map<String, Value>, path: &Path) -> Result<&'static Family> {
+    let problem = match object.get("model_type").and_then(Value::as_str) {
+        None => "model_type is missing".to_string(),
+        Some("mistral") if object.contains_key("layer_types") => return Ok(&ministral::FAMILY),
+        Some(model_type) => match (find(model_type), missing_feature(model_type)) {
+            (Some(family), _) => return Ok(family),
+            (None, Some(missing)) => {
+                format!("model_type is {model_type:?}, which needs {missing}: not implemented")
+            }
+            (None, None) => format!("model_type is {model_type:?}, which is not implemented"),
+        },
+    };
+    let remedy = format!("choose a model of one of these types: {}", model_types());
+    Err(Error::file(path, problem, remedy))
 }
 
 /// Returns the description of the text part if `object` describes a model of several kinds of input, with the keys that

@@ -16,15 +16,19 @@ pub struct RopeKeys<'a> {
 }
 
 impl Fields<'_> {
-    /// Returns the parameters of rotary embeddings, `rope_parameters` or else `rope_scaling`. In a `rope_parameters` with
-    /// one object per type of layers, they are those of `layer_type`, or of `full_attention` if that is `None`.
+    /// Returns the parameters of rotary embeddings: `rope_scaling` if it is not empty, as in transformers 5, or else
+    /// `rope_parameters`. In an object with one object per type of layers, they are those of `layer_type`, or of
+    /// `full_attention` if that is `None`.
     ///
     /// # Errors
     /// The value is not an object.
     pub fn rope(&self, layer_type: Option<&str>) -> Result<RopeKeys<'_>> {
-        for key in ["rope_parameters", "rope_scaling"] {
+        for key in ["rope_scaling", "rope_parameters"] {
             let Some(value) = self.get(key) else { continue };
             let all = value.as_object().ok_or_else(|| self.wrong(key, "an object"))?;
+            if all.is_empty() {
+                continue;
+            }
             let one = all.get(layer_type.unwrap_or("full_attention")).and_then(Value::as_object);
             let object = one.unwrap_or(all);
             return Ok(RopeKeys {
@@ -166,7 +170,7 @@ impl RopeKeys<'_> {
         Error::file(
             self.fields.path,
             format!("{}: {problem}", self.key),
-            "choose a model without this scaling, or one without its key if its texts are short",
+            "choose a model whose rotary embeddings are implemented; without the key it would be another model",
         )
     }
 }

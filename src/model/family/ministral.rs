@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::config::{DecoderConfig, Fields};
 
 /// See [`Family`].
-pub(super) static FAMILY: Family =
+pub static FAMILY: Family =
     Family { model_type: "ministral", architecture: "MinistralForCausalLM", defaults, read, write };
 
 fn defaults() -> Value {

@@ -6,7 +6,7 @@
 mod gemma3;
 mod granite;
 mod llama;
-mod ministral;
+pub mod ministral;
 mod ministral3;
 pub mod mistral;
 mod qwen2;

@@ -168,6 +168,32 @@ fn scaled_rotations_are_read_in_both_forms() {
     }
 }
 
+/// As in transformers 5: a `rope_scaling` that somebody has added to a new `config.json` counts.
+#[test]
+fn of_both_forms_the_older_key_wins_unless_it_is_empty() {
+    let read = |rope_scaling: Value| {
+        let config = good(json!({
+            "model_type": "llama",
+            "rope_theta": 777.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+            "rope_scaling": rope_scaling,
+        }));
+        (config.switches.rope_scaling, config.rope_theta)
+    };
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    assert_eq!(read(json!({"type": "linear", "factor": 2.0})), (linear, 777.0));
+    assert_eq!(read(json!({})), (RopeScaling::None, 5000.0));
+    assert_eq!(read(json!(null)), (RopeScaling::None, 5000.0));
+}
+
+#[test]
+fn a_mistral_with_types_of_layers_is_a_ministral() {
+    let types = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"];
+    let config = good(json!({"model_type": "mistral", "sliding_window": 6, "layer_types": types}));
+    assert_eq!(windowed(&config), [true, false, true, false]);
+    assert_eq!(config.family.model_type, "ministral");
+}
+
 #[test]
 fn queries_of_ministral_3_grow_by_absolute_positions() {
     let rope = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "llama_4_scaling_beta": 0.1,
@@ -233,7 +259,7 @@ fn what_is_missing_for_other_models_is_named() {
         let error = refused(json!({"model_type": model_type}));
         assert!(error.contains(wanted) && error.contains("llama, qwen2, qwen3"), "{error}");
     }
-    assert!(refused(json!({})).contains("\"(none)\""));
+    assert!(refused(json!({})).contains("model_type is missing"));
     let activation = json!({"model_type": "llama", "hidden_act": "relu2"});
     assert!(refused(activation).contains("hidden_act is \"relu2\""));
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use super::WeightFiles;
 use crate::error::{Error, Result, first_few};
-use crate::model::names::ModelTensor;
+use crate::model::names::{EMBEDDING, HEAD, ModelTensor};
+
+/// Number of values that are compared at once.
+const COMPARED_VALUES: usize = 1 << 20;
 
 impl WeightFiles {
     /// Compares the stored tensors with the `expected` ones. The error names the first differences and
@@ -59,6 +62,47 @@ impl WeightFiles {
             format!("{layers}{count} tensors do not fit:\n    {}", first_few(problems, "\n    ")),
             "take the config.json that belongs to these weights",
         ))
+    }
+}
+
+impl WeightFiles {
+    /// Refuses a head that differs from the embedding, for a model in which the embedding is the head.
+    ///
+    /// # Errors
+    /// There is one, or the files cannot be read.
+    pub(super) fn refuse_other_head(&self) -> Result<()> {
+        let [head, embedding] = [HEAD, EMBEDDING].map(|module| format!("{module}.weight"));
+        let is_float = |name: &String| self.dtype(name).is_ok_and(|dtype| dtype.is_float());
+        if !is_float(&head) || !is_float(&embedding) || self.are_equal(&head, &embedding)? {
+            return Ok(());
+        }
+        Err(Error::file(
+            &self.place,
+            format!(
+                "{head} differs from {embedding}, but tie_word_embeddings is true or absent in config.json"
+            ),
+            "set tie_word_embeddings to false in config.json to use both, as transformers 5 does",
+        ))
+    }
+
+    /// Returns whether two tensors have the same shape and values.
+    fn are_equal(&self, one: &str, other: &str) -> Result<bool> {
+        let shape = self.shape(one)?;
+        if shape != self.shape(other)? {
+            return Ok(false);
+        }
+        let count: usize = shape.iter().product();
+        for first in (0..count).step_by(COMPARED_VALUES) {
+            let len = COMPARED_VALUES.min(count - first);
+            let (mut a, mut b) = (vec![0.0; len], vec![0.0; len]);
+            self.read_f32(one, first, &mut a)?;
+            self.read_f32(other, first, &mut b)?;
+            // Bits, because NaN differs from itself; not_finite.rs reports it.
+            if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
