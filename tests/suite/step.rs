@@ -137,23 +137,31 @@ fn starts_at_ln_2(step: &StepOutput) {
 
 /// Compares metrics and gradient norms of every step, and the trained adapter, with the CPU.
 pub fn training_equals_the_cpu<B: TrainBackend>(recompute: bool, device: &B::Device) {
-    compare_training::<B>((&shape(), 4), recompute, device);
+    let (learner, expected) = compare_steps::<B>((&shape(), 4), recompute, device);
+    let expected = adapter_parameters(&expected.policy);
+    for ((name, ours), (_, theirs)) in adapter_parameters(&learner.policy).into_iter().zip(expected)
+    {
+        assert_close(&name, &values(ours), &values(theirs), 2e-4);
+    }
 }
 
-/// Compares two steps and the gradients of a model of each family with the CPU.
+/// Compares the metrics of two steps, and the gradients, of a model of each family with the CPU. The adapters are not
+/// compared: their first update divides each gradient by its own size, and so a gradient near AdamW's epsilon by
+/// rounding noise.
 pub fn families_equal_the_cpu<B: TrainBackend>(device: &B::Device) {
     for shape in families::shapes() {
         eprintln!("{:?}", shape.family);
-        compare_training::<B>((&shape, 2), false, device);
+        compare_steps::<B>((&shape, 2), false, device);
         compare_gradients::<B>(&shape, false, device);
     }
 }
 
-fn compare_training<B: TrainBackend>(
+/// Compares the metrics and gradient norms of every step with the CPU, and returns both learners.
+fn compare_steps<B: TrainBackend>(
     (shape, steps): (&DecoderConfig, usize),
     recompute: bool,
     device: &B::Device,
-) {
+) -> (Learner<B>, Learner<Cpu>) {
     let (learner, ours) = train::<B>((shape, steps), DType::F32, recompute, device);
     let (expected, theirs) = train::<Cpu>((shape, steps), DType::F32, false, &Default::default());
     starts_at_ln_2(&ours[0]);
@@ -173,11 +181,7 @@ fn compare_training<B: TrainBackend>(
             }
         }
     }
-    let expected = adapter_parameters(&expected.policy);
-    for ((name, ours), (_, theirs)) in adapter_parameters(&learner.policy).into_iter().zip(expected)
-    {
-        assert_close(&name, &values(ours), &values(theirs), 2e-4);
-    }
+    (learner, expected)
 }
 
 /// Compares the gradient of every adapter tensor with the CPU. Every `lora_b` is non-zero.
