@@ -20,7 +20,6 @@ backend_suite!(
         a_model_in_pieces_of_other_types: "minutes on a software driver",
         generation_of_another_model: "minutes on a software driver",
         generation_in_bf16: "minutes on a software driver",
-        training_of_every_family_equals_the_cpu: "minutes on a software driver; forward_of_other_families_matches_transformers runs",
         generation_stops_row_by_row: "the rows are stopped on the host",
         generation_respects_the_models_limits: "the limits are checked on the host",
         sampling_is_reproducible: "tokens are drawn on the host",
