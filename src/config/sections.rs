@@ -418,7 +418,7 @@ pub struct TrainSection {
     pub hub_private_repo: Option<bool>,
     /// Branch to push to; it must exist. Default: `main`.
     pub hub_revision: Option<String>,
-    /// What is pushed: `"end"`, the result. Checkpoints are pushed with `arithmo push`.
+    /// When to push: only `"end"`, which pushes the result. Checkpoints are pushed with `arithmo push`.
     pub hub_strategy: HubStrategy,
 }
 

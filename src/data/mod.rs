@@ -15,6 +15,7 @@ pub mod preference;
 pub mod prepare;
 pub mod prompt;
 pub mod prompt_format;
+mod python_json;
 pub mod row_limit;
 pub mod sample;
 pub mod stack_exchange;

@@ -26,7 +26,7 @@ use crate::output::write_whole;
 pub struct DecoderConfig {
     /// The family of the model, which determines the form of its `config.json`.
     pub family: &'static Family,
-    /// What the model has beyond Mistral's decoder.
+    /// The differences from Mistral's decoder.
     pub switches: Switches,
     /// Whether the model's files hold a model of several kinds of input, of which this is the text part.
     pub is_text_part: bool,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::message::Message;
 use super::template::{ChatTemplate, RenderOptions};
 
-/// What is put behind a message that is to be continued, to find its end in the rendered text.
+/// Text appended to a message that the model continues, to find the message's end in the rendered text.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// The messages of a row: a prompt and one or two completions of it.
@@ -37,7 +37,7 @@ impl Conversation {
     /// Renders the prompt and the prompt with each completion.
     ///
     /// # Errors
-    /// What the template says, or what is wrong with the messages.
+    /// The template refuses the messages, or they do not fit it. The error is the reason, without the place.
     pub(crate) fn render(&self, template: &ChatTemplate) -> Result<RenderedRow, String> {
         let whole = |completion: &Vec<Message>| {
             self.text(template, &[self.prompt.as_slice(), completion].concat(), false)

@@ -22,7 +22,7 @@ impl Message {
     /// Takes a message from data.
     ///
     /// # Errors
-    /// What is wrong with it: it is not an object, or has no role.
+    /// The value is not an object, or has no role.
     pub fn from_value(value: Value) -> Result<Self, String> {
         match value {
             Value::Object(fields) => match fields.get("role") {

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use crate::data::python_json::push_json_string;
+
 /// Maximum depth of nested lists and mappings that are printed.
 const MAX_DEPTH: usize = 200;
 
@@ -167,7 +169,9 @@ impl JsonStyle {
     fn push(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         check_depth(depth)?;
         match value.kind() {
-            ValueKind::String => self.push_string(out, value.as_str().unwrap_or_default()),
+            ValueKind::String => {
+                push_json_string(out, value.as_str().unwrap_or_default(), self.ensure_ascii);
+            }
             ValueKind::Bool | ValueKind::None | ValueKind::Number => {
                 out.push_str(&json_scalar(value));
             }
@@ -203,7 +207,7 @@ impl JsonStyle {
         out.push('{');
         for (index, (key, item)) in entries.iter().enumerate() {
             self.push_separator(out, index, depth + 1);
-            self.push_string(out, key);
+            push_json_string(out, key, self.ensure_ascii);
             out.push_str(&self.key_separator);
             self.push(out, item, depth + 1)?;
         }
@@ -232,28 +236,6 @@ impl JsonStyle {
             out.push('\n');
             (0..depth).for_each(|_| out.push_str(indent));
         }
-    }
-
-    fn push_string(&self, out: &mut String, text: &str) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
     }
 }
 

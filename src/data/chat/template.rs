@@ -51,7 +51,7 @@ struct Compiled {
     marks_generation: bool,
 }
 
-/// What a template is rendered with besides the messages.
+/// The inputs of a rendering besides the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderOptions<'a> {
     /// Whether the start of the assistant's answer is appended.

@@ -1,4 +1,4 @@
-//! What the methods of Python's `str` do: splitting, searching, padding and changing the case of texts.
+//! Implements the methods of Python's `str`: splitting, searching, padding and changing the case of texts.
 
 use minijinja::Error;
 use minijinja::value::Value;

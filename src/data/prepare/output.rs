@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{PrepareOptions, Source};
 use crate::data::pair::PreferencePair;
+use crate::data::python_json::push_json_string;
 use crate::error::{Error, Result};
 use crate::output::{OutputFile, Target, WholeFile};
 
@@ -157,36 +158,13 @@ impl Form {
                 for (i, (key, value)) in fields.into_iter().enumerate() {
                     out.push_str(if i == 0 { "\n" } else { ",\n" });
                     out.extend(["        \"", key, "\": "]);
-                    push_ascii_json(&mut out, value);
+                    push_json_string(&mut out, value, true);
                 }
                 out.push_str("\n    }");
                 out.into_bytes()
             }
         }
     }
-}
-
-/// Appends a JSON string as Python's `json.dumps` writes it, with everything outside printable ASCII escaped.
-fn push_ascii_json(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            ' '..='~' => out.push(c),
-            _ => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    out.push_str(&format!("\\u{unit:04x}"));
-                }
-            }
-        }
-    }
-    out.push('"');
 }
 
 /// Writes a file of pairs.

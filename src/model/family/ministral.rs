@@ -3,23 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::Family;
+use super::mistral::defaults;
 use crate::error::Result;
 use crate::model::config::{DecoderConfig, Fields};
 
 /// See [`Family`].
 pub static FAMILY: Family =
     Family { model_type: "ministral", architecture: "MinistralForCausalLM", defaults, read, write };
-
-fn defaults() -> Value {
-    json!({
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-        "sliding_window": 4096,
-        "tie_word_embeddings": false,
-    })
-}
 
 fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
     fields.refuse_biases()?;

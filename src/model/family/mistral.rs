@@ -14,7 +14,8 @@ pub type Mistral<B> = Decoder<B>;
 pub static FAMILY: Family =
     Family { model_type: "mistral", architecture: "MistralForCausalLM", defaults, read, write };
 
-fn defaults() -> Value {
+/// Returns the defaults of transformers' class, which Ministral has too.
+pub(super) fn defaults() -> Value {
     json!({
         "num_key_value_heads": 8,
         "max_position_embeddings": 131_072,

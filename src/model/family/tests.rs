@@ -254,7 +254,7 @@ fn what_is_missing_for_other_models_is_named() {
         ("phi3", "one matrix"),
         ("olmo2", "norms only behind"),
         ("granitemoe", "a mixture of experts"),
-        ("of_a_later_year", "which is not implemented"),
+        ("a_later_architecture", "which is not implemented"),
     ] {
         let error = refused(json!({"model_type": model_type}));
         assert!(error.contains(wanted) && error.contains("llama, qwen2, qwen3"), "{error}");
