@@ -9,6 +9,7 @@ pub mod parameters;
 pub mod peft;
 pub mod residual;
 pub mod saved;
+mod vllm;
 
 pub use config::LoraConfig;
 pub use modules::TargetModules;

@@ -2,6 +2,7 @@
 
 use crate::data::template_text::literal_escape;
 use crate::objective::losses::LossType;
+use crate::train::policy::lora_config;
 use crate::train::schedule::{PlateauMode, SchedulerType};
 
 use super::{DpoSection, InitLoraWeights, Method, Reference, RunConfig};
@@ -60,6 +61,7 @@ impl RunConfig {
             warn(true, sentence);
         }
         warnings.extend(self.typo_warnings());
+        warnings.extend(self.vllm_warning());
         let mut warn = |applies: bool, sentence: String| {
             if applies {
                 warnings.push(sentence);
@@ -137,6 +139,19 @@ impl RunConfig {
             ));
         }
         warnings
+    }
+
+    /// Returns a warning if vLLM will not serve the adapter as it is trained.
+    fn vllm_warning(&self) -> Option<String> {
+        let obstacles = lora_config(self).obstacles_in_vllm();
+        if !self.model.use_peft || obstacles.is_empty() {
+            return None;
+        }
+        // An adapter with biases of its own cannot be merged.
+        let remedy =
+            if self.lora.lora_bias { "" } else { "; `arithmo merge` makes a model that it serves" };
+        let obstacles = obstacles.join(", ");
+        Some(format!("lora: vLLM does not serve such an adapter: {obstacles}{remedy}"))
     }
 
     /// Returns a warning if the warmup takes more than half of a run of `total_steps`.

@@ -16,6 +16,7 @@ mod pages;
 mod pot;
 mod preference;
 mod programs;
+mod real_model;
 mod resume;
 #[path = "../suite/signal.rs"]
 mod signal;

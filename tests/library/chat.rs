@@ -12,7 +12,7 @@ use arithmo::data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::suite::golden::ids;
-use crate::support::{json_file, json_lines, reference, whole_reference};
+use crate::support::{json_file, json_lines, reference, smollm2, whole_reference};
 
 /// The time at which the golden texts were rendered.
 fn clock() -> Clock {
@@ -175,15 +175,6 @@ fn templates_without_end_are_stopped() {
     assert!(render("{% include '/etc/passwd' %}").is_err());
     let error = render("{{ raise_exception('no ' ~ messages[0].role) }}").unwrap_err();
     assert_eq!(error, "the template says: no user");
-}
-
-/// Returns the folder of SmolLM2-135M-Instruct that the environment names, if it does.
-fn smollm2() -> Option<PathBuf> {
-    let folder = std::env::var_os("SMOLLM2_FOLDER").map(PathBuf::from);
-    if folder.is_none() {
-        eprintln!("SKIPPED: SMOLLM2_FOLDER does not name the model, nothing was compared with it");
-    }
-    folder
 }
 
 /// Writes the folder of a model with the tokenizer of a golden template; `None` if that is not in the golden data.

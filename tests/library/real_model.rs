@@ -1,4 +1,5 @@
-//! Compares a pre-trained model of Llama's architecture with transformers: log-probabilities, logits and generated ids.
+//! Compares a pre-trained model of Llama's architecture with transformers (log-probabilities, logits, generated ids) and
+//! with TRL (20 steps of DPO).
 
 use arithmo::data::batch::TokenRows;
 use arithmo::generate::{GenerateConfig, generate};
@@ -10,17 +11,15 @@ use burn::tensor::{DType, Tensor, TensorData};
 use burn_ndarray::NdArray;
 
 use crate::suite::golden::{Tensors, assert_close, ids, json_file};
-use crate::support::shared;
+use crate::suite::traces::replay_on_model;
+use crate::support::{shared, smollm2};
 
 type B = NdArray<f32>;
 
 #[test]
 #[ignore = "compares with a model that is not in the tree"]
 fn a_pretrained_model_matches_transformers() {
-    let (Some(folder), Some(golden)) = (shared("../models/smollm2"), shared("reference/smollm2"))
-    else {
-        return;
-    };
+    let (Some(folder), Some(golden)) = (smollm2(), shared("reference/smollm2")) else { return };
     let device = Default::default();
     let model = load::<B>(&folder, DType::F32, &device).unwrap();
     let tensors = Tensors::open(&golden.join("forward.safetensors"));
@@ -45,5 +44,17 @@ fn a_pretrained_model_matches_transformers() {
         // Up to an end token, which did not stop transformers.
         let (ours, theirs) = (&new[0].token_ids, ids(&item["bf16"]["new_ids"]));
         assert_eq!(ours[..], theirs[..ours.len()], "ids {index}");
+    }
+}
+
+#[test]
+#[ignore = "trains a model that is not in the tree"]
+fn a_pretrained_model_trains_as_in_trl() {
+    let (Some(folder), Some(golden)) = (smollm2(), shared("reference/smollm2/trl")) else { return };
+    for run in ["smollm2_plain", "smollm2_chat"] {
+        // The conversational run is not in every copy of the golden data.
+        if golden.join(run).exists() {
+            replay_on_model::<B>(golden.join(run), folder.clone(), &Default::default());
+        }
     }
 }

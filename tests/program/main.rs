@@ -12,6 +12,7 @@ mod conversations;
 mod demo;
 mod devices;
 mod doctor;
+mod ecosystem;
 mod generate;
 mod guide;
 mod inspect;

@@ -8,7 +8,7 @@ use arithmo::adapter::{lora::adapter_parameters, peft};
 use arithmo::data::encode::{
     Compat, EncodeConfig, EncodedPair, EncodedSequence, TruncationMode, encode_pairs,
 };
-use arithmo::data::pair::PreferencePair;
+use arithmo::data::pair::read_pairs;
 use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
 use arithmo::model::load::load_as;
@@ -40,6 +40,7 @@ const MARGINS: &str = "rewards/margins";
 /// A golden run.
 struct Run {
     folder: PathBuf,
+    model: PathBuf,
     config: Value,
     trace: Vec<Value>,
 }
@@ -47,9 +48,16 @@ struct Run {
 impl Run {
     fn open(name: &str) -> Option<Self> {
         let folder = reference(&format!("trl/{name}"))?;
+        let mut run = Self::on_model(folder, PathBuf::new());
+        run.model = run.folder.join("../../models").join(run.config["model"].as_str().unwrap());
+        Some(run)
+    }
+
+    /// Opens the run in `folder`, which trained the model in the folder `model`.
+    fn on_model(folder: PathBuf, model: PathBuf) -> Self {
         let config = json_file(&folder.join("config.json"));
         let trace = json_lines(&folder.join("trace.jsonl"));
-        Some(Self { folder, config, trace })
+        Self { folder, model, config, trace }
     }
 
     fn number(&self, key: &str) -> f64 {
@@ -60,10 +68,6 @@ impl Run {
         self.config["dpo"][key].as_str().unwrap()
     }
 
-    fn model_folder(&self) -> PathBuf {
-        self.folder.join("../../models").join(self.config["model"].as_str().unwrap())
-    }
-
     /// Returns whether the run needs wider tolerances, because bitsandbytes computed parts of it in bf16.
     fn is_loose(&self) -> bool {
         self.config["base_precision"] == "bnb4"
@@ -72,26 +76,13 @@ impl Run {
     /// Encodes the pairs of `dataset` and checks every token id against TRL's.
     fn pairs(&self, dataset: &str, samples: &str) -> Vec<EncodedPair> {
         let file = self.folder.join(format!("../_data/{dataset}.jsonl"));
-        let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
-        let pairs: Vec<PreferencePair> = json_lines(&file)
-            .iter()
-            .enumerate()
-            .map(|(index, row)| PreferencePair {
-                id: index.to_string(),
-                prompt: text(row, "prompt"),
-                chosen: text(row, "chosen"),
-                rejected: text(row, "rejected"),
-                chosen_score: None,
-                rejected_score: None,
-                rendered: None,
-            })
-            .collect();
+        let tokenizer = Tokenizer::from_folder(&self.model).unwrap();
+        let pairs = read_pairs(&file, tokenizer.chat_template()).unwrap();
         let mut config = EncodeConfig::new(Compat::Trl1);
         config.max_length = Some(self.number("max_length") as usize);
         if self.text("truncation_mode") == "keep_end" {
             config.truncation_mode = TruncationMode::KeepEnd;
         }
-        let tokenizer = Tokenizer::from_folder(&self.model_folder()).unwrap();
         let encoded = encode_pairs(&tokenizer, &pairs, &config).unwrap();
         let encoded = encoded.settle(false, false).unwrap().pairs;
         let theirs = self.config[samples].as_array().unwrap();
@@ -140,8 +131,8 @@ impl Run {
     }
 
     fn learner<B: TrainBackend>(&self, recompute: bool, device: &B::Device) -> Learner<B> {
-        let (folder, to) = (self.model_folder(), base_quantization(&self.config));
-        let policy = load_as::<Autodiff<B>>(&folder, DType::F32, to, &Cache::none(), device);
+        let to = base_quantization(&self.config);
+        let policy = load_as::<Autodiff<B>>(&self.model, DType::F32, to, &Cache::none(), device);
         let mut policy = policy.unwrap();
         let start = tempfile::tempdir().unwrap();
         let copy = |from: &str, to: &str| {
@@ -195,6 +186,16 @@ pub fn first_steps<B: TrainBackend>(runs: &[(&str, bool)], device: &B::Device) {
 /// Replays at most `steps` steps of the run `name`, within the tolerances of reference/README.md.
 pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device: &B::Device) {
     let Some(run) = Run::open(name) else { return };
+    replay_run::<B>(&run, steps, recompute, device);
+}
+
+/// Replays the whole run in `folder`, which trained the model in the folder `model`.
+pub fn replay_on_model<B: TrainBackend>(folder: PathBuf, model: PathBuf, device: &B::Device) {
+    replay_run::<B>(&Run::on_model(folder, model), usize::MAX, false, device);
+}
+
+fn replay_run<B: TrainBackend>(run: &Run, steps: usize, recompute: bool, device: &B::Device) {
+    let name = run.config["name"].as_str().unwrap();
     let pairs = run.pairs(run.config["dataset"].as_str().unwrap(), "samples");
     let batch = |indices: &Vec<usize>| indices.iter().map(|i| &pairs[*i]).collect::<Vec<_>>();
     let (sampler, schedule) = (run.sampler(pairs.len()), run.schedule());
@@ -226,7 +227,7 @@ pub fn replay<B: TrainBackend>(name: &str, steps: usize, recompute: bool, device
         check("learning_rate", &what, rate, expected, 1e-12);
         check("epoch", &what, plan.epoch, expected, 1e-9);
         check("num_tokens", &what, attended as f64, expected, 0.0);
-        evaluate(&run, &learner, step + 1);
+        evaluate(run, &learner, step + 1);
     }
     if steps == run.trace.len() {
         let tolerance = if run.is_loose() { 1e-2 } else { 2e-4 };

@@ -39,6 +39,15 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// Returns the folder of the real model SmolLM2-135M-Instruct: the one that `SMOLLM2_FOLDER` names, or else
+/// `models/smollm2` beside the checkout. If it is absent, prints a note and returns `None`.
+pub(crate) fn smollm2() -> Option<PathBuf> {
+    match std::env::var_os("SMOLLM2_FOLDER") {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => shared("../models/smollm2"),
+    }
+}
+
 /// Returns the folder of the model that is built into the program.
 pub(crate) fn demo_model() -> PathBuf {
     root().join("assets/demo/model")
