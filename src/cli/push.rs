@@ -39,7 +39,7 @@ pub fn run(args: &PushArgs, mode: ProgressMode) -> Result<()> {
         repo: args.repo.clone(),
         revision: args.revision.clone(),
         private: args.private.then_some(true),
-        place: "OWNER/NAME",
+        place: "arithmo push",
     };
     let pushed = Push::new(target, mode)?.send(&args.folder, args.commit_message.as_deref())?;
     print_line(&pushed.url)

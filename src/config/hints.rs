@@ -238,9 +238,28 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("sppo", "dpo", "dpo.loss_type = \"sppo_hard\""),
 ];
 
-/// Returns how to choose the loss called `name`, if it is one of a method.
+/// Trainers of TRL that sample answers while they train, or train another kind of model.
+const OTHER_TRAINERS: &[&str] = &[
+    "gkd",
+    "grpo",
+    "minillm",
+    "nash-md",
+    "online-dpo",
+    "papo",
+    "ppo",
+    "prm",
+    "reward",
+    "rloo",
+    "xpo",
+];
+
+/// Returns how to choose the loss called `name`, if it is one of a method, or what comes nearest to the trainer `name`.
 pub(super) fn method_remedy(name: &str) -> Option<String> {
     let name = name.to_lowercase().replace('_', "-");
+    if OTHER_TRAINERS.contains(&&*name) {
+        let remedy = "this trainer is not built; `arithmo iterate` samples answers, checks them and trains DPO on them, in rounds";
+        return Some(remedy.into());
+    }
     let (_, method, setting) = METHODS.iter().find(|(known, ..)| *known == name)?;
     Some(format!("set method = \"{method}\" and {setting}"))
 }
@@ -296,7 +315,8 @@ mod tests {
             let remedy = method_remedy(name).unwrap();
             assert!(remedy.contains(part), "{remedy}");
         }
-        assert_eq!(method_remedy("ppo"), None);
+        assert!(method_remedy("GRPO").unwrap().contains("arithmo iterate"));
+        assert_eq!(method_remedy("dop"), None);
     }
 
     #[test]
