@@ -4,6 +4,7 @@ pub mod config;
 pub mod loftq;
 pub mod lora;
 pub mod merge;
+pub mod merged;
 pub mod modules;
 pub mod parameters;
 pub mod peft;

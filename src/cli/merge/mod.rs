@@ -1,5 +1,6 @@
 //! Implements `arithmo merge`: writes base and adapter as one model.
 
+pub(super) mod base;
 mod measure;
 
 use std::path::PathBuf;
@@ -7,17 +8,17 @@ use std::path::PathBuf;
 use arithmo_backends::TrainBackend;
 use burn::tensor::DType;
 
+use self::base::BaseArgs;
 use self::measure::measure;
-use super::model::{note_base_mismatch, quantization_settings};
+use super::model::note_base_mismatch;
 use super::print_line;
 use super::push::PushFlags;
 use crate::adapter::merge::{MergeConfig, MergeTarget, merge};
 use crate::adapter::peft;
-use crate::config::{ModelDtype, Quantization};
-use crate::error::{Error, Result};
+use crate::config::ModelDtype;
+use crate::error::Result;
 use crate::model::config::DecoderConfig;
 use crate::model::hub::Hub;
-use crate::model::quantize;
 use crate::model::weights::WeightFiles;
 use crate::output::list::listed_files;
 use crate::output::refuse_inputs_among;
@@ -46,22 +47,9 @@ pub struct MergeArgs {
     /// the trained model, while bf16 and f16 round it.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: ModelDtype,
-    /// Set the quantization of the base during training [default: that recorded in the adapter's folder].
-    #[arg(long, value_enum, value_name = "none|nf4|fp4|int8", hide_possible_values = true)]
-    pub quantization: Option<Quantization>,
-    /// Declare that the scales were quantized too (double quantization).
-    #[arg(long, requires = "quantization")]
-    pub double_quant: bool,
-    /// Choose the weights that an adapter trained on a quantized base is added to: the dequantized weights, which
-    /// gives exactly the trained model; the original weights; or the dequantized weights with the result quantized
-    /// again [default: dequantized].
-    #[arg(
-        long,
-        value_enum,
-        value_name = "dequantized|original|requantized",
-        hide_possible_values = true
-    )]
-    pub target: Option<MergeTarget>,
+    /// How the base was quantized.
+    #[command(flatten)]
+    pub(super) base: BaseArgs,
     /// Measure the effect of each target on the pairs in this file [default: the run's own pairs, or a few built-in
     /// texts].
     #[arg(long, value_name = "FILE")]
@@ -89,14 +77,16 @@ pub fn run<B: TrainBackend>(
     let mut push = args.push.push(mode)?;
     let model = Hub::open(mode).resolve(&args.model, &args.revision)?;
     let shape = DecoderConfig::load(&model)?;
-    let quantization = args.base_quantization(shape.quantization)?;
+    let needs_quantized = args.data.as_ref().map(|_| "--data");
+    let quantization =
+        args.base.quantization(shape.quantization, Some(&args.adapter), needs_quantized)?;
     let config = MergeConfig {
         model,
         adapter: args.adapter.clone(),
         output: args.output.clone(),
         dtype: args.dtype.dtype(),
         base_quantization: quantization,
-        target: args.target.unwrap_or_default(),
+        target: args.base.target.unwrap_or_default(),
         overwrite: args.overwrite,
     };
     config.check_output()?;
@@ -157,40 +147,5 @@ impl MergeArgs {
             self.adapter = peft::named_adapter(&self.adapter, name)?;
         }
         Ok(())
-    }
-
-    /// Returns the quantization of the base: that of the flags, of the stored weights, or of the adapter's record.
-    fn base_quantization(
-        &self,
-        stored: Option<quantize::Quantization>,
-    ) -> Result<Option<quantize::Quantization>> {
-        let quantization = match (self.quantization, stored) {
-            (Some(requested), stored) => {
-                let requested = quantization_settings(requested, self.double_quant)?;
-                if stored.is_some() && requested != stored {
-                    return Err(Error::invalid(
-                        "--quantization",
-                        "differs from the quantization of the base's files",
-                        "leave it out: the files already say how they are quantized",
-                    ));
-                }
-                requested
-            }
-            (None, Some(stored)) => Some(stored),
-            (None, None) => peft::base_quantization(&self.adapter)?,
-        };
-        let flag = match (self.target, &self.data) {
-            (Some(_), _) => "--target",
-            (_, Some(_)) => "--data",
-            _ => return Ok(quantization),
-        };
-        match quantization {
-            Some(quantization) => Ok(Some(quantization)),
-            None => Err(Error::invalid(
-                flag,
-                "has no effect: nothing says that the adapter was trained on a quantized base",
-                "leave it out, or name the base's quantization with --quantization",
-            )),
-        }
     }
 }
