@@ -7,6 +7,7 @@ pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod iterate;
@@ -79,6 +80,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Merge an adapter into its base model and write the result.
     Merge(merge::MergeArgs),
+    /// Export a model, with or without an adapter, as a GGUF file for llama.cpp and programs built on it.
+    Export(export::ExportArgs),
     /// Push an adapter, a model or a run's result to a repository of the Hugging Face hub.
     Push(push::PushArgs),
     /// List the devices of every backend in this build.
@@ -117,6 +120,7 @@ impl Cli {
             Command::Chat(args) => &mut args.model.load,
             Command::Evaluate(args) => args.task.load_args(),
             Command::Merge(args) => return args.resolve_adapter(),
+            Command::Export(args) => return args.resolve_adapter(),
             _ => return Ok(()),
         };
         load.resolve_adapter()
@@ -166,6 +170,7 @@ impl Cli {
             Command::Generate(args) => generate::run::<B>(args, mode, device),
             Command::Chat(args) => chat::run::<B>(args, mode, device),
             Command::Merge(args) => merge::run::<B>(args, mode, device),
+            Command::Export(args) => export::run::<B>(args, mode, device),
             Command::Doctor(args) => doctor::run::<B>(args, device),
             Command::Bench(args) => bench::run::<B>(args, device),
             Command::Evaluate(args) => evaluate::run::<B>(args, mode, device),

@@ -9,6 +9,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use serde_json::Value;
+
 use self::caught::caught;
 use self::special::SpecialTokens;
 use crate::data::chat::{self, ChatTemplate};
@@ -36,7 +38,9 @@ pub struct Tokenizer {
     path: PathBuf,
     eos: (String, u32),
     bos_id: Option<u32>,
-    pad_id: u32,
+    unk_id: Option<u32>,
+    /// The padding token, if the tokenizer has one.
+    own_pad_id: Option<u32>,
     vocab_size: usize,
     chat_template: Option<ChatTemplate>,
 }
@@ -96,11 +100,13 @@ impl Tokenizer {
             )
         })?;
         let bos_id = names.find("bos", &inner)?.map(|(_, id)| id);
-        // TRL pads with EOS where the tokenizer has no padding token.
-        let pad_id = names.find("pad", &inner)?.map_or(eos.1, |(_, id)| id);
+        // Some files name a token for unknown text that the vocabulary lacks; nothing here depends on it.
+        let unk_id = names.find("unk", &inner).ok().flatten().map(|(_, id)| id);
+        let own_pad_id = names.find("pad", &inner)?.map(|(_, id)| id);
         let vocab_size = inner.get_vocab_size(true);
         let chat_template = chat::find(folder, names.tokenizer_config(), names.variables())?;
-        let tokenizer = Self { inner, path, eos, bos_id, pad_id, vocab_size, chat_template };
+        let tokenizer =
+            Self { inner, path, eos, bos_id, unk_id, own_pad_id, vocab_size, chat_template };
         tokenizer.warn_about_flags(&names)?;
         Ok(tokenizer)
     }
@@ -179,9 +185,36 @@ impl Tokenizer {
         self.bos_id
     }
 
-    /// Returns the id of the padding token, or of EOS if the tokenizer has no padding token.
+    /// Returns the id of the token for unknown text, if the tokenizer has one.
+    pub fn unk_id(&self) -> Option<u32> {
+        self.unk_id
+    }
+
+    /// Returns the id of the padding token, or of EOS if the tokenizer has no padding token, as TRL pads.
     pub fn pad_id(&self) -> u32 {
-        self.pad_id
+        self.own_pad_id.unwrap_or(self.eos.1)
+    }
+
+    /// Returns the id of the padding token, if the tokenizer has one.
+    pub fn own_pad_id(&self) -> Option<u32> {
+        self.own_pad_id
+    }
+
+    /// Returns the path of `tokenizer.json`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the tokenizer as the content of a `tokenizer.json`, with the tokens and rules that other files of the folder
+    /// add.
+    ///
+    /// # Errors
+    /// The tokenizer has a part that cannot be written.
+    pub fn to_json(&self) -> Result<Value> {
+        let text = caught(|| self.inner.to_string(false));
+        let text = text.and_then(|text| text.map_err(|e| e.to_string()));
+        let json = text.and_then(|text| serde_json::from_str(&text).map_err(|e| e.to_string()));
+        json.map_err(|e| self.unusable(&format!("cannot be written as JSON: {e}")))
     }
 
     /// Returns the chat template of the model, if it has one.

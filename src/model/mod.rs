@@ -7,6 +7,7 @@ pub mod decoder;
 pub mod dtype;
 pub mod family;
 pub mod file_hash;
+pub mod gguf;
 pub mod hub;
 pub mod identity;
 pub mod input;
