@@ -16,10 +16,11 @@ use tempfile::TempDir;
 use crate::pages::{blocks, pages_below, read};
 
 /// Names of the pages. Each has a test below.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "conversations",
     "devices-and-doctor",
     "evaluate",
+    "export",
     "generate",
     "iterate",
     "merge",
@@ -168,6 +169,11 @@ fn conversations() {
 #[test]
 fn evaluate() {
     check_page("evaluate", &["programs.json"]);
+}
+
+#[test]
+fn export() {
+    check_page("export", &[]);
 }
 
 #[test]

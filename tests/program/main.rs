@@ -13,6 +13,7 @@ mod demo;
 mod devices;
 mod doctor;
 mod ecosystem;
+mod export;
 mod generate;
 mod guide;
 mod inspect;

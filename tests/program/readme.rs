@@ -131,7 +131,7 @@ fn commands_parse_and_each_is_shown() {
 }
 
 /// Flags of other programs that the pages name.
-const OTHER_FLAGS: [&str; 8] = [
+const OTHER_FLAGS: [&str; 10] = [
     "--release",
     "--features",
     "--no-default-features",
@@ -140,6 +140,8 @@ const OTHER_FLAGS: [&str; 8] = [
     "--tasks",
     "--num_fewshot",
     "--path",
+    "--outtype",
+    "--outfile",
 ];
 
 #[test]
