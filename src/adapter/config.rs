@@ -75,8 +75,8 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
 }
 
-/// Biases of the model that are trained too (PEFT's `bias`). In a model without biases this only changes the adapter's
-/// settings; in a model with biases, only [`Self::None`] is built.
+/// Biases of the model that are trained too (PEFT's `bias`), see [`biases`](super::biases). In a model without biases this
+/// only changes the adapter's settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraBias {

@@ -1,5 +1,7 @@
 //! Attaches low-rank branches to a model's projections.
 
+use std::collections::BTreeSet;
+
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
 use burn::module::Param;
@@ -7,7 +9,8 @@ use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::config::{BranchConfig, LoraBias, LoraConfig, LoraInit};
+use super::biases::Biases;
+use super::config::{BranchConfig, LoraConfig, LoraInit};
 use super::modules::{Patterns, TargetModules};
 use super::parameters::{self, set_trained_parameters};
 use super::saved::{SavedWeights, attach_saved, saved_modules};
@@ -15,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::config::DecoderConfig;
 use crate::model::decoder::Decoder;
 use crate::model::linear::{Dora, Linear, LowRank, frozen_param};
-use crate::model::names::{TensorRole, projection_names};
+use crate::model::names::TensorRole;
 
 /// Attaches a new branch to every targeted projection, `lora_a` random from `seed` and `lora_b` zero, and makes copies of
 /// the modules that are trained in full. The model's output does not change.
@@ -42,7 +45,7 @@ pub fn attach<B: TrainBackend>(
             attach_one(linear, config, site, branch, device);
         }
     }
-    attach_saved(model, config, SavedWeights::new(), device)
+    attach_saved(model, config, (SavedWeights::new(), Biases::new()), device)
 }
 
 /// The weights of one branch on the host, in f32, and its scaling.
@@ -153,16 +156,8 @@ pub fn check(model: &DecoderConfig, config: &LoraConfig) -> Result<()> {
     Ok(())
 }
 
-/// Checks that no module is targeted that cannot have a branch: the embedding, the head or a norm; and that no bias of the
-/// model is trained.
+/// Checks that no module is targeted that cannot have a branch: the embedding, the head or a norm.
 pub(super) fn check_other_modules(model: &DecoderConfig, config: &LoraConfig) -> Result<()> {
-    if config.bias != LoraBias::None && model.switches.biases().contains(&true) {
-        return Err(Error::invalid(
-            "bias",
-            "asks for training the biases of the model beside the adapter, which is not built; without it they stay frozen",
-            "set it to \"none\"",
-        ));
-    }
     if config.target_modules == TargetModules::AllLinear {
         return Ok(());
     }
@@ -186,7 +181,11 @@ pub(super) fn check_other_modules(model: &DecoderConfig, config: &LoraConfig) ->
 
 /// Checks that one of the projections `names` gets a branch, and that each listed name has an effect.
 fn check_targets(names: &[String], config: &LoraConfig) -> Result<()> {
-    let known = format!("use some of {}", projection_names().collect::<Vec<_>>().join(", "));
+    let last = |name: &String| name.rsplit('.').next().map(String::from);
+    let mut known: Vec<String> = names.iter().filter_map(last).collect();
+    let mut seen = BTreeSet::new();
+    known.retain(|name| seen.insert(name.clone()));
+    let known = format!("use some of {}", known.join(", "));
     let targets = "lora.target_modules";
     let wanted = match &config.target_modules {
         TargetModules::Names(targets) => targets.as_slice(),

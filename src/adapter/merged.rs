@@ -1,6 +1,7 @@
 //! The weights of a base model with an adapter merged into them: `W + scaling * B A`. With DoRA, each row of the sum is
 //! scaled to its trained magnitude.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use arithmo_backends::TrainBackend;
@@ -94,9 +95,11 @@ impl<'a, B: TrainBackend> MergedWeights<'a, B> {
 
     /// Returns the number of weights that the adapter changes.
     pub fn changed(&self) -> usize {
-        let branches = self.adapter.branches.values();
-        let biases = branches.filter(|branch| branch.bias.is_some()).count();
-        self.adapter.branches.len() + biases + self.adapter.saved.len()
+        let AdapterWeights { branches, saved, biases } = &self.adapter;
+        let of_branches = branches.iter().filter(|(_, branch)| branch.bias.is_some());
+        let biases: BTreeSet<&String> =
+            of_branches.map(|(module, _)| module).chain(biases.keys()).collect();
+        branches.len() + biases.len() + saved.len()
     }
 
     /// Returns the dtype in which the base stores the weight `name`; for a quantized one, the dtype of its dequantized
@@ -118,8 +121,7 @@ impl<'a, B: TrainBackend> MergedWeights<'a, B> {
     /// The file cannot be read, or a value is not finite or too large for `dtype`.
     pub fn values(&self, name: &str, dtype: DType) -> Result<Vec<f32>> {
         if let Some(module) = name.strip_suffix(".bias") {
-            let branch = self.adapter.branches.get(module);
-            let values = self.bias(name, branch)?;
+            let values = self.bias(name, module)?;
             check_finite(name, &values, dtype)?;
             return Ok(values);
         }
@@ -136,9 +138,14 @@ impl<'a, B: TrainBackend> MergedWeights<'a, B> {
         Ok(values)
     }
 
-    /// Returns the values of the bias `name`, with that of the projection's branch.
-    fn bias(&self, name: &str, branch: Option<&Branch>) -> Result<Vec<f32>> {
-        let mut values = self.files.tensor_f32(name)?;
+    /// Returns the values of `name`, the bias of `module`: those that the adapter trained, if it did, plus those of the
+    /// projection's branch.
+    fn bias(&self, name: &str, module: &str) -> Result<Vec<f32>> {
+        let mut values = match self.adapter.biases.get(module) {
+            Some(trained) => trained.iter::<f32>().collect(),
+            None => self.files.tensor_f32(name)?,
+        };
+        let branch = self.adapter.branches.get(module);
         if let Some(Branch { bias: Some(bias), scaling, .. }) = branch {
             let added = bias.iter::<f32>();
             values.iter_mut().zip(added).for_each(|(value, bias)| *value += *scaling as f32 * bias);

@@ -1,5 +1,6 @@
 //! Adapters: LoRA (arXiv 2106.09685) with its settings and initializations, PEFT's adapter files, and merging.
 
+pub mod biases;
 pub mod config;
 pub mod loftq;
 pub mod lora;

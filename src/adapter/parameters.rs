@@ -161,6 +161,7 @@ fn name_and_role(path: &[String]) -> (String, Role) {
             "lora" | "dora" | "weight" | "stored" | "Float" => {}
             "trained" => role = Role::Saved,
             "bias" => end = "bias",
+            "trained_bias" => (end, role) = ("bias", Role::Saved),
             "lora_b_bias" => (end, role) = ("lora_B.bias", Role::LoraBias),
             "lora_a" => (end, role) = ("lora_A.weight", Role::LoraA),
             "lora_b" => (end, role) = ("lora_B.weight", Role::LoraB),

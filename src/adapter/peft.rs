@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use arithmo_backends::TrainBackend;
 use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::{Value, json};
 
+use super::biases::{Biases, TrainedBias, name_in_files, trained_biases};
 use super::config::{BranchConfig, LoraConfig};
 use super::lora::{Branch, attach_one, check_other_modules};
 use super::modules::TargetModules;
-use super::parameters::{MAGNITUDE, Parameter, adapter_parameters, set_trained_parameters};
+use super::parameters::{MAGNITUDE, Parameter, Role, adapter_parameters, set_trained_parameters};
 use super::residual;
 use super::saved::{SavedWeights, attach_saved, saved_modules};
 use crate::error::{Error, Result, first_few};
@@ -53,6 +55,8 @@ pub struct AdapterWeights {
     pub branches: BTreeMap<String, Branch>,
     /// The weights that were trained in full.
     pub saved: SavedWeights,
+    /// The biases of the model that were trained.
+    pub biases: Biases,
 }
 
 /// Loads a PEFT adapter folder into `model`, replacing any adapter it has.
@@ -65,14 +69,14 @@ pub fn load<B: TrainBackend>(
     device: &B::Device,
 ) -> Result<LoraConfig> {
     let (config, weights) = read(&model.config, folder)?;
-    let AdapterWeights { mut branches, saved } = weights;
+    let AdapterWeights { mut branches, saved, biases } = weights;
     model.remove_adapter();
     for (site, (name, linear)) in model.projections_mut().enumerate() {
         if let Some(branch) = branches.remove(&name) {
             attach_one(linear, &config, site, branch, device);
         }
     }
-    attach_saved(model, &config, saved, device)?;
+    attach_saved(model, &config, (saved, biases), device)?;
     Ok(config)
 }
 
@@ -95,7 +99,8 @@ pub fn read(model: &DecoderConfig, folder: &Path) -> Result<(LoraConfig, Adapter
     let targets = targets(model, &config).map_err(within)?;
     check_order(&targets, &config).map_err(within)?;
     let saved_modules = saved_modules(model, &config).map_err(within)?;
-    check(&config, &targets, &saved_modules, &tensors, &path)?;
+    let trained_biases = trained_biases(model, &config).map_err(within)?;
+    check(&config, &targets, (&saved_modules, &trained_biases), &tensors, &path)?;
     let mut weights = AdapterWeights::default();
     let mut take = |name: String| {
         let (shape, values) = tensors.remove(&format!("{PREFIX}{name}"))?;
@@ -114,6 +119,10 @@ pub fn read(model: &DecoderConfig, folder: &Path) -> Result<(LoraConfig, Adapter
     for (name, _) in saved_modules {
         let weight = take(format!("{name}.weight"));
         weights.saved.extend(weight.map(|weight| (name, weight)));
+    }
+    for bias in trained_biases {
+        let values = take(bias.name());
+        weights.biases.extend(values.map(|values| (bias.module, values)));
     }
     Ok((config, weights))
 }
@@ -283,11 +292,28 @@ pub fn base_quantization(folder: &Path) -> Result<Option<Quantization>> {
 /// Returns the adapter's tensors under PEFT's names, bit for bit. An adapter that started with a part of the base has
 /// the form of the original base: see [`residual`].
 pub fn tensors<B: TrainBackend>(model: &Decoder<B>) -> Vec<(String, TensorData)> {
-    let named =
-        |parameter: Parameter<B>| (format!("{PREFIX}{}", parameter.name), parameter.into_data());
+    let named = |parameter: Parameter<B>| {
+        (format!("{PREFIX}{}", name_in_file(model, &parameter)), parameter.into_data())
+    };
     let mut tensors: Vec<_> = adapter_parameters(model).into_iter().map(named).collect();
     residual::convert(model, &mut tensors);
     tensors
+}
+
+/// Returns the name of an adapter's tensor in files, without the prefix.
+fn name_in_file<B: TrainBackend, P: Backend>(
+    model: &Decoder<B>,
+    parameter: &Parameter<P>,
+) -> String {
+    let is_saved = parameter.role == Role::Saved;
+    match parameter.name.strip_suffix(".bias").filter(|_| is_saved) {
+        Some(module) => {
+            let mut projections = model.projections();
+            let own = projections.find(|(name, _)| name == module);
+            name_in_files(module, own.is_some_and(|(_, linear)| linear.lora.is_some()))
+        }
+        None => parameter.name.clone(),
+    }
 }
 
 /// Copies `saved` tensors, as [`tensors`] returns them, back into a model that has the same adapter; errors name
@@ -304,7 +330,9 @@ pub fn restore<B: TrainBackend>(
     let mut saved: BTreeMap<String, TensorData> = saved.into_iter().collect();
     residual::revert(model, &mut saved);
     let mut values = Vec::new();
-    for Parameter { name, shape, value, .. } in adapter_parameters(model) {
+    for parameter in adapter_parameters(model) {
+        let name = name_in_file(model, &parameter);
+        let Parameter { shape, value, .. } = parameter;
         let data = saved.remove(&format!("{PREFIX}{name}"));
         match data.filter(|data| data.shape[..] == shape[..]) {
             Some(data) => {
@@ -390,7 +418,7 @@ fn check_order(targets: &[Target], config: &LoraConfig) -> Result<()> {
 fn check(
     config: &LoraConfig,
     targets: &[Target],
-    saved_modules: &[(String, Vec<usize>)],
+    (saved_modules, trained_biases): (&[(String, Vec<usize>)], &[TrainedBias]),
     tensors: &NamedTensors,
     path: &Path,
 ) -> Result<()> {
@@ -408,6 +436,9 @@ fn check(
     }
     for (name, shape) in saved_modules {
         expected.insert(format!("{PREFIX}{name}.weight"), shape.clone());
+    }
+    for bias in trained_biases {
+        expected.insert(format!("{PREFIX}{}", bias.name()), vec![bias.width]);
     }
     let problem = if targets.is_empty() {
         Some("its target_modules match no projection of this model".to_string())

@@ -6,12 +6,13 @@ use arithmo_backends::TrainBackend;
 use burn::module::Param;
 use burn::tensor::{DType, Element, Tensor, TensorData};
 
+use super::biases::{Biases, attach_biases};
 use super::config::LoraConfig;
 use crate::error::{Error, Result};
 use crate::model::config::DecoderConfig;
 use crate::model::decoder::{Decoder, ModuleMut};
 use crate::model::limits::check_whole_weights;
-use crate::model::linear::WeightParam;
+use crate::model::linear::{Linear, WeightParam};
 use crate::model::names::{ModelTensor, TensorRole, is_projection};
 use crate::model::rms_norm::RmsNorm;
 
@@ -93,15 +94,15 @@ fn refused(problem: String, remedy: &str) -> Error {
     Error::invalid("modules_to_save", problem, remedy)
 }
 
-/// Makes the modules of `config` trainable: from then on the model computes with copies of their weights, whose initial
-/// values are `saved`, or the weights themselves for a module that is absent there. In training the copies are in f32.
+/// Makes the modules and biases of `config` trainable: from then on the model computes with copies of them, whose initial
+/// values are `saved` and `biases`, or the model's own for a module that is absent there. In training the copies are in f32.
 ///
 /// # Errors
 /// Same as [`saved_modules`], or the device cannot take a weight whole.
 pub(super) fn attach_saved<B: TrainBackend>(
     model: &mut Decoder<B>,
     config: &LoraConfig,
-    mut saved: SavedWeights,
+    (mut saved, biases): (SavedWeights, Biases),
     device: &B::Device,
 ) -> Result<()> {
     let modules = saved_modules(&model.config, config)?;
@@ -126,7 +127,7 @@ pub(super) fn attach_saved<B: TrainBackend>(
             }
         }
     }
-    Ok(())
+    attach_biases(model, config, biases, dtype, device)
 }
 
 /// Makes `weight` trainable, from `data` or from its own values.
@@ -152,7 +153,7 @@ fn trainable<B: TrainBackend, const D: usize>(tensor: Tensor<B, D>) -> Param<Ten
     Param::from_tensor(tensor.detach())
 }
 
-/// Returns whether the modules that are trained in full have the weights of the model without its adapter.
+/// Returns whether the modules and biases that are trained in full have the values of the model without its adapter.
 pub fn saved_equals_base<B: TrainBackend>(model: &Decoder<B>) -> bool {
     let mut model = model.clone();
     let matrix_equals = |WeightParam { stored, trained }: &WeightParam<B>| {
@@ -163,13 +164,22 @@ pub fn saved_equals_base<B: TrainBackend>(model: &Decoder<B>) -> bool {
     };
     model.modules_mut().into_iter().all(|(_, module)| match module {
         ModuleMut::Matrix(weight) => matrix_equals(weight),
-        ModuleMut::Projection(linear) => matrix_equals(&linear.weight),
-        ModuleMut::Norm(RmsNorm { weight, trained, .. }) => {
-            trained.as_ref().is_none_or(|trained| {
-                let trained = trained.val().detach();
-                is_equal(weight.val().cast(trained.dtype()), trained)
-            })
+        ModuleMut::Projection(Linear { weight, bias, trained_bias, .. }) => {
+            matrix_equals(weight)
+                && bias.as_ref().is_none_or(|bias| vector_equals(bias, trained_bias.as_ref()))
         }
+        ModuleMut::Norm(RmsNorm { weight, trained, .. }) => vector_equals(weight, trained.as_ref()),
+    })
+}
+
+/// Returns whether the copy `trained` of a vector has its values; true if there is no copy.
+fn vector_equals<B: TrainBackend>(
+    own: &Param<Tensor<B, 1>>,
+    trained: Option<&Param<Tensor<B, 1>>>,
+) -> bool {
+    trained.is_none_or(|trained| {
+        let trained = trained.val().detach();
+        is_equal(own.val().cast(trained.dtype()), trained)
     })
 }
 

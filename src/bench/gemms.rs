@@ -9,7 +9,7 @@ use crate::doctor::Out;
 use crate::doctor::speed::{median_seconds, timed};
 use crate::error::Result;
 use crate::model::config::DecoderConfig;
-use crate::model::names::{HEAD, projection_dims, projection_names};
+use crate::model::names::{HEAD, projections};
 
 /// Seconds compared with which synchronizing with the device is negligible; shorter GEMMs are
 /// repeated without synchronizing in between.
@@ -71,10 +71,11 @@ pub(super) fn measure<B: TrainBackend>(
     Ok(speeds)
 }
 
-/// Returns the shapes of a layer's seven projections and of the head, each once, with the names of
-/// its weights.
+/// Returns the shapes of a layer's projections and of the head, each once, with the names of its
+/// weights.
 fn shapes(config: &DecoderConfig) -> Vec<(Vec<&'static str>, [usize; 2])> {
-    let projections = projection_names().zip(projection_dims(config));
+    let name = |path: &'static str| path.split('.').nth(1).unwrap_or(path);
+    let projections = projections(config).into_iter().map(|p| (name(p.path), p.dims));
     let head = (HEAD, [config.vocab_size, config.hidden_size]);
     let mut shapes: Vec<(Vec<_>, _)> = Vec::new();
     for (name, shape) in projections.chain([head]) {

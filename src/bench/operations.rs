@@ -156,17 +156,17 @@ impl<B: TrainBackend> Pass<'_, B> {
     /// Times the projections of all layers.
     fn projections(&self) -> Result<f64> {
         let layer = &self.model.layers[0];
-        let [q, k, v, o, gate, up, down] = layer.projections();
+        let [qkv, o, gate_up, down] = layer.projection_groups();
         let [all, fewer_rows_last] = self.layers();
-        let groups: [(&[&Linear<B>], bool, f64); 4] = [
-            (&[q, k, v], false, all),
-            (&[o], true, fewer_rows_last),
-            (&[gate, up], false, fewer_rows_last),
-            (&[down], true, fewer_rows_last),
+        let groups = [
+            (qkv, false, all),
+            (o, true, fewer_rows_last),
+            (gate_up, false, fewer_rows_last),
+            (down, true, fewer_rows_last),
         ];
         let mut seconds = 0.0;
         for (linears, residual, times) in groups {
-            seconds += times * self.projection(linears, residual)?;
+            seconds += times * self.projection(&linears, residual)?;
         }
         Ok(seconds)
     }
@@ -217,7 +217,7 @@ impl<B: TrainBackend> Pass<'_, B> {
         let norm = &self.model.norm;
         let (weight, epsilon) = (norm.weight.val(), config.rms_norm_eps);
         let x = self.random(self.tokens(), config.hidden_size);
-        let qkv = self.random(self.tokens(), heads.qkv_width());
+        let rotated = self.random(self.tokens(), rotated_heads * config.rotary_dim());
         let gate_up = self.random(self.tokens(), 2 * config.intermediate_size);
         let d_gated = self.random(self.tokens(), config.intermediate_size);
         let angles = &self.batch.input.context.angles[0];
@@ -225,7 +225,7 @@ impl<B: TrainBackend> Pass<'_, B> {
             + self.seconds(1.0, || {
                 B::rms_norm_backward(x.clone(), weight.clone(), epsilon, x.clone())
             })?;
-        let rotate = |rotation| B::rope(qkv.clone(), angles, rotated_heads, rotation);
+        let rotate = |rotation| B::rope(rotated.clone(), angles, rotated_heads, rotation);
         let rope = self.seconds(forward, || rotate(Rotation::Forward))?
             + self.seconds(1.0, || rotate(Rotation::Inverse))?;
         let swiglu = self.seconds(forward, || B::swiglu(gate_up.clone()))?

@@ -1,10 +1,10 @@
-//! Self-attention with grouped queries (arXiv 2305.13245) and a sliding window (arXiv 2310.06825); optionally each head of
-//! queries and keys is normalized first (arXiv 2302.05442).
+//! Self-attention with grouped queries (arXiv 2305.13245) and a sliding window (arXiv 2310.06825); optionally queries and
+//! keys are normalized first (arXiv 2302.05442).
 
 use arithmo_backends::ops::attention::{attention, self_attention, split};
 use arithmo_backends::ops::head_norm::head_norm;
 use arithmo_backends::ops::rope::rope;
-use arithmo_backends::{AttentionMask, HeadNorm, TrainBackend};
+use arithmo_backends::{AttentionMask, HeadNorm, RotaryAngles, TrainBackend};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -12,22 +12,24 @@ use super::input::SequenceContext;
 use super::kv_cache::LayerCache;
 use super::linear::{Linear, project};
 use super::rms_norm::RmsNorm;
-use super::switches::LayerKind;
+use super::switches::{LayerKind, QkNorm};
 
 /// The attention half of a decoder layer.
 #[derive(Module, Debug)]
 pub struct Attention<B: TrainBackend> {
-    /// `[H * Dh, D]`
-    pub q_proj: Linear<B>,
-    /// `[H_kv * Dh, D]`
-    pub k_proj: Linear<B>,
-    /// `[H_kv * Dh, D]`
-    pub v_proj: Linear<B>,
+    /// `[H * Dh, D]`; `None` if there is a [`Self::qkv_proj`].
+    pub q_proj: Option<Linear<B>>,
+    /// `[H_kv * Dh, D]`; `None` if there is a [`Self::qkv_proj`].
+    pub k_proj: Option<Linear<B>>,
+    /// `[H_kv * Dh, D]`; `None` if there is a [`Self::qkv_proj`].
+    pub v_proj: Option<Linear<B>>,
+    /// The rows of queries, keys and values as one projection, `[(H + 2 H_kv) * Dh, D]`.
+    pub qkv_proj: Option<Linear<B>>,
     /// `[D, H * Dh]`
     pub o_proj: Linear<B>,
-    /// Norm of each query head, of width `Dh`; `None` if heads are not normalized.
+    /// Norm of each query head, of width `Dh`, or of all of them together; `None` if queries are not normalized.
     pub q_norm: Option<RmsNorm<B>>,
-    /// Norm of each key head.
+    /// Norm of each key head, or of all of them together.
     pub k_norm: Option<RmsNorm<B>>,
     /// The heads, the window and the rotation of this layer.
     #[module(skip)]
@@ -50,8 +52,8 @@ impl<B: TrainBackend> Attention<B> {
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 2> {
         let (seed, config) = (context.dropout_seed, &self.kind.attention);
-        let qkv = project(&[&self.q_proj, &self.k_proj, &self.v_proj], x, None, seed);
-        let qkv = self.rotate(self.normalize_heads(qkv), context);
+        let qkv = project(&self.inputs(), x, None, seed);
+        let qkv = self.rotate(self.normalize(qkv), context);
         let attended = match cache.zip(context.slots.as_ref()) {
             None => self_attention(qkv, mask, config),
             Some((cache, slots)) => {
@@ -64,12 +66,24 @@ impl<B: TrainBackend> Attention<B> {
         project(&[&self.o_proj], attended, residual, seed)
     }
 
-    /// Normalizes each head of the queries and keys of `qkv` `[T, (H + 2 H_kv) * Dh]`, if this model does.
-    fn normalize_heads(&self, qkv: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Returns the projections of the input, whose outputs side by side are queries, keys and values.
+    pub(super) fn inputs(&self) -> Vec<&Linear<B>> {
+        let all = [&self.q_proj, &self.k_proj, &self.v_proj, &self.qkv_proj];
+        all.into_iter().flatten().collect()
+    }
+
+    /// Normalizes the queries and keys of `qkv` `[T, (H + 2 H_kv) * Dh]`, if this model does.
+    fn normalize(&self, qkv: Tensor<B, 2>) -> Tensor<B, 2> {
         let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else {
             return qkv;
         };
         let config = &self.kind.attention;
+        if self.kind.qk_norm == Some(QkNorm::AllHeads) {
+            let [queries, keys] = [config.heads, config.kv_heads].map(|n| n * config.head_dim);
+            let query = q_norm.forward(qkv.clone().narrow(1, 0, queries));
+            let key = k_norm.forward(qkv.clone().narrow(1, queries, keys));
+            return Tensor::cat(vec![query, key, qkv.narrow(1, queries + keys, keys)], 1);
+        }
         let norm = HeadNorm {
             weights: [q_norm, k_norm].map(|norm| norm.factors(qkv.dtype())),
             heads: [config.heads, config.kv_heads],
@@ -82,7 +96,10 @@ impl<B: TrainBackend> Attention<B> {
     fn rotate(&self, qkv: Tensor<B, 2>, context: &SequenceContext<B>) -> Tensor<B, 2> {
         let config = &self.kind.attention;
         let qkv = match self.kind.rope {
-            Some(kind) => rope(qkv, &context.angles[kind], config.heads + config.kv_heads),
+            Some(kind) => {
+                let heads = config.heads + config.kv_heads;
+                rotate_start(qkv, &context.angles[kind], heads, config.head_dim)
+            }
             None => qkv,
         };
         match &context.query_factors {
@@ -90,4 +107,25 @@ impl<B: TrainBackend> Attention<B> {
             None => qkv,
         }
     }
+}
+
+/// Rotates the features at the start of each of the first `heads` heads, of width `head_dim`, as many as there are angles
+/// for.
+fn rotate_start<B: TrainBackend>(
+    qkv: Tensor<B, 2>,
+    angles: &RotaryAngles<B>,
+    heads: usize,
+    head_dim: usize,
+) -> Tensor<B, 2> {
+    let ([tokens, width], [_, half]) = (qkv.dims(), angles.cos.dims());
+    let (rotated, columns) = (2 * half, heads * head_dim);
+    if rotated == head_dim {
+        return rope(qkv, angles, heads);
+    }
+    let features = qkv.clone().narrow(1, 0, columns).reshape([tokens, heads, head_dim]);
+    let start = features.clone().narrow(2, 0, rotated).reshape([tokens, heads * rotated]);
+    let start = rope(start, angles, heads).reshape([tokens, heads, rotated]);
+    let rest = features.narrow(2, rotated, head_dim - rotated);
+    let features = Tensor::cat(vec![start, rest], 2).reshape([tokens, columns]);
+    Tensor::cat(vec![features, qkv.narrow(1, columns, width - columns)], 1)
 }

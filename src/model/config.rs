@@ -14,7 +14,7 @@ use super::family::Family;
 use super::names::{self, ModelTensor};
 use super::quantize::Quantization;
 use super::rope::Rope;
-use super::switches::{Activation, LayerKind, NormPlacement, RopeScaling, Switches};
+use super::switches::{Activation, LayerKind, LongRope, NormPlacement, RopeScaling, Switches};
 use crate::error::{Error, Result};
 use crate::input_file;
 use crate::output::write_whole;
@@ -44,7 +44,8 @@ pub struct DecoderConfig {
     pub num_key_value_heads: usize,
     /// Width of one head if the file gives it, otherwise D / H. Use [`head_dim`](Self::head_dim).
     pub head_dim: Option<usize>,
-    /// Longest sequence the model was made for, in tokens.
+    /// Longest sequence the model can be used with, in tokens: with [`RopeScaling::LongRope`], that of its first training
+    /// phase.
     pub max_position_embeddings: usize,
     /// Epsilon of RMSNorm.
     pub rms_norm_eps: f64,
@@ -125,12 +126,26 @@ impl DecoderConfig {
         // The families' lists have one entry per layer, so the sizes are checked first.
         config.validate(path)?;
         (config.family.read)(&fields, &mut config)?;
+        if config.switches.partial_rotary_factor.is_none() {
+            fields.rope(None)?.refuse_partial()?;
+        }
+        config.check_rotation(path)?;
+        if let RopeScaling::LongRope(longrope) = &config.switches.rope_scaling {
+            let longest = longrope.original_max_position_embeddings;
+            config.max_position_embeddings = config.max_position_embeddings.min(longest);
+        }
         Ok(config)
     }
 
     /// Returns the width of one attention head, d. `head_dim * num_attention_heads` need not be `hidden_size`.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Returns the number of features at the start of each head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        let partial = self.switches.partial_rotary_factor.unwrap_or(1.0);
+        (self.head_dim() as f64 * partial) as usize
     }
 
     /// Returns the shape of attention.
@@ -191,6 +206,7 @@ impl DecoderConfig {
             attention: self.attention(),
             window: usize::from(windowed && !self.switches.windowed.is_empty()),
             rope: self.switches.is_rotated(index).then_some(rope),
+            qk_norm: self.switches.qk_norm,
         }
     }
 
@@ -199,13 +215,13 @@ impl DecoderConfig {
     /// keys, values (twice if their heads are normalized), the attention output, gate, up and their elementwise product.
     pub fn block_values_per_token(&self) -> usize {
         let heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads;
-        let before_norms = if self.switches.qk_norm {
+        let before_norms = if self.switches.qk_norm.is_some() {
             (heads - self.num_attention_heads) * self.head_dim()
         } else {
             0
         };
         let norms = match self.switches.norm_placement {
-            NormPlacement::Before => 4,
+            NormPlacement::Before | NormPlacement::After => 4,
             NormPlacement::BeforeAndAfter => 6,
         };
         norms * self.hidden_size
@@ -279,6 +295,10 @@ impl DecoderConfig {
         if let Some(object) = config.as_object_mut() {
             let scaling = self.rope_scaling().map(Value::Object);
             object.extend(scaling.map(|scaling| ("rope_scaling".to_string(), scaling)));
+            if let RopeScaling::LongRope(longrope) = &self.switches.rope_scaling {
+                let longest = json!(longrope.max_position_embeddings);
+                object.insert("max_position_embeddings".to_string(), longest);
+            }
             (self.family.write)(self, object);
             object.sort_keys();
         }
@@ -304,6 +324,31 @@ impl DecoderConfig {
         let width = 2 * heads.saturating_mul(head_dim) + 2 * kv.saturating_mul(head_dim);
         let layer = (width + 3 * inter + 2).saturating_mul(d);
         (2 * v * d).saturating_add(layer.saturating_mul(layers))
+    }
+
+    /// Checks that the features that are rotated are pairs, each with a factor if frequencies have factors of their own.
+    fn check_rotation(&self, path: &Path) -> Result<()> {
+        let width = self.rotary_dim();
+        let factors = match &self.switches.rope_scaling {
+            RopeScaling::LongRope(LongRope { short_factor, long_factor, .. }) => {
+                [short_factor.len(), long_factor.len()]
+            }
+            _ => [width / 2; 2],
+        };
+        let problem = if width == 0 || !width.is_multiple_of(2) {
+            format!("{width} features of a head are rotated; rotary embeddings need an even number")
+        } else if factors != [width / 2; 2] {
+            format!(
+                "{width} features of a head are rotated by {} frequencies, but short_factor and long_factor have {} and {} \
+                 values",
+                width / 2,
+                factors[0],
+                factors[1]
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::file(path, problem, "take the config.json that belongs to these weights"))
     }
 
     /// Checks that the sizes and constants are consistent and within the supported limits.

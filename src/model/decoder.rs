@@ -14,7 +14,7 @@ use super::input::{ModelInput, SequenceContext};
 use super::kv_cache::{KvCache, LayerCache};
 use super::linear::{Linear, WeightParam};
 use super::mlp::Mlp;
-use super::names::{EMBEDDING, FINAL_NORM, HEAD, PROJECTIONS, layer_module};
+use super::names::{EMBEDDING, FINAL_NORM, HEAD, layer_module};
 use super::positions::PositionTable;
 use super::rms_norm::RmsNorm;
 
@@ -25,9 +25,9 @@ pub struct DecoderLayer<B: TrainBackend> {
     pub self_attn: Attention<B>,
     /// Feed-forward.
     pub mlp: Mlp<B>,
-    /// Norm before attention.
-    pub input_layernorm: RmsNorm<B>,
-    /// Norm before the feed-forward; after attention if there is a [`Self::pre_feedforward_layernorm`].
+    /// Norm before attention; `None` in a layer that has norms only after its halves.
+    pub input_layernorm: Option<RmsNorm<B>>,
+    /// Norm before the feed-forward; after attention if there is a [`Self::post_feedforward_layernorm`].
     pub post_attention_layernorm: RmsNorm<B>,
     /// Norm before the feed-forward in a layer that also has norms after its halves.
     pub pre_feedforward_layernorm: Option<RmsNorm<B>>,
@@ -49,15 +49,13 @@ impl<B: TrainBackend> DecoderLayer<B> {
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 2> {
         let mask = context.mask(self.self_attn.kind.window, is_last);
-        let normed = self.input_layernorm.forward(x.clone());
+        let normed = normed_by(self.input_layernorm.as_ref(), &x);
         let residual = match &mask.queries {
             Some(queries) => x.select(0, queries.clone()),
             None => x,
         };
         let (attention, seed) = (&self.self_attn, context.dropout_seed);
-        let (Some(before), Some(after)) =
-            (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm)
-        else {
+        let Some(after) = &self.post_feedforward_layernorm else {
             let Some(multiplier) = self.residual_multiplier else {
                 let x = attention.forward(normed, Some(residual), context, mask, cache);
                 let normed = self.post_attention_layernorm.forward(x.clone());
@@ -69,58 +67,77 @@ impl<B: TrainBackend> DecoderLayer<B> {
         };
         let attended = attention.forward(normed, None, context, mask, cache);
         let x = residual + self.post_attention_layernorm.forward(attended);
-        let fed = self.mlp.forward(before.forward(x.clone()), None, seed);
+        let normed = normed_by(self.pre_feedforward_layernorm.as_ref(), &x);
+        let fed = self.mlp.forward(normed, None, seed);
         x + after.forward(fed)
     }
 
-    /// Returns the seven projections, in Hugging Face's order.
-    pub fn projections(&self) -> [&Linear<B>; 7] {
+    /// Returns the projections with their paths below the layer's, in Hugging Face's order.
+    pub fn projections(&self) -> Vec<(&'static str, &Linear<B>)> {
         let (attn, mlp) = (&self.self_attn, &self.mlp);
-        [
-            &attn.q_proj,
-            &attn.k_proj,
-            &attn.v_proj,
-            &attn.o_proj,
-            &mlp.gate_proj,
-            &mlp.up_proj,
-            &mlp.down_proj,
-        ]
+        let all = [
+            ("self_attn.q_proj", attn.q_proj.as_ref()),
+            ("self_attn.k_proj", attn.k_proj.as_ref()),
+            ("self_attn.v_proj", attn.v_proj.as_ref()),
+            ("self_attn.qkv_proj", attn.qkv_proj.as_ref()),
+            ("self_attn.o_proj", Some(&attn.o_proj)),
+            ("mlp.gate_proj", mlp.gate_proj.as_ref()),
+            ("mlp.up_proj", mlp.up_proj.as_ref()),
+            ("mlp.gate_up_proj", mlp.gate_up_proj.as_ref()),
+            ("mlp.down_proj", Some(&mlp.down_proj)),
+        ];
+        all.into_iter().filter_map(|(path, linear)| Some((path, linear?))).collect()
     }
 
-    /// Returns the number of outputs per token that DoRA scales, in the layer's four groups of projections.
+    /// Returns the projections in groups that have one input each: of queries, keys and values; the output of attention;
+    /// gate and up; down.
+    pub fn projection_groups(&self) -> [Vec<&Linear<B>>; 4] {
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        [attn.inputs(), vec![&attn.o_proj], mlp.inputs(), vec![&mlp.down_proj]]
+    }
+
+    /// Returns the number of outputs per token that DoRA scales.
     fn scaled_values_per_token(&self) -> usize {
-        let projections = self.projections();
-        let groups = [&projections[..3], &projections[3..4], &projections[4..6], &projections[6..]];
-        let scaled = groups.into_iter().filter(|group| group.iter().any(|p| p.has_magnitudes()));
+        let groups = self.projection_groups().into_iter();
+        let scaled = groups.filter(|group| group.iter().any(|p| p.has_magnitudes()));
         scaled.flatten().map(|projection| projection.dims().0).sum()
     }
 
     /// Returns the modules that have a weight, mutably, with their paths below the layer's: first the projections in the
-    /// order of [`PROJECTIONS`], then the norms.
+    /// order of [`Self::projections`], then the norms.
     fn modules_mut(&mut self) -> Vec<(&'static str, ModuleMut<'_, B>)> {
         let Self { self_attn: attn, mlp, .. } = self;
         let projections = [
-            &mut attn.q_proj,
-            &mut attn.k_proj,
-            &mut attn.v_proj,
-            &mut attn.o_proj,
-            &mut mlp.gate_proj,
-            &mut mlp.up_proj,
-            &mut mlp.down_proj,
+            ("self_attn.q_proj", attn.q_proj.as_mut()),
+            ("self_attn.k_proj", attn.k_proj.as_mut()),
+            ("self_attn.v_proj", attn.v_proj.as_mut()),
+            ("self_attn.qkv_proj", attn.qkv_proj.as_mut()),
+            ("self_attn.o_proj", Some(&mut attn.o_proj)),
+            ("mlp.gate_proj", mlp.gate_proj.as_mut()),
+            ("mlp.up_proj", mlp.up_proj.as_mut()),
+            ("mlp.gate_up_proj", mlp.gate_up_proj.as_mut()),
+            ("mlp.down_proj", Some(&mut mlp.down_proj)),
         ];
         let norms = [
             ("self_attn.q_norm", attn.q_norm.as_mut()),
             ("self_attn.k_norm", attn.k_norm.as_mut()),
-            ("input_layernorm", Some(&mut self.input_layernorm)),
+            ("input_layernorm", self.input_layernorm.as_mut()),
             ("post_attention_layernorm", Some(&mut self.post_attention_layernorm)),
             ("pre_feedforward_layernorm", self.pre_feedforward_layernorm.as_mut()),
             ("post_feedforward_layernorm", self.post_feedforward_layernorm.as_mut()),
         ];
-        let projections = PROJECTIONS.into_iter().zip(projections.map(ModuleMut::Projection));
+        let projections = projections
+            .into_iter()
+            .filter_map(|(path, linear)| Some((path, ModuleMut::Projection(linear?))));
         let norms =
             norms.into_iter().filter_map(|(path, norm)| Some((path, ModuleMut::Norm(norm?))));
         projections.chain(norms).collect()
     }
+}
+
+/// Returns `x` as `norm` normalizes it, or as it is if there is no norm.
+fn normed_by<B: TrainBackend>(norm: Option<&RmsNorm<B>>, x: &Tensor<B, 2>) -> Tensor<B, 2> {
+    norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()))
 }
 
 /// A module of the model that has a weight.
@@ -245,10 +262,8 @@ impl<B: TrainBackend> Decoder<B> {
     /// Returns every projection with its Hugging Face module name (`model.layers.0.self_attn.q_proj`).
     pub fn projections(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
         self.layers.iter().enumerate().flat_map(|(index, layer)| {
-            PROJECTIONS
-                .iter()
-                .zip(layer.projections())
-                .map(move |(path, linear)| (format!("{}.{path}", layer_module(index)), linear))
+            let named = layer.projections().into_iter();
+            named.map(move |(path, linear)| (format!("{}.{path}", layer_module(index)), linear))
         })
     }
 
@@ -296,6 +311,7 @@ impl<B: TrainBackend> Decoder<B> {
                 ModuleMut::Matrix(weight) => weight.trained = None,
                 ModuleMut::Projection(linear) => {
                     linear.lora = None;
+                    linear.trained_bias = None;
                     linear.weight.trained = None;
                 }
                 ModuleMut::Norm(norm) => norm.trained = None,

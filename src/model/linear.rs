@@ -147,6 +147,8 @@ pub struct Linear<B: TrainBackend> {
     pub weight: WeightParam<B>,
     /// `[D_out]`; `None` if the projection has no bias.
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// The copy of the bias that an adapter trains in full ([`crate::adapter::biases`]), used in its place.
+    pub trained_bias: Option<Param<Tensor<B, 1>>>,
     /// The trainable branch, if an adapter is attached here.
     pub lora: Option<LowRank<B>>,
 }
@@ -154,7 +156,7 @@ pub struct Linear<B: TrainBackend> {
 impl<B: TrainBackend> Linear<B> {
     /// Creates a projection by `weight` `[D_out, D_in]`, without a bias and a low-rank branch.
     pub fn frozen(weight: Tensor<B, 2>) -> Self {
-        Self { weight: WeightParam::frozen(weight), bias: None, lora: None }
+        Self { weight: WeightParam::frozen(weight), bias: None, trained_bias: None, lora: None }
     }
 
     /// Returns the shape `(D_out, D_in)`.
@@ -253,7 +255,8 @@ fn projections<B: TrainBackend>(
 /// `[1, sum of D_out]` in the dtype of `x`; `None` if there is no bias.
 fn biases<B: TrainBackend>(linears: &[&Linear<B>], x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
     let bias = |linear: &&Linear<B>| {
-        let own = linear.bias.as_ref().map(|bias| in_dtype(bias.val().unsqueeze(), x.dtype()));
+        let own = linear.trained_bias.as_ref().or(linear.bias.as_ref());
+        let own = own.map(|bias| in_dtype(bias.val().unsqueeze(), x.dtype()));
         let branch = linear.lora.as_ref().and_then(|lora| {
             let bias = lora.lora_b_bias.as_ref()?.val();
             Some(in_dtype((bias * lora.scaling).unsqueeze(), x.dtype()))

@@ -293,21 +293,23 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         let name = |part: &str| format!("{layer}.{part}");
         Ok(DecoderLayer {
             self_attn: Attention {
-                q_proj: self.linear(&name("self_attn.q_proj"))?,
-                k_proj: self.linear(&name("self_attn.k_proj"))?,
-                v_proj: self.linear(&name("self_attn.v_proj"))?,
+                q_proj: self.optional_linear(&name("self_attn.q_proj"))?,
+                k_proj: self.optional_linear(&name("self_attn.k_proj"))?,
+                v_proj: self.optional_linear(&name("self_attn.v_proj"))?,
+                qkv_proj: self.optional_linear(&name("self_attn.qkv_proj"))?,
                 o_proj: self.linear(&name("self_attn.o_proj"))?,
                 q_norm: self.optional_norm(&name("self_attn.q_norm"))?,
                 k_norm: self.optional_norm(&name("self_attn.k_norm"))?,
                 kind: self.config.layer_kind(index),
             },
             mlp: Mlp {
-                gate_proj: self.linear(&name("mlp.gate_proj"))?,
-                up_proj: self.linear(&name("mlp.up_proj"))?,
+                gate_proj: self.optional_linear(&name("mlp.gate_proj"))?,
+                up_proj: self.optional_linear(&name("mlp.up_proj"))?,
+                gate_up_proj: self.optional_linear(&name("mlp.gate_up_proj"))?,
                 down_proj: self.linear(&name("mlp.down_proj"))?,
                 activation: self.config.switches.activation,
             },
-            input_layernorm: self.norm(&name("input_layernorm"))?,
+            input_layernorm: self.optional_norm(&name("input_layernorm"))?,
             post_attention_layernorm: self.norm(&name("post_attention_layernorm"))?,
             pre_feedforward_layernorm: self.optional_norm(&name("pre_feedforward_layernorm"))?,
             post_feedforward_layernorm: self.optional_norm(&name("post_feedforward_layernorm"))?,
@@ -320,7 +322,13 @@ impl<B: TrainBackend> Builder<'_, '_, B> {
         let weight = self.matrix(module)?;
         let bias = format!("{module}.bias");
         let bias = self.tensors.contains_key(&bias).then(|| self.vector(&bias)).transpose()?;
-        Ok(Linear { weight, bias: bias.map(frozen_param), lora: None })
+        Ok(Linear { weight, bias: bias.map(frozen_param), trained_bias: None, lora: None })
+    }
+
+    /// Builds the projection `module`, or nothing if the model does not have it.
+    fn optional_linear(&mut self, module: &str) -> Result<Option<Linear<B>>> {
+        let exists = self.tensors.contains_key(&format!("{module}.weight"));
+        exists.then(|| self.linear(module)).transpose()
     }
 
     /// Builds the norm `module`.

@@ -1,17 +1,19 @@
 //! The one list of a model's tensors: their names in Hugging Face's files, their roles and their shapes.
 
 use super::config::DecoderConfig;
-use super::switches::NormPlacement;
+use super::switches::{NormPlacement, QkNorm};
 
-/// Paths of a layer's projections below `model.layers.N.`, in the order of
-/// [`DecoderLayer::projections`](super::decoder::DecoderLayer::projections).
-pub const PROJECTIONS: [&str; 7] = [
+/// Paths below `model.layers.N.` of the projections that a layer may have, in the order of
+/// [`DecoderLayer::projections`](super::decoder::DecoderLayer::projections). See [`projections`] for those of a model.
+const PROJECTIONS: [&str; 9] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
+    "self_attn.qkv_proj",
     "self_attn.o_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
+    "mlp.gate_up_proj",
     "mlp.down_proj",
 ];
 
@@ -77,7 +79,7 @@ impl ModelTensor {
     }
 }
 
-/// Returns the names of a layer's projections, as in PEFT's `target_modules`: `q_proj` and so on.
+/// Returns the names of the projections of all families, as in PEFT's `target_modules`: `q_proj` and so on.
 pub fn projection_names() -> impl Iterator<Item = &'static str> {
     PROJECTIONS.into_iter().filter_map(|path| path.split('.').nth(1))
 }
@@ -113,9 +115,7 @@ pub fn tensors(config: &DecoderConfig) -> Vec<ModelTensor> {
 fn layer_tensors(config: &DecoderConfig, index: usize) -> Vec<ModelTensor> {
     let layer = layer_module(index);
     let mut tensors = Vec::new();
-    for ((path, dims), has_bias) in
-        PROJECTIONS.into_iter().zip(projection_dims(config)).zip(config.switches.biases())
-    {
+    for LayerProjection { path, dims, has_bias, .. } in projections(config) {
         let module = format!("{layer}.{path}");
         tensors.push(ModelTensor::weight(&module, TensorRole::Projection, dims.to_vec()));
         if has_bias {
@@ -130,20 +130,80 @@ fn layer_tensors(config: &DecoderConfig, index: usize) -> Vec<ModelTensor> {
     tensors
 }
 
-/// Returns the shapes `[D_out, D_in]` of a layer's projections, in the order of [`PROJECTIONS`].
-pub fn projection_dims(config: &DecoderConfig) -> [[usize; 2]; 7] {
-    let (d, inner) = (config.hidden_size, config.intermediate_size);
+/// A group of a layer's projections that have one input and are computed side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProjectionGroup {
+    /// Of queries, keys and values.
+    Qkv,
+    /// Of the output of attention.
+    Output,
+    /// Of gate and up.
+    GateUp,
+    /// Of down.
+    Down,
+}
+
+/// A projection of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerProjection {
+    /// Path below `model.layers.N.`.
+    pub path: &'static str,
+    /// Shape `[D_out, D_in]`.
+    pub dims: [usize; 2],
+    /// Whether it has a bias.
+    pub has_bias: bool,
+    /// The group to which it belongs.
+    pub group: ProjectionGroup,
+}
+
+/// Lists the projections of each layer of a model, in the order of
+/// [`DecoderLayer::projections`](super::decoder::DecoderLayer::projections).
+pub fn projections(config: &DecoderConfig) -> Vec<LayerProjection> {
+    let (d, inner, switches) = (config.hidden_size, config.intermediate_size, &config.switches);
     let queries = config.num_attention_heads * config.head_dim();
     let keys = config.num_key_value_heads * config.head_dim();
-    [[queries, d], [keys, d], [keys, d], [d, queries], [inner, d], [inner, d], [d, inner]]
+    let projection = |path: &'static str| {
+        let (group, dims) = match path {
+            "self_attn.q_proj" => (ProjectionGroup::Qkv, [queries, d]),
+            "self_attn.k_proj" | "self_attn.v_proj" => (ProjectionGroup::Qkv, [keys, d]),
+            "self_attn.qkv_proj" => (ProjectionGroup::Qkv, [queries + 2 * keys, d]),
+            "self_attn.o_proj" => (ProjectionGroup::Output, [d, queries]),
+            "mlp.gate_up_proj" => (ProjectionGroup::GateUp, [2 * inner, d]),
+            "mlp.down_proj" => (ProjectionGroup::Down, [d, inner]),
+            _ => (ProjectionGroup::GateUp, [inner, d]),
+        };
+        let has_bias = match group {
+            ProjectionGroup::Qkv => switches.qkv_bias,
+            ProjectionGroup::Output => switches.o_bias,
+            ProjectionGroup::GateUp | ProjectionGroup::Down => switches.mlp_bias,
+        };
+        LayerProjection { path, dims, has_bias, group }
+    };
+    let is_fused = |projection: &LayerProjection| {
+        matches!(projection.path, "self_attn.qkv_proj" | "mlp.gate_up_proj")
+    };
+    let has_fused_form = |projection: &LayerProjection| {
+        matches!(projection.group, ProjectionGroup::Qkv | ProjectionGroup::GateUp)
+    };
+    PROJECTIONS
+        .into_iter()
+        .map(projection)
+        .filter(|p| !has_fused_form(p) || is_fused(p) == switches.fused_projections)
+        .collect()
 }
 
 /// Lists the norms of a layer with their widths.
 fn norms(config: &DecoderConfig) -> Vec<(&'static str, usize)> {
     let (d, head_dim) = (config.hidden_size, config.head_dim());
     let mut norms = Vec::new();
-    if config.switches.qk_norm {
-        norms.extend([("self_attn.q_norm", head_dim), ("self_attn.k_norm", head_dim)]);
+    let widths = config.switches.qk_norm.map(|norm| match norm {
+        QkNorm::EachHead => [head_dim; 2],
+        QkNorm::AllHeads => {
+            [config.num_attention_heads, config.num_key_value_heads].map(|heads| heads * head_dim)
+        }
+    });
+    if let Some([queries, keys]) = widths {
+        norms.extend([("self_attn.q_norm", queries), ("self_attn.k_norm", keys)]);
     }
     let in_stream: &[&'static str] = match config.switches.norm_placement {
         NormPlacement::Before => &["input_layernorm", "post_attention_layernorm"],
@@ -153,6 +213,7 @@ fn norms(config: &DecoderConfig) -> Vec<(&'static str, usize)> {
             "pre_feedforward_layernorm",
             "post_feedforward_layernorm",
         ],
+        NormPlacement::After => &["post_attention_layernorm", "post_feedforward_layernorm"],
     };
     norms.extend(in_stream.iter().map(|path| (*path, d)));
     norms

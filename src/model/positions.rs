@@ -45,7 +45,7 @@ impl<B: TrainBackend> PositionTable<B> {
     pub fn new(config: &DecoderConfig, positions: usize, device: &B::Device) -> Self {
         let tabulated: Vec<i64> = (0..tabulated(positions) as i64).collect();
         let table = |rope: Rope| {
-            let frequencies = rope.frequencies(config.head_dim());
+            let frequencies = rope.frequencies(config.rotary_dim());
             let factor = rope.attention_factor();
             let tabulated = compute(&tabulated, &frequencies, factor, device);
             RopeTable { tabulated, frequencies, factor }

@@ -3,7 +3,7 @@
 
 use std::f64::consts::PI;
 
-use super::switches::{RopeScaling, Yarn};
+use super::switches::{LongRope, RopeScaling, Yarn};
 
 /// The rotary frequencies of a kind of layers.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +15,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Returns one frequency per pair of features of a head of width `head_dim`.
+    /// Returns one frequency per pair of the features that are rotated, `head_dim` per head.
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let power = |i: usize| (self.theta as f32).powf(2.0 * i as f32 / head_dim as f32);
         let unscaled = (0..head_dim / 2).map(|i| 1.0 / power(i));
@@ -43,6 +43,10 @@ impl Rope {
                     })
                     .collect()
             }
+            RopeScaling::LongRope(longrope) => {
+                let stretched = |(i, factor): (usize, &f64)| 1.0 / (*factor as f32 * power(i));
+                longrope.short_factor.iter().enumerate().map(stretched).collect()
+            }
         }
     }
 
@@ -50,6 +54,7 @@ impl Rope {
     pub fn attention_factor(&self) -> f32 {
         match &self.scaling {
             RopeScaling::Yarn(yarn) => yarn.attention_factor() as f32,
+            RopeScaling::LongRope(longrope) => longrope.attention_factor() as f32,
             _ => 1.0,
         }
     }
@@ -101,6 +106,19 @@ impl Yarn {
                 derived(mscale) / derived(all)
             }
             _ => derived(1.0),
+        }
+    }
+}
+
+impl LongRope {
+    /// Returns the factor on sines and cosines.
+    fn attention_factor(&self) -> f64 {
+        let original = self.original_max_position_embeddings as f64;
+        let ratio = self.max_position_embeddings as f64 / original;
+        match (self.attention_factor, self.factor.unwrap_or(ratio)) {
+            (Some(given), _) => given,
+            (None, factor) if factor <= 1.0 => 1.0,
+            (None, factor) => (1.0 + factor.ln() / original.ln()).sqrt(),
         }
     }
 }

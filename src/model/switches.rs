@@ -11,12 +11,17 @@ pub struct Switches {
     pub o_bias: bool,
     /// Whether the projections of the feed-forward block have biases.
     pub mlp_bias: bool,
-    /// Whether each head of the queries and keys is normalized before its rotation.
-    pub qk_norm: bool,
+    /// Whether `q_proj`, `k_proj` and `v_proj` are the rows of one matrix, `qkv_proj`, and `gate_proj` and `up_proj` those of
+    /// `gate_up_proj`. They stay one matrix here too, because an adapter of PEFT has one `lora_A` for all of its rows.
+    pub fused_projections: bool,
+    /// How queries and keys are normalized before their rotation; `None` if they are not.
+    pub qk_norm: Option<QkNorm>,
     /// The layers that the sliding window restricts; empty if it restricts all of them.
     pub windowed: Vec<bool>,
     /// The layers whose queries and keys are rotated; empty if all are.
     pub rotated: Vec<bool>,
+    /// The part of each head, from its start, that is rotated; `None` if heads are rotated whole.
+    pub partial_rotary_factor: Option<f64>,
     /// How the rotary frequencies are stretched for longer texts.
     pub rope_scaling: RopeScaling,
     /// Base of the rotary frequencies of the layers that the window restricts, which are not scaled; `None` if all
@@ -41,12 +46,6 @@ pub struct Switches {
 }
 
 impl Switches {
-    /// Returns which projections of a layer have a bias, in the order of [`PROJECTIONS`](super::names::PROJECTIONS).
-    pub fn biases(&self) -> [bool; 7] {
-        let (qkv, o, mlp) = (self.qkv_bias, self.o_bias, self.mlp_bias);
-        [qkv, qkv, qkv, o, mlp, mlp, mlp]
-    }
-
     /// Returns whether the window, if there is one, restricts layer `index`.
     pub fn is_windowed(&self, index: usize) -> bool {
         self.windowed.get(index).copied().unwrap_or(self.windowed.is_empty())
@@ -68,6 +67,8 @@ pub struct LayerKind {
     /// Index of the layer's frequencies in [`DecoderConfig::ropes`](super::config::DecoderConfig::ropes); `None` if nothing
     /// is rotated.
     pub rope: Option<usize>,
+    /// How queries and keys are normalized.
+    pub qk_norm: Option<QkNorm>,
 }
 
 /// The factor on attention scores, as a family's `config.json` gives it.
@@ -97,6 +98,17 @@ pub enum NormPlacement {
     Before,
     /// Before and after each of the two (Gemma 2 and 3).
     BeforeAndAfter,
+    /// After attention and after the feed-forward block, before their outputs are added (OLMo 2).
+    After,
+}
+
+/// How queries and keys are normalized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head, with the same weights (Qwen 3, Gemma 3).
+    EachHead,
+    /// All heads of a token together (OLMo 2).
+    AllHeads,
 }
 
 /// The function that the gate of the feed-forward block passes through.
@@ -152,6 +164,29 @@ pub enum RopeScaling {
     },
     /// Low frequencies only, with a linear transition (`yarn`, arXiv 2309.00071).
     Yarn(Yarn),
+    /// Each frequency by a factor of its own (`longrope`, arXiv 2402.13753).
+    LongRope(LongRope),
+}
+
+/// The parameters of LongRoPE.
+///
+/// The model has one list of factors for texts of up to `original_max_position_embeddings` tokens, and another for longer
+/// texts. Only the former is used: longer texts are refused, since transformers chooses the list for a whole batch, so that
+/// the values of a text would depend on the texts beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    /// Divisors of the frequencies.
+    pub short_factor: Vec<f64>,
+    /// Divisors of the frequencies in longer texts, kept for `config.json`.
+    pub long_factor: Vec<f64>,
+    /// The longest text of the first training phase, in tokens.
+    pub original_max_position_embeddings: usize,
+    /// The model's own `max_position_embeddings`, for `config.json`.
+    pub max_position_embeddings: usize,
+    /// By how much longer texts may be; `None` means the ratio of the two lengths.
+    pub factor: Option<f64>,
+    /// Factor on sines and cosines; `None` derives it from the others.
+    pub attention_factor: Option<f64>,
 }
 
 /// The parameters of YaRN.

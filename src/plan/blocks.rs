@@ -49,10 +49,12 @@ pub(super) fn saved_values_per_token(job: &Job) -> usize {
     let queries = shape.num_attention_heads * shape.head_dim();
     let inputs =
         saved_inputs(&layer.qkv) + saved_inputs(&layer.gate_up) + saved_inputs(&layer.down);
-    let heads = if shape.switches.qk_norm { layer.qkv.width() } else { 0 };
+    let heads = if shape.switches.qk_norm.is_some() { layer.qkv.width() } else { 0 };
     let halves = match shape.switches.norm_placement {
         NormPlacement::Before => 0,
         NormPlacement::BeforeAndAfter => 2 * shape.hidden_size,
+        // The inputs of the halves are the residual stream itself.
+        NormPlacement::After => 0,
     };
     let scaled = layer.groups().into_iter().filter(|group| group.dora).map(Group::width);
     let inputs = inputs + heads + halves + scaled.sum::<usize>();
@@ -72,14 +74,17 @@ impl Walk<'_> {
     ) -> Buffer {
         let (shape, last) = (&self.job.shape, self.rows_after(index, pass) != pass.tokens);
         let (width, rows) = (shape.hidden_size, self.rows_after(index, pass));
-        let bytes = self.bytes(pass.tokens, width);
-        let has_head_norms = self.job.shape.switches.qk_norm;
-        let normed = self.memory.allocate(Category::Workspace, bytes);
+        let has_head_norms = self.job.shape.switches.qk_norm.is_some();
+        let normed = self.rows(pass.tokens, pass.span).norm_before(Category::Workspace);
+        // Without a norm, the projections read `x` itself.
+        let mut input = normed;
         let residual = if last {
             let bytes = self.bytes(rows, width);
             let selected = self.memory.allocate(Category::Activations, bytes);
-            if !shared {
-                self.memory.free(x);
+            match input {
+                _ if shared => {}
+                Some(_) => self.memory.free(x),
+                None => input = Some(x),
             }
             Residual::Own(selected)
         } else if shared {
@@ -89,7 +94,7 @@ impl Walk<'_> {
         };
         let mut all = self.rows(pass.tokens, pass.span);
         let (qkv, low_rank) = all.project(&layer.qkv, Residual::None);
-        all.memory.free_all(low_rank.into_iter().chain([normed]));
+        all.memory.free_all(low_rank.into_iter().chain(input));
         let (qkv, _) = if has_head_norms { all.head_norm(qkv, false) } else { (qkv, None) };
         let qkv = all.rope(qkv);
         let attended = all.attention(qkv, rows);
@@ -98,9 +103,9 @@ impl Walk<'_> {
         let (x, _, low_rank) =
             selected.project_onto(&layer.o, residual, Category::Workspace, false);
         selected.memory.free_all(low_rank.into_iter().chain(attended));
-        let normed = selected.norm(Category::Workspace);
+        let normed = selected.norm_before(Category::Workspace);
         let (gate_up, low_rank) = selected.project(&layer.gate_up, Residual::None);
-        selected.memory.free_all(low_rank.into_iter().chain([normed]));
+        selected.memory.free_all(low_rank.into_iter().chain(normed));
         let gated = selected.swiglu(Category::Workspace);
         selected.memory.free(gate_up);
         let (y, _, low_rank) =
@@ -121,9 +126,8 @@ impl Walk<'_> {
         let (rows, trains_all) = (self.rows_after(index, pass), self.job.trains_all());
         let width = self.job.shape.hidden_size;
         let is_saved = |group: &Group| trains_all || group.keeps_input();
-        let has_head_norms = self.job.shape.switches.qk_norm;
-        let bytes = self.bytes(pass.tokens, width);
-        let normed = self.memory.allocate(Category::Activations, bytes);
+        let has_head_norms = self.job.shape.switches.qk_norm.is_some();
+        let normed = self.rows(pass.tokens, pass.span).norm_before(Category::Activations);
         let residual = if rows != pass.tokens {
             let bytes = self.bytes(rows, width);
             Residual::Own(self.memory.allocate(Category::Activations, bytes))
@@ -132,7 +136,7 @@ impl Walk<'_> {
         };
         let mut all = self.rows(pass.tokens, pass.span);
         let (qkv, low_rank_qkv) = all.project(&layer.qkv, Residual::None);
-        let normed = all.free_unless(is_saved(&layer.qkv), normed);
+        let normed = normed.and_then(|normed| all.free_unless(is_saved(&layer.qkv), normed));
         let (qkv, unnormed_qkv) =
             if has_head_norms { all.head_norm(qkv, true) } else { (qkv, None) };
         let qkv = all.rope(qkv);
@@ -141,9 +145,10 @@ impl Walk<'_> {
         let mut selected = self.rows(rows, pass.span);
         let (x_attended, unnormed_attended, low_rank_o) =
             selected.project_onto(&layer.o, residual, Category::Activations, true);
-        let normed_attended = selected.norm(Category::Activations);
+        let normed_attended = selected.norm_before(Category::Activations);
         let (gate_up, low_rank_gate_up) = selected.project(&layer.gate_up, Residual::None);
-        let normed_attended = selected.free_unless(is_saved(&layer.gate_up), normed_attended);
+        let normed_attended =
+            normed_attended.and_then(|b| selected.free_unless(is_saved(&layer.gate_up), b));
         selected.memory.recategorize(gate_up, Category::Activations);
         let gated = selected.swiglu(Category::Activations);
         let (y, unnormed_fed, low_rank_down) =

@@ -3,7 +3,7 @@
 use crate::adapter::LoraConfig;
 use crate::error::Result;
 use crate::model::config::DecoderConfig;
-use crate::model::names::{PROJECTIONS, layer_module, projection_dims};
+use crate::model::names::{LayerProjection, ProjectionGroup, layer_module, projections};
 
 /// Projections that share one input, computed side by side.
 #[derive(Clone, Debug, Default)]
@@ -74,29 +74,26 @@ impl Layer {
         saved: &[(String, usize)],
         index: usize,
     ) -> Result<Self> {
-        let (dims, biases) = (projection_dims(shape), shape.switches.biases());
-        let mut ranks = [0; 7];
-        if let Some(lora) = lora {
-            for (rank, path) in ranks.iter_mut().zip(PROJECTIONS) {
-                let branch = lora.at(&format!("{}.{path}", layer_module(index)))?;
-                *rank = branch.map_or(0, |branch| branch.r);
-            }
+        let mut layer = Self::default();
+        for LayerProjection { path, dims: [d_out, d_in], has_bias, group } in projections(shape) {
+            let name = format!("{}.{path}", layer_module(index));
+            let branch = lora.map(|lora| lora.at(&name)).transpose()?.flatten();
+            let with_branch =
+                |key: fn(&LoraConfig) -> bool| branch.is_some() && lora.is_some_and(key);
+            let group = match group {
+                ProjectionGroup::Qkv => &mut layer.qkv,
+                ProjectionGroup::Output => &mut layer.o,
+                ProjectionGroup::GateUp => &mut layer.gate_up,
+                ProjectionGroup::Down => &mut layer.down,
+            };
+            group.d_in = d_in;
+            group.outs.push(d_out);
+            group.ranks.push(branch.map_or(0, |branch| branch.r));
+            group.dora |= with_branch(|lora| lora.use_dora);
+            group.bias |= has_bias || with_branch(|lora| lora.lora_bias);
+            group.trained |= saved.iter().any(|(module, _)| *module == name);
         }
-        let is_saved = PROJECTIONS.map(|path| {
-            let name = format!("model.layers.{index}.{path}");
-            saved.iter().any(|(module, _)| *module == name)
-        });
-        let group = |range: std::ops::Range<usize>| Group {
-            d_in: dims[range.start][1],
-            outs: dims[range.clone()].iter().map(|[out, _]| *out).collect(),
-            ranks: ranks[range.clone()].to_vec(),
-            dora: lora.is_some_and(|lora| lora.use_dora)
-                && ranks[range.clone()].iter().any(|r| *r > 0),
-            trained: is_saved[range.clone()].contains(&true),
-            bias: biases[range.clone()].contains(&true)
-                || lora.is_some_and(|lora| lora.lora_bias) && ranks[range].iter().any(|r| *r > 0),
-        };
-        Ok(Self { qkv: group(0..3), o: group(3..4), gate_up: group(4..6), down: group(6..7) })
+        Ok(layer)
     }
 
     /// Returns the four groups in the order of the forward pass.

@@ -10,7 +10,7 @@ use arithmo_backends::ops::log_probs::{cpu_chunk_rows, gpu_chunk_rows};
 use super::job::Job;
 use super::layers::Group;
 use super::memory::{Buffer, Category, Memory};
-use crate::model::switches::NormPlacement;
+use crate::model::switches::{NormPlacement, QkNorm};
 
 /// The tensor to which a projection is added.
 #[derive(Clone, Copy)]
@@ -61,6 +61,12 @@ impl Operations<'_> {
             self.memory.free(buffer);
         }
         needed.then_some(buffer)
+    }
+
+    /// Allocates the output of the norm before a half of a layer, if there is one.
+    pub(super) fn norm_before(&mut self, category: Category) -> Option<Buffer> {
+        let has_norm = self.job.shape.switches.norm_placement != NormPlacement::After;
+        has_norm.then(|| self.norm(category))
     }
 
     /// Allocates the output of a norm.
@@ -129,9 +135,12 @@ impl Operations<'_> {
         grad
     }
 
-    /// Simulates the rotation of queries and keys, which the CPU does in place.
+    /// Simulates the rotation of queries and keys, which the CPU does in place, except for heads that are rotated in part.
     pub(super) fn rope(&mut self, qkv: Buffer) -> Buffer {
-        if self.heap {
+        if self.job.shape.switches.partial_rotary_factor.is_some() {
+            let parts = self.workspace(2 * self.bytes(self.rotated_width()));
+            self.memory.free(parts);
+        } else if self.heap {
             return qkv;
         }
         let rotated = self.workspace(self.bytes(self.qkv_width()));
@@ -188,22 +197,28 @@ impl Operations<'_> {
         Residual::Own(sum)
     }
 
-    /// Simulates the norms of heads, which the CPU computes in place unless the input `is_saved`. Returns the output, and
-    /// the saved input.
+    /// Simulates the norms of queries and keys. The CPU computes those of single heads in place unless the input
+    /// `is_saved`. Returns the output, and the saved input.
     pub(super) fn head_norm(&mut self, qkv: Buffer, is_saved: bool) -> (Buffer, Option<Buffer>) {
-        if self.heap && !is_saved {
+        let in_place = self.norms_heads_in_place();
+        if in_place && !is_saved {
             return (qkv, None);
         }
         let bytes = self.bytes(self.qkv_width());
-        let parts = (!self.heap).then(|| self.workspace(2 * self.bytes(self.rotated_width())));
+        let parts = (!in_place).then(|| self.workspace(2 * self.bytes(self.rotated_width())));
         let output = self.workspace(bytes);
         self.memory.free_all(parts);
         (output, self.free_unless(is_saved, qkv))
     }
 
-    /// Simulates the backward pass of the norms of heads, which the CPU computes in place.
+    /// Returns whether the norms of queries and keys overwrite their input.
+    fn norms_heads_in_place(&self) -> bool {
+        self.heap && self.job.shape.switches.qk_norm == Some(QkNorm::EachHead)
+    }
+
+    /// Simulates the backward pass of the norms of queries and keys.
     pub(super) fn head_norm_backward(&mut self, d_qkv: Buffer) -> Buffer {
-        if self.heap {
+        if self.norms_heads_in_place() {
             return d_qkv;
         }
         let parts = self.workspace(3 * self.bytes(self.rotated_width()));

@@ -9,15 +9,16 @@ use crate::suite::adapters::{
     golden_logits, random_logits, runs, runs_of, shape,
 };
 use crate::suite::families;
-use crate::suite::golden::{Tensors, assert_close, json_file};
+use crate::suite::golden::{Tensors, assert_close, json_file, reference};
 use crate::suite::support::shared;
 use crate::suite::tiny::write_changed_model;
+use arithmo::adapter::config::LoraBias;
 use arithmo::adapter::merge::{MergeConfig, MergeSummary, MergeTarget, merge, merged_model};
 use arithmo::adapter::modules::Patterns;
 use arithmo::adapter::{LoraConfig, peft};
 use arithmo::model::config::DecoderConfig;
 use arithmo::model::load::{load, load_as};
-use arithmo::model::names::ModelTensor;
+use arithmo::model::names::{ModelTensor, projections};
 use arithmo::model::quantize::Quantization;
 use arithmo::model::quantize::cache::Cache;
 use arithmo::model::save::{load_safetensors_f32, save_safetensors};
@@ -67,6 +68,17 @@ fn merged_logits_of_every_kind_of_adapter_equal_pefts() {
     assert!(compared >= 19 || shared("reference/adapter").is_none(), "only {compared} compared");
 }
 
+/// Compares logits with the adapter, and of the merged model, for models whose norms lie elsewhere or whose projections are
+/// fused.
+#[test]
+fn merged_logits_of_other_families_equal_pefts() {
+    for name in ["olmo2", "phi3"] {
+        let folder = reference(&format!("families/trl/{name}")).unwrap();
+        let golden = Tensors::open(&folder.join("merged_logits.safetensors"));
+        compare_merged(name, &json_file(&folder.join("config.json")), &folder, &golden, true);
+    }
+}
+
 /// Compares logits with and without the adapter, and of the merged model, for a model of every family.
 #[test]
 #[ignore = "compares with data that are not in the tree"]
@@ -110,7 +122,8 @@ fn compare_merged(name: &str, run: &Value, adapter: &Path, golden: &Tensors, sam
         assert_close(&what("without adapter"), &ours, &disabled, tolerance);
     }
 
-    let weight = "layers.0.self_attn.v_proj.weight";
+    let names = golden.names();
+    let weight = names.iter().find_map(|name| name.strip_prefix("merged.")).unwrap();
     let files = WeightFiles::open(&output).unwrap();
     let ours = files.tensor_f32(&format!("model.{weight}")).unwrap();
     let (_, theirs) = golden.f32(&format!("merged.{weight}"));
@@ -146,18 +159,25 @@ fn every_option_but_biases_is_merged() {
     assert!(error.contains("lora_bias") && !folder.path().join("merged").exists(), "{error}");
 }
 
-/// The model of every family is merged with LoRA and DoRA, whole and on a base in 4 bits, and where every projection has
-/// a bias, also with an adapter that has biases.
+/// The model of every family is merged with LoRA and DoRA, whole and on a base in 4 and 8 bits; where it has biases, also with
+/// an adapter that trains them, and where every projection has one, with an adapter that has biases of its own.
 #[test]
 fn models_of_every_family_are_merged_and_quantized() {
     let device = Default::default();
     for shape in families::shapes() {
         let family = shape.family;
-        let all_have_biases = !shape.switches.biases().contains(&false);
+        let all_have_biases = projections(&shape).iter().all(|projection| projection.has_bias);
         let plain = config(&[], false);
         let dora = LoraConfig { use_dora: true, ..plain.clone() };
         let biased = LoraConfig { lora_bias: true, ..plain.clone() };
-        let adapters = [Some(plain), Some(dora), all_have_biases.then_some(biased)];
+        let has_biases = projections(&shape).iter().any(|projection| projection.has_bias);
+        let trains_biases = LoraConfig { bias: LoraBias::All, ..plain.clone() };
+        let adapters = [
+            Some(plain),
+            Some(dora),
+            all_have_biases.then_some(biased),
+            has_biases.then_some(trains_biases),
+        ];
         for adapter in adapters.into_iter().flatten() {
             let (folder, base, adapter_folder, model) =
                 base_of_shape_and_adapter(&shape, &adapter, DType::F32);
@@ -167,18 +187,24 @@ fn models_of_every_family_are_merged_and_quantized() {
             let what = format!("{family:?}, DoRA {}", adapter.use_dora);
             assert_close(&what, &random_logits(&merged), &random_logits(&model), 1e-4);
 
-            let to = Quantization { format: Format::Nf4, double_quant: true };
-            let mut packed =
-                load_as::<B>(&base, DType::F32, Some(to), &Cache::none(), &device).unwrap();
-            peft::load(&mut packed, &adapter_folder, &device).unwrap();
-            let output = folder.path().join("from 4 bits");
-            let settings = MergeConfig {
-                base_quantization: Some(to),
-                ..settings(&base, &adapter_folder, &output, None)
-            };
-            merge::<B>(&settings, &device, |_| ()).unwrap();
-            let merged = load::<B>(&output, DType::F32, &device).unwrap();
-            assert_close(&what, &random_logits(&merged), &random_logits(&packed), 1e-4);
+            // The merged model has the dequantized weights.
+            for to in [
+                Quantization { format: Format::Nf4, double_quant: true },
+                Quantization { format: Format::Int8, double_quant: false },
+            ] {
+                let mut packed =
+                    load_as::<B>(&base, DType::F32, Some(to), &Cache::none(), &device).unwrap();
+                peft::load(&mut packed, &adapter_folder, &device).unwrap();
+                let output = folder.path().join(to.name());
+                let settings = MergeConfig {
+                    base_quantization: Some(to),
+                    ..settings(&base, &adapter_folder, &output, None)
+                };
+                merge::<B>(&settings, &device, |_| ()).unwrap();
+                let merged = load::<B>(&output, DType::F32, &device).unwrap();
+                let what = format!("{what}, {}", to.name());
+                assert_close(&what, &random_logits(&merged), &random_logits(&packed), 1e-4);
+            }
         }
     }
 }

@@ -266,7 +266,7 @@ fn the_text_part_of_a_larger_model_is_loaded() {
         let device = Default::default();
         let [ours, expected] = [folder.path(), reference.as_path()]
             .map(|folder| load::<burn_ndarray::NdArray<f32>>(folder, DType::F32, &device).unwrap());
-        let weight = |model: &Decoder<_>| model.layers[1].mlp.up_proj.weight.floats(DType::F32);
+        let weight = |model: &Decoder<_>| model.layers[1].mlp.down_proj.weight.floats(DType::F32);
         assert_eq!(weight(&ours).into_data(), weight(&expected).into_data());
         assert_eq!(ours.config.switches, expected.config.switches);
         // Weights that belong to no part of the model are still refused.

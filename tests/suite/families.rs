@@ -17,6 +17,7 @@ pub fn configs() -> Vec<Value> {
         "original_max_position_embeddings": 32});
     let ministral3 = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "mscale": 1.0, "mscale_all_dim": 0.8,
         "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1});
+    let longrope = json!({"type": "longrope", "short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 4.0, 9.0]});
     let families = [
         json!({"model_type": "llama", "rope_scaling": llama3, "attention_bias": true, "mlp_bias": true}),
         json!({"model_type": "mistral", "rope_scaling": yarn, "sliding_window": 9}),
@@ -30,6 +31,9 @@ pub fn configs() -> Vec<Value> {
             "residual_multiplier": 0.6, "logits_scaling": 2.0}),
         json!({"model_type": "gemma3_text", "sliding_window": 9, "sliding_window_pattern": 3, "query_pre_attn_scalar": 12,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        json!({"model_type": "olmo2"}),
+        json!({"model_type": "phi3", "sliding_window": 9, "partial_rotary_factor": 0.6, "rope_scaling": longrope,
+            "original_max_position_embeddings": 60}),
     ];
     let sizes = json!({"vocab_size": 131, "hidden_size": 44, "intermediate_size": 75, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 80,
@@ -71,5 +75,5 @@ pub fn randomize_vectors<B: TrainBackend>(model: &mut Decoder<B>, device: &B::De
             ModuleMut::Matrix(_) => {}
         }
     }
-    assert!([DType::F32, DType::F16].contains(&dtype));
+    assert!([DType::F64, DType::F32, DType::F16].contains(&dtype));
 }

@@ -11,6 +11,7 @@ use burn::tensor::DType;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::families;
 use super::forward::{golden_path, model};
 use super::golden::{ids, json_file};
 
@@ -81,14 +82,33 @@ fn random_prompts(lengths: &[usize]) -> Vec<Vec<u32>> {
 /// grow, which it does in blocks of 64 tokens.
 pub fn equals_no_cache<B: TrainBackend>(device: &B::Device) {
     let model = random_model::<B>(200, device);
-    let prompts = random_prompts(&[61, 3, 17]);
-    let config = GenerateConfig { max_new_tokens: 9, ..GenerateConfig::default() };
-    let cached = complete(&model, &prompts, &config);
+    compare_with_no_cache(&model, &random_prompts(&[61, 3, 17]), 9, device);
+}
+
+/// Makes the comparison of [`equals_no_cache`] for a model of every family. The windows are shorter than the texts.
+pub fn families_equal_no_cache<B: TrainBackend>(device: &B::Device) {
+    for shape in families::shapes() {
+        eprintln!("{:?}", shape.family);
+        let mut model = random::<B>(shape, 11, DType::F32, device).unwrap();
+        families::randomize_vectors(&mut model, device);
+        compare_with_no_cache(&model, &random_prompts(&[23, 3, 9]), 6, device);
+    }
+}
+
+/// Compares `tokens` greedy tokens after each prompt with and without a cache.
+fn compare_with_no_cache<B: TrainBackend>(
+    model: &Decoder<B>,
+    prompts: &[Vec<u32>],
+    tokens: usize,
+    device: &B::Device,
+) {
+    let config = GenerateConfig { max_new_tokens: tokens, ..GenerateConfig::default() };
+    let cached = complete(model, prompts, &config);
+    let table = model.position_table(model.config.max_position_embeddings, device);
     for (prompt, completion) in prompts.iter().zip(&cached) {
         let mut text = prompt.clone();
         for id in completion {
             let rows = TokenRows::right_padded(&[&text], 0);
-            let table = model.position_table(200, device);
             let logits = model.forward(&ModelInput::new(&rows, &table, device));
             let best = logits.narrow(0, text.len() - 1, 1).argmax(1).into_data();
             assert_eq!(best.iter::<u32>().next(), Some(*id), "after {} tokens", text.len());

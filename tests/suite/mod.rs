@@ -72,7 +72,9 @@ macro_rules! backend_suite {
                 }
             },
             forward_of_other_families_matches_transformers: |device| {
-                for name in ["families/qwen2", "families/ministral3"] {
+                for name in
+                    ["families/qwen2", "families/ministral3", "families/olmo2", "families/phi3"]
+                {
                     suite::forward::padded_batches::<B>(name, device);
                     suite::forward::hidden_states::<B>(name, device);
                     suite::generate::equals_transformers::<B>(name, device);
@@ -119,6 +121,8 @@ macro_rules! backend_suite {
             generation_in_bf16_matches_transformers:
                 |device| suite::generate::equals_transformers::<B>("tiny-c", device),
             generation_with_a_cache_equals_generation_without: suite::generate::equals_no_cache::<B>,
+            generation_of_every_family_with_a_cache_equals_generation_without:
+                suite::generate::families_equal_no_cache::<B>,
             generation_stops_row_by_row: suite::generate::stops_row_by_row::<B>,
             generation_does_not_depend_on_the_batch:
                 suite::generate::does_not_depend_on_the_batch::<B>,

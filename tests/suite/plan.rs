@@ -88,6 +88,20 @@ pub const FAMILIES: &[Case] = &[
         family: r#"{"model_type": "ministral3", "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6,
             "factor": 16.0, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1}}"#,
     },
+    Case {
+        shape: SMALL,
+        tokens: [400, 100],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "olmo2"}"#,
+    },
+    Case {
+        shape: SMALL,
+        tokens: [400, 100],
+        settings: &["train.gradient_checkpointing=false", "lora.target_modules=all-linear"],
+        packed: false,
+        family: r#"{"model_type": "phi3", "partial_rotary_factor": 0.75}"#,
+    },
 ];
 
 /// Cases with different lengths, layers, widths, ranks, checkpointing, passes and target modules.

@@ -7,17 +7,9 @@ use arithmo::model::config::DecoderConfig;
 use arithmo::model::names::ModelTensor;
 use arithmo::model::save::{ModelFolder, OutTensor};
 use burn::tensor::DType;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::plan::tiny::fixture;
-
-/// Returns `count` random numbers, uniform in `[-bound, bound]`.
-pub fn uniform(seed: u64, count: usize, bound: f32) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut unit = || rng.next_u32() as f32 / u32::MAX as f32;
-    (0..count).map(|_| (2.0 * unit() - 1.0) * bound).collect()
-}
+pub(crate) use super::plan::tiny::uniform;
 
 /// Writes a model folder of `shape` with random weights stored as `dtype`, in many shards.
 pub fn write_model(folder: &Path, shape: &DecoderConfig, dtype: DType) {

@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::{DecoderConfig, Fields};
 use crate::error::{Error, Result};
-use crate::model::switches::{RopeScaling, Yarn};
+use crate::model::family::phi3;
+use crate::model::switches::{LongRope, RopeScaling, Yarn};
 
 /// The object with the parameters of rotary embeddings.
 #[derive(Debug)]
@@ -73,13 +74,15 @@ impl RopeKeys<'_> {
         number.map(Some).ok_or_else(|| self.wrong(key, "a number"))
     }
 
-    /// Returns the length of the texts of the first training phase.
+    /// Returns the length of the texts of the first training phase. In a Phi 3, the key beside the parameters wins, as in
+    /// transformers.
     ///
     /// # Errors
     /// It is not a positive integer.
     pub fn original_max_position_embeddings(&self) -> Result<usize> {
         const KEY: &str = "original_max_position_embeddings";
-        match self.get(KEY) {
+        let outside_wins = *self.fields.family == phi3::FAMILY;
+        match self.get(KEY).filter(|_| !outside_wins) {
             Some(value) => {
                 let size = value.as_f64().filter(|size| *size >= 1.0 && *size < 1e12);
                 size.map(|size| size as usize).ok_or_else(|| self.wrong(KEY, "a positive integer"))
@@ -101,15 +104,6 @@ impl RopeKeys<'_> {
             None => "default",
             Some(kind) => kind.as_str().ok_or_else(|| self.wrong("rope_type", "a name"))?,
         };
-        let partial = match self.number("partial_rotary_factor")? {
-            Some(partial) => partial,
-            None => self.fields.number("partial_rotary_factor", 1.0)?,
-        };
-        if partial != 1.0 {
-            return Err(self.unsupported(format!(
-                "partial_rotary_factor is {partial}; only whole heads can be rotated"
-            )));
-        }
         Ok(match kind {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.positive("factor")? },
@@ -129,26 +123,72 @@ impl RopeKeys<'_> {
                 mscale_all_dim: self.number("mscale_all_dim")?,
                 truncate: self.get("truncate").and_then(Value::as_bool).unwrap_or(true),
             }),
+            "longrope" => RopeScaling::LongRope(self.longrope()?),
             other => {
                 return Err(self.unsupported(format!(
-                    "the rotary embeddings are scaled by {other:?}; only \"linear\", \"llama3\" and \"yarn\" are \
-                     implemented"
+                    "the rotary embeddings are scaled by {other:?}; only \"linear\", \"llama3\", \"yarn\" and \
+                     \"longrope\" are implemented"
                 )));
             }
         })
     }
 
-    /// Refuses a scaling.
+    fn longrope(&self) -> Result<LongRope> {
+        Ok(LongRope {
+            short_factor: self.factors("short_factor")?,
+            long_factor: self.factors("long_factor")?,
+            original_max_position_embeddings: self.original_max_position_embeddings()?,
+            max_position_embeddings: self.fields.size("max_position_embeddings")?,
+            factor: self.number("factor")?,
+            attention_factor: self.number("attention_factor")?,
+        })
+    }
+
+    /// Returns a list of positive numbers.
+    fn factors(&self, key: &str) -> Result<Vec<f64>> {
+        let list = self.get(key).and_then(Value::as_array);
+        let factor = |value: &Value| value.as_f64().filter(|f| *f > 0.0 && f.is_finite());
+        let factors = list.and_then(|list| list.iter().map(factor).collect());
+        factors.ok_or_else(|| self.wrong(key, "a list of numbers above 0"))
+    }
+
+    /// Returns the part of each head that is rotated: 1 for the whole head.
+    ///
+    /// # Errors
+    /// It is not above 0 and at most 1.
+    pub fn partial_rotary_factor(&self) -> Result<f64> {
+        const KEY: &str = "partial_rotary_factor";
+        let partial = match self.number(KEY)? {
+            Some(partial) => partial,
+            None => self.fields.number(KEY, 1.0)?,
+        };
+        if partial > 0.0 && partial <= 1.0 {
+            return Ok(partial);
+        }
+        Err(self.unsupported(format!("{KEY} is {partial}, not above 0 and at most 1")))
+    }
+
+    /// Refuses heads that are rotated in part.
+    ///
+    /// # Errors
+    /// They are.
+    pub fn refuse_partial(&self) -> Result<()> {
+        match self.partial_rotary_factor()? {
+            1.0 => Ok(()),
+            partial => Err(self.unsupported(format!(
+                "partial_rotary_factor is {partial}; in models of this type only whole heads can be rotated"
+            ))),
+        }
+    }
+
+    /// Refuses a scaling; `problem` says what is not possible.
     ///
     /// # Errors
     /// There is one.
-    pub fn refuse_scaling(&self) -> Result<()> {
+    pub fn refuse_scaling(&self, problem: &str) -> Result<()> {
         match self.scaling()? {
             RopeScaling::None => Ok(()),
-            _ => {
-                Err(self
-                    .unsupported("layers with a window have scaled rotary embeddings".to_string()))
-            }
+            _ => Err(self.unsupported(problem.to_string())),
         }
     }
 
@@ -212,6 +252,14 @@ impl DecoderConfig {
                 "mscale": yarn.mscale,
                 "mscale_all_dim": yarn.mscale_all_dim,
                 "truncate": yarn.truncate,
+            }),
+            RopeScaling::LongRope(longrope) => json!({
+                "rope_type": "longrope",
+                "short_factor": longrope.short_factor,
+                "long_factor": longrope.long_factor,
+                "original_max_position_embeddings": longrope.original_max_position_embeddings,
+                "factor": longrope.factor,
+                "attention_factor": longrope.attention_factor,
             }),
         };
         let Value::Object(mut object) = value else { return None };

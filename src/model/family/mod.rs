@@ -9,6 +9,8 @@ mod llama;
 pub mod ministral;
 mod ministral3;
 pub mod mistral;
+mod olmo2;
+pub mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
@@ -21,7 +23,7 @@ use super::config::{DecoderConfig, Fields};
 use crate::error::Result;
 
 /// All families, in the order in which errors list them.
-pub static FAMILIES: [&Family; 9] = [
+pub static FAMILIES: [&Family; 11] = [
     &mistral::FAMILY,
     &ministral::FAMILY,
     &ministral3::FAMILY,
@@ -31,6 +33,8 @@ pub static FAMILIES: [&Family; 9] = [
     &smollm3::FAMILY,
     &gemma3::FAMILY,
     &granite::FAMILY,
+    &olmo2::FAMILY,
+    &phi3::FAMILY,
 ];
 
 /// A family of models.
@@ -83,8 +87,7 @@ pub fn missing_feature(model_type: &str) -> Option<&'static str> {
         "gemma3n" | "gemma4" | "gemma4_text" => {
             "embeddings per layer and keys and values that layers share"
         }
-        "phi3" | "phi4" => "projections that are stored as one matrix (qkv_proj, gate_up_proj)",
-        "olmo2" | "olmo3" => "layers that have norms only behind their halves",
+        "olmo3" => "rotary embeddings that differ between layers with and without a window",
         "cohere" | "cohere2" => "attention and feed-forward blocks that are computed in parallel",
         "gpt2" | "gpt_neox" | "gptj" | "opt" | "bloom" | "falcon" | "phi" => {
             "LayerNorm and a feed-forward block without a gate"

@@ -6,6 +6,7 @@ use super::Family;
 use super::qwen2::{self, read_windows};
 use crate::error::Result;
 use crate::model::config::{DecoderConfig, Fields};
+use crate::model::switches::QkNorm;
 
 /// See [`Family`].
 pub(super) static FAMILY: Family =
@@ -29,7 +30,7 @@ fn read(fields: &Fields<'_>, config: &mut DecoderConfig) -> Result<()> {
     let attention_bias = fields.flag("attention_bias")?;
     config.switches.qkv_bias = attention_bias;
     config.switches.o_bias = attention_bias;
-    config.switches.qk_norm = true;
+    config.switches.qk_norm = Some(QkNorm::EachHead);
     read_windows(fields, config)
 }
 

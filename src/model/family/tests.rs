@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::error::Result;
 use crate::model::names::TensorRole;
-use crate::model::switches::{Activation, NormPlacement, QueryGrowth, RopeScaling, Yarn};
+use crate::model::switches::{Activation, NormPlacement, QkNorm, QueryGrowth, RopeScaling, Yarn};
 
 /// Parses a model of four layers with `keys` in addition.
 fn parse(keys: Value) -> Result<DecoderConfig> {
@@ -46,6 +46,8 @@ fn absent_keys_take_the_defaults_of_each_class_of_transformers() {
         ("qwen3", (32, 128, 32_768, 1e4, None, false)),
         ("smollm3", (4, 8, 32_768, 2e6, None, true)),
         ("granite", (64, 8, 2048, 1e4, None, false)),
+        ("olmo2", (64, 8, 2048, 1e4, None, false)),
+        ("phi3", (64, 8, 4096, 1e4, None, false)),
         ("gemma3_text", (4, 256, 131_072, 1e6, Some(4096), true)),
     ] {
         let mut object = sizes.clone();
@@ -157,7 +159,11 @@ fn scaled_rotations_are_read_in_both_forms() {
     assert_eq!(scaling(json!({"rope_type": "yarn", "factor": 4.0})), RopeScaling::Yarn(yarn));
     for (rope, wanted) in [
         (json!({"rope_type": "dynamic", "factor": 2.0}), "\"dynamic\""),
-        (json!({"rope_type": "longrope", "long_factor": [1.0]}), "\"longrope\""),
+        (json!({"rope_type": "longrope", "long_factor": [1.0]}), "short_factor must be"),
+        (
+            json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0]}),
+            "rotated by 1 frequencies, but short_factor and long_factor have 1 and 2 values",
+        ),
         (json!({"rope_type": "yarn"}), "factor must be a number above 0, missing"),
         (json!({"rope_type": "linear", "factor": 0}), "factor must be a number above 0, is 0"),
         (json!({"rope_type": "default", "partial_rotary_factor": 0.5}), "partial_rotary_factor"),
@@ -218,13 +224,124 @@ fn gemma_3_has_its_norms_scales_and_activation() {
     assert_eq!(config.attention().scale, 0.25);
     assert_eq!(switches.activation, Activation::GeluTanh);
     assert_eq!(switches.norm_placement, NormPlacement::BeforeAndAfter);
-    assert!(
-        switches.qk_norm
-            && switches.unit_offset_norm
-            && switches.embedding_multiplier == Some(12f64.sqrt())
-    );
+    assert_eq!(switches.qk_norm, Some(QkNorm::EachHead));
+    assert!(switches.unit_offset_norm && switches.embedding_multiplier == Some(12f64.sqrt()));
     let capped = json!({"model_type": "gemma3_text", "final_logit_softcapping": 30.0});
     assert!(refused(capped).contains("final_logit_softcapping is 30.0"));
+}
+
+/// Keys of a Gemma 3 as transformers 5.23 reads them, and forms that it reads otherwise than they look. Base of the
+/// frequencies of layers without and with a window, factor, and number of windowed layers.
+#[test]
+fn odd_keys_of_gemma_3_are_read_as_by_transformers_or_refused() {
+    let gemma = |mut keys: Value| {
+        keys["model_type"] = json!("gemma3_text");
+        keys["num_hidden_layers"] = json!(7);
+        parse(keys)
+    };
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let default = json!({"rope_type": "default"});
+    for (keys, expected) in [
+        (json!({}), (1e6, 1e4, 1.0, 6)),
+        (json!({"rope_theta": 6e5}), (6e5, 1e4, 1.0, 6)),
+        (json!({"rope_scaling": linear}), (1e6, 1e4, 8.0, 6)),
+        (
+            json!({"rope_scaling": linear, "rope_local_base_freq": 777.0, "rope_theta": 5e5}),
+            (5e5, 777.0, 8.0, 6),
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": linear}, "rope_local_base_freq": 777.0}),
+            (1e6, 777.0, 8.0, 6),
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": linear, "sliding_attention": default},
+                "rope_theta": 6e5, "rope_local_base_freq": 777.0}),
+            (6e5, 777.0, 8.0, 6),
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"type": "linear", "factor": 8.0}}}),
+            (1e6, 1e4, 8.0, 6),
+        ),
+        (json!({"rope_scaling": {}, "rope_parameters": {}}), (1e6, 1e4, 1.0, 6)),
+        (json!({"sliding_window_pattern": 3}), (1e6, 1e4, 1.0, 5)),
+        (json!({"sliding_window_pattern": 1}), (1e6, 1e4, 1.0, 0)),
+        (json!({"sliding_window_pattern": 2, "_sliding_window_pattern": 2}), (1e6, 1e4, 1.0, 4)),
+        (
+            json!({"_sliding_window_pattern": 3, "layer_types": vec!["full_attention"; 7]}),
+            (1e6, 1e4, 1.0, 0),
+        ),
+    ] {
+        let config = gemma(keys.clone()).unwrap();
+        let factor = match config.switches.rope_scaling {
+            RopeScaling::Linear { factor } => factor,
+            _ => 1.0,
+        };
+        let restricted = windowed(&config).iter().filter(|windowed| **windowed).count();
+        let local = config.switches.local_rope_theta.unwrap();
+        assert_eq!((config.rope_theta, local, factor, restricted), expected, "{keys}");
+    }
+    for (keys, wanted) in [
+        (json!({"rope_scaling": {"type": "linear", "factor": 8.0}}), "write \"rope_type\""),
+        (json!({"rope_scaling": {"full_attention": linear}}), "write them in rope_parameters"),
+        (
+            json!({"rope_parameters": {"rope_type": "linear", "factor": 8.0}}),
+            "without types of layers",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+            "rope_parameters is",
+        ),
+        (
+            json!({"rope_scaling": linear, "rope_parameters": {"full_attention": default}}),
+            "rope_parameters is set too",
+        ),
+        (json!({"_sliding_window_pattern": 3}), "_sliding_window_pattern is 3"),
+        (
+            json!({"rope_parameters": {"full_attention": default, "sliding_attention": linear}}),
+            "layers with a window have scaled",
+        ),
+    ] {
+        let error = gemma(keys.clone()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{keys}: {error}");
+    }
+}
+
+/// The keys of Phi 3 as transformers 5.23 reads them: the text length beside `rope_scaling` counts, 4096 if there is none.
+#[test]
+fn phi_3_is_rotated_in_part_and_used_up_to_the_length_of_its_first_training_phase() {
+    let factors = |count: usize| vec![1.5; count];
+    let longrope = |count| {
+        json!({"type": "longrope", "short_factor": factors(count), "long_factor": factors(count),
+        "original_max_position_embeddings": 16})
+    };
+    let phi3 = |mut keys: Value| {
+        keys["model_type"] = json!("phi3");
+        keys["head_dim"] = json!(8);
+        keys["max_position_embeddings"] = json!(8192);
+        parse(keys)
+    };
+    let whole = phi3(json!({"rope_scaling": longrope(4)})).unwrap();
+    assert_eq!((whole.max_position_embeddings, whole.rotary_dim()), (4096, 8));
+    let part = json!({"rope_scaling": longrope(3), "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75});
+    let part = phi3(part).unwrap();
+    assert_eq!((part.max_position_embeddings, part.rotary_dim()), (64, 6));
+    let factor = part.ropes()[0].attention_factor();
+    // sqrt(1 + ln(8192 / 64) / ln(64))
+    assert!((factor - (1.0 + 7.0 / 6.0f32).sqrt()).abs() < 1e-6, "{factor}");
+    assert_eq!(part.to_json()["max_position_embeddings"], 8192);
+    let tensors: Vec<String> = part.tensors().into_iter().map(|tensor| tensor.name).collect();
+    assert_eq!(tensors[1], "model.layers.0.self_attn.qkv_proj.weight");
+    assert_eq!(tensors[3], "model.layers.0.mlp.gate_up_proj.weight");
+    for (keys, wanted) in [
+        (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "\"longrope\" alone"),
+        (json!({"rope_scaling": {"type": "su"}}), "scaled by \"su\""),
+        (json!({"partial_rotary_factor": 0.7}), "5 features of a head are rotated"),
+        (json!({"partial_rotary_factor": 0}), "partial_rotary_factor is 0"),
+        (json!({"partial_rotary_factor": 1.5}), "partial_rotary_factor is 1.5"),
+    ] {
+        let error = phi3(keys).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 }
 
 /// The text part of a model that also reads images, whose keys are nested.
@@ -251,8 +368,7 @@ fn what_is_missing_for_other_models_is_named() {
         ("qwen3_next", "linear attention"),
         ("gemma2", "soft caps"),
         ("gemma4", "embeddings per layer"),
-        ("phi3", "one matrix"),
-        ("olmo2", "norms only behind"),
+        ("olmo3", "rotary embeddings that differ"),
         ("granitemoe", "a mixture of experts"),
         ("a_later_architecture", "which is not implemented"),
     ] {
@@ -283,6 +399,10 @@ fn saved_configurations_are_read_back() {
         json!({"model_type": "granite", "embedding_multiplier": 12, "attention_multiplier": 0.015625,
             "residual_multiplier": 0.22, "logits_scaling": 16.0, "attention_bias": true}),
         json!({"model_type": "smollm3", "no_rope_layers": [0, 1, 1, 0], "use_sliding_window": true, "sliding_window": 8}),
+        json!({"model_type": "olmo2", "attention_bias": true}),
+        json!({"model_type": "phi3", "sliding_window": 8}),
+        json!({"model_type": "phi3", "head_dim": 8, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 16,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.0, 4.0, 9.0]}}),
         json!({"model_type": "gemma3_text", "sliding_window_pattern": 3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ] {
         let config = good(keys);

@@ -52,7 +52,7 @@ impl Groups {
 fn lora_plus<B: Backend>(parameter: &Parameter<B>, ratio: f64) -> Group {
     let is_fast = parameter.role == Role::LoraB || parameter.is_vector();
     let rate = if is_fast { ratio } else { 1.0 };
-    Group { rate, decays: parameter.role != Role::LoraBias }
+    Group { rate, decays: !parameter.name.contains("bias") }
 }
 
 #[cfg(test)]

@@ -693,6 +693,25 @@ fn a_model_of_another_family() {
     replay_run("families/trl", "qwen2");
 }
 
+/// Norms behind the halves of layers alone, and of all heads together.
+#[test]
+fn norms_behind_attention_and_feed_forward_blocks() {
+    replay_run("families/trl", "olmo2");
+}
+
+/// One LoRA branch on queries, keys and values, and one on gate and up.
+#[test]
+fn fused_projections() {
+    replay_run("families/trl", "phi3");
+}
+
+/// PEFT's `bias`: all biases of the model, or those of the projections with a branch.
+#[test]
+fn biases_of_the_model() {
+    replay_run("families/sft", "bias_all");
+    replay_run("families/sft", "bias_lora_only");
+}
+
 /// A LoRA on every projection of a model of each family.
 #[test]
 #[ignore = "compares with data that are not in the tree"]
