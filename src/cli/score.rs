@@ -65,6 +65,7 @@ pub fn run<B: TrainBackend>(
         max_prompt_length: None,
         truncation_mode: TruncationMode::KeepStart,
         prompt_template: args.template.or(PLAIN)?,
+        assistant_only_loss: false,
     };
     let encoded =
         encode_pairs(&tokenizer, &read_pairs(&args.data, tokenizer.chat_template())?, &config)?;

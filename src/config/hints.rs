@@ -13,7 +13,6 @@ const NOT_BUILT: &[&str] = &[
     "label_smoothing_factor",
     "neftune_noise_alpha",
     "group_by_length",
-    "assistant_only_loss",
     "parallelism_config",
     "optim_target_modules",
     "router_aux_loss_coef",

@@ -198,6 +198,12 @@ impl RunConfig {
             format!("must be \"keep_start\" for method = \"{}\", as in TRL", self.method.name()),
             "remove the key",
         )?;
+        ensure(
+            self.method == Method::Sft || !self.data.assistant_only_loss,
+            "data.assistant_only_loss",
+            format!("has no effect: method is \"{}\"", self.method.name()),
+            "remove the key, or set method = \"sft\"",
+        )?;
         let without_reference = matches!(self.method, Method::Orpo | Method::Cpo);
         ensure(
             !(without_reference && self.data.allow_empty_completions),

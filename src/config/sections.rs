@@ -92,6 +92,9 @@ pub struct DataSection {
     pub allow_empty_completions: bool,
     /// Whether to leave out pairs that would train on nothing, instead of refusing the file.
     pub skip_untrainable: bool,
+    /// Whether to train on the assistant's messages alone, which the chat template marks with `{% generation %}`. Only with
+    /// `method = "sft"` and conversations.
+    pub assistant_only_loss: bool,
 }
 
 impl Default for DataSection {
@@ -107,6 +110,7 @@ impl Default for DataSection {
             compat: Compat::Trl1,
             allow_empty_completions: false,
             skip_untrainable: false,
+            assistant_only_loss: false,
         }
     }
 }

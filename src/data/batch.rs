@@ -150,7 +150,7 @@ impl PackedBatch {
         let mut batch = Self::unscored(tokens, samples.iter().map(|s| s.id().to_string()));
         for side in 0..S::SIDES.len() {
             for (sample, layout) in samples.iter().zip(&layouts) {
-                batch.score(sample.sides()[side], sample.first_scored(side), layout, side);
+                batch.score(*sample, layout, side);
             }
         }
         batch.number_queries();
@@ -176,14 +176,17 @@ impl PackedBatch {
         self.ids.len()
     }
 
-    /// Adds the tokens of a sequence from `first` on to the scored tokens. `predicting` holds row indices until
+    /// Adds the scored tokens of the sequence `side` of `sample`. `predicting` holds row indices until
     /// [`Self::number_queries`].
-    fn score(&mut self, sequence: &EncodedSequence, first: usize, layout: &Layout, side: usize) {
-        for (index, target) in sequence.ids.iter().enumerate().skip(first) {
-            self.predicting.push(layout.row_index(side, index - 1) as i64);
-            self.targets.push(i64::from(*target));
+    fn score<S: Sample>(&mut self, sample: &S, layout: &Layout, side: usize) {
+        let before = self.targets.len();
+        for (index, target) in sample.sides()[side].ids.iter().enumerate() {
+            if sample.is_scored(side, index) {
+                self.predicting.push(layout.row_index(side, index - 1) as i64);
+                self.targets.push(i64::from(*target));
+            }
         }
-        self.counts.push(sequence.ids.len().saturating_sub(first));
+        self.counts.push(self.targets.len() - before);
     }
 
     /// Collects the distinct row indices of `predicting` into `queries` and replaces them by indices into `queries`.
@@ -312,7 +315,7 @@ mod tests {
 
     #[test]
     fn examples_are_sequences_of_their_own() {
-        let example = |sequence| EncodedExample { id: "e".into(), sequence };
+        let example = |sequence| EncodedExample { id: "e".into(), sequence, unscored: Vec::new() };
         let first = example(side(&[1, 5, 6, 2], 2, &[]));
         let second = example(side(&[1, 5, 2], 0, &[]));
         let batch = PackedBatch::new(&[&first, &second]);
@@ -323,6 +326,18 @@ mod tests {
         assert_eq!(batch.queries, [1, 2, 3, 4]);
         assert_eq!(batch.targets, [6, 2, 5, 2]);
         assert_eq!(batch.counts, [2, 2]);
+    }
+
+    #[test]
+    fn completion_tokens_that_are_not_scored_are_predicted_by_nothing() {
+        let sequence = side(&[1, 5, 6, 7, 8, 2], 2, &[]);
+        let example = EncodedExample { id: "e".into(), sequence, unscored: vec![3, 4] };
+        let batch = PackedBatch::new(&[&example, &example]);
+        assert_eq!(batch.targets, [6, 2, 6, 2]);
+        assert_eq!(batch.queries, [1, 4, 6, 9]);
+        assert_eq!(batch.counts, [2, 2]);
+        assert_eq!(example.scored_tokens(0), 2);
+        assert_eq!((example.packed_tokens(), example.attended_tokens()), (5, 6));
     }
 
     #[test]

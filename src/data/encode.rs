@@ -9,6 +9,7 @@
 //! The [`EncodeReport`] lists every pair that is dropped, truncated, or without any gradient.
 
 mod answers;
+mod assistant;
 mod labeled;
 mod report;
 mod texts;
@@ -73,6 +74,9 @@ pub struct EncodedExample {
     pub id: String,
     /// Prompt and completion.
     pub sequence: EncodedSequence,
+    /// Indices of completion tokens that are not scored, ascending: those that the assistant did not write, with
+    /// [`EncodeConfig::assistant_only_loss`].
+    pub unscored: Vec<usize>,
 }
 
 /// The TRL version whose tokenization, truncation and metric definitions are followed.
@@ -113,6 +117,9 @@ pub struct EncodeConfig {
     pub truncation_mode: TruncationMode,
     /// Template into which each prompt is inserted.
     pub prompt_template: PromptTemplate,
+    /// Whether an example's tokens are scored only if the assistant wrote them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub assistant_only_loss: bool,
 }
 
 impl EncodeConfig {
@@ -129,6 +136,7 @@ impl EncodeConfig {
             max_prompt_length,
             truncation_mode,
             prompt_template: PromptTemplate::default(),
+            assistant_only_loss: false,
         }
     }
 
@@ -270,7 +278,7 @@ pub fn encode_pairs(
     };
     let outcomes: Vec<Outcome> = pairs.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = pairs.iter().map(|pair| &pair.id);
-    let dataset = collect(config, ids.zip(outcomes), |id, (chosen, rejected)| EncodedPair {
+    let dataset = collect(config, ids.zip(outcomes), |id, (chosen, rejected), _| EncodedPair {
         id: id.clone(),
         chosen,
         rejected,
@@ -296,9 +304,8 @@ pub fn encode_examples(
     let encode = |example: &Example| encode_completion(tokenizer, example, config);
     let outcomes: Vec<Outcome> = examples.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = examples.iter().map(|example| &example.id);
-    let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _)| EncodedExample {
-        id: id.clone(),
-        sequence,
+    let dataset = collect(config, ids.zip(outcomes), |id, (sequence, _), unscored| {
+        EncodedExample { id: id.clone(), sequence, unscored }
     });
     Ok(dataset)
 }
@@ -314,14 +321,19 @@ fn encode_completion(
         [&example.completion, &example.completion],
         example.rendered.as_deref(),
     );
-    encode_trl1(tokenizer, &example.id, &texts, config).map(Outcome::into_single_side)
+    let outcome = encode_trl1(tokenizer, &example.id, &texts, config)?.into_single_side();
+    if config.assistant_only_loss {
+        assistant::score_only(tokenizer, example, config, outcome)
+    } else {
+        Ok(outcome)
+    }
 }
 
 /// Collects the outcomes into a data set and its report.
 fn collect<'a, S>(
     config: &EncodeConfig,
     outcomes: impl Iterator<Item = (&'a String, Outcome)>,
-    sample: impl Fn(&String, (EncodedSequence, EncodedSequence)) -> S,
+    sample: impl Fn(&String, (EncodedSequence, EncodedSequence), Vec<usize>) -> S,
 ) -> EncodedDataset<S> {
     let mut dataset = EncodedDataset {
         pairs: Vec::new(),
@@ -332,7 +344,7 @@ fn collect<'a, S>(
         dataset.report.count(id, &outcome);
         if let Some(sides) = outcome.sides {
             dataset.refused.push(outcome.refusal.is_some());
-            dataset.pairs.push(sample(id, sides));
+            dataset.pairs.push(sample(id, sides, outcome.unscored));
         }
     }
     dataset.report.pairs_kept = dataset.pairs.len();
@@ -344,6 +356,10 @@ fn collect<'a, S>(
 struct Outcome {
     /// Chosen and rejected; `None` if the pair is dropped.
     sides: Option<(EncodedSequence, EncodedSequence)>,
+    /// Indices of completion tokens of an example that are not scored.
+    unscored: Vec<usize>,
+    /// Whether the end of the assistant's turn is not scored, so that the model does not learn to stop.
+    never_stops: bool,
     refusal: Option<Refusal>,
     prompt_cut: bool,
     chosen_cut: bool,

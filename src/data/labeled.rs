@@ -53,6 +53,7 @@ impl EncodedLabeled {
                 completion_start: own.completion_start,
                 hidden: Vec::new(),
             },
+            unscored: Vec::new(),
         }
     }
 }
@@ -281,6 +282,7 @@ mod tests {
                     completion_start,
                     hidden: Vec::new(),
                 },
+                unscored: Vec::new(),
             },
             completion: completion.to_vec(),
             desirable: true,

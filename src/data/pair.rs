@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::chat::{ChatTemplate, RenderedRow};
 use super::json_lines;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::output::WholeFile;
 
 /// A prompt with a chosen and a rejected completion: one line of `pairs.jsonl`.
@@ -263,6 +264,10 @@ impl<'a> RowReader<'a> {
 
     /// Converts the JSON object of row `number` at `place`.
     fn read<T: Row>(&mut self, row: Value, number: usize, place: impl Fn() -> String) -> Result<T> {
+        if interrupt::requested() {
+            let note = format!("stopped while reading {}", place());
+            return Err(Error::Interrupted { note });
+        }
         let row = match row {
             Value::Object(row) => row,
             other => {

@@ -42,6 +42,11 @@ pub trait Sample: Clone + std::fmt::Debug + Send + Sync {
         self.sides()[side].completion_start.max(1)
     }
 
+    /// Returns whether the token `index` of sequence `side` is scored.
+    fn is_scored(&self, side: usize, index: usize) -> bool {
+        index >= self.first_scored(side)
+    }
+
     /// Returns the number of scored tokens of sequence `side`.
     fn scored_tokens(&self, side: usize) -> usize {
         self.sides()[side].ids.len().saturating_sub(self.first_scored(side))
@@ -107,7 +112,12 @@ impl Sample for EncodedExample {
         tokenizer: &Tokenizer,
         config: &EncodeConfig,
     ) -> Result<EncodedDataset<Self>> {
-        let examples = read_examples(file, tokenizer.chat_template())?;
+        let chat = tokenizer.chat_template();
+        if let Some(chat) = chat.filter(|_| config.assistant_only_loss) {
+            chat.check()?;
+            chat.check_marks_generation()?;
+        }
+        let examples = read_examples(file, chat)?;
         let mut encoded = encode_examples(tokenizer, &examples, config)?;
         encoded.report.single_completion = true;
         encoded.report.joined =
@@ -121,6 +131,14 @@ impl Sample for EncodedExample {
 
     fn sides(&self) -> Vec<&EncodedSequence> {
         vec![&self.sequence]
+    }
+
+    fn is_scored(&self, side: usize, index: usize) -> bool {
+        index >= self.first_scored(side) && self.unscored.binary_search(&index).is_err()
+    }
+
+    fn scored_tokens(&self, _side: usize) -> usize {
+        self.sequence.scored_tokens() - self.unscored.len()
     }
 }
 

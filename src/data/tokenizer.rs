@@ -148,11 +148,24 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoded = caught(|| self.inner.encode_fast(text, add_special_tokens));
         let encoding = encoded.and_then(|encoding| encoding.map_err(|e| e.to_string()));
-        let encoding = encoding.map_err(|e| {
-            let text: String = text.chars().take(60).collect();
-            self.unusable(&format!("cannot encode {text:?}: {e}"))
-        })?;
+        let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    fn cannot_encode(&self, text: &str, problem: &str) -> Error {
+        let text: String = text.chars().take(60).collect();
+        self.unusable(&format!("cannot encode {text:?}: {problem}"))
+    }
+
+    /// Returns the token ids of `text` without special tokens, and the range of characters `(start, end)` of each token.
+    ///
+    /// # Errors
+    /// Same as [`Self::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+        let encoded = caught(|| self.inner.encode_char_offsets(text, false));
+        let encoding = encoded.and_then(|encoding| encoding.map_err(|e| e.to_string()));
+        let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     /// Returns the text of `ids`. Ids outside the vocabulary are skipped.
@@ -220,6 +233,11 @@ impl Tokenizer {
     /// Returns the chat template of the model, if it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// Returns whether `id` is one of the tokens that were added to the vocabulary, such as the special ones.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().contains_key(&id)
     }
 
     /// Returns the number of tokens, including added ones.

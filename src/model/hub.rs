@@ -39,6 +39,7 @@ use self::data_sets::{parse_url, select};
 use self::listing::{Listing, MAX_JSON};
 use self::local::LocalRepo;
 pub use self::push::{Destination, PushFile, PushTarget, Pushed};
+use crate::data::chat::TOOL_USE_FILE;
 use crate::data::tokenizer::TOKENIZER_FILES;
 use crate::error::{Error, Result};
 use crate::input_file;
@@ -235,6 +236,10 @@ impl<'a> Fetch<'a> {
         let config = self.file("config.json")?;
         for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
             self.optional(name)?;
+        }
+        // Few models have it: it is not asked for where the repository's files are unknown.
+        if self.listing.files.is_some() {
+            self.optional(TOOL_USE_FILE)?;
         }
         Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf())
     }

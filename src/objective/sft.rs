@@ -10,6 +10,7 @@ use super::pass::Pass;
 use super::{MicroBatch, Objective, Usage};
 use crate::data::batch::PackedBatch;
 use crate::data::encode::EncodedExample;
+use crate::data::sample::Sample;
 
 /// The objective of supervised fine-tuning.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,7 @@ impl<B: TrainBackend> Objective<B> for Sft {
     /// transformers' `Trainer`).
     fn weights(&self, micro_batches: &[Vec<&EncodedExample>]) -> Vec<f64> {
         let examples = micro_batches.iter().flatten();
-        let tokens: usize = examples.clone().map(|example| example.sequence.scored_tokens()).sum();
+        let tokens: usize = examples.clone().map(|example| example.scored_tokens(0)).sum();
         vec![1.0 / tokens.max(1) as f64; examples.count()]
     }
 

@@ -76,6 +76,7 @@ pub fn encode_config(config: &RunConfig) -> Result<EncodeConfig> {
         max_prompt_length: data.max_prompt_length,
         truncation_mode: data.truncation_mode,
         prompt_template: PromptTemplate::new(&data.prompt_template)?,
+        assistant_only_loss: data.assistant_only_loss,
     })
 }
 

@@ -21,6 +21,7 @@ fn examples() -> Vec<EncodedExample> {
     let example = |(ids, completion_start): (&[u32], usize)| EncodedExample {
         id: String::new(),
         sequence: EncodedSequence { ids: ids.to_vec(), completion_start, hidden: Vec::new() },
+        unscored: Vec::new(),
     };
     let all: [(&[u32], usize); 3] = [
         (&[1, 7, 8, 15, 5, 16, 11, 2], 2),

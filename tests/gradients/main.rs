@@ -8,6 +8,10 @@
 
 mod dora;
 mod dropout;
+mod families;
+#[allow(dead_code, unreachable_pub, reason = "the suite uses the rest")]
+#[path = "../suite/families.rs"]
+mod families_of_the_suite;
 mod full;
 mod packed;
 #[path = "../fixtures/plain/mod.rs"]
@@ -402,7 +406,8 @@ fn frozen(policy: &Decoder<A>) -> Vec<TensorData> {
         policy.projections().map(|(_, linear)| linear.weight.floats(DType::F64).into_data()),
     );
     let norms = |layer: &arithmo::model::decoder::DecoderLayer<A>| {
-        let norms = [&layer.input_layernorm, &layer.post_attention_layernorm];
+        let before = layer.input_layernorm.as_ref().unwrap();
+        let norms = [before, &layer.post_attention_layernorm];
         norms.map(|norm| norm.weight.val().into_data())
     };
     all.extend(policy.layers.iter().flat_map(norms));

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use arithmo::data::chat::{ChatTemplate, Clock, Message, RenderOptions};
-use arithmo::data::encode::{Compat, EncodeConfig, encode_answers, encode_pairs};
+use arithmo::data::encode::{Compat, EncodeConfig, EncodedExample, encode_answers, encode_pairs};
 use arithmo::data::labeled::read_labeled;
 use arithmo::data::pair::read_pairs;
+use arithmo::data::sample::Sample;
 use arithmo::data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
@@ -151,6 +152,56 @@ fn templates_mean_what_jinja_says() {
         }
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Checks that the templates in the golden folder `folder` render a conversation of 1,000 messages.
+fn render_long_conversations(folder: &Path) {
+    let text = "Natalia sold 48 clips in April, and 2 times as many in May. ".repeat(10);
+    let turn = |index: usize| Message::new(["user", "assistant"][index % 2], &text);
+    let messages: Vec<Message> = (0..1000).map(turn).collect();
+    for golden in goldens(folder) {
+        let rendered = golden.template.render(&messages, &RenderOptions::default());
+        let rendered = rendered.unwrap_or_else(|problem| panic!("{}: {problem}", golden.name));
+        assert!(rendered.text.len() > 10_000, "{}", golden.name);
+    }
+}
+
+#[test]
+fn long_conversations_are_rendered() {
+    render_long_conversations(&reference("chat").unwrap());
+}
+
+#[test]
+#[ignore = "compares with data that are not in the tree"]
+fn long_conversations_are_rendered_by_all_templates() {
+    render_long_conversations(&whole_reference("chat"));
+}
+
+/// A template that runs on is stopped after about a second, in an optimized build, however long the texts are that it works
+/// on.
+#[test]
+fn hostile_loops_are_stopped_soon() {
+    let user = [Message::new("user", &"ab c ".repeat(20_000))];
+    for work in [
+        "",
+        "{% set x = messages|string %}",
+        "{% set x = messages|tojson %}",
+        "{% set x = messages[0].content[::-1] %}",
+        "{% set x = messages[0].content == messages[0].content %}",
+        "{% set x = messages[0].content.split('a') %}",
+        "{% set x = messages[0].content.count('zz') %}",
+    ] {
+        let loops = format!(
+            "{{% for a in range(99999) %}}{{% for b in range(99999) %}}{work}{{% endfor %}}{{% endfor %}}"
+        );
+        let template = ChatTemplate::new("t", &loops, Vec::new(), clock());
+        let started = std::time::Instant::now();
+        let problem = template.render(&user, &RenderOptions::default()).unwrap_err();
+        assert!(problem.contains("does not end within 11"), "{work}: {problem}");
+        let seconds = started.elapsed().as_secs();
+        assert!(seconds < 60, "{work}: {seconds} s");
+        eprintln!("{work}: {:?}", started.elapsed());
+    }
 }
 
 #[test]
@@ -312,4 +363,100 @@ fn further_templates_are_rendered_as_by_transformers() {
             "{case}"
         );
     }
+}
+
+/// Returns a copy of the committed Qwen 2 with the chat template `source`.
+fn model_with_template(source: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let model = reference("families/models/qwen2").unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::copy(model.join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
+    folder
+}
+
+/// Token ids, and which of them are trained on, are those of TRL's `SFTTrainer` with `assistant_only_loss`: of whole
+/// conversations and of prompts with completions, truncated at either end. Of TRL's data, conversations of which truncation
+/// leaves nothing to learn are missing.
+#[test]
+fn only_what_the_assistant_wrote_is_trained_on() {
+    let golden = json_file(&reference("families/sft/assistant_only.json").unwrap());
+    let folder = model_with_template(golden["template"].as_str().unwrap());
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let mut compared = 0;
+    for case in golden["cases"].as_array().unwrap() {
+        let config = EncodeConfig {
+            max_length: case["max_length"].as_u64().map(|length| length as usize),
+            truncation_mode: serde_json::from_value(case["truncation_mode"].clone()).unwrap(),
+            assistant_only_loss: true,
+            ..EncodeConfig::new(Compat::Trl1)
+        };
+        for row in case["rows"].as_array().unwrap() {
+            std::fs::write(&file, row["row"].to_string()).unwrap();
+            let encoded = EncodedExample::load(&file, &tokenizer, &config).unwrap();
+            assert_eq!(encoded.report.summary(), [""; 0]);
+            let example = &encoded.pairs[0];
+            assert_eq!(example.sequence.ids, ids(&row["input_ids"]));
+            let labels = row["labels"].as_array().unwrap().iter();
+            let theirs: Vec<bool> = labels.map(|label| *label != -100).collect();
+            let ours: Vec<bool> =
+                (0..theirs.len()).map(|index| example.is_scored(0, index)).collect();
+            assert_eq!(ours, theirs, "{row}");
+            assert_eq!(example.scored_tokens(0), theirs.iter().filter(|scored| **scored).count());
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 16);
+}
+
+/// Rows that `assistant_only_loss` cannot be used with, and templates, are refused with what helps.
+#[test]
+fn what_the_assistant_wrote_must_be_marked() {
+    let load = |source: &str, row: Value| {
+        let folder = model_with_template(source);
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        let file = folder.path().join("rows.jsonl");
+        std::fs::write(&file, row.to_string()).unwrap();
+        let config = EncodeConfig { assistant_only_loss: true, ..EncodeConfig::new(Compat::Trl1) };
+        EncodedExample::load(&file, &tokenizer, &config)
+    };
+    let turn = |role: &str| json!({"role": role, "content": "a b"});
+    let conversation = json!({"messages": [turn("user"), turn("assistant")]});
+    let marked = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+                  {% endgeneration %}{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let unmarked = marked.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+    for (template, row, wanted) in [
+        (unmarked.as_str(), conversation.clone(), "has no {% generation %} blocks"),
+        (marked, json!({"prompt": "a", "completion": "b"}), "is text"),
+        (marked, json!({"messages": [turn("user")]}), "has no token of the assistant"),
+    ] {
+        let error = load(template, row).unwrap_err().to_string();
+        assert!(error.contains(wanted) && error.contains("assistant_only_loss"), "{error}");
+    }
+    // The end of the turn lies outside of the blocks.
+    let encoded = load(marked, conversation).unwrap();
+    let summary = encoded.report.summary().join("\n");
+    assert!(summary.contains("does not learn to stop"), "{summary}");
+}
+
+/// A null content is named with its message, in a row of a file too.
+#[test]
+fn a_missing_content_names_the_message() {
+    let folder = model_with_template("{% for m in messages %}{{ m.content + 'x' }}{% endfor %}");
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let good = json!({"role": "user", "content": "a"});
+    let row = |content: Value| {
+        json!({"prompt": [good], "chosen": [{"role": "assistant", "content": content}],
+            "rejected": [{"role": "assistant", "content": "b"}]})
+    };
+    let text = format!("{}\n{}\n", row(json!("a")), row(json!(null)));
+    std::fs::write(&file, text).unwrap();
+    let error = read_pairs(&file, tokenizer.chat_template()).unwrap_err().to_string();
+    for part in ["rows.jsonl:2", "message 2 of 2 (role \"assistant\") has no content"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!error.contains("line 1 of the template"), "{error}");
 }

@@ -36,6 +36,7 @@ fn examples(golden: &Value) -> Vec<EncodedExample> {
             completion_start: example["completion_start"].as_u64().unwrap() as usize,
             hidden: Vec::new(),
         },
+        unscored: Vec::new(),
     })
     .collect()
 }

@@ -112,6 +112,7 @@ fn encode(
         max_prompt_length: None,
         truncation_mode: TruncationMode::KeepStart,
         prompt_template,
+        assistant_only_loss: false,
     };
     // Nothing is trained here: pairs that would train on nothing still have scores.
     encode_pairs(tokenizer, pairs, &config)?.settle(true, false)

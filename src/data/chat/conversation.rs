@@ -1,9 +1,11 @@
 //! The texts of a conversational row: its messages rendered by the model's chat template, as TRL renders them.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 
 use super::message::Message;
-use super::template::{ChatTemplate, RenderOptions};
+use super::template::{ChatTemplate, RenderOptions, Rendered};
 
 /// Text appended to a message that the model continues, to find the message's end in the rendered text.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
@@ -28,6 +30,8 @@ pub struct RenderedRow {
     pub prompt: String,
     /// Prompt and completion as one text, for each completion.
     pub wholes: Vec<String>,
+    /// Ranges of bytes in each of `wholes` that the assistant wrote, as the template's `generation` blocks mark them.
+    pub generated: Vec<Vec<Range<usize>>>,
     /// The prompt as TRL's ORPO and CPO trainers render it, which continue a last message of the assistant; or why there is
     /// none.
     pub(crate) answered_prompt: Result<String, String>,
@@ -40,12 +44,12 @@ impl Conversation {
     /// The template refuses the messages, or they do not fit it. The error is the reason, without the place.
     pub(crate) fn render(&self, template: &ChatTemplate) -> Result<RenderedRow, String> {
         let whole = |completion: &Vec<Message>| {
-            self.text(template, &[self.prompt.as_slice(), completion].concat(), false)
+            self.rendered(template, &[self.prompt.as_slice(), completion].concat(), false)
         };
         if self.prompt.is_empty() {
-            let wholes = self.completions.iter().map(whole).collect::<Result<_, _>>()?;
+            let wholes = self.completions.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
             let answered_prompt = Ok(String::new());
-            return Ok(RenderedRow { prompt: String::new(), wholes, answered_prompt });
+            return Ok(RenderedRow::new(String::new(), wholes, answered_prompt));
         }
         let prompt = self.text(template, &self.prompt, true)?;
         let answered_prompt = match self.prompt.last().map(Message::role) {
@@ -56,8 +60,8 @@ impl Conversation {
                 role.unwrap_or_default()
             )),
         };
-        let wholes = self.completions.iter().map(whole).collect::<Result<_, _>>()?;
-        Ok(RenderedRow { prompt, wholes, answered_prompt })
+        let wholes = self.completions.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+        Ok(RenderedRow::new(prompt, wholes, answered_prompt))
     }
 
     fn text(
@@ -66,9 +70,18 @@ impl Conversation {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
+        self.rendered(template, messages, add_generation_prompt).map(|rendered| rendered.text)
+    }
+
+    fn rendered(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, String> {
         let (tools, variables) = (self.tools.as_ref(), Some(&self.variables));
         let options = RenderOptions { add_generation_prompt, tools, variables };
-        template.render(messages, &options).map(|rendered| rendered.text)
+        template.render(messages, &options)
     }
 
     /// Renders the prompt up to the end of its last message, as transformers' `continue_final_message` does.
@@ -91,6 +104,16 @@ impl Conversation {
 }
 
 impl RenderedRow {
+    fn new(
+        prompt: String,
+        rendered: Vec<Rendered>,
+        answered_prompt: Result<String, String>,
+    ) -> Self {
+        let (wholes, generated) =
+            rendered.into_iter().map(|whole| (whole.text, whole.generated)).unzip();
+        Self { prompt, wholes, generated, answered_prompt }
+    }
+
     /// Returns the text that `prompt` and all wholes begin with, and the rest of each whole.
     fn split_after<'a>(&'a self, prompt: &'a str) -> (&'a str, Vec<&'a str>) {
         let shared = self.wholes.iter().fold(prompt, |shared, whole| common_start(shared, whole));

@@ -47,6 +47,16 @@ impl Message {
         self.0.get("content").and_then(Value::as_str)
     }
 
+    /// Returns the number of bytes of its texts, about.
+    pub(super) fn size(&self) -> usize {
+        self.0.values().map(size).sum()
+    }
+
+    /// Returns whether the message has a content that is not null.
+    pub(super) fn has_content(&self) -> bool {
+        self.0.get("content").is_some_and(|content| !content.is_null())
+    }
+
     /// Returns the message with `suffix` after the text of its content, or `None` if it has no text.
     pub(super) fn with_suffix(&self, suffix: &str) -> Option<Self> {
         let mut message = self.clone();
@@ -78,6 +88,16 @@ impl Message {
             fields.push((REASONING[0].to_string(), to_template(reasoning)));
         }
         TemplateValue::from_pairs(fields)
+    }
+}
+
+/// Returns the number of bytes of the texts in a value of JSON, about.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(size).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + size(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
     }
 }
 

@@ -15,9 +15,10 @@ use super::message::{Message, to_template};
 use super::{filters, functions, methods, python, rewrite};
 use crate::error::{Error, Result};
 
-/// Amount of work that one rendering may take: instructions, and 64 bytes of text each. The longest conversations take
-/// some hundred thousand.
-const MAX_WORK: u64 = 20_000_000;
+/// Amount of work that the rendering of an empty conversation may take: instructions, and 64 bytes of text each.
+const BASE_WORK: u64 = 1_000_000;
+/// Amount of work that each message adds.
+const WORK_PER_MESSAGE: u64 = 5_000;
 /// Maximum size in bytes of a rendered conversation.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Maximum depth of nested macros.
@@ -37,8 +38,8 @@ struct Inner {
     /// File and key of the template.
     place: String,
     source: String,
-    /// The template for conversations with tools, if it is another one.
-    tool_use: Option<String>,
+    /// Place and source of the template for conversations with tools, if it is another one.
+    tool_use: Option<(String, String)>,
     /// Variables such as `bos_token` with their texts.
     special_tokens: Vec<(String, String)>,
     clock: Clock,
@@ -97,9 +98,9 @@ impl ChatTemplate {
         template
     }
 
-    /// Adds the template for conversations with tools.
-    pub(super) fn with_tool_use(&self, source: &str) -> Self {
-        let tool_use = Some(source.to_string());
+    /// Adds the template for conversations with tools, `source` from `place`.
+    pub(super) fn with_tool_use(&self, place: &str, source: &str) -> Self {
+        let tool_use = Some((place.to_string(), source.to_string()));
         Self(Arc::new(Inner { tool_use, ..Inner::clone(&self.0) }))
     }
 
@@ -134,6 +135,22 @@ impl ChatTemplate {
         self.compiled().is_ok_and(|compiled| compiled.marks_generation)
     }
 
+    /// Checks that the template marks what the assistant wrote.
+    ///
+    /// # Errors
+    /// It has no `generation` blocks.
+    pub fn check_marks_generation(&self) -> Result<()> {
+        if self.marks_generation() {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            &self.0.place,
+            "has no {% generation %} blocks, by which data.assistant_only_loss knows what the assistant wrote",
+            "enclose the assistant's messages and the ends of their turns in {% generation %} and {% endgeneration %}: TRL has \
+             such templates for many models (trl/chat_templates/NAME_training.jinja); or set data.assistant_only_loss = false",
+        ))
+    }
+
     fn compiled(&self) -> std::result::Result<&Compiled, String> {
         self.0.compiled.get_or_init(|| self.0.compile()).as_ref().map_err(String::clone)
     }
@@ -153,11 +170,13 @@ impl ChatTemplate {
         let compiled = self.compiled()?;
         let with_tools = options.tools.is_some() && self.0.tool_use.is_some();
         let name = if with_tools { TOOL_USE } else { NAME };
-        let template = compiled.environment.get_template(name).map_err(|e| e.to_string())?;
+        let (mut environment, work) = (compiled.environment.clone(), work(messages));
+        environment.set_fuel(Some(work));
+        let template = environment.get_template(name).map_err(|e| e.to_string())?;
         let marker = format!("\u{fdd0}{:016x}\u{fdd1}", RandomState::new().hash_one(MARKER));
         let context = self.context(messages, options, &marker);
         let mut out = Limited(Vec::new());
-        template.render_captured_to(context, &mut out).map_err(|e| explain(&e))?;
+        template.render_captured_to(context, &mut out).map_err(|e| explain(&e, messages, work))?;
         let text = String::from_utf8(out.0).map_err(|e| e.to_string())?;
         Ok(if compiled.marks_generation {
             take_marks(&text, &marker)
@@ -188,28 +207,52 @@ impl Inner {
     fn compile(&self) -> std::result::Result<Compiled, String> {
         let mut environment = environment(self.clock);
         let mut marks_generation = false;
-        let tool_use = self.tool_use.iter().map(|source| (TOOL_USE, source));
-        for (name, source) in [(NAME, &self.source)].into_iter().chain(tool_use) {
+        let tool_use = self.tool_use.iter().map(|(place, source)| (TOOL_USE, place, source));
+        for (name, place, source) in [(NAME, &self.place, &self.source)].into_iter().chain(tool_use)
+        {
             let rewritten = rewrite::rewrite(source);
             marks_generation |= rewritten.marks_generation;
             environment.add_template_owned(name, rewritten.source).map_err(|e| {
                 let line = e.line().map_or(String::new(), |line| format!(" (line {line})"));
                 let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
-                format!("is not a chat template that can be used: {detail}{line}")
+                let other = match name {
+                    NAME => String::new(),
+                    _ => format!("its {name}, {place}, "),
+                };
+                format!("{other}is not a chat template that can be used: {detail}{line}")
             })?;
         }
         Ok(Compiled { environment, marks_generation })
     }
 }
 
-/// Describes an error of rendering.
-fn explain(error: &minijinja::Error) -> String {
+/// Returns the amount of work that the rendering of `messages` may take: several times that of every published template.
+fn work(messages: &[Message]) -> u64 {
+    let text: usize = messages.iter().map(Message::size).sum();
+    BASE_WORK + WORK_PER_MESSAGE * messages.len() as u64 + text as u64
+}
+
+/// Describes an error of rendering `messages` with this limit of `work`.
+fn explain(error: &minijinja::Error, messages: &[Message], work: u64) -> String {
     if let Some(message) = raised_message(error) {
         return format!("the template says: {message}");
     }
+    let is_limit = matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure);
+    let without_content = messages.iter().enumerate().find(|(_, m)| !m.has_content());
+    if let Some((index, message)) = without_content.filter(|_| !is_limit) {
+        return format!(
+            "message {} of {} (role {:?}) has no content, or a null one, and the template needs a text there",
+            index + 1,
+            messages.len(),
+            message.role()
+        );
+    }
     let line = error.line().map_or(String::new(), |line| format!(" (line {line} of the template)"));
     match error.kind() {
-        ErrorKind::OutOfFuel => format!("the template does not end within {MAX_WORK} steps"),
+        ErrorKind::OutOfFuel => format!(
+            "the template does not end within {work} steps, many times what templates need for {} messages",
+            messages.len()
+        ),
         ErrorKind::WriteFailure => {
             format!("the template writes more than {} MiB", MAX_OUTPUT >> 20)
         }
@@ -226,7 +269,6 @@ fn environment(clock: Clock) -> Environment<'static> {
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_formatter(print);
     env.set_unknown_method_callback(methods::call);
-    env.set_fuel(Some(MAX_WORK));
     env.set_recursion_limit(MAX_RECURSION);
     let mut syntax = SyntaxConfig::builder();
     if let Ok(syntax) = syntax.trim_blocks(true).lstrip_blocks(true).build() {

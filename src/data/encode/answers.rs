@@ -28,7 +28,8 @@ pub fn encode_answers(
     let encode = |pair| encode_pair(tokenizer, pair, config);
     let outcomes: Vec<Outcome> = pairs.par_iter().map(encode).collect::<Result<_>>()?;
     let ids = pairs.iter().map(|pair| &pair.id);
-    let pair = |id: &String, (chosen, rejected)| EncodedPair { id: id.clone(), chosen, rejected };
+    let pair =
+        |id: &String, (chosen, rejected), _| EncodedPair { id: id.clone(), chosen, rejected };
     Ok(collect(config, ids.zip(outcomes), pair))
 }
 

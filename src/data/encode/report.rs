@@ -96,6 +96,9 @@ pub struct EncodeReport {
     /// Number of examples whose completion follows the prompt without a space, as in `Answer:42`.
     #[serde(skip)]
     pub joined: usize,
+    /// Number of examples of which the end of the assistant's turn is not scored.
+    #[serde(skip)]
+    pub never_stop: usize,
 }
 
 impl EncodeReport {
@@ -117,12 +120,14 @@ impl EncodeReport {
             first_divergence: None,
             single_completion: false,
             joined: 0,
+            never_stop: 0,
         }
     }
 
     /// Adds the outcome of encoding the pair `id`.
     pub(super) fn count(&mut self, id: &str, outcome: &Outcome) {
         self.pairs_read += 1;
+        self.never_stop += usize::from(outcome.never_stops);
         if let Some(refusal) = outcome.refusal {
             self.refused.entry(refusal).or_default().push(id.to_string());
         }
@@ -169,7 +174,17 @@ impl EncodeReport {
             self.refused.iter().map(|(reason, ids)| (format!("trains on nothing: {reason}"), ids));
         let all = changes.chain(refused).filter(|(_, ids)| !ids.is_empty());
         let lines = all.map(|(change, ids)| format!("{change}: {}", listed(ids)));
-        lines.chain(self.divergence_warning()).chain(self.missing_space_hint()).collect()
+        let lines = lines.chain(self.divergence_warning()).chain(self.missing_space_hint());
+        lines.chain(self.missing_stop_warning()).collect()
+    }
+
+    /// Returns a warning if no example teaches the model to end its turn.
+    fn missing_stop_warning(&self) -> Option<String> {
+        (self.never_stop > 0 && self.never_stop == self.pairs_read).then(|| {
+            "warning: the chat template's generation blocks leave out the end of the assistant's turn, so that the model does \
+             not learn to stop; move {% endgeneration %} behind it"
+                .to_string()
+        })
     }
 
     /// Returns a warning about prompts that the chat template renders otherwise alone, with both texts.
