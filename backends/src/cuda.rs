@@ -6,6 +6,9 @@ mod problem;
 mod self_test;
 mod stream;
 
+#[cfg(feature = "dry-cuda")]
+pub(crate) use gemm::library_accepts;
+
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
@@ -125,7 +128,7 @@ fn capability(index: usize) -> Option<(i32, i32)> {
 
 /// Returns the types that GPUs of a compute capability have instructions for (CUDA C++ Programming Guide, "Arithmetic
 /// Instructions").
-fn dtypes(capability: (i32, i32)) -> Vec<DType> {
+pub(crate) fn dtypes(capability: (i32, i32)) -> Vec<DType> {
     let first_capability = [(DType::F32, (0, 0)), (DType::BF16, (8, 0)), (DType::F16, (5, 3))];
     let supported = first_capability.into_iter().filter(|(_, first)| capability >= *first);
     supported.map(|(dtype, _)| dtype).collect()

@@ -20,6 +20,8 @@ pub mod cuda;
 mod device;
 mod device_info;
 mod devices;
+#[cfg(feature = "dry-cuda")]
+pub mod dry_cuda;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::DType;
-use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_cuda::CudaDevice;
 use cubecl::cuda::CudaRuntime;
 
@@ -206,13 +206,27 @@ impl LibraryState {
     }
 }
 
+/// Returns whether a GEMM would be left to the library where it is installed and has a kernel for it.
+#[cfg(feature = "dry-cuda")]
+pub(crate) fn library_accepts<R: CubeRuntime>(
+    left: &CubeTensor<R>,
+    right: &CubeTensor<R>,
+    product: &CubeTensor<R>,
+) -> bool {
+    problem(left, right, product).is_some()
+}
+
 /// Describes a GEMM to the library. Returns `None` if the library is not to compute it.
-fn problem(left: &Tensor, right: &Tensor, product: &Tensor) -> Option<Problem> {
+fn problem<R: CubeRuntime>(
+    left: &CubeTensor<R>,
+    right: &CubeTensor<R>,
+    product: &CubeTensor<R>,
+) -> Option<Problem> {
     Problem::new(matrix(left)?, matrix(right)?, matrix(product)?)
 }
 
 /// Returns the layout of a tensor of two dimensions.
-fn matrix(tensor: &Tensor) -> Option<Matrix> {
+fn matrix<R: CubeRuntime>(tensor: &CubeTensor<R>) -> Option<Matrix> {
     let (&[rows, columns], &[row_stride, column_stride]) =
         (tensor.meta.shape().as_slice(), &tensor.meta.strides()[..])
     else {

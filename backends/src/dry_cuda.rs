@@ -1,0 +1,181 @@
+//! The CUDA backend without a card, for tests (`docs/gpu-testing.md`).
+//!
+//! Kernels are translated to the C++ that a card would be given, memory lies in pools and padded rows as on a card, and
+//! every launch is counted and checked against the card's limits. Nothing is executed: what is read from the device is
+//! zero.
+
+mod card;
+pub mod nvrtc;
+mod record;
+mod server;
+mod storage;
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_backend::DeviceOps;
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use burn_fusion::Fusion;
+use cubecl::Runtime;
+use cubecl::client::ComputeClient;
+use cubecl::cuda::{CudaCompiler, CudaRuntime};
+use cubecl::device::{Device, DeviceId};
+use cubecl::device_handle::DeviceHandle;
+use cubecl::ir::TargetProperties;
+use cubecl::zspace::{Shape, Strides};
+
+pub use self::card::{CARDS, Card, MAX_GRID};
+pub use self::record::{KernelRecord, Record};
+pub use self::server::DryServer;
+pub use self::storage::DryStorage;
+use crate::cubecl::{
+    operations::cubecl_operations, pool_allocation, queue::CubeGpu, reserved_bytes,
+    runtime::GpuRuntime,
+};
+use crate::{Allocation, MatmulProvider, TrainBackend};
+
+/// The backend: `Cuda<f32>` with [`DryRuntime`] in place of CubeCL's CUDA runtime.
+pub type DryCuda = Fusion<CubeBackend<DryRuntime, f32, i32, u8>>;
+
+/// CubeCL's translation to CUDA C++.
+type DryCompiler = CudaCompiler;
+
+/// A card that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DryDevice {
+    index: u16,
+    /// Whether cuBLASLt multiplies matrices.
+    pub with_library: bool,
+}
+
+impl DryDevice {
+    /// Creates a device like `card`.
+    pub fn new(card: &Card, with_library: bool) -> Self {
+        let index = CARDS.iter().position(|known| known == card);
+        Self { index: index.unwrap_or(0) as u16, with_library }
+    }
+
+    /// Returns the card that it stands for.
+    pub fn card(&self) -> Card {
+        CARDS[usize::from(self.index)]
+    }
+
+    /// Returns what was recorded since the last call, once all recorded operations have been launched.
+    ///
+    /// # Panics
+    /// If the server's thread has stopped.
+    pub fn take(&self) -> Record {
+        let synchronized = DryCuda::sync(self);
+        let server = DeviceHandle::<DryServer>::new(self.to_id());
+        let record = server.submit_blocking(DryServer::take);
+        match (synchronized, record) {
+            (Ok(()), Ok(record)) => record,
+            (synchronized, record) => panic!("{synchronized:?} {record:?}"),
+        }
+    }
+}
+
+impl Device for DryDevice {
+    fn from_id(id: DeviceId) -> Self {
+        Self { index: id.index_id, with_library: id.type_id == 1 }
+    }
+
+    fn to_id(&self) -> DeviceId {
+        DeviceId { type_id: u16::from(self.with_library), index_id: self.index }
+    }
+}
+
+impl DeviceOps for DryDevice {}
+
+/// CubeCL's runtime for [`DryDevice`].
+#[derive(Clone, Debug)]
+pub struct DryRuntime;
+
+impl Runtime for DryRuntime {
+    type Compiler = DryCompiler;
+    type Server = DryServer;
+    type Device = DryDevice;
+
+    fn client(device: &DryDevice) -> ComputeClient<Self> {
+        ComputeClient::load(device)
+    }
+
+    fn name(_client: &ComputeClient<Self>) -> &'static str {
+        "cuda"
+    }
+
+    fn require_array_lengths() -> bool {
+        CudaRuntime::require_array_lengths()
+    }
+
+    fn max_cube_count() -> (u32, u32, u32) {
+        CudaRuntime::max_cube_count()
+    }
+
+    fn can_read_tensor(shape: &Shape, strides: &Strides) -> bool {
+        CudaRuntime::can_read_tensor(shape, strides)
+    }
+
+    fn target_properties() -> TargetProperties {
+        CudaRuntime::target_properties()
+    }
+
+    fn enumerate_devices(type_id: u16, _info: &()) -> Vec<DeviceId> {
+        (0..CARDS.len()).map(|index| DeviceId { type_id, index_id: index as u16 }).collect()
+    }
+}
+
+impl GpuRuntime for DryRuntime {
+    /// Counts the product if cuBLASLt would be given it.
+    fn multiply_by_library(
+        left: &CubeTensor<Self>,
+        right: &CubeTensor<Self>,
+        product: &CubeTensor<Self>,
+    ) -> bool {
+        let device = &left.device;
+        let accepted = device.with_library && crate::cuda::library_accepts(left, right, product);
+        if accepted {
+            DeviceHandle::<DryServer>::new(device.to_id()).submit(DryServer::count_library_gemm);
+        }
+        accepted
+    }
+}
+
+impl CubeGpu for DryCuda {
+    type Runtime = DryRuntime;
+
+    fn has_library(device: &DryDevice) -> bool {
+        device.with_library
+    }
+}
+
+impl TrainBackend for DryCuda {
+    cubecl_operations!();
+
+    fn device_name(device: &DryDevice) -> Option<String> {
+        Some(device.card().name.to_string())
+    }
+
+    fn allocation(device: &DryDevice) -> Allocation {
+        pool_allocation::<DryRuntime>(device)
+    }
+
+    fn peak_memory_bytes(device: &DryDevice) -> Option<u64> {
+        reserved_bytes::<DryRuntime>(device)
+    }
+
+    fn available_memory_bytes(device: &DryDevice) -> Option<u64> {
+        Some(device.card().memory)
+    }
+
+    fn computes_in(device: &DryDevice, dtype: DType) -> bool {
+        let capability = device.card().capability as i32;
+        crate::cuda::dtypes((capability / 10, capability % 10)).contains(&dtype)
+    }
+
+    fn matmul_provider(device: &DryDevice) -> MatmulProvider {
+        if device.with_library {
+            MatmulProvider::Library("cuBLASLt".to_string())
+        } else {
+            MatmulProvider::Fallback("the device has no library".to_string())
+        }
+    }
+}
