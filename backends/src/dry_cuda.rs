@@ -10,6 +10,8 @@ mod record;
 mod server;
 mod storage;
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_backend::DeviceOps;
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
@@ -41,21 +43,26 @@ type DryCompiler = CudaCompiler;
 /// A card that is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DryDevice {
-    index: u16,
+    /// Its place in [`CARDS`].
+    card: u16,
+    /// Tells devices with the same card apart.
+    number: u16,
     /// Whether cuBLASLt multiplies matrices.
-    pub with_library: bool,
+    with_library: bool,
 }
 
 impl DryDevice {
-    /// Creates a device like `card`.
+    /// Creates a device with a card of its own, which nothing has used.
     pub fn new(card: &Card, with_library: bool) -> Self {
-        let index = CARDS.iter().position(|known| known == card);
-        Self { index: index.unwrap_or(0) as u16, with_library }
+        static NUMBER: AtomicU16 = AtomicU16::new(1);
+        let place = CARDS.iter().position(|known| known == card).unwrap_or(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self { card: place as u16, number, with_library }
     }
 
     /// Returns the card that it stands for.
     pub fn card(&self) -> Card {
-        CARDS[usize::from(self.index)]
+        CARDS[usize::from(self.card)]
     }
 
     /// Returns what was recorded since the last call, once all recorded operations have been launched.
@@ -75,11 +82,12 @@ impl DryDevice {
 
 impl Device for DryDevice {
     fn from_id(id: DeviceId) -> Self {
-        Self { index: id.index_id, with_library: id.type_id == 1 }
+        let (card, with_library) = (id.type_id / 2, id.type_id % 2 == 1);
+        Self { card, number: id.index_id, with_library }
     }
 
     fn to_id(&self) -> DeviceId {
-        DeviceId { type_id: u16::from(self.with_library), index_id: self.index }
+        DeviceId { type_id: 2 * self.card + u16::from(self.with_library), index_id: self.number }
     }
 }
 
@@ -119,7 +127,7 @@ impl Runtime for DryRuntime {
     }
 
     fn enumerate_devices(type_id: u16, _info: &()) -> Vec<DeviceId> {
-        (0..CARDS.len()).map(|index| DeviceId { type_id, index_id: index as u16 }).collect()
+        vec![DeviceId { type_id, index_id: 0 }]
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -91,7 +93,9 @@ fn compile(kernels: &[Kernel], card: &Card) -> Vec<Usage> {
     });
     let failures = failures.into_inner().unwrap();
     let describe = |(at, error): &(usize, String)| {
-        format!("{}\n{error}\n{}", kernels[*at].row, kernels[*at].record.source)
+        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernel-{at}.cu"));
+        fs::write(&source, &kernels[*at].record.source).unwrap();
+        format!("{}\n{}\n{error}", kernels[*at].row, source.display())
     };
     let failed = failures.iter().map(describe).collect::<Vec<_>>();
     assert!(failed.is_empty(), "{}: {}", card.architecture(), failed.join("\n\n"));

@@ -90,7 +90,8 @@ fn rotate_heads<F: Float, A: Float, N: Size>(
         let cosine = Vector::<f32, N>::cast_from(Vector::<F, N>::cast_from(cosine));
         let mut sine = Vector::<f32, N>::cast_from(Vector::<F, N>::cast_from(sine));
         if comptime!(inverse) {
-            sine = -sine;
+            // CubeCL 0.10 translates the negation of a vector to C++ that CUDA's compiler refuses.
+            sine *= Vector::new(-1.0f32);
         }
         let a = Vector::<f32, N>::cast_from(first);
         let b = Vector::<f32, N>::cast_from(second);

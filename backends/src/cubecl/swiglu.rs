@@ -135,7 +135,9 @@ fn backward<F: Float, N: Size>(
 #[cube]
 fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + (-x).exp())
+    // CubeCL 0.10 translates the negation of a vector to C++ that CUDA's compiler refuses.
+    let minus_x = Vector::new(0.0f32) - x;
+    one / (one + minus_x.exp())
 }
 
 #[cfg(all(test, feature = "wgpu"))]
