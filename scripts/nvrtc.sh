@@ -21,11 +21,12 @@ if [[ ! -e $folder/complete ]]; then
   touch "$folder/complete"
 fi
 
+tests=(compiled::one_architecture_per_type)
 case ${1:-} in
-"") test=one_architecture_per_type ;;
-all) test=every_architecture ;;
+"") ;;
+all) tests+=(compiled::every_other_architecture) ;;
 update)
-  test=every_architecture
+  tests+=(compiled::every_other_architecture)
   export UPDATE_GOLDEN=1
   ;;
 *)
@@ -34,4 +35,4 @@ update)
   ;;
 esac
 cargo test -p arithmo -p arithmo-backends --no-default-features --features "${FEATURES:-ndarray,wgpu,cuda,dry-cuda}" \
-  --test dry_cuda -- --include-ignored --nocapture "compiled::$test"
+  --test dry_cuda -- --include-ignored --nocapture --test-threads 1 "${tests[@]}"

@@ -97,24 +97,24 @@ impl Case {
 
     fn lora(&self) -> LoraConfig {
         let names = ["q_proj", "v_proj"].map(str::to_string).to_vec();
-        let target_modules = if self.all_linear {
-            TargetModules::AllLinear
-        } else {
-            TargetModules::Names(names)
-        };
+        let target_modules =
+            if self.all_linear { TargetModules::AllLinear } else { TargetModules::Names(names) };
         let lora_alpha = 2.0 * self.rank as f64;
         LoraConfig { r: self.rank, lora_alpha, target_modules, ..LoraConfig::default() }
     }
 
-    /// Makes the model and runs three steps, none of which may ask for what the card refuses.
+    /// Makes the model and runs three steps on a device of its own: see [`Self::run_on`].
     pub(crate) fn run(&self) -> Steps {
-        let device = DryDevice::new(&self.card, self.library);
+        self.run_on(DryDevice::new(&self.card, self.library))
+    }
+
+    /// Makes the model and runs three steps, none of which may ask for what the card refuses.
+    pub(crate) fn run_on(&self, device: DryDevice) -> Steps {
         let (config, quantized) = (self.config(), self.quantized.map(quantization));
         let mut policy =
             random_on_device::<Autodiff<DryCuda>>(config, self.dtype, quantized, &device).unwrap();
         attach(&mut policy, &self.lora(), 1, &device).unwrap();
-        let activations =
-            if self.recompute { Activations::Recompute } else { Activations::Keep };
+        let activations = if self.recompute { Activations::Recompute } else { Activations::Keep };
         let step = StepConfig {
             max_grad_norm: Some(1.0),
             activations,

@@ -3,8 +3,8 @@
 
 use cubecl::ir::features::{AtomicUsage, Plane, Tma, TypeUsage};
 use cubecl::ir::{
-    BarrierLevel, DeviceProperties, ElemType, FloatKind, HardwareProperties, MemoryDeviceProperties,
-    OpaqueType, SemanticType, StorageType, Type, VectorSize,
+    BarrierLevel, DeviceProperties, ElemType, FloatKind, HardwareProperties,
+    MemoryDeviceProperties, OpaqueType, SemanticType, StorageType, Type, VectorSize,
 };
 use cubecl::profile::TimingMethod;
 use cubecl_cpp::cuda::{arch::CudaArchitecture, mma::CudaWmmaCompiler};

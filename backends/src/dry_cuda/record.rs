@@ -7,6 +7,9 @@ use cubecl_runtime::id::KernelId;
 /// A kernel in CUDA C++ and how often it was launched.
 #[derive(Clone, Debug)]
 pub struct KernelRecord {
+    /// What CubeCL tells kernels apart by. (The sources of two translations of one kernel may differ in the order of lines
+    /// and in the numbers of variables.)
+    pub id: KernelId,
     /// Where the kernel is written: `rms_norm::forward`, or with the crate's name if it is not ours.
     pub name: String,
     /// The name of the function in [`Self::source`].

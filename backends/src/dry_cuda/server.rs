@@ -7,12 +7,13 @@ use cubecl::device::{Device, DeviceId, DeviceService, ServerUtilitiesHandle};
 use cubecl::future::DynFut;
 use cubecl::profile::ProfileDuration;
 use cubecl::server::{
-    Binding, ComputeServer, CopyDescriptor, CubeCount, ExecutionMode, KernelArguments, ProfileError,
-    ProfilingToken, ServerCommunication, ServerError, ServerUtilities,
+    Binding, ComputeServer, CopyDescriptor, CubeCount, ExecutionMode, KernelArguments,
+    ProfileError, ProfilingToken, ServerCommunication, ServerError, ServerUtilities,
 };
 use cubecl::stream_id::StreamId;
 use cubecl::{CubeTask, MemoryConfiguration, MemoryUsage};
 use cubecl_runtime::allocator::PitchedMemoryLayoutPolicy;
+use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::KernelMetadata;
 use cubecl_runtime::logging::ServerLogger;
 use cubecl_runtime::memory_management::{
@@ -93,7 +94,7 @@ impl DryServer {
             let properties = &self.utilities.properties;
             validate_cube_dim(properties, &id).map_err(|error| first_line(&error))?;
             validate_units(properties, &id).map_err(|error| first_line(&error))?;
-            let record = self.translate(kernel, mode)?;
+            let record = self.translate(kernel, id.clone(), mode)?;
             self.recorder.insert(id, record)
         };
         self.recorder.launch(place, grid);
@@ -105,7 +106,12 @@ impl DryServer {
         }
     }
 
-    fn translate(&self, kernel: &Kernel, mode: ExecutionMode) -> Result<KernelRecord, String> {
+    fn translate(
+        &self,
+        kernel: &Kernel,
+        id: KernelId,
+        mode: ExecutionMode,
+    ) -> Result<KernelRecord, String> {
         let options = self.card.compilation_options();
         let compiled =
             kernel.compile(&mut DryCompiler::default(), &options, mode, kernel.address_type());
@@ -117,6 +123,7 @@ impl DryServer {
         }
         let block = compiled.cube_dim;
         Ok(KernelRecord {
+            id,
             name: kernel_name(compiled.debug_name.unwrap_or(&compiled.entrypoint_name)),
             entry_point: compiled.entrypoint_name,
             source: compiled.source,
