@@ -1,9 +1,9 @@
-"""Times the GEMMs of an `arithmo bench` log with torch on the same GPU, and compares the speeds.
+"""Times the GEMMs of Mistral-7B with torch on this GPU, and compares the speeds with those of an `arithmo bench` log.
 
-    python3 scripts/torch_products.py BENCH.log
+    python3 scripts/torch_products.py [BENCH.log]
 
-BENCH.log is the output of bench: its line of JSON has the shapes, the type and the speeds. Prints a table, then one line of
-JSON.
+BENCH.log is the output of bench, whose line of JSON has the speeds; without it, or if it has none, torch's alone are printed. Prints a
+table, then one line of JSON.
 """
 import json
 import sys
@@ -51,20 +51,38 @@ def line(ours, torch_rates):
     for key in ("forward_flop_per_second", "backward_flop_per_second"):
         cells.append(f"{torch_rates[key] / 1e12:>10.1f}")
         for by in ("library", "kernels"):
-            share = f"{100 * ours[by][key] / torch_rates[key]:.0f} %" if ours[by] else "-"
+            share = f"{100 * ours[by][key] / torch_rates[key]:.0f} %" if ours.get(by) else "-"
             cells.append(f"{share:>9}")
     shape = f"[{ours['d_out']}, {ours['d_in']}]"
     return f"  {', '.join(ours['weights']):<22}{shape:<16}" + "".join(cells)
 
 
+# The weights of Mistral-7B that have each shape.
+MISTRAL_7B = [
+    {"weights": weights, "d_out": d_out, "d_in": d_in, "tokens": 8192, "dtype": "bf16"}
+    for weights, d_out, d_in in (
+        (["q_proj", "o_proj"], 4096, 4096),
+        (["k_proj", "v_proj"], 1024, 4096),
+        (["gate_proj", "up_proj"], 14336, 4096),
+        (["down_proj"], 4096, 14336),
+        (["lm_head"], 32000, 4096),
+    )
+]
+
+
+def products_of(log):
+    """Returns the GEMMs that bench measured, or else Mistral-7B's without speeds."""
+    try:
+        with open(log) as lines:
+            found = [json.loads(text) for text in lines if text.startswith("{")]
+    except OSError:
+        found = []
+    return found[-1]["products"] if found and found[-1].get("products") else MISTRAL_7B
+
+
 def main():
-    with open(sys.argv[1]) as log:
-        results = [json.loads(line) for line in log if line.startswith("{")]
-    if not results or not results[-1]["products"]:
-        sys.exit(f"error: {sys.argv[1]} has no GEMM speeds: run bench on cuda to its end")
-    bench = results[-1]
-    products = bench["products"]
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}; {bench['products_by']}")
+    products = products_of(sys.argv[1] if len(sys.argv) > 1 else "")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
     print(f"{products[0]['tokens']} tokens in {products[0]['dtype']}: TFLOP/s of torch, and the percentage of it that arithmo reaches")
     header = "".join(f"{name:>10}{'library':>9}{'kernels':>9}" for name in ("x W^T", "dy W"))
     print(f"  {'weights':<22}{'shape':<16}{header}")

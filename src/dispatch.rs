@@ -6,7 +6,7 @@
 use arithmo_backends::{BackendKind, find_device};
 
 use crate::cli::Cli;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_work};
 
 const PLACE: &str = "--backend";
 
@@ -20,11 +20,17 @@ pub fn run(cli: &Cli) -> Result<()> {
     if let Some(result) = cli.run_without_backend() {
         return result;
     }
-    #[cfg_attr(
-        not(any(feature = "wgpu", feature = "cuda")),
-        allow(unused_variables, reason = "the CPU is one device")
-    )]
     let (kind, index) = choose_device(cli)?;
+    run_on(cli, kind, index)?;
+    check_work()
+}
+
+/// Runs the command on a device of the backend `kind`; `None` is its default device.
+#[cfg_attr(
+    not(any(feature = "wgpu", feature = "cuda")),
+    allow(unused_variables, reason = "the CPU is one device")
+)]
+fn run_on(cli: &Cli, kind: BackendKind, index: Option<usize>) -> Result<()> {
     match kind {
         #[cfg(feature = "ndarray")]
         BackendKind::NdArray => cli.run::<arithmo_backends::ndarray::Cpu>(&Default::default()),

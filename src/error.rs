@@ -103,6 +103,21 @@ impl Error {
     }
 }
 
+/// Checks that no GPU runtime has lost work, which it would not report otherwise: see [`arithmo_backends::lost_work`].
+///
+/// # Errors
+/// It has; what the device computed since then may be wrong.
+pub fn check_work() -> Result<()> {
+    if !arithmo_backends::lost_work() {
+        return Ok(());
+    }
+    Err(Error::run(
+        "the GPU's thread failed at a task and went on without its result (its message stands above)",
+        "if memory ran out, `arithmo plan` names settings that fit; a training run goes on from its last checkpoint \
+         with --resume",
+    ))
+}
+
 /// Maximum number of list items that an error names; the others are counted.
 const NAMED: usize = 3;
 

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{Tensor, backend::Backend};
 use cubecl::Runtime;
 
-use crate::Allocation;
+use crate::{Allocation, lost_work};
 
 /// Returns the bytes that the CubeCL runtime has reserved on the device for the calling thread: tensors, weights and
 /// memory pools together.
@@ -40,6 +40,16 @@ pub(crate) fn pool_allocation<R: Runtime>(device: &R::Device) -> Allocation {
     let client = R::client(device);
     let memory = &client.properties().memory;
     Allocation::Pools { page: memory.max_page_size, alignment: memory.alignment }
+}
+
+/// Returns whether the environment variable `ARITHMO_AUTOTUNE` asks for kernels to be timed at first use (`1`) or not
+/// (`0`); `None` leaves it to the backend.
+pub(crate) fn autotune_setting() -> Option<bool> {
+    match std::env::var("ARITHMO_AUTOTUNE").ok()?.as_str() {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ => None,
+    }
 }
 
 /// Computes `1 + 1` on `device` and checks the result.
@@ -90,7 +100,7 @@ pub(crate) fn catch_panic<T>(probe: impl FnOnce() -> T + panic::UnwindSafe) -> R
         let mut first = first_in_hook.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| message.lines().next().unwrap_or(message).to_string());
     }));
-    let result = panic::catch_unwind(probe);
+    let result = lost_work::forgive(|| panic::catch_unwind(probe));
     panic::set_hook(hook);
     CATCHING.set(false);
     let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();

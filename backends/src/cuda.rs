@@ -1,5 +1,7 @@
 //! NVIDIA GPUs.
 
+#[cfg(unix)]
+mod find_libraries;
 mod gemm;
 mod library;
 mod problem;
@@ -14,14 +16,15 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
-use cudarc::driver::CudaContext;
+use cudarc::driver::{CudaContext, result as driver};
 
 use crate::cubecl::{
-    catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
-    reserved_bytes, runtime::GpuRuntime,
+    autotune_setting, catch_panic, compute_once, operations::cubecl_operations, pool_allocation,
+    queue::CubeGpu, reserved_bytes, runtime::GpuRuntime,
 };
 use crate::{
     Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider, TrainBackend,
+    lost_work,
 };
 
 /// The CUDA backend. Its default float type is f32; base weights and activations may be bf16 or f16.
@@ -34,6 +37,12 @@ impl GpuRuntime for CudaRuntime {
         product: &CubeTensor<Self>,
     ) -> bool {
         gemm::multiply(left, right, product)
+    }
+
+    /// By default only where cuBLASLt is known to be missing: beside it few products are left to kernels, and timing one
+    /// compiles some twenty.
+    fn autotunes(device: &CudaDevice) -> bool {
+        autotune_setting().unwrap_or_else(|| gemm::lacks_library(device))
     }
 }
 
@@ -48,8 +57,8 @@ impl CubeGpu for Gpu {
 impl TrainBackend for Gpu {
     cubecl_operations!();
 
-    fn device_name(_device: &Self::Device) -> Option<String> {
-        only_model()
+    fn device_name(device: &Self::Device) -> Option<String> {
+        name(device.index)
     }
 
     fn allocation(device: &Self::Device) -> Allocation {
@@ -75,6 +84,9 @@ impl TrainBackend for Gpu {
 
 /// Starts a device: see [`BackendKind::start_device`](crate::BackendKind::start_device).
 pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
+    lost_work::notice();
+    #[cfg(unix)]
+    find_libraries::open_from_wheels();
     stream::use_single_stream();
     // The driver is queried first, in this thread: without a driver, starting the runtime would panic in a thread of
     // its own.
@@ -97,9 +109,7 @@ pub fn device(index: usize) -> CudaDevice {
 /// Returns the names of all GPUs that the driver shows to this process.
 pub(crate) fn names() -> Vec<String> {
     let count = catch_panic(|| CudaRuntime::enumerate_devices(0, &()).len()).unwrap_or(0);
-    let model = only_model();
-    let name = |index: usize| model.clone().unwrap_or_else(|| format!("NVIDIA GPU {index}"));
-    (0..count).map(name).collect()
+    (0..count).map(|index| name(index).unwrap_or_else(|| format!("NVIDIA GPU {index}"))).collect()
 }
 
 /// Describes all GPUs as the driver reports them. Nothing is computed.
@@ -143,16 +153,13 @@ fn memory(index: usize) -> Option<DeviceMemory> {
     Some(DeviceMemory { total: total as u64, free: free as u64 })
 }
 
-/// Returns the model of this machine's GPUs as the Linux driver lists it; `None` if they differ or none is listed.
-fn only_model() -> Option<String> {
-    let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
-    let mut models = gpus.filter_map(|gpu| {
-        let text = std::fs::read_to_string(gpu.ok()?.path().join("information")).ok()?;
-        let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
-        Some(model.trim().to_string())
+/// Returns the model of the GPU with this index as the driver reports it; `None` without such a GPU or without a driver.
+fn name(index: usize) -> Option<String> {
+    let answer = catch_panic(|| {
+        driver::init()?;
+        driver::device::get_name(driver::device::get(index as i32)?)
     });
-    let first = models.next()?;
-    models.all(|model| model == first).then_some(first)
+    answer.ok()?.ok()
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ mod device_info;
 mod devices;
 #[cfg(feature = "dry-cuda")]
 pub mod dry_cuda;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod lost_work;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;
@@ -38,6 +40,8 @@ pub use device_info::{
     Allocation, BufferLimits, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider,
 };
 pub use devices::{Assumed, assumed, devices, find_device};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use lost_work::lost_work;
 pub use ops::adamw::{AdamWFactors, AdamWTensor, AdamWUpdate};
 pub use ops::adapted_linear::{Adapted, AdaptedGrads, Adapter, Projection};
 pub use ops::attention::{Attended, AttentionConfig, AttentionMask};
@@ -306,4 +310,10 @@ pub trait TrainBackend: Backend {
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
         ops::adamw::reference(tensors)
     }
+}
+
+/// Returns `false`: the CPU's backend returns or panics where it fails.
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+pub fn lost_work() -> bool {
+    false
 }

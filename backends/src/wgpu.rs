@@ -11,10 +11,12 @@ use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 
 use crate::cubecl::{
-    catch_panic, compute_once, operations::cubecl_operations, pool_allocation, queue::CubeGpu,
-    reserved_bytes, runtime::GpuRuntime,
+    autotune_setting, catch_panic, compute_once, operations::cubecl_operations, pool_allocation,
+    queue::CubeGpu, reserved_bytes, runtime::GpuRuntime,
 };
-use crate::{Allocation, BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend};
+use crate::{
+    Allocation, BackendKind, BufferLimits, DeviceClass, DeviceInfo, TrainBackend, lost_work,
+};
 
 /// The wgpu backend. Weights are f32, or f16 where the adapter computes in it.
 pub type Gpu = Wgpu<f32>;
@@ -98,9 +100,6 @@ fn enumerate() -> Vec<Adapter> {
     try_read_sync(instance.enumerate_adapters(backends)).unwrap_or_default()
 }
 
-/// The environment variable that decides whether kernels are timed at first use: `1` or `0`.
-const AUTOTUNE: &str = "ARITHMO_AUTOTUNE";
-
 /// Returns whether matmul kernels are timed on `device` at first use so that the fastest one is kept. By default this
 /// is so on GPUs but not on software drivers, where it takes minutes and gains nothing. The environment variable
 /// `ARITHMO_AUTOTUNE` overrides the default.
@@ -111,13 +110,10 @@ fn autotunes(device: &WgpuDevice) -> bool {
         return *autotunes;
     }
     // The device is running, so its driver exists and `enumerate` does not panic.
-    let setting = std::env::var(AUTOTUNE).ok();
-    let autotunes = match setting.as_deref() {
-        Some("1") => true,
-        Some("0") => false,
-        _ => adapter_among(enumerate(), device)
-            .is_none_or(|adapter| class(&adapter) != DeviceClass::Software),
-    };
+    let autotunes = autotune_setting().unwrap_or_else(|| {
+        adapter_among(enumerate(), device)
+            .is_none_or(|adapter| class(&adapter) != DeviceClass::Software)
+    });
     cache.push((device.clone(), autotunes));
     autotunes
 }
@@ -226,6 +222,7 @@ fn class(adapter: &Adapter) -> DeviceClass {
 
 /// Starts a device: see [`BackendKind::start_device`](crate::BackendKind::start_device).
 pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
+    lost_work::notice();
     match adapters() {
         Adapters::None => Err("finds no Vulkan (on macOS: Metal) driver".to_string()),
         Adapters::Software | Adapters::Gpu => {

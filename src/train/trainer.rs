@@ -13,7 +13,7 @@ use crate::adapter::LoraConfig;
 use crate::config::{IntervalStrategy, RunConfig, SaveStrategy};
 use crate::data::sample::Sample;
 use crate::data::tokenizer::CarriedFiles;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_work};
 use crate::interrupt;
 use crate::model::identity::ModelIdentity;
 use crate::objective::reference::Reference;
@@ -216,6 +216,7 @@ impl<'a, B: TrainBackend, O: Objective<B>> Trainer<'a, B, O> {
             None => self.schedule.rate(step),
         };
         let output = self.learner.step(step, learning_rate, &batches);
+        check_work()?;
         if !output.applied {
             return Err(self.not_finite(&output, &batches));
         }

@@ -5,6 +5,10 @@ use burn_cubecl::kernel::{into_contiguous, matmul as burn_matmul};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::CubeCount;
 use cubecl::prelude::*;
+use cubecl::tf32;
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError};
+use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::std::InputBinding;
 
 use super::runtime::GpuRuntime;
 
@@ -57,8 +61,8 @@ pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTenso
 /// Computes `left right` into `output`.
 ///
 /// The vendor's library is used if there is one and it accepts the operands; otherwise Burn's own kernel for these
-/// shapes. On a software driver that kernel is chosen by rule, elsewhere by autotuning. Sums are accumulated in the
-/// output's dtype or a wider one.
+/// shapes, which is chosen by rule or by autotuning. Sums are accumulated in the output's dtype or a wider one, and f32
+/// factors are never rounded.
 ///
 /// # Panics
 /// If no kernel accepts the shapes. Burn's own fallback accepts all of them.
@@ -73,14 +77,40 @@ pub(crate) fn matmul_into<R: GpuRuntime>(
     if R::multiply_by_library(&left, &right, &output) {
         return;
     }
-    let strategy = if R::autotunes(&output.device) {
-        burn_matmul::MatmulStrategy::default()
+    let multiplied = if dtype == DType::F32 && has_tf32::<R>(&output.device) {
+        multiply_by_units(left, right, output)
     } else {
-        burn_matmul::MatmulStrategy::Cube
+        let strategy = if R::autotunes(&output.device) {
+            burn_matmul::MatmulStrategy::default()
+        } else {
+            burn_matmul::MatmulStrategy::Cube
+        };
+        burn_matmul::matmul(left, right, Some(output), strategy, dtype).map(|_| ())
     };
-    if let Err(error) = burn_matmul::matmul(left, right, Some(output), strategy, dtype) {
+    if let Err(error) = multiplied {
         panic!("matmul: {error:?}");
     }
+}
+
+/// Returns whether the device has TF32. Burn's kernels for tensor cores then round f32 factors to its 11 bits.
+pub(crate) fn has_tf32<R: Runtime>(device: &R::Device) -> bool {
+    let tf32 = tf32::as_type_native_unchecked().storage_type();
+    R::client(device).properties().supports_type(tf32)
+}
+
+/// Computes `left right` into `output`, all f32, without tensor cores.
+fn multiply_by_units<R: CubeRuntime>(
+    left: CubeTensor<R>,
+    right: CubeTensor<R>,
+    output: CubeTensor<R>,
+) -> Result<(), MatmulSetupError> {
+    let float = DType::F32.into();
+    let mut dtypes =
+        MatmulElems::from_globals(&MatmulGlobalElems { lhs: float, rhs: float, out: float });
+    let client = output.client.clone();
+    let [left, right] = [left, right].map(|factor| InputBinding::new(factor.binding(), float));
+    let strategy = Strategy::SimpleUnit(Default::default());
+    launch_ref(&strategy, &client, left, right, output.binding(), &mut dtypes)
 }
 
 /// Returns how many values a thread may load at once from all `tensors`: 4, 2 or 1, so that even the largest type

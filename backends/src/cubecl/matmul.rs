@@ -1,9 +1,10 @@
-//! Matrix multiplication by a kernel that is chosen by rule, for devices on which kernels are not timed.
+//! Matrix multiplication by a kernel that is chosen here and not by Burn: on devices on which kernels are not timed, and
+//! where Burn's choice would round the factors.
 
 use burn::tensor::{DType, Tensor as BurnTensor};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::launch::{empty, matmul_into};
+use super::launch::{empty, has_tf32, matmul_into};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
 use super::runtime::GpuRuntime;
 
@@ -12,8 +13,14 @@ pub(crate) fn matmul<B: CubeGpu, const D: usize>(
     left: BurnTensor<B, D>,
     right: BurnTensor<B, D>,
 ) -> BurnTensor<B, D> {
+    let device = left.device();
     // Burn's own matmul is autotuned, and Burn fuses it with the operations after it.
-    if B::Runtime::autotunes(&left.device()) || left.dtype() == DType::F64 {
+    let by_burn = match left.dtype() {
+        DType::F64 => true,
+        DType::F32 => B::Runtime::autotunes(&device) && !has_tf32::<B::Runtime>(&device),
+        _ => B::Runtime::autotunes(&device),
+    };
+    if by_burn {
         return left.matmul(right);
     }
     let mut shape = left.shape();

@@ -63,6 +63,12 @@ pub(super) fn has_library(device: &CudaDevice) -> bool {
     usable && !state.failed.load(Ordering::Relaxed)
 }
 
+/// Returns whether the library was looked for and cannot be used. This looks for nothing, so that the library's own
+/// self-test may ask.
+pub(super) fn lacks_library(device: &CudaDevice) -> bool {
+    matches!(state_of(device).library.get(), Some(Library::Unusable(_)))
+}
+
 /// Computes `left right` into `product` with the library and returns `true`, or returns `false` if CubeCL must
 /// compute it.
 pub(crate) fn multiply(left: &Tensor, right: &Tensor, product: &Tensor) -> bool {
@@ -258,7 +264,10 @@ fn shortened(reason: &str) -> String {
 fn warn(reason: &str) {
     let warning = "warning: cuda multiplies matrices with CubeCL's kernels instead of cuBLASLt";
     // A warning that cannot be written must not end a run.
-    let _ = writeln!(std::io::stderr(), "{warning}: {reason}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{warning}: {reason}\n  help: install it with CUDA 13 or by `pip install nvidia-cublas`, or put its folder on LD_LIBRARY_PATH"
+    );
 }
 
 #[cfg(test)]
