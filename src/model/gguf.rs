@@ -107,11 +107,12 @@ impl GgufFile {
                 architecture.name
             ));
         }
-        let divisors = rope::frequency_divisors(config).map(|divisors| {
-            let (name, shape) = (names::ROPE_FREQS.to_string(), vec![divisors.len()]);
-            (TensorInfo { name, shape, kind: TensorType::F32 }, Source::Values(divisors))
-        });
-        let mut tensors: Vec<_> = divisors.into_iter().collect();
+        let mut tensors = Vec::new();
+        for (name, divisors) in rope::divisors(config) {
+            let (name, shape) = (name.to_string(), vec![divisors.len()]);
+            let info = TensorInfo { name, shape, kind: TensorType::F32 };
+            tensors.push((info, Source::Values(divisors)));
+        }
         for tensor in config.tensors() {
             let name =
                 names::gguf_name(&tensor, config.switches.norm_placement).ok_or_else(|| {

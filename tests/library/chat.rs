@@ -369,7 +369,9 @@ fn further_templates_are_rendered_as_by_transformers() {
 fn model_with_template(source: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let model = reference("families/models/qwen2").unwrap();
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+    for name in
+        ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    {
         std::fs::copy(model.join(name), folder.path().join(name)).unwrap();
     }
     std::fs::write(folder.path().join("chat_template.jinja"), source).unwrap();

@@ -66,6 +66,8 @@ impl Architecture {
             "smollm3" => Self { interleaves_rows: true, ..Self::plain("smollm3") },
             "qwen2" => Self::plain("qwen2"),
             "qwen3" => Self::plain("qwen3"),
+            "olmo2" => Self::plain("olmo2"),
+            "phi3" => Self::plain("phi3"),
             "gemma3_text" => Self { windows: true, ..Self::plain("gemma3") },
             _ => return None,
         })
@@ -104,7 +106,7 @@ impl Architecture {
         if switches.mlp_bias && !self.mlp_bias {
             return Some("biases in the feed-forward block".into());
         }
-        if self.name == "qwen2"
+        if ["qwen2", "olmo2", "phi3"].contains(&self.name)
             && config.num_attention_heads * config.head_dim() != config.hidden_size
         {
             return Some("heads that are together not as wide as the model".into());
@@ -137,10 +139,13 @@ impl Architecture {
     /// Returns the longest text for which llama.cpp computes exactly the model: that of the model, or the sliding window of
     /// layers if the architecture has none.
     pub(super) fn context_length(&self, config: &DecoderConfig) -> usize {
+        let longest = match &config.switches.rope_scaling {
+            // Longer texts than those of the first training phase have factors of their own, which the file holds too.
+            RopeScaling::LongRope(longrope) => longrope.max_position_embeddings,
+            _ => config.max_position_embeddings,
+        };
         let window = config.sliding_window.filter(|_| !self.windows);
-        window.map_or(config.max_position_embeddings, |window| {
-            window.min(config.max_position_embeddings)
-        })
+        window.map_or(longest, |window| window.min(longest))
     }
 
     /// Adds the keys that describe the model.
@@ -155,7 +160,7 @@ impl Architecture {
             ("attention.head_count_kv", config.num_key_value_heads),
             ("attention.key_length", config.head_dim()),
             ("attention.value_length", config.head_dim()),
-            ("rope.dimension_count", config.head_dim()),
+            ("rope.dimension_count", config.rotary_dim()),
             ("vocab_size", config.vocab_size),
         ] {
             keys.set_u32(name(key), value);
@@ -232,6 +237,8 @@ mod tests {
             ("smollm3", json!({"no_rope_layer_interval": 3}), "than every fourth"),
             ("qwen2", llama3.clone(), "scaled by \"llama3\""),
             ("qwen2", json!({"head_dim": 8}), "not as wide as the model"),
+            ("olmo2", json!({"head_dim": 8}), "not as wide as the model"),
+            ("olmo2", json!({"attention_bias": true}), "a bias in attention's output"),
             ("llama", yarn.clone(), "beta_fast and beta_slow"),
             ("llama", untruncated, "truncate = false"),
             ("llama", json!({"hidden_act": "gelu_pytorch_tanh"}), "the activation GeluTanh"),
@@ -249,6 +256,8 @@ mod tests {
             ("smollm3", json!({}), "smollm3"),
             ("gemma3_text", json!({}), "gemma3"),
             ("granite", json!({}), "granite"),
+            ("olmo2", json!({}), "olmo2"),
+            ("phi3", json!({}), "phi3"),
         ] {
             let found = Architecture::of_model(&config(family, further), Path::new("model"));
             assert_eq!(found.unwrap().name, name);

@@ -7,7 +7,8 @@
 //! - A matrix whose rows are no multiple of 256 gets Q5_0 instead of Q4_K, and Q8_0 instead of Q6_K; one whose rows are no
 //!   multiple of 32 gets f16.
 //!
-//! llama.cpp's only exception, Q5_K for `v_proj` of models of 80 layers, is not made here.
+//! Q5_K is not written here. llama.cpp has it for `v_proj` of models of 80 layers, which is Q4_K or Q6_K here, and for `qkv_proj` of
+//! Phi 3, which is Q6_K here.
 
 use super::tensor_type::TensorType;
 use crate::model::config::DecoderConfig;
@@ -75,6 +76,9 @@ fn gets_more_bits(tensor: &ModelTensor, layers: usize) -> bool {
     let Some((layer, path)) = super::names::layer_and_path(tensor.module()) else {
         return false;
     };
+    if path == "self_attn.qkv_proj" {
+        return true;
+    }
     let eighth = layers / 8;
     ["self_attn.v_proj", "mlp.down_proj"].contains(&path)
         && (layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2)

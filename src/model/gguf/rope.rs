@@ -1,6 +1,7 @@
 //! Rotary embeddings in GGUF files: keys, and the tensor that scales single frequencies.
 
 use super::architecture::Architecture;
+use super::names::ROPE_FREQS;
 use super::value::Keys;
 use crate::model::config::DecoderConfig;
 use crate::model::rope::Rope;
@@ -14,8 +15,13 @@ pub(super) fn rope_keys(architecture: &Architecture, config: &DecoderConfig, key
         keys.set_f32(name("freq_base_swa"), theta);
     }
     match &config.switches.rope_scaling {
-        // The tensor of `frequency_divisors` holds these.
+        // A tensor of `divisors` holds these.
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+        RopeScaling::LongRope(longrope) => {
+            let original = longrope.original_max_position_embeddings;
+            keys.set_u32(name("scaling.original_context_length"), original);
+            keys.set_f32(name("scaling.attn_factor"), rope(config).attention_factor().into());
+        }
         RopeScaling::Linear { factor } => {
             keys.set_text(name("scaling.type"), "linear");
             keys.set_f32(name("scaling.factor"), *factor);
@@ -34,9 +40,7 @@ pub(super) fn rope_keys(architecture: &Architecture, config: &DecoderConfig, key
                     assumed /= growth(yarn.factor, weight);
                 }
             }
-            let rope =
-                Rope { theta: config.rope_theta, scaling: config.switches.rope_scaling.clone() };
-            let correction = f64::from(rope.attention_factor()) / assumed;
+            let correction = f64::from(rope(config).attention_factor()) / assumed;
             if (correction - 1.0).abs() > 1e-6 {
                 keys.set_f32(name("scaling.attn_factor"), correction);
             }
@@ -60,22 +64,32 @@ fn divisor_weight(yarn: &Yarn) -> Option<f64> {
     yarn.mscale_all_dim.filter(|weight| *weight != 0.0 && yarn.mscale == Some(1.0))
 }
 
-/// Returns one divisor per rotary frequency, for scalings that a tensor describes.
-pub(super) fn frequency_divisors(config: &DecoderConfig) -> Option<Vec<f32>> {
-    let scaling = config.switches.rope_scaling.clone();
-    if !matches!(scaling, RopeScaling::Llama3 { .. }) {
-        return None;
+/// Returns the rotary embeddings of the layers that attend to the whole text.
+fn rope(config: &DecoderConfig) -> Rope {
+    Rope { theta: config.rope_theta, scaling: config.switches.rope_scaling.clone() }
+}
+
+/// Returns the tensors that scale single frequencies: name, and one divisor per frequency.
+pub(super) fn divisors(config: &DecoderConfig) -> Vec<(&'static str, Vec<f32>)> {
+    match &config.switches.rope_scaling {
+        RopeScaling::Llama3 { .. } => vec![(ROPE_FREQS, llama3_divisors(config))],
+        RopeScaling::LongRope(longrope) => {
+            let list = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
+            vec![
+                ("rope_factors_long.weight", list(&longrope.long_factor)),
+                ("rope_factors_short.weight", list(&longrope.short_factor)),
+            ]
+        }
+        _ => Vec::new(),
     }
-    let frequencies =
-        |scaling| Rope { theta: config.rope_theta, scaling }.frequencies(config.head_dim());
-    let unscaled = frequencies(RopeScaling::None);
-    Some(
-        unscaled
-            .iter()
-            .zip(frequencies(scaling))
-            .map(|(unscaled, scaled)| unscaled / scaled)
-            .collect(),
-    )
+}
+
+/// Returns by what Llama 3's scaling divides each frequency.
+fn llama3_divisors(config: &DecoderConfig) -> Vec<f32> {
+    let scaled = rope(config);
+    let unscaled = Rope { scaling: RopeScaling::None, ..scaled.clone() };
+    let [scaled, unscaled] = [scaled, unscaled].map(|rope| rope.frequencies(config.head_dim()));
+    unscaled.iter().zip(scaled).map(|(unscaled, scaled)| unscaled / scaled).collect()
 }
 
 #[cfg(test)]
@@ -146,7 +160,40 @@ mod tests {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 400,
         });
-        assert_eq!(frequency_divisors(&config("llama", scaling)), Some(vec![1.0, 1.0, 8.0, 8.0]));
-        assert_eq!(frequency_divisors(&config("llama", json!(null))), None);
+        let expected = vec![(ROPE_FREQS, vec![1.0, 1.0, 8.0, 8.0])];
+        assert_eq!(divisors(&config("llama", scaling)), expected);
+        assert_eq!(divisors(&config("llama", json!(null))), []);
+    }
+
+    /// llama.cpp divides frequencies by one of two lists, chosen by the length of its context, and multiplies sines and
+    /// cosines by `attn_factor`: `sqrt(1 + ln(512 / 128) / ln(128))`.
+    #[test]
+    fn longrope_writes_both_lists_of_divisors() {
+        let json = json!({
+            "model_type": "phi3", "vocab_size": 7, "hidden_size": 16, "intermediate_size": 64,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "max_position_embeddings": 512, "original_max_position_embeddings": 128,
+            "partial_rotary_factor": 0.75, "rope_scaling": {
+                "type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 4.0, 9.0],
+            },
+        });
+        let config = DecoderConfig::parse(&json.to_string(), Path::new("config.json")).unwrap();
+        let expected = vec![
+            ("rope_factors_long.weight", vec![1.0, 4.0, 9.0]),
+            ("rope_factors_short.weight", vec![1.0, 1.5, 2.0]),
+        ];
+        assert_eq!(divisors(&config), expected);
+        let architecture = Architecture::of_model(&config, Path::new("model")).unwrap();
+        let mut keys = Keys::default();
+        architecture.set_keys(&config, &mut keys);
+        let factor = f64::from(float(&keys, "phi3.rope.scaling.attn_factor").unwrap());
+        assert!((factor - (1.0 + 4.0f64.ln() / 128.0f64.ln()).sqrt()).abs() < 1e-6, "{factor}");
+        for (key, expected) in [
+            ("phi3.rope.scaling.original_context_length", 128),
+            ("phi3.context_length", 512),
+            ("phi3.rope.dimension_count", 6),
+        ] {
+            assert_eq!(keys.get(key), Some(&Value::U32(expected)), "{key}");
+        }
     }
 }
