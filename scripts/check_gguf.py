@@ -5,22 +5,24 @@ Usage: python scripts/check_gguf.py PROGRAM MODEL [TYPE ...]
 PROGRAM is the arithmo binary, MODEL a folder in Hugging Face layout. For each type, the model is exported and
 
 - gguf.GGUFReader opens the file and decodes every tensor,
-- llama.cpp (the package llama-cpp-python) tokenizes texts, evaluates them and continues them greedily,
+- llama.cpp (the package xllamacpp) tokenizes texts, says how likely each next token is, and continues them greedily,
 - transformers opens the file, where it has the architecture.
 
-Token ids must be equal. Logits are compared with those of transformers on the folder, in f32. Needs torch, transformers,
-gguf and llama-cpp-python.
+Token ids should be equal. Log-probabilities are compared with those of transformers on the folder, in f32. Needs torch, transformers,
+gguf and xllamacpp.
 """
+import json
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 import transformers
+import xllamacpp
 
 TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"]
 TEXTS = [
@@ -48,35 +50,50 @@ def hugging_face(model):
     return results
 
 
-def nats(logits, ids):
-    """Returns the mean negative log-likelihood of the tokens after the first."""
-    logits = torch.tensor(logits[:-1], dtype=torch.float64)
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
+class LlamaCpp:
+    """llama.cpp's server on a file, in this process."""
 
+    def __init__(self, path):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.warmup = 256, 1, False
+        # As exactly as it can, since the file is to be measured and not the program.
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.server = xllamacpp.Server(params)
 
-def divergence(reference, logits):
-    """Returns the mean KL divergence from the reference, in nats per token."""
-    logs = [torch.log_softmax(torch.tensor(x, dtype=torch.float64), -1) for x in (reference, logits)]
-    return (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean().item()
+    def ask(self, path, question):
+        """Returns the server's answer to a question in JSON."""
+        request = urllib.request.Request(f"{self.server.listening_address}/{path}", json.dumps(question).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def tokenize(self, text):
+        return self.ask("tokenize", {"content": text, "add_special": True})["tokens"]
+
+    def continue_greedily(self, ids, count, probabilities):
+        """Returns the ids that follow, and at the first place the log-probabilities of the most probable tokens by id."""
+        answer = self.ask("completion", {
+            "prompt": ids, "n_predict": count, "temperature": 0.0, "n_probs": probabilities, "samplers": ["temperature"],
+            "cache_prompt": False, "return_tokens": True,
+        })
+        first = answer["completion_probabilities"][0]["top_logprobs"] if probabilities else []
+        return answer["tokens"], {entry["id"]: entry["logprob"] for entry in first}
 
 
 def with_llama_cpp(path, expected):
-    """Yields, per text, whether the ids are equal, the logits, and the number of equal greedy tokens."""
-    model = llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, logits_all=True, verbose=False)
-    for text, (ids, _, greedy) in zip(TEXTS, expected):
-        own = model.tokenize(text.encode(), add_bos=True, special=False)
-        model.reset()
-        model.eval(ids)
-        logits = np.array(model.scores[: len(ids)])
-        found = []
-        row = logits[-1]
-        while len(found) < NEW_TOKENS:
-            found.append(int(row.argmax()))
-            model.eval(found[-1:])
-            row = model.scores[model.n_tokens - 1]
-        equal = next((i for i, (a, b) in enumerate(zip(found, greedy)) if a != b), NEW_TOKENS)
-        yield own == ids, logits, equal
-    model.close()
+    """Yields, per text, whether the ids are equal, the log-probabilities after the text, and the number of equal greedy
+    tokens."""
+    model = LlamaCpp(path)
+    for text, (ids, logits, greedy) in zip(TEXTS, expected):
+        vocabulary = logits.shape[1]
+        _, logps = model.continue_greedily(ids, 1, vocabulary)
+        found, _ = model.continue_greedily(ids, NEW_TOKENS, 0)
+        wanted = greedy[: len(found)]
+        equal = next((i for i, (a, b) in enumerate(zip(found, wanted)) if a != b), len(wanted))
+        row = np.array([logps.get(token, -np.inf) for token in range(vocabulary)])
+        yield model.tokenize(text) == ids, row, (equal, len(wanted))
 
 
 def with_transformers(path, expected):
@@ -103,25 +120,22 @@ def check(program, model, kind, folder, expected):
         decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         assert np.isfinite(decoded).all(), tensor.name
     print(f"{kind}: {path.stat().st_size / 1e6:.1f} MB, {len(reader.tensors)} tensors, {len(reader.fields)} keys")
-    true_nats = np.mean([nats(logits, ids) for ids, logits, _ in expected])
-
-    def report(name, all_logits, further):
-        largest = max(np.abs(a - b).max() for a, (_, b, _) in zip(all_logits, expected))
-        kl = np.mean([divergence(b, a) for a, (_, b, _) in zip(all_logits, expected)])
-        ratio = np.exp(np.mean([nats(a, ids) for a, (ids, _, _) in zip(all_logits, expected)]) - true_nats)
-        print(f"  {name}: logits differ by at most {largest:.2e}, KL {kl:.2e}, perplexity x {ratio:.4f}{further}")
-
     results = list(with_llama_cpp(path, expected))
-    same_ids, greedy = sum(r[0] for r in results), [r[2] for r in results]
-    further = f", ids equal {same_ids} of {len(TEXTS)}, greedy tokens equal {greedy} of {NEW_TOKENS}"
-    report("llama.cpp", [r[1] for r in results], further)
+    last = [torch.log_softmax(torch.tensor(logits[-1], dtype=torch.float64), -1).numpy() for _, logits, _ in expected]
+    difference = max(np.abs(row - wanted)[np.isfinite(row)].max() for (_, row, _), wanted in zip(results, last))
+    kl = np.mean([(np.exp(w) * np.where(np.isfinite(r), w - r, 0.0)).sum() for (_, r, _), w in zip(results, last)])
+    same_ids = sum(r[0] for r in results)
+    greedy = ", ".join(f"{equal} of {count}" for _, _, (equal, count) in results)
+    print(f"  llama.cpp: ids equal {same_ids} of {len(TEXTS)}; log-probabilities after a text differ by at most {difference:.2e}, KL {kl:.2e};"
+          f" greedy tokens equal {greedy}")
     try:
         logits = list(with_transformers(path, expected))
     except (ValueError, NotImplementedError, RuntimeError) as error:
         print(f"  transformers: cannot open it: {str(error).splitlines()[0][:120]}")
     else:
-        further = f", ids equal {ids_of_transformers(path, expected)} of {len(TEXTS)}"
-        report("transformers", logits, further)
+        difference = max(np.abs(a - b).max() for a, (_, b, _) in zip(logits, expected))
+        same_ids = ids_of_transformers(path, expected)
+        print(f"  transformers: ids equal {same_ids} of {len(TEXTS)}; logits differ by at most {difference:.2e}")
     path.unlink()
 
 

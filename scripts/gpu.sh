@@ -41,7 +41,10 @@ part() { # part NAME SECONDS COMMAND...
     return 1
   fi
   echo "=== $name: $*"
-  (cd "$work" && timeout -k 5 "$limit" "$@") >"$logs/$name.log" 2>&1
+  # In the background, because a shell takes no signal while it waits for a command in the foreground.
+  (cd "$work" && exec timeout -k 5 "$limit" "$@") >"$logs/$name.log" 2>&1 &
+  running=$!
+  wait "$running"
   code=$?
   tail -n 40 "$logs/$name.log"
   case $code in
@@ -60,6 +63,7 @@ note() {
 # Writes what there is so far; called at the end, and when the call is stopped.
 collect() {
   trap - EXIT
+  kill "${running:-}" 2>/dev/null
   grep -h '^{.*}$' "$logs"/*.log >"$out/results.jsonl" 2>/dev/null
   cp "$out/summary.txt" "$out/results.jsonl" "$logs/"
   tar -czf "$out/results.tar.gz" -C "$logs" .

@@ -3,6 +3,8 @@
 pub(crate) mod adapted_linear;
 pub(crate) mod attention;
 mod branch;
+pub(crate) mod gated;
+pub(crate) mod head_norm;
 pub(crate) mod launch;
 pub(crate) mod log_probs;
 pub(crate) mod matmul;
@@ -14,7 +16,6 @@ pub(crate) mod queue;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod runtime;
-pub(crate) mod swiglu;
 mod weight;
 
 use std::cell::Cell;

@@ -30,6 +30,9 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "merges.txt",
 ];
 
+/// The characters of a token: the first, and the one after the last.
+pub type CharRange = (usize, usize);
+
 /// Converts text to token ids and back, and knows the BOS, EOS and padding ids of a model.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -157,11 +160,11 @@ impl Tokenizer {
         self.unusable(&format!("cannot encode {text:?}: {problem}"))
     }
 
-    /// Returns the token ids of `text` without special tokens, and the range of characters `(start, end)` of each token.
+    /// Returns the token ids of `text` without special tokens, and the characters of each token.
     ///
     /// # Errors
     /// Same as [`Self::encode`].
-    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<CharRange>)> {
         let encoded = caught(|| self.inner.encode_char_offsets(text, false));
         let encoding = encoded.and_then(|encoding| encoding.map_err(|e| e.to_string()));
         let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;

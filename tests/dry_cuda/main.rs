@@ -1,6 +1,11 @@
 //! The CUDA backend without a card: what a training step would launch, and whether CUDA's compiler accepts it
 //! (docs/gpu-testing.md).
 #![cfg(feature = "dry-cuda")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the numbers that are not in the tables, for a reader with --nocapture"
+)]
 
 mod compiled;
 mod golden;

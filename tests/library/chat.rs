@@ -398,7 +398,9 @@ fn only_what_the_assistant_wrote_is_trained_on() {
         for row in case["rows"].as_array().unwrap() {
             std::fs::write(&file, row["row"].to_string()).unwrap();
             let encoded = EncodedExample::load(&file, &tokenizer, &config).unwrap();
-            assert_eq!(encoded.report.summary(), [""; 0]);
+            if config.max_length.is_none() {
+                assert_eq!(encoded.report.summary(), [""; 0]);
+            }
             let example = &encoded.pairs[0];
             assert_eq!(example.sequence.ids, ids(&row["input_ids"]));
             let labels = row["labels"].as_array().unwrap().iter();

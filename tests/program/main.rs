@@ -15,6 +15,8 @@ mod doctor;
 mod ecosystem;
 mod export;
 mod generate;
+#[cfg(unix)]
+mod gpu_script;
 mod guide;
 mod inspect;
 mod iterate;

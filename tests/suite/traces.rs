@@ -304,7 +304,9 @@ fn check_metrics(
         let tolerance = match key.as_str() {
             key if key.starts_with("rewards/") => 2e-4,
             key if key.starts_with("logps/") => 2e-3,
-            key if key.starts_with("logits/") => 1e-5,
+            // Logits are about 0.1 in tiny models and 7 in a real one, in which those of transformers differ by 7e-5 between two
+            // kinds of attention.
+            key if key.starts_with("logits/") => 1e-5 * value.abs().max(1.0),
             "entropy" => 1e-4,
             _ => 1e-6,
         };

@@ -70,19 +70,59 @@ macro_rules! cubecl_operations {
             }
         }
 
+        fn head_norm(qkv: Tensor<Self, 2>, norm: &$crate::HeadNorm<Self>) -> Tensor<Self, 2> {
+            if $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
+                $crate::cubecl::head_norm::head_norm(qkv, norm)
+            } else {
+                $crate::ops::head_norm::reference(qkv, norm)
+            }
+        }
+
+        fn head_norm_backward(
+            qkv: Tensor<Self, 2>,
+            norm: &$crate::HeadNorm<Self>,
+            grad: Tensor<Self, 2>,
+        ) -> Tensor<Self, 2> {
+            if $crate::cubecl::launch::accumulates_in_f32(qkv.dtype()) {
+                $crate::cubecl::head_norm::head_norm_backward(qkv, norm, grad)
+            } else {
+                $crate::ops::head_norm::reference_backward(qkv, norm, grad)
+            }
+        }
+
         fn swiglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+            use $crate::cubecl::gated::{Gate, gated};
             if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
-                $crate::cubecl::swiglu::swiglu(gate_up)
+                gated(Gate::Silu, gate_up)
             } else {
                 $crate::ops::swiglu::reference(gate_up)
             }
         }
 
         fn swiglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+            use $crate::cubecl::gated::{Gate, gated_backward};
             if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
-                $crate::cubecl::swiglu::swiglu_backward(gate_up, grad)
+                gated_backward(Gate::Silu, gate_up, grad)
             } else {
                 $crate::ops::swiglu::reference_backward(gate_up, grad)
+            }
+        }
+
+        fn geglu(gate_up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+            use $crate::cubecl::gated::{Gate, gated};
+            if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
+                gated(Gate::GeluTanh, gate_up)
+            } else {
+                $crate::ops::geglu::reference(gate_up)
+            }
+        }
+
+        fn geglu_backward(gate_up: Tensor<Self, 2>, grad: Tensor<Self, 2>) -> Tensor<Self, 2> {
+            use $crate::cubecl::gated::{Gate, gated_backward};
+            if $crate::cubecl::launch::accumulates_in_f32(gate_up.dtype()) {
+                gated_backward(Gate::GeluTanh, gate_up, grad)
+            } else {
+                $crate::ops::geglu::reference_backward(gate_up, grad)
             }
         }
 

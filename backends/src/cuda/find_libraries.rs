@@ -59,21 +59,21 @@ fn folders(site_packages: &[PathBuf]) -> Vec<PathBuf> {
     let toolkit =
         std::env::var_os("CUDA_PATH").map_or_else(|| "/usr/local/cuda".into(), PathBuf::from);
     let mut folders = vec![toolkit.join("lib64"), toolkit.join("lib")];
-    for packages in site_packages {
-        // CUDA 13's wheels share one folder, those before have one each.
-        for name in ["cu13", "cublas", "cuda_nvrtc"] {
-            folders.push(packages.join("nvidia").join(name).join("lib"));
-        }
-    }
+    folders.extend(site_packages.iter().map(|packages| packages.join("nvidia/cu13/lib")));
     folders
 }
 
-/// Returns the folders in which Python looks for packages: of the active environment, of the user and of the system.
+/// Returns the folders in which Python looks for packages: of the active environment, of the first `python3` on the
+/// PATH, of the user and of the system.
 fn site_packages() -> Vec<PathBuf> {
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(std::env::var_os).into_iter().flatten();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let first = std::env::split_paths(&path).find(|folder| folder.join("python3").exists());
+    let of_path = first.and_then(|folder| Some(folder.parent()?.to_path_buf()));
     let user = std::env::home_dir().map(|home| home.join(".local"));
     let roots: Vec<PathBuf> = environments
         .map(PathBuf::from)
+        .chain(of_path)
         .chain(user)
         .chain(["/usr/local", "/usr"].map(PathBuf::from))
         .collect();

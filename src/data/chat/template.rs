@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// Amount of work that the rendering of an empty conversation may take: instructions, and 64 bytes of text each.
 const BASE_WORK: u64 = 1_000_000;
 /// Amount of work that each message adds.
-const WORK_PER_MESSAGE: u64 = 5_000;
+const WORK_PER_MESSAGE: u64 = 20_000;
 /// Maximum size in bytes of a rendered conversation.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Maximum depth of nested macros.

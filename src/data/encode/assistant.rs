@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{EncodeConfig, Outcome, Refusal, TruncationMode};
 use crate::data::example::Example;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{CharRange, Tokenizer};
 use crate::error::{Error, Result};
 
 /// Removes the tokens that the assistant did not write from the scored tokens of `outcome`.
@@ -72,7 +72,7 @@ fn ends_turn(tokenizer: &Tokenizer, ids: &[u32], written: &[bool]) -> Result<boo
 ///
 /// The rule is that of transformers: from the first token with the first character to the first token with the last
 /// one, or to the end of the text if that is no token, or the first of all.
-fn written_by_assistant(offsets: &[(usize, usize)], generated: &[Range<usize>]) -> Vec<bool> {
+fn written_by_assistant(offsets: &[CharRange], generated: &[Range<usize>]) -> Vec<bool> {
     let mut written = vec![false; offsets.len()];
     let token_with = |character: usize| {
         offsets.iter().position(|(start, end)| (*start..*end).contains(&character))

@@ -230,15 +230,17 @@ fn gemma_3_has_its_norms_scales_and_activation() {
     assert!(refused(capped).contains("final_logit_softcapping is 30.0"));
 }
 
-/// Keys of a Gemma 3 as transformers 5.23 reads them, and forms that it reads otherwise than they look. Base of the
-/// frequencies of layers without and with a window, factor, and number of windowed layers.
+/// Reads a Gemma 3 of seven layers with further keys in its config.json.
+fn gemma(mut keys: Value) -> Result<DecoderConfig> {
+    keys["model_type"] = json!("gemma3_text");
+    keys["num_hidden_layers"] = json!(7);
+    parse(keys)
+}
+
+/// Keys of a Gemma 3 as transformers 5.23 reads them: base of the frequencies of layers without and with a window, factor,
+/// and number of windowed layers.
 #[test]
-fn odd_keys_of_gemma_3_are_read_as_by_transformers_or_refused() {
-    let gemma = |mut keys: Value| {
-        keys["model_type"] = json!("gemma3_text");
-        keys["num_hidden_layers"] = json!(7);
-        parse(keys)
-    };
+fn odd_keys_of_gemma_3_are_read_as_by_transformers() {
     let linear = json!({"rope_type": "linear", "factor": 8.0});
     let default = json!({"rope_type": "default"});
     for (keys, expected) in [
@@ -280,6 +282,13 @@ fn odd_keys_of_gemma_3_are_read_as_by_transformers_or_refused() {
         let local = config.switches.local_rope_theta.unwrap();
         assert_eq!((config.rope_theta, local, factor, restricted), expected, "{keys}");
     }
+}
+
+/// Forms that transformers reads otherwise than they look.
+#[test]
+fn misleading_keys_of_gemma_3_are_refused() {
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let default = json!({"rope_type": "default"});
     for (keys, wanted) in [
         (json!({"rope_scaling": {"type": "linear", "factor": 8.0}}), "write \"rope_type\""),
         (json!({"rope_scaling": {"full_attention": linear}}), "write them in rope_parameters"),

@@ -98,7 +98,7 @@ impl Architecture {
         let is_gemma = self.name == "gemma3";
         let own = if is_gemma { Activation::GeluTanh } else { Activation::Silu };
         if switches.activation != own {
-            return Some(format!("the activation {:?}", switches.activation));
+            return Some(format!("another activation, {:?}", switches.activation));
         }
         if switches.o_bias && !self.output_bias {
             return Some("a bias in attention's output projection".into());
@@ -115,7 +115,7 @@ impl Architecture {
             return Some("other layers without rotation than every fourth".into());
         }
         if is_gemma && !has_gemma3_scale(config) {
-            return Some(format!("{:?} as query_pre_attn_scalar", switches.attention_scale));
+            return Some("another query_pre_attn_scalar than the width of a head".into());
         }
         self.lacking_rope(&switches.rope_scaling)
     }
@@ -241,8 +241,8 @@ mod tests {
             ("olmo2", json!({"attention_bias": true}), "a bias in attention's output"),
             ("llama", yarn.clone(), "beta_fast and beta_slow"),
             ("llama", untruncated, "truncate = false"),
-            ("llama", json!({"hidden_act": "gelu_pytorch_tanh"}), "the activation GeluTanh"),
-            ("gemma3_text", json!({"query_pre_attn_scalar": 24}), "InverseRootOf(24.0)"),
+            ("llama", json!({"hidden_act": "gelu_pytorch_tanh"}), "another activation, GeluTanh"),
+            ("gemma3_text", json!({"query_pre_attn_scalar": 24}), "another query_pre_attn_scalar"),
         ] {
             let error = Architecture::of_model(&config(family, further), Path::new("model"));
             let error = error.unwrap_err().to_string();

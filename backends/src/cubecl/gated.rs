@@ -1,4 +1,8 @@
-//! SwiGLU, `silu(gate) * up`, and its gradient; one vector per thread. See [`crate::ops::swiglu`].
+//! SwiGLU, `silu(gate) * up`, GeGLU, `gelu(gate) * up`, and their gradients; one vector per thread. See
+//! [`crate::ops::swiglu`] and [`crate::ops::geglu`].
+//!
+//! Both gates are `x sigmoid(v(x))`, with `v(x) = x` for SiLU and `v(x) = 2 sqrt(2 / pi) (x + 0.044715 x^3)` for GELU. The
+//! slope of the gate is `s (1 + x (1 - s) v'(x))` with `s = sigmoid(v(x))`.
 
 use burn::tensor::Tensor as BurnTensor;
 use burn_cubecl::tensor::CubeTensor;
@@ -7,31 +11,43 @@ use cubecl::prelude::*;
 use super::launch::{THREADS, block_grid, dense_rows, empty, vector_size};
 use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tensor};
 use super::runtime::GpuRuntime;
+use crate::ops::geglu::{CUBIC, TWICE_ROOT};
 
-/// Queues the forward kernel: see [`crate::TrainBackend::swiglu`].
-pub(crate) fn swiglu<B: CubeGpu>(gate_up: BurnTensor<B, 2>) -> BurnTensor<B, 2> {
+/// What the first half of a row passes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// `x sigmoid(x)`.
+    Silu,
+    /// GELU by its approximation with tanh.
+    GeluTanh,
+}
+
+/// Queues the forward kernel: see [`crate::TrainBackend::swiglu`] and [`crate::TrainBackend::geglu`].
+pub(crate) fn gated<B: CubeGpu>(gate: Gate, gate_up: BurnTensor<B, 2>) -> BurnTensor<B, 2> {
     let [tokens, width] = gate_up.dims();
     let output = ([tokens, width / 2].into(), gate_up.dtype());
-    let [y] = into_array(queue(Forward, vec![queued_tensor(&gate_up)], &[output]));
+    let [y] = into_array(queue(Forward(gate), vec![queued_tensor(&gate_up)], &[output]));
     burn_tensor(y)
 }
 
-/// Queues the backward kernel: see [`crate::TrainBackend::swiglu_backward`].
-pub(crate) fn swiglu_backward<B: CubeGpu>(
+/// Queues the backward kernel: see [`crate::TrainBackend::swiglu_backward`] and
+/// [`crate::TrainBackend::geglu_backward`].
+pub(crate) fn gated_backward<B: CubeGpu>(
+    gate: Gate,
     gate_up: BurnTensor<B, 2>,
     grad: BurnTensor<B, 2>,
 ) -> BurnTensor<B, 2> {
     let output = (gate_up.shape(), gate_up.dtype());
     let inputs = vec![queued_tensor(&gate_up), queued_tensor(&grad)];
-    let [d_gate_up] = into_array(queue(BackwardPass, inputs, &[output]));
+    let [d_gate_up] = into_array(queue(BackwardPass(gate), inputs, &[output]));
     burn_tensor(d_gate_up)
 }
 
 #[derive(Debug)]
-struct Forward;
+struct Forward(Gate);
 
 impl Kernel for Forward {
-    const NAME: &'static str = "swiglu";
+    const NAME: &'static str = "gated";
 
     fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [gate_up] = into_array(inputs).map(dense_rows);
@@ -46,6 +62,7 @@ impl Kernel for Forward {
             vector,
             gate_up.into_tensor_arg(),
             output.clone().into_tensor_arg(),
+            self.0 == Gate::GeluTanh,
             THREADS,
             dtype,
         );
@@ -54,10 +71,10 @@ impl Kernel for Forward {
 }
 
 #[derive(Debug)]
-struct BackwardPass;
+struct BackwardPass(Gate);
 
 impl Kernel for BackwardPass {
-    const NAME: &'static str = "swiglu_backward";
+    const NAME: &'static str = "gated_backward";
 
     fn run<R: GpuRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
         let [gate_up, grad] = into_array(inputs).map(dense_rows);
@@ -73,6 +90,7 @@ impl Kernel for BackwardPass {
             gate_up.into_tensor_arg(),
             grad.into_tensor_arg(),
             output.clone().into_tensor_arg(),
+            self.0 == Gate::GeluTanh,
             THREADS,
             dtype,
         );
@@ -80,11 +98,12 @@ impl Kernel for BackwardPass {
     }
 }
 
-/// Computes `silu(gate) * up`; one vector per thread.
+/// Computes the gate times `up`; one vector per thread.
 #[cube(launch)]
 fn forward<F: Float, N: Size>(
     gate_up: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
+    #[comptime] is_gelu: bool,
     #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -99,7 +118,7 @@ fn forward<F: Float, N: Size>(
     let gate = Vector::<f32, N>::cast_from(gate_up[from]);
     let up = Vector::<f32, N>::cast_from(gate_up[from + half]);
     // The gate is rounded to the dtype before the multiplication, as Hugging Face does.
-    let gated = Vector::<F, N>::cast_from(gate * sigmoid(gate));
+    let gated = Vector::<F, N>::cast_from(gate * sigmoid(exponent(gate, is_gelu)));
     output[index] = Vector::<F, N>::cast_from(Vector::<f32, N>::cast_from(gated) * up);
 }
 
@@ -109,6 +128,7 @@ fn backward<F: Float, N: Size>(
     gate_up: &Tensor<Vector<F, N>>,
     grad: &Tensor<Vector<F, N>>,
     output: &mut Tensor<Vector<F, N>>,
+    #[comptime] is_gelu: bool,
     #[comptime] threads: usize,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -123,12 +143,36 @@ fn backward<F: Float, N: Size>(
     let gate = Vector::<f32, N>::cast_from(gate_up[from]);
     let up = Vector::<f32, N>::cast_from(gate_up[from + half]);
     let g = Vector::<f32, N>::cast_from(grad[row * grad.stride(0) / N::value() + column]);
-    let s = sigmoid(gate);
+    let s = sigmoid(exponent(gate, is_gelu));
     let one = Vector::<f32, N>::new(1.0f32);
-    let slope = ((one - s) * gate + one) * s;
+    let slope = ((one - s) * gate * exponent_slope(gate, is_gelu) + one) * s;
     let to = row * 2 * half + column;
     output[to] = Vector::<F, N>::cast_from(g * up * slope);
     output[to + half] = Vector::<F, N>::cast_from(g * gate * s);
+}
+
+/// Computes `v(x)`: see the module.
+#[cube]
+fn exponent<N: Size>(x: Vector<f32, N>, #[comptime] is_gelu: bool) -> Vector<f32, N> {
+    let mut v = x;
+    if comptime!(is_gelu) {
+        let cubic = Vector::<f32, N>::new(comptime!(CUBIC as f32));
+        let one = Vector::<f32, N>::new(1.0f32);
+        v = (x * x * cubic + one) * x * Vector::new(comptime!(TWICE_ROOT as f32));
+    }
+    v
+}
+
+/// Computes `v'(x)`.
+#[cube]
+fn exponent_slope<N: Size>(x: Vector<f32, N>, #[comptime] is_gelu: bool) -> Vector<f32, N> {
+    let one = Vector::<f32, N>::new(1.0f32);
+    let mut slope = one;
+    if comptime!(is_gelu) {
+        let cubic = Vector::<f32, N>::new(comptime!(3.0 * CUBIC as f32));
+        slope = (x * x * cubic + one) * Vector::new(comptime!(TWICE_ROOT as f32));
+    }
+    slope
 }
 
 /// Computes `1 / (1 + exp(-x))`, which is 0 where the exponential overflows.
@@ -149,8 +193,11 @@ mod tests {
     fn pitched_rows_give_the_same_values() {
         for width in [5, 48, 100] {
             let gate_up = || KernelInput::Floats([7, 2 * width]);
-            assert_same_when_pitched(&Forward, &[gate_up()]);
-            assert_same_when_pitched(&BackwardPass, &[gate_up(), KernelInput::Floats([7, width])]);
+            for gate in [Gate::Silu, Gate::GeluTanh] {
+                let grad = KernelInput::Floats([7, width]);
+                assert_same_when_pitched(&Forward(gate), &[gate_up()]);
+                assert_same_when_pitched(&BackwardPass(gate), &[gate_up(), grad]);
+            }
         }
     }
 }
