@@ -11,10 +11,10 @@ mkdir -p "$4"
 cd "$4"
 
 # The sizes that two CPU cores compute in some hours.
-sft_rows=2000      # problems of train.jsonl with their solutions, for supervised fine-tuning
-sampled_rows=1000  # the next problems, to which the model writes its own answers
+sft_rows=1200      # problems of train.jsonl with their solutions, for supervised fine-tuning
+sampled_rows=600  # the next problems, to which the model writes its own answers
 samples=8          # answers to each of them
-held_out_pairs=40  # pairs of its own answers that are only measured
+held_out_pairs=30  # pairs of its own answers that are only measured
 answer_tokens=200  # longest answer
 
 stage() { # stage NAME COMMAND...: runs a command once, and says how long it took
@@ -102,12 +102,12 @@ stage gsm8k-sft gsm8k gsm8k-sft sft-model
 stage sample "$program" sample-pairs --model sft-model --dtype f32 --data problems.jsonl --samples "$samples" \
   --temperature 0.8 --max-new-tokens "$answer_tokens" --output own.jsonl
 stage split split own
-epochs=3 learning_rate=2e-4 stage sigmoid train sigmoid sft-model own.train.jsonl '
+epochs=2 learning_rate=2e-4 stage sigmoid train sigmoid sft-model own.train.jsonl '
 [dpo]
 beta = 0.1'
 stage gsm8k-sigmoid gsm8k gsm8k-sigmoid sft-model --adapter sigmoid/adapter
 # The same with the cross-entropy of the right answers (arXiv 2404.19733).
-epochs=3 learning_rate=2e-4 stage sigmoid-sft train sigmoid-sft sft-model own.train.jsonl '
+epochs=2 learning_rate=2e-4 stage sigmoid-sft train sigmoid-sft sft-model own.train.jsonl '
 [dpo]
 beta = 0.1
 loss_type = ["sigmoid", "sft"]

@@ -20,7 +20,7 @@ const MAX_SPILLED_BYTES: usize = 64;
 /// Bytes of registers of a multiprocessor, on every architecture.
 const REGISTERS: usize = 65_536;
 
-/// Returns models whose kernels differ: every width of heads, ranks from 4 to 256, quantized weights, recomputed
+/// Returns models whose kernels differ: of two families, every width of heads, ranks from 4 to 256, quantized weights, recomputed
 /// activations, and matrix products without cuBLASLt.
 fn cases(card: Card, dtype: DType) -> Vec<Case> {
     let usual = Case { dtype, ..Case::new(card) };
@@ -34,6 +34,7 @@ fn cases(card: Card, dtype: DType) -> Vec<Case> {
         Case { quantized: Some(Format::Nf4), ..usual },
         Case { quantized: Some(Format::Int8), ..usual },
         Case { library: false, ..usual },
+        Case { gemma: true, ..usual },
     ]
 }
 

@@ -58,6 +58,7 @@ fn a_step_launches_what_the_table_says() {
         Case { all_linear: true, recompute: true, ..usual },
         Case { quantized: Some(Format::Nf4), ..usual },
         Case { library: false, ..usual },
+        Case { gemma: true, ..usual },
     ];
     golden::compare("launches.txt", &cases.map(table).join("\n"));
 }

@@ -31,6 +31,8 @@ pub(crate) struct Case {
     /// Whether cuBLASLt multiplies matrices.
     pub(crate) library: bool,
     pub(crate) dtype: DType,
+    /// Whether the model is a Gemma 3 of Mistral's size: with norms of heads, GeGLU, and windows in some layers.
+    pub(crate) gemma: bool,
     /// Format of the projections, if they are quantized.
     pub(crate) quantized: Option<Format>,
     pub(crate) head_width: usize,
@@ -59,6 +61,7 @@ impl Case {
             card,
             library: true,
             dtype: DType::BF16,
+            gemma: false,
             quantized: None,
             head_width: 128,
             rank: 16,
@@ -75,21 +78,28 @@ impl Case {
             Some(format) => format!("{} in {}", quantization(format).name(), self.dtype.name()),
             None => self.dtype.name().to_string(),
         };
+        let family = if self.gemma { "Gemma 3, " } else { "" };
         let modules = if self.all_linear { "all projections" } else { "q_proj, v_proj" };
         let activations = if self.recompute { "recomputed" } else { "kept" };
         let products = if self.library { "cuBLASLt" } else { "no cuBLASLt" };
         format!(
-            "{weights}, heads of {}, rank {} on {modules}, activations {activations}, {products}",
+            "{family}{weights}, heads of {}, rank {} on {modules}, activations {activations}, {products}",
             self.head_width, self.rank
         )
     }
 
     fn config(&self) -> DecoderConfig {
+        let family = if self.gemma {
+            r#""model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "sliding_window_pattern": 2,
+                "query_pre_attn_scalar": 128"#
+        } else {
+            r#""model_type": "mistral", "hidden_act": "silu""#
+        };
         let json = format!(
-            r#"{{"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+            r#"{{{family}, "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
                 "num_hidden_layers": {}, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": {},
                 "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
-                "tie_word_embeddings": false, "initializer_range": 0.02, "hidden_act": "silu"}}"#,
+                "tie_word_embeddings": false, "initializer_range": 0.02}}"#,
             self.layers, self.head_width
         );
         DecoderConfig::parse(&json, Path::new("config.json")).unwrap()
