@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 # The versions of one toolkit: CubeCL is built for CUDA 13.0, and the tables hold what its compiler says.
 wheels=(nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-runtime==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 folder=${CARGO_TARGET_DIR:-$PWD/target}/nvrtc
-export CUDA_PATH=$folder/nvidia/cu13
-export LD_LIBRARY_PATH=$CUDA_PATH/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export NVRTC_FOLDER=$folder/nvidia/cu13
+export LD_LIBRARY_PATH=$NVRTC_FOLDER/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export CUDARC_CUDA_VERSION=13000
 
 if [[ ! -e $folder/complete ]]; then

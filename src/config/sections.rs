@@ -154,10 +154,10 @@ pub struct LoraSection {
     pub init_lora_weights: InitLoraWeights,
     /// Settings of `init_lora_weights = "loftq"`.
     pub loftq_config: LoftqConfig,
-    /// Biases that are trained too. A model with biases (Qwen2) needs "none"; for others this only changes
-    /// adapter_config.json.
+    /// Biases that are trained too: those of the whole model, or of the projections with a branch. In a model without biases this
+    /// only changes adapter_config.json.
     pub bias: LoraBias,
-    /// Whether `lora_B` has a bias. An adapter with biases cannot be merged.
+    /// Whether `lora_B` has a bias. Such an adapter can be merged only where the projections have biases too.
     pub lora_bias: bool,
     /// Learning rate of `lora_B` relative to that of `lora_A` (Hayou et al. 2024, LoRA+). Vectors that are trained too have
     /// the rate of `lora_B`. Default: one rate for all.

@@ -118,7 +118,9 @@ impl Sample for EncodedExample {
             chat.check_marks_generation()?;
         }
         let examples = read_examples(file, chat)?;
-        let mut encoded = encode_examples(tokenizer, &examples, config)?;
+        let encoded = encode_examples(tokenizer, &examples, config);
+        let mut encoded =
+            encoded.map_err(|error| error.within(&format!("{}: ", file.display())))?;
         encoded.report.single_completion = true;
         encoded.report.joined =
             examples.iter().filter(|example| is_joined(&config.prompt_template, example)).count();

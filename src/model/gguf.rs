@@ -30,7 +30,8 @@ pub use self::mixture::FileType;
 pub use self::tensor_type::TensorType;
 use self::value::Keys;
 use super::config::DecoderConfig;
-use super::names::{ModelTensor, TensorRole};
+use super::names::{EMBEDDING, ModelTensor, TensorRole};
+use super::switches::RopeScaling;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -89,7 +90,7 @@ impl GgufFile {
         let mut keys = Keys::default();
         keys.set_text("general.architecture", architecture.name);
         keys.set_text("general.type", "model");
-        keys.set_text("general.name", settings.name);
+        keys.set_text("general.name", tokenizer::model_name(settings.name, settings.tokenizer)?);
         keys.set_u32("general.file_type", settings.file_type.id());
         keys.set_u32("general.quantization_version", QUANTIZATION_VERSION);
         architecture.set_keys(config, &mut keys);
@@ -107,19 +108,28 @@ impl GgufFile {
                 architecture.name
             ));
         }
+        if let RopeScaling::LongRope(longrope) = &config.switches.rope_scaling {
+            let original = longrope.original_max_position_embeddings;
+            notes.push(format!(
+                "llama.cpp stretches rotations by long_factor as soon as its context (--ctx-size) is longer than {original} tokens, \
+                 even for short texts; the model was trained here with short_factor, so give it a context of at most {original}"
+            ));
+        }
         let mut tensors = Vec::new();
         for (name, divisors) in rope::divisors(config) {
             let (name, shape) = (name.to_string(), vec![divisors.len()]);
             let info = TensorInfo { name, shape, kind: TensorType::F32 };
             tensors.push((info, Source::Values(divisors)));
         }
-        for tensor in config.tensors() {
+        let is_tied = config.tie_word_embeddings && !architecture.needs_head;
+        let written = DecoderConfig { tie_word_embeddings: is_tied, ..config.clone() };
+        for tensor in written.tensors() {
             let name =
                 names::gguf_name(&tensor, config.switches.norm_placement).ok_or_else(|| {
                     let problem = format!("{} has no name in GGUF", tensor.name);
                     Error::run(problem, "this is a defect of arithmo: please report it")
                 })?;
-            let kind = settings.file_type.tensor_type(&tensor, config);
+            let kind = settings.file_type.tensor_type(&tensor, &written);
             let shape = tensor.shape.clone();
             tensors.push((TensorInfo { name, shape, kind }, architecture.source(tensor, config)));
         }
@@ -194,10 +204,11 @@ impl Architecture {
     fn source(&self, tensor: ModelTensor, config: &DecoderConfig) -> Source {
         let heads = names::rotated_heads(&tensor, config);
         let is_offset = config.switches.unit_offset_norm && tensor.role == TensorRole::Norm;
+        let is_embedding = config.tie_word_embeddings && tensor.role == TensorRole::Head;
         Source::Weight {
             interleaved_heads: heads.filter(|_| self.interleaves_rows),
             offset: if is_offset { 1.0 } else { 0.0 },
-            name: tensor.name,
+            name: if is_embedding { format!("{EMBEDDING}.weight") } else { tensor.name },
         }
     }
 }

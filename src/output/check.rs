@@ -119,11 +119,15 @@ pub(crate) fn is_at(_file: &File, _path: &Path) -> bool {
     true
 }
 
+/// The folder of a model folder that holds files of the model too.
+const CHAT_TEMPLATES: &str = "additional_chat_templates";
+
 /// Returns whether `file` is a file of the model, adapter or evaluation in `folder`, whose entries may be links. JSON
 /// Lines do not count: they are results that users keep there.
 fn belongs_to(file: &Path, folder: &Path) -> bool {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut paths = entries.map(|entry| entry.path());
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths =
+        entries(folder).chain(entries(&folder.join(CHAT_TEMPLATES))).map(|entry| entry.path());
     paths.any(|path| {
         let results = path.extension().is_some_and(|extension| extension == "jsonl");
         !results && same_file(file, &path)
@@ -141,7 +145,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("model")).unwrap();
-        for name in ["data", "old", "model/config.json", "model/scores.jsonl"] {
+        fs::create_dir(at("model/additional_chat_templates")).unwrap();
+        let template = "model/additional_chat_templates/tool_use.jinja";
+        for name in ["data", "old", "model/config.json", "model/scores.jsonl", template] {
             fs::write(at(name), "").unwrap();
         }
         symlink("data", at("link")).unwrap();
@@ -157,7 +163,9 @@ mod tests {
                 assert!(error.contains("is an input too"), "{output}: {error}");
             }
         }
-        assert!(check("model/config.json", "model", true).unwrap_err().contains("belongs to"));
+        for output in ["model/config.json", template] {
+            assert!(check(output, "model", true).unwrap_err().contains("belongs to"));
+        }
         check("model/scores.jsonl", "model", true).unwrap();
         check("model/new.json", "model", false).unwrap();
         assert!(check("old", "data", false).unwrap_err().contains("--overwrite"));

@@ -205,7 +205,8 @@ impl Operations<'_> {
             return (qkv, None);
         }
         let bytes = self.bytes(self.qkv_width());
-        let parts = (!in_place).then(|| self.workspace(2 * self.bytes(self.rotated_width())));
+        let parts =
+            (!self.norms_each_head()).then(|| self.workspace(2 * self.bytes(self.rotated_width())));
         let output = self.workspace(bytes);
         self.memory.free_all(parts);
         (output, self.free_unless(is_saved, qkv))
@@ -213,7 +214,12 @@ impl Operations<'_> {
 
     /// Returns whether the norms of queries and keys overwrite their input.
     fn norms_heads_in_place(&self) -> bool {
-        self.heap && self.job.shape.switches.qk_norm == Some(QkNorm::EachHead)
+        self.heap && self.norms_each_head()
+    }
+
+    /// Returns whether single heads are normalized, which every backend does in one operation.
+    fn norms_each_head(&self) -> bool {
+        self.job.shape.switches.qk_norm == Some(QkNorm::EachHead)
     }
 
     /// Simulates the backward pass of the norms of queries and keys.
@@ -221,9 +227,10 @@ impl Operations<'_> {
         if self.norms_heads_in_place() {
             return d_qkv;
         }
-        let parts = self.workspace(3 * self.bytes(self.rotated_width()));
+        let parts =
+            (!self.norms_each_head()).then(|| self.workspace(3 * self.bytes(self.rotated_width())));
         let output = self.workspace(self.bytes(self.qkv_width()));
-        self.memory.free_all([parts, d_qkv]);
+        self.memory.free_all(parts.into_iter().chain([d_qkv]));
         output
     }
 

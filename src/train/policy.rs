@@ -83,13 +83,17 @@ pub(super) fn policy<B: TrainBackend>(
     Ok((policy, Some(lora)))
 }
 
-/// Checks that the new adapter of a run suits a model of shape `shape`, before anything is loaded or written.
+/// Checks that the new adapter of a run suits a model of shape `shape`, or that the settings of the starting adapter can be
+/// read, before anything is loaded or written.
 ///
 /// # Errors
-/// Same as [`adapter::lora::check`].
+/// Same as [`adapter::lora::check`] or [`peft::read_config`].
 pub(super) fn check_adapter(config: &RunConfig, shape: &DecoderConfig) -> Result<()> {
-    if !config.model.use_peft || config.lora.adapter.is_some() {
+    if !config.model.use_peft {
         return Ok(());
+    }
+    if let Some(folder) = &config.lora.adapter {
+        return peft::read_config(folder).map(|_| ());
     }
     let quantization = shape.quantization.or(config.model.quantize());
     let shape = DecoderConfig { quantization, ..shape.clone() };

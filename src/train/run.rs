@@ -143,6 +143,8 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
             folder.check_model(options.existing, &model_folder)?;
         }
     }
+    let shape = DecoderConfig::load(&model_folder)?;
+    check_adapter(config, &shape)?;
     let data = load_data::<O::Sample>(config, &model_folder, &mut |file, report| {
         print_report(file, report, options);
     })?;
@@ -150,8 +152,6 @@ fn run_objective<B: TrainBackend, O: Objective<B>>(
         data.shown_sample.iter().for_each(|line| say!("{line}"));
         print_warnings(config, data.train.len());
     }
-    let shape = DecoderConfig::load(&model_folder)?;
-    check_adapter(config, &shape)?;
     let lengths = |samples: &[O::Sample]| samples.iter().map(SampleLengths::of).collect();
     (start.ready)(&Prepared { shape, train: lengths(&data.train), eval: lengths(&data.eval) })?;
     if options.dry_run {

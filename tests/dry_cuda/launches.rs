@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use arithmo_backends::Format;
 use arithmo_backends::dry_cuda::{CARDS, Record};
+use burn::tensor::DType;
 
 use super::learner::Case;
 use super::{golden, is_autotuned};
@@ -61,4 +62,23 @@ fn a_step_launches_what_the_table_says() {
         Case { gemma: true, ..usual },
     ];
     golden::compare("launches.txt", &cases.map(table).join("\n"));
+}
+
+/// Burn's kernels for tensor cores round f32 factors to the 11 bits of TF32, as those for bf16 show that are found here.
+#[test]
+fn factors_in_f32_are_not_rounded() {
+    if is_autotuned() {
+        return;
+    }
+    let uses_tensor_cores = |dtype, library| {
+        let steps = Case { dtype, library, ..Case::new(CARDS[4]) }.run();
+        let records = [steps.setup, steps.first, steps.later];
+        records
+            .iter()
+            .flat_map(|record| &record.kernels)
+            .any(|kernel| kernel.source.contains("mma"))
+    };
+    assert!(uses_tensor_cores(DType::BF16, false));
+    assert!(!uses_tensor_cores(DType::F32, false));
+    assert!(!uses_tensor_cores(DType::F32, true));
 }

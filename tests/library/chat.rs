@@ -404,7 +404,9 @@ fn only_what_the_assistant_wrote_is_trained_on() {
             let example = &encoded.pairs[0];
             assert_eq!(example.sequence.ids, ids(&row["input_ids"]));
             let labels = row["labels"].as_array().unwrap().iter();
-            let theirs: Vec<bool> = labels.map(|label| *label != -100).collect();
+            // Nothing predicts the first token.
+            let is_scored = |(index, label): (usize, &Value)| index > 0 && *label != -100;
+            let theirs: Vec<bool> = labels.enumerate().map(is_scored).collect();
             let ours: Vec<bool> =
                 (0..theirs.len()).map(|index| example.is_scored(0, index)).collect();
             assert_eq!(ours, theirs, "{row}");
@@ -434,15 +436,30 @@ fn what_the_assistant_wrote_must_be_marked() {
     for (template, row, wanted) in [
         (unmarked.as_str(), conversation.clone(), "has no {% generation %} blocks"),
         (marked, json!({"prompt": "a", "completion": "b"}), "is text"),
-        (marked, json!({"messages": [turn("user")]}), "has no token of the assistant"),
     ] {
         let error = load(template, row).unwrap_err().to_string();
         assert!(error.contains(wanted) && error.contains("assistant_only_loss"), "{error}");
     }
+    let silent = load(marked, json!({"messages": [turn("user")]})).unwrap();
+    let refused = silent.clone().settle(false, false).unwrap_err().to_string();
+    assert!(refused.contains("mark nothing that the assistant wrote: 1 (ids 1)"), "{refused}");
+    let none_left = silent.settle(false, true).unwrap_err().to_string();
+    assert!(none_left.contains("none of 1 examples is left"), "{none_left}");
     // The end of the turn lies outside of the blocks.
     let encoded = load(marked, conversation).unwrap();
     let summary = encoded.report.summary().join("\n");
     assert!(summary.contains("does not learn to stop"), "{summary}");
+}
+
+/// As in transformers, where a block is a scope of its own.
+#[test]
+fn what_a_generation_block_sets_ends_with_it() {
+    let source = "{% set a = 1 %}{% generation %}{% set a = 2 %}{% set b = 3 %}{{ a }}{{ b }}{% endgeneration %}{{ a }}{{ b }}";
+    let template = ChatTemplate::new("t", source, Vec::new(), clock());
+    let messages = [Message::new("user", "x")];
+    let rendered = template.render(&messages, &RenderOptions::default()).unwrap();
+    assert_eq!((rendered.text.as_str(), rendered.generated.len()), ("231", 1));
+    assert_eq!(rendered.generated[0], 0..2);
 }
 
 /// A null content is named with its message, in a row of a file too.

@@ -85,6 +85,11 @@ fn special_tokens_are_read_from_the_first_file_that_names_them() {
     );
     let generation = ("generation_config.json", r#"{"eos_token_id": 1}"#);
     assert_eq!(changed(&[no_config, ids, generation]).unwrap().eos_id(), 1);
+    // As in transformers, the map comes before a tokenizer_config.json that does not describe the added tokens.
+    let config = ("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
+    assert_eq!(changed(&[config, map]).unwrap().eos_id(), 1);
+    let decoder = ("tokenizer_config.json", r#"{"eos_token": "</s>", "added_tokens_decoder": {}}"#);
+    assert_eq!(changed(&[decoder, map]).unwrap().eos_id(), 2);
 }
 
 #[test]

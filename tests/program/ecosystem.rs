@@ -82,7 +82,7 @@ fn compare(models: &[(PathBuf, &str)]) {
     let output = Command::new(python).current_dir(&folder).arg(script).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    println!("{text}");
+    eprintln!("{text}");
     assert_eq!(text.lines().count(), 2 * models.len(), "{text}");
 }
 

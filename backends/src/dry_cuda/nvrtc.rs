@@ -1,12 +1,11 @@
-//! NVIDIA's run-time compiler (NVRTC), which needs no card. The loader must find it, and `CUDA_PATH` must name the folder
-//! that holds CUDA's headers: `scripts/nvrtc.sh` fetches both.
+//! NVIDIA's run-time compiler (NVRTC), which needs no card. The loader must find it, and `NVRTC_FOLDER` must name the folder
+//! that holds CUDA's headers: `scripts/nvrtc.sh` fetches both. It is not `CUDA_PATH`, because a build depends on that.
 
 #![allow(unsafe_code, reason = "calls of NVRTC")]
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
 
-use cubecl::cuda::install::cuda_path;
 use cudarc::nvrtc::{result, sys};
 
 use crate::cubecl::catch_panic;
@@ -64,8 +63,10 @@ pub fn compile(source: &str, architecture: &str) -> Result<Usage, String> {
 }
 
 fn include_folder() -> Result<String, String> {
-    let folder = cuda_path().ok_or("CUDA_PATH is not set: run scripts/nvrtc.sh")?.join("include");
-    if Path::new(&folder).join("cuda_bf16.h").is_file() {
+    let folder =
+        std::env::var_os("NVRTC_FOLDER").ok_or("NVRTC_FOLDER is not set: run scripts/nvrtc.sh")?;
+    let folder = Path::new(&folder).join("include");
+    if folder.join("cuda_bf16.h").is_file() {
         Ok(folder.display().to_string())
     } else {
         Err(format!("{} does not hold CUDA's headers: run scripts/nvrtc.sh", folder.display()))

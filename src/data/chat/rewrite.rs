@@ -1,7 +1,7 @@
 //! Rewrites what Jinja has and minijinja does not, before a template is compiled.
 //!
 //! - Line ends become `\n`.
-//! - `{% generation %}` ... `{% endgeneration %}` of transformers becomes a filter block.
+//! - `{% generation %}` ... `{% endgeneration %}` of transformers becomes a filter block with a scope of its own.
 //! - `'...' % x` becomes a filter.
 //! - A macro that reads `varargs` or `kwargs` gets them as parameters.
 //!
@@ -119,8 +119,10 @@ impl Writer {
         match name {
             "generation" | "endgeneration" => {
                 self.marks_generation = true;
-                let filter = format!("filter {MARK}");
-                let new = if name == "generation" { filter.as_str() } else { "endfilter" };
+                // What is set inside is unknown behind the block, as in transformers.
+                let begin = format!("with %}}{{% filter {MARK}");
+                let end = "endfilter %}{% endwith";
+                let new = if name == "generation" { &begin } else { end };
                 self.out.push_str(&tag.replacen(name, new, 1));
             }
             "macro" => self.push_macro(tag, rest),
@@ -264,7 +266,7 @@ mod tests {
     fn generation_blocks_become_filter_blocks() {
         becomes(
             "a\r\n{%- generation -%}x{% endgeneration +%}\rb",
-            "a\n{%- filter __mark_generation -%}x{% endfilter +%}\nb",
+            "a\n{%- with %}{% filter __mark_generation -%}x{% endfilter %}{% endwith +%}\nb",
         );
         assert!(!rewrite("{{ '{% generation %}' }}{# {% generation %} #}").marks_generation);
         becomes(

@@ -114,6 +114,11 @@ impl ChatTemplate {
         &self.0.source
     }
 
+    /// Returns the text of the template for conversations with tools, if it is another one.
+    pub fn tool_use_source(&self) -> Option<&str> {
+        self.0.tool_use.as_ref().map(|(_, source)| source.as_str())
+    }
+
     /// Checks that the template can be used.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// Removes the tokens that the assistant did not write from the scored tokens of `outcome`.
 ///
 /// # Errors
-/// The example is no conversation, or its chat template marks nothing that the assistant wrote.
+/// The example is no conversation.
 pub(super) fn score_only(
     tokenizer: &Tokenizer,
     example: &Example,
@@ -32,11 +32,7 @@ pub(super) fn score_only(
     let (ids, offsets) = tokenizer.encode_with_offsets(whole)?;
     let written = written_by_assistant(&offsets, &in_characters(whole, generated));
     if !written.contains(&true) {
-        return Err(Error::invalid(
-            place(),
-            "has no token of the assistant, which data.assistant_only_loss trains on",
-            "check that the chat template's generation blocks enclose the assistant's messages, or leave the row out",
-        ));
+        outcome.refusal = Some(Refusal::NotByAssistant);
     }
     outcome.never_stops = !ends_turn(tokenizer, &ids, &written)?;
     let Some((sequence, _)) = outcome.sides.as_mut() else { return Ok(outcome) };

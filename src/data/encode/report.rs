@@ -22,6 +22,8 @@ pub enum Refusal {
     IdenticalSides,
     /// Truncation left no completion token to score, so that the loss is ln 2 and the gradient exactly 0.
     LostByTruncation,
+    /// With `assistant_only_loss`: the chat template marks no token as the assistant's.
+    NotByAssistant,
 }
 
 impl fmt::Display for Refusal {
@@ -30,6 +32,9 @@ impl fmt::Display for Refusal {
             Self::EmptyCompletion => "empty completion",
             Self::IdenticalSides => "chosen and rejected are the same text",
             Self::LostByTruncation => "completion lost by truncation",
+            Self::NotByAssistant => {
+                "the chat template's generation blocks mark nothing that the assistant wrote"
+            }
         })
     }
 }

@@ -5,6 +5,20 @@ use serde_json::{Map, Value};
 use super::{BadRow, Columns, kind};
 use crate::data::chat::{Conversation, Message, RenderedRow, extract_prompt};
 
+/// Names that transformers' `apply_chat_template` takes for arguments of its own, so that they are no variables.
+const RESERVED: [&str; 10] = [
+    "messages",
+    "conversation",
+    "tools",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "truncation",
+    "return_dict",
+    "return_assistant_tokens_mask",
+];
+
 /// Remedy for a column that should hold messages.
 const MESSAGES: &str = "write a list of messages, {\"role\": \"user\", \"content\": \"...\"}";
 
@@ -79,6 +93,12 @@ impl Columns<'_> {
                 return Err(BadRow { problem, remedy });
             }
         };
+        if let Some(name) = RESERVED.iter().find(|name| variables.contains_key(**name)) {
+            let problem = format!("chat_template_kwargs: {name} is no variable of the template");
+            let remedy =
+                "leave it out: messages and tools are columns, and the rest follows from the row";
+            return Err(BadRow { problem, remedy });
+        }
         let tools = match self.row.remove("tools") {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) => {

@@ -272,6 +272,10 @@ fn conversations_are_rendered_or_the_row_is_named() {
             explicit.replacen('{', "{\"chat_template_kwargs\": [], ", 1),
             "chat_template_kwargs: is an array",
         ),
+        (
+            explicit.replacen('{', "{\"chat_template_kwargs\": {\"chat_template\": \"x\"}, ", 1),
+            "chat_template_kwargs: chat_template is no variable",
+        ),
     ] {
         let error = read(&rows).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");

@@ -83,6 +83,10 @@ impl SpecialTokens {
             }
             found.push(value);
         }
+        // As in transformers, `tokenizer_config.json` comes first only where it describes the added tokens itself.
+        if !config.is_null() && !map.is_null() {
+            found.swap(0, 1);
+        }
         let mut legacy = BTreeMap::new();
         let path = folder.join("added_tokens.json");
         if config.get(Self::DECODER).is_none()

@@ -17,6 +17,9 @@ const SMOLLM3_INTERVAL: usize = 4;
 /// Number of layers by which llama.cpp knows Gemma 3 27B, whose attention scores have a factor of their own.
 const GEMMA3_27B_LAYERS: usize = 62;
 
+/// The architecture that reads LongRoPE's factors.
+const PHI3: &str = "phi3";
+
 /// An architecture of llama.cpp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Architecture {
@@ -34,6 +37,8 @@ pub(super) struct Architecture {
     pub yarn_bounds: bool,
     /// Whether some layers may have a sliding window.
     windows: bool,
+    /// Whether a file must have an output head, even where that is the embedding.
+    pub needs_head: bool,
 }
 
 impl Architecture {
@@ -47,6 +52,7 @@ impl Architecture {
             rope_freqs: false,
             yarn_bounds: false,
             windows: false,
+            needs_head: false,
         }
     }
 
@@ -66,8 +72,8 @@ impl Architecture {
             "smollm3" => Self { interleaves_rows: true, ..Self::plain("smollm3") },
             "qwen2" => Self::plain("qwen2"),
             "qwen3" => Self::plain("qwen3"),
-            "olmo2" => Self::plain("olmo2"),
-            "phi3" => Self::plain("phi3"),
+            "olmo2" => Self { needs_head: true, ..Self::plain("olmo2") },
+            "phi3" => Self::plain(PHI3),
             "gemma3_text" => Self { windows: true, ..Self::plain("gemma3") },
             _ => return None,
         })
@@ -125,6 +131,9 @@ impl Architecture {
         match scaling {
             RopeScaling::Llama3 { .. } if !self.rope_freqs => {
                 Some("rotary embeddings scaled by \"llama3\"".into())
+            }
+            RopeScaling::LongRope(_) if self.name != PHI3 => {
+                Some("rotary embeddings scaled by \"longrope\"".into())
             }
             RopeScaling::Yarn(yarn) if !yarn.truncate => Some("YaRN with truncate = false".into()),
             RopeScaling::Yarn(yarn)
@@ -225,6 +234,10 @@ mod tests {
     #[test]
     fn features_that_an_architecture_lacks_are_named() {
         let yarn = json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16.0}});
+        let longrope = json!({"rope_scaling": {
+            "rope_type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8],
+            "original_max_position_embeddings": 64,
+        }});
         let untruncated =
             json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": false}});
         let llama3 = json!({"rope_scaling": {
@@ -236,6 +249,7 @@ mod tests {
             ("smollm3", json!({"mlp_bias": true}), "biases in the feed-forward block"),
             ("smollm3", json!({"no_rope_layer_interval": 3}), "than every fourth"),
             ("qwen2", llama3.clone(), "scaled by \"llama3\""),
+            ("llama", longrope, "scaled by \"longrope\""),
             ("qwen2", json!({"head_dim": 8}), "not as wide as the model"),
             ("olmo2", json!({"head_dim": 8}), "not as wide as the model"),
             ("olmo2", json!({"attention_bias": true}), "a bias in attention's output"),

@@ -2,6 +2,7 @@
 
 mod pre_tokenizer;
 mod sentencepiece;
+mod strips;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +22,9 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
+
+/// Name of the chat template for conversations with tools.
+const TOOL_USE: &str = "tool_use";
 
 /// The character that stands for a space in tokens of SentencePiece.
 const SPACE: char = '\u{2581}';
@@ -87,7 +91,18 @@ pub(super) fn tokenizer_keys(
         }
     }
     special_token_keys(tokenizer, stop_ids, keys)?;
+    notes.extend(strips::note(&json));
+    notes.extend(note_further_ends(tokenizer, stop_ids));
+    notes.extend(chat_template_keys(tokenizer, keys));
     Ok(notes)
+}
+
+/// Returns the name of the model as llama.cpp has to read it: see [`strips`].
+///
+/// # Errors
+/// The tokenizer cannot be written as JSON.
+pub(super) fn model_name(name: &str, tokenizer: &Tokenizer) -> Result<String> {
+    Ok(strips::model_name(name, &tokenizer.to_json()?))
 }
 
 /// Returns how tokens are found.
@@ -209,8 +224,33 @@ fn special_token_keys(tokenizer: &Tokenizer, stop_ids: &[u32], keys: &mut Keys) 
     {
         keys.set(format!("tokenizer.ggml.add_{name}_token"), Value::Bool(value));
     }
-    if let Some(template) = tokenizer.chat_template().filter(|found| !found.source().is_empty()) {
+    Ok(())
+}
+
+/// Returns a note about tokens that end generation and have no key: there are keys for two.
+fn note_further_ends(tokenizer: &Tokenizer, stop_ids: &[u32]) -> Option<String> {
+    let others = stop_ids.iter().filter(|id| **id != tokenizer.eos_id()).skip(1);
+    let texts: Vec<String> = others
+        .map(|id| tokenizer.decode(&[*id], false).unwrap_or_else(|_| id.to_string()))
+        .collect();
+    (!texts.is_empty()).then(|| {
+        format!(
+            "generation also ends at {}, for which GGUF has no key; programs that read the file may not stop there",
+            texts.join(", ")
+        )
+    })
+}
+
+/// Adds the chat templates. Returns a note if there is one that cannot be used.
+fn chat_template_keys(tokenizer: &Tokenizer, keys: &mut Keys) -> Option<String> {
+    let template = tokenizer.chat_template()?;
+    if !template.source().is_empty() {
         keys.set_text("tokenizer.chat_template", template.source());
     }
-    Ok(())
+    if let Some(source) = template.tool_use_source() {
+        keys.set("tokenizer.chat_templates", Value::Texts(vec![TOOL_USE.to_string()]));
+        keys.set_text(format!("tokenizer.chat_template.{TOOL_USE}"), source);
+    }
+    let problem = template.check().err()?;
+    Some(format!("{problem}; programs that read the file may refuse it"))
 }

@@ -3,6 +3,7 @@
 mod reader;
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -64,6 +65,14 @@ impl Desk {
         change(&mut json);
         fs::write(path, json.to_string()).unwrap();
     }
+}
+
+/// Returns where the values of a tensor lie in the bytes of a safetensors file.
+fn range_of(bytes: &[u8], name: &str) -> Range<usize> {
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let [begin, end] = [0, 1].map(|at| header[name]["data_offsets"][at].as_u64().unwrap() as usize);
+    start + begin..start + end
 }
 
 /// Returns the name in the file for a tensor of a model of Llama's shape.
@@ -271,6 +280,54 @@ fn an_adapter_of_a_quantized_base_is_merged_into_the_dequantized_weights() {
     );
 }
 
+/// llama.cpp's OLMo 2 has no tied embeddings.
+#[test]
+fn a_tied_head_is_written_where_the_architecture_needs_one() {
+    let desk = Desk::with("families/models/olmo2");
+    let head = |file: &Gguf| file.tensors.get("output.weight").map(|head| head.bytes.clone());
+    assert!(head(&desk.exported(&["--type", "f32"])).is_some());
+    desk.edit("config.json", |json| json["tie_word_embeddings"] = json!(true));
+    // A head beside tied embeddings has to equal them.
+    let weights = desk.at("model/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let [embedding, head_range] =
+        ["model.embed_tokens.weight", "lm_head.weight"].map(|name| range_of(&bytes, name));
+    bytes.copy_within(embedding, head_range.start);
+    fs::write(&weights, bytes).unwrap();
+    let tied = desk.exported(&["--type", "f32"]);
+    assert_eq!(head(&tied).unwrap(), tied.tensors["token_embd.weight"].bytes);
+}
+
+/// Notes name what GGUF cannot say; templates that cannot be used are no reason to refuse the weights.
+#[test]
+fn notes_name_what_is_lost() {
+    let desk = Desk::with("families/models/qwen2");
+    let notes = || {
+        let output = desk.export(&["--type", "q8_0", "--overwrite"]);
+        assert!(output.status.success(), "{}", message(&output));
+        message(&output)
+    };
+    assert!(!notes().contains("note:"), "{}", notes());
+    desk.edit("tokenizer.json", |json| json["added_tokens"][1]["rstrip"] = json!(true));
+    assert!(notes().contains("note: GGUF cannot say that tokens take spaces"), "{}", notes());
+    fs::write(desk.at("model/generation_config.json"), r#"{"eos_token_id": [2, 17, 18]}"#).unwrap();
+    assert!(notes().contains("note: generation also ends at"), "{}", notes());
+    fs::write(desk.at("model/chat_template.jinja"), "{% for %}").unwrap();
+    assert!(notes().contains("chat_template.jinja: is not a chat template"), "{}", notes());
+}
+
+#[test]
+fn both_chat_templates_are_written() {
+    let desk = Desk::with("models/tiny-a");
+    fs::write(desk.at("model/chat_template.jinja"), "plain").unwrap();
+    fs::create_dir(desk.at("model/additional_chat_templates")).unwrap();
+    fs::write(desk.at("model/additional_chat_templates/tool_use.jinja"), "tools").unwrap();
+    let file = desk.exported(&["--type", "q8_0"]);
+    assert_eq!(file.keys["tokenizer.chat_template"], "plain");
+    assert_eq!(file.keys["tokenizer.chat_template.tool_use"], "tools");
+    assert_eq!(file.keys["tokenizer.chat_templates"], json!(["tool_use"]));
+}
+
 #[test]
 fn what_gguf_cannot_hold_is_refused_before_anything_is_written() {
     let desk = Desk::with("families/models/qwen2");
@@ -323,10 +380,7 @@ fn values_beyond_f16_are_named_with_the_types_that_hold_them() {
     let weights = desk.at("model/model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     // The first value of a projection.
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header_json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let offsets = &header_json["model.layers.0.mlp.up_proj.weight"]["data_offsets"];
-    let start = 8 + header + offsets[0].as_u64().unwrap() as usize;
+    let start = range_of(&bytes, "model.layers.0.mlp.up_proj.weight").start;
     bytes[start..start + 4].copy_from_slice(&1e6f32.to_le_bytes());
     fs::write(&weights, bytes).unwrap();
     for kind in ["f16", "q8_0", "q4_k_m"] {

@@ -29,6 +29,15 @@ fn configuration_errors_name_the_key() {
     refused(&workshop, &[], &["run.toml"]);
 }
 
+/// The adapter is looked for before the data are read, also by `--dry-run`.
+#[test]
+fn a_missing_starting_adapter_is_named_first() {
+    let workshop = Workshop::new();
+    let settings = ["lora.adapter=nowhere", "data.train_file=neither.jsonl"];
+    refused(&workshop, &settings, &["nowhere", "is not a folder"]);
+    workshop.train(&settings, &["--dry-run"]).refused(&["nowhere", "is not a folder"]);
+}
+
 #[test]
 fn adapter_options_without_effect_or_sense_are_refused() {
     let workshop = Workshop::new();
