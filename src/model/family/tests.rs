@@ -230,6 +230,13 @@ fn gemma_3_has_its_norms_scales_and_activation() {
     assert!(refused(capped).contains("final_logit_softcapping is 30.0"));
 }
 
+/// transformers 5 refuses a float.
+#[test]
+fn the_scale_of_gemma_3_is_written_as_a_whole_number() {
+    let config = gemma(json!({"query_pre_attn_scalar": 24.0})).unwrap();
+    assert_eq!(config.to_json()["query_pre_attn_scalar"], json!(24));
+}
+
 /// Reads a Gemma 3 of seven layers with further keys in its config.json.
 fn gemma(mut keys: Value) -> Result<DecoderConfig> {
     keys["model_type"] = json!("gemma3_text");
