@@ -96,9 +96,9 @@ impl<'a, B: TrainBackend> MergedWeights<'a, B> {
     /// Returns the number of weights that the adapter changes.
     pub fn changed(&self) -> usize {
         let AdapterWeights { branches, saved, biases } = &self.adapter;
-        let of_branches = branches.iter().filter(|(_, branch)| branch.bias.is_some());
+        let with_bias = branches.iter().filter(|(_, branch)| branch.bias.is_some());
         let biases: BTreeSet<&String> =
-            of_branches.map(|(module, _)| module).chain(biases.keys()).collect();
+            with_bias.map(|(module, _)| module).chain(biases.keys()).collect();
         branches.len() + biases.len() + saved.len()
     }
 

@@ -90,12 +90,14 @@ impl GgufFile {
         let mut keys = Keys::default();
         keys.set_text("general.architecture", architecture.name);
         keys.set_text("general.type", "model");
-        keys.set_text("general.name", tokenizer::model_name(settings.name, settings.tokenizer)?);
+        let tokenizer_json = settings.tokenizer.to_json()?;
+        keys.set_text("general.name", tokenizer::model_name(settings.name, &tokenizer_json));
         keys.set_u32("general.file_type", settings.file_type.id());
         keys.set_u32("general.quantization_version", QUANTIZATION_VERSION);
         architecture.set_keys(config, &mut keys);
         let mut notes = tokenizer::tokenizer_keys(
             settings.tokenizer,
+            &tokenizer_json,
             config.vocab_size,
             settings.stop_ids,
             &mut keys,

@@ -13,7 +13,7 @@ use super::queue::{CubeGpu, Kernel, burn_tensor, into_array, queue, queued_tenso
 use super::runtime::GpuRuntime;
 use crate::ops::geglu::{CUBIC, TWICE_ROOT};
 
-/// What the first half of a row passes through.
+/// The activation that is applied to the first half of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
     /// `x sigmoid(x)`.

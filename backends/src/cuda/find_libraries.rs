@@ -69,11 +69,11 @@ fn site_packages() -> Vec<PathBuf> {
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(std::env::var_os).into_iter().flatten();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let first = std::env::split_paths(&path).find(|folder| folder.join("python3").exists());
-    let of_path = first.and_then(|folder| Some(folder.parent()?.to_path_buf()));
+    let path_root = first.and_then(|folder| Some(folder.parent()?.to_path_buf()));
     let user = std::env::home_dir().map(|home| home.join(".local"));
     let roots: Vec<PathBuf> = environments
         .map(PathBuf::from)
-        .chain(of_path)
+        .chain(path_root)
         .chain(user)
         .chain(["/usr/local", "/usr"].map(PathBuf::from))
         .collect();

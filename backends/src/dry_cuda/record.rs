@@ -1,4 +1,4 @@
-//! What would have run on the card.
+//! Records of the kernels that a card would have run.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use cubecl_runtime::id::KernelId;
 /// A kernel in CUDA C++ and how often it was launched.
 #[derive(Clone, Debug)]
 pub struct KernelRecord {
-    /// What CubeCL tells kernels apart by. (The sources of two translations of one kernel may differ in the order of lines
+    /// The id by which CubeCL tells kernels apart. (The sources of two translations of one kernel may differ in the order of lines
     /// and in the numbers of variables.)
     pub id: KernelId,
     /// Where the kernel is written: `rms_norm::forward`, or with the crate's name if it is not ours.
@@ -33,7 +33,7 @@ pub struct Record {
     pub kernels: Vec<KernelRecord>,
     /// Number of products that were left to cuBLASLt.
     pub library_gemms: usize,
-    /// What a card would have refused.
+    /// The launches and allocations that a card would have refused.
     pub errors: Vec<String>,
     /// Bytes of the pages of all memory pools, which never shrink.
     pub reserved_bytes: u64,

@@ -20,6 +20,6 @@ pub use conversation::RenderedRow;
 pub(crate) use conversation::{Conversation, extract_prompt};
 pub use functions::Clock;
 pub use message::Message;
-pub use source::TOOL_USE_FILE;
 pub(crate) use source::find;
+pub use source::{TOOL_USE, TOOL_USE_FILE};
 pub use template::{ChatTemplate, RenderOptions, Rendered};

@@ -19,7 +19,7 @@ const KEY: &str = "chat_template";
 /// Name of the template that is used without tools.
 const DEFAULT: &str = "default";
 /// Name of the template for conversations with tools.
-const TOOL_USE: &str = "tool_use";
+pub const TOOL_USE: &str = "tool_use";
 
 /// Path of the further template that is used: the one for conversations with tools.
 pub const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";

@@ -11,7 +11,9 @@ use serde_json::Value as Json;
 
 use self::pre_tokenizer::pre_tokenizer;
 use self::sentencepiece::{adds_space, note_unlisted_joins, scores};
+pub(super) use self::strips::model_name;
 use super::value::{Keys, Value};
+use crate::data::chat::TOOL_USE;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -22,9 +24,6 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
-
-/// Name of the chat template for conversations with tools.
-const TOOL_USE: &str = "tool_use";
 
 /// The character that stands for a space in tokens of SentencePiece.
 const SPACE: char = '\u{2581}';
@@ -49,33 +48,33 @@ struct Token {
     kind: i32,
 }
 
-/// Adds the keys of the tokenizer for a model with `rows` rows of embeddings, whose generation ends at `stop_ids`. Returns
-/// notes for the user.
+/// Adds the keys of the tokenizer, whose form in `tokenizer.json` is `json`, for a model with `rows` rows of embeddings, whose
+/// generation ends at `stop_ids`. Returns notes for the user.
 ///
 /// # Errors
 /// llama.cpp cannot express the tokenizer, or it has more tokens than the model has embeddings.
 pub(super) fn tokenizer_keys(
     tokenizer: &Tokenizer,
+    json: &Json,
     rows: usize,
     stop_ids: &[u32],
     keys: &mut Keys,
 ) -> Result<Vec<String>> {
-    let json = tokenizer.to_json()?;
     let path = tokenizer.path();
-    let kind = kind(&json, path)?;
-    let tokens = tokens(&json, kind, rows, path)?;
+    let kind = kind(json, path)?;
+    let tokens = tokens(json, kind, rows, path)?;
     let mut notes = Vec::new();
     match kind {
         Kind::ByteLevel => {
             keys.set_text("tokenizer.ggml.model", "gpt2");
-            keys.set_text("tokenizer.ggml.pre", pre_tokenizer(&json, path)?);
+            keys.set_text("tokenizer.ggml.pre", pre_tokenizer(json, path)?);
         }
         Kind::SentencePiece => {
             keys.set_text("tokenizer.ggml.model", "llama");
             keys.set_text("tokenizer.ggml.pre", "default");
-            let space = adds_space(&json, path)?;
+            let space = adds_space(json, path)?;
             keys.set("tokenizer.ggml.add_space_prefix", Value::Bool(space));
-            notes.extend(note_unlisted_joins(&json));
+            notes.extend(note_unlisted_joins(json));
         }
     }
     let (texts, types) = tokens.iter().map(|token| (token.text.clone(), token.kind)).unzip();
@@ -83,26 +82,18 @@ pub(super) fn tokenizer_keys(
     keys.set("tokenizer.ggml.token_type", Value::I32s(types));
     match kind {
         Kind::ByteLevel => {
-            let merges = merges(&json).map(|(a, b)| format!("{} {}", joinable(a), joinable(b)));
+            let merges = merges(json).map(|(a, b)| format!("{} {}", joinable(a), joinable(b)));
             keys.set("tokenizer.ggml.merges", Value::Texts(merges.collect()));
         }
         Kind::SentencePiece => {
-            keys.set("tokenizer.ggml.scores", Value::F32s(scores(&json, &tokens)));
+            keys.set("tokenizer.ggml.scores", Value::F32s(scores(json, &tokens)));
         }
     }
     special_token_keys(tokenizer, stop_ids, keys)?;
-    notes.extend(strips::note(&json));
+    notes.extend(strips::note(json));
     notes.extend(note_further_ends(tokenizer, stop_ids));
     notes.extend(chat_template_keys(tokenizer, keys));
     Ok(notes)
-}
-
-/// Returns the name of the model as llama.cpp has to read it: see [`strips`].
-///
-/// # Errors
-/// The tokenizer cannot be written as JSON.
-pub(super) fn model_name(name: &str, tokenizer: &Tokenizer) -> Result<String> {
-    Ok(strips::model_name(name, &tokenizer.to_json()?))
 }
 
 /// Returns how tokens are found.

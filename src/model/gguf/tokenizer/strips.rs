@@ -15,7 +15,7 @@ const PLAIN: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 const END: &str = "</s>";
 
 /// Returns `name`, changed if llama.cpp would take it for that of a Phi 3 and the tokenizer is another one, or the other way round.
-pub(super) fn model_name(name: &str, json: &Json) -> String {
+pub(in crate::model::gguf) fn model_name(name: &str, json: &Json) -> String {
     let lower = name.to_lowercase();
     let found = NAMES.iter().find_map(|part| Some((lower.find(part)?, part.len())));
     match (found, is_phi_3(json)) {
