@@ -10,12 +10,15 @@ program=$(command -v "${ARITHMO:-arithmo}")
 mkdir -p "$4"
 cd "$4"
 
-# The sizes that two CPU cores compute in some hours.
-sft_rows=1200      # problems of train.jsonl with their solutions, for supervised fine-tuning
-sampled_rows=600  # the next problems, to which the model writes its own answers
-samples=8          # answers to each of them
-held_out_pairs=30  # pairs of its own answers that are only measured
-answer_tokens=200  # longest answer
+# The sizes that two CPU cores compute in some two hours. Training and sampling take the problems with the fewest steps, which
+# a small model learns first; every problem of test.jsonl is asked.
+sft_rows=3200        # problems of the first half of train.jsonl with their solutions, for supervised fine-tuning
+sampled_rows=500     # problems of the second half, to which the model writes its own answers
+samples=8            # answers to each of them
+pairs_per_problem=2  # at most
+held_out_pairs=30    # pairs of its own answers that are only measured
+answer_tokens=200    # longest answer to a problem of test.jsonl
+sampled_tokens=120   # longest answer that is sampled
 
 stage() { # stage NAME COMMAND...: runs a command once, and says how long it took
   if [[ -e done/$1 ]]; then return; fi
@@ -27,21 +30,43 @@ stage() { # stage NAME COMMAND...: runs a command once, and says how long it too
   echo "$((SECONDS - begin)) s" >"done/$name"
 }
 
-# GSM8K's rows as conversations, without the marks of a calculator, <<48/2=24>>.
+# GSM8K's rows as conversations, without the marks of a calculator, <<48/2=24>>. Each mark is a step of the solution.
 conversations() {
-  sed -n "1,${sft_rows}p" "$gsm8k/train.jsonl" | python3 -c '
+  python3 - "$gsm8k/train.jsonl" "$sft_rows" "$sampled_rows" <<'END'
 import json, re, sys
-for row in map(json.loads, sys.stdin):
-    answer = re.sub("<<.*?>>", "", row["answer"])
-    print(json.dumps({"prompt": [{"role": "user", "content": row["question"]}],
-                      "completion": [{"role": "assistant", "content": answer}]}))' >sft.jsonl
-  sed -n "$((sft_rows + 1)),$((sft_rows + sampled_rows))p" "$gsm8k/train.jsonl" >problems.jsonl
+
+rows = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
+half = len(rows) // 2
+
+def fewest_steps(rows, count):
+    chosen = set(sorted(range(len(rows)), key=lambda row: rows[row]["answer"].count("<<"))[:count])
+    return [row for index, row in enumerate(rows) if index in chosen]
+
+with open("sft.jsonl", "w", encoding="utf-8") as file:
+    for row in fewest_steps([row for row in rows[:half] if "<<" in row["answer"]], int(sys.argv[2])):
+        print(json.dumps({
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": re.sub("<<.*?>>", "", row["answer"])}],
+        }), file=file)
+with open("problems.jsonl", "w", encoding="utf-8") as file:
+    for row in fewest_steps([row for row in rows[half:] if "<<" in row["answer"]], int(sys.argv[3])):
+        print(json.dumps(row), file=file)
+END
 }
 
 # The first pairs are trained on, the last ones are measured. They are about different problems.
 split() { # split PAIRS
-  head -n -"$held_out_pairs" "$1.jsonl" >"$1.train.jsonl"
-  tail -n "$held_out_pairs" "$1.jsonl" >"$1.held-out.jsonl"
+  python3 - "$1" "$held_out_pairs" <<'END'
+import json, sys
+
+lines = open(f"{sys.argv[1]}.jsonl", encoding="utf-8").readlines()
+prompts = [json.loads(line)["prompt"] for line in lines]
+first = len(lines) - int(sys.argv[2])
+while 0 < first and prompts[first - 1] == prompts[first]:
+    first -= 1
+open(f"{sys.argv[1]}.train.jsonl", "w", encoding="utf-8").writelines(lines[:first])
+open(f"{sys.argv[1]}.held-out.jsonl", "w", encoding="utf-8").writelines(lines[first:])
+END
 }
 
 train() { # train NAME MODEL TRAIN_FILE LINES_OF_THE_CONFIG
@@ -100,7 +125,7 @@ stage gsm8k-sft gsm8k gsm8k-sft sft-model
 
 # DPO on pairs of its own answers, a right one and a wrong one to the same problem.
 stage sample "$program" sample-pairs --model sft-model --dtype f32 --data problems.jsonl --samples "$samples" \
-  --temperature 0.8 --max-new-tokens "$answer_tokens" --output own.jsonl
+  --temperature 0.8 --pairs-per-problem "$pairs_per_problem" --max-new-tokens "$sampled_tokens" --output own.jsonl
 stage split split own
 epochs=2 learning_rate=2e-4 stage sigmoid train sigmoid sft-model own.train.jsonl '
 [dpo]

@@ -1,11 +1,13 @@
 //! The CUDA backend without a card, for tests (`docs/gpu-testing.md`).
 //!
 //! Kernels are translated to the C++ that a card would be given, memory lies in pools and padded rows as on a card, and
-//! every launch is counted and checked against the card's limits. Nothing is executed: what is read from the device is
-//! zero.
+//! every launch is counted and checked against the card's limits. Nothing is executed, and what is read from the device is
+//! zero; or the C++ is executed on the CPU ([`emulator`]).
 
 mod card;
+pub mod emulator;
 pub mod nvrtc;
+mod product;
 mod record;
 mod server;
 mod storage;
@@ -25,9 +27,10 @@ use cubecl::ir::TargetProperties;
 use cubecl::zspace::{Shape, Strides};
 
 pub use self::card::{CARDS, Card, MAX_GRID};
+use self::product::Matrix;
 pub use self::record::{KernelRecord, Record};
 pub use self::server::DryServer;
-pub use self::storage::DryStorage;
+pub use self::storage::{DryStorage, TensorBytes};
 use crate::cubecl::{
     operations::cubecl_operations, pool_allocation, queue::CubeGpu, reserved_bytes,
     runtime::GpuRuntime,
@@ -49,6 +52,8 @@ pub struct DryDevice {
     number: u16,
     /// Whether cuBLASLt multiplies matrices.
     with_library: bool,
+    /// Whether kernels are executed on the CPU.
+    executes: bool,
 }
 
 impl DryDevice {
@@ -57,7 +62,12 @@ impl DryDevice {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
         let place = CARDS.iter().position(|known| known == card).unwrap_or(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Self { card: place as u16, number, with_library }
+        Self { card: place as u16, number, with_library, executes: false }
+    }
+
+    /// Creates a device that executes its kernels on the CPU.
+    pub fn emulated(card: &Card, with_library: bool) -> Self {
+        Self { executes: true, ..Self::new(card, with_library) }
     }
 
     /// Returns the card that it stands for.
@@ -82,12 +92,13 @@ impl DryDevice {
 
 impl Device for DryDevice {
     fn from_id(id: DeviceId) -> Self {
-        let (card, with_library) = (id.type_id / 2, id.type_id % 2 == 1);
-        Self { card, number: id.index_id, with_library }
+        let (with_library, executes) = (id.type_id & 1 != 0, id.type_id & 2 != 0);
+        Self { card: id.type_id >> 2, number: id.index_id, with_library, executes }
     }
 
     fn to_id(&self) -> DeviceId {
-        DeviceId { type_id: 2 * self.card + u16::from(self.with_library), index_id: self.number }
+        let (library, executes) = (u16::from(self.with_library), u16::from(self.executes));
+        DeviceId { type_id: self.card << 2 | executes << 1 | library, index_id: self.number }
     }
 }
 
@@ -132,18 +143,23 @@ impl Runtime for DryRuntime {
 }
 
 impl GpuRuntime for DryRuntime {
-    /// Counts the product if cuBLASLt would be given it.
+    /// Counts the product if cuBLASLt would be given it, and computes it where kernels are executed.
     fn multiply_by_library(
         left: &CubeTensor<Self>,
         right: &CubeTensor<Self>,
         product: &CubeTensor<Self>,
     ) -> bool {
         let device = &left.device;
-        let accepted = device.with_library && crate::cuda::library_accepts(left, right, product);
-        if accepted {
-            DeviceHandle::<DryServer>::new(device.to_id()).submit(DryServer::count_library_gemm);
+        if !device.with_library || !crate::cuda::library_accepts(left, right, product) {
+            return false;
         }
-        accepted
+        let [Some(left), Some(right), Some(product)] = [left, right, product].map(Matrix::new)
+        else {
+            return false;
+        };
+        let server = DeviceHandle::<DryServer>::new(device.to_id());
+        server.submit(|server| server.multiply([left, right, product]));
+        true
     }
 }
 
@@ -180,7 +196,9 @@ impl TrainBackend for DryCuda {
     }
 
     fn matmul_provider(device: &DryDevice) -> MatmulProvider {
-        if device.with_library {
+        if device.executes {
+            MatmulProvider::Fallback("products are computed by the tests' own loop".to_string())
+        } else if device.with_library {
             MatmulProvider::Library("cuBLASLt".to_string())
         } else {
             MatmulProvider::Fallback("the device has no library".to_string())

@@ -8,9 +8,12 @@
 )]
 
 mod compiled;
+mod executed;
 mod golden;
 mod launches;
 mod learner;
+#[path = "../suite/mod.rs"]
+mod suite;
 
 /// Returns whether nothing can be tested in this build: autotuning chooses kernels by their time, and nothing is
 /// executed here.

@@ -191,7 +191,15 @@ pub fn tolerance(dtype: DType) -> f64 {
 /// # Panics
 /// If a result is wrong.
 pub fn check<B: TrainBackend, O: Operation>(device: &B::Device) {
-    for_each_case::<B, O>(O::all(), device, |operation, place, label| {
+    check_cases::<B, O>(O::all(), device);
+}
+
+/// Checks `cases` of an operation on a backend.
+///
+/// # Panics
+/// If a result is wrong.
+pub fn check_cases<B: TrainBackend, O: Operation>(cases: Vec<O::Case>, device: &B::Device) {
+    for_each_case::<B, O>(cases, device, |operation, place, label| {
         operation.check::<B>(place, &mut Assert { label });
     });
 }

@@ -77,7 +77,7 @@ pub(crate) fn matmul_into<R: GpuRuntime>(
     if R::multiply_by_library(&left, &right, &output) {
         return;
     }
-    let multiplied = if dtype == DType::F32 && has_tf32::<R>(&output.device) {
+    let multiplied = if left.dtype == DType::F32 && has_tf32::<R>(&output.device) {
         multiply_by_units(left, right, output)
     } else {
         let strategy = if R::autotunes(&output.device) {
@@ -114,9 +114,18 @@ fn multiply_by_units<R: CubeRuntime>(
 }
 
 /// Returns how many values a thread may load at once from all `tensors`: 4, 2 or 1, so that even the largest type
-/// fits one load. Every stride, every offset and every one of `widths` (the row lengths that the kernel processes)
-/// must be a multiple of it.
+/// fits one load. See [`vector_size_up_to`].
 pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[usize]) -> usize {
+    vector_size_up_to(4, tensors, widths)
+}
+
+/// Returns how many values a thread may load at once from all `tensors`: the largest power of two up to `most` of which every
+/// stride, every offset and every one of `widths` (the row lengths that the kernel processes) is a multiple.
+pub(crate) fn vector_size_up_to<R: CubeRuntime>(
+    most: usize,
+    tensors: &[&CubeTensor<R>],
+    widths: &[usize],
+) -> usize {
     let fits = |size: usize| {
         let in_widths = widths.iter().all(|width| width.is_multiple_of(size));
         let in_tensor = |tensor: &&CubeTensor<R>| {
@@ -130,8 +139,8 @@ pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>], widths: &[
     };
     let hardware_max =
         tensors.iter().map(|tensor| tensor.client.properties().hardware.max_vector_size);
-    let max = hardware_max.min().unwrap_or(1);
-    let size = [4, 2].into_iter().find(|size| *size <= max && fits(*size));
+    let max = hardware_max.min().unwrap_or(1).min(most);
+    let size = [8, 4, 2].into_iter().find(|size| *size <= max && fits(*size));
     size.unwrap_or(1)
 }
 

@@ -69,6 +69,11 @@ impl Recorder {
         self.kernels.len() - 1
     }
 
+    /// Returns the kernel at a place.
+    pub(super) fn kernel(&self, place: usize) -> &KernelRecord {
+        &self.kernels[place]
+    }
+
     /// Counts a launch.
     pub(super) fn launch(&mut self, place: usize, grid: (u32, u32, u32)) {
         let kernel = &mut self.kernels[place];

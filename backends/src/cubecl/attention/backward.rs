@@ -203,7 +203,7 @@ pub(super) fn key_value_gradient<F: Float, I: Int>(
 
 /// Returns whether the tile of rows may see one of the `count` keys from `first` on.
 #[cube]
-fn tile_may_overlap(
+pub(super) fn tile_may_overlap(
     tile_bounds: &Tensor<i32>,
     tile: usize,
     first: i32,
@@ -260,7 +260,7 @@ fn softmax_backward(
             let keys_as_rows = comptime!(plan.keys_as_rows).runtime();
             let row = select(keys_as_rows, tile_column, tile_row);
             let key = select(keys_as_rows, tile_row, tile_column);
-            let visible = is_visible(tiles, row, first_key, key);
+            let visible = is_visible(&tiles.ranges, &tiles.visible, row, first_key, key);
             let prob = probability(scores[i * 2 + j] * scale - tiles.stats[row * 2], visible);
             let d_score = prob * (d_probs[i * 2 + j] - tiles.stats[row * 2 + 1]) * scale;
             scores[i * 2 + j] = prob;
@@ -290,13 +290,13 @@ fn write_tile(
 /// Returns `exp(shifted)` where the key is visible, else 0; NaN stays NaN. The score of a hidden key may exceed the
 /// log-sum-exp, so the exponent is capped at 0 to avoid overflow.
 #[cube]
-fn probability(shifted: f32, visible: bool) -> f32 {
+pub(super) fn probability(shifted: f32, visible: bool) -> f32 {
     select(visible, select(shifted > 0.0f32, 0.0f32, shifted).exp(), 0.0f32)
 }
 
 /// Copies the log-sum-exp and the row sum of `count` folded rows into shared memory, interleaved.
 #[cube]
-fn load_stats(
+pub(super) fn load_stats(
     lse: &Tensor<f32>,
     row_sum: &Tensor<f32>,
     stats: &mut SharedMemory<f32>,

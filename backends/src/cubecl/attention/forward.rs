@@ -125,7 +125,7 @@ fn write_scores(
         for j in 0..2usize {
             let row = y + i * SIDE;
             let column = x + j * SIDE;
-            let visible = is_visible(tiles, row, first_key, column);
+            let visible = is_visible(&tiles.ranges, &tiles.visible, row, first_key, column);
             let score = select(visible, scores[i * 2 + j] * scale, HIDDEN);
             tiles.weights[row * WEIGHT_PITCH + column] = score;
         }

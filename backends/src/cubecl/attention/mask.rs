@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::{TILE_COLUMNS, Tiles};
+use super::tiles::TILE_COLUMNS;
 use crate::cubecl::launch::THREADS;
 
 /// An index above that of every key.
@@ -111,6 +111,12 @@ pub(super) fn key_bounds(bounds: &SharedMemory<i32>, keys: usize) -> (i32, i32) 
 
 /// Returns whether a row of the tile sees a key of the tile. Both are indices within the tile.
 #[cube]
-pub(super) fn is_visible(tiles: &Tiles, row: usize, first_key: usize, key: usize) -> bool {
-    in_ranges(&tiles.ranges, row, (first_key + key) as i32) && tiles.visible[key] == 1i32
+pub(super) fn is_visible(
+    ranges: &SharedMemory<i32>,
+    visible: &SharedMemory<i32>,
+    row: usize,
+    first_key: usize,
+    key: usize,
+) -> bool {
+    in_ranges(ranges, row, (first_key + key) as i32) && visible[key] == 1i32
 }

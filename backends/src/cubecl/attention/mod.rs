@@ -1,9 +1,11 @@
 //! Attention by index ranges with its log-sum-exp, and its gradient: see [`crate::ops::attention`]. Scores exist only
-//! tile by tile in shared memory; tiles of keys that no row of a tile sees are skipped.
+//! tile by tile in shared memory; tiles of keys that no row of a tile sees are skipped. 16-bit types are multiplied on
+//! [tensor cores](tensor_cores) where the device has them, everything else on f32 units.
 
 mod backward;
 mod forward;
 mod mask;
+mod tensor_cores;
 mod tiles;
 
 use burn::tensor::{DType, Int, Tensor as BurnTensor};
@@ -17,6 +19,7 @@ use super::queue::{
 };
 use super::runtime::GpuRuntime;
 use crate::{Attended, AttentionConfig, AttentionMask};
+use tensor_cores::Pass;
 use tiles::{Plan, TILE_COLUMNS};
 
 /// Queues the forward kernel for separate queries, keys and values: see [`crate::TrainBackend::masked_attention`].
@@ -143,10 +146,16 @@ impl Kernel for Forward {
         let lse = empty(&query, [count, config.heads], DType::F32);
         let folded = count * launch.plan.group;
         let plan = launch.plan(folded);
+        let grid = launch.grid(&plan, folded);
+        if tensor_cores::fit(&query, launch, &plan, Pass::Forward) {
+            let (qkv, indices) = ([query, key, value], [ranges, hidden, queries]);
+            tensor_cores::attend(launch, plan, grid, qkv, indices, output.clone(), lse.clone());
+            return vec![output, lse];
+        }
         let dtypes = [query.dtype.into(), ranges.dtype.into()];
         forward::attend::launch::<R>(
             &output.client,
-            launch.grid(&plan, folded),
+            grid,
             CubeDim::new_1d(THREADS as u32),
             query.into_tensor_arg(),
             key.into_tensor_arg(),
@@ -226,9 +235,13 @@ impl<R: GpuRuntime> BackwardInputs<R> {
         let [count, _] = self.ranges.meta.shape().dims();
         let folded = count * launch.plan.group;
         let plan = launch.plan(folded);
+        let grid = launch.grid(&plan, folded);
+        if tensor_cores::fit(&self.qkv, launch, &plan, Pass::Backward) {
+            return self.write_query_gradient_by_cores(launch, plan, grid, d_qkv);
+        }
         backward::query_gradient::launch::<R>(
             &self.qkv.client,
-            launch.grid(&plan, folded),
+            grid,
             CubeDim::new_1d(THREADS as u32),
             self.qkv.clone().into_tensor_arg(),
             self.grad.clone().into_tensor_arg(),
@@ -248,9 +261,13 @@ impl<R: GpuRuntime> BackwardInputs<R> {
     fn write_key_value_gradient(&self, launch: &Launch, d_qkv: CubeTensor<R>) {
         let [tokens, _] = self.qkv.meta.shape().dims();
         let plan = Plan { keys_as_rows: true, ..launch.plan(tokens) };
+        let grid = launch.grid(&plan, tokens);
+        if tensor_cores::fit(&self.qkv, launch, &plan, Pass::Backward) {
+            return self.write_key_value_gradient_by_cores(launch, plan, grid, d_qkv);
+        }
         backward::key_value_gradient::launch::<R>(
             &self.qkv.client,
-            launch.grid(&plan, tokens),
+            grid,
             CubeDim::new_1d(THREADS as u32),
             self.qkv.clone().into_tensor_arg(),
             self.grad.clone().into_tensor_arg(),

@@ -125,8 +125,8 @@ pub(super) struct BlockPosition {
 
 /// Returns the position of the current block.
 #[cube]
-pub(super) fn block_position<F: Float, I: Int>(
-    keys: &Tensor<F>,
+pub(super) fn block_position<V: CubePrimitive, I: Int>(
+    keys: &Tensor<V>,
     ranges: &Tensor<I>,
     #[comptime] plan: Plan,
 ) -> BlockPosition {

@@ -1,0 +1,204 @@
+//! Executes CUDA C++ on the CPU: a kernel's source is compiled by the system's C++ compiler against headers that stand for
+//! CUDA's (`emulator/`), and its threads run as fibers. It is slow, and meant for tensors of some thousand values.
+
+#![allow(
+    unsafe_code,
+    reason = "compiled kernels are opened as shared libraries and called by address"
+)]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+
+use super::record::KernelRecord;
+
+/// The folder of the headers and of the program that runs the threads.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dry_cuda/emulator");
+
+/// What the compiler is given: addresses are read as other types, integers wrap, and products are rounded before they are
+/// added, as the source says. The fibers' jumps must not be taken for errors.
+const OPTIONS: &str = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -fwrapv -ffp-contract=off -march=native -U_FORTIFY_SOURCE -w";
+
+/// The header that every kernel includes first.
+const FIRST_HEADER: &str = "cuda_runtime.h";
+
+/// A kernel's function, with a pointer to each argument.
+type Call = unsafe extern "C" fn(arguments: *mut *mut c_void);
+
+/// The function `run` of `emulator/runner.cpp`.
+type Run = unsafe extern "C" fn(Call, *mut *mut c_void, Size, Size, usize, bool) -> *const c_char;
+
+/// The numbers of blocks of a grid or of threads of a block.
+#[repr(C)]
+struct Size {
+    x: u32,
+    y: u32,
+    z: u32,
+}
+
+/// A kernel that was compiled for the CPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CompiledKernel {
+    call: Call,
+    block: (u32, u32, u32),
+    shared_bytes: usize,
+    has_barriers: bool,
+}
+
+/// Returns why nothing can be executed on this machine, if so.
+///
+/// # Errors
+/// There is no C++ compiler, or it refuses the program that runs the threads.
+pub fn start() -> Result<(), String> {
+    runner().map(drop)
+}
+
+impl CompiledKernel {
+    /// Compiles a kernel.
+    ///
+    /// # Errors
+    /// The compiler's messages: the source may use what the headers do not have, such as PTX.
+    pub(super) fn new(record: &KernelRecord) -> Result<Self, String> {
+        start()?;
+        let entry_point = &record.entry_point;
+        let call = format!(
+            "\nextern \"C\" void call(void **arguments) {{ call_kernel({entry_point}, arguments); }}\n"
+        );
+        let library = compile(&format!("{}{call}", record.source), RTLD_LOCAL)?;
+        // SAFETY: the function was added above, with this signature.
+        let call = unsafe { library.get::<Call>(b"call") }.map_err(|error| error.to_string())?;
+        let call = *call;
+        // The kernel is called until the program ends.
+        std::mem::forget(library);
+        let has_barriers = ["__sync", "_sync("].iter().any(|name| record.source.contains(name));
+        let (block, shared_bytes) = (record.block, record.shared_bytes);
+        Ok(Self { call, block, shared_bytes, has_barriers })
+    }
+
+    /// Runs a grid of blocks. `arguments` holds a pointer to each of the kernel's arguments.
+    ///
+    /// # Errors
+    /// The threads of a block wait for one another for ever, or it writes behind its shared memory.
+    ///
+    /// # Safety
+    /// The arguments are those that the kernel takes, and all that it reads and writes through them is in memory.
+    pub(super) unsafe fn run(
+        &self,
+        grid: (u32, u32, u32),
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), String> {
+        let run = runner()?;
+        let size = |(x, y, z)| Size { x, y, z };
+        let (grid, block) = (size(grid), size(self.block));
+        let (shared_bytes, has_barriers) = (self.shared_bytes, self.has_barriers);
+        let arguments = arguments.as_mut_ptr();
+        // SAFETY: the caller promises that the arguments fit.
+        let problem = unsafe { run(self.call, arguments, grid, block, shared_bytes, has_barriers) };
+        if problem.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the runner returns a text that stays until its next call, which waits for the lock.
+        Err(unsafe { CStr::from_ptr(problem) }.to_string_lossy().into_owned())
+    }
+}
+
+/// Returns the function that runs launches, locked: threads of all devices share its built-in variables.
+fn runner() -> Result<MutexGuard<'static, Run>, String> {
+    static RUNNER: OnceLock<Result<Mutex<Run>, String>> = OnceLock::new();
+    let open = || {
+        let file = Path::new(FOLDER).join("runner.cpp");
+        let source =
+            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        // The kernels find its variables and functions.
+        let library = compile(&source, RTLD_GLOBAL)?;
+        // SAFETY: runner.cpp defines it so.
+        let run = unsafe { library.get::<Run>(b"run") }.map_err(|error| error.to_string())?;
+        let run = *run;
+        std::mem::forget(library);
+        Ok(Mutex::new(run))
+    };
+    let runner = RUNNER.get_or_init(open).as_ref().map_err(Clone::clone)?;
+    Ok(runner.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Compiles and opens a shared library, whose symbols later libraries find if `visibility` says so.
+fn compile(source: &str, visibility: i32) -> Result<Library, String> {
+    let (folder, file) = (compiled_headers()?, temporary_file("so"));
+    let mut command = compiler();
+    command.arg("-shared").arg("-I").arg(folder).args(["-I", FOLDER, "-x", "c++", "-"]);
+    call(command.arg("-o").arg(&file), source)?;
+    // SAFETY: what was compiled has no initializers of its own.
+    let library = unsafe { Library::open(Some(&file), RTLD_NOW | visibility) };
+    // The library stays open without its file.
+    let _ = std::fs::remove_file(&file);
+    library.map_err(|error| error.to_string())
+}
+
+/// Returns a folder in which the compiler finds all headers compiled in advance, which halves its time. Processes share it.
+fn compiled_headers() -> Result<&'static Path, String> {
+    static COMPILED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let compile = || {
+        let mut hasher = DefaultHasher::new();
+        OPTIONS.hash(&mut hasher);
+        for name in ["runner.h", FIRST_HEADER, "cuda_half.h", "mma.h", "all.h"] {
+            let file = Path::new(FOLDER).join(name);
+            std::fs::read(&file)
+                .map_err(|error| format!("{}: {error}", file.display()))?
+                .hash(&mut hasher);
+        }
+        let folder = std::env::temp_dir().join(format!("arithmo-emulator-{:x}", hasher.finish()));
+        let compiled = folder.join(format!("{FIRST_HEADER}.gch"));
+        let failed = |error: std::io::Error| format!("{}: {error}", compiled.display());
+        if !compiled.exists() {
+            let file = temporary_file("gch");
+            let mut command = compiler();
+            command.args(["-I", FOLDER, "-x", "c++-header"]).arg(Path::new(FOLDER).join("all.h"));
+            call(command.arg("-o").arg(&file), "")?;
+            std::fs::create_dir_all(&folder).map_err(failed)?;
+            std::fs::rename(&file, &compiled).map_err(failed)?;
+        }
+        Ok(folder)
+    };
+    COMPILED.get_or_init(compile).as_deref().map_err(Clone::clone)
+}
+
+/// Returns a call of the C++ compiler with the options of all its calls.
+fn compiler() -> Command {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
+    let mut command = Command::new(compiler);
+    command.args(OPTIONS.split(' '));
+    command
+}
+
+/// Runs a compiler on a source, and returns its first messages if it fails.
+fn call(command: &mut Command, source: &str) -> Result<(), String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |error: std::io::Error| format!("{name}: {error}");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut process = command.spawn().map_err(failed)?;
+    if let Some(mut input) = process.stdin.take() {
+        // A compiler that ends early says why.
+        let _ = input.write_all(source.as_bytes());
+    }
+    let output = process.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let messages = String::from_utf8_lossy(&output.stderr);
+    let first: Vec<_> = messages.lines().take(12).collect();
+    Err(format!("{name}: {}", first.join("\n")))
+}
+
+/// Returns a file that nothing else uses.
+fn temporary_file(extension: &str) -> PathBuf {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("arithmo-emulator-{}-{number}.{extension}", std::process::id());
+    std::env::temp_dir().join(name)
+}
