@@ -9,6 +9,8 @@ use arithmo_backends::conformance::{
 };
 use arithmo_backends::dry_cuda::{CARDS, Card, DryCuda, DryDevice, emulator};
 
+use burn::tensor::DType;
+
 use super::is_autotuned;
 use super::suite::{generate, step};
 
@@ -41,9 +43,12 @@ fn on_emulated_card(with_library: bool, test: impl FnOnce(&DryDevice)) {
     tested.unwrap_or_else(|failure| resume_unwind(failure));
 }
 
-/// Checks the cases that `arithmo doctor` checks, in every layout and type. The large ones of the other backends' tests would take hours.
+/// Checks the cases that `arithmo doctor` checks, in every layout and type; all cases of an operation that it leaves out. The large
+/// ones would take hours.
 fn check_operation<O: Operation>(with_library: bool) {
-    on_emulated_card(with_library, |device| check_cases::<DryCuda, O>(O::quick(), device));
+    let quick = O::quick();
+    let cases = if quick.is_empty() { O::all() } else { quick };
+    on_emulated_card(with_library, |device| check_cases::<DryCuda, O>(cases, device));
 }
 
 macro_rules! operations {
@@ -109,7 +114,10 @@ fn training_equals_the_cpu() {
 
 #[test]
 fn base_weights_in_16_bits() {
-    on_emulated_card(true, step::half_precision::<DryCuda>);
+    on_emulated_card(true, |device| {
+        step::half_precision::<DryCuda>(DType::F16, device);
+        step::half_precision::<DryCuda>(DType::BF16, device);
+    });
 }
 
 #[test]

@@ -75,5 +75,5 @@ pub fn randomize_vectors<B: TrainBackend>(model: &mut Decoder<B>, device: &B::De
             ModuleMut::Matrix(_) => {}
         }
     }
-    assert!([DType::F64, DType::F32, DType::F16].contains(&dtype));
+    assert!([DType::F64, DType::F32, DType::F16, DType::BF16].contains(&dtype));
 }

@@ -111,7 +111,7 @@ macro_rules! backend_suite {
                 suite::step::training_equals_the_cpu::<B>(true, device);
                 suite::step::gradients_equal_the_cpu::<B>(true, device);
             },
-            base_weights_may_be_f16: suite::step::half_precision::<B>,
+            base_weights_may_be_f16: |device| suite::step::half_precision::<B>(burn::tensor::DType::F16, device),
             peak_memory_is_plausible: suite::step::peak_memory_covers_tensors::<B>,
             generation_matches_transformers:
                 |device| suite::generate::equals_transformers::<B>("tiny-b", device),

@@ -227,27 +227,27 @@ fn adapter_gradients<B: TrainBackend>(
     grads.into_iter().map(self::values).collect()
 }
 
-/// Trains with base weights in f16, if the device computes in f16.
+/// Trains with base weights in a 16-bit type, if the device computes in it.
 ///
 /// The adapter stays f32, the first loss is ln 2, and later losses stay near those of training in f32.
-pub fn half_precision<B: TrainBackend>(device: &B::Device) {
-    if !B::supports_dtype(device, DType::F16) {
-        eprintln!("SKIPPED: this device does not compute in f16");
+pub fn half_precision<B: TrainBackend>(dtype: DType, device: &B::Device) {
+    if !B::supports_dtype(device, dtype) {
+        eprintln!("SKIPPED: this device does not compute in {}", dtype.name());
         return;
     }
-    let (learner, half) = train::<B>((&shape(), 4), DType::F16, true, device);
+    let (learner, half) = train::<B>((&shape(), 4), dtype, true, device);
     let (_, full) = train::<B>((&shape(), 4), DType::F32, false, device);
     starts_at_ln_2(&half[0]);
     for (half, full) in half.iter().zip(&full) {
         assert!(half.applied);
-        // This is the rounding to 11 bits in three layers, summed over the log-probabilities of about ten tokens.
+        // This is the rounding to 11 bits (8 in bf16) in three layers, summed over the log-probabilities of about ten tokens.
         let off = (half.micro_batches[0].loss - full.micro_batches[0].loss).abs();
         assert!(off < 0.05, "loss off by {off}");
     }
     for (name, tensor) in adapter_parameters(&learner.policy) {
         assert_eq!(tensor.dtype(), DType::F32, "{name}");
     }
-    assert!(learner.policy.head().fits(DType::F16));
+    assert!(learner.policy.head().fits(dtype));
 }
 
 /// Checks that the reported peak covers an allocated tensor, does not fall after it is freed, and is plausible.
