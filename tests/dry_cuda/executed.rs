@@ -70,7 +70,6 @@ operations! {
     rope: Rope,
     swiglu: Swiglu,
     geglu: Geglu,
-    self_attention: SelfAttention,
     cached_attention: CachedAttention,
     log_probs: LogProbs,
     adamw: AdamW,
@@ -88,19 +87,22 @@ fn products_without_cublaslt() {
 }
 
 #[test]
-fn attention_in_16_bits_uses_tensor_cores() {
+fn self_attention_on_f32_units_and_on_tensor_cores() {
     if !can_execute() {
         return;
     }
     // Nothing else is launched on this device.
     let device = DryDevice::emulated(&CARD, true);
     check_cases::<DryCuda, SelfAttention>(SelfAttention::quick(), &device);
-    let kernels = device.take().kernels;
+    let record = device.take();
+    assert!(record.errors.is_empty(), "{:#?}", record.errors);
+    let multiplies_matrices = |name: &str| {
+        let mut found = record.kernels.iter().filter(|kernel| kernel.name == name);
+        found.next().map(|kernel| kernel.source.contains("mma_sync"))
+    };
     for name in ["forward::attend", "backward::query_gradient", "backward::key_value_gradient"] {
-        let name = format!("attention::tensor_cores::{name}");
-        let found =
-            kernels.iter().any(|kernel| kernel.name == name && kernel.source.contains("mma_sync"));
-        assert!(found, "{name}: {:?}", kernels.iter().map(|k| &k.name).collect::<Vec<_>>());
+        assert_eq!(multiplies_matrices(&format!("attention::{name}")), Some(false));
+        assert_eq!(multiplies_matrices(&format!("attention::tensor_cores::{name}")), Some(true));
     }
 }
 
