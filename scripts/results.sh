@@ -152,7 +152,7 @@ END
 }
 stage voted-rules voted_rules
 stage voted-pairs "$program" prepare --input "$posts" --config voted-rules.toml --exclude-questions "$gsm8k/test.jsonl" --output voted-pairs.jsonl
-epochs=3 learning_rate=2e-4 stage voted train voted "$model" voted-pairs.jsonl '
+epochs=2 learning_rate=2e-4 stage voted train voted "$model" voted-pairs.jsonl '
 [dpo]
 beta = 0.1' 'prompt_template = "Question: {prompt}\n\nAnswer:"'
 stage gsm8k-voted gsm8k gsm8k-voted "$model" --adapter voted/adapter

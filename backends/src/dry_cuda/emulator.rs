@@ -202,3 +202,132 @@ fn temporary_file(extension: &str) -> PathBuf {
     let name = format!("arithmo-emulator-{}-{number}.{extension}", std::process::id());
     std::env::temp_dir().join(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{bf16, f16};
+    use cubecl_runtime::id::KernelId;
+
+    use super::*;
+
+    /// The threads of the blocks in these tests.
+    const THREADS: usize = 64;
+
+    /// Runs a kernel with two buffers on one block of [`THREADS`] threads. Returns nothing where there is no compiler.
+    fn run<I, O>(
+        body: &str,
+        input: &[I],
+        output: &mut [O],
+        types: [&str; 2],
+    ) -> Option<Result<(), String>> {
+        if let Err(reason) = start() {
+            eprintln!("SKIPPED: {reason}");
+            return None;
+        }
+        let [input_type, output_type] = types;
+        let source = format!(
+            "#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n
+             extern \"C\" __global__ void kernel(const {input_type} *in, {output_type} *out) {{
+                 extern __shared__ __align__(16) unsigned char dynamic_shared_mem[];
+                 float *shared = reinterpret_cast<float *>(dynamic_shared_mem);
+                 unsigned i = threadIdx.x;
+                 {body}
+             }}"
+        );
+        let record = KernelRecord {
+            id: KernelId::new::<()>(),
+            name: "kernel".to_string(),
+            entry_point: "kernel".to_string(),
+            source,
+            block: (THREADS as u32, 1, 1),
+            shared_bytes: THREADS * size_of::<f32>(),
+            launches: 0,
+            max_grid: (1, 1, 1),
+        };
+        let mut buffers = [input.as_ptr() as usize, output.as_mut_ptr() as usize];
+        let mut arguments = buffers.each_mut().map(|buffer| std::ptr::from_mut(buffer).cast());
+        let kernel = CompiledKernel::new(&record).unwrap();
+        // SAFETY: the kernel takes two buffers, and `body` stays within them.
+        Some(unsafe { kernel.run((1, 1, 1), &mut arguments) })
+    }
+
+    /// Reverses the input through shared memory, with `barrier` between the write and the read.
+    fn reversed(barrier: &str) -> Option<(Vec<f32>, Result<(), String>)> {
+        let input: Vec<f32> = (0..THREADS).map(|i| i as f32).collect();
+        let mut output = vec![0.0f32; THREADS];
+        let body = format!("shared[i] = in[i]; {barrier} out[i] = shared[63 - i];");
+        let result = run(&body, &input, &mut output, ["float", "float"])?;
+        Some((output, result))
+    }
+
+    #[test]
+    fn a_missing_barrier_gives_wrong_results() {
+        let expected: Vec<f32> = (0..THREADS).rev().map(|i| i as f32).collect();
+        let Some((with, result)) = reversed("__syncthreads();") else { return };
+        assert_eq!((with, result), (expected.clone(), Ok(())));
+        let Some((without, result)) = reversed("__syncwarp();") else { return };
+        assert_eq!(result, Ok(()));
+        assert_ne!(without, expected);
+    }
+
+    #[test]
+    fn faults_of_a_block_are_errors() {
+        let mut output = vec![0.0f32; THREADS];
+        let mut error = |body: &str| {
+            let result = run(body, &[0.0f32; THREADS], &mut output, ["float", "float"])?;
+            Some(result.unwrap_err())
+        };
+        let Some(barriers) =
+            error("if (i < 5) {\n __syncthreads();\n } else {\n __syncthreads();\n }")
+        else {
+            return;
+        };
+        assert!(barriers.contains("wait at different barriers"), "{barriers}");
+        let Some(behind) = error("shared[64] = in[i];") else { return };
+        assert!(behind.contains("behind its shared memory"), "{behind}");
+    }
+
+    #[test]
+    fn warps_exchange_values() {
+        let input: Vec<f32> = (0..THREADS).map(|i| (i * i) as f32).collect();
+        let mut output = vec![0.0f32; THREADS];
+        let body = "out[i] = __shfl_xor_sync(-1, in[i], 3) + __shfl_down_sync(-1, in[i], 4)
+                           + float(__ballot_sync(-1, i % 32 == 7 || i % 32 == 9));";
+        let Some(result) = run(body, &input, &mut output, ["float", "float"]) else { return };
+        assert_eq!(result, Ok(()));
+        for (i, value) in output.into_iter().enumerate() {
+            let down = if i % 32 < 28 { i + 4 } else { i };
+            assert_eq!(
+                value,
+                input[i ^ 3] + input[down] + f32::from((1u16 << 7) | (1 << 9)),
+                "{i}"
+            );
+        }
+    }
+
+    #[test]
+    fn sixteen_bit_types_are_rounded_as_everywhere() {
+        // Each f16 and bf16, what lies between two of them, and what is larger than all.
+        let bits = (0..=u16::MAX).flat_map(|bits| {
+            let (half, brain) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
+            [half, half * 1.0002, half * 1.000_488_3, brain, brain * 1.002, brain * 1.003_906_3]
+        });
+        let mut input: Vec<f32> = bits.collect();
+        input.extend([65_519.9, 65_520.0, 1e30, -1e30, f32::MAX, 2.98e-8, 2.99e-8]);
+        let count = input.len();
+        for (name, round) in [
+            ("__half", (|x| f16::from_f32(x).to_f32()) as fn(f32) -> f32),
+            ("__nv_bfloat16", |x| bf16::from_f32(x).to_f32()),
+        ] {
+            let mut output = vec![0.0f32; count];
+            let body = format!("for (; i < {count}; i += 64) out[i] = float({name}(in[i]));");
+            let Some(result) = run(&body, &input, &mut output, ["float", "float"]) else { return };
+            assert_eq!(result, Ok(()));
+            for (x, ours) in input.iter().zip(output) {
+                let expected = round(*x);
+                let equal = ours == expected || (ours.is_nan() && expected.is_nan());
+                assert!(equal, "{name}({x:e}) is {ours:e}, not {expected:e}");
+            }
+        }
+    }
+}

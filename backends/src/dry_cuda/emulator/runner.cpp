@@ -1,6 +1,6 @@
 // Runs the blocks of a launch one after another, and the threads of a block as fibers on one thread of the CPU: a fiber runs until it
-// waits for others. The order of the fibers is drawn anew after each barrier, so that a value that is read without a barrier after it was
-// written is sometimes read too early.
+// waits for others. The order of warps and of their threads is drawn anew after each barrier, so that a value that is read without a
+// barrier after it was written is often read too early.
 #include "runner.h"
 
 #include <setjmp.h>
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
-#include <utility>
 #include <vector>
 
 uint3 threadIdx, blockIdx, blockDim, gridDim;
@@ -136,38 +135,46 @@ bool release(unsigned first, unsigned end, State barrier) {
   return found;
 }
 
-// Runs all threads until each waits or has ended.
-void run_ready(std::vector<unsigned> &order) {
-  for (unsigned last = threads - 1; last > 0; last--) {
-    std::swap(order[last], order[next_random() % (last + 1)]);
+// Returns 0 to count - 1 in an order that is drawn anew.
+std::vector<unsigned> shuffled(unsigned count) {
+  std::vector<unsigned> order(count);
+  for (unsigned index = 0; index < count; index++) {
+    unsigned other = next_random() % (index + 1);
+    order[index] = order[other];
+    order[other] = index;
   }
-  for (unsigned index : order) {
-    if (fibers[index].state == State::Ready) {
-      resume(index);
-    }
-  }
+  return order;
 }
 
+// Runs the threads [first, end) of a warp until each waits for the block or has ended.
+void run_warp(unsigned first, unsigned end) {
+  do {
+    for (unsigned offset : shuffled(end - first)) {
+      if (fibers[first + offset].state == State::Ready) {
+        resume(first + offset);
+      }
+    }
+  } while (release(first, end, State::AtWarpBarrier));
+}
+
+// A warp runs as far as it can before the next one runs, so that a barrier of a warp does not stand for one of the block.
 bool run_block_of_fibers() {
-  std::vector<unsigned> order(threads);
   for (unsigned index = 0; index < threads; index++) {
-    order[index] = index;
     fibers[index].state = State::Ready;
     fibers[index].index = {index % blockDim.x, index / blockDim.x % blockDim.y, index / (blockDim.x * blockDim.y)};
   }
   while (true) {
-    run_ready(order);
-    bool ended = true, released = false;
-    for (unsigned first = 0; first < threads; first += WARP) {
-      released |= release(first, std::min(first + WARP, threads), State::AtWarpBarrier);
+    for (unsigned warp : shuffled((threads + WARP - 1) / WARP)) {
+      run_warp(warp * WARP, std::min((warp + 1) * WARP, threads));
     }
+    bool ended = true;
     for (unsigned index = 0; index < threads; index++) {
       ended &= fibers[index].state == State::Ended;
     }
     if (ended) {
       return true;
     }
-    if (!released && !release(0, threads, State::AtBlockBarrier)) {
+    if (!release(0, threads, State::AtBlockBarrier)) {
       snprintf(message, sizeof message, "threads of block (%u, %u, %u) wait at different barriers", blockIdx.x, blockIdx.y, blockIdx.z);
       // The fibers are in the midst of a kernel and cannot be used again; their stacks are lost.
       fibers.clear();
