@@ -204,6 +204,7 @@ fn temporary_file(extension: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test says that it is skipped")]
 mod tests {
     use burn::tensor::{bf16, f16};
     use cubecl_runtime::id::KernelId;
