@@ -166,4 +166,5 @@ compare() { # compare BEFORE AFTER
 compare before sft
 compare sft sigmoid
 compare sft sigmoid-sft
+compare before sigmoid-sft
 compare before voted
