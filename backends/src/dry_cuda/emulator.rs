@@ -21,8 +21,8 @@ use super::record::KernelRecord;
 /// The folder of the headers and of the program that runs the threads.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dry_cuda/emulator");
 
-/// What the compiler is given: addresses are read as other types, integers wrap, and products are rounded before they are
-/// added, as the source says. The fibers' jumps must not be taken for errors.
+/// The compiler's options. The kernels read addresses as other types and let integers overflow, as they do on a card. Products are
+/// rounded before they are added. glibc's check of `longjmp` is off, because it takes a jump to another stack for an error.
 const OPTIONS: &str = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -fwrapv -ffp-contract=off -march=native -U_FORTIFY_SOURCE -w";
 
 /// The header that every kernel includes first.
