@@ -18,6 +18,9 @@ use super::{golden, is_autotuned};
 /// sm_100a; a loop over a tile that no longer fits its registers spills hundreds.
 const MAX_SPILLED_BYTES: usize = 96;
 
+/// Bytes of shared memory between arrays, which depend on their order: one alignment of what a plane loads at once.
+const MAX_GAP: usize = 32;
+
 /// Bytes of registers of a multiprocessor, on every architecture.
 const REGISTERS: usize = 65_536;
 
@@ -132,17 +135,21 @@ fn compare(card: Card, dtype: DType) {
     golden::compare(&format!("{architecture}-{name}.txt"), &text, fits);
 }
 
-/// Returns whether a row fits its golden one: the same kernel, threads and shared memory, and not many more registers or
-/// spilled bytes. CubeCL writes some lines in another order each time, so that a kernel's registers differ by some 25 %, or by a few.
+/// Returns whether a row fits its golden one: the same kernel and threads, and not many more registers or spilled bytes.
+///
+/// CubeCL writes some lines in another order each time, so that a kernel's registers differ by some 25 %, or by a few. It places
+/// arrays in shared memory in another order too, with gaps between those that are aligned and the others.
 fn fits(golden: &str, now: &str) -> bool {
     let parse = |row: &str| {
-        let mut cells = row.rsplitn(3, " | ").map(str::to_string);
-        let numbers = [cells.next()?.parse::<usize>().ok()?, cells.next()?.parse().ok()?];
+        let mut cells = row.rsplitn(4, " | ").map(str::to_string);
+        let mut number = || cells.next()?.parse::<usize>().ok();
+        let numbers = [number()?, number()?, number()?];
         Some((cells.next()?, numbers))
     };
     match (parse(golden), parse(now)) {
-        (Some((golden, [old_spill, old])), Some((now, [spill, registers]))) => {
+        (Some((golden, [old_spill, old, old_shared])), Some((now, [spill, registers, shared]))) => {
             golden == now
+                && shared.abs_diff(old_shared) <= MAX_GAP
                 && registers <= old + (old / 2).max(16)
                 && spill <= old_spill + MAX_SPILLED_BYTES
         }
@@ -151,14 +158,15 @@ fn fits(golden: &str, now: &str) -> bool {
 }
 
 #[test]
-fn rows_with_many_more_registers_do_not_fit() {
+fn rows_with_more_registers_or_memory_do_not_fit() {
     let golden = "case | kernel #1 | 256 x 1 x 1 | 0 | 40 | 0";
     for (now, expected) in [
         (golden, true),
         ("case | kernel #1 | 256 x 1 x 1 | 0 | 60 | 96", true),
         ("case | kernel #1 | 256 x 1 x 1 | 0 | 61 | 0", false),
         ("case | kernel #1 | 256 x 1 x 1 | 0 | 40 | 97", false),
-        ("case | kernel #1 | 256 x 1 x 1 | 64 | 40 | 0", false),
+        ("case | kernel #1 | 256 x 1 x 1 | 32 | 40 | 0", true),
+        ("case | kernel #1 | 256 x 1 x 1 | 48 | 40 | 0", false),
         ("case | kernel #2 | 256 x 1 x 1 | 0 | 40 | 0", false),
     ] {
         assert_eq!(fits(golden, now), expected, "{now}");
