@@ -138,6 +138,9 @@ beta = 0.1
 loss_type = ["sigmoid", "sft"]
 loss_weights = [1.0, 1.0]'
 stage gsm8k-sigmoid-sft gsm8k gsm8k-sigmoid-sft sft-model --adapter sigmoid-sft/adapter
+# Which answer of the held-out pairs each stage prefers. SFT is measured as an adapter, so that it has an implicit reward too.
+stage preference-before preference preference-before "$model" own.held-out.jsonl
+stage preference-sft preference preference-sft "$model" own.held-out.jsonl --adapter sft/adapter
 stage preference-sigmoid preference preference-sigmoid sft-model own.held-out.jsonl --adapter sigmoid/adapter
 stage preference-sigmoid-sft preference preference-sigmoid-sft sft-model own.held-out.jsonl --adapter sigmoid-sft/adapter
 
@@ -156,15 +159,23 @@ epochs=2 learning_rate=2e-4 stage voted train voted "$model" voted-pairs.jsonl '
 [dpo]
 beta = 0.1' 'prompt_template = "Question: {prompt}\n\nAnswer:"'
 stage gsm8k-voted gsm8k gsm8k-voted "$model" --adapter voted/adapter
-stage preference-voted preference preference-voted "$model" voted-pairs.held-out.jsonl --adapter voted/adapter \
-  --prompt-template 'Question: {prompt}\n\nAnswer:'
+voted_preference() { # voted_preference OUTPUT [OPTION...]
+  local output=$1
+  shift
+  preference "$output" "$model" voted-pairs.held-out.jsonl --prompt-template 'Question: {prompt}\n\nAnswer:' "$@"
+}
+stage preference-voted-before voted_preference preference-voted-before
+stage preference-voted voted_preference preference-voted --adapter voted/adapter
 
 # What changed between two stages, with McNemar's exact test.
-compare() { # compare BEFORE AFTER
-  stage "compare-$1-$2" "$program" compare "gsm8k-$1" "gsm8k-$2" --output "compare-$1-$2"
+compare() { # compare TASK BEFORE AFTER
+  stage "compare-$1-$2-$3" "$program" compare "$1-$2" "$1-$3" --output "compare-$1-$2-$3"
 }
-compare before sft
-compare sft sigmoid
-compare sft sigmoid-sft
-compare before sigmoid-sft
-compare before voted
+for task in gsm8k preference; do
+  compare "$task" before sft
+  compare "$task" sft sigmoid
+  compare "$task" sft sigmoid-sft
+  compare "$task" before sigmoid-sft
+done
+compare gsm8k before voted
+compare preference voted-before voted
