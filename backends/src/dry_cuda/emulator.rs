@@ -25,6 +25,16 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dry_cuda/emulator
 /// rounded before they are added. glibc's check of `longjmp` is off, because it takes a jump to another stack for an error.
 const OPTIONS: &str = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -fwrapv -ffp-contract=off -march=native -U_FORTIFY_SOURCE -w";
 
+/// The option with which the compiler reports each access to memory, to the functions of `emulator/races.h`.
+const REPORT_ACCESSES: &str = "-fsanitize=thread";
+
+/// The environment variable that, set to `1`, has every kernel searched for races. A launch takes some ten times as long then.
+const RACES_VARIABLE: &str = "ARITHMO_RACES";
+
+/// Kernels that are not ours and have a race. What a warp stores from its matrices, cubek 0.2 reads without `__syncwarp`, which CUDA
+/// asks for; on a card, the threads of a warp are together there.
+const KNOWN_RACES: [&str; 1] = ["cubek_matmul::matmul_entry"];
+
 /// The header that every kernel includes first.
 const FIRST_HEADER: &str = "cuda_runtime.h";
 
@@ -60,17 +70,24 @@ pub fn start() -> Result<(), String> {
 }
 
 impl CompiledKernel {
-    /// Compiles a kernel.
+    /// Compiles a kernel, which is searched for races if [`RACES_VARIABLE`] asks for it and it is not one of [`KNOWN_RACES`].
     ///
     /// # Errors
     /// The compiler's messages: the source may use what the headers do not have, such as PTX.
     pub(super) fn new(record: &KernelRecord) -> Result<Self, String> {
+        let finds_races = std::env::var(RACES_VARIABLE).is_ok_and(|value| value == "1")
+            && !KNOWN_RACES.contains(&record.name.as_str());
+        Self::compile(record, finds_races)
+    }
+
+    fn compile(record: &KernelRecord, finds_races: bool) -> Result<Self, String> {
         start()?;
         let entry_point = &record.entry_point;
         let call = format!(
             "\nextern \"C\" void call(void **arguments) {{ call_kernel({entry_point}, arguments); }}\n"
         );
-        let library = compile(&format!("{}{call}", record.source), RTLD_LOCAL)?;
+        let source = format!("{}{call}", record.source);
+        let library = compile(&source, RTLD_LOCAL, finds_races)?;
         // SAFETY: the function was added above, with this signature.
         let call = unsafe { library.get::<Call>(b"call") }.map_err(|error| error.to_string())?;
         let call = *call;
@@ -84,7 +101,8 @@ impl CompiledKernel {
     /// Runs a grid of blocks. `arguments` holds a pointer to each of the kernel's arguments.
     ///
     /// # Errors
-    /// The threads of a block wait for one another for ever, or it writes behind its shared memory.
+    /// The threads of a block wait for one another for ever, it writes behind its shared memory, a matrix is not aligned, or there
+    /// is a race.
     ///
     /// # Safety
     /// The arguments are those that the kernel takes, and all that it reads and writes through them is in memory.
@@ -116,7 +134,7 @@ fn runner() -> Result<MutexGuard<'static, Run>, String> {
         let source =
             std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         // The kernels find its variables and functions.
-        let library = compile(&source, RTLD_GLOBAL)?;
+        let library = compile(&source, RTLD_GLOBAL, false)?;
         // SAFETY: runner.cpp defines it so.
         let run = unsafe { library.get::<Run>(b"run") }.map_err(|error| error.to_string())?;
         let run = *run;
@@ -128,11 +146,16 @@ fn runner() -> Result<MutexGuard<'static, Run>, String> {
 }
 
 /// Compiles and opens a shared library, whose symbols later libraries find if `visibility` says so.
-fn compile(source: &str, visibility: i32) -> Result<Library, String> {
-    let (folder, file) = (compiled_headers()?, temporary_file("so"));
-    let mut command = compiler();
-    command.arg("-shared").arg("-I").arg(folder).args(["-I", FOLDER, "-x", "c++", "-"]);
-    call(command.arg("-o").arg(&file), source)?;
+fn compile(source: &str, visibility: i32, finds_races: bool) -> Result<Library, String> {
+    let (object, file) = (temporary_file("o"), temporary_file("so"));
+    let mut command = compiler(finds_races);
+    command.arg("-c").arg("-I").arg(compiled_headers(finds_races)?);
+    command.args(["-I", FOLDER, "-x", "c++", "-"]);
+    call(command.arg("-o").arg(&object), source)?;
+    // Linked in a step of its own, without the library that the compiler would add.
+    let linked = call(compiler(false).arg("-shared").arg(&object).arg("-o").arg(&file), "");
+    let _ = std::fs::remove_file(&object);
+    linked?;
     // SAFETY: what was compiled has no initializers of its own.
     let library = unsafe { Library::open(Some(&file), RTLD_NOW | visibility) };
     // The library stays open without its file.
@@ -141,11 +164,11 @@ fn compile(source: &str, visibility: i32) -> Result<Library, String> {
 }
 
 /// Returns a folder in which the compiler finds all headers compiled in advance, which halves its time. Processes share it.
-fn compiled_headers() -> Result<&'static Path, String> {
-    static COMPILED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+fn compiled_headers(find_races: bool) -> Result<&'static Path, String> {
+    static COMPILED: [OnceLock<Result<PathBuf, String>>; 2] = [OnceLock::new(), OnceLock::new()];
     let compile = || {
         let mut hasher = DefaultHasher::new();
-        OPTIONS.hash(&mut hasher);
+        (OPTIONS, find_races).hash(&mut hasher);
         for name in ["runner.h", FIRST_HEADER, "cuda_half.h", "mma.h", "all.h"] {
             let file = Path::new(FOLDER).join(name);
             std::fs::read(&file)
@@ -157,7 +180,7 @@ fn compiled_headers() -> Result<&'static Path, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", compiled.display());
         if !compiled.exists() {
             let file = temporary_file("gch");
-            let mut command = compiler();
+            let mut command = compiler(find_races);
             command.args(["-I", FOLDER, "-x", "c++-header"]).arg(Path::new(FOLDER).join("all.h"));
             call(command.arg("-o").arg(&file), "")?;
             std::fs::create_dir_all(&folder).map_err(failed)?;
@@ -165,14 +188,15 @@ fn compiled_headers() -> Result<&'static Path, String> {
         }
         Ok(folder)
     };
-    COMPILED.get_or_init(compile).as_deref().map_err(Clone::clone)
+    COMPILED[usize::from(find_races)].get_or_init(compile).as_deref().map_err(Clone::clone)
 }
 
 /// Returns a call of the C++ compiler with the options of all its calls.
-fn compiler() -> Command {
+fn compiler(reports_accesses: bool) -> Command {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
     let mut command = Command::new(compiler);
     command.args(OPTIONS.split(' '));
+    command.args(reports_accesses.then_some(REPORT_ACCESSES));
     command
 }
 
@@ -221,13 +245,25 @@ mod tests {
         output: &mut [O],
         types: [&str; 2],
     ) -> Option<Result<(), String>> {
+        run_blocks(body, input, output, types, 1, false)
+    }
+
+    /// Runs a kernel as [`run`] does, on some blocks.
+    fn run_blocks<I, O>(
+        body: &str,
+        input: &[I],
+        output: &mut [O],
+        types: [&str; 2],
+        blocks: u32,
+        finds_races: bool,
+    ) -> Option<Result<(), String>> {
         if let Err(reason) = start() {
             eprintln!("SKIPPED: {reason}");
             return None;
         }
         let [input_type, output_type] = types;
         let source = format!(
-            "#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n
+            "#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n#include <mma.h>\n
              extern \"C\" __global__ void kernel(const {input_type} *in, {output_type} *out) {{
                  extern __shared__ __align__(16) unsigned char dynamic_shared_mem[];
                  float *shared = reinterpret_cast<float *>(dynamic_shared_mem);
@@ -247,9 +283,72 @@ mod tests {
         };
         let mut buffers = [input.as_ptr() as usize, output.as_mut_ptr() as usize];
         let mut arguments = buffers.each_mut().map(|buffer| std::ptr::from_mut(buffer).cast());
-        let kernel = CompiledKernel::new(&record).unwrap();
+        let kernel = CompiledKernel::compile(&record, finds_races).unwrap();
         // SAFETY: the kernel takes two buffers, and `body` stays within them.
-        Some(unsafe { kernel.run((1, 1, 1), &mut arguments) })
+        Some(unsafe { kernel.run((blocks, 1, 1), &mut arguments) })
+    }
+
+    /// Returns whether a race is found in a kernel on two blocks.
+    fn has_race(body: &str) -> Option<bool> {
+        let mut output = vec![0.0f32; 4 * THREADS];
+        let (input, types) = ([0.0f32; THREADS], ["float", "float"]);
+        match run_blocks(body, &input, &mut output, types, 2, true)? {
+            Ok(()) => Some(false),
+            Err(error) => Some(error.starts_with("a race")),
+        }
+    }
+
+    #[test]
+    fn races_are_found() {
+        let product = |between: &str| {
+            format!(
+                "nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 8, 8, 16, float> m;
+                 nvcuda::wmma::fill_fragment(m, 1.0f);
+                 if (i < 32) {{ nvcuda::wmma::store_matrix_sync(shared, m, 8, nvcuda::wmma::mem_row_major); }}
+                 {between}
+                 out[blockIdx.x * 64 + i] = shared[i];"
+            )
+        };
+        for (body, expected) in [
+            // Every thread has its own values.
+            ("shared[i] = in[i]; out[blockIdx.x * 64 + i] = shared[i];".to_string(), false),
+            ("shared[i] = in[i]; __syncthreads(); out[blockIdx.x * 64 + i] = shared[63 - i];".into(), false),
+            // Within a warp.
+            ("shared[i] = in[i]; __syncwarp(); out[blockIdx.x * 64 + i] = shared[i ^ 1];".into(), false),
+            ("shared[i] = in[i]; out[blockIdx.x * 64 + i] = shared[i ^ 1];".into(), true),
+            // A barrier of the warp does not order other warps.
+            ("shared[i] = in[i]; __syncwarp(); out[blockIdx.x * 64 + i] = shared[63 - i];".into(), true),
+            // Written after all have read, but before the barrier.
+            ("shared[i] = in[i]; __syncthreads(); float x = shared[i ^ 32]; shared[i] = x; out[i] = 0;".into(), true),
+            // All write the same memory.
+            ("shared[0] = in[i];".into(), true),
+            // Blocks write the same tensor, and others read it.
+            ("out[i] = in[i];".into(), true),
+            ("out[blockIdx.x * 64 + i] = in[i] + out[(1 - blockIdx.x) * 64 + i];".into(), true),
+            ("atomicAdd(out, in[i]);".into(), false),
+            // An exchange of values does not order memory.
+            ("shared[i] = in[i]; float x = __shfl_xor_sync(-1, in[i], 1); out[blockIdx.x * 64 + i] = x + shared[i ^ 1];".into(), true),
+            (product("__syncthreads();"), false),
+            (product(""), true),
+        ] {
+            let Some(found) = has_race(&body) else { return };
+            assert_eq!(found, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn matrices_must_be_aligned() {
+        for (place, is_right) in [("shared + 8", true), ("shared + 4", false)] {
+            let body = format!(
+                "nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 4, 8, 16, float> m;
+                 nvcuda::wmma::fill_fragment(m, 1.0f);
+                 if (i < 32) {{ nvcuda::wmma::store_matrix_sync({place}, m, 8, nvcuda::wmma::mem_row_major); }}"
+            );
+            let mut output = vec![0.0f32; THREADS];
+            let result = run(&body, &[0.0f32; THREADS], &mut output, ["float", "float"]);
+            let Some(result) = result else { return };
+            assert_eq!(result.is_ok(), is_right, "{result:?}");
+        }
     }
 
     /// Reverses the input through shared memory, with `barrier` between the write and the read.

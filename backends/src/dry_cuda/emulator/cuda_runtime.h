@@ -81,31 +81,32 @@ inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 
-// Blocks and threads run one after another, so that nothing comes between the steps of an atomic operation.
+// Blocks and threads run one after another, so that nothing comes between the steps of an atomic operation. They are no races.
+#define NO_RACES __attribute__((no_sanitize("thread")))
 template <class T, class U>
-T atomicAdd(T *at, U value) {
+NO_RACES T atomicAdd(T *at, U value) {
   T before = *at;
   *at = before + T(value);
   return before;
 }
 template <class T, class U>
-T atomicMax(T *at, U value) {
+NO_RACES T atomicMax(T *at, U value) {
   T before = *at;
   *at = max(before, T(value));
   return before;
 }
 template <class T, class U>
-T atomicMin(T *at, U value) {
+NO_RACES T atomicMin(T *at, U value) {
   T before = *at;
   *at = min(before, T(value));
   return before;
 }
 template <class T, class U>
-T atomicExch(T *at, U value) {
+NO_RACES T atomicExch(T *at, U value) {
   return std::exchange(*at, T(value));
 }
 template <class T, class U, class V>
-T atomicCAS(T *at, U expected, V value) {
+NO_RACES T atomicCAS(T *at, U expected, V value) {
   T before = *at;
   if (before == T(expected)) {
     *at = T(value);
@@ -114,22 +115,22 @@ T atomicCAS(T *at, U expected, V value) {
 }
 
 #define __syncthreads() wait_for_block(__LINE__)
-#define __syncwarp() wait_for_warp()
+#define __syncwarp() wait_for_warp(true)
 #define __threadfence() \
   do {                  \
   } while (false)
 
 // Exchanges a value between the threads of a warp: each gets that of lane `from`, or its own if there is no such lane.
 template <class T>
-T exchange(T value, int from) {
+NO_RACES T exchange(T value, int from) {
   static_assert(sizeof(T) <= 16);
   char *values = static_cast<char *>(warp_values());
   memcpy(values + 16 * lane(), &value, sizeof(T));
-  wait_for_warp();
+  wait_for_warp(false);
   if (0 <= from && from < 32 && is_running(from)) {
     memcpy(&value, values + 16 * from, sizeof(T));
   }
-  wait_for_warp();
+  wait_for_warp(false);
   return value;
 }
 template <class T>

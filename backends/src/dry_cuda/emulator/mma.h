@@ -41,6 +41,32 @@ struct fragment {
 
 inline bool computes() { return lane() == 0; }
 
+// The alignment in bytes of a matrix in memory (CUDA C++ Programming Guide, "Warp Matrix Functions").
+constexpr uintptr_t ALIGNMENT = 32;
+
+// Checks where a matrix is and the distance of its rows, which is a multiple of 16 bytes.
+template <class T>
+void check(const T *matrix, unsigned stride) {
+  if (uintptr_t(matrix) % ALIGNMENT) {
+    refuse("a matrix that a warp loads or stores is not aligned to 32 bytes");
+  }
+  if (stride * sizeof(T) % 16) {
+    refuse("the rows of a matrix that a warp loads or stores are not a multiple of 16 bytes apart");
+  }
+}
+
+// Runs `move` in the first thread of the warp, for all of them.
+template <class F>
+void once(F move) {
+  wait_for_warp(false);
+  if (computes()) {
+    act_for_warp(true);
+    move();
+    act_for_warp(false);
+  }
+  wait_for_warp(false);
+}
+
 template <class F, class T>
 void fill_fragment(F &matrix, T value) {
   for (auto &element : matrix.x) {
@@ -50,12 +76,13 @@ void fill_fragment(F &matrix, T value) {
 
 template <class F, class T>
 void load(F &matrix, const T *from, unsigned stride, bool by_rows) {
-  wait_for_warp();
-  for (int index = 0; computes() && index < F::num_elements; index++) {
-    unsigned row = index / F::columns, column = index % F::columns;
-    matrix.x[index] = from[by_rows ? row * stride + column : column * stride + row];
-  }
-  wait_for_warp();
+  check(from, stride);
+  once([&] {
+    for (int index = 0; index < F::num_elements; index++) {
+      unsigned row = index / F::columns, column = index % F::columns;
+      matrix.x[index] = from[by_rows ? row * stride + column : column * stride + row];
+    }
+  });
 }
 template <class Use, int M, int N, int K, class T, class Layout, class U>
 void load_matrix_sync(fragment<Use, M, N, K, T, Layout> &matrix, const U *from, unsigned stride) {
@@ -68,27 +95,28 @@ void load_matrix_sync(F &matrix, const U *from, unsigned stride, layout_t layout
 
 template <class F, class U>
 void store_matrix_sync(U *to, const F &matrix, unsigned stride, layout_t layout) {
-  wait_for_warp();
-  for (int index = 0; computes() && index < F::num_elements; index++) {
-    unsigned row = index / F::columns, column = index % F::columns;
-    to[layout == mem_row_major ? row * stride + column : column * stride + row] = matrix.x[index];
-  }
-  wait_for_warp();
+  check(to, stride);
+  once([&] {
+    for (int index = 0; index < F::num_elements; index++) {
+      unsigned row = index / F::columns, column = index % F::columns;
+      to[layout == mem_row_major ? row * stride + column : column * stride + row] = matrix.x[index];
+    }
+  });
 }
 
 template <class D, class A, class B, class C>
 void mma_sync(D &sum, const A &left, const B &right, const C &start) {
   using Sum = std::conditional_t<std::is_integral_v<std::remove_reference_t<decltype(start.x[0])>>, int, float>;
-  wait_for_warp();
-  for (int index = 0; computes() && index < D::num_elements; index++) {
-    int row = index / D::columns, column = index % D::columns;
-    Sum total = Sum(start.x[index]);
-    for (int inner = 0; inner < A::columns; inner++) {
-      total += Sum(left.x[row * A::columns + inner]) * Sum(right.x[inner * B::columns + column]);
+  once([&] {
+    for (int index = 0; index < D::num_elements; index++) {
+      int row = index / D::columns, column = index % D::columns;
+      Sum total = Sum(start.x[index]);
+      for (int inner = 0; inner < A::columns; inner++) {
+        total += Sum(left.x[row * A::columns + inner]) * Sum(right.x[inner * B::columns + column]);
+      }
+      sum.x[index] = total;
     }
-    sum.x[index] = total;
-  }
-  wait_for_warp();
+  });
 }
 
 } // namespace nvcuda::wmma

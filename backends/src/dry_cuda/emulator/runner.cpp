@@ -1,9 +1,11 @@
 // Runs the blocks of a launch one after another, and the threads of a block as fibers on one thread of the CPU: a fiber runs until it
 // waits for others. The order of warps and of their threads is drawn anew after each barrier, so that a value that is read without a
 // barrier after it was written is often read too early.
+#include "races.h"
 #include "runner.h"
 
 #include <setjmp.h>
+#include <string.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -24,6 +26,7 @@ namespace {
 constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t GUARD_BYTES = 4096;
 constexpr int WARP = 32;
+constexpr int UNORDERED = -1; // the line of a barrier that does not order memory
 
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Ended };
 
@@ -132,6 +135,11 @@ bool release(unsigned first, unsigned end, State barrier) {
       fibers[index].state = State::Ready;
     }
   }
+  if (found && barrier == State::AtBlockBarrier) {
+    races::block_barriers++;
+  } else if (found && line != UNORDERED) {
+    races::warp_barriers[first / WARP]++;
+  }
   return found;
 }
 
@@ -201,9 +209,17 @@ void wait_for_block(int line) {
   yield(State::AtBlockBarrier);
 }
 
-void wait_for_warp() {
-  fibers[running].line = 0;
+void wait_for_warp(bool orders_memory) {
+  fibers[running].line = orders_memory ? 0 : UNORDERED;
   yield(State::AtWarpBarrier);
+}
+
+void act_for_warp(bool does) { races::of_warp = does; }
+
+void refuse(const char *reason) {
+  if (!message[0]) {
+    snprintf(message, sizeof message, "%s", reason);
+  }
 }
 
 void *warp_values() { return &values[running / WARP * WARP]; }
@@ -228,12 +244,17 @@ extern "C" const char *run(void (*call)(void **), void **arguments, uint3 grid, 
   if (with_barriers && !make_fibers()) {
     return "there is no memory for the stacks of the threads";
   }
+  message[0] = races::message[0] = 0;
+  races::launch++;
+  races::shared_start = uintptr_t(dynamic_shared_mem);
+  races::shared_end = races::shared_start + shared_bytes;
   for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++) {
     for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++) {
       for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
         for (size_t byte = 0; byte < shared_bytes + 64; byte++) {
           dynamic_shared_mem[byte] = POISON;
         }
+        races::block_barriers++;
         if (!(with_barriers ? run_block_of_fibers() : run_block_of_calls())) {
           return message;
         }
@@ -246,5 +267,8 @@ extern "C" const char *run(void (*call)(void **), void **arguments, uint3 grid, 
       }
     }
   }
-  return nullptr;
+  if (message[0]) {
+    return message;
+  }
+  return races::message[0] ? races::message : nullptr;
 }
