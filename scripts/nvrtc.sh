@@ -34,5 +34,5 @@ update)
   exit 2
   ;;
 esac
-cargo test -p arithmo -p arithmo-backends --no-default-features --features "${FEATURES:-ndarray,wgpu,cuda,dry-cuda}" \
+cargo test -p arithmo -p arithmo-backends --no-default-features --features "${FEATURES:-ndarray,wgpu,vulkan,cuda,dry-cuda}" \
   --test dry_cuda -- --include-ignored --nocapture --test-threads 1 "${tests[@]}"

@@ -1,12 +1,15 @@
 //! Code shared by the wgpu and cuda backends. Its kernels are written in CubeCL.
 
+pub(crate) mod adamw;
 pub(crate) mod adapted_linear;
 pub(crate) mod attention;
 mod branch;
+pub(crate) mod clip;
 pub(crate) mod gated;
 pub(crate) mod head_norm;
 pub(crate) mod launch;
 pub(crate) mod log_probs;
+pub(crate) mod many;
 pub(crate) mod matmul;
 pub(crate) mod operations;
 pub(crate) mod packed;

@@ -12,15 +12,18 @@ mod stream;
 pub(crate) use gemm::library_accepts;
 
 use burn::tensor::{DType, Tensor};
-use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 use cudarc::driver::{CudaContext, result as driver};
 
 use crate::cubecl::{
-    autotune_setting, catch_panic, compute_once, operations::cubecl_operations, pool_allocation,
-    queue::CubeGpu, reserved_bytes, runtime::GpuRuntime,
+    autotune_setting, catch_panic, compute_once,
+    operations::cubecl_operations,
+    pool_allocation,
+    queue::CubeGpu,
+    reserved_bytes,
+    runtime::{Gemm, GpuRuntime},
 };
 use crate::{
     Allocation, BackendKind, DeviceClass, DeviceInfo, DeviceMemory, MatmulProvider, TrainBackend,
@@ -31,12 +34,12 @@ use crate::{
 pub type Gpu = Cuda<f32>;
 
 impl GpuRuntime for CudaRuntime {
-    fn multiply_by_library(
-        left: &CubeTensor<Self>,
-        right: &CubeTensor<Self>,
-        product: &CubeTensor<Self>,
-    ) -> bool {
-        gemm::multiply(left, right, product)
+    fn has_library(device: &CudaDevice) -> bool {
+        gemm::has_library(device)
+    }
+
+    fn multiply_by_library(gemm: &Gemm<'_, Self>) -> bool {
+        gemm::multiply(gemm)
     }
 
     /// By default only where cuBLASLt is known to be missing: beside it few products are left to kernels, and timing one
@@ -48,10 +51,6 @@ impl GpuRuntime for CudaRuntime {
 
 impl CubeGpu for Gpu {
     type Runtime = CudaRuntime;
-
-    fn has_library(device: &Self::Device) -> bool {
-        gemm::has_library(device)
-    }
 }
 
 impl TrainBackend for Gpu {

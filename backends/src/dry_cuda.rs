@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_backend::DeviceOps;
-use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use burn_cubecl::CubeBackend;
 use burn_fusion::Fusion;
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
@@ -27,13 +27,17 @@ use cubecl::ir::TargetProperties;
 use cubecl::zspace::{Shape, Strides};
 
 pub use self::card::{CARDS, Card, MAX_GRID};
-use self::product::Matrix;
+use self::product::{Matrix, Product};
 pub use self::record::{KernelRecord, Record};
 pub use self::server::DryServer;
 pub use self::storage::{DryStorage, TensorBytes};
+pub use crate::cubecl::launch::{MAX_BUFFERS, MAX_SHARED_BYTES};
 use crate::cubecl::{
-    operations::cubecl_operations, pool_allocation, queue::CubeGpu, reserved_bytes,
-    runtime::GpuRuntime,
+    operations::cubecl_operations,
+    pool_allocation,
+    queue::CubeGpu,
+    reserved_bytes,
+    runtime::{Gemm, GpuRuntime},
 };
 use crate::{Allocation, MatmulProvider, TrainBackend};
 
@@ -143,32 +147,31 @@ impl Runtime for DryRuntime {
 }
 
 impl GpuRuntime for DryRuntime {
+    fn has_library(device: &DryDevice) -> bool {
+        device.with_library
+    }
+
     /// Counts the product if cuBLASLt would be given it, and computes it where kernels are executed.
-    fn multiply_by_library(
-        left: &CubeTensor<Self>,
-        right: &CubeTensor<Self>,
-        product: &CubeTensor<Self>,
-    ) -> bool {
-        let device = &left.device;
-        if !device.with_library || !crate::cuda::library_accepts(left, right, product) {
+    fn multiply_by_library(gemm: &Gemm<'_, Self>) -> bool {
+        let device = &gemm.left.device;
+        if !device.with_library || !crate::cuda::library_accepts(gemm) {
             return false;
         }
+        let Gemm { left, right, factor, addend, product } = *gemm;
         let [Some(left), Some(right), Some(product)] = [left, right, product].map(Matrix::new)
         else {
             return false;
         };
+        let addend = addend.and_then(Matrix::new);
+        let product = Product { left, right, factor, addend, product };
         let server = DeviceHandle::<DryServer>::new(device.to_id());
-        server.submit(|server| server.multiply([left, right, product]));
+        server.submit(|server| server.multiply(product));
         true
     }
 }
 
 impl CubeGpu for DryCuda {
     type Runtime = DryRuntime;
-
-    fn has_library(device: &DryDevice) -> bool {
-        device.with_library
-    }
 }
 
 impl TrainBackend for DryCuda {

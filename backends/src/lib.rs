@@ -306,6 +306,19 @@ pub trait TrainBackend: Backend {
         ops::log_probs::reference(hidden, lm_head, targets, stats, with_slopes)
     }
 
+    /// Returns the sum of the squares of all values of all tensors, `[1]`: see [`ops::clip`].
+    ///
+    /// # Panics
+    /// If there are no tensors.
+    fn sum_of_squares(tensors: &[Tensor<Self, 2>]) -> Tensor<Self, 1> {
+        ops::clip::reference(tensors)
+    }
+
+    /// Multiplies all values of all tensors by `factor`, `[1]`: see [`ops::clip`].
+    fn scale_all(tensors: Vec<Tensor<Self, 2>>, factor: Tensor<Self, 1>) -> Vec<Tensor<Self, 2>> {
+        ops::clip::reference_scale(tensors, factor)
+    }
+
     /// Computes one optimizer step of all trained tensors: see [`ops::adamw`].
     fn adamw(tensors: Vec<AdamWTensor<Self>>) -> Vec<AdamWUpdate<Self>> {
         ops::adamw::reference(tensors)

@@ -3,13 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use ::wgpu::{
-    Adapter, Backends, DeviceType, DownlevelFlags, Features, Instance, InstanceDescriptor,
+    Adapter, Backends, DeviceType, DownlevelFlags, Features, Instance, InstanceDescriptor, Limits,
 };
 use burn::tensor::{DType, Tensor, backend::Backend, try_read_sync};
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 
+use crate::cubecl::launch::{MAX_BUFFERS, MAX_SHARED_BYTES, THREADS};
 use crate::cubecl::{
     autotune_setting, catch_panic, compute_once, operations::cubecl_operations, pool_allocation,
     queue::CubeGpu, reserved_bytes, runtime::GpuRuntime,
@@ -226,9 +227,34 @@ pub(crate) fn start(index: Option<usize>) -> Result<(), String> {
     match adapters() {
         Adapters::None => Err("finds no Vulkan (on macOS: Metal) driver".to_string()),
         Adapters::Software | Adapters::Gpu => {
-            compute_once::<Gpu>(&index.map(device).unwrap_or_default())
+            let device = index.map(device).unwrap_or_default();
+            if let Some(adapter) = adapter_of(&device) {
+                check_limits(&adapter.get_info().name, &adapter.limits())?;
+            }
+            compute_once::<Gpu>(&device)
         }
     }
+}
+
+/// Checks that the kernels fit an adapter. They fit every GPU of a computer or a newer phone; the least that the WebGPU standard
+/// asks for is less.
+///
+/// # Errors
+/// Returns what the adapter lacks.
+fn check_limits(name: &str, limits: &Limits) -> Result<(), String> {
+    let needs = [
+        ("buffers", limits.max_storage_buffers_per_shader_stage, MAX_BUFFERS),
+        ("bytes of shared memory", limits.max_compute_workgroup_storage_size, MAX_SHARED_BYTES),
+        ("threads per block", limits.max_compute_invocations_per_workgroup, THREADS),
+    ];
+    for (what, has, needed) in needs {
+        if (has as usize) < needed {
+            return Err(format!(
+                "cannot compute on {name}: a kernel may use {has} {what} there, and {needed} are needed"
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -250,6 +276,23 @@ mod tests {
             WgpuDevice::DefaultDevice,
         ];
         assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn adapters_that_kernels_do_not_fit_are_refused() {
+        let fits = Limits {
+            max_storage_buffers_per_shader_stage: MAX_BUFFERS as u32,
+            max_compute_workgroup_storage_size: MAX_SHARED_BYTES as u32,
+            max_compute_invocations_per_workgroup: THREADS as u32,
+            ..Limits::default()
+        };
+        assert_eq!(check_limits("GPU", &fits), Ok(()));
+        let few = Limits { max_storage_buffers_per_shader_stage: 8, ..fits.clone() };
+        let error = check_limits("GPU", &few).unwrap_err();
+        assert!(error.starts_with("cannot compute on GPU: a kernel may use 8 buffers"), "{error}");
+        let small = Limits { max_compute_workgroup_storage_size: 16 << 10, ..fits };
+        let error = check_limits("GPU", &small).unwrap_err();
+        assert!(error.contains("16384 bytes of shared memory"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! computes on the host, and what the rules do beside: weights that are trained, weights that are not.
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
-    Rope, Rule, SelfAttention, Swiglu, Unpack, backpropagate, check, check_gradients,
+    AdamW, AdaptedLinear, CachedAttention, Clip, Geglu, HeadNorm, Linear, LogProbs, Operation,
+    RmsNorm, Rope, Rule, SelfAttention, Swiglu, Unpack, backpropagate, check, check_gradients,
     check_saturated_gates,
 };
 use arithmo_backends::ops::{adapted_linear, attention, linear, log_probs, rms_norm};
@@ -70,7 +70,8 @@ fn log_probs_match() {
 }
 
 #[test]
-fn adamw_and_dequantized_weights_match() {
+fn clip_adamw_and_dequantized_weights_match() {
+    check_in_f64::<Clip>();
     check_in_f64::<AdamW>();
     check_in_f64::<Unpack>();
 }

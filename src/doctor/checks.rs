@@ -3,8 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arithmo_backends::conformance::{
-    self, AdamW, AdaptedLinear, Deviation, Expected, Geglu, HeadNorm, Layout, Linear, LogProbs,
-    Operation, Place, RmsNorm, Rope, SelfAttention, Swiglu,
+    self, AdamW, AdaptedLinear, Clip, Deviation, Expected, Geglu, HeadNorm, Layout, Linear,
+    LogProbs, Operation, Place, RmsNorm, Rope, SelfAttention, Swiglu,
 };
 use arithmo_backends::{MatmulProvider, TrainBackend};
 use burn::tensor::{DType, Tensor};
@@ -130,7 +130,7 @@ fn check_families<B: TrainBackend>(
 type Family<B> = fn(&mut Checker<B>) -> Result<()>;
 
 /// Returns the checks of all operations, by name.
-fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 11] {
+fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 12] {
     [
         ("frozen_linear", |checker| checker.check::<Linear>(Linear::quick())),
         ("frozen_linear packed", |checker| checker.check::<Linear>(conformance::quick_packed())),
@@ -142,6 +142,7 @@ fn families<B: TrainBackend>() -> [(&'static str, Family<B>); 11] {
         ("geglu", |checker| checker.check::<Geglu>(Geglu::quick())),
         ("self_attention", |checker| checker.check::<SelfAttention>(SelfAttention::quick())),
         ("completion_log_probs", |checker| checker.check::<LogProbs>(LogProbs::quick())),
+        ("clip", |checker| checker.check::<Clip>(Clip::quick())),
         ("adamw", |checker| checker.check::<AdamW>(AdamW::quick())),
     ]
 }

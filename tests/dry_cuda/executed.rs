@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::OnceLock;
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
-    Rope, SelfAttention, Swiglu, Unpack, check_cases, check_saturated_gates,
+    AdamW, AdaptedLinear, CachedAttention, Clip, Geglu, HeadNorm, Linear, LogProbs, Operation,
+    RmsNorm, Rope, SelfAttention, Swiglu, Unpack, check_cases, check_saturated_gates,
 };
 use arithmo_backends::dry_cuda::{CARDS, Card, DryCuda, DryDevice, emulator};
 
@@ -72,6 +72,7 @@ operations! {
     geglu: Geglu,
     cached_attention: CachedAttention,
     log_probs: LogProbs,
+    clip: Clip,
     adamw: AdamW,
     dequantized_weights: Unpack,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use arithmo_backends::Format;
-use arithmo_backends::dry_cuda::{CARDS, Record};
+use arithmo_backends::dry_cuda::{CARDS, MAX_BUFFERS, MAX_SHARED_BYTES, Record};
 use burn::tensor::DType;
 
 use super::learner::Case;
@@ -62,6 +62,40 @@ fn a_step_launches_what_the_table_says() {
         Case { gemma: true, ..usual },
     ];
     golden::compare("launches.txt", &cases.map(table).join("\n"), |golden, now| golden == now);
+}
+
+/// The wgpu backend refuses GPUs with less than its kernels need.
+#[test]
+fn kernels_need_what_small_gpus_are_asked_for() {
+    if is_autotuned() {
+        return;
+    }
+    let usual = Case { dtype: DType::F32, library: false, all_linear: true, ..Case::new(CARDS[4]) };
+    let cases = [
+        usual,
+        Case { gemma: true, ..usual },
+        Case { head_width: 256, rank: 256, ..usual },
+        Case { quantized: Some(Format::Nf4), ..usual },
+        Case { quantized: Some(Format::Int8), ..usual },
+    ];
+    let (mut buffers, mut shared) = (Vec::new(), Vec::new());
+    for case in cases {
+        let steps = case.run();
+        let records = [steps.setup, steps.first, steps.later];
+        for kernel in records.into_iter().flat_map(|record| record.kernels) {
+            // Burn asks the GPU itself, and so do kernels over many tensors.
+            let asks = ["burn", "cube", "adamw", "clip"];
+            if !asks.iter().any(|name| kernel.name.starts_with(name)) {
+                // With the buffer of shapes and scalars, which CUDA passes otherwise.
+                buffers.push((kernel.buffers() + 1, kernel.name.clone()));
+                shared.push((kernel.shared_bytes, kernel.name));
+            }
+        }
+    }
+    let (most_buffers, most_shared) = (buffers.iter().max().unwrap(), shared.iter().max().unwrap());
+    println!("{most_buffers:?}, {most_shared:?}");
+    let shared = most_shared.0.next_multiple_of(1 << 10);
+    assert_eq!((most_buffers.0, shared), (MAX_BUFFERS, MAX_SHARED_BYTES));
 }
 
 /// Burn's kernels for tensor cores round f32 factors to the 11 bits of TF32, as those for bf16 show that are found here.

@@ -45,6 +45,8 @@ fn doctor_checks_every_operation() {
         "masked_attention",
         "completion_log_probs",
         "completion_log_probs slopes",
+        "sum_of_squares",
+        "scale_all",
         "adamw",
     ] {
         let is_operation = |row: &&Value| row["operation"] == name && row["dtype"] == "f32";

@@ -3,6 +3,7 @@
 
 use burn::tensor::{DType, Tensor};
 
+use super::clip::many_shapes;
 use super::{Checker, Expected, Host, Operation, Place, Source};
 use crate::ops::accumulator;
 use crate::{AdamWFactors, AdamWTensor, AdamWUpdate, TrainBackend};
@@ -10,28 +11,28 @@ use crate::{AdamWFactors, AdamWTensor, AdamWUpdate, TrainBackend};
 /// The fifth step of several tensors, in f32 whatever the dtype of the weights.
 #[derive(Clone, Debug)]
 pub struct AdamW {
-    /// Parameter, gradient, first and second moment of each tensor.
-    tensors: Vec<[Host; 4]>,
+    /// Parameter, gradient, first and second moment of each tensor, and its factors.
+    tensors: Vec<([Host; 4], AdamWFactors)>,
     /// The new parameter and moments of each tensor.
     expected: Vec<Expected>,
-    factors: AdamWFactors,
 }
 
 impl Operation for AdamW {
     /// The shape of each tensor.
-    type Case = [[usize; 2]; 2];
+    type Case = Vec<[usize; 2]>;
 
     fn quick() -> Vec<Self::Case> {
-        vec![[[16, 48], [101, 5]]]
+        vec![vec![[16, 48], [101, 5]], many_shapes()]
     }
 
     fn all() -> Vec<Self::Case> {
-        Self::quick()
+        // More values than the threads of one launch.
+        [Self::quick(), vec![vec![[300, 128], [1, 1]]]].concat()
     }
 
     fn new(shapes: &Self::Case, dtype: DType) -> Self {
         let dtype = accumulator(dtype);
-        let factors = AdamWFactors {
+        let decaying = AdamWFactors {
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
@@ -41,7 +42,10 @@ impl Operation for AdamW {
         };
         let mut source = Source::new(1, dtype);
         let (mut tensors, mut expected) = (Vec::new(), Vec::new());
-        for shape in shapes {
+        for (index, shape) in shapes.iter().enumerate() {
+            // Weight decay leaves some tensors out.
+            let shrink = if index % 7 == 5 { 1.0 } else { decaying.shrink };
+            let factors = AdamWFactors { shrink, ..decaying };
             let [param, grad, exp_avg, mut exp_avg_sq] = [(); 4].map(|()| source.matrix(*shape));
             exp_avg_sq.values.iter_mut().for_each(|value| *value = value.abs());
             let m = exp_avg.zip(&grad, |m, g| m + (g - m) * (1.0 - factors.beta1));
@@ -50,19 +54,19 @@ impl Operation for AdamW {
                 m.zip(&v, |m, v| m / (v.sqrt() / factors.root_correction + factors.epsilon));
             let p = param.zip(&change, |p, change| p * factors.shrink - factors.step_size * change);
             expected.extend([p, m, v].map(|values| Expected::new(values, dtype)));
-            tensors.push([param, grad, exp_avg, exp_avg_sq]);
+            tensors.push(([param, grad, exp_avg, exp_avg_sq], factors));
         }
-        Self { tensors, expected, factors }
+        Self { tensors, expected }
     }
 
     fn check<B: TrainBackend>(&self, place: &Place<B::Device>, checker: &mut impl Checker<B>) {
         if accumulator(place.dtype) != place.dtype {
             return;
         }
-        let tensors = self.tensors.iter().map(|tensors| {
+        let tensors = self.tensors.iter().map(|(tensors, factors)| {
             let [param, grad, exp_avg, exp_avg_sq] =
                 tensors.each_ref().map(|host| place.wide::<B>(host));
-            AdamWTensor { param, grad, exp_avg, exp_avg_sq, factors: self.factors }
+            AdamWTensor { param, grad, exp_avg, exp_avg_sq, factors: *factors }
         });
         let tensors: Vec<_> = tensors.collect();
         let compute = || -> Vec<Tensor<B, 2>> {

@@ -9,6 +9,7 @@
 mod adamw;
 mod adapted_linear;
 mod attention;
+mod clip;
 mod geglu;
 mod head_norm;
 mod host;
@@ -28,6 +29,7 @@ use burn::tensor::{DType, Element, Tensor, backend::Backend};
 pub use adamw::AdamW;
 pub use adapted_linear::AdaptedLinear;
 pub use attention::{CachedAttention, SelfAttention};
+pub use clip::Clip;
 pub use geglu::Geglu;
 pub use head_norm::HeadNorm;
 pub use host::{Host, Layout, Place, Source, numbers};

@@ -2,16 +2,17 @@
 //! fastest; one kernel of this crate adds branch and residual. See [`crate::ops::adapted_linear`].
 
 use burn::tensor::{DType, Shape, Tensor as BurnTensor};
-use burn_cubecl::kernel::{cast, slice};
-use burn_cubecl::ops::numeric::{mul, mul_scalar};
+use burn_cubecl::kernel::cast;
+use burn_cubecl::ops::numeric::mul;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::InputScalar;
 
 use super::branch::{Branch, write_columns};
-use super::launch::{empty, transposed};
+use super::launch::{columns, empty, transposed};
 use super::queue::{CubeGpu, Kernel, QueuedTensor, burn_tensor, next_input, queue, queued_tensor};
 use super::runtime::GpuRuntime;
-use super::weight::{DeviceWeight, WeightSpec, matmul, matmul_transposed, weight_tensors};
+use super::weight::{
+    DeviceWeight, WeightSpec, matmul, matmul_transposed, scaled_matmul, weight_tensors,
+};
 use crate::{Adapted, AdaptedGrads, Adapter, Projection, Weight};
 
 /// Queues the forward kernels: see [`crate::TrainBackend::adapted_linear`].
@@ -213,19 +214,22 @@ impl Kernel for Forward {
         let output = empty(&x, [tokens, self.specs.width()], x.dtype);
         let (mut column, mut next_rank) = (0, 0);
         for projection in projections {
-            let (base, d_out) = (projection.weight.project(&x), projection.d_out);
-            let branch = projection.adapter.zip(low.as_ref()).map(|(adapter, low)| {
+            let weight = projection.weight;
+            if let Some((adapter, low)) = projection.adapter.zip(low.as_ref()) {
                 let first_rank = next_rank;
                 next_rank += adapter.rank;
-                Branch {
-                    low: slice(low.clone(), &[0..tokens, first_rank..next_rank]),
+                let branch = Branch {
+                    low: columns(low.clone(), first_rank..next_rank),
                     right: adapter.b,
                     scaling: adapter.scaling,
                     factor: None,
-                }
-            });
-            write_columns(base, branch, residual.clone(), &output, column);
-            column += d_out;
+                };
+                let base = weight.project(&x);
+                write_columns(base, Some(branch), residual.clone(), &output, column);
+            } else {
+                weight.project_into(&x, residual.as_ref(), &output, column);
+            }
+            column += projection.d_out;
         }
         std::iter::once(output).chain(low).collect()
     }
@@ -273,24 +277,24 @@ impl Kernel for BackwardPass {
         let x_f32 = (self.specs.rank() > 0).then(|| cast(next(), DType::F32));
         let low = (self.specs.rank() > 0).then(&mut next);
         let projections = self.specs.take_tensors(&mut inputs);
-        let [tokens, _] = grad.meta.shape().dims();
         let (mut column, mut first) = (0, 0);
         let (mut d_x, mut outputs) = (None, Vec::new());
         for projection in projections {
             let d_out = projection.d_out;
-            let dy = slice(grad.clone(), &[0..tokens, column..column + d_out]);
+            let dy = columns(grad.clone(), column..column + d_out);
             column += d_out;
             let adapter = projection.adapter.as_ref().zip(low.as_ref()).zip(x_f32.as_ref());
             let branch = adapter.map(|((adapter, low), x)| {
                 let end = first + adapter.rank;
-                let low = slice(low.clone(), &[0..tokens, first..end]);
+                let low = columns(low.clone(), first..end);
                 first = end;
                 let grads = adapter_gradients(dy.clone(), adapter, low, x);
                 outputs.extend(grads.gradients);
                 grads.input_branch
             });
             if self.needs_x {
-                d_x = Some(add_branch(d_x, projection.weight.project_backward(&dy), branch));
+                let (base, sum) = projection.weight.add_backward(&dy, d_x);
+                d_x = Some(add_branch(sum, base, branch));
             }
         }
         d_x.into_iter().chain(outputs).collect()
@@ -312,10 +316,9 @@ fn adapter_gradients<R: GpuRuntime>(
     low: CubeTensor<R>,
     x: &CubeTensor<R>,
 ) -> AdapterGradients<R> {
-    let scaled = |t| mul_scalar(t, InputScalar::new(adapter.scaling, DType::F32));
     let dy = cast(dy, DType::F32);
-    let d_low = scaled(matmul(&dy, adapter.b.clone()));
-    let d_b = scaled(matmul(&transposed(dy), low));
+    let d_low = scaled_matmul(&dy, adapter.b.clone(), adapter.scaling);
+    let d_b = scaled_matmul(&transposed(dy), low, adapter.scaling);
     let d_a = matmul(&transposed(d_low.clone()), apply_dropout(x, adapter));
     AdapterGradients {
         gradients: [d_a, d_b],
@@ -328,7 +331,7 @@ fn adapter_gradients<R: GpuRuntime>(
     }
 }
 
-/// Returns `base + branch + sum`, where `sum` is the input gradient of the projections so far.
+/// Returns `base + branch + sum`, where `sum` is the input gradient of the projections so far unless `base` contains it.
 fn add_branch<R: GpuRuntime>(
     sum: Option<CubeTensor<R>>,
     base: CubeTensor<R>,

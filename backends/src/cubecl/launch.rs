@@ -1,7 +1,10 @@
 //! Helpers for kernel launches: row strides, vector widths, grid sizes, GEMMs and block-wide reductions.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::{into_contiguous, matmul as burn_matmul};
+use burn_cubecl::kernel::{into_contiguous, matmul as burn_matmul, slice};
+use burn_cubecl::ops::numeric::mul_scalar;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::CubeCount;
 use cubecl::prelude::*;
@@ -10,10 +13,17 @@ use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems, MatmulSetupError
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
-use super::runtime::GpuRuntime;
+use super::runtime::{Gemm, GpuRuntime};
 
 /// Threads per block.
 pub(crate) const THREADS: usize = 256;
+
+/// The most buffers that a kernel of this crate reads and writes, the one of shapes and scalars included. Kernels over many tensors
+/// take as many as there may be.
+pub const MAX_BUFFERS: usize = 10;
+
+/// Bytes of shared memory of the block that takes the most, in whole KiB, on GPUs without matrix instructions.
+pub const MAX_SHARED_BYTES: usize = 23 << 10;
 
 /// The largest number of blocks along one dimension of the grid that every Vulkan driver accepts.
 const MAX_GRID_WIDTH: usize = 65_535;
@@ -52,13 +62,53 @@ pub(crate) fn empty<R: CubeRuntime>(
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, memory, dtype)
 }
 
+/// The alignment in bytes of the start of a view: that of the largest load of one thread.
+const VIEW_ALIGNMENT: usize = 16;
+
+/// Returns a range of the columns of a matrix: a view where a vendor's library multiplies matrices, because it reads them where
+/// they are, and otherwise a copy.
+pub(crate) fn columns<R: GpuRuntime>(tensor: CubeTensor<R>, range: Range<usize>) -> CubeTensor<R> {
+    let [rows, width] = tensor.meta.shape().dims();
+    if range == (0..width) {
+        return tensor;
+    }
+    let is_aligned = (range.start * tensor.elem_size()).is_multiple_of(VIEW_ALIGNMENT);
+    if is_aligned && R::has_library(&tensor.device) {
+        view_columns(tensor, range)
+    } else {
+        slice(tensor, &[0..rows, range])
+    }
+}
+
+/// Returns a view of a range of the columns of a matrix.
+pub(crate) fn view_columns<R: CubeRuntime>(
+    mut tensor: CubeTensor<R>,
+    range: Range<usize>,
+) -> CubeTensor<R> {
+    let [rows, width] = tensor.meta.shape().dims();
+    assert!(range.end <= width, "columns {range:?} of {width}");
+    let offset = range.start * tensor.meta.strides()[1] * tensor.elem_size();
+    *tensor.meta.shape_mut() = [rows, range.len()].into();
+    tensor.handle = tensor.handle.offset_start(offset as u64);
+    tensor
+}
+
 /// Transposes a matrix by swapping its strides, without a copy.
 pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTensor<R> {
     tensor.meta.swap(0, 1);
     tensor
 }
 
-/// Computes `left right` into `output`.
+/// Computes `left right` into `output`: see [`scaled_matmul_into`].
+pub(crate) fn matmul_into<R: GpuRuntime>(
+    left: CubeTensor<R>,
+    right: CubeTensor<R>,
+    output: CubeTensor<R>,
+) {
+    scaled_matmul_into(left, right, 1.0, output);
+}
+
+/// Computes `factor left right` into `output`, and returns it.
 ///
 /// The vendor's library is used if there is one and it accepts the operands; otherwise Burn's own kernel for these
 /// shapes, which is chosen by rule or by autotuning. Sums are accumulated in the output's dtype or a wider one, and f32
@@ -66,17 +116,20 @@ pub(crate) fn transposed<R: CubeRuntime>(mut tensor: CubeTensor<R>) -> CubeTenso
 ///
 /// # Panics
 /// If no kernel accepts the shapes. Burn's own fallback accepts all of them.
-pub(crate) fn matmul_into<R: GpuRuntime>(
+pub(crate) fn scaled_matmul_into<R: GpuRuntime>(
     left: CubeTensor<R>,
     right: CubeTensor<R>,
+    factor: f32,
     output: CubeTensor<R>,
-) {
+) -> CubeTensor<R> {
     let dtype = output.dtype;
     // Burn reads the right operand as if it had the left one's dtype.
     assert_eq!(left.dtype, right.dtype, "matmul: both operands must have one dtype");
-    if R::multiply_by_library(&left, &right, &output) {
-        return;
+    let gemm = Gemm { left: &left, right: &right, factor, addend: None, product: &output };
+    if R::multiply_by_library(&gemm) {
+        return output;
     }
+    let product = output.clone();
     let multiplied = if left.dtype == DType::F32 && has_tf32::<R>(&output.device) {
         multiply_by_units(left, right, output)
     } else {
@@ -90,6 +143,7 @@ pub(crate) fn matmul_into<R: GpuRuntime>(
     if let Err(error) = multiplied {
         panic!("matmul: {error:?}");
     }
+    if factor == 1.0 { product } else { mul_scalar(product, InputScalar::new(factor, dtype)) }
 }
 
 /// Returns whether the device has TF32. Burn's kernels for tensor cores then round f32 factors to its 11 bits.

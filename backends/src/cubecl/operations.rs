@@ -36,6 +36,33 @@ macro_rules! cubecl_operations {
             }
         }
 
+        fn sum_of_squares(tensors: &[Tensor<Self, 2>]) -> Tensor<Self, 1> {
+            if $crate::cubecl::many::are_f32(tensors) {
+                $crate::cubecl::clip::sum_of_squares(tensors)
+            } else {
+                $crate::ops::clip::reference(tensors)
+            }
+        }
+
+        fn scale_all(
+            tensors: Vec<Tensor<Self, 2>>,
+            factor: Tensor<Self, 1>,
+        ) -> Vec<Tensor<Self, 2>> {
+            if $crate::cubecl::many::are_f32(&tensors) {
+                $crate::cubecl::clip::scale_all(tensors, factor)
+            } else {
+                $crate::ops::clip::reference_scale(tensors, factor)
+            }
+        }
+
+        fn adamw(tensors: Vec<$crate::AdamWTensor<Self>>) -> Vec<$crate::AdamWUpdate<Self>> {
+            if $crate::cubecl::many::are_f32(tensors.iter().map(|tensor| &tensor.param)) {
+                $crate::cubecl::adamw::adamw(tensors)
+            } else {
+                $crate::ops::adamw::reference(tensors)
+            }
+        }
+
         fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
             if $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
                 $crate::cubecl::rms_norm::rms_norm(x, weight, epsilon)
@@ -186,8 +213,7 @@ macro_rules! cubecl_operations {
         fn frozen_linear(x: Tensor<Self, 2>, weight: $crate::Weight<Self>) -> Tensor<Self, 2> {
             use $crate::{cubecl::adapted_linear as kernels, ops::linear as reference};
             let is_float = matches!(weight, $crate::Weight::Float(_));
-            let use_kernel =
-                !is_float || <Self as $crate::cubecl::queue::CubeGpu>::has_library(&x.device());
+            let use_kernel = !is_float || $crate::cubecl::queue::has_library::<Self>(&x.device());
             if use_kernel && $crate::cubecl::launch::accumulates_in_f32(x.dtype()) {
                 kernels::frozen_linear(x, weight)
             } else {
@@ -201,7 +227,7 @@ macro_rules! cubecl_operations {
             weight: $crate::Weight<Self>,
         ) -> Tensor<Self, 2> {
             use $crate::{cubecl::adapted_linear as kernels, ops::linear as reference};
-            let has_library = <Self as $crate::cubecl::queue::CubeGpu>::has_library(&grad.device());
+            let has_library = $crate::cubecl::queue::has_library::<Self>(&grad.device());
             if has_library && $crate::cubecl::launch::accumulates_in_f32(grad.dtype()) {
                 kernels::frozen_linear_backward(grad, weight)
             } else {

@@ -12,10 +12,15 @@ use cubecl::prelude::ComputeClient;
 use super::queue::Kernel;
 use super::runtime::GpuRuntime;
 
+/// The bit of the sign of an f32.
+const SIGN: u32 = 1 << 31;
+
 /// An input of a kernel.
 pub(crate) enum KernelInput {
     /// Pseudo-random floats, rows by columns.
     Floats([usize; 2]),
+    /// The absolute values of such floats.
+    Positive([usize; 2]),
     /// A vector of pseudo-random floats.
     Vector(usize),
     /// Integers, rows by columns.
@@ -63,12 +68,18 @@ fn tensor(
         KernelInput::Floats([rows, width]) => {
             (vec![*rows, *width], (0..rows * width).map(float).collect())
         }
+        KernelInput::Positive([rows, width]) => {
+            let positive = |i| float(i) & !SIGN;
+            (vec![*rows, *width], (0..rows * width).map(positive).collect())
+        }
         KernelInput::Vector(width) => (vec![*width], (0..*width).map(float).collect()),
         KernelInput::Ints(values, shape) => (shape.to_vec(), bits(values)),
         KernelInput::IntVector(values) => (vec![values.len()], bits(values)),
     };
     let (dtype, gap_value) = match input {
-        KernelInput::Floats(_) | KernelInput::Vector(_) => (DType::F32, f32::NAN.to_bits()),
+        KernelInput::Floats(_) | KernelInput::Positive(_) | KernelInput::Vector(_) => {
+            (DType::F32, f32::NAN.to_bits())
+        }
         KernelInput::Ints(..) | KernelInput::IntVector(_) => (DType::I32, 1 << 20),
     };
     let width = shape.last().copied().unwrap();

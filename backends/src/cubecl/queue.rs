@@ -28,12 +28,11 @@ pub(crate) trait CubeGpu:
 {
     /// The CubeCL runtime of the backend.
     type Runtime: GpuRuntime + Runtime<Device = Self::Device>;
+}
 
-    /// Returns whether a vendor library multiplies matrices on the device, faster than Burn's kernels even with their
-    /// fusion.
-    fn has_library(_device: &Self::Device) -> bool {
-        false
-    }
+/// Returns whether a vendor library multiplies matrices on a device: see [`GpuRuntime::has_library`].
+pub(crate) fn has_library<B: CubeGpu>(device: &B::Device) -> bool {
+    B::Runtime::has_library(device)
 }
 
 /// An operation of one or more kernel launches on device tensors.

@@ -17,11 +17,10 @@ use super::problem::{Matrix, Problem};
 use super::{Gpu, self_test};
 use crate::MatmulProvider;
 use crate::cubecl::catch_panic;
+use crate::cubecl::runtime::Gemm;
 
 /// The environment variable that switches the library off when it is `0`.
 const SWITCH_VARIABLE: &str = "ARITHMO_CUBLASLT";
-
-type Tensor = CubeTensor<CudaRuntime>;
 
 /// Whether CubeCL's kernels compute every GEMM for now: see [`without_library`].
 static LIBRARY_DISABLED: AtomicBool = AtomicBool::new(false);
@@ -69,23 +68,23 @@ pub(super) fn lacks_library(device: &CudaDevice) -> bool {
     matches!(state_of(device).library.get(), Some(Library::Unusable(_)))
 }
 
-/// Computes `left right` into `product` with the library and returns `true`, or returns `false` if CubeCL must
-/// compute it.
-pub(crate) fn multiply(left: &Tensor, right: &Tensor, product: &Tensor) -> bool {
+/// Computes a GEMM with the library and returns `true`, or returns `false` if CubeCL must compute it.
+pub(super) fn multiply(gemm: &Gemm<'_, CudaRuntime>) -> bool {
     if LIBRARY_DISABLED.load(Ordering::Relaxed) {
         return false;
     }
-    let device = &left.device;
+    let device = &gemm.left.device;
     let state = state_of(device);
     match state.library(device) {
-        Library::Usable(_, dtypes) if dtypes.contains(&left.dtype) => {}
+        Library::Usable(_, dtypes) if dtypes.contains(&gemm.left.dtype) => {}
         _ => return false,
     }
-    let Some(problem) = problem(left, right, product) else {
+    let Some(problem) = problem(gemm) else {
         return false;
     };
-    let result = state.multiply(device, problem, [left, right, product]);
-    result.is_ok_and(|()| !state.failed.load(Ordering::Relaxed))
+    let result = state.multiply(device, problem, gemm);
+    // After an earlier failure CubeCL computes this product too. A sum that this GEMM is about to change must not be added to twice.
+    result.is_ok_and(|()| gemm.addend.is_some() || !state.failed.load(Ordering::Relaxed))
 }
 
 /// Runs `compute` while CubeCL's kernels compute every GEMM, in all threads, and returns its result.
@@ -148,10 +147,10 @@ impl LibraryState {
         let mut dtypes = crate::device_info::dtypes_of::<Gpu>(device);
         dtypes.sort_by_key(|dtype| dtype.size());
         for dtype in &dtypes {
-            self_test::check::<CudaRuntime>(device, *dtype, self_test::SLOW_STEPS, &|l, r, p| {
-                let problem = problem(l, r, p)
-                    .ok_or("its self-test uses operands that it does not support")?;
-                self.multiply(device, problem, [l, r, p])
+            self_test::check::<CudaRuntime>(device, *dtype, self_test::SLOW_STEPS, &|gemm| {
+                let problem =
+                    problem(gemm).ok_or("its self-test uses operands that it does not support")?;
+                self.multiply(device, problem, gemm)
             })?;
         }
         if self.failed.load(Ordering::Relaxed) {
@@ -170,17 +169,19 @@ impl LibraryState {
         self: &Arc<Self>,
         device: &CudaDevice,
         problem: Problem,
-        tensors: [&Tensor; 3],
+        gemm: &Gemm<'_, CudaRuntime>,
     ) -> Result<(), String> {
         if self.failed.load(Ordering::Relaxed) {
             return Err("it has failed before".to_string());
         }
+        let Gemm { left, right, factor, addend, product } = *gemm;
+        let tensors = [left, right, addend.unwrap_or(product), product];
         let memory: Memory = tensors.map(|tensor| tensor.handle.clone().binding());
         match self.supports(&problem) {
             Some(false) => Err("it has no kernel for these operands".to_string()),
             Some(true) => {
                 let state = Arc::clone(self);
-                library::queue_multiply(device, problem, memory, move |reason| {
+                library::queue_multiply(device, problem, factor, memory, move |reason| {
                     if !state.failed.swap(true, Ordering::Relaxed) {
                         warn(&format!("{reason}; a result was filled with NaN"));
                     }
@@ -188,7 +189,7 @@ impl LibraryState {
                 Ok(())
             }
             None => {
-                let result = library::multiply_first(device, problem, memory);
+                let result = library::multiply_first(device, problem, factor, memory);
                 self.record(problem, result.is_ok());
                 result
             }
@@ -214,21 +215,17 @@ impl LibraryState {
 
 /// Returns whether a GEMM would be left to the library where it is installed and has a kernel for it.
 #[cfg(feature = "dry-cuda")]
-pub(crate) fn library_accepts<R: CubeRuntime>(
-    left: &CubeTensor<R>,
-    right: &CubeTensor<R>,
-    product: &CubeTensor<R>,
-) -> bool {
-    problem(left, right, product).is_some()
+pub(crate) fn library_accepts<R: CubeRuntime>(gemm: &Gemm<'_, R>) -> bool {
+    problem(gemm).is_some()
 }
 
 /// Describes a GEMM to the library. Returns `None` if the library is not to compute it.
-fn problem<R: CubeRuntime>(
-    left: &CubeTensor<R>,
-    right: &CubeTensor<R>,
-    product: &CubeTensor<R>,
-) -> Option<Problem> {
-    Problem::new(matrix(left)?, matrix(right)?, matrix(product)?)
+fn problem<R: CubeRuntime>(gemm: &Gemm<'_, R>) -> Option<Problem> {
+    let addend = match gemm.addend {
+        Some(addend) => Some(matrix(addend)?),
+        None => None,
+    };
+    Problem::new(matrix(gemm.left)?, matrix(gemm.right)?, addend, matrix(gemm.product)?)
 }
 
 /// Returns the layout of a tensor of two dimensions.

@@ -41,8 +41,9 @@ thread_local! {
     static LIBRARY: RefCell<Option<Library>> = const { RefCell::new(None) };
 }
 
-/// The memory of both factors and the product. CubeCL does not reuse it while these bindings exist.
-pub(super) type Memory = [Binding; 3];
+/// The memory of both factors, of the addend and of the product. CubeCL does not reuse it while these bindings exist. Without an
+/// addend, the product's memory stands in its place and is not read.
+pub(super) type Memory = [Binding; 4];
 
 /// Returns the library's name and version. The first call loads it.
 ///
@@ -70,9 +71,10 @@ pub(super) fn start(device: &CudaDevice) -> Result<(), String> {
 pub(super) fn multiply_first(
     device: &CudaDevice,
     problem: Problem,
+    factor: f32,
     memory: Memory,
 ) -> Result<(), String> {
-    run_on_server(device, move |server| multiply(server, &problem, &memory))
+    run_on_server(device, move |server| multiply(server, &problem, factor, &memory))
 }
 
 /// Queues a GEMM of a kind that has succeeded before, without waiting. If it fails nevertheless, its result is filled
@@ -80,13 +82,14 @@ pub(super) fn multiply_first(
 pub(super) fn queue_multiply(
     device: &CudaDevice,
     problem: Problem,
+    factor: f32,
     memory: Memory,
     on_failure: impl FnOnce(String) + Send + 'static,
 ) {
     DeviceHandle::<Server>::new(device.to_id()).submit(move |server: &mut Server| {
         // The bindings keep the memory until the GEMM is on the stream; later uses of it come after the GEMM there.
-        if let Err(reason) = multiply(server, &problem, &memory) {
-            let filled = fill_with_nan(server, &memory[2], problem.product_bytes());
+        if let Err(reason) = multiply(server, &problem, factor, &memory) {
+            let filled = fill_with_nan(server, &memory[3], problem.product_bytes());
             on_failure(filled.err().unwrap_or(reason));
         }
     });
@@ -103,14 +106,19 @@ fn run_on_server<T: Send>(
 }
 
 /// Enqueues a GEMM on the stream; called in the server's thread.
-fn multiply(server: &mut Server, problem: &Problem, memory: &Memory) -> Result<(), String> {
-    let mut addresses = [0; 3];
+fn multiply(
+    server: &mut Server,
+    problem: &Problem,
+    factor: f32,
+    memory: &Memory,
+) -> Result<(), String> {
+    let mut addresses = [0; 4];
     for (address, memory) in addresses.iter_mut().zip(memory) {
         *address = address_of(server, memory)?;
     }
     LIBRARY.with_borrow_mut(|library| {
         let library = library.as_mut().ok_or("cuBLASLt was not started")?;
-        library.multiply(problem, addresses)
+        library.multiply(problem, factor, addresses)
     })
 }
 
@@ -158,8 +166,13 @@ impl Library {
         })
     }
 
-    /// Enqueues `left right` on the stream; both factors and the product are at these addresses.
-    fn multiply(&mut self, problem: &Problem, addresses: [u64; 3]) -> Result<(), String> {
+    /// Enqueues `factor left right + addend` on the stream; the matrices that are multiplied, the addend and the product are at these addresses.
+    fn multiply(
+        &mut self,
+        problem: &Problem,
+        factor: f32,
+        addresses: [u64; 4],
+    ) -> Result<(), String> {
         let aligned = |address: &u64| address.is_multiple_of(problem.alignment);
         if !addresses.iter().all(aligned) {
             return Err(format!("memory is not aligned to {} bytes", problem.alignment));
@@ -175,9 +188,10 @@ impl Library {
                 vacant.insert(plan)
             }
         };
-        let [left, right, product] = addresses.map(|address| address as *mut c_void);
-        let (one, zero) = (1f32, 0f32);
-        let [right_layout, left_layout, product_layout] =
+        let [left, right, addend, product] = addresses.map(|address| address as *mut c_void);
+        // With a factor of 0 the addend is not read.
+        let addend_factor = if problem.adds() { 1f32 } else { 0f32 };
+        let [right_layout, left_layout, addend_layout, product_layout] =
             plan.layouts.each_ref().map(|layout| layout.0);
         // SAFETY: the handle, the plan's objects and the stream are never freed while in use. The scalars are f32, as
         // the plan says. The addresses are memory of the sizes that the layouts state, aligned as the plan states,
@@ -186,14 +200,14 @@ impl Library {
             lt::matmul(
                 self.handle,
                 plan.description.0,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const factor).cast(),
+                (&raw const addend_factor).cast(),
                 right,
                 right_layout,
                 left,
                 left_layout,
-                product,
-                product_layout,
+                addend,
+                addend_layout,
                 product,
                 product_layout,
                 &plan.kernel,
@@ -210,22 +224,23 @@ impl Library {
 struct Plan {
     description: MatmulDescription,
     /// In the order of [`Problem::column_major`].
-    layouts: [MatrixLayout; 3],
+    layouts: [MatrixLayout; 4],
     kernel: sys::cublasLtMatmulAlgo_t,
 }
 
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, problem: &Problem) -> Result<Self, CublasError> {
-        let [right, left, product] = problem.column_major();
+        let [right, left, addend, product] = problem.column_major();
         let description = MatmulDescription::new(right.transposed, left.transposed)?;
         let dtype = problem.dtype;
         let layouts = [
             MatrixLayout::new(right, dtype)?,
             MatrixLayout::new(left, dtype)?,
+            MatrixLayout::new(addend, problem.product_dtype)?,
             MatrixLayout::new(product, problem.product_dtype)?,
         ];
         let preference = MatmulPreference::new(problem.alignment as u32)?;
-        let [right, left, product] = layouts.each_ref().map(|layout| layout.0);
+        let [right, left, addend, product] = layouts.each_ref().map(|layout| layout.0);
         // SAFETY: all of them were created above and are not freed yet.
         let found = unsafe {
             let (description, preference) = (description.0, preference.0);
@@ -234,7 +249,7 @@ impl Plan {
                 description,
                 right,
                 left,
-                product,
+                addend,
                 product,
                 preference,
             )?

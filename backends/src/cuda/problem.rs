@@ -28,7 +28,7 @@ struct StorageOrder {
     leading: usize,
 }
 
-/// A GEMM `left [m, k] right [k, n]`: the key under which a plan is kept.
+/// A GEMM `left [m, k] right [k, n]`, perhaps with an addend `[m, n]`: the key under which a plan is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Problem {
     m: usize,
@@ -36,11 +36,13 @@ pub(super) struct Problem {
     k: usize,
     left: StorageOrder,
     right: StorageOrder,
+    /// What is added to the product, in its dtype.
+    addend: Option<StorageOrder>,
     product: StorageOrder,
     /// The dtype of both factors.
     pub(super) dtype: DType,
     pub(super) product_dtype: DType,
-    /// The alignment in bytes of all three matrices.
+    /// The alignment in bytes of all matrices.
     pub(super) alignment: u64,
 }
 
@@ -83,13 +85,21 @@ impl Matrix {
 }
 
 impl Problem {
-    /// Describes the GEMM `left right = product`. Returns `None` if cuBLASLt is not to compute it; other kernels do
+    /// Describes the GEMM `left right + addend = product`. Returns `None` if cuBLASLt is not to compute it; other kernels do
     /// then.
     ///
     /// Sums are always f32. The product of 16-bit factors may be f32, as logits are.
-    pub(super) fn new(left: Matrix, right: Matrix, product: Matrix) -> Option<Self> {
+    pub(super) fn new(
+        left: Matrix,
+        right: Matrix,
+        addend: Option<Matrix>,
+        product: Matrix,
+    ) -> Option<Self> {
         let (m, n, k) = (left.rows, right.columns, left.columns);
-        let shapes_fit = right.rows == k && (product.rows, product.columns) == (m, n);
+        let is_product =
+            |matrix: &Matrix| (matrix.rows, matrix.columns, matrix.dtype) == (m, n, product.dtype);
+        let shapes_fit =
+            right.rows == k && is_product(&product) && addend.as_ref().is_none_or(is_product);
         let max = i32::MAX as usize;
         let sizes_fit = [m, n, k].into_iter().all(|size| (1..=max).contains(&size));
         let dtype = left.dtype;
@@ -99,28 +109,44 @@ impl Problem {
         if !(shapes_fit && sizes_fit && dtypes_fit) {
             return None;
         }
-        let orders = [left.storage_order()?, right.storage_order()?, product.storage_order()?];
-        let matrices = [left, right, product].into_iter().zip(orders);
-        let alignments: Option<Vec<u64>> =
-            matrices.map(|(matrix, order)| matrix.alignment(order)).collect();
+        let mut alignment = MAX_ALIGNMENT;
+        let mut order = |matrix: Matrix| {
+            let order = matrix.storage_order()?;
+            alignment = alignment.min(matrix.alignment(order)?);
+            Some(order)
+        };
+        let [left, right, addend_order, product_order] =
+            [Some(left), Some(right), addend, Some(product)]
+                .map(|matrix| matrix.and_then(&mut order));
         let problem = Self {
             m,
             n,
             k,
-            left: orders[0],
-            right: orders[1],
-            product: orders[2],
+            left: left?,
+            right: right?,
+            addend: addend_order,
+            product: product_order?,
             dtype,
             product_dtype: product.dtype,
-            alignment: alignments?.into_iter().min()?,
+            alignment,
         };
-        (!problem.product.transposed).then_some(problem)
+        // An addend whose layout is not supported is not one without an addend.
+        let is_complete = problem.addend.is_some() == addend.is_some();
+        let sums = [Some(problem.product), problem.addend];
+        let row_major = sums.into_iter().flatten().all(|order| !order.transposed);
+        (is_complete && row_major).then_some(problem)
     }
 
-    /// Returns the factors in the order in which cuBLASLt multiplies them, then the product.
+    /// Returns whether a matrix is added to the product.
+    pub(super) fn adds(&self) -> bool {
+        self.addend.is_some()
+    }
+
+    /// Returns the factors in the order in which cuBLASLt multiplies them, then the addend and the product. Without an addend, its
+    /// layout is the product's.
     ///
-    /// A row-major matrix, read column-major, is its transpose: `right^T left^T = product^T`.
-    pub(super) fn column_major(&self) -> [ColumnMajor; 3] {
+    /// A row-major matrix, read column-major, is its transpose: `right^T left^T + addend^T = product^T`.
+    pub(super) fn column_major(&self) -> [ColumnMajor; 4] {
         let column_major = |order: StorageOrder, rows: usize, columns: usize| {
             let (rows, columns) = if order.transposed { (rows, columns) } else { (columns, rows) };
             ColumnMajor { rows, columns, leading: order.leading, transposed: order.transposed }
@@ -128,6 +154,7 @@ impl Problem {
         [
             column_major(self.right, self.k, self.n),
             column_major(self.left, self.m, self.k),
+            column_major(self.addend.unwrap_or(self.product), self.m, self.n),
             column_major(self.product, self.m, self.n),
         ]
     }
@@ -166,20 +193,26 @@ mod tests {
         memory[row * matrix.strides[0] + column * matrix.strides[1]]
     }
 
-    /// Computes the GEMM as cuBLASLt's documentation defines it: `D = op(A) op(B)`, all column-major.
-    fn reference_gemm(problem: &Problem, left: &[i64], right: &[i64], product: &mut [i64]) {
-        let [a, b, d] = problem.column_major();
+    /// Describes a GEMM without an addend.
+    fn plain(left: Matrix, right: Matrix, product: Matrix) -> Option<Problem> {
+        Problem::new(left, right, None, product)
+    }
+
+    /// Computes the GEMM as cuBLASLt's documentation defines it: `D = op(A) op(B) + C`, all column-major.
+    fn reference_gemm(problem: &Problem, [left, right, addend]: [&[i64]; 3], product: &mut [i64]) {
+        let [a, b, c, d] = problem.column_major();
         let op = |memory: &[i64], matrix: ColumnMajor, row: usize, column: usize| {
             let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
             assert!(row < matrix.rows && column < matrix.columns && matrix.leading >= matrix.rows);
             memory[column * matrix.leading + row]
         };
         let depth = if a.transposed { a.rows } else { a.columns };
-        assert!(!d.transposed);
+        assert!(!c.transposed && !d.transposed);
         for row in 0..d.rows {
             for column in 0..d.columns {
                 let terms = (0..depth).map(|i| op(right, a, row, i) * op(left, b, i, column));
-                product[column * d.leading + row] = terms.sum();
+                let addend = if problem.adds() { op(addend, c, row, column) } else { 0 };
+                product[column * d.leading + row] = terms.sum::<i64>() + addend;
             }
         }
     }
@@ -197,16 +230,23 @@ mod tests {
             transpose(matrix(n, k, [40, 1])),
         ];
         let memory = |seed: i64| -> Vec<i64> { (0..1000).map(|i| (i * seed) % 7 - 3).collect() };
-        let (x, y) = (memory(5), memory(11));
+        let (x, y, sums) = (memory(5), memory(11), memory(3));
+        let results = [
+            (None, dense(m, n)),
+            (None, matrix(m, n, [24, 1])),
+            (Some(dense(m, n)), matrix(m, n, [24, 1])),
+            (Some(matrix(m, n, [48, 1])), dense(m, n)),
+        ];
         for left in lefts {
             for right in rights {
-                for product in [dense(m, n), matrix(m, n, [24, 1])] {
-                    let problem = Problem::new(left, right, product).unwrap();
+                for (addend, product) in results {
+                    let problem = Problem::new(left, right, addend, product).unwrap();
                     let mut z = vec![99; 200];
-                    reference_gemm(&problem, &x, &y, &mut z);
+                    reference_gemm(&problem, [&x, &y, &sums], &mut z);
                     for (row, column) in (0..m).flat_map(|r| (0..n).map(move |c| (r, c))) {
                         let term = |i| get(&x, left, row, i) * get(&y, right, i, column);
-                        let terms: i64 = (0..k).map(term).sum();
+                        let addend = addend.map_or(0, |addend| get(&sums, addend, row, column));
+                        let terms = (0..k).map(term).sum::<i64>() + addend;
                         assert_eq!(get(&z, product, row, column), terms, "{problem:?}");
                     }
                     let gap = z.iter().filter(|value| **value == 99).count();
@@ -221,8 +261,8 @@ mod tests {
     #[test]
     fn strided_or_misaligned_matrices_are_refused() {
         let [left, right, product] = [dense(3, 8), dense(8, 16), dense(3, 16)];
-        assert!(Problem::new(left, right, product).is_some());
-        let refused = |left, right, product| Problem::new(left, right, product).is_none();
+        assert!(plain(left, right, product).is_some());
+        let refused = |left, right, product| plain(left, right, product).is_none();
         let strided = |strides| Matrix { strides, ..left };
         assert!(refused(strided([16, 2]), right, product), "every second value");
         assert!(refused(strided([0, 1]), right, product), "repeated rows");
@@ -232,12 +272,17 @@ mod tests {
         assert!(refused(left, shifted, product));
         let transposed_product = matrix(3, 16, [1, 8]);
         assert!(refused(left, right, transposed_product));
+        for addend in
+            [transposed_product, Matrix { offset: 8, ..product }, dense(3, 8), dense(16, 3)]
+        {
+            assert!(Problem::new(left, right, Some(addend), product).is_none(), "{addend:?}");
+        }
     }
 
     #[test]
     fn shapes_and_dtypes_must_match() {
         let [left, right, product] = [dense(3, 8), dense(8, 16), dense(3, 16)];
-        let refused = |left, right, product| Problem::new(left, right, product).is_none();
+        let refused = |left, right, product| plain(left, right, product).is_none();
         assert!(refused(left, dense(16, 16), product));
         assert!(refused(left, right, dense(4, 16)));
         assert!(refused(dense(0, 8), right, dense(0, 16)));
@@ -249,17 +294,19 @@ mod tests {
             [(DType::F32, true), (DType::F16, true), (DType::F64, false), (DType::I32, false)]
         {
             let [left, right, product] = all(dtype);
-            assert_eq!(Problem::new(left, right, product).is_some(), supported);
+            assert_eq!(plain(left, right, product).is_some(), supported);
         }
-        let problem = Problem::new(left, right, typed(product, DType::F32)).unwrap();
-        assert_eq!(problem.product_dtype, DType::F32);
+        let wide = typed(product, DType::F32);
+        assert_eq!(plain(left, right, wide).unwrap().product_dtype, DType::F32);
+        assert!(Problem::new(left, right, Some(wide), wide).is_some());
+        assert!(Problem::new(left, right, Some(product), wide).is_none());
     }
 
     #[test]
     fn a_single_row_may_have_any_stride() {
         for stride in [0, 1, 5, 8] {
             let left = matrix(1, 8, [stride, 1]);
-            let problem = Problem::new(left, dense(8, 16), dense(1, 16)).unwrap();
+            let problem = plain(left, dense(8, 16), dense(1, 16)).unwrap();
             assert_eq!(problem.left.leading, 8);
         }
         // A single column: the transpose of a row.
@@ -271,7 +318,7 @@ mod tests {
     fn problems_differ_by_shape_layout_and_alignment() {
         let problem = |m: usize, right: Matrix, offset| {
             let left = Matrix { offset, ..dense(m, 8) };
-            Problem::new(left, right, dense(m, 16)).unwrap()
+            plain(left, right, dense(m, 16)).unwrap()
         };
         let base = problem(3, dense(8, 16), 0);
         assert_eq!(base, problem(3, dense(8, 16), 0));
@@ -279,6 +326,9 @@ mod tests {
         assert_ne!(base, problem(4, dense(8, 16), 0));
         assert_ne!(base, problem(3, matrix(8, 16, [24, 1]), 0));
         assert_ne!(base, problem(3, transpose(dense(16, 8)), 0));
+        let sum =
+            Problem::new(dense(3, 8), dense(8, 16), Some(dense(3, 16)), dense(3, 16)).unwrap();
+        assert_ne!(base, sum);
         for (offset, alignment) in [(0, 256), (16, 16), (96, 32), (128, 128), (768, 256)] {
             assert_eq!(problem(3, dense(8, 16), offset).alignment, alignment);
         }

@@ -6,10 +6,23 @@ use cubecl::server::Binding;
 
 use super::storage::TensorBytes;
 
+/// The product of two matrices, `product = factor left right + addend`.
+pub(super) struct Product<Place> {
+    /// `[M, K]`
+    pub(super) left: Matrix<Place>,
+    /// `[K, N]`
+    pub(super) right: Matrix<Place>,
+    pub(super) factor: f32,
+    /// `[M, N]`; it may lie where the product does.
+    pub(super) addend: Option<Matrix<Place>>,
+    /// `[M, N]`
+    pub(super) product: Matrix<Place>,
+}
+
 /// A matrix in the card's memory.
 pub(super) struct Matrix<Place> {
     /// Its memory.
-    pub(super) place: Place,
+    place: Place,
     shape: [usize; 2],
     strides: [usize; 2],
     dtype: DType,
@@ -32,9 +45,31 @@ impl Matrix<Binding> {
     }
 
     /// Finds its memory on the host.
-    pub(super) fn at(self, place: TensorBytes) -> Matrix<TensorBytes> {
-        let Self { shape, strides, dtype, .. } = self;
-        Matrix { place, shape, strides, dtype }
+    fn at(
+        self,
+        find: &mut impl FnMut(&Binding) -> Result<TensorBytes, String>,
+    ) -> Result<Matrix<TensorBytes>, String> {
+        let Self { place, shape, strides, dtype } = self;
+        Ok(Matrix { place: find(&place)?, shape, strides, dtype })
+    }
+}
+
+impl Product<Binding> {
+    /// Finds the memory of all matrices on the host.
+    ///
+    /// # Errors
+    /// Returns that of `find`.
+    pub(super) fn at(
+        self,
+        mut find: impl FnMut(&Binding) -> Result<TensorBytes, String>,
+    ) -> Result<Product<TensorBytes>, String> {
+        Ok(Product {
+            left: self.left.at(&mut find)?,
+            right: self.right.at(&mut find)?,
+            factor: self.factor,
+            addend: self.addend.map(|addend| addend.at(&mut find)).transpose()?,
+            product: self.product.at(&mut find)?,
+        })
     }
 }
 
@@ -80,12 +115,8 @@ impl Matrix<TensorBytes> {
     }
 }
 
-/// Computes `product = left right`: `[M, K] [K, N]`.
-pub(super) fn multiply(
-    left: &Matrix<TensorBytes>,
-    right: &Matrix<TensorBytes>,
-    product: &Matrix<TensorBytes>,
-) {
+/// Computes a product.
+pub(super) fn multiply(Product { left, right, factor, addend, product }: &Product<TensorBytes>) {
     let [rows, inner] = left.shape;
     let columns = right.shape[1];
     let right: Vec<f32> =
@@ -93,10 +124,13 @@ pub(super) fn multiply(
     for row in 0..rows {
         let mut sums = vec![0.0; columns];
         for k in 0..inner {
-            let factor = left.read(row, k);
+            let value = left.read(row, k);
             let terms = &right[k * columns..][..columns];
-            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += factor * term);
+            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += value * term);
         }
-        (0..columns).for_each(|column| product.write(row, column, sums[column]));
+        for (column, sum) in sums.into_iter().enumerate() {
+            let addend = addend.as_ref().map_or(0.0, |addend| addend.read(row, column));
+            product.write(row, column, factor * sum + addend);
+        }
     }
 }

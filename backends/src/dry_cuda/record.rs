@@ -26,6 +26,21 @@ pub struct KernelRecord {
     pub max_grid: (u32, u32, u32),
 }
 
+impl KernelRecord {
+    /// Returns the number of tensors that the function reads and writes.
+    ///
+    /// # Panics
+    /// If the source does not define the function as CubeCL writes it.
+    pub fn buffers(&self) -> usize {
+        let Self { entry_point, source, .. } = self;
+        let (_, rest) = source
+            .split_once(&format!("{entry_point} ("))
+            .unwrap_or_else(|| panic!("no {entry_point} in {source}"));
+        let arguments = rest.split(')').next().unwrap_or_default();
+        arguments.matches("buffer_").count()
+    }
+}
+
 /// Kernels, matrix products and errors since the last [`take`](super::DryDevice::take).
 #[derive(Clone, Debug, Default)]
 pub struct Record {

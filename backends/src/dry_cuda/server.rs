@@ -28,7 +28,7 @@ use cubecl_runtime::validation::{validate_cube_dim, validate_units};
 
 use super::card::{ALIGNMENT, Card, MAX_GRID};
 use super::emulator::CompiledKernel;
-use super::product::{Matrix, multiply};
+use super::product::{Product, multiply};
 use super::record::{KernelRecord, Record, Recorder, kernel_name};
 use super::storage::{DryStorage, TensorBytes};
 use super::{DryCompiler, DryDevice};
@@ -78,22 +78,15 @@ impl DeviceService for DryServer {
 
 #[allow(unsafe_code, reason = "reads, writes and runs kernels in the emulated card's memory")]
 impl DryServer {
-    /// Counts a matrix product that cuBLASLt would compute: left, right and product.
-    pub(super) fn multiply(&mut self, matrices: [Matrix<Binding>; 3]) {
+    /// Counts a matrix product that cuBLASLt would compute, and computes it where kernels are executed.
+    pub(super) fn multiply(&mut self, product: Product<Binding>) {
         self.recorder.library_gemms += 1;
         if self.compiled.is_none() {
             return;
         }
-        let found = matrices.map(|matrix| {
-            let bytes = self.bytes(&matrix.place)?;
-            Ok(matrix.at(bytes))
-        });
-        match found {
-            [Ok(left), Ok(right), Ok(product)] => multiply(&left, &right, &product),
-            found => {
-                let errors = found.into_iter().filter_map(Result::err);
-                self.recorder.errors.extend(errors);
-            }
+        match product.at(|binding| self.bytes(binding)) {
+            Ok(product) => multiply(&product),
+            Err(error) => self.recorder.errors.push(error),
         }
     }
 

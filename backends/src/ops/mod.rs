@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod adapted_linear;
 pub mod attention;
+pub mod clip;
 pub mod dropout;
 pub mod geglu;
 pub mod head_norm;

@@ -4,8 +4,8 @@
 mod quantized;
 
 use arithmo_backends::conformance::{
-    AdamW, AdaptedLinear, CachedAttention, Geglu, HeadNorm, Linear, LogProbs, Operation, RmsNorm,
-    Rope, SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
+    AdamW, AdaptedLinear, CachedAttention, Clip, Geglu, HeadNorm, Linear, LogProbs, Operation,
+    RmsNorm, Rope, SelfAttention, Swiglu, Unpack, check, check_saturated_gates,
 };
 use arithmo_backends::{BackendKind, TrainBackend};
 
@@ -58,6 +58,7 @@ macro_rules! kernels {
             self_attention: SelfAttention,
             cached_attention: CachedAttention,
             log_probs: LogProbs,
+            clip: Clip,
             adamw: AdamW,
             dequantized_weights: Unpack,
         }

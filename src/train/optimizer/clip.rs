@@ -1,16 +1,15 @@
 //! Gradient clipping by the global norm, like torch's `clip_grad_norm_`.
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use arithmo_backends::TrainBackend;
+use burn::tensor::{Tensor, backend::Backend};
 
 /// Computes the L2 norm of all gradients as one vector, `[1]`: the norm of their norms, like torch's `clip_grad_norm_`.
 /// Returns zero if there are no gradients.
-pub fn global_norm<B: Backend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
-    let squares: Vec<Tensor<B, 1>> = grads.iter().map(|grad| grad.clone().square().sum()).collect();
-    if squares.is_empty() {
+pub fn global_norm<B: TrainBackend>(grads: &[Tensor<B, 2>]) -> Tensor<B, 1> {
+    if grads.is_empty() {
         Tensor::zeros([1], &B::Device::default())
     } else {
-        Tensor::cat(squares, 0).sum().sqrt()
+        B::sum_of_squares(grads).sqrt()
     }
 }
 
@@ -24,7 +23,7 @@ fn clip_coefficient<B: Backend>(norm: Tensor<B, 1>, max_norm: f64) -> Tensor<B, 
 ///
 /// A norm that is not finite is not detected here, because that would need a device sync. The caller must check the norm
 /// before it applies the gradients.
-pub fn clip_by_global_norm<B: Backend>(
+pub fn clip_by_global_norm<B: TrainBackend>(
     grads: Vec<Tensor<B, 2>>,
     max_norm: f64,
 ) -> (Vec<Tensor<B, 2>>, Tensor<B, 1>) {
@@ -32,7 +31,6 @@ pub fn clip_by_global_norm<B: Backend>(
     if max_norm <= 0.0 {
         return (grads, norm);
     }
-    let coefficient = clip_coefficient(norm.clone(), max_norm).unsqueeze::<2>();
-    let grads = grads.into_iter().map(|grad| grad * coefficient.clone()).collect();
-    (grads, norm)
+    let coefficient = clip_coefficient(norm.clone(), max_norm);
+    (B::scale_all(grads, coefficient), norm)
 }
