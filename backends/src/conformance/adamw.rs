@@ -3,8 +3,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::clip::many_shapes;
-use super::{Checker, Expected, Host, Operation, Place, Source};
+use super::{Checker, Clip, Expected, Host, Operation, Place, Source};
 use crate::ops::accumulator;
 use crate::{AdamWFactors, AdamWTensor, AdamWUpdate, TrainBackend};
 
@@ -18,16 +17,15 @@ pub struct AdamW {
 }
 
 impl Operation for AdamW {
-    /// The shape of each tensor.
+    /// The shape of each tensor. They are those of [`Clip`], since both operations are over all tensors of an adapter.
     type Case = Vec<[usize; 2]>;
 
     fn quick() -> Vec<Self::Case> {
-        vec![vec![[16, 48], [101, 5]], many_shapes()]
+        Clip::quick()
     }
 
     fn all() -> Vec<Self::Case> {
-        // More values than the threads of one launch.
-        [Self::quick(), vec![vec![[300, 128], [1, 1]]]].concat()
+        Clip::all()
     }
 
     fn new(shapes: &Self::Case, dtype: DType) -> Self {

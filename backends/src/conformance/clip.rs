@@ -59,6 +59,6 @@ impl Operation for Clip {
 }
 
 /// Returns the shapes of more tensors than one launch takes, as of the branches of an adapter.
-pub(super) fn many_shapes() -> Vec<[usize; 2]> {
+fn many_shapes() -> Vec<[usize; 2]> {
     (0..19).map(|i| if i % 2 == 0 { [4, 9 + i] } else { [9 + i, 4] }).collect()
 }
